@@ -1,0 +1,1 @@
+"""A corpus becomes batches on the device."""

@@ -1,0 +1,67 @@
+"""What geomim says when it cannot go on: what was expected, what was given, what to do."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class GeomimError(Exception):
+    """Base of every error that is addressed to a user; the CLI prints its sentence, never a traceback."""
+
+
+class InputError(GeomimError, ValueError):
+    """A file, a folder or an argument is not what it has to be."""
+
+
+class BandError(GeomimError, ValueError):
+    """Bands do not fit: unnamed, unknown, or not those that the corpus or the encoder was made with."""
+
+
+class CorpusError(GeomimError, ValueError):
+    """A corpus cannot be read, or does not fit what is being added to it."""
+
+
+class CheckpointError(GeomimError, ValueError):
+    """A checkpoint cannot be read, or holds other weights than the ones asked for."""
+
+
+class ConfigError(GeomimError, ValueError):
+    """A configuration names something that does not exist or values that exclude each other."""
+
+
+class MissingExtraError(GeomimError, ImportError):
+    """An optional dependency is not installed."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Say which valid name is meant: `"; did you mean 'x'?"`, or the list of valid ones.
+
+    Args:
+        name: What was given.
+        valid: What would have been accepted.
+
+    Returns:
+        The end of an error sentence.
+    """
+    choices = sorted(valid)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else f"; valid: {', '.join(choices)}"
+
+
+def need(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency, or say which extra brings it.
+
+    Args:
+        module: Dotted module name.
+        extra: The extra in `pyproject.toml` that installs it.
+
+    Raises:
+        MissingExtraError: The module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(f"'{module}' is needed here and not installed: pip install 'geomim[{extra}]'") from error

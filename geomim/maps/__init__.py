@@ -1,0 +1,1 @@
+"""An encoder and a scene become a map."""

@@ -1,0 +1,1 @@
+"""Objectives: what an encoder is asked to predict."""

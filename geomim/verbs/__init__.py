@@ -1,0 +1,1 @@
+"""Public verbs that join rooms: thin typed functions, one a verb."""
