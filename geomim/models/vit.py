@@ -1,0 +1,290 @@
+"""The encoder: a plain vision transformer over any subset of its patches, made of timm's blocks.
+
+Parameter names are timm's, so what is trained here leaves as a timm model.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from geomim.errors import ConfigError
+
+Norm = partial(nn.LayerNorm, eps=1e-6)
+Size = Literal["tiny", "small", "base", "large", "huge"]
+
+SIZES: dict[str, tuple[int, int, int]] = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
+"""Width, depth and heads of the usual sizes."""
+
+
+@dataclass
+class Latents:
+    """What an encoder says of a set of patches.
+
+    Attributes:
+        tokens: `(B, 1+K, D)` after the final norm, class token first.
+        positions: `(B, K)` patch indices in the order of the tokens; None means all patches in raster order.
+        key_valid: `(B, 1+K)` bool, False where a token must not be attended to; None where all may be.
+        levels: The tokens before block 0 and after every block, without the final norm; empty unless asked for.
+    """
+
+    tokens: Tensor
+    positions: Tensor | None = None
+    key_valid: Tensor | None = None
+    levels: list[Tensor] = field(default_factory=list)
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Cut images into patches.
+
+    Args:
+        images: `(B, C, H, W)`, H and W multiples of `patch_size`.
+        patch_size: Side of a patch in pixels.
+
+    Returns:
+        `(B, L, p*p*C)`: patches in raster order; inside a patch row, column, channel, the channel fastest.
+
+    Raises:
+        ConfigError: The image is not a whole number of patches.
+    """
+    batch, channels, height, width = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    if rows * patch_size != height or columns * patch_size != width:
+        raise ConfigError(f"expected sides that are multiples of the patch size {patch_size}; given {height}x{width}")
+    cut = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
+    return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch_size**2 * channels)
+
+
+def unpatchify(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
+    """Put patches back together; the inverse of `patchify`, `(B, L, p*p*C)` to `(B, C, H, W)`."""
+    batch, (rows, columns) = patches.shape[0], grid
+    cut = patches.reshape(batch, rows, columns, patch_size, patch_size, -1)
+    return cut.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, rows * patch_size, columns * patch_size)
+
+
+def take(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Gather tokens: `(B, L, D)` at `(B, K)` gives `(B, K, D)`."""
+    return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def sincos_positions(width: int, grid: tuple[int, int]) -> Tensor:
+    """Fixed sine-cosine positions of a patch grid (He et al., CVPR 2022, with a zero row for the class token).
+
+    Args:
+        width: Token width, a multiple of 4.
+        grid: Rows and columns.
+
+    Returns:
+        `(1, 1 + rows*columns, width)`: the column in the first half, the row in the second.
+    """
+    if width % 4:
+        raise ConfigError(f"sine-cosine positions: expected a width that is a multiple of 4; given {width}")
+    frequency = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    rows, columns = (torch.arange(size, dtype=torch.float64)[:, None] * frequency for size in grid)
+    row = torch.cat([rows.sin(), rows.cos()], 1)[:, None].expand(-1, grid[1], -1)
+    column = torch.cat([columns.sin(), columns.cos()], 1)[None].expand(grid[0], -1, -1)
+    positions = torch.cat([column, row], 2).reshape(1, -1, width)
+    return torch.cat([torch.zeros(1, 1, width, dtype=torch.float64), positions], 1).float()
+
+
+class PatchEmbed(nn.Module):
+    """A linear map of each patch, stored as the convolution that timm expects.
+
+    Args:
+        in_chans: Number of bands.
+        width: Token width.
+        patch_size: Side of a patch in pixels.
+    """
+
+    def __init__(self, in_chans: int, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, width, patch_size, stride=patch_size)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Embed patches laid out as `patchify` lays them: `(B, K, p*p*C)` to `(B, K, D)`."""
+        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
+        return F.linear(patches, weight, self.proj.bias)
+
+
+class ViT(nn.Module):
+    """A vision transformer over any subset of tokens (Dosovitskiy et al., ICLR 2021; positions as in MAE).
+
+    Patches are gathered before they are embedded, so a hidden pixel never reaches the network.
+
+    Args:
+        in_chans: Number of bands.
+        image_size: Side of the square training image in pixels.
+        patch_size: Side of a patch in pixels.
+        width: Token width, a multiple of 4 and of `heads`.
+        depth: Number of blocks.
+        heads: Attention heads.
+        mlp_ratio: Hidden width of the MLP over `width`.
+    """
+
+    pos_embed: Tensor
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        image_size: int = 224,
+        patch_size: int = 16,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        super().__init__()
+        if image_size % patch_size or width % heads:
+            raise ConfigError(
+                f"expected image_size a multiple of patch_size and width a multiple of heads; "
+                f"given {image_size}/{patch_size} and {width}/{heads}"
+            )
+        self.in_chans, self.image_size, self.patch_size = in_chans, image_size, patch_size
+        self.width, self.depth, self.heads, self.mlp_ratio = width, depth, heads, mlp_ratio
+        self.grid = (image_size // patch_size, image_size // patch_size)
+        self.num_patches = self.grid[0] * self.grid[1]
+        self.patch_embed = PatchEmbed(in_chans, width, patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_buffer("pos_embed", sincos_positions(width, self.grid))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=Norm) for _ in range(depth)
+        )
+        self.norm = Norm(width)
+        self.apply(init_weights)
+        nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
+
+    @property
+    def config(self) -> dict[str, int | float]:
+        """The constructor's arguments, to store beside the weights."""
+        names = ("in_chans", "image_size", "patch_size", "width", "depth", "heads", "mlp_ratio")
+        return {name: getattr(self, name) for name in names}
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """Position embedding `(1, 1+L, D)` for a patch grid, resampled where it is not the trained one."""
+        if grid == self.grid:
+            return self.pos_embed
+        resampled: Tensor = resample_abs_pos_embed(self.pos_embed, grid, self.grid, num_prefix_tokens=1)
+        return resampled
+
+    def embed(self, patches: Tensor, grid: tuple[int, int], indices: Tensor | None = None) -> Tensor:
+        """Embed patches and add their positions; no class token.
+
+        Args:
+            patches: `(B, L, p*p*C)` as `patchify` lays them.
+            grid: Rows and columns of the L patches.
+            indices: `(B, K)` patches to embed; all where None.
+
+        Returns:
+            `(B, K, D)`.
+        """
+        positions = self.positions(grid)[:, 1:]
+        if indices is None:
+            embedded: Tensor = self.patch_embed(patches) + positions
+            return embedded
+        positions = positions.expand(patches.shape[0], -1, -1)
+        embedded = self.patch_embed(take(patches, indices)) + take(positions, indices)
+        return embedded
+
+    def encode(
+        self,
+        patches: Tensor,
+        grid: tuple[int, int],
+        indices: Tensor | None = None,
+        key_valid: Tensor | None = None,
+        levels: bool = False,
+    ) -> Latents:
+        """Run the transformer over some patches.
+
+        Args:
+            patches: `(B, L, p*p*C)`.
+            grid: Rows and columns of the L patches.
+            indices: `(B, K)` patches to see; all where None.
+            key_valid: `(B, K)` bool, False for patches that no token may attend to; None where all may be.
+            levels: Keep the tokens before block 0 and after every block.
+
+        Returns:
+            The latents of class token and patches.
+        """
+        tokens = self.embed(patches, grid, indices)
+        class_token = (self.cls_token + self.positions(grid)[:, :1]).expand(tokens.shape[0], -1, -1)
+        tokens = torch.cat([class_token, tokens], 1)
+        if key_valid is not None:
+            key_valid = F.pad(key_valid, (1, 0), value=True)
+        mask = None if key_valid is None else key_valid[:, None, None, :]
+        kept = [tokens] if levels else []
+        for block in self.blocks:
+            tokens = block(tokens, attn_mask=mask)
+            if levels:
+                kept.append(tokens)
+        return Latents(self.norm(tokens), indices, key_valid, kept)
+
+    def forward(
+        self,
+        images: Tensor,
+        indices: Tensor | None = None,
+        key_valid: Tensor | None = None,
+        levels: bool = False,
+    ) -> Latents:
+        """Encode images `(B, C, H, W)`; the other arguments as in `encode`.
+
+        Raises:
+            ConfigError: The number of bands is not the encoder's.
+        """
+        if images.shape[1] != self.in_chans:
+            raise ConfigError(f"expected images (B, {self.in_chans}, H, W); given {tuple(images.shape)}")
+        grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
+        return self.encode(patchify(images, self.patch_size), grid, indices, key_valid, levels)
+
+
+def init_weights(module: nn.Module) -> None:
+    """Xavier-uniform linear layers with zero bias, as MAE starts."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def vit(
+    in_chans: int = 3,
+    image_size: int = 224,
+    patch_size: int = 16,
+    size: Size = "small",
+    width: int | None = None,
+    depth: int | None = None,
+    heads: int | None = None,
+) -> ViT:
+    """A vision transformer of a usual size.
+
+    Args:
+        in_chans: Number of bands.
+        image_size: Side of the training image in pixels.
+        patch_size: Side of a patch in pixels.
+        size: One of `SIZES`.
+        width: Token width instead of the size's.
+        depth: Number of blocks instead of the size's.
+        heads: Attention heads instead of the size's; where only `width` is given, one head every 64 channels.
+
+    Raises:
+        ConfigError: The size is unknown.
+    """
+    if size not in SIZES:
+        raise ConfigError(f"unknown encoder size '{size}'; valid: {', '.join(SIZES)}")
+    usual_width, usual_depth, usual_heads = SIZES[size]
+    if width is not None and heads is None:
+        heads = math.gcd(width, max(1, width // 64))
+    return ViT(in_chans, image_size, patch_size, width or usual_width, depth or usual_depth, heads or usual_heads)
