@@ -1,0 +1,301 @@
+"""The corpus on disk: tiles in zarr shards beside a GeoParquet catalogue.
+
+Reading needs numpy, pyarrow and zarr only: a machine that trains needs no geo stack.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from geomim.corpus.shards import TileArray
+from geomim.errors import CorpusError
+from geomim.sensors import BandContract, Sensor
+
+FORMAT_VERSION = 1
+"""Version of the folder's layout; a corpus of a newer one is refused."""
+
+IGNORE = 255
+"""Value of a mask pixel that has no class."""
+
+_BOX = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
+
+CATALOGUE = pa.schema(
+    [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("size", pa.int32(), nullable=False),
+        pa.field("slot", pa.int64(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("row", pa.int64()),
+        pa.field("col", pa.int64()),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("transform", pa.list_(pa.float64())),
+        pa.field("epsg", pa.int32()),
+        pa.field("crs_wkt", pa.string()),
+        pa.field("geometry", pa.binary()),
+        pa.field("bbox", _BOX),
+        pa.field("time", pa.timestamp("us")),
+        pa.field("gsd", pa.float64()),
+        pa.field("licence", pa.string()),
+        pa.field("attribution", pa.string()),
+        pa.field("xxh3", pa.string()),
+        pa.field("phash", pa.int64()),
+        pa.field("valid_fraction", pa.float64()),
+        pa.field("information", pa.float64()),
+        pa.field("low_information", pa.bool_()),
+        pa.field("split", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("kept", pa.bool_(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("duplicate_of", pa.int64()),
+        pa.field("cluster", pa.int64()),
+    ]
+)
+"""A row a tile. `slot` is -1 where the pixels were not kept; `geometry` is the footprint as WKB in CRS84 (longitude,
+latitude) and null without georeference; `time` is UTC; `row` and `col` are the pixel offset in the source;
+`phash` holds 64 unsigned bits."""
+
+SKIPPED = pa.schema([pa.field("source", pa.string(), nullable=False), pa.field("reason", pa.string(), nullable=False)])
+"""A row a source that could not be used, with one sentence why."""
+
+
+class Corpus:
+    """A corpus folder, opened for reading.
+
+    Attributes:
+        path: The folder.
+        contract: Bands, statistics and licences, as they travel into a checkpoint.
+        sensor: Bands in channel order.
+        sizes: Tile sizes in pixels that it holds.
+        classes: Class names; a tile's label is a place in this list.
+        meta: All of `corpus.json`.
+    """
+
+    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
+        self.path = path
+        self.meta = meta
+        try:
+            self.sensor = Sensor.from_dict(meta["sensor"])
+            statistics = meta["statistics"]
+            self.contract = BandContract(
+                self.sensor,
+                tuple(statistics["mean"]),
+                tuple(statistics["std"]),
+                tuple(meta["licences"]),
+                tuple(meta["attributions"]),
+            )
+            self.sizes: tuple[int, ...] = tuple(sorted(int(size) for size in meta["sizes"]))
+            self.classes: list[str] = list(meta["classes"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CorpusError(f"'{path / 'corpus.json'}' lacks {error}: build the corpus again") from error
+
+    @classmethod
+    def open(cls, path: str | Path) -> Corpus:
+        """Open a corpus folder.
+
+        Raises:
+            CorpusError: The folder is no corpus, or of a newer format than this geomim reads.
+        """
+        path = Path(path)
+        file = path / "corpus.json"
+        if not file.is_file():
+            unfinished = (path / "work").is_dir()
+            what = "is an unfinished corpus: run its `geomim corpus build` again" if unfinished else "is no corpus"
+            raise CorpusError(f"'{path}' {what} (it holds no corpus.json)")
+        try:
+            meta = json.loads(file.read_text())
+            version = int(meta["format_version"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorpusError(f"'{file}' cannot be read ({error}): build the corpus again") from error
+        if version > FORMAT_VERSION:
+            raise CorpusError(
+                f"'{path}' has corpus format {version}, written by geomim {meta.get('geomim_version', 'unknown')}; "
+                f"this geomim reads formats up to {FORMAT_VERSION}: upgrade geomim (pip install -U geomim)"
+            )
+        return cls(path, meta)
+
+    def table(self, columns: list[str] | None = None, where: pc.Expression | None = None) -> pa.Table:
+        """Read the catalogue, a row a tile in id order.
+
+        Args:
+            columns: Some columns of `CATALOGUE`; all where None.
+            where: Rows to read, such as `pc.field("kept")`.
+        """
+        return pq.read_table(self.path / "catalogue.parquet", columns=columns, filters=where, partitioning=None)
+
+    def skipped(self) -> pa.Table:
+        """Sources that could not be used, and why (columns `source`, `reason`)."""
+        return pq.read_table(self.path / "skipped.parquet", partitioning=None)
+
+    def array(self, name: str, size: int) -> TileArray | None:
+        """All stored tiles of `image`, `valid` or `mask` at one size, kept or not; None where there is no such array.
+
+        The first axis is the catalogue's `slot`.
+        """
+        folder = self.path / "tiles.zarr" / str(size) / name
+        return TileArray(folder) if folder.is_dir() else None
+
+    def tiles(self, size: int | None = None) -> Tiles:
+        """Pixels of the kept tiles of one size.
+
+        Args:
+            size: One of `sizes`; may be None where there is only one.
+
+        Raises:
+            CorpusError: There is no such size, or there are several and none was asked for.
+        """
+        offered = ", ".join(map(str, self.sizes))
+        if size is None:
+            if len(self.sizes) != 1:
+                raise CorpusError(f"'{self.path}' holds tiles of several sizes ({offered}): say which")
+            size = self.sizes[0]
+        if size not in self.sizes:
+            raise CorpusError(f"'{self.path}' holds no tiles of {size} pixels; it holds {offered}")
+        return Tiles(self, size)
+
+
+class Tiles:
+    """Random access to the kept tiles of one size; picklable, safe to use after a fork.
+
+    A row is a place among the kept tiles in id order, `0 <= row < len(tiles)`.
+
+    Attributes:
+        size: Tile edge in pixels.
+        slots: `(n,)` int64, place of each row in the stored arrays.
+        ids: `(n,)` int64, catalogue id of each row.
+        labels: `(n,)` int64, place in the corpus's `classes`, -1 where a tile has none.
+        splits: `(n,)` str, `train`, `val` or `test`.
+    """
+
+    def __init__(self, corpus: Corpus, size: int) -> None:
+        self.size = size
+        columns = ["id", "slot", "label", "split"]
+        table = corpus.table(columns, where=pc.field("kept") & (pc.field("size") == size))
+        self.ids: np.ndarray = table["id"].to_numpy()
+        self.slots: np.ndarray = table["slot"].to_numpy()
+        self.splits: np.ndarray = np.asarray(table["split"].to_pylist(), dtype=str)
+        places = pc.index_in(table["label"], value_set=pa.array(corpus.classes, pa.string()))
+        self.labels: np.ndarray = pc.fill_null(places, -1).to_numpy().astype(np.int64)
+        image = corpus.array("image", size)
+        if image is None:
+            raise CorpusError(f"'{corpus.path}' lacks the pixels of its {size} px tiles: build the corpus again")
+        self._image = image
+        self._valid = corpus.array("valid", size)
+        self._mask = corpus.array("mask", size)
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Native dtype of the pixels."""
+        return self._image.dtype
+
+    @property
+    def bands(self) -> int:
+        """Number of bands, C."""
+        return int(self._image.shape[1])
+
+    def read(self, rows: Sequence[int] | np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Read pixels.
+
+        Args:
+            rows: `(B,)` rows, any order.
+            out: `(B, C, H, W)` of the native dtype to fill; a new array where None.
+
+        Returns:
+            `(B, C, H, W)`, native dtype.
+
+        Raises:
+            CorpusError: A shard is damaged.
+        """
+        return self._image.read(self.slots[np.asarray(rows, np.int64)], out)
+
+    def valid(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Read which pixels are measurements.
+
+        Returns:
+            `(B, H, W)` bool.
+        """
+        if self._valid is None:
+            return np.ones((len(rows), *self._image.shape[2:]), bool)
+        return self._valid.read(self.slots[np.asarray(rows, np.int64)])
+
+    def mask(self, rows: Sequence[int] | np.ndarray) -> np.ndarray | None:
+        """Read label masks; None where the corpus holds none.
+
+        Returns:
+            `(B, H, W)` uint8, places in the corpus's `classes`, 255 where a pixel has no class.
+        """
+        return None if self._mask is None else self._mask.read(self.slots[np.asarray(rows, np.int64)])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file aside and rename it, so that it is whole or not there."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(part, path)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON aside and rename it; the same values give the same bytes."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file aside and rename it; the same rows give the same bytes."""
+    part = path.with_name(path.name + ".part")
+    pq.write_table(table, part, compression="zstd")
+    os.replace(part, path)
+
+
+def write_catalogue(path: Path, tables: Iterable[pa.Table]) -> None:
+    """Write the catalogue as GeoParquet 1.1 with a bounding box column, aside, then rename it.
+
+    Only one table is held at a time.
+
+    Args:
+        path: The file.
+        tables: Rows in id order, each table with the columns of `CATALOGUE`; becomes a row group.
+    """
+    part = path.with_name(path.name + ".part")
+    low, high, types = np.full(2, np.inf), np.full(2, -np.inf), set()
+    with pq.ParquetWriter(part, CATALOGUE, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table.select(CATALOGUE.names).cast(CATALOGUE))
+            box = pc.drop_null(table["bbox"].combine_chunks())
+            if len(box):
+                corner = {name: box.field(name).to_numpy(zero_copy_only=False) for name in _BOX.names}
+                low = np.minimum(low, [corner["xmin"].min(), corner["ymin"].min()])
+                high = np.maximum(high, [corner["xmax"].max(), corner["ymax"].max()])
+                types.update(_wkb_types(table["geometry"]))
+        geo = {
+            "version": "1.1.0",
+            "primary_column": "geometry",
+            "columns": {"geometry": {"encoding": "WKB", "geometry_types": sorted(types)} | _extent(low, high)},
+        }
+        writer.add_key_value_metadata({"geo": json.dumps(geo)})
+    os.replace(part, path)
+
+
+def _wkb_types(geometry: pa.ChunkedArray) -> set[str]:
+    """Names of the geometry types; bytes 1 to 4 of little-endian WKB are the type."""
+    names = {3: "Polygon", 6: "MultiPolygon"}
+    codes = pc.unique(pc.binary_slice(pc.drop_null(geometry), 1, 5)).to_pylist()
+    return {names[int.from_bytes(code, "little")] for code in codes}
+
+
+def _extent(low: np.ndarray, high: np.ndarray) -> dict[str, Any]:
+    if not np.isfinite(low).all():
+        return {}
+    covering = {name: ["bbox", name] for name in ("xmin", "ymin", "xmax", "ymax")}
+    return {"bbox": [*low.tolist(), *high.tolist()], "covering": {"bbox": covering}}
