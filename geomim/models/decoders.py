@@ -133,8 +133,8 @@ class LevelMix(nn.Module):
 
     def mixed(self, levels: list[Tensor]) -> list[Tensor]:
         """Weighted sums of the levels, raw weights, one for every decoder block: each `(B, 1+K, D)`."""
-        stacked = torch.stack(levels, -1)
-        return list((stacked @ self.weight.t().to(stacked.dtype)).unbind(-1))
+        stacked = torch.stack(levels)
+        return list(torch.tensordot(self.weight.to(stacked.dtype), stacked, 1))
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
         """One normalised memory for every decoder block: each `(B, 1+K, D)`."""

@@ -1,0 +1,283 @@
+"""Which patches are seen and which are asked for, as index tensors of static length.
+
+A masking is called as `masking(context, progress)` and returns a `TokenSplit` for every view it masks. Valid patches
+fill the slots first; where an image has too few, surplus visible slots are not attended to and surplus predicted
+slots weigh nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from geomim.errors import ConfigError
+from geomim.models.vit import patchify, take
+from geomim.pretrain.context import Context, View
+
+Score = Literal["hog_energy", "published"]
+
+
+class TokenSplit(NamedTuple):
+    """Seen and asked-for patches of one view.
+
+    Attributes:
+        visible: `(B, K)` int64 patch indices.
+        predict: `(B, M)` int64 patch indices, none of them visible.
+        visible_valid: `(B, K)` bool, False for surplus slots; None where all count.
+        predict_weight: `(B, M)` float, 0 for surplus slots; None where all weigh 1.
+    """
+
+    visible: Tensor
+    predict: Tensor
+    visible_valid: Tensor | None = None
+    predict_weight: Tensor | None = None
+
+
+Masking = Callable[[Context, Tensor], dict[str, TokenSplit]]
+
+
+def counts(length: int, visible: float, predict: float) -> tuple[int, int]:
+    """Numbers of visible and predicted patches among `length`, rounded down as the published codes do.
+
+    Raises:
+        ConfigError: Nothing would be visible or predicted, or the shares overlap.
+    """
+    seen, asked = int(length * visible + 1e-9), int(length * predict + 1e-9)
+    if seen < 1 or asked < 1 or seen + asked > length:
+        raise ConfigError(
+            f"masking: expected visible and predicted shares that give at least one patch each and at most "
+            f"{length} together; given visible={visible} ({seen}) and predict={predict} ({asked})"
+        )
+    return seen, asked
+
+
+def split_of(view: View, visible: Tensor, predict: Tensor) -> TokenSplit:
+    """A split with the weights that follow from the view's nodata."""
+    if view.patch_valid is None:
+        return TokenSplit(visible, predict)
+    return TokenSplit(
+        visible, predict, view.patch_valid.gather(1, visible), view.patch_valid.gather(1, predict).float()
+    )
+
+
+@dataclass(frozen=True)
+class Random:
+    """Uniformly random patches (MAE); of the rest, those drawn last are predicted (CrossMAE).
+
+    Attributes:
+        visible: Share of the patches that is seen.
+        predict: Share of the patches that is predicted; all that are not seen where None.
+        view: The view that is masked.
+    """
+
+    visible: float = 0.25
+    predict: float | None = None
+    view: str = "image"
+
+    def __call__(self, context: Context, progress: Tensor) -> dict[str, TokenSplit]:
+        """Split the view."""
+        view = context.views[self.view]
+        return {self.view: self.split(view, context.draws("mask", view.length))}
+
+    def split(self, view: View, noise: Tensor) -> TokenSplit:
+        """Split by `noise (B, L)` in (0, 1): the smallest are seen, the largest predicted."""
+        length = view.length
+        seen, asked = counts(length, self.visible, 1 / length if self.predict is None else self.predict)
+        # what is neither seen nor asked for is rounded down, as CrossMAE does
+        asked = length - seen - (0 if self.predict is None else int(length * (1 - self.visible - self.predict) + 1e-9))
+        if view.patch_valid is not None:
+            noise = noise + (~view.patch_valid).to(noise.dtype)
+        order = noise.argsort(1)
+        if view.patch_valid is None:
+            return split_of(view, order[:, :seen], order[:, length - asked :])
+        # the last valid patches in the order, or what follows the visible ones where they are too few
+        first = (view.patch_valid.sum(1, keepdim=True) - asked).clamp(min=seen)
+        slots = first + torch.arange(asked, device=order.device)
+        return split_of(view, order[:, :seen], order.gather(1, slots))
+
+
+@dataclass(frozen=True)
+class Phases:
+    """When the growth of the visible set changes, in shares of training; between two ends it blends.
+
+    The defaults are the published epochs 280, 300, 580 and 600 over its 800.
+
+    Attributes:
+        near_until: Nearest patches alone up to here.
+        far_from: Farthest patches alone from here.
+        far_until: Farthest patches alone up to here.
+        random_from: Random patches alone from here.
+    """
+
+    near_until: float = 0.35
+    far_from: float = 0.375
+    far_until: float = 0.725
+    random_from: float = 0.75
+
+    def __post_init__(self) -> None:
+        ends = (self.near_until, self.far_from, self.far_until, self.random_from)
+        if not 0 <= ends[0] < ends[1] <= ends[2] < ends[3] <= 1:
+            raise ConfigError(f"phases: expected 0 <= near < far <= far < random <= 1; given {ends}")
+
+    def shares(self, progress: Tensor) -> tuple[Tensor, Tensor]:
+        """Share of the picks that is near, and share of the others that is far; both 0-dim in [0, 1]."""
+        far = ((progress - self.near_until) / (self.far_from - self.near_until)).clamp(0, 1)
+        random = ((progress - self.far_until) / (self.random_from - self.far_until)).clamp(0, 1)
+        return 1 - far, 1 - random
+
+
+@dataclass(frozen=True)
+class Selective:
+    """Semantically rich seeds that grow near, then far, then at random (SelectiveMAE, Wang et al., ICCV 2025, 3.2).
+
+    Half of the visible patches are seeds, drawn without replacement with probability proportional to their score;
+    the rest is added in two steps by cosine similarity of patch tokens to what is already selected. Predicted
+    patches are drawn from the others by the same score.
+
+    Attributes:
+        visible: Share of the patches that is seen.
+        predict: Share of all patches that is predicted.
+        score: `hog_energy` (gradient energy) or `published` (constant, as the released code computes it).
+        phases: When growth goes from near to far to random.
+        view: The view that is masked.
+    """
+
+    visible: float = 0.15
+    predict: float = 0.25
+    score: Score = "hog_energy"
+    phases: Phases = Phases()  # noqa: RUF009 (frozen)
+    view: str = "image"
+
+    def __call__(self, context: Context, progress: Tensor) -> dict[str, TokenSplit]:
+        """Split the view."""
+        view, draws = context.views[self.view], context.draws
+        seen, asked = counts(view.length, self.visible, self.predict)
+        with torch.no_grad():
+            score = SCORES[self.score](view)
+            if view.patch_valid is not None:
+                score = score.masked_fill(~view.patch_valid, _INVALID)
+            seeds = draw(score, draws("seeds", view.length), seen // 2)
+            near, far = self.phases.shares(progress)
+            noise = draws("growth", view.length)
+            visible = grow(view.tokens, seeds, seen - seen // 2, near, far, noise, view.patch_valid)
+            rest = score.scatter(1, visible, -torch.inf)
+            predict = draw(rest, draws("predict", view.length), asked)
+        return {self.view: split_of(view, visible, predict)}
+
+
+_INVALID = -1e4
+"""A score below every valid patch's and above that of a patch already taken (-inf)."""
+
+
+def draw(score: Tensor, noise: Tensor, count: int) -> Tensor:
+    """Draw `count` patches without replacement, with probability proportional to `exp(score)` (Gumbel top-k).
+
+    Args:
+        score: `(B, L)` log-probabilities, not normalised; -inf is never drawn.
+        noise: `(B, L)` uniform in (0, 1).
+        count: How many, at most the number of finite scores.
+
+    Returns:
+        `(B, count)` int64.
+    """
+    return (score - (-noise.log()).log()).topk(count, dim=1).indices
+
+
+def grow(
+    tokens: Tensor,
+    seeds: Tensor,
+    count: int,
+    near: Tensor,
+    far: Tensor,
+    noise: Tensor,
+    valid: Tensor | None = None,
+    steps: int = 2,
+) -> Tensor:
+    """Add patches to a selected set by their cosine similarity to its most similar member.
+
+    Args:
+        tokens: `(B, L, D)`.
+        seeds: `(B, S)` selected patches.
+        count: How many to add, in `steps` rounds of equal size (the last takes the remainder).
+        near: 0-dim, share of the picks that are the most similar.
+        far: 0-dim, share of the other picks that are the least similar; the rest are random.
+        noise: `(B, L)` in (0, 1) for the random picks.
+        valid: `(B, L)` bool; patches that are False are taken last.
+        steps: Number of rounds.
+
+    Returns:
+        `(B, S + count)`: the seeds, then what was added.
+    """
+    tokens = F.normalize(tokens, dim=-1)
+    taken = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device).scatter(1, seeds, True)
+    late = 0.0 if valid is None else (~valid).float() * _INVALID
+    nearest = torch.full(tokens.shape[:2], -2.0, device=tokens.device)
+    selected, added = [seeds], seeds
+    for step in range(steps):
+        size = count // steps + (count % steps if step == steps - 1 else 0)
+        if size == 0:
+            continue
+        nearest = torch.maximum(nearest, (tokens @ take(tokens, added).transpose(1, 2)).amax(-1))
+        from_near = (near * size).round()
+        from_far = (far * (size - from_near)).round()
+        slot = torch.arange(size, device=tokens.device)
+        added = seeds.new_zeros(seeds.shape[0], size)
+        # three picks of the full static size; each fills its own share of the slots, and what it fills is taken
+        for rank, first, amount in (
+            (nearest, 0 * from_near, from_near),
+            (-nearest, from_near, from_far),
+            (noise, from_near + from_far, size - from_near - from_far),
+        ):
+            picked = (rank + late).masked_fill(taken, -torch.inf).topk(size, dim=1).indices
+            chosen = slot < amount
+            taken = taken.scatter(1, picked, taken.gather(1, picked) | chosen)
+            here = (slot >= first) & (slot < first + amount)
+            index = (slot - first).clamp(0, size - 1).long()
+            added = torch.where(here, picked[:, index], added)
+        selected.append(added)
+    return torch.cat(selected, 1)
+
+
+def hog_energy(view: View) -> Tensor:
+    """Log of the gradient energy of each patch: the magnitudes a histogram of oriented gradients would bin.
+
+    Sobel gradients of the normalised image, summed over bands, averaged over a patch's pixels whose neighbourhood
+    was measured, as a log-probability of selection.
+
+    Returns:
+        `(B, L)`.
+    """
+    image = F.pad(view.image.float(), (1, 1, 1, 1), mode="replicate")
+    smooth_rows = image[:, :, :-2] + 2 * image[:, :, 1:-1] + image[:, :, 2:]
+    across = smooth_rows[..., 2:] - smooth_rows[..., :-2]
+    smooth_columns = image[..., :-2] + 2 * image[..., 1:-1] + image[..., 2:]
+    down = smooth_columns[:, :, 2:] - smooth_columns[:, :, :-2]
+    magnitude = torch.hypot(across, down).sum(1, keepdim=True)
+    size = view.encoder.patch_size
+    if view.valid is None:
+        energy = patchify(magnitude, size).mean(-1)
+    else:
+        # the edge of nodata is no edge of the scene
+        invalid = F.pad((~view.valid).float(), (1, 1, 1, 1), mode="replicate")
+        inside = (F.max_pool2d(invalid, 3, stride=1) == 0).float()
+        weight = patchify(inside, size)
+        energy = (patchify(magnitude, size) * weight).sum(-1) / weight.sum(-1).clamp(min=1)
+    return (energy + 1e-3 * energy.mean(1, keepdim=True) + 1e-12).log()
+
+
+def published_score(view: View) -> Tensor:
+    """The score of the released code: the mean of standardised values, which is 0 for every patch.
+
+    Returns:
+        `(B, L)` zeros.
+    """
+    return torch.zeros(view.image.shape[0], view.length, device=view.image.device)
+
+
+SCORES: dict[str, Callable[[View], Tensor]] = {"hog_energy": hog_energy, "published": published_score}
+"""Log-probability of selection of every patch, by name."""
