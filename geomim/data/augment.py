@@ -1,0 +1,175 @@
+"""From raw tiles to normalised images, on the device: crop, scale, flip, turn and normalise a whole batch at once.
+
+Crop, scale and flip of an image are two small matrices, one for its rows and one for its columns, so a batch is
+two batched matrix products: static shapes, no synchronisation, and the anti-aliased triangle filter that Pillow and
+torchvision use (a plain `grid_sample` aliases wherever it shrinks).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from geomim.randomness import Draws
+from geomim.sensors import BandContract
+
+
+def resampling(start: Tensor, length: Tensor, size: int, out: int, flip: Tensor | None = None) -> Tensor:
+    """Weights that cut `[start, start + length)` out of an axis and scale it to `out` pixels.
+
+    Args:
+        start: `(B,)` float, first pixel edge of the cut.
+        length: `(B,)` float, its length in pixels, above 0.
+        size: Length of the axis.
+        out: Length of the result.
+        flip: `(B,)` bool, mirrored where True.
+
+    Returns:
+        `(B, out, size)` float32, rows sum to 1; bilinear, widened to the scale when it shrinks (anti-aliased).
+    """
+    scale = length / out
+    centres = start[:, None] + (torch.arange(out, device=start.device) + 0.5) * scale[:, None]  # (B, out)
+    if flip is not None:
+        centres = torch.where(flip[:, None], centres.flip(1), centres)
+    reach = scale.clamp(min=1.0)[:, None, None]
+    pixels = torch.arange(size, device=start.device) + 0.5
+    weights = (1 - (pixels - centres[..., None]).abs() / reach).clamp(min=0)
+    return weights / weights.sum(2, keepdim=True)
+
+
+def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Apply `resampling` weights: `(B, C, H, W)` by `(B, h, H)` and `(B, w, W)` to `(B, C, h, w)`."""
+    return rows[:, None] @ images @ columns[:, None].transpose(-1, -2)
+
+
+def crop_boxes(
+    draws: Draws, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw one random box an image, as `RandomResizedCrop` does but not rounded to whole pixels.
+
+    A box longer than the image is shortened to it, where torchvision draws again.
+
+    Args:
+        draws: Randomness of the batch.
+        size: Height and width of the images.
+        scale: Least and greatest share of the area.
+        ratio: Least and greatest width over height; drawn log-uniformly.
+
+    Returns:
+        Top, left, height and width, `(B,)` float32 in pixels.
+    """
+    height, width = size
+    area, aspect, y, x = draws("crop", 4).unbind(1)
+    area = (scale[0] + area * (scale[1] - scale[0])) * height * width
+    aspect = torch.exp(math.log(ratio[0]) + aspect * (math.log(ratio[1]) - math.log(ratio[0])))
+    box_height = (area / aspect).sqrt().clamp(max=height)
+    box_width = (area * aspect).sqrt().clamp(max=width)
+    return y * (height - box_height), x * (width - box_width), box_height, box_width
+
+
+def to_float(images: Tensor, valid: Tensor | None) -> Tensor:
+    """Numbers of the file as float32, invalid pixels 0 (a NaN there would spread through the resampling)."""
+    images = images.float()
+    return images if valid is None else torch.where(valid, images, 0.0)
+
+
+class Augment:
+    """Random resized crop, flips and quarter turns, then normalisation, for one batch on its device.
+
+    Args:
+        contract: Means and standard deviations, in the channel order of the images.
+        image_size: Side of the result in pixels.
+        scale: Least and greatest share of a tile that a crop covers.
+        ratio: Least and greatest width over height of a crop.
+        flip: Mirror left and right at random, or also top and bottom: seen from above there is no up.
+        turn: Also turn by 90 degrees at random.
+        seed: Seed of the run.
+    """
+
+    def __init__(
+        self,
+        contract: BandContract,
+        image_size: int,
+        scale: tuple[float, float] = (0.2, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: Literal["horizontal", "both"] = "both",
+        turn: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.mean, self.std = statistics(contract)
+        self.image_size = image_size
+        self.scale, self.ratio, self.flip, self.turn, self.seed = scale, ratio, flip, turn, seed
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Turn a raw batch into a training batch.
+
+        Args:
+            batch: `image (B, C, H, W)` in any number type, `position (B,)`, and `valid (B, 1, H, W)` bool where some
+                pixel is not.
+
+        Returns:
+            The batch with `image (B, C, size, size)` float32, and `valid (B, 1, size, size)` bool where it came with one.
+        """
+        images, valid = batch["image"], batch.get("valid")
+        self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
+        draws = Draws(self.seed, batch["position"])
+        top, left, height, width = crop_boxes(draws, images.shape[-2:], self.scale, self.ratio)
+        flips = draws("flip", 3) < 0.5
+        upside = flips[:, 0] if self.flip == "both" else None
+        rows = resampling(top, height, images.shape[2], self.image_size, upside)
+        columns = resampling(left, width, images.shape[3], self.image_size, flips[:, 1])
+        turned = flips[:, 2] if self.turn else None
+        return batch | finish(images, valid, rows, columns, (self.mean, self.std), turned)
+
+
+def whole(images: Tensor, valid: Tensor | None, image_size: int, contract: BandContract) -> dict[str, Tensor]:
+    """Scale whole tiles to `image_size` and normalise them: `image` and `valid` as `Augment` gives them."""
+    start = torch.zeros(len(images), device=images.device)
+    rows, columns = (resampling(start, start + side, side, image_size) for side in images.shape[2:])
+    mean, std = (values.to(images.device) for values in statistics(contract))
+    return finish(images, valid, rows, columns, (mean, std))
+
+
+def statistics(contract: BandContract) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations of a contract, `(C, 1, 1)` float32 each; a constant band is divided by 1."""
+    mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (contract.mean, contract.std))
+    return mean, torch.where(std > 0, std, 1.0)
+
+
+def finish(
+    images: Tensor,
+    valid: Tensor | None,
+    rows: Tensor,
+    columns: Tensor,
+    scaling: tuple[Tensor, Tensor],
+    turned: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Resample, turn and normalise.
+
+    A result pixel is valid only where every pixel that has a share in it is, so no invalid number leaks.
+
+    Args:
+        images: `(B, C, H, W)` raw.
+        valid: `(B, 1, H, W)` bool, or None where all are.
+        rows: `(B, h, H)` from `resampling`.
+        columns: `(B, w, W)` from `resampling`.
+        scaling: Means and standard deviations, `(C, 1, 1)` on the device of the images.
+        turned: `(B,)` bool, True to swap rows and columns (needs h = w).
+
+    Returns:
+        `image (B, C, h, w)` float32 normalised, 0 where invalid; with it `valid (B, 1, h, w)` bool where given.
+    """
+    if turned is not None:
+        turned = turned[:, None, None, None]
+    with torch.autocast(images.device.type, enabled=False):  # a bfloat16 crop would keep 8 of 16 bits
+        image = (resample(to_float(images, valid), rows, columns) - scaling[0]) / scaling[1]
+        image = image if turned is None else torch.where(turned, image.transpose(2, 3), image)
+        if valid is None:
+            return {"image": image}
+        good = resample((~valid).float(), rows, columns) == 0
+        good = good if turned is None else torch.where(turned, good.transpose(2, 3), good)
+        return {"image": torch.where(good, image, 0.0), "valid": good}
