@@ -105,7 +105,7 @@ class CrossAttentionBlock(nn.Module):
         """Update `(B, P, width)` queries from `(B, 1+K, memory_width)`; `mask (B, 1, 1, 1+K)` is False to ignore."""
 
         def split(tokens: Tensor) -> Tensor:
-            return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            return tokens.view(*tokens.shape[:2], self.heads, -1).transpose(1, 2)
 
         part = self.cross_attn
         keys, values = part["kv"](memory).chunk(2, -1)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 import torch
@@ -18,7 +17,6 @@ from torch.nn import functional as F
 
 from geomim.errors import ConfigError
 
-Norm = partial(nn.LayerNorm, eps=1e-6)
 Size = Literal["tiny", "small", "base", "large", "huge"]
 
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -29,6 +27,13 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "huge": (1280, 32, 16),
 }
 """Width, depth and heads of the usual sizes."""
+
+
+class Norm(nn.LayerNorm):
+    """Layer norm with the epsilon of the published transformers, 1e-6."""
+
+    def __init__(self, width: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__(width, eps=1e-6, device=device, dtype=dtype)
 
 
 @dataclass

@@ -150,7 +150,7 @@ class Selective:
     visible: float = 0.15
     predict: float = 0.25
     score: Score = "hog_energy"
-    phases: Phases = Phases()  # noqa: RUF009 (frozen)
+    phases: Phases = Phases()
     view: str = "image"
 
     def __call__(self, context: Context, progress: Tensor) -> dict[str, TokenSplit]:

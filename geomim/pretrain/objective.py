@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class MaskedImageModel(nn.Module):
         splits = self.masking(context, progress)
         latents: dict[str, Latents] = {}
         loss, logged = progress.new_zeros(()), {}
-        for term in self.terms:
+        for term in cast(list[Term], self.terms):
             view = context.views[term.view]
             if term.memory not in latents:
                 latents[term.memory] = self.encode(context, splits, term.memory)
@@ -127,7 +127,7 @@ class MaskedImageModel(nn.Module):
         context = Context(batch, self.encoder, draws)
         splits = self.masking(context, progress)
         pictures: dict[str, dict[str, Tensor]] = {}
-        for term in self.terms:
+        for term in cast(list[Term], self.terms):
             if not isinstance(term.target, Pixels) or term.where != "predict" or term.view in pictures:
                 continue
             view, split = context.views[term.view], splits[term.view]
