@@ -1,0 +1,111 @@
+"""Where on Earth a window lies: footprints in longitude and latitude (OGC:CRS84), and ground sample distance."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyproj
+import shapely
+from affine import Affine
+from shapely.geometry.base import BaseGeometry
+
+_EARTH_RADIUS = 6378137.0
+_GEOD = pyproj.Geod(ellps="WGS84")
+_SEGMENTS = 16  # an edge of a window that is a curve in longitude and latitude
+
+
+@lru_cache(maxsize=256)
+def _to_degrees(wkt: str) -> pyproj.Transformer | None:
+    """Transformer to longitude and latitude, or None for another planet or a local system."""
+    try:
+        crs = pyproj.CRS.from_wkt(wkt)
+        ellipsoid = crs.ellipsoid
+        if ellipsoid is None or abs(ellipsoid.semi_major_metre / _EARTH_RADIUS - 1) > 0.005:
+            return None
+        return pyproj.Transformer.from_crs(crs, "OGC:CRS84", always_xy=True)
+    except pyproj.exceptions.ProjError:
+        return None
+
+
+def _project(crs: Any, transform: Affine, cols: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
+    """Pixel corners `(P,)` to `(P, 2)` degrees; None where a point lies outside the projection."""
+    transformer = _to_degrees(crs.to_wkt())
+    if transformer is None:
+        return None
+    x = transform.a * cols + transform.b * rows + transform.c
+    y = transform.d * cols + transform.e * rows + transform.f
+    try:
+        degrees = np.stack(transformer.transform(x, y), axis=1)
+    except pyproj.exceptions.ProjError:
+        return None
+    return degrees if np.isfinite(degrees).all() else None
+
+
+def footprint(crs: Any, transform: Affine | None, height: int, width: int) -> BaseGeometry | None:
+    """Outline of a window on Earth, edges densified where they are curves.
+
+    Args:
+        crs: `rasterio.crs.CRS` or None.
+        transform: Affine of the window's own pixel grid, or None.
+        height: Rows.
+        width: Columns.
+
+    Returns:
+        A polygon in OGC:CRS84, two where it crosses the date line; None without a georeference, off Earth, where a
+        corner lies outside the projection (a geostationary disc) or where the window holds a pole.
+    """
+    if crs is None or transform is None:
+        return None
+    ring = _ring(crs, transform, height, width, 2)
+    if ring is None:
+        return None
+    # Vertices are corner, middle, corner, ...: how far does a middle lie from its chord, in pixels?
+    unwrapped = np.unwrap(ring, axis=0, period=360.0)
+    middles, corners = unwrapped[1::2], unwrapped[0::2]
+    pixel = np.abs(unwrapped[2] - unwrapped[0]).max() / width
+    if np.abs(middles - (corners[:-1] + corners[1:]) / 2).max() > 0.5 * pixel:
+        ring = _ring(crs, transform, height, width, _SEGMENTS)
+        if ring is None:
+            return None
+        unwrapped = np.unwrap(ring, axis=0, period=360.0)
+    else:
+        unwrapped = corners
+    return _outline(unwrapped)
+
+
+def _ring(crs: Any, transform: Affine, height: int, width: int, segments: int) -> np.ndarray | None:
+    """Closed ring `(4 * segments + 1, 2)` around the window, in degrees."""
+    along = np.arange(segments) / segments
+    cols = np.concatenate([along, np.ones(segments), 1 - along, np.zeros(segments), [0.0]]) * width
+    rows = np.concatenate([np.zeros(segments), along, np.ones(segments), 1 - along, [0.0]]) * height
+    return _project(crs, transform, cols, rows)
+
+
+def _outline(ring: np.ndarray) -> BaseGeometry | None:
+    if abs(ring[-1, 0] - ring[0, 0]) > 180:  # the ring goes round a pole
+        return None
+    polygon = shapely.Polygon(ring)
+    west, _, east, _ = polygon.bounds
+    if west >= -180 and east <= 180:
+        return shapely.normalize(polygon)
+    parts = [
+        shapely.transform(polygon & shapely.box(-180 + turn, -90, 180 + turn, 90), lambda xy, by=turn: xy - [by, 0.0])
+        for turn in (-360.0, 0.0, 360.0)
+    ]
+    return shapely.normalize(shapely.union_all([part for part in parts if part.area > 0]))
+
+
+def ground_sample_distance(crs: Any, transform: Affine | None, height: int, width: int) -> float | None:
+    """Edge in metres of a pixel at the middle of a raster, measured on the ellipsoid; None without a place on Earth."""
+    if crs is None or transform is None:
+        return None
+    col, row = width / 2, height / 2
+    points = _project(crs, transform, np.array([col, col + 1, col]), np.array([row, row, row + 1]))
+    if points is None:
+        return None
+    (x, y), (right, right_y), (down_x, down) = points
+    _, _, across = _GEOD.inv(x, y, right, right_y)
+    _, _, along = _GEOD.inv(x, y, down_x, down)
+    return float(np.sqrt(across * along))
