@@ -112,7 +112,7 @@ class Augment:
                 pixel is not.
 
         Returns:
-            The batch with `image (B, C, size, size)` float32, and `valid (B, 1, size, size)` bool where it came with one.
+            The batch with `image (B, C, size, size)` float32, and `valid (B, 1, size, size)` bool if it came with one.
         """
         images, valid = batch["image"], batch.get("valid")
         self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)

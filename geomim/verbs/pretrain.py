@@ -1,0 +1,305 @@
+"""`geomim pretrain`: a corpus and a recipe in, an encoder out."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from geomim.data.datamodule import TileDataModule
+from geomim.errors import ConfigError, nearest
+from geomim.models.vit import vit
+from geomim.pretrain.module import Checkpoints, Optimisation, Origin, PretrainModule
+from geomim.pretrain.monitor import Bar, MetricsTable, Watch
+from geomim.pretrain.recipes import RECIPES
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long to train, on what, and how often to look.
+
+    Args:
+        max_steps: Optimiser steps; every schedule is spread over them.
+        accumulate: Micro-batches an optimiser step.
+        precision: Arithmetic of the matrix products; weights are always 32 bits.
+        accelerator: `auto` takes a GPU where there is one.
+        devices: Devices on each node; all GPUs, or one CPU process, where `auto`.
+        nodes: Machines.
+        clip: Greatest norm of the gradient; not clipped where not given.
+        log_every: Steps between two rows of figures.
+        watch_every: Steps between two looks at collapse and reconstructions.
+        checkpoint_every: Steps between two `last.ckpt`.
+        milestones: Checkpoints to keep besides the last, evenly over the run.
+        progress_bar: Show a bar.
+    """
+
+    max_steps: int = 10_000
+    accumulate: int = 1
+    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    devices: int | Literal["auto"] = "auto"
+    nodes: int = 1
+    clip: float | None = None
+    log_every: int = 50
+    watch_every: int = 1000
+    checkpoint_every: int = 1000
+    milestones: int = 0
+    progress_bar: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "accumulate", "nodes", "log_every", "watch_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"training.{name}: expected at least 1; given {getattr(self, name)}")
+
+
+def train(
+    data: TileDataModule,
+    folder: str | Path,
+    recipe: str = "selective_mae",
+    method: Mapping[str, Any] | None = None,
+    encoder: Mapping[str, Any] | None = None,
+    optimizer: Optimisation = Optimisation(),  # noqa: B008 (frozen)
+    training: Training = Training(),
+    seed: int = 0,
+    resume: str | Path | None = None,
+) -> Path:
+    """Pretrain an encoder; what the verb does once its configuration is read.
+
+    Args:
+        data: The batches; bands and image size are theirs.
+        folder: Run folder: `checkpoints/`, `metrics.csv`, `tensorboard/`, `reconstructions/`.
+        recipe: Name in `RECIPES`.
+        method: Arguments of the recipe.
+        encoder: Arguments of `geomim.models.vit.vit` but `in_chans` and `image_size`.
+        optimizer: Learning rate and weight decay.
+        training: How long and on what.
+        seed: Seed of weights and masks; crops and order have the one of `data`.
+        resume: `"last"` goes on from the run's last checkpoint where there is one; or a checkpoint file.
+
+    Returns:
+        The last checkpoint.
+
+    Raises:
+        ConfigError: The recipe is unknown, or the folder holds a run and `resume` is not given.
+        CheckpointError: The checkpoint to resume is of another recipe, encoder or band contract.
+        GeomimError: The loss is not finite.
+    """
+    folder = Path(folder)
+    start = _start(folder, resume)
+    module = build(data, recipe, method, encoder, optimizer, seed)
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips are not ours
+    trainer = pl.Trainer(
+        max_steps=training.max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=training.accumulate,
+        precision=training.precision,
+        accelerator=training.accelerator,
+        devices=training.devices,
+        num_nodes=training.nodes,
+        gradient_clip_val=training.clip,
+        log_every_n_steps=training.log_every,
+        logger=[MetricsTable(folder / "metrics.csv"), TensorBoardLogger(folder, "tensorboard", "")],
+        callbacks=[
+            Watch(data.pictures(64), data.contract, folder / "reconstructions", training.watch_every),
+            Checkpoints(checkpoints, training.checkpoint_every, training.milestones),
+            *([Bar()] if training.progress_bar else []),
+        ],
+        default_root_dir=folder,
+        enable_checkpointing=False,  # `Checkpoints` writes them
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the stream shares out positions itself
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning.*")
+        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+    return checkpoints / "last.ckpt"
+
+
+def build(
+    data: TileDataModule,
+    recipe: str,
+    method: Mapping[str, Any] | None = None,
+    encoder: Mapping[str, Any] | None = None,
+    optimizer: Optimisation = Optimisation(),  # noqa: B008 (frozen)
+    seed: int = 0,
+) -> PretrainModule:
+    """Make encoder and objective for some data; arguments as `train`."""
+    if recipe not in RECIPES:
+        raise ConfigError(f"unknown recipe '{recipe}'{nearest(recipe, RECIPES)}")
+    torch.manual_seed(seed)
+    network = vit(in_chans=len(data.contract.names), image_size=data.image_size, **(encoder or {}))
+    model = RECIPES[recipe](network, **(method or {}))
+    origin = Origin(recipe, _plain(dict(method or {})), data.contract, tuple(str(one.path) for one in data.corpora))
+    return PretrainModule(model, origin, data.batch_size, optimizer, seed)
+
+
+def _start(folder: Path, resume: str | Path | None) -> Path | None:
+    """The checkpoint to start from."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if resume is None:
+        if last.exists():
+            raise ConfigError(f"'{folder}' holds a run already: go on with --resume last, or give another --name")
+        return None
+    if str(resume) == "last":
+        return last if last.exists() else None
+    if not Path(resume).is_file():
+        raise ConfigError(f"--resume: expected 'last' or a checkpoint file; '{resume}' does not exist")
+    return Path(resume)
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, mappings and sequences as plain values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def run(argv: Sequence[str]) -> None:
+    """The verb: read the configuration, store it in the run folder, train.
+
+    Args:
+        argv: What follows `geomim pretrain`.
+
+    Raises:
+        ConfigError: A key or a value is not what the recipe takes; the sentence names the nearest valid key.
+    """
+    config = read_config(argv)
+    data = TileDataModule(**config.data.as_dict(), image_size=config.encoder.image_size, seed=config.seed)
+    folder = Path(config.out) / (config.name or config.recipe)
+    start = _start(folder, config.resume)
+    first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
+    if first:
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / "config.yaml.part"
+        part.write_text(yaml.safe_dump(_plain(config.written), sort_keys=False))
+        part.replace(folder / "config.yaml")
+    encoder = {key: value for key, value in config.encoder.as_dict().items() if key != "image_size"}
+    last = train(
+        data,
+        folder,
+        config.recipe,
+        vars(config.method),
+        encoder,
+        config.optimizer,
+        config.training,
+        config.seed,
+        start,
+    )
+    if first:
+        print(f"\nencoder: {last}\nfigures: {folder / 'metrics.csv'}\npictures: {folder / 'reconstructions'}")
+
+
+def make_parser(recipe: str) -> ArgumentParser:
+    """The arguments of one recipe, and nothing else's.
+
+    Raises:
+        ConfigError: The recipe is unknown.
+    """
+    if recipe not in RECIPES:
+        raise ConfigError(f"unknown recipe '{recipe}'{nearest(recipe, RECIPES)}")
+    summary = (RECIPES[recipe].__doc__ or "").split("\n")[0]
+    parser = ArgumentParser(prog="geomim pretrain", description=summary, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
+    parser.add_argument("--recipe", default=recipe, help=f"one of {', '.join(RECIPES)}; the help shows this one's")
+    parser.add_argument("--name", type=str | None, help="folder of the run inside --out; the recipe where not given")
+    parser.add_argument("--out", type=str, default="runs", help="folder of runs")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice")
+    parser.add_argument("--resume", type=str | None, help="'last', or a checkpoint of the same configuration")
+    parser.add_function_arguments(RECIPES[recipe], "method", skip={"encoder"})
+    parser.add_function_arguments(vit, "encoder", skip={"in_chans"})
+    parser.add_class_arguments(TileDataModule, "data", skip={"image_size", "seed"}, instantiate=False)
+    parser.add_class_arguments(Optimisation, "optimizer")
+    parser.add_class_arguments(Training, "training")
+    return parser
+
+
+def read_config(argv: Sequence[str]) -> Namespace:
+    """Parse arguments and config files for the recipe that they name.
+
+    Returns:
+        Typed values by group; `written` holds the plain ones.
+
+    Raises:
+        ConfigError: See `run`.
+    """
+    argv = list(argv)
+    layers = _layers(argv)
+    recipe = next((layer["recipe"] for _, layer in reversed(layers) if "recipe" in layer), "selective_mae")
+    parser = make_parser(recipe)
+    if not {"-h", "--help"} & set(argv):
+        for source, layer in layers:
+            _check_keys(parser, source, layer)
+    try:
+        parsed = parser.parse_args(argv)
+        written = {key: value for key, value in parsed.clone().as_dict().items() if key != "config"}
+        config = parser.instantiate_classes(parsed)
+    except ArgumentError as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    config.written = written
+    return config
+
+
+def _layers(argv: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Everything given, in order: `(where, {dotted key: value})` a config file or an argument."""
+    layers: list[tuple[str, dict[str, Any]]] = []
+    for place, word in enumerate(argv):
+        if not word.startswith("--"):
+            continue
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            value = argv[place + 1] if place + 1 < len(argv) else ""
+        if key == "config":
+            layers.append((value, _flat(_load(Path(value)))))
+        else:
+            layers.append(("the command line", {key: value}))
+    return layers
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"config file '{path}' does not exist")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config file '{path}' is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"config file '{path}': expected a mapping such as 'recipe: mae'; given {values!r}")
+    return values
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _check_keys(parser: ArgumentParser, source: str, given: Mapping[str, Any]) -> None:
+    """Refuse a key that no argument has, and name the nearest one of its group."""
+    valid = {action.dest for action in parser._actions if action.dest != "help"}
+    for key in given:
+        parts = key.split(".")
+        if any(".".join(parts[: count + 1]) in valid for count in range(len(parts))):
+            continue
+        if any(name.startswith(f"{key}.") for name in valid):
+            continue
+        group = {name for name in valid if name.startswith(parts[0] + ".")} if len(parts) > 1 else valid
+        raise ConfigError(
+            f"{source}: unknown key '{key}'{nearest(key, group or {name.split('.')[0] for name in valid})}"
+        )
