@@ -1,0 +1,48 @@
+# Each target does its own set-up; a second call reuses it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PEERS := $(VENV)/.ready-peers
+
+.PHONY: help setup demo test lint bench notebooks clean
+help:
+	@echo "make demo       scenes -> corpus -> encoder -> scores and map; opens with demo/report/index.html"
+	@echo "make test       lint, types, layers and tests: what CI runs"
+	@echo "make bench      speed beside peers (an idle machine, please)"
+	@echo "make notebooks  run every notebook from the start"
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "geomim needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version). Try: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Setting up $(VENV): about 3 minutes and 8 GB, once."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+$(PEERS): $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
+
+setup: $(READY)
+
+demo: $(READY)
+	$(BIN)/geomim demo
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(READY) lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: $(PEERS)
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(BENCH) || exit 1; done
+
+notebooks: $(READY)
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=1800 notebooks
+
+clean:
+	rm -rf $(VENV) demo runs build dist

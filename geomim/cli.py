@@ -1,0 +1,198 @@
+"""`geomim VERB`: a verb maps to a function, and only the chosen one's module is imported."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from geomim import __version__
+from geomim.errors import ConfigError, GeomimError, nearest
+
+
+class Verb(NamedTuple):
+    """Where a verb's function lives, and what the overview says of it."""
+
+    target: str
+    summary: str
+
+
+VERBS = {
+    "demo": Verb("geomim.demo:demo", "the whole way once: scenes, corpus, encoder, scores, map, and a page to look at"),
+    "corpus build": Verb("geomim.corpus.build:build", "scenes become a clean corpus of tiles"),
+    "corpus inspect": Verb("geomim.corpus.build:inspect", "what a corpus holds, and what was dropped and why"),
+    "pretrain": Verb("geomim.verbs.pretrain:run", "a corpus becomes an encoder"),
+    "evaluate": Verb("geomim.verbs.evaluate:evaluate", "how good a frozen encoder is, beside its floors"),
+    "export": Verb("geomim.models.weights:export", "an encoder becomes a folder that plain timm loads"),
+    "predict": Verb("geomim.maps.predict:predict", "an encoder and a scene become a map"),
+}
+"""Every verb. A function called `run` is given the raw arguments; any other becomes options by its signature."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program's name; `sys.argv` where None.
+
+    Returns:
+        0 when all went well, 1 when the work failed, 2 when the arguments are wrong, 130 when interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        return _dispatch(arguments)
+    except KeyboardInterrupt:
+        print("geomim: interrupted; finished stages are kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `geomim ... | head` closes the pipe; nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        known = isinstance(error, (GeomimError, OSError))
+        sentence = str(error) if known else f"unexpected {type(error).__name__}: {error}"
+        print(f"geomim: {sentence}" + ("" if known else "\n(--debug shows where)"), file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"geomim {__version__}")
+        return 0
+    for words in (2, 1):
+        name = " ".join(arguments[:words])
+        if name in VERBS:
+            module, _, function = VERBS[name].target.partition(":")
+            call = getattr(importlib.import_module(module), function)
+            if function == "run":
+                call(arguments[words:])
+            else:
+                values = parse(call, arguments[words:], name)
+                call(**values)
+            return 0
+    group = [verb for verb in VERBS if verb.startswith(f"{arguments[0]} ")]
+    if group:
+        if len(arguments) > 1 and arguments[1] not in ("-h", "--help"):
+            raise ConfigError(f"unknown verb '{' '.join(arguments[:2])}'{nearest(' '.join(arguments[:2]), group)}")
+        print(overview(arguments[0]))
+        return 0
+    raise ConfigError(f"unknown verb '{arguments[0]}'{nearest(arguments[0], {verb.split()[0] for verb in VERBS})}")
+
+
+def overview(group: str = "") -> str:
+    """The list of verbs, or of one group of them."""
+    verbs = {name: verb for name, verb in VERBS.items() if name.startswith(group)}
+    width = max(map(len, verbs))
+    lines = [f"  geomim {name:{width}}  {verb.summary}" for name, verb in verbs.items()]
+    return "\n".join(
+        [
+            f"geomim {__version__}: scenes into a clean corpus, a corpus into an encoder, an encoder into maps",
+            "",
+            *lines,
+            "",
+            "Each verb explains itself: geomim VERB --help. --debug shows the traceback of an error.",
+        ]
+    )
+
+
+def parse(function: Callable[..., Any], arguments: list[str], verb: str) -> dict[str, Any]:
+    """Turn a typed function into a command line and read it.
+
+    Parameters without a default, except `out`, may be given as bare words. `--config FILE` reads any of them from
+    YAML. A list is given as `--bands red,green`, a switch as `--overwrite`.
+
+    Raises:
+        ConfigError: An argument is unknown, missing or of the wrong type.
+    """
+    from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+
+    parameters = inspect.signature(function, eval_str=True).parameters
+    words = [name for name, value in parameters.items() if value.default is value.empty and name != "out"]
+    usage = " ".join([name.upper() + ("..." if _is_list(parameters[name]) else "") for name in words])
+    parser = ArgumentParser(
+        prog=f"geomim {verb}", usage=f"geomim {verb} {usage} [options]", description=_description(function)
+    )
+    parser.exit_on_error = False
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the arguments below.")
+    parser.add_function_arguments(function)
+    try:
+        values = parser.parse_args(_spell_out(arguments, parameters, words)).as_dict()
+    except ArgumentError as error:
+        raise ConfigError(_explain(str(error), list(parameters), verb)) from error
+    values.pop("config", None)
+    return values
+
+
+def _spell_out(arguments: list[str], parameters: Mapping[str, inspect.Parameter], words: list[str]) -> list[str]:
+    """Give bare words, lists and switches the one form that the parser reads: `--name=value`."""
+    spelled, bare = [], []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            bare.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        parameter = parameters.get(name.replace("-", "_"))
+        if parameter is None:
+            spelled.append(word)
+            if not equals and name not in ("help", "print_config") and rest and not rest[0].startswith("--"):
+                spelled.append(rest.pop(0))
+            continue
+        given = [value] if equals else []
+        if parameter.annotation is bool:
+            if not equals:
+                given = [rest.pop(0)] if rest and rest[0].lower() in ("true", "false") else ["true"]
+        elif _is_list(parameter) and not equals:
+            # a verb with bare words cannot tell them from a list's, so there a list is one word with commas
+            while rest and not rest[0].startswith("--") and (not given or not words):
+                given.append(rest.pop(0))
+        elif not equals:
+            given = [rest.pop(0)] if rest else []
+        spelled.append(f"--{parameter.name}={_value(parameter, given)}" if given else f"--{parameter.name}")
+    for name in words:
+        if bare:
+            taken = bare if _is_list(parameters[name]) else [bare[0]]
+            spelled.append(f"--{name}={_value(parameters[name], taken)}")
+            bare = bare[len(taken) :]
+    return spelled + bare
+
+
+def _is_list(parameter: inspect.Parameter) -> bool:
+    return "list[" in str(parameter.annotation)
+
+
+def _value(parameter: inspect.Parameter, given: list[str]) -> str:
+    if not _is_list(parameter) or (len(given) == 1 and given[0][:1] in ("[", "{")):
+        return given[0]
+    return json.dumps([part for word in given for part in ([word] if os.path.exists(word) else word.split(","))])
+
+
+def _description(function: Callable[..., Any]) -> str:
+    return re.split(r"\n\s*(?:Args|Returns|Raises):", inspect.getdoc(function) or "")[0].strip()
+
+
+def _explain(message: str, names: list[str], verb: str) -> str:
+    """One sentence with the nearest valid name instead of the parser's usage dump."""
+    unknown = re.search(r"(?:nrecognized arguments: (?:--)?|Option '|Key ')([^\s'=]+)", message)
+    if unknown and unknown[1].replace("-", "_") not in names:
+        return f"geomim {verb}: unknown argument '{unknown[1]}'{nearest(unknown[1], [*names, 'config'])}"
+    missing = re.search(r"(?:arguments are required|Option) ?:? '?([\w, ]+?)'?(?: is required|$)", message)
+    if missing and "required" in message:
+        return f"geomim {verb}: missing {missing[1].strip()}; see geomim {verb} --help"
+    return f"geomim {verb}: {' '.join(message.split())}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
