@@ -1,8 +1,6 @@
-"""What a masking, a target or a term may ask of a batch; each thing is computed once, and only when asked for."""
+"""What a masking, a target or a term may ask of a batch; each thing is computed once."""
 
 from __future__ import annotations
-
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,6 +19,13 @@ class View:
         image: `(B, C, H, W)` normalised pixels.
         valid: `(B, 1, H, W)` bool, False where nothing was measured; None where everything was.
         encoder: The encoder, for patch size and embedding.
+
+    Attributes:
+        grid: Rows and columns of patches.
+        length: Number of patches, L.
+        patches: `(B, L, p*p*C)`, see `patchify`.
+        pixel_valid: `(B, L, p*p)` bool, which pixels of each patch were measured; None where all were.
+        patch_valid: `(B, L)` bool, patches with at least `PATCH_VALID` of their pixels measured; None where all are.
     """
 
     def __init__(self, image: Tensor, valid: Tensor | None, encoder: ViT) -> None:
@@ -28,27 +33,17 @@ class View:
         size = encoder.patch_size
         self.grid = (image.shape[2] // size, image.shape[3] // size)
         self.length = self.grid[0] * self.grid[1]
+        self.patches = patchify(image, size)
+        self.pixel_valid = None if valid is None else patchify(valid, size)
+        self.patch_valid = None if self.pixel_valid is None else self.pixel_valid.float().mean(-1) >= PATCH_VALID
+        self._tokens: Tensor | None = None
 
-    @cached_property
-    def patches(self) -> Tensor:
-        """`(B, L, p*p*C)`, see `patchify`."""
-        return patchify(self.image, self.encoder.patch_size)
-
-    @cached_property
-    def pixel_valid(self) -> Tensor | None:
-        """`(B, L, p*p)` bool: which pixels of each patch were measured."""
-        return None if self.valid is None else patchify(self.valid, self.encoder.patch_size)
-
-    @cached_property
-    def patch_valid(self) -> Tensor | None:
-        """`(B, L)` bool: patches with at least `PATCH_VALID` of their pixels measured."""
-        return None if self.pixel_valid is None else self.pixel_valid.float().mean(-1) >= PATCH_VALID
-
-    @cached_property
     def tokens(self) -> Tensor:
         """`(B, L, D)` patch embedding plus position, without gradient: what a masking may compare."""
-        with torch.no_grad():
-            return self.encoder.embed(self.patches, self.grid).float()
+        if self._tokens is None:
+            with torch.no_grad():
+                self._tokens = self.encoder.embed(self.patches, self.grid).float()
+        return self._tokens
 
 
 class Context:

@@ -164,7 +164,7 @@ class Selective:
             seeds = draw(score, draws("seeds", view.length), seen // 2)
             near, far = self.phases.shares(progress)
             noise = draws("growth", view.length)
-            visible = grow(view.tokens, seeds, seen - seen // 2, near, far, noise, view.patch_valid)
+            visible = grow(view.tokens(), seeds, seen - seen // 2, near, far, noise, view.patch_valid)
             rest = score.scatter(1, visible, -torch.inf)
             predict = draw(rest, draws("predict", view.length), asked)
         return {self.view: split_of(view, visible, predict)}

@@ -133,7 +133,7 @@ def test_reference_selectivemae(reference_dir: Path) -> None:
         split = TokenSplit(file["ids_visible"], file["ids_target"])
         context = Context({"image": images}, model.encoder, NO_DRAWS)
         view = context.views["image"]
-        close(view.tokens, file["tokens"])
+        close(view.tokens(), file["tokens"])
         latents = model.encode(context, {"image": split}, "image")
         close(latents.tokens, file["latent"])
         prediction = decoder(latents, split.predict)
