@@ -157,19 +157,31 @@ def _by_file(offer: Offer) -> Choice:
 
 
 def _guess(offer: Offer, bands: Sequence[Band]) -> Sensor:
-    """A sensor from names alone: only names that no other sensor uses identify one."""
+    """A sensor from what the file says: names that no other sensor uses, or names with their wavelengths."""
     names = {band.name.lower() for band in bands}
     if names == {"red", "green", "blue"}:
         return SENSORS["rgb"]
     codes = [_CODE.fullmatch(band.name) or _CODE.fullmatch(band.alias or "") for band in bands]
     if any(code and code[1].upper() == "8A" for code in codes):  # only Sentinel-2 has a band 8A
         return _in_order(offer, SENSORS["sentinel2"], bands)
+    known = [sensor for sensor in SENSORS.values() if all(_is_of(band, sensor) for band in bands)]
+    if len(known) == 1:
+        return _in_order(offer, known[0], bands)
     if all(codes):
         raise BandError(
             f"'{offer.uri}' names its bands {', '.join(band.name for band in bands)}, as several sensors do: "
             f"say which with --sensor ({', '.join(SENSORS)}, or a YAML file)"
         )
     return Sensor("custom", tuple(bands))
+
+
+def _is_of(band: Band, sensor: Sensor) -> bool:
+    """Name and wavelength both say so."""
+    try:
+        own = sensor.bands[match_bands([band.name], sensor.bands)[0]]
+    except BandError:
+        return False
+    return bool(band.wavelength and own.wavelength and abs(band.wavelength - own.wavelength) <= 5)
 
 
 def _in_order(offer: Offer, sensor: Sensor, bands: Sequence[Band]) -> Sensor:
