@@ -1,0 +1,63 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from geomim.errors import BandError, InputError
+from geomim.sensors import SENSORS, Band, BandContract, Sensor, get_sensor, match_bands
+
+
+@pytest.mark.parametrize("name", SENSORS)
+def test_sensors_round_trip_and_are_physical(name: str) -> None:
+    sensor = get_sensor(name)
+    assert Sensor.from_dict(json.loads(json.dumps(sensor.to_dict()))) == sensor
+    for band in sensor.bands:
+        assert band.wavelength is not None and 400 < band.wavelength < 15000
+        assert band.bandwidth is not None and 10 <= band.bandwidth < band.wavelength
+
+
+def test_bands_match_by_name_alias_and_wavelength_never_by_position() -> None:
+    sentinel = get_sensor("sentinel2").bands
+    assert match_bands(["B4", "b03", "blue"], sentinel) == [3, 2, 1]
+    naip = get_sensor("naip").bands
+    assert [sentinel[i].name for i in match_bands(naip, sentinel)] == ["B04", "B03", "B02", "B08"]
+    unnamed = [Band("one", 1610, 90), Band("two", 665, 30)]
+    assert match_bands([sentinel[3], sentinel[11]], unnamed) == [1, 0]
+
+
+def test_a_missing_band_is_named_with_what_was_given() -> None:
+    with pytest.raises(BandError, match=r"expected bands B04, B11; given red, green, blue, nir; missing B11"):
+        match_bands(get_sensor("sentinel2", ["B04", "B11"]).bands, get_sensor("naip").bands)
+
+
+def test_one_offered_band_is_not_used_twice() -> None:
+    with pytest.raises(BandError, match="expected 2 different bands"):
+        match_bands(["red", "B04"], get_sensor("sentinel2").bands)
+
+
+def test_user_s_own_sensor(tmp_path: Path) -> None:
+    path = tmp_path / "drone.yaml"
+    path.write_text("name: drone\nunit: reflectance\nbands:\n- {name: r, wavelength: 660, bandwidth: 20}\n- n\n")
+    sensor = get_sensor(path)
+    assert sensor.names == ("r", "n") and sensor.bands[0].wavelength == 660
+    path.write_text("name: drone\nbandes: [r]\n")
+    with pytest.raises(InputError, match="unknown key 'bandes'; did you mean 'bands'"):
+        get_sensor(path)
+    path.write_text("name: drone\n")
+    with pytest.raises(InputError, match="key 'bands' is missing"):
+        get_sensor(path)
+    path.write_text("name: drone\nbands: [r, r]\n")
+    with pytest.raises(BandError, match="names a band twice"):
+        get_sensor(path)
+    with pytest.raises(InputError, match="unknown sensor 'sentinel3'; did you mean 'sentinel2'"):
+        get_sensor("sentinel3")
+    with pytest.raises(InputError, match="does not exist"):
+        get_sensor(tmp_path / "none.yaml")
+
+
+def test_contract_checks_and_round_trips() -> None:
+    contract = BandContract(get_sensor("rgb"), (1.0, 2.0, 3.0), (1.0, 1.0, 1.0), ("CC0",), ("me",))
+    assert BandContract.from_dict(json.loads(json.dumps(contract.to_dict()))) == contract
+    assert contract.indices(["nir", "blue", "green", "red"]) == [3, 2, 1]
+    with pytest.raises(BandError, match="expected 3 means"):
+        BandContract(get_sensor("rgb"), (1.0,), (1.0, 1.0, 1.0))
