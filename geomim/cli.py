@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from geomim import __version__
 from geomim.errors import ConfigError, GeomimError, nearest
+from geomim.resources import shipped
 
 
 class Verb(NamedTuple):
@@ -70,6 +71,7 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"geomim {__version__}")
         return 0
+    arguments = _find_configs(arguments)
     for words in (2, 1):
         name = " ".join(arguments[:words])
         if name in VERBS:
@@ -88,6 +90,17 @@ def _dispatch(arguments: list[str]) -> int:
         print(overview(arguments[0]))
         return 0
     raise ConfigError(f"unknown verb '{arguments[0]}'{nearest(arguments[0], {verb.split()[0] for verb in VERBS})}")
+
+
+def _find_configs(arguments: list[str]) -> list[str]:
+    """Let `--config configs/...` mean the shipped file where the user has none of that name."""
+    found = list(arguments)
+    for place, word in enumerate(found):
+        if word == "--config" and place + 1 < len(found):
+            found[place + 1] = str(shipped(found[place + 1]))
+        elif word.startswith("--config="):
+            found[place] = f"--config={shipped(word.removeprefix('--config='))}"
+    return found
 
 
 def overview(group: str = "") -> str:

@@ -1,0 +1,30 @@
+"""Files that ship with geomim: `configs/` and `datasets/`, beside the package in a clone and inside it in a wheel."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from geomim.errors import InputError, nearest
+
+
+def shipped(path: str) -> Path:
+    """Find a file as given, or else among those that ship with geomim.
+
+    Args:
+        path: A path of the user's, or one such as `configs/pretrain/small_cpu.yaml`.
+
+    Raises:
+        InputError: There is no such file; the nearest shipped one is named.
+    """
+    if Path(path).is_file():
+        return Path(path)
+    package = Path(str(files("geomim")))
+    for root in (package, package.parent):
+        if (root / path).is_file():
+            return root / path
+    root = package if (package / "configs").is_dir() else package.parent
+    known = [
+        file.relative_to(root).as_posix() for kind in ("configs", "datasets") for file in (root / kind).rglob("*.yaml")
+    ]
+    raise InputError(f"file '{path}' does not exist{nearest(path, known)}")
