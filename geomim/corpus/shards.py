@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,11 +211,11 @@ class TileWriter:
         self._file: Any = None
         self._index = np.empty((0, 2), "<u8")
 
-    def append(self, tiles: np.ndarray, stored: np.ndarray | None = None) -> None:
+    def append(self, tiles: Iterable[np.ndarray], stored: np.ndarray | None = None) -> None:
         """Add tiles behind the last one.
 
         Args:
-            tiles: `(n, *tile)`.
+            tiles: `(n, *tile)`, or one after another.
             stored: `(n,)` bool, False for tiles that are all `fill` and need no bytes; all stored where None.
         """
         little = self.dtype.newbyteorder("<")

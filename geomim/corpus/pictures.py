@@ -1,0 +1,151 @@
+"""Pictures of tiles and of a corpus, as small PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import shapely
+from matplotlib.figure import Figure
+
+from geomim.errors import BandError
+from geomim.sensors import Sensor, match_bands
+
+_COLOURS = (("red", "green", "blue"), ("nir", "red", "green"), ("swir1", "nir", "red"))
+_NO_DATA = 96  # grey of invalid pixels
+_LINES = ("#c0392b", "#27ae60", "#2471a3", "#8e44ad", "#d68910", "#16a085", "#7f8c8d", "#2c3e50")
+
+
+def display_bands(sensor: Sensor) -> list[int]:
+    """Which bands to show as red, green and blue: true colour, else a usual false colour, else the first band."""
+    for names in _COLOURS:
+        try:
+            return match_bands(names, sensor.bands)
+        except BandError:
+            continue
+    return [0, 0, 0]
+
+
+def display_limits(mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Limits for `composite` that suit all tiles of a corpus: two standard deviations about the mean.
+
+    Returns:
+        `(C, 2)` lowest and highest number of each band.
+    """
+    centre, width = np.asarray(mean), 2 * np.asarray(std)
+    return np.stack([centre - width, centre + width], 1)
+
+
+def composite(
+    tile: np.ndarray, sensor: Sensor, valid: np.ndarray | None = None, limits: np.ndarray | None = None
+) -> np.ndarray:
+    """A tile in colours.
+
+    Args:
+        tile: `(C, H, W)`, bands in the sensor's order.
+        sensor: Says which bands are red, green and blue.
+        valid: `(H, W)` bool; other pixels are grey. All valid where None.
+        limits: `(C, 2)` numbers shown as black and full colour; the 2nd and 98th percentile of the tile where None.
+
+    Returns:
+        `(H, W, 3)` uint8.
+    """
+    valid = np.isfinite(tile).all(0) if valid is None else valid & np.isfinite(tile).all(0)
+    shown = np.full((*tile.shape[1:], 3), _NO_DATA, np.uint8)
+    if not valid.any():
+        return shown
+    for channel, band in enumerate(display_bands(sensor)):
+        values = tile[band].astype(np.float64)
+        low, high = np.percentile(values[valid], [2, 98]) if limits is None else limits[band]
+        scaled = np.clip((np.where(valid, values, low) - low) / max(high - low, 1e-12), 0, 1)
+        shown[..., channel] = np.where(valid, np.round(255 * scaled), _NO_DATA)
+    return shown
+
+
+def contact_sheet(pictures: Sequence[np.ndarray], columns: int, gap: int = 4) -> np.ndarray:
+    """Pictures of one size side by side.
+
+    Args:
+        pictures: `(H, W, 3)` uint8 each.
+        columns: Pictures in a row.
+        gap: White pixels between them.
+
+    Returns:
+        `(h, w, 3)` uint8.
+    """
+    height, width = pictures[0].shape[:2]
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, columns)
+        top, left = row * (height + gap), column * (width + gap)
+        sheet[top : top + height, left : left + width] = picture
+    return sheet
+
+
+def save_picture(path: Path, picture: np.ndarray) -> None:
+    """Write `(H, W, 3)` uint8 as PNG."""
+    matplotlib.image.imsave(path, np.ascontiguousarray(picture))
+
+
+def save_histograms(path: Path, tiles: np.ndarray, valid: np.ndarray, sensor: Sensor) -> None:
+    """Draw how the numbers of each band are distributed.
+
+    Args:
+        path: PNG file.
+        tiles: `(n, C, H, W)`.
+        valid: `(n, H, W)` bool.
+        sensor: Names the bands.
+    """
+    figure, axes = _figure(7.5, 3)
+    values = [tiles[:, band][valid].astype(np.float64) for band in range(tiles.shape[1])]
+    values = [band[np.isfinite(band)] for band in values]
+    ends = np.array([np.percentile(band, [0.2, 99.8]) for band in values if len(band)])
+    low, high = ends[:, 0].min(), ends[:, 1].max()
+    whole = tiles.dtype.kind in "iu" and high - low < 256
+    bins = np.arange(low, high + 2) - 0.5 if whole else np.linspace(low, max(high, low + 1e-9), 128)
+    for number, band in enumerate(values):
+        style = {"color": _LINES[number % len(_LINES)], "linestyle": "-" if number < len(_LINES) else "--"}
+        counts, _ = np.histogram(band, bins)
+        axes.stairs(counts / max(len(band), 1), bins, label=sensor.names[number], linewidth=1.2, **style)
+    axes.set(xlabel=f"stored number ({sensor.unit} = {sensor.scale:g} x number + {sensor.offset:g})", yticks=[])
+    axes.set_ylabel("share of pixels")
+    axes.legend(frameon=False, fontsize=8, ncols=2 if len(values) > 6 else 1)
+    figure.savefig(path, dpi=120)
+
+
+def save_footprints(path: Path, kept: Sequence[bytes], dropped: Sequence[bytes]) -> None:
+    """Draw where the tiles lie.
+
+    Args:
+        path: PNG file.
+        kept: Footprints as WKB, longitude and latitude.
+        dropped: The same, of dropped tiles.
+    """
+    figure, axes = _figure(7.5, 4.5)
+    latitude = []
+    for footprints, colour, label in ((dropped, "#c0392b", "dropped"), (kept, "#2471a3", "kept")):
+        for number, shape in enumerate(shapely.from_wkb(list(footprints))):
+            for part in shapely.get_parts(shape):
+                x, y = shapely.get_coordinates(part).T
+                latitude.append(y.mean())
+                axes.fill(x, y, facecolor=colour, alpha=0.25, label=None if number else label)
+                axes.plot(x, y, color=colour, linewidth=0.6)
+    axes.set(xlabel="longitude", ylabel="latitude")
+    axes.set_aspect(1 / max(np.cos(np.radians(np.mean(latitude))), 0.1), adjustable="datalim")
+    axes.ticklabel_format(useOffset=False)
+    axes.tick_params(labelsize=8)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Any]:
+    """A figure of its own: no global state, no window system."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
