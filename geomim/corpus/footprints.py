@@ -86,7 +86,8 @@ def _ring(crs: Any, transform: Affine, height: int, width: int, segments: int) -
 def _outline(ring: np.ndarray) -> BaseGeometry | None:
     if abs(ring[-1, 0] - ring[0, 0]) > 180:  # the ring goes round a pole
         return None
-    polygon = shapely.Polygon(ring)
+    # Unwrapping leaves the last corner a rounding error beside the first, which makes an invalid polygon.
+    polygon = shapely.Polygon(np.round(ring[:-1], 9))
     west, _, east, _ = polygon.bounds
     if west >= -180 and east <= 180:
         return shapely.normalize(polygon)

@@ -59,7 +59,9 @@ def offer(uri: str, dataset: Any) -> Offer:
         dataset: Open `rasterio.DatasetReader`.
     """
     colours = [colour.name for colour in dataset.colorinterp]
-    alpha = next((place for place, colour in enumerate(colours) if colour == "alpha"), None)
+    # Programs mark the last of four bands as alpha by habit; a name of its own says that it is none.
+    unnamed = [not name or "alpha" in name.lower() for name in dataset.descriptions]
+    alpha = next((place for place, colour in enumerate(colours) if colour == "alpha" and unnamed[place]), None)
     bands: list[Band | None] = []
     described = False
     for place, (description, colour) in enumerate(zip(dataset.descriptions, colours, strict=True)):

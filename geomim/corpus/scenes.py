@@ -149,7 +149,9 @@ class Scene:
         """Affine of a window's own pixel grid, or None."""
         if self.transform is None:
             return None
-        return self.transform * Affine.translation(window.col_off, window.row_off)
+        a, b, c, d, e, f = self.transform[:6]
+        col, row = window.col_off, window.row_off
+        return Affine(a, b, a * col + b * row + c, d, e, d * col + e * row + f)
 
     def close(self) -> None:
         """Close the file."""
@@ -346,13 +348,14 @@ def _remote(uri: str) -> bool:
 
 
 def _environment(uri: str) -> rasterio.Env:
-    """GDAL settings: no listing of the folder at every open, truncated JPEG is an error, a bounded cache.
+    """GDAL settings: no listing of the folder at every open, truncated JPEG and PNG are errors, a bounded cache.
 
     Side files (world files, masks) are still looked for by name, except over the network.
     """
     return rasterio.Env(
         GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR" if _remote(uri) else "TRUE",
         GDAL_ERROR_ON_LIBJPEG_WARNING="YES",
+        GDAL_PNG_WHOLE_IMAGE_OPTIM="NO",  # the fast path returns garbage for a truncated PNG (seen in GDAL 3.10)
         GDAL_CACHEMAX=256,  # MB
     )
 

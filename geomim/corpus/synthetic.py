@@ -252,8 +252,10 @@ def _stamp(draft: _Draft, row: int, col: int, name: str, rng: np.random.Generato
 
 def _feature(draft: _Draft, name: str, box: tuple[int, int, int, int]) -> dict[str, Any]:
     x1, y1, x2, y2 = box
-    corners = [draft.transform * corner for corner in ((x1, y1), (x1, y2), (x2, y2), (x2, y1), (x1, y1))]
-    lon, lat = warp_points(_CRS, "OGC:CRS84", *zip(*corners, strict=True))
+    left, top = draft.transform.c, draft.transform.f
+    eastings = [left + _GSD * x for x in (x1, x1, x2, x2, x1)]
+    northings = [top - _GSD * y for y in (y1, y2, y2, y1, y1)]
+    lon, lat = warp_points(_CRS, "OGC:CRS84", eastings, northings)
     ring = [[round(x, 7), round(y, 7)] for x, y in zip(lon, lat, strict=True)]
     return {
         "type": "Feature",

@@ -1,0 +1,189 @@
+import itertools
+import tracemalloc
+from collections import Counter
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+
+from geomim.corpus import slicing
+from geomim.corpus.scenes import Scene, find_scenes, open_scene
+from geomim.corpus.slicing import slice_scene, starts, windows
+from geomim.errors import InputError
+from geomim.sensors import get_sensor
+
+
+def write(path, pixels, block=None, **profile):
+    shape = dict(zip(("count", "height", "width"), pixels.shape, strict=True))
+    tiling = {"tiled": True, "blockxsize": block, "blockysize": block} if block else {}
+    place = {"crs": "EPSG:32632", "transform": Affine(10, 0, 5e5, 0, -10, 54e5)}
+    with rasterio.open(
+        path, "w", driver="GTiff", dtype=pixels.dtype.name, **shape, **tiling, **place, **profile
+    ) as file:
+        file.write(pixels)
+        for band in range(pixels.shape[0]):
+            file.set_band_description(band + 1, f"band {chr(97 + band)}")
+    return path
+
+
+def numbers(bands, height, width, dtype=np.uint16):
+    return np.arange(1, bands * height * width + 1).reshape(bands, height, width).astype(dtype)
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 130), (64, 64), (10, 7), (65, 64), (1, 500)])
+def test_windows_cover_every_pixel_once(height, width):
+    count = np.zeros((height + 64, width + 64), int)
+    grid = windows(height, width, 64)
+    for window in grid:
+        count[window.row_off : window.row_off + 64, window.col_off : window.col_off + 64] += 1
+        assert window.row_off < height and window.col_off < width
+    assert (count[:height, :width] == 1).all()
+    places = [(window.row_off, window.col_off) for window in grid]
+    assert places == sorted(places)  # rows of blocks from the top
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 100, 128, 129, 500])
+@pytest.mark.parametrize("stride", [1, 20, 32, 64, 90, 700])
+def test_starts_reach_the_border_and_stop(length, stride):
+    first = starts(length, 64, stride)
+    assert first[0] == 0 and all(b - a == stride for a, b in itertools.pairwise(first))
+    assert first[-1] < length
+    assert first[-1] + max(64, stride) >= length  # nothing is left but a gap of the stride
+    assert len(first) == 1 or first[-2] + 64 < length  # no tile only repeats
+
+
+@pytest.mark.parametrize(("tile", "stride"), [(0, None), (64, 0), (-1, 3)])
+def test_sizes_below_one_pixel_are_refused(tile, stride):
+    with pytest.raises(InputError, match="at least 1 pixel"):
+        windows(10, 10, tile, stride)
+
+
+@pytest.mark.parametrize("block", [None, 32, 48])
+@pytest.mark.parametrize(("tile", "stride"), [(64, 64), (64, 24), (50, 75), (32, 200), (300, 300)])
+def test_tiles_are_the_pixels_of_their_windows(tmp_path, block, tile, stride):
+    pixels = numbers(2, 150, 210)
+    with open_scene(write(tmp_path / "a.tif", pixels, block)) as scene:
+        tiles = list(slice_scene(scene, tile, stride))
+    padded = np.zeros((2, 900, 900), np.uint16)
+    padded[:, :150, :210] = pixels
+    assert [(t.row, t.col) for t in tiles] == [(w.row_off, w.col_off) for w in windows(150, 210, tile, stride)]
+    for t in tiles:
+        expected = padded[:, t.row : t.row + tile, t.col : t.col + tile]
+        assert t.pixels.dtype == np.uint16 and np.array_equal(t.pixels, expected)
+        assert np.array_equal(t.valid, expected[0] > 0)
+        assert t.transform == Affine(10, 0, 5e5 + 10 * t.col, 0, -10, 54e5 - 10 * t.row)
+
+
+def test_tiles_are_their_own_memory(tmp_path):
+    with open_scene(write(tmp_path / "a.tif", numbers(1, 64, 64))) as scene:
+        tiles = list(slice_scene(scene, 32))
+    tiles[0].pixels[:] = 0
+    assert (tiles[1].pixels > 0).all() and all(tile.pixels.base is None for tile in tiles)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata", "fill"), [("int16", -9999, -9999), ("float32", np.nan, np.nan), ("uint8", None, 0)]
+)
+def test_padding_is_nodata_and_invalid(tmp_path, dtype, nodata, fill):
+    with open_scene(write(tmp_path / "a.tif", numbers(2, 20, 30, dtype), nodata=nodata)) as scene:
+        (tile,) = slice_scene(scene, 64)
+    assert tile.pixels.shape == (2, 64, 64) and tile.valid.sum() == 20 * 30 and tile.valid[:20, :30].all()
+    np.testing.assert_array_equal(tile.pixels[:, ~tile.valid], np.asarray(fill, dtype))
+
+
+def test_nodata_inside_is_invalid(tmp_path):
+    pixels = numbers(2, 64, 64)
+    pixels[:, 10:20, 30:40] = 7
+    pixels[0, 40, 40] = 7  # in one band only: a measurement
+    with open_scene(write(tmp_path / "a.tif", pixels, nodata=7)) as scene:
+        (tile,) = slice_scene(scene, 64)
+    assert (~tile.valid).sum() == 100 + ((pixels == 7).all(0).sum() - 100) and not tile.valid[10:20, 30:40].any()
+    assert tile.valid[40, 40]
+
+
+class Counting:
+    """Stands for the dataset of a scene and remembers which blocks were asked for."""
+
+    def __init__(self, dataset, block):
+        self.dataset, self.block, self.blocks, self.largest = dataset, block, Counter(), 0
+
+    def read(self, bands, window):
+        (top, bottom), (left, right) = window.toranges()
+        height, width = self.block
+        rows, cols = range(top // height, -(-bottom // height)), range(left // width, -(-right // width))
+        self.blocks.update((row, col) for row in rows for col in cols)
+        self.largest = max(self.largest, (bottom - top) * (right - left))
+        return self.dataset.read(bands, window=window)
+
+    def close(self):
+        self.dataset.close()
+
+
+def counted(path, sensor=None):
+    scene = open_scene(path, sensor)
+    counting = Counting(scene._dataset, scene.block)
+    object.__setattr__(scene, "_dataset", counting)
+    return scene, counting
+
+
+@pytest.mark.parametrize("block", [None, 64, 48])
+@pytest.mark.parametrize(("tile", "stride"), [(64, 64), (32, 32), (50, 20), (100, 100)])
+def test_every_block_is_read_once(tmp_path, block, tile, stride):
+    scene, counting = counted(write(tmp_path / "a.tif", numbers(1, 300, 200), block))
+    with scene:
+        assert len(list(slice_scene(scene, tile, stride))) == len(windows(300, 200, tile, stride))
+    assert set(counting.blocks.values()) == {1}
+    assert len(counting.blocks) == -(-300 // scene.block[0]) * -(-200 // scene.block[1])
+    assert counting.largest <= (max(tile, stride) + scene.block[0]) * 200
+
+
+def test_scenes_wider_than_the_buffer_are_cut_in_columns_and_still_read_once(tmp_path, monkeypatch):
+    pixels = numbers(1, 128, 1024)
+    path = write(tmp_path / "wide.tif", pixels, 64)
+    with open_scene(path) as scene:
+        whole = {(tile.row, tile.col): tile.pixels for tile in slice_scene(scene, 32)}
+    monkeypatch.setattr(slicing, "_BUFFER_BYTES", 3 * 96 * 256)
+    scene, counting = counted(path)
+    with scene:
+        parts = list(slice_scene(scene, 32))
+    assert set(counting.blocks.values()) == {1} and counting.largest <= 96 * 256
+    assert len(parts) == len(whole)
+    assert all(np.array_equal(tile.pixels, whole[tile.row, tile.col]) for tile in parts)
+
+
+def test_memory_is_bounded_by_rows_and_not_by_the_scene(tmp_path):
+    path = tmp_path / "tall.tif"
+    profile = {"driver": "GTiff", "count": 1, "height": 16384, "width": 512, "dtype": "uint8", "nodata": 255}
+    with rasterio.open(path, "w", tiled=True, blockxsize=256, blockysize=256, compress="deflate", **profile) as file:
+        file.write(np.ones((1, 512, 512), np.uint8), window=rasterio.windows.Window(0, 8192, 512, 512))
+    tracemalloc.start()
+    with open_scene(path) as scene:
+        count = sum(1 for _ in slice_scene(scene, 256))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 128 and peak < 16384 * 512 / 4
+
+
+def test_a_block_that_cannot_be_read_is_a_sentence(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 9000, (2, 256, 256)).astype("u2")
+    path = write(tmp_path / "broken.tif", pixels, 64, compress="deflate")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 5000] = bytes(5000)
+    path.write_bytes(content)
+    seen = []
+    with pytest.raises(InputError, match=r"broken\.tif' cannot be read at row"), open_scene(path) as scene:
+        for tile in slice_scene(scene, 64):
+            seen.append(tile)
+    assert len(seen) < 16
+
+
+def test_real_scenes_are_whole(data_dir):
+    for path in find_scenes([data_dir / "naip"]):
+        with open_scene(path, get_sensor("naip")) as scene:
+            whole, tiles = scene.read(), list(slice_scene(scene, 200))
+        mosaic = np.zeros((4, 1000, 1000), np.uint8)
+        for tile in tiles:
+            mosaic[:, tile.row : tile.row + 200, tile.col : tile.col + 200] = tile.pixels
+        assert np.array_equal(mosaic[:, : whole.shape[1], : whole.shape[2]], whole)
+        assert isinstance(scene, Scene) and sum(tile.valid.sum() for tile in tiles) == whole[0].size
