@@ -169,7 +169,7 @@ def test_a_block_that_cannot_be_read_is_a_sentence(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 9000, (2, 256, 256)).astype("u2")
     path = write(tmp_path / "broken.tif", pixels, 64, compress="deflate")
     content = bytearray(path.read_bytes())
-    content[len(content) // 2 : len(content) // 2 + 5000] = bytes(5000)
+    content[len(content) // 2 : len(content) // 2 + 20000] = bytes(20000)  # two whole blocks
     path.write_bytes(content)
     seen = []
     with pytest.raises(InputError, match=r"broken\.tif' cannot be read at row"), open_scene(path) as scene:
