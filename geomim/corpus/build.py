@@ -10,10 +10,10 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from rich.progress import Progress
 
 from geomim.corpus.decide import decide
 from geomim.corpus.finish import Staged, finish
-from geomim.corpus.labels import assign_labels, assign_splits
+from geomim.corpus.labels import Masks, assign_labels, assign_splits
 from geomim.corpus.report import print_funnel, print_summary, write_report
 from geomim.corpus.scenes import find_scenes
 from geomim.corpus.staging import BYTES_PER_TASK, SCENES_PER_TASK, Header, Plan, Source, cut, scan
@@ -93,7 +93,8 @@ def build(
         near: Bits, 0 to 4, in which the perceptual hashes of near duplicates may differ; null keeps near duplicates.
         labels: `folder` (the class is the name of the folder), or a CSV or JSONL file with columns `image` and
             `label`.
-        masks: Folder of label rasters named like the scenes, with `classes.json`.
+        masks: Folder of label rasters named like the scenes, with the names of the classes in
+            `classes.json` or in their tag `CLASSES`.
         split: CSV or JSONL file with columns `image` and `split` (train, val, test). Its val and test tiles are never
             dropped as duplicates; their copies leave train.
         test_share: Where there is no split file, the share of scenes held out as test, 0 to 1.
@@ -107,7 +108,7 @@ def build(
 
     Raises:
         InputError: A source or an argument is wrong, or no source can be read.
-        BandError: The sources have different bands or number types.
+        BandError: The sources have different bands.
         CorpusError: `out` holds something else.
     """
     given = Recipe(
@@ -128,7 +129,7 @@ def build(
     _check(given)
     folder, console = Path(out), Console(stderr=True)
     if _finished(folder, given, overwrite):
-        console.print(f"'{folder}' is built already with this recipe; --overwrite builds it again")
+        console.print(f"'{folder}' is built already with this recipe; --overwrite builds it again", soft_wrap=True)
         _report(folder)
         return folder
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
@@ -147,7 +148,7 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, progress: Progress) -> Non
     folders = [_task(work, number) for number in range(len(tasks))]
     decisions = work / "decisions.parquet"
     decide(folders, decisions, recipe.min_valid, recipe.near, recipe.split is not None, progress)
-    first = next(header for header in headers if header.sensor is not None)
+    first = next(header for header in headers if not header.refused)
     staged = Staged(folders, decisions, first.sensor, first.dtype, recipe.tile)
     refused = [(header.uri, header.refused) for header in headers if header.refused]
     finish(folder, staged, asdict(recipe), refused, progress)
@@ -182,6 +183,8 @@ def _check(recipe: Recipe) -> None:
         raise InputError("--labels and --masks both label tiles: give one of them")
     if recipe.split and recipe.test_share:
         raise InputError("--split and --test-share both split the scenes: give one of them")
+    if recipe.masks:
+        Masks(recipe.masks)  # says now what is wrong with the folder
 
 
 def _finished(folder: Path, recipe: Recipe, overwrite: bool) -> bool:
@@ -281,6 +284,7 @@ def _scan(recipe: Recipe, folder: Path, pool: Workers) -> list[Header]:
     parts = pool.run("opening sources", scan, [(plan, chunk) for chunk in chunks], inline=len(uris) < 2000)
     headers = [header for part in parts for header in part]
     _refuse_mixtures(headers)
+    headers = _of_one_type(headers)
     if all(header.refused for header in headers):
         raise InputError(_nothing(headers))
     _tasks(recipe, headers)  # a split or label file that does not fit is an error now, not after minutes
@@ -290,20 +294,38 @@ def _scan(recipe: Recipe, folder: Path, pool: Workers) -> list[Header]:
 
 
 def _refuse_mixtures(headers: Iterable[Header]) -> None:
-    kinds: dict[tuple[Sensor | None, str], list[str]] = defaultdict(list)
+    kinds: dict[Sensor, list[str]] = defaultdict(list)
     for header in headers:
-        if not header.refused:
-            kinds[header.sensor, header.dtype].append(header.uri)
+        if header.sensor is not None:
+            kinds[header.sensor].append(header.uri)
     if len(kinds) > 1:
         listed = "; ".join(
-            f"{len(uris)} of {sensor.name} ({', '.join(sensor.names)}; {dtype}), such as '{uris[0]}'"
-            for (sensor, dtype), uris in sorted(kinds.items(), key=lambda kind: -len(kind[1]))
-            if sensor is not None
+            f"{len(uris)} of {sensor.name} ({', '.join(sensor.names)}), such as '{uris[0]}'"
+            for sensor, uris in sorted(kinds.items(), key=lambda kind: -len(kind[1]))
         )
         raise BandError(
-            f"a corpus holds one sensor and one type of numbers; the sources are of {len(kinds)} kinds: {listed}. "
+            f"a corpus holds one sensor; the sources are of {len(kinds)} kinds: {listed}. "
             "Build a corpus of each, or choose common bands with --sensor or --bands"
         )
+
+
+def _of_one_type(headers: Sequence[Header]) -> list[Header]:
+    """Skip the scenes whose numbers are of another type than most: one array holds one type, and none is converted."""
+    counts = Counter(header.dtype for header in headers if not header.refused)
+    if len(counts) < 2:
+        return list(headers)
+    (usual, count), *_ = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return [
+        replace(
+            header,
+            tiles=0,
+            refused=f"'{header.uri}' stores {header.dtype} and {count} other sources {usual}, and a corpus holds one "
+            "type: build a corpus of its own, or convert it",
+        )
+        if not header.refused and header.dtype != usual
+        else header
+        for header in headers
+    ]
 
 
 def _nothing(headers: Sequence[Header]) -> str:

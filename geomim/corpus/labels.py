@@ -11,8 +11,8 @@ import numpy as np
 import rasterio
 import xxhash
 from rasterio.errors import RasterioError
-from rasterio.windows import Window
 
+from geomim.corpus.scenes import SUFFIXES
 from geomim.corpus.store import IGNORE
 from geomim.errors import InputError
 
@@ -105,7 +105,7 @@ def assign_splits(uris: Sequence[str], file: str | None, test_share: float) -> l
     if not 0 <= test_share < 1:
         raise InputError(f"the share of test scenes must lie in 0..1, given {test_share}")
     count = min(max(1, round(test_share * len(uris))), len(uris) - 1) if test_share else 0
-    ranked = sorted(range(len(uris)), key=lambda i: (xxhash.xxh3_64_intdigest(Path(uris[i]).name), uris[i]))
+    ranked = sorted(range(len(uris)), key=lambda i: (xxhash.xxh3_64_intdigest(Path(uris[i]).name.encode()), uris[i]))
     held_out = set(ranked[:count])
     return ["test" if i in held_out else "train" for i in range(len(uris))]
 
@@ -135,23 +135,27 @@ class Masks:
     """Label rasters of scenes: one band of class numbers on the scene's own pixel grid.
 
     Args:
-        folder: Holds a raster for each scene with the scene's name, or that name and `_label`, `_labels` or `_mask`;
-            and `classes.json`, class names by number: `{"1": "forest", "2": "water"}` or a list. Numbers without a
-            name (0 where it has none) mean "not labelled".
+        folder: Holds a raster for each scene with the scene's name, or that name and `_label`, `_labels` or `_mask`.
+            Class names by number stand in a file `classes.json` beside them, as `{"1": "forest", "2": "water"}` or a
+            list, or in each raster's tag `CLASSES` in the same form. Numbers without a name, and a raster's nodata
+            value, mean "not labelled".
 
     Attributes:
         classes: Class names; a mask holds places in this list.
 
     Raises:
-        InputError: The folder, or the file with the names, is missing or of another form.
+        InputError: The folder or the names are missing or of another form.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise InputError(f"mask folder '{folder}' does not exist")
-        self._files = {file.stem: file for file in sorted(self.folder.iterdir()) if file.suffix.lower() != ".json"}
-        numbers, self.classes = _class_names(self.folder / "classes.json")
+        rasters = [file for file in sorted(self.folder.iterdir()) if file.suffix.lower() in SUFFIXES]
+        self._files = {file.stem: file for file in rasters if not file.name.startswith(".")}
+        if not self._files:
+            raise InputError(f"mask folder '{folder}' holds no raster")
+        numbers, self.classes = _class_names(self.folder / "classes.json", next(iter(self._files.values())))
         self._table = np.full(256, IGNORE, np.uint8)
         self._table[numbers] = np.arange(len(numbers))
 
@@ -184,7 +188,7 @@ class Masks:
                         f"label raster '{file}' has {raster.height} x {raster.width} pixels, "
                         f"its scene {height} x {width}"
                     )
-                numbers = raster.read(1, window=Window(0, 0, width, height))
+                numbers = raster.read(1)
         except (RasterioError, OSError) as error:
             raise InputError(f"label raster '{file}' cannot be read ({error})") from error
         if numbers.dtype.kind not in "uib":
@@ -193,17 +197,21 @@ class Masks:
         return np.where(inside, self._table[np.where(inside, numbers, 0).astype(np.uint8)], IGNORE).astype(np.uint8)
 
 
-def _class_names(file: Path) -> tuple[list[int], list[str]]:
+def _class_names(file: Path, raster: Path) -> tuple[list[int], list[str]]:
+    """Numbers and names of the classes, sorted by number; without the raster's nodata value."""
     try:
-        names = json.loads(file.read_text(encoding="utf-8"))
+        with rasterio.open(raster) as opened:
+            text, nodata = opened.tags().get("CLASSES"), opened.nodata
+        names = json.loads(file.read_text(encoding="utf-8") if file.exists() or text is None else text)
         pairs: Iterable = enumerate(names) if isinstance(names, list) else names.items()
-        named = sorted((int(number), str(name)) for number, name in pairs)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        named = sorted((int(number), str(name)) for number, name in pairs if int(number) != nodata)
+    except (OSError, RasterioError, ValueError, AttributeError, TypeError) as error:
         raise InputError(
             f'\'{file}\' must give class names by number, such as {{"1": "forest", "2": "water"}} ({error})'
         ) from error
-    if not all(0 <= number < 255 for number, _ in named):
-        raise InputError(f"'{file}': class numbers must lie in 0..254, given {', '.join(str(n) for n, _ in named)}")
+    if not named or not all(0 <= number < IGNORE for number, _ in named):
+        given = ", ".join(str(number) for number, _ in named) or "none"
+        raise InputError(f"'{file}': class numbers must lie in 0..254, given {given}")
     return [number for number, _ in named], [name for _, name in named]
 
 

@@ -1,0 +1,314 @@
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+import rasterio
+
+from geomim.corpus import build as building
+from geomim.corpus import finish as finishing
+from geomim.corpus.build import build, inspect
+from geomim.corpus.store import Corpus
+from geomim.corpus.synthetic import write_scenes
+from geomim.errors import BandError, CorpusError, InputError
+
+
+def digest(folder, leave_out=("report",)):
+    """Hash of every file's name and bytes."""
+    found = {}
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder)
+        if file.is_file() and name.parts[0] not in leave_out:
+            found[str(name)] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return found
+
+
+def write_image(path, pixels, **profile):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = {"driver": {".png": "PNG", ".jpg": "JPEG"}.get(path.suffix, "GTiff"), "dtype": pixels.dtype.name}
+    count, height, width = pixels.shape
+    with rasterio.open(path, "w", count=count, height=height, width=width, **options | profile) as raster:
+        raster.write(pixels)
+
+
+def photographs(folder, count=6, size=64, seed=0):
+    """RGB pictures in two class folders."""
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        coarse = rng.integers(0, 256, (3, 8, 8), dtype=np.uint8)
+        write_image(
+            folder / "ab"[number % 2] / f"{number}.png", np.kron(coarse, np.ones((size // 8, size // 8), np.uint8))
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("synthetic"), scenes=4, size=256)
+
+
+@pytest.fixture(scope="module")
+def built(planted, tmp_path_factory):
+    """Four procedural scenes with labels, cut into 64 px tiles in one process."""
+    out = tmp_path_factory.mktemp("built") / "corpus"
+    folder = planted.scenes[0].parent.parent
+    build(
+        [str(folder / "scenes")],
+        str(out),
+        tile=64,
+        masks=str(folder / "labels"),
+        test_share=0.25,
+        min_valid=0.9,
+        workers=1,
+    )
+    return out
+
+
+def again(planted, out, **more):
+    folder = planted.scenes[0].parent.parent
+    arguments = {"tile": 64, "masks": str(folder / "labels"), "test_share": 0.25, "min_valid": 0.9, "workers": 1} | more
+    return build([str(folder / "scenes")], str(out), **arguments)
+
+
+def test_planted_copies_are_found_and_nothing_else(planted, built):
+    rows = Corpus.open(built).table().to_pylist()
+    by_place = {(row["source"], row["row"], row["col"]): row for row in rows}
+    ids = {row["id"]: row for row in rows}
+    copies = {"exact duplicate": planted.exact, "near duplicate": planted.near}
+    for words, planted_copies in copies.items():
+        expected = set()
+        for copy in planted_copies:
+            for row in range(0, copy.size, 64):
+                for col in range(0, copy.size, 64):
+                    one = by_place[str(copy.source), copy.source_row + row, copy.source_col + col]
+                    two = by_place[str(copy.target), copy.target_row + row, copy.target_col + col]
+                    expected.add(frozenset([one["id"], two["id"]]))
+        dropped = [row for row in rows if row["reason"].startswith(words)]
+        assert {frozenset([row["id"], row["duplicate_of"]]) for row in dropped} == expected and expected
+        for row in dropped:
+            assert ids[row["duplicate_of"]]["kept"] and row["cluster"] == row["duplicate_of"]
+            assert (row["slot"] == -1) == (words == "exact duplicate")
+    assert all(row["slot"] >= 0 for row in rows if row["kept"])
+    few = [row for row in rows if row["reason"].startswith("valid fraction")]
+    assert few and all(row["valid_fraction"] < 0.9 and not row["kept"] for row in few)
+
+
+def test_pixels_are_those_of_the_scenes(built):
+    corpus = Corpus.open(built)
+    image, valid = corpus.array("image", 64), corpus.array("valid", 64)
+    table = corpus.table()
+    for row in table.filter(table["kept"]).to_pylist()[::7]:
+        with rasterio.open(row["source"]) as raster:
+            window = rasterio.windows.Window(row["col"], row["row"], 64, 64)
+            np.testing.assert_array_equal(image.read([row["slot"]])[0], raster.read(window=window))
+            assert valid.read([row["slot"]])[0].mean() == row["valid_fraction"]
+            assert list(raster.window_transform(window))[:6] == row["transform"]
+        assert row["epsg"] == 32632 and row["licence"] == "CC0-1.0" and row["time"].year == 2024
+
+
+def test_masks_give_labels_and_mask_arrays(planted, built):
+    corpus = Corpus.open(built)
+    assert corpus.classes == list(planted.classes[1:])
+    tiles = corpus.tiles()
+    rows = np.flatnonzero(tiles.labels >= 0)
+    assert len(rows) > len(tiles) / 2
+    masks, valid = tiles.mask(rows), tiles.valid(rows)
+    share = np.array(
+        [(mask[ok] == label).mean() for mask, ok, label in zip(masks, valid, tiles.labels[rows], strict=True)]
+    )
+    assert (share >= 0.6).all()
+
+
+def test_statistics_are_those_of_kept_train_pixels(built):
+    corpus = Corpus.open(built)
+    tiles = corpus.tiles()
+    train = np.flatnonzero(tiles.splits == "train")
+    assert 0 < len(train) < len(tiles)
+    pixels = tiles.read(train).transpose(1, 0, 2, 3)[:, tiles.valid(train)].astype(float)
+    np.testing.assert_allclose(corpus.contract.mean, pixels.mean(1), rtol=1e-12)
+    np.testing.assert_allclose(corpus.contract.std, pixels.std(1), rtol=1e-12)
+    assert corpus.meta["statistics"] | {"mean": 0, "std": 0} == {
+        "mean": 0,
+        "std": 0,
+        "split": "train",
+        "pixels": pixels.shape[1],
+    }
+    sources = corpus.table(["source", "split"]).group_by("source").aggregate([("split", "count_distinct")])
+    assert set(sources["split_count_distinct"].to_pylist()) == {1}  # whole scenes are held out
+
+
+def test_twice_and_with_two_processes_the_same_bytes(planted, built, tmp_path, monkeypatch):
+    monkeypatch.setattr(building, "_INLINE_TILES", 0)
+    monkeypatch.setattr(building, "SCENES_PER_TASK", 1)
+    one = digest(again(planted, tmp_path / "one", workers=1))
+    two = digest(again(planted, tmp_path / "two", workers=2))
+    assert one == two and len(one) > 8
+    merged = digest(built)  # built as one task: the same tiles and decisions
+    for name in ("catalogue.parquet", "catalogue/decisions.parquet", "tiles.zarr/64/image/c/0/0/0/0"):
+        assert one[name] == merged[name]
+
+
+@pytest.mark.parametrize("stage", ["cut", "decide", "_store", "write_catalogue", "write_json"])
+def test_a_stopped_build_goes_on(planted, built, tmp_path, monkeypatch, stage):
+    module = building if stage in ("cut", "decide") else finishing
+    calls = []
+
+    def stop(*_):
+        calls.append(stage)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, stage, stop)
+        with pytest.raises(KeyboardInterrupt):
+            again(planted, tmp_path / "corpus")
+    assert calls
+    with pytest.raises(CorpusError, match="unfinished corpus"):
+        Corpus.open(tmp_path / "corpus")
+    if stage != "cut":
+        monkeypatch.setattr(building, "cut", stop)  # what is done is not done again
+    monkeypatch.setattr(building, "scan", stop)
+    again(planted, tmp_path / "corpus")
+    assert digest(tmp_path / "corpus") == digest(built)
+    assert not (tmp_path / "corpus" / "work").exists()
+
+
+def test_a_finished_corpus_is_left_alone_and_another_recipe_refused(planted, tmp_path, capsys):
+    out = photographs(tmp_path / "photos") and tmp_path / "corpus"
+    build([str(tmp_path / "photos")], str(out), tile=64, workers=1)
+    before = (out / "corpus.json").stat().st_mtime_ns
+    build([str(tmp_path / "photos")], str(out), tile=64, workers=1)
+    assert "built already" in capsys.readouterr().err.replace("\n", " ")
+    assert (out / "corpus.json").stat().st_mtime_ns == before
+    with pytest.raises(CorpusError, match=r"tile: 64 there, 32 given.*--overwrite"):
+        build([str(tmp_path / "photos")], str(out), tile=32, workers=1)
+    build([str(tmp_path / "photos")], str(out), tile=32, workers=1, overwrite=True)
+    assert Corpus.open(out).sizes == (32,) and not (out / "tiles.zarr" / "64").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("keep me")
+    for overwrite in (False, True):
+        with pytest.raises(CorpusError, match="no corpus"):
+            build([str(tmp_path / "photos")], str(tmp_path / "mine"), tile=64, overwrite=overwrite)
+    assert (tmp_path / "mine" / "letter.txt").exists()
+
+
+def test_folder_labels_and_a_published_split(tmp_path):
+    folder = photographs(tmp_path / "photos")
+    shutil.copy(folder / "a" / "0.png", folder / "b" / "7.png")  # a copy of a train picture, in test
+    shutil.copy(folder / "a" / "2.png", folder / "b" / "9.png")  # and two of a test picture: test stays whole
+    split = [{"image": "a/0.png", "split": "train"}, {"image": "b/7.png", "split": "test"}]
+    split += [{"image": "photos/a/2.png", "split": "test"}, {"image": "9.png", "split": "test"}]
+    (tmp_path / "split.jsonl").write_text("\n".join(map(json.dumps, split)))
+    out = build([str(folder)], str(tmp_path / "c"), tile=64, labels="folder", split=str(tmp_path / "split.jsonl"))
+    rows = {row["source"].rpartition("/")[2]: row for row in Corpus.open(out).table().to_pylist()}
+    assert Corpus.open(out).classes == ["a", "b"]
+    assert rows["7.png"]["label"] == "b" and rows["7.png"]["split"] == "test" and rows["7.png"]["kept"]
+    assert rows["0.png"]["reason"] == f"exact duplicate of {rows['7.png']['id']}"
+    assert rows["2.png"]["kept"] and rows["9.png"]["kept"] and rows["2.png"]["xxh3"] == rows["9.png"]["xxh3"]
+    assert rows["1.png"]["split"] == "train"
+    (tmp_path / "other.csv").write_text("path,split\nnothing.png,test\n")
+    with pytest.raises(InputError, match="names none of the 8 sources"):
+        build([str(folder)], str(tmp_path / "d"), tile=64, split=str(tmp_path / "other.csv"))
+    assert not (tmp_path / "d").exists()
+    (tmp_path / "other.csv").write_text("path,class\na/0.png,x\nb/1.png,y\n")
+    out = build([str(folder)], str(tmp_path / "d"), tile=64, labels=str(tmp_path / "other.csv"))
+    assert Corpus.open(out).classes == ["x", "y"] and (Corpus.open(out).tiles().labels < 0).sum() == 4
+
+
+def test_mixed_sensors_are_refused_by_name_before_anything_is_written(tmp_path):
+    folder = photographs(tmp_path / "photos", 3)
+    write_image(folder / "grey.png", np.arange(64 * 64, dtype=np.uint8).reshape(1, 64, 64))
+    with pytest.raises(BandError, match=r"3 of rgb \(red, green, blue\).*1 of gray.*grey\.png"):
+        build([str(folder)], str(tmp_path / "c"), tile=64)
+    assert not (tmp_path / "c").exists()
+
+
+def test_another_type_of_numbers_is_skipped_with_a_sentence(tmp_path):
+    folder = photographs(tmp_path / "photos", 3)
+    write_image(folder / "deep.png", np.ones((3, 64, 64), np.uint16), photometric="RGB")
+    corpus = Corpus.open(build([str(folder)], str(tmp_path / "c"), tile=64))
+    assert corpus.tiles().dtype == np.uint8
+    assert "deep.png' stores uint16 and 3 other sources uint8" in corpus.skipped()["reason"][0].as_py()
+
+
+def test_damaged_files_are_listed_and_the_run_goes_on(tmp_path, capsys):
+    folder = photographs(tmp_path / "photos", 3, size=128)
+    (folder / "text.png").write_text("no picture")
+    pixels = np.random.default_rng(0).integers(1, 200, (3, 512, 512), dtype=np.uint8)
+    write_image(folder / "cut.tif", pixels, photometric="RGB", tiled=True, blockxsize=64, blockysize=64)
+    raw = (folder / "cut.tif").read_bytes()
+    (folder / "cut.tif").write_bytes(raw[: len(raw) * 2 // 3])
+    corpus = Corpus.open(build([str(folder)], str(tmp_path / "c"), tile=64, workers=1))
+    skipped = {row["source"].rpartition("/")[2]: row["reason"] for row in corpus.skipped().to_pylist()}
+    assert set(skipped) == {"text.png", "cut.tif"} and all(skipped.values())
+    assert len(corpus.table(["id"])) == 12  # no tile of the file that ended early
+    assert "sources skipped" in capsys.readouterr().err
+    shutil.rmtree(folder / "a"), shutil.rmtree(folder / "b")
+    with pytest.raises(InputError, match=r"no tile is kept.*2 skipped sources.*text\.png"):
+        build([str(folder)], str(tmp_path / "d"), tile=64, workers=1)
+    (folder / "cut.tif").unlink()
+    with pytest.raises(InputError, match=r"none of the 1 sources.*text\.png"):
+        build([str(folder)], str(tmp_path / "e"), tile=64, workers=1)
+
+
+def test_wrong_arguments_are_named(tmp_path):
+    folder = str(photographs(tmp_path / "photos", 2))
+    for wrong, words in [
+        ({"tile": 0}, "at least 1 pixel"),
+        ({"min_valid": 50}, "0 to 1; given 50"),
+        ({"near": 12}, "0 to 4; given 12"),
+        ({"test_share": 1.5}, "0..1, given 1.5"),
+        ({"labels": "folder", "masks": folder}, "--labels and --masks"),
+        ({"split": "a.csv", "test_share": 0.2}, "--split and --test-share"),
+        ({"masks": str(tmp_path / "none")}, "does not exist"),
+        ({"sensor": "sentinel22"}, "did you mean 'sentinel2'"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            build([folder], str(tmp_path / "c"), **wrong)
+
+
+def test_quirks_are_cut_or_skipped_with_a_sentence(data_dir, tmp_path, capsys):
+    corpus = Corpus.open(
+        build([str(data_dir / "geotiff_quirks")], str(tmp_path / "c"), sensor="rgb", tile=128, workers=1)
+    )
+    skipped = corpus.skipped().to_pylist()
+    used = set(corpus.table(["source"])["source"].to_pylist())
+    assert len(skipped) + len(used) == 22 and used
+    assert all(len(row["reason"]) > 20 and "Traceback" not in row["reason"] for row in skipped)
+    assert f"sources skipped {len(skipped)}" in " ".join(capsys.readouterr().err.split())
+
+
+def test_two_dates_of_naip(data_dir, tmp_path, capsys):
+    corpus = Corpus.open(
+        build(
+            [str(data_dir / "naip")], str(tmp_path / "c"), sensor="naip", tile=128, stride=64, licence="public domain"
+        )
+    )
+    table = corpus.table()
+    assert corpus.sensor.name == "naip" and corpus.contract.licences == ("public domain",)
+    assert set(table["epsg"].to_pylist()) == {26914} and table["geometry"].null_count == 0
+    assert not any("near" in reason for reason in table["reason"].to_pylist())  # eleven years apart is no copy
+    inspect(str(tmp_path / "c"))
+    assert "public domain" in capsys.readouterr().out
+
+
+def test_copies_planted_among_real_photographs(data_dir, tmp_path):
+    sources = sorted((data_dir / "rsicd" / "classes" / "airport").glob("*.jpg"))[:40]
+    folder = tmp_path / "photos"
+    for number, source in enumerate(sources):
+        with rasterio.open(source) as raster:
+            pixels = raster.read()
+        write_image(folder / f"{number:03d}.png", pixels)
+        if number < 10:
+            write_image(folder / f"{number:03d}_exact.png", pixels)
+        if number >= 30:
+            write_image(
+                folder / f"{number:03d}_near.jpg", np.clip(pixels * 0.9 + 8, 0, 255).astype(np.uint8), quality=60
+            )
+    table = Corpus.open(build([str(folder)], str(tmp_path / "c"), sensor="rgb", tile=128)).table()
+    rows = {row["source"].rpartition("/")[2]: row for row in table.to_pylist()}
+    for number in range(10):
+        assert rows[f"{number:03d}_exact.png"]["reason"] == f"exact duplicate of {rows[f'{number:03d}.png']['id']}"
+    found = sum(rows[f"{n:03d}_near.jpg"]["duplicate_of"] == rows[f"{n:03d}.png"]["id"] for n in range(30, 40))
+    assert found >= 9
+    assert sum(row["kept"] for row in rows.values()) == 40 + (10 - found)
