@@ -40,7 +40,8 @@ def _project(crs: Any, transform: Affine, cols: np.ndarray, rows: np.ndarray) ->
         degrees = np.stack(transformer.transform(x, y), axis=1)
     except pyproj.exceptions.ProjError:
         return None
-    return degrees if np.isfinite(degrees).all() else None
+    inside = np.isfinite(degrees).all() and np.abs(degrees[:, 1]).max() <= 90 + 1e-9
+    return degrees if inside else None
 
 
 def footprint(crs: Any, transform: Affine | None, height: int, width: int) -> BaseGeometry | None:

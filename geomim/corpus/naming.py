@@ -51,7 +51,7 @@ class Choice:
     alpha: int | None
 
 
-def offer(uri: str, dataset: Any) -> Offer:
+def read_offer(uri: str, dataset: Any) -> Offer:
     """Read the band names of an open rasterio dataset: descriptions, wavelengths, or colour interpretation.
 
     Args:
@@ -104,12 +104,15 @@ def _by_user(offer: Offer, sensor: Sensor | None, names: list[str]) -> Choice:
     chosen = sensor.select(kept) if sensor else None
     if offer.described:
         named = [(place, band) for place, band in enumerate(offer.bands) if band is not None]
-        try:
-            found = match_bands(chosen.bands if chosen else kept, [band for _, band in named])
-        except BandError:
-            pass  # the user renames the bands of the file
-        else:
-            return Choice(chosen or _guess(offer, [Band(name) for name in kept]), _pick(named, found), offer.alpha)
+        wanted = list(chosen.bands) if chosen else [Band(name) for name in kept]
+        known = [band for band in wanted if _offers(named, band)]
+        if len(known) == len(wanted):
+            found = match_bands(wanted, [band for _, band in named])
+            return Choice(chosen or _guess(offer, wanted).select(kept), _pick(named, found), offer.alpha)
+        if known:  # were it none of them, the user would be renaming the bands of the file
+            missing = ", ".join(band.name for band in wanted if band not in known)
+            given = ", ".join(band.name for _, band in named)
+            raise BandError(f"'{offer.uri}' names its bands {given}; --bands asks for {missing}: choose among them")
     if len(names) == len(offer.bands):
         places = list(range(len(offer.bands)))
     elif len(names) == len(offer.spectral):
@@ -120,7 +123,15 @@ def _by_user(offer: Offer, sensor: Sensor | None, names: list[str]) -> Choice:
         )
     taken = tuple(place for place, name in zip(places, names, strict=True) if name not in ("", "-"))
     alpha = None if offer.alpha in taken else offer.alpha
-    return Choice(chosen or _guess(offer, [Band(name) for name in kept]), taken, alpha)
+    return Choice(chosen or _guess(offer, [Band(name) for name in kept]).select(kept), taken, alpha)
+
+
+def _offers(named: Sequence[tuple[int, Band]], wanted: Band) -> bool:
+    try:
+        match_bands([wanted], [band for _, band in named])
+    except BandError:
+        return False
+    return True
 
 
 def _by_sensor(offer: Offer, sensor: Sensor) -> Choice:
@@ -146,8 +157,9 @@ def _by_sensor(offer: Offer, sensor: Sensor) -> Choice:
 def _by_file(offer: Offer) -> Choice:
     named = [(place, band) for place, band in enumerate(offer.bands) if band is not None]
     if len(named) == len(offer.spectral) and named:
-        sensor = _guess(offer, [band for _, band in named])
-        found = match_bands([band.name for band in sensor.bands], [band for _, band in named])
+        own = [band for _, band in named]
+        sensor = _guess(offer, own)
+        found = range(len(own)) if sensor.bands == tuple(own) else match_bands([b.name for b in sensor.bands], own)
         return Choice(sensor, _pick(named, found), offer.alpha)
     if len(offer.spectral) == 1:
         return Choice(Sensor("gray", (Band("gray"),)), (offer.spectral[0],), offer.alpha)

@@ -24,7 +24,7 @@ from rasterio.windows import Window
 from shapely.geometry.base import BaseGeometry
 
 from geomim.corpus.footprints import footprint, ground_sample_distance
-from geomim.corpus.naming import choose, offer
+from geomim.corpus.naming import choose, read_offer
 from geomim.errors import InputError
 from geomim.sensors import Sensor
 
@@ -192,9 +192,10 @@ def open_scene(uri: str | os.PathLike[str], sensor: Sensor | None = None, bands:
 
 def _describe(uri: str, dataset: Any, sensor: Sensor | None, bands: Sequence[str] | None) -> Scene:
     _check_pixels(uri, dataset)
-    choice = choose(offer(uri, dataset), sensor, bands)
+    choice = choose(read_offer(uri, dataset), sensor, bands)
     sensor = _scaled(uri, dataset, choice.sensor, choice.places, given=sensor is not None)
-    dtypes = {dataset.dtypes[place] for place in choice.places}
+    together = [*choice.places, *([] if choice.alpha is None else [choice.alpha])]  # read in one call
+    dtypes = {dataset.dtypes[place] for place in together}
     if len(dtypes) > 1:
         raise InputError(
             f"'{uri}' stores its bands as {', '.join(sorted(dtypes))}: choose bands of one type with --bands"
@@ -308,7 +309,7 @@ def acquisition_time(uri: str, tags: dict[str, str]) -> datetime | None:
     return None
 
 
-def find_scenes(sources: Iterable[str | os.PathLike[str]]) -> list[str]:
+def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[str]:
     """List rasters: files as given, folders searched recursively for `SUFFIXES`, patterns expanded.
 
     Hidden files are left out of folders. Addresses (`https://`, `/vsi...`) pass unchecked.
@@ -319,9 +320,9 @@ def find_scenes(sources: Iterable[str | os.PathLike[str]]) -> list[str]:
     Raises:
         InputError: A path does not exist, or nothing was found.
     """
-    sources = [str(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
+    given = [str(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
     found: set[str] = set()
-    for source in sources:
+    for source in given:
         if os.path.isdir(source):
             found.update(_walk(source))
         elif os.path.isfile(source) or _remote(source):
@@ -331,7 +332,7 @@ def find_scenes(sources: Iterable[str | os.PathLike[str]]) -> list[str]:
         else:
             raise InputError(f"'{source}' does not exist: give a raster, a folder of rasters or a pattern")
     if not found:
-        raise InputError(f"no raster in {', '.join(sources) or 'nothing'}: looked for {', '.join(SUFFIXES)}")
+        raise InputError(f"no raster in {', '.join(given) or 'nothing'}: looked for {', '.join(SUFFIXES)}")
     return sorted(found)
 
 

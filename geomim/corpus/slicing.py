@@ -66,8 +66,8 @@ def windows(height: int, width: int, tile: int, stride: int | None = None) -> li
 def slice_scene(scene: Scene, tile: int, stride: int | None = None) -> Iterator[Tile]:
     """Cut a scene into tiles, row by row.
 
-    Rows of blocks are decoded once, from the top, whatever tile and stride; at most about 256 MB of pixels are held.
-    A scene too wide for that is cut as one column of tiles after another.
+    Blocks are decoded once, from the top, whatever tile and stride; only the rows that the tiles of one row need are
+    held. Where those exceed 256 MB and the file is stored in blocks, one part of the columns follows another.
 
     Args:
         scene: Open scene.

@@ -19,7 +19,7 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.warp import transform as warp_points
 
-from geomim.corpus.textures import COLOURS, KINDS, bands, noise, patches
+from geomim.corpus.textures import COLOURS, KINDS, draw_bands, noise, patches
 from geomim.errors import InputError
 from geomim.sensors import SENSORS, Sensor
 
@@ -152,7 +152,7 @@ def write_scenes(
 def _draw(path: Path, index: int, size: int, count: int, rng: np.random.Generator) -> _Draft:
     kind, angle = patches(rng, size, len(KINDS))
     level = _LEVEL * np.linspace(0.7, 1.5, count, dtype=np.float32)[:, None, None]
-    pixels = level * (1 + _CONTRAST * bands(rng, kind, angle, count))
+    pixels = level * (1 + _CONTRAST * draw_bands(rng, kind, angle, count))
     cloud = np.clip((noise(rng, (size, size), 0.15 * size, 0.6 * size) - 1.6) / 0.3, 0, 1)
     pixels += cloud * (6500 + 700 * noise(rng, (size, size), 20, 120) - pixels)
     pixels = np.clip(np.rint(pixels), 1, 65535).astype(np.uint16)

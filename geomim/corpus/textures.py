@@ -1,7 +1,7 @@
 """Land-cover kinds as procedural textures: they differ in texture and layout, not in per-band mean and deviation.
 
-Every kind is drawn as two fields, a main one and a second one (shadows, fine grain). `bands` mixes them per band and
-normalises mean and deviation in a sliding box, so that a tile's pixel statistics say nothing about its kind.
+Every kind is drawn as two fields, a main one and a second one (shadows, fine grain). `draw_bands` mixes them per band
+and normalises mean and deviation in a sliding box, so that a tile's pixel statistics say nothing about its kind.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def patches(rng: np.random.Generator, size: int, kinds: int) -> tuple[np.ndarray
     return kind[nearest], angle[nearest]
 
 
-def bands(rng: np.random.Generator, kind: np.ndarray, angle: np.ndarray, count: int) -> np.ndarray:
+def draw_bands(rng: np.random.Generator, kind: np.ndarray, angle: np.ndarray, count: int) -> np.ndarray:
     """Draw the kinds and mix them into bands of equal statistics.
 
     Args:

@@ -38,6 +38,12 @@ def test_longitudes_beyond_180_come_home():
     assert outline.bounds == pytest.approx((-160, 9, -159, 10))
 
 
+def test_whole_earth_and_nonsense():
+    whole = footprint(CRS.from_epsg(4326), grid(-180, 90, 1), 180, 360)
+    assert whole.bounds == (-180, -90, 180, 90)
+    assert footprint(CRS.from_epsg(4326), grid(0, 0, 1), 512, 512) is None  # pixels taken for degrees
+
+
 def test_no_place_on_earth_is_none():
     mars = CRS.from_proj4("+proj=eqc +R=3396190 +units=m")
     for crs, transform in ((mars, grid(0, 0, 5)), (None, grid(0, 0, 5)), (CRS.from_epsg(4326), None)):

@@ -260,8 +260,24 @@ def test_names_in_another_order_are_followed(tmp_path):
         assert scene.sensor.name == "custom" and scene.sensor.names == ("blue", "green", "red", "nir")
     with open_scene(path, bands=["nir", "red"]) as scene:  # the file names its bands: a choice by name
         assert np.array_equal(scene.read(), pixels[[3, 2]])
+    with pytest.raises(BandError, match="--bands asks for nirr: choose among them"):
+        open_scene(path, bands=["blue", "green", "red", "nirr"])
     with open_scene(path, bands=["a", "b", "c", "-"]) as scene:  # the user renames them
         assert np.array_equal(scene.read(), pixels[:3])
+
+
+@pytest.mark.parametrize("names", [["blue", "green", "red"], ["B8A", "B04", "B03"], ["x", "red", "blue"]])
+def test_names_given_in_any_order_go_with_their_pixels(tmp_path, names):
+    pixels = image(3, np.uint16)
+    path = raster(tmp_path / "none.tif", pixels)
+    with open_scene(path, bands=names) as scene:
+        assert list(scene.sensor.names) == names and np.array_equal(scene.read(), pixels)
+    path = raster(tmp_path / "named.tif", pixels, descriptions=names[::-1])
+    with open_scene(path, bands=names) as scene:
+        assert list(scene.sensor.names) == names and np.array_equal(scene.read(), pixels[::-1])
+    with open_scene(path) as scene, rasterio.open(path) as file:
+        for name, band in zip(scene.sensor.names, scene.read(), strict=True):
+            assert np.array_equal(band, file.read(file.descriptions.index(name) + 1)), name
 
 
 def test_codes_that_several_sensors_use_are_refused(tmp_path):
