@@ -1,0 +1,283 @@
+"""`geomim evaluate`: how good is a frozen encoder, beside its floors?"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import timm
+import torch
+from rich.console import Console
+from rich.progress import Progress, track
+from torch import nn
+
+from geomim import __version__
+from geomim.data.labelled import Labelled, LabelledData, open_labelled
+from geomim.errors import BandError, CheckpointError, ConfigError
+from geomim.evaluate.features import Features, Pool, extract_all, fast_half, frozen, pixel_statistics, random_like
+from geomim.evaluate.probes import Fit
+from geomim.evaluate.saved import ProbeCard, fingerprint, save_probe
+from geomim.evaluate.scores import PIXELS, RANDOM, Probed, Scores, probe_features
+from geomim.models.inputs import ContractInput
+from geomim.models.weights import IMAGENET_MEAN, IMAGENET_STD, read_encoder
+from geomim.sensors import SENSORS, BandContract, match_bands
+
+Probe = Literal["knn", "linear", "efficient"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An encoder to evaluate.
+
+    Attributes:
+        name: For the table.
+        encoder: Frozen, on the CPU.
+        fresh: The same architecture with random weights, by seed.
+        contract: Bands and statistics its input must have.
+        image_size: Side of the images it is given, in pixels.
+        notes: What was assumed about it.
+    """
+
+    name: str
+    encoder: nn.Module
+    fresh: Callable[[int], nn.Module]
+    contract: BandContract
+    image_size: int
+    notes: tuple[str, ...] = ()
+
+
+class Batches:
+    """Batches of one split as the evaluation room takes them.
+
+    Args:
+        images: The split.
+        prepare: Picks and normalises the bands.
+        size: Side to resize to.
+        batch: Images a batch.
+    """
+
+    def __init__(self, images: Labelled, prepare: ContractInput, size: int, batch: int = 128) -> None:
+        self.images, self.prepare, self.size, self.batch = images, prepare, size, batch
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for start in range(0, len(self.images), self.batch):
+            rows = np.arange(start, min(start + self.batch, len(self.images)))
+            parts = [self.prepare(numbers, valid, self.size) for numbers, valid in self.images.read(rows)]
+            yield {
+                "image": torch.cat([image for image, _ in parts]),
+                "valid": torch.cat([valid for _, valid in parts]),
+                "label": torch.from_numpy(self.images.labels[rows]),
+            }
+
+
+def evaluate(
+    checkpoint: str,
+    data: str,
+    out: str = "evaluation",
+    image_size: int | None = None,
+    probes: list[Probe] = ["knn", "linear", "efficient"],  # noqa: B006  # never changed; jsonargparse shows it in help
+    seeds: int = 3,
+    train_split: str = "train",
+    test_split: str = "test",
+    pool: Pool = "mean",
+    floors: bool = True,
+    device: str = "auto",
+) -> Scores:
+    """Score a frozen encoder on labelled images with kNN, linear and efficient probes.
+
+    Probes are fitted on the train split, their settings chosen on a held-out fifth of it, and scored once on the test
+    split. Beside the encoder stand two floors: the same architecture with random weights, and mean and
+    standard deviation of each band. Intervals are 95 % by a bootstrap over test images and seeds.
+
+    Args:
+        checkpoint: A geomim checkpoint, an exported folder, a published MAE or SelectiveMAE file, or `timm:NAME` for
+            any pretrained timm model.
+        data: A corpus with labels, or a folder with a folder of pictures for each class.
+        out: Folder for `evaluation.json` and the fitted probes (`linear.safetensors`, `efficient.safetensors`, each
+            with a `.json` that names classes, bands and encoder).
+        image_size: Side that images are resized to, in pixels; the encoder's own where not given.
+        probes: Which probes to fit.
+        seeds: How many seeds, from 0.
+        train_split: Split to fit on.
+        test_split: Split to score on.
+        pool: Image vector for kNN and the linear probe: the mean of the patch tokens, or the class token.
+        floors: Score the floors too.
+        device: `auto`, `cpu`, `cuda` or another torch device.
+
+    Returns:
+        The scores, which are also printed.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+        BandError: The images lack bands that the encoder needs.
+        InputError: There are no labelled images.
+    """
+    if seeds < 1 or not probes:
+        raise ConfigError(f"expected at least one seed and one probe; given {seeds} and {probes}")
+    target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    images = open_labelled(data, train_split, test_split, image_size)
+    candidate = open_candidate(checkpoint, images, image_size)
+    numbers = list(range(seeds))
+    features = _features(candidate, images, "efficient" in probes, floors, pool, target)
+    probed = _probe(candidate, features, len(images.classes), probes, numbers, target)
+    protocol = {
+        "checkpoint": checkpoint,
+        "classes": len(images.classes),
+        "train_images": len(images.train),
+        "test_images": len(images.test),
+        "image_size": candidate.image_size,
+        "pool": pool,
+        "precision": "bfloat16" if fast_half(target) else "float32",
+        "seeds": numbers,
+        "interval": "95 %, bootstrap over test images and seeds",
+        "geomim_version": __version__,
+    }
+    scores = Scores(images.name, protocol, tuple(probed.rows), (*images.notes, *candidate.notes))
+    _save(candidate, images, scores, probed.fits, pool, Path(out))
+    Console().print(scores.table())
+    return scores
+
+
+def open_candidate(checkpoint: str, images: LabelledData, image_size: int | None = None) -> Candidate:
+    """Read an encoder for given images.
+
+    Args:
+        checkpoint: As for `evaluate`.
+        images: What it is to be evaluated on.
+        image_size: Side of the images; the encoder's own where None.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read, or the size does not fit it.
+        BandError: The file names no bands and is not for RGB.
+    """
+    if checkpoint.startswith("timm:"):
+        return _timm_candidate(checkpoint.removeprefix("timm:"), images, image_size)
+    loaded = read_encoder(checkpoint)
+    encoder, contract, notes = loaded.encoder, loaded.contract, ()
+    if contract is None:
+        contract, notes = _imagenet(encoder.in_chans, checkpoint)
+    size = image_size or encoder.image_size
+    if size % encoder.patch_size:
+        raise CheckpointError(f"image_size {size}: expected a multiple of the patch size {encoder.patch_size}")
+    return Candidate(Path(checkpoint).stem, encoder, lambda seed: random_like(encoder, seed), contract, size, notes)
+
+
+def _imagenet(in_chans: int, checkpoint: str) -> tuple[BandContract, tuple[str, ...]]:
+    if in_chans != 3:
+        raise BandError(f"'{checkpoint}' has {in_chans} channels and names no bands: expected a band contract, or RGB")
+    scaled = [tuple(255 * value for value in values) for values in (IMAGENET_MEAN, IMAGENET_STD)]
+    note = "the weights name no bands: taken as 8-bit red, green, blue, normalised as ImageNet is"
+    return BandContract(SENSORS["rgb"], *scaled), (note,)
+
+
+def _timm_candidate(name: str, images: LabelledData, image_size: int | None) -> Candidate:
+    try:
+        encoder = _timm(name, image_size, pretrained=True)
+    except Exception as error:  # unknown name, no network, no such size: timm raises many kinds
+        raise CheckpointError(f"timm cannot give '{name}' ({' '.join(str(error).split())[:200]})") from error
+    config = encoder.pretrained_cfg
+    if config["input_size"][0] != 3:
+        raise BandError(f"timm model '{name}' has {config['input_size'][0]} channels without names; expected RGB")
+    if images.contract is None:
+        scaled = [tuple(255 * value for value in config[key]) for key in ("mean", "std")]
+        contract, note = BandContract(SENSORS["rgb"], *scaled), f"{name}: normalised as its pretraining was"
+    else:
+        given = images.contract
+        places = match_bands(SENSORS["rgb"].bands, given.sensor.bands)
+        sensor = dataclasses.replace(given.sensor, bands=tuple(given.sensor.bands[place] for place in places))
+        mean, std = (tuple(values[place] for place in places) for values in (given.mean, given.std))
+        contract = BandContract(sensor, mean, std)
+        note = f"{name}: sees {', '.join(sensor.names)}, normalised with the corpus's statistics"
+    size = image_size or config["input_size"][-1]
+    return Candidate(name, encoder, lambda seed: _timm(name, image_size, seed=seed), contract, size, (note,))
+
+
+def _timm(name: str, image_size: int | None, pretrained: bool = False, seed: int = 0) -> Any:
+    sizes = [{}] if image_size is None else [{"img_size": image_size}, {}]  # convolutions take no size
+    for size in sizes:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return timm.create_model(name, pretrained=pretrained, num_classes=0, **size).eval()
+        except TypeError:
+            if size is sizes[-1]:
+                raise
+    return None
+
+
+def _features(
+    candidate: Candidate,
+    images: LabelledData,
+    tokens: bool,
+    floors: bool,
+    pool: Pool,
+    device: torch.device,
+) -> dict[str, tuple[Features, Features]]:
+    """Features of the encoder and of its floors on both splits, decoding every image once."""
+    prepare = ContractInput(candidate.contract, images.sensor)
+    half = fast_half(device)
+    extractors = {candidate.name: frozen(candidate.encoder.to(device), pool, tokens, half)}
+    if floors:
+        extractors[RANDOM] = frozen(candidate.fresh(0).to(device), pool, half=half)
+        extractors[PIXELS] = pixel_statistics()
+    parts = []
+    for split, part in (("train", images.train), ("test", images.test)):
+        batches = Batches(part, prepare, candidate.image_size)
+        shown = track(batches, f"features of {len(part)} {split} images", total=len(batches), transient=True)
+        parts.append(extract_all(extractors, shown, device, len(part)))
+    return {name: (parts[0][name], parts[1][name]) for name in extractors}
+
+
+def _probe(
+    candidate: Candidate,
+    features: dict[str, tuple[Features, Features]],
+    classes: int,
+    probes: Sequence[str],
+    seeds: Sequence[int],
+    device: torch.device,
+) -> Probed:
+    """Rows of the encoder, then of the floors; the encoder's fitted probes."""
+    train, test = features.pop(candidate.name)
+    with Progress(transient=True) as bar:
+        task = bar.add_task(f"probes on {candidate.name}", total=1.0)
+        result = probe_features(
+            candidate.name,
+            [train],
+            [test],
+            classes,
+            probes,
+            seeds,
+            device,
+            lambda done: bar.update(task, completed=done),
+        )
+    for name, (train, test) in track(features.items(), "probes on the floors", transient=True):
+        result.rows += probe_features(name, train, test, classes, probes, seeds, device).rows
+    return result
+
+
+def _save(
+    candidate: Candidate, images: LabelledData, scores: Scores, fits: Mapping[str, Fit], pool: Pool, out: Path
+) -> None:
+    """Write the probes, then the scores that name them."""
+    out.mkdir(parents=True, exist_ok=True)
+    digest = fingerprint(candidate.encoder)
+    for kind, fit in fits.items():
+        row = scores.find(candidate.name, kind)
+        card = ProbeCard(
+            kind=kind,
+            classes=images.classes,
+            pool=pool if kind == "linear" else "tokens",
+            encoder=digest,
+            contract=candidate.contract.to_dict(),
+            accuracy=row.accuracy if row else 0.0,
+        )
+        save_probe(out / f"{kind}.safetensors", fit.probe, card)
+    part = out / ".evaluation.json.part"
+    part.write_text(json.dumps(scores.to_dict(), indent=2) + "\n", encoding="utf-8")
+    part.replace(out / "evaluation.json")
