@@ -96,7 +96,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 class PretrainModule(pl.LightningModule):
     """Trains a `MaskedImageModel`.
 
-    Nothing in a step waits for the device: losses add up there and are read every `log_every_n_steps`.
+    Nothing in a step waits for the device: losses add up there and are read every `log_every` steps.
 
     Args:
         model: The objective with its encoder.
@@ -104,6 +104,7 @@ class PretrainModule(pl.LightningModule):
         batch_size: Images a step on each device, before accumulation.
         optimisation: Learning rate, its schedule, weight decay.
         seed: Seed of every random choice.
+        log_every: Steps between two rows of figures; the last step is always one.
 
     Attributes:
         idle: Seconds since the last log that were not spent training; left out of images/s.
@@ -117,10 +118,11 @@ class PretrainModule(pl.LightningModule):
         batch_size: int,
         optimisation: Optimisation = Optimisation(),
         seed: int = 0,
+        log_every: int = 50,
     ) -> None:
         super().__init__()
         self.model, self.origin, self.batch_size = model, origin, batch_size
-        self.optimisation, self.seed = optimisation, seed
+        self.optimisation, self.seed, self.log_every = optimisation, seed, log_every
         self.idle = 0.0
         self.latest: dict[str, float] = {}
         self._sums: dict[str, Tensor] = {}
@@ -161,7 +163,8 @@ class PretrainModule(pl.LightningModule):
             value = value.float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._batches += 1
-        return output.loss
+        loss: Tensor = output.loss
+        return loss
 
     def on_train_start(self) -> None:
         """Start the clock."""
@@ -171,7 +174,7 @@ class PretrainModule(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log when it is time."""
         step, trainer = self.trainer.global_step, self.trainer
-        due = step % trainer.log_every_n_steps == 0 or step == trainer.max_steps
+        due = step % self.log_every == 0 or step == trainer.max_steps
         if not due or step == self._mark[0]:
             return
         losses = self._read_losses()

@@ -63,8 +63,8 @@ def reconstructions(
         seed: Seed of the masks.
 
     Returns:
-        `(B, 3, H, W, 3)` float32 in [0, 1]: input, visible patches on grey, and predicted patches beside them. Empty
-        where the model predicts no pixels.
+        `(B, 3, H, W, 3)` float32 in [0, 1]: input, visible patches on grey, and predicted patches beside them; what
+        was not measured is white. Empty where the model predicts no pixels.
     """
     device = batch["image"].device
     views = model.predict(batch, torch.full((), progress, device=device), Draws(seed, batch["position"]))
@@ -87,7 +87,8 @@ def reconstructions(
         shown = unpatchify(canvas, (grid[0], grid[1]), size)[:, _colours(contract)]
         shown = ((shown - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
         cover = unpatchify(covered[..., None].expand(-1, -1, size**2).float(), (grid[0], grid[1]), size)
-        drawn.append(torch.where(cover > 0, shown, GREY))
+        shown = torch.where(cover > 0, shown, GREY)
+        drawn.append(torch.where(batch["valid"], shown, 1.0) if "valid" in batch else shown)
     pictures: np.ndarray = torch.stack(drawn, 1).permute(0, 1, 3, 4, 2).cpu().numpy()
     return pictures
 
@@ -110,12 +111,11 @@ def save_reconstructions(path: Path, pictures: np.ndarray) -> None:
 
     figure = Figure(figsize=(6, 2 * len(pictures) + 0.3), layout="constrained")
     axes = figure.subplots(len(pictures), 3, squeeze=False)
-    for row, images in zip(axes, pictures, strict=True):
-        for axis, image, title in zip(row, images, ("input", "visible", "predicted"), strict=True):
-            axis.imshow(image, interpolation="nearest")
-            axis.set_axis_off()
-            if row is axes[0]:
-                axis.set_title(title)
+    for axis, title in zip(axes[0], ("input", "visible", "predicted"), strict=True):
+        axis.set_title(title)
+    for axis, image in zip(axes.flat, pictures.reshape(-1, *pictures.shape[2:]), strict=True):
+        axis.imshow(image, interpolation="nearest")
+        axis.set_axis_off()
     part = path.with_suffix(".part")
     figure.savefig(part, format="png", dpi=110)
     part.replace(path)

@@ -97,7 +97,7 @@ def train(
     """
     folder = Path(folder)
     start = _start(folder, resume)
-    module = build(data, recipe, method, encoder, optimizer, seed)
+    module = build(data, recipe, method, encoder, optimizer, seed, training.log_every)
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips are not ours
@@ -110,7 +110,6 @@ def train(
         devices=training.devices,
         num_nodes=training.nodes,
         gradient_clip_val=training.clip,
-        log_every_n_steps=training.log_every,
         logger=[MetricsTable(folder / "metrics.csv"), TensorBoardLogger(folder, "tensorboard", "")],
         callbacks=[
             Watch(data.pictures(64), data.contract, folder / "reconstructions", training.watch_every),
@@ -136,15 +135,16 @@ def build(
     encoder: Mapping[str, Any] | None = None,
     optimizer: Optimisation = Optimisation(),  # noqa: B008 (frozen)
     seed: int = 0,
+    log_every: int = 50,
 ) -> PretrainModule:
-    """Make encoder and objective for some data; arguments as `train`."""
+    """Make encoder and objective for some data; arguments as `train` and `Training`."""
     if recipe not in RECIPES:
         raise ConfigError(f"unknown recipe '{recipe}'{nearest(recipe, RECIPES)}")
     torch.manual_seed(seed)
     network = vit(in_chans=len(data.contract.names), image_size=data.image_size, **(encoder or {}))
     model = RECIPES[recipe](network, **(method or {}))
     origin = Origin(recipe, _plain(dict(method or {})), data.contract, tuple(str(one.path) for one in data.corpora))
-    return PretrainModule(model, origin, data.batch_size, optimizer, seed)
+    return PretrainModule(model, origin, data.batch_size, optimizer, seed, log_every)
 
 
 def _start(folder: Path, resume: str | Path | None) -> Path | None:
@@ -292,7 +292,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _check_keys(parser: ArgumentParser, source: str, given: Mapping[str, Any]) -> None:
     """Refuse a key that no argument has, and name the nearest one of its group."""
-    valid = {action.dest for action in parser._actions if action.dest != "help"}
+    every = {action.dest for action in parser._actions} - {"help"}
+    valid = {one for one in every if not any(other.startswith(f"{one}.") for other in every)}
     for key in given:
         parts = key.split(".")
         if any(".".join(parts[: count + 1]) in valid for count in range(len(parts))):
