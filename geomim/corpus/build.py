@@ -127,17 +127,22 @@ def build(
         attribution=attribution,
     )
     _check(given)
-    folder, console = Path(out), Console(stderr=True)
+    folder, console = Path(out), Console(stderr=True, markup=False, highlight=False)
     if _finished(folder, given, overwrite):
         console.print(f"'{folder}' is built already with this recipe; --overwrite builds it again", soft_wrap=True)
         _report(folder)
         return folder
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    workers = _cores() if workers is None else workers
     with Progress(console=console, transient=True) as progress:
         _run(given, folder, Workers(workers, progress), progress)
     _report(folder)
     print_funnel(Corpus.open(folder), console)
     return folder
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run(recipe: Recipe, folder: Path, pool: Workers, progress: Progress) -> None:
@@ -164,7 +169,7 @@ def inspect(corpus: str) -> None:
     Raises:
         CorpusError: The folder is no corpus, or of a newer format.
     """
-    print_summary(Corpus.open(corpus), Console())
+    print_summary(Corpus.open(corpus), Console(markup=False, highlight=False))
 
 
 def _report(folder: Path) -> None:
@@ -274,11 +279,17 @@ class Workers:
 
 
 def _scan(recipe: Recipe, folder: Path, pool: Workers) -> list[Header]:
-    """Open every source once, and refuse a mixture before anything is written."""
+    """Open every source once, and refuse a mixture before anything is written.
+
+    An unfinished build goes on only if its sources are still the same files.
+    """
     file = folder / "work" / "scan.json"
-    if file.exists() and _made_by(folder) == asdict(recipe) and not (folder / "corpus.json").exists():
-        return [Header.from_dict(values) for values in json.loads(file.read_text())]
     uris = find_scenes(recipe.source)
+    states = [_state(uri) for uri in uris]
+    if file.exists() and _made_by(folder) == asdict(recipe) and not (folder / "corpus.json").exists():
+        scanned = json.loads(file.read_text())
+        if scanned["sources"] == states:
+            return [Header.from_dict(values) for values in scanned["headers"]]
     chunks = [uris[start : start + SCENES_PER_TASK] for start in range(0, len(uris), SCENES_PER_TASK)]
     plan = recipe.plan()
     parts = pool.run("opening sources", scan, [(plan, chunk) for chunk in chunks], inline=len(uris) < 2000)
@@ -289,8 +300,17 @@ def _scan(recipe: Recipe, folder: Path, pool: Workers) -> list[Header]:
         raise InputError(_nothing(headers))
     _tasks(recipe, headers)  # a split or label file that does not fit is an error now, not after minutes
     _begin(folder, recipe)
-    write_json(file, [header.to_dict() for header in headers])
+    write_json(file, {"sources": states, "headers": [header.to_dict() for header in headers]})
     return headers
+
+
+def _state(uri: str) -> list[str | int]:
+    """What changes when a file does; only the name of a remote one."""
+    try:
+        status = os.stat(uri)
+        return [uri, status.st_size, status.st_mtime_ns]
+    except OSError:
+        return [uri]
 
 
 def _refuse_mixtures(headers: Iterable[Header]) -> None:

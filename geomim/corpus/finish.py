@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,10 @@ def _store(out: Path, staged: Staged, masks: bool, progress: Progress) -> None:
         shutil.rmtree(folder / "valid")
     if not masks:
         shutil.rmtree(folder / "mask")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zarr says that v3 does not specify this yet; xarray warns where it is missing
+        for group in (folder, part):
+            zarr.consolidate_metadata(str(group))
     os.replace(part, out / "tiles.zarr")
 
 

@@ -29,14 +29,20 @@ def display_bands(sensor: Sensor) -> list[int]:
     return [0, 0, 0]
 
 
-def display_limits(mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Limits for `composite` that suit all tiles of a corpus: two standard deviations about the mean.
+def display_limits(tiles: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Limits for `composite` that suit all tiles of a corpus, and that some cloud does not spoil.
+
+    Args:
+        tiles: `(n, C, H, W)`, a sample.
+        valid: `(n, H, W)` bool.
 
     Returns:
         `(C, 2)` lowest and highest number of each band.
     """
-    centre, width = np.asarray(mean), 2 * np.asarray(std)
-    return np.stack([centre - width, centre + width], 1)
+    pooled = tiles.transpose(1, 0, 2, 3)[:, valid]  # (C, pixels)
+    low, quarter, middle, three_quarters, high = np.nanpercentile(pooled, [1, 25, 50, 75, 99], axis=1)
+    reach = 3 * (three_quarters - quarter)
+    return np.stack([np.maximum(low, middle - reach), np.minimum(high, middle + reach)], 1)
 
 
 def composite(
@@ -112,7 +118,9 @@ def save_histograms(path: Path, tiles: np.ndarray, valid: np.ndarray, sensor: Se
         style = {"color": _LINES[number % len(_LINES)], "linestyle": "-" if number < len(_LINES) else "--"}
         counts, _ = np.histogram(band, bins)
         axes.stairs(counts / max(len(band), 1), bins, label=sensor.names[number], linewidth=1.2, **style)
-    axes.set(xlabel=f"stored number ({sensor.unit} = {sensor.scale:g} x number + {sensor.offset:g})", yticks=[])
+    plain = (sensor.scale, sensor.offset) == (1, 0)
+    meaning = sensor.unit if plain else f"{sensor.unit} = {sensor.scale:g} x number + {sensor.offset:g}"
+    axes.set(xlabel=f"stored number ({meaning})", yticks=[])
     axes.set_ylabel("share of pixels")
     axes.legend(frameon=False, fontsize=8, ncols=2 if len(values) > 6 else 1)
     figure.savefig(path, dpi=120)

@@ -145,12 +145,12 @@ class _Pictures:
 
         self._draw = pictures
         self._corpus, self._folder, self._table = corpus, folder, table
-        self._limits = pictures.display_limits(corpus.contract.mean, corpus.contract.std)
         self._slots = dict(zip(table["id"].to_pylist(), table["slot"].to_pylist(), strict=True))
         self._size = corpus.sizes[0]
         image = corpus.array("image", self._size)
         assert image is not None
         self._image, self._valid = image, corpus.array("valid", self._size)
+        self._limits = pictures.display_limits(*self._read(self._sample(_PIXELS)))
 
     def _read(self, slots: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         pixels = self._image.read(slots)
@@ -227,7 +227,7 @@ def _funnel_html(corpus: Corpus) -> str:
     for name, count in counts.items():
         share = 100 * count / max(counts["tiles"], 1)
         style = "kept" if name == "kept" else "all" if name == "tiles" else "out"
-        bar = f'<div class="bar {style}" style="width:{share:.2f}%"></div>'
+        bar = f'<div class="bar {style}" style="width:{share:.2f}%"></div>' if count else ""
         rows.append(
             f"<tr><td>{name}</td><td class=n>{count:,}</td><td class=n>{share:.2f} %</td><td class=w>{bar}</td></tr>"
         )
@@ -300,7 +300,7 @@ th { color: var(--soft); font-weight: 600; } td.n { text-align: right; white-spa
 .card { background: var(--card); padding: .6rem; border: 1px solid var(--line); border-radius: 4px; margin: .6rem 0; }
 img { max-width: 100%; display: block; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
-figure { margin: 0; } figure img { width: 100%; max-width: 22rem; }
+figure { margin: 0; } figure img { height: 8rem; max-width: 100%; }
 figcaption, p { color: var(--soft); font-size: .88rem; }
 </style>
 </head>

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import rasterio
+import xarray
 
 from geomim.corpus import build as building
 from geomim.corpus import finish as finishing
@@ -107,6 +108,14 @@ def test_pixels_are_those_of_the_scenes(built):
         assert row["epsg"] == 32632 and row["licence"] == "CC0-1.0" and row["time"].year == 2024
 
 
+def test_xarray_opens_the_tiles_without_a_word(built, recwarn):
+    opened = xarray.open_zarr(built / "tiles.zarr", group="64")
+    assert set(opened) == {"image", "valid", "mask"} and opened["image"].dims == ("tile", "band", "y", "x")
+    assert not recwarn.list
+    image = Corpus.open(built).array("image", 64)
+    np.testing.assert_array_equal(opened["image"][3:5].values, image.read([3, 4]))
+
+
 def test_masks_give_labels_and_mask_arrays(planted, built):
     corpus = Corpus.open(built)
     assert corpus.classes == list(planted.classes[1:])
@@ -167,10 +176,25 @@ def test_a_stopped_build_goes_on(planted, built, tmp_path, monkeypatch, stage):
         Corpus.open(tmp_path / "corpus")
     if stage != "cut":
         monkeypatch.setattr(building, "cut", stop)  # what is done is not done again
-    monkeypatch.setattr(building, "scan", stop)
+    monkeypatch.setattr(building, "scan", stop)  # nor is a source opened twice
     again(planted, tmp_path / "corpus")
     assert digest(tmp_path / "corpus") == digest(built)
     assert not (tmp_path / "corpus" / "work").exists()
+
+
+def test_an_unfinished_build_notices_new_sources(tmp_path, monkeypatch):
+    folder = photographs(tmp_path / "photos")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "decide", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build([str(folder)], str(tmp_path / "c"), tile=64)
+    photographs(folder / "more", 2, seed=1)
+    build([str(folder)], str(tmp_path / "c"), tile=64)
+    assert len(Corpus.open(tmp_path / "c").table(["id"])) == 8
 
 
 def test_a_finished_corpus_is_left_alone_and_another_recipe_refused(planted, tmp_path, capsys):
