@@ -1,0 +1,67 @@
+import lightning.pytorch as pl
+import pytest
+import torch
+from tiny_corpus import write_corpus
+
+from geomim.data.datamodule import TileDataModule
+from geomim.verbs import pretrain as verb
+
+TRAINING = verb.Training(
+    max_steps=7,
+    accumulate=2,
+    precision="32-true",
+    accelerator="cpu",
+    progress_bar=False,
+    log_every=2,
+    watch_every=100,
+    checkpoint_every=2,
+)
+
+
+class Killed(BaseException):
+    """What a signal does to the process."""
+
+
+class Kill(pl.Callback):
+    """Ends the run in the middle of an accumulation, after the last checkpoint and a step that it does not hold."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 11:
+            raise Killed
+
+
+def run(corpus, folder, resume=None, kill=False, monkeypatch=None):
+    # 18 training tiles, 8 a step: epochs end inside micro-batches, the first one in step 3
+    data = TileDataModule(str(corpus), batch_size=4, image_size=16, workers=2)
+    if kill:
+        monkeypatch.setattr(verb, "Bar", Kill)
+        training = verb.Training(**{**TRAINING.__dict__, "progress_bar": True})
+    else:
+        training = TRAINING
+    method = {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
+    encoder = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
+    verb.train(data, folder, "selective_mae", method, encoder, training=training, resume=resume)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("resume") / "corpus", nodata=True)
+
+
+def test_a_killed_run_resumes_into_the_weights_of_an_undisturbed_one(corpus, tmp_path, monkeypatch):
+    run(corpus, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        run(corpus, tmp_path / "cut", kill=True, monkeypatch=patch)
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["geomim"]["step"] == 4
+    run(corpus, tmp_path / "cut", resume="last")
+    whole, cut = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "cut")
+    )
+    assert whole["global_step"] == cut["global_step"] == 7
+    for name, weight in whole["state_dict"].items():
+        assert torch.equal(weight, cut["state_dict"][name]), name
+    figures = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("whole", "cut")]
+    steps = [[line.split(",")[0] for line in lines] for lines in figures]
+    assert steps[0] == steps[1] == ["step", "2", "4", "6", "7"]
+    assert figures[0][3].split(",")[1] == figures[1][3].split(",")[1]  # the loss of steps 5 and 6
