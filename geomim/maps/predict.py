@@ -1,0 +1,325 @@
+"""Maps: what a probe or a clustering says of every patch of a whole scene, window by window."""
+
+import colorsys
+import dataclasses
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import numpy as np
+import rasterio
+import torch
+from affine import Affine
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.windows import Window
+from rich.progress import track
+from torch import Tensor
+
+from geomim.corpus.scenes import Scene, find_scenes, open_scene
+from geomim.errors import CheckpointError, InputError
+from geomim.evaluate.features import encode, fast_half
+from geomim.evaluate.probes import patch_logits
+from geomim.evaluate.saved import fingerprint, load_probe
+from geomim.maps.clusters import fit_kmeans
+from geomim.models.inputs import ContractInput, patch_validity
+from geomim.models.vit import ViT
+from geomim.models.weights import load_encoder
+from geomim.sensors import BandContract, Sensor, get_sensor
+
+NODATA = 255
+"""Value of a patch without image in a map; class ids run from 0 to 254."""
+
+Decide = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Mapper:
+    """An encoder ready to look at scenes.
+
+    Attributes:
+        encoder: Frozen, on `device`.
+        contract: Bands and statistics its input must have.
+        device: Where it runs.
+        batch: Windows encoded at a time.
+    """
+
+    encoder: ViT
+    contract: BandContract
+    device: torch.device
+    batch: int = 16
+
+    @property
+    def margin(self) -> int:
+        """Pixels at each side of a window whose answers are left to the neighbour, so that seams are mild."""
+        return self.encoder.grid[0] // 8 * self.encoder.patch_size
+
+    def open(self, uri: str, sensor: Sensor | None, bands: Sequence[str] | None) -> tuple[Scene, ContractInput]:
+        """Open a scene that has the contract's bands; numbers of no stated unit are taken to be the contract's.
+
+        Raises:
+            BandError: It lacks a band, by name.
+        """
+        scene = open_scene(uri, sensor, bands)
+        given, wanted = scene.sensor, self.contract.sensor
+        if (given.unit, given.scale, given.offset) == (Sensor("", given.bands).unit, 1.0, 0.0) and sensor is None:
+            given = dataclasses.replace(given, unit=wanted.unit, scale=wanted.scale, offset=wanted.offset)
+        try:
+            return scene, ContractInput(self.contract, given)
+        except BaseException:
+            scene.close()
+            raise
+
+    @torch.no_grad()
+    def tokens(self, numbers: Tensor, valid: Tensor, prepare: ContractInput) -> tuple[Tensor, Tensor]:
+        """Patch tokens `(B, L, D)` float32 of windows, and which patches hold image `(B, L)`; both on the CPU."""
+        images, seen = prepare(numbers.to(self.device), valid.to(self.device))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=fast_half(self.device)):
+            _, tokens, _ = encode(self.encoder, images)
+        return tokens.float().cpu(), patch_validity(seen, self.encoder.patch_size).cpu()
+
+
+def predict(
+    checkpoint: str,
+    probe: str,
+    scene: list[str],
+    out: str,
+    sensor: str | None = None,
+    bands: list[str] | None = None,
+    device: str = "auto",
+) -> list[Path]:
+    """Map scenes: a saved probe's class for each patch, as georeferenced GeoTIFFs of class ids.
+
+    Args:
+        checkpoint: The encoder the probe was fitted on: a geomim checkpoint or an exported folder.
+        probe: A probe file that `geomim evaluate` wrote, or its folder (then the linear probe).
+        scene: Rasters, or folders of them.
+        out: Folder for `NAME_classes.tif`; or one `.tif` for one scene. Pixels are as large as a patch, 255 is
+            nodata; class names and colours are in the file and beside it.
+        sensor: Name or YAML file of the scenes' sensor.
+        bands: Names of the file's bands in file order, where it does not name them. Without `sensor`, a scene of no
+            stated unit is taken to store numbers as the encoder's sensor does.
+        device: `auto`, `cpu`, `cuda` or another torch device.
+
+    Returns:
+        The maps written.
+
+    Raises:
+        CheckpointError: The probe was fitted on another encoder, or cannot be read.
+        BandError: A scene lacks bands that the encoder needs.
+    """
+    mapper = _mapper(checkpoint, device)
+    fitted, card = load_probe(probe)
+    if card.encoder != fingerprint(mapper.encoder):
+        raise CheckpointError(
+            f"probe '{probe}' was fitted on another encoder than '{checkpoint}': run `geomim evaluate` on this one"
+        )
+    if len(card.classes) > NODATA:
+        raise CheckpointError(f"a map holds at most {NODATA} classes; probe '{probe}' has {len(card.classes)}")
+    names = card.classes
+
+    def decide(tokens: Tensor) -> Tensor:
+        return patch_logits(fitted, tokens).argmax(2)
+
+    read = None if sensor is None else get_sensor(sensor)
+    targets = _targets(find_scenes(scene), out, "classes")
+    for uri, path in targets:
+        opened, prepare = mapper.open(uri, read, bands)
+        with opened:
+            _draw(mapper, opened, prepare, decide, names, path)
+    return [path for _, path in targets]
+
+
+def cluster(
+    checkpoint: str,
+    scene: list[str],
+    out: str,
+    clusters: int = 8,
+    sensor: str | None = None,
+    bands: list[str] | None = None,
+    seed: int = 0,
+    sample: int = 20000,
+    device: str = "auto",
+) -> list[Path]:
+    """Map scenes without labels: k-means of the patch embeddings, fitted on a sample of all the scenes together.
+
+    Args:
+        checkpoint: A geomim checkpoint or an exported folder.
+        scene: Rasters, or folders of them.
+        out: Folder for `NAME_clusters.tif`; or one `.tif` for one scene. As `predict` writes them.
+        clusters: Number of clusters, 2 to 255; numbered from the most frequent in the sample.
+        sensor: As for `predict`.
+        bands: As for `predict`.
+        seed: Of the sample and the start.
+        sample: About how many patches to fit on.
+        device: As for `predict`.
+
+    Returns:
+        The maps written.
+    """
+    if not 2 <= clusters <= NODATA:
+        raise InputError(f"clusters: expected 2 to {NODATA}, given {clusters}")
+    mapper = _mapper(checkpoint, device)
+    read = None if sensor is None else get_sensor(sensor)
+    targets = _targets(find_scenes(scene), out, "clusters")
+    fitted = fit_kmeans(_sample(mapper, [uri for uri, _ in targets], read, bands, sample, seed), clusters, seed)
+    names = [f"cluster {number}" for number in range(len(fitted.centres))]
+    for uri, path in targets:
+        opened, prepare = mapper.open(uri, read, bands)
+        with opened:
+            _draw(mapper, opened, prepare, fitted.nearest, names, path)
+    return [path for _, path in targets]
+
+
+def _mapper(checkpoint: str, device: str) -> Mapper:
+    encoder, contract = load_encoder(checkpoint)
+    if contract is None:
+        raise CheckpointError(f"'{checkpoint}' names no bands, so no scene can be matched to it: expected a contract")
+    target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    return Mapper(encoder.to(target), contract, target)
+
+
+def _targets(scenes: Sequence[str], out: str, suffix: str) -> list[tuple[str, Path]]:
+    if out.lower().endswith((".tif", ".tiff")):
+        if len(scenes) > 1:
+            raise InputError(f"{len(scenes)} scenes for one file '{out}': give a folder")
+        return [(scenes[0], Path(out))]
+    names = [f"{Path(uri).stem}_{suffix}.tif" for uri in scenes]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"several scenes would be written to {', '.join(twice)}: map them into separate folders")
+    return [(uri, Path(out) / name) for uri, name in zip(scenes, names, strict=True)]
+
+
+def _windows(scene: Scene, mapper: Mapper) -> list[tuple[int, int]]:
+    """Top and left of windows whose inner parts cover the scene."""
+    step = mapper.encoder.image_size - 2 * mapper.margin
+    rows, columns = (range(0, size, step) for size in (scene.height, scene.width))
+    return [(row - mapper.margin, column - mapper.margin) for row in rows for column in columns]
+
+
+def _read(scene: Scene, top: int, left: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """A window `(C, side, side)` and its validity; what lies outside the scene repeats its border and is not valid."""
+    row, column = max(top, 0), max(left, 0)
+    bottom, right = min(top + side, scene.height), min(left + side, scene.width)
+    numbers, valid = scene.read_valid(Window(column, row, right - column, bottom - row))
+    around = ((row - top, top + side - bottom), (column - left, left + side - right))
+    return np.pad(numbers, ((0, 0), *around), mode="edge"), np.pad(valid, around)
+
+
+def _encoded(
+    mapper: Mapper, scene: Scene, prepare: ContractInput, places: Sequence[tuple[int, int]]
+) -> Iterator[tuple[list[tuple[int, int]], Tensor, Tensor]]:
+    """Windows a batch at a time: their places, patch tokens `(B, L, D)`, and which patches hold image `(B, L)`."""
+    for start in range(0, len(places), mapper.batch):
+        part = list(places[start : start + mapper.batch])
+        read = [_read(scene, top, left, mapper.encoder.image_size) for top, left in part]
+        numbers = np.stack([numbers for numbers, _ in read])
+        numbers = numbers.astype(np.float32) if numbers.dtype.kind in "ui" else numbers
+        valid = torch.from_numpy(np.stack([valid for _, valid in read]))
+        yield part, *mapper.tokens(torch.from_numpy(numbers), valid, prepare)
+
+
+def _draw(
+    mapper: Mapper, scene: Scene, prepare: ContractInput, decide: Decide, names: Sequence[str], path: Path
+) -> None:
+    """Decide every patch of a scene and write the map aside, then rename it."""
+    patch, grid = mapper.encoder.patch_size, mapper.encoder.grid
+    cut = mapper.margin // patch
+    height, width = math.ceil(scene.height / patch), math.ceil(scene.width / patch)
+    places = _windows(scene, mapper)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.stem}.{os.getpid()}.part.tif")
+    steps = track(
+        _encoded(mapper, scene, prepare, places),
+        f"mapping {Path(scene.uri).name}",
+        total=math.ceil(len(places) / mapper.batch),
+        transient=True,
+    )
+    try:
+        with _create(aside, _profile(scene, patch, height, width)) as raster:
+            raster.write_colormap(1, _colours(len(names)))
+            raster.update_tags(1, **{f"CLASS_{index}": name for index, name in enumerate(names)})
+            for part, tokens, seen in steps:
+                ids = torch.where(seen, decide(tokens), NODATA).to(torch.uint8).view(-1, *grid).numpy()
+                for (top, left), window in zip(part, ids, strict=True):
+                    row, column = top // patch + cut, left // patch + cut
+                    inner = window[cut : grid[0] - cut, cut : grid[1] - cut][: height - row, : width - column]
+                    raster.write(inner, 1, window=Window(column, row, inner.shape[1], inner.shape[0]))
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    _write_names(path, names)
+
+
+def _create(path: Path, profile: dict[str, object]) -> rasterio.io.DatasetWriter:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a scene without place gives a map without place
+        return rasterio.open(path, "w", **profile)
+
+
+def _profile(scene: Scene, patch: int, height: int, width: int) -> dict[str, object]:
+    profile: dict[str, object] = {
+        "driver": "GTiff",
+        "dtype": "uint8",
+        "count": 1,
+        "height": height,
+        "width": width,
+        "nodata": NODATA,
+        "compress": "deflate",
+        "tiled": True,
+        "blockxsize": 256,
+        "blockysize": 256,
+    }
+    if scene.transform is not None:
+        profile |= {"transform": scene.transform * Affine.scale(patch), "crs": scene.crs}
+    return profile
+
+
+def _colours(count: int) -> dict[int, tuple[int, int, int, int]]:
+    """Well separated colours: hues a golden angle apart, in three shades."""
+    colours = {}
+    for index in range(count):
+        hue, shade = index * 0.618034 % 1, (0.85, 0.6, 0.95)[index // 3 % 3]
+        red, green, blue = colorsys.hsv_to_rgb(hue, 0.75 if index % 2 == 0 else 0.5, shade)
+        colours[index] = (round(255 * red), round(255 * green), round(255 * blue), 255)
+    return colours | {NODATA: (0, 0, 0, 0)}
+
+
+def _write_names(path: Path, names: Sequence[str]) -> None:
+    """Category names where GDAL and QGIS look for them."""
+    categories = "".join(f"<Category>{escape(name)}</Category>" for name in names)
+    text = (
+        f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{categories}</CategoryNames></PAMRasterBand></PAMDataset>'
+    )
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(path.with_name(path.name + ".aux.xml"))
+
+
+def _sample(
+    mapper: Mapper,
+    scenes: Sequence[str],
+    sensor: Sensor | None,
+    bands: Sequence[str] | None,
+    count: int,
+    seed: int,
+) -> Tensor:
+    """About `count` embeddings of patches with image, from windows spread over all scenes."""
+    each = max(1, math.ceil(count / len(scenes) / mapper.encoder.num_patches))
+    kept = []
+    generator = torch.Generator().manual_seed(seed)
+    for uri in track(scenes, "sampling patches", transient=True):
+        scene, prepare = mapper.open(uri, sensor, bands)
+        with scene:
+            places = _windows(scene, mapper)
+            chosen = torch.randperm(len(places), generator=generator)[:each].sort().values.tolist()
+            for _, tokens, seen in _encoded(mapper, scene, prepare, [places[index] for index in chosen]):
+                kept.append(tokens[seen])
+    sampled = torch.cat(kept)
+    if len(sampled) == 0:
+        raise InputError(f"no patch with image in a sample of {', '.join(scenes)}: nothing to cluster")
+    return sampled
