@@ -96,7 +96,7 @@ def encode(encoder: nn.Module, images: Tensor) -> tuple[Tensor | None, Tensor, t
 def fast_half(device: torch.device | str) -> bool:
     """Whether a device multiplies bfloat16 matrices in hardware: GPUs, and CPUs with AMX (3 times float32 there)."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     asked = getattr(torch.cpu, "_is_amx_tile_supported", None)  # not public, and not in every torch
     return bool(asked is not None and asked())
 

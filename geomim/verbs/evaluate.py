@@ -248,8 +248,8 @@ def _probe(
         task = bar.add_task(f"probes on {candidate.name}", total=1.0)
         result = probe_features(
             candidate.name,
-            [train],
-            [test],
+            train,
+            test,
             classes,
             probes,
             seeds,
