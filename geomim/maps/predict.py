@@ -253,6 +253,7 @@ def _draw(
     finally:
         aside.unlink(missing_ok=True)
     _write_names(path, names)
+    print(f"wrote {path}: {height} x {width} patches of {patch} px, {len(names)} classes")
 
 
 def _create(path: Path, profile: dict[str, object]) -> rasterio.io.DatasetWriter:

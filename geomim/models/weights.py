@@ -288,6 +288,7 @@ def export(checkpoint: str, out: str, heads: int | None = None) -> Path:
     finally:
         for leftover in (aside, old):
             shutil.rmtree(leftover, ignore_errors=True)
+    print(f'wrote {folder}; load it with timm.create_model("local-dir:{folder}", pretrained=True)')
     return folder
 
 

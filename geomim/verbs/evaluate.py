@@ -140,7 +140,9 @@ def evaluate(
     }
     scores = Scores(images.name, protocol, tuple(probed.rows), (*images.notes, *candidate.notes))
     _save(candidate, images, scores, probed.fits, pool, Path(out))
-    Console().print(scores.table())
+    console = Console()
+    console.print(scores.table())
+    console.print(f"wrote {out}: evaluation.json and the fitted probes {', '.join(probed.fits) or '(none)'}")
     return scores
 
 
