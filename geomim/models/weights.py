@@ -139,10 +139,10 @@ def read_encoder(path: str | Path, heads: int | None = None) -> Loaded:
 
 
 def _read_own(path: Path, content: dict[str, Any]) -> Loaded:
-    details = content["geomim"]
-    state = _under(content.get("state_dict", {}), "model.encoder.")
-    if not state:
-        raise CheckpointError(f"'{path}': expected weights under 'model.encoder.'; there are none")
+    details, weights = content["geomim"], content.get("state_dict")
+    state = _under(weights, "model.encoder.") if isinstance(weights, Mapping) else {}
+    if not state or not isinstance(details, Mapping):
+        raise CheckpointError(f"'{path}': expected weights under 'model.encoder.' and what they are; it lacks them")
     encoder = _build(path, details, state)
     rest = {key: value for key, value in details.items() if key not in ("encoder", "contract")}
     return Loaded(encoder, _contract(path, details, encoder), "geomim checkpoint", details=rest)
