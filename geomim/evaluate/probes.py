@@ -97,39 +97,49 @@ def fit_linear(
     fit, held = hold_out(labels, 0.2, seed)
     chosen, best = strengths[0], -1.0
     start: LinearProbe | None = None
+    found = start
     for strength in strengths:
         start = _logistic(vectors[fit], labels[fit], classes, strength, start)
         score = accuracy(start(vectors[held]), labels[held])
         if score > best:  # at equal accuracy the stronger penalty stays
-            chosen, best = strength, score
-    return Fit(_logistic(vectors, labels, classes, chosen, None), chosen, best)
+            chosen, best, found = strength, score, start
+    return Fit(_logistic(vectors, labels, classes, chosen, found), chosen, best)
 
 
 def _logistic(vectors: Tensor, labels: Tensor, classes: int, strength: float, start: LinearProbe | None) -> LinearProbe:
-    """Fit from zero, or from a solution at another strength, which saves most of the iterations."""
+    """Fit from zero, or from a solution at another strength, which saves iterations.
+
+    Features of encoders are so correlated that plain L-BFGS stops far from the optimum. So it works along their
+    principal axes, each scaled by the curvature that the loss and the penalty have there at first. The rotation
+    leaves the penalty as it is; the scaling only changes the path.
+    """
     vectors = vectors.float()
     mean, std = vectors.mean(0), vectors.std(0, unbiased=False)
     std = torch.where(std > 1e-6 * (mean.abs() + 1), std, torch.inf)  # what does not vary says nothing
     standard = (vectors - mean) / std
-    weight, bias = vectors.new_zeros(classes, vectors.shape[1]), vectors.new_zeros(classes)
+    spread, axes = torch.linalg.eigh(standard.T @ standard / len(standard))
+    scale = (spread.clamp_min(0) * (classes - 1) / classes**2 + strength).rsqrt()
+    turned = standard @ axes * scale
+    steps, bias = vectors.new_zeros(classes, vectors.shape[1]), vectors.new_zeros(classes)
     if start is not None:
         finite = torch.where(std.isinf(), 0.0, std)
-        weight, bias = start.weight.detach() * finite, start.bias.detach() + start.weight.detach() @ mean
-    weight, bias = weight.requires_grad_(), bias.clone().requires_grad_()
+        steps, bias = (start.weight * finite) @ axes / scale, start.bias + start.weight @ mean
+    steps, bias = steps.detach().clone().requires_grad_(), bias.detach().clone().requires_grad_()
     optimiser = torch.optim.LBFGS(
-        [weight, bias], max_iter=60, history_size=10, tolerance_change=1e-6, line_search_fn="strong_wolfe"
+        [steps, bias], max_iter=80, history_size=20, tolerance_change=1e-7, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = F.cross_entropy(F.linear(standard, weight, bias), labels) + strength / 2 * weight.square().sum()
+        penalty = strength / 2 * (steps * scale).square().sum()
+        loss: Tensor = F.cross_entropy(F.linear(turned, steps, bias), labels) + penalty
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     with torch.enable_grad():
         optimiser.step(closure)  # type: ignore[no-untyped-call]
+    folded = (steps.detach() * scale) @ axes.T / std
     probe = LinearProbe(vectors.shape[1], classes)
-    folded = weight.detach() / std
     probe.load_state_dict({"weight": folded, "bias": bias.detach() - folded @ mean})
     return probe.eval().requires_grad_(False)
 

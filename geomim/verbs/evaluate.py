@@ -135,6 +135,7 @@ def evaluate(
         "pool": pool,
         "precision": "bfloat16" if fast_half(target) else "float32",
         "seeds": numbers,
+        "chosen": {kind: fit.chosen for kind, fit in probed.fits.items()},
         "interval": "95 %, bootstrap over test images and seeds",
         "geomim_version": __version__,
     }
