@@ -24,7 +24,7 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "demo": Verb("geomim.demo:demo", "the whole way once: scenes, corpus, encoder, scores, map, and a page to look at"),
+    "demo": Verb("geomim.demo.run:demo", "the whole way once: scenes, corpus, encoder, scores, map, and a page to look at"),
     "corpus build": Verb("geomim.corpus.build:build", "scenes become a clean corpus of tiles"),
     "corpus inspect": Verb("geomim.corpus.build:inspect", "what a corpus holds, and what was dropped and why"),
     "pretrain": Verb("geomim.verbs.pretrain:run", "a corpus becomes an encoder"),

@@ -6,9 +6,8 @@ import html
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from string import Template
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
+from geomim.corpus.page import html_page, html_table
 from geomim.corpus.store import Corpus
 
 KINDS = {
@@ -129,9 +129,8 @@ def write_report(path: str | Path) -> Path:
         ("Skipped sources", _skipped_html(corpus)),
         ("Sources and licences", _licences_html(corpus, table)),
     ]
-    body = "\n".join(f"<section><h2>{html.escape(title)}</h2>{text}</section>" for title, text in sections if text)
     title = f"Corpus {corpus.path.resolve().name}"
-    (part / "index.html").write_text(_PAGE.substitute(title=html.escape(title), body=body), encoding="utf-8")
+    (part / "index.html").write_text(html_page(title, sections), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
     return folder / "index.html"
@@ -243,7 +242,7 @@ def _bands_html(corpus: Corpus) -> str:
     ]
     which = "kept tiles of the train split" if statistics["split"] == "train" else "all kept tiles"
     text = f"<p>Sensor {html.escape(sensor.name)}; mean and standard deviation of stored numbers over {which}.</p>"
-    return text + _table(("band", "wavelength (nm)", "mean", "std"), rows)
+    return text + html_table(("band", "wavelength (nm)", "mean", "std"), rows)
 
 
 def _classes_html(corpus: Corpus) -> str:
@@ -252,13 +251,13 @@ def _classes_html(corpus: Corpus) -> str:
     if not corpus.classes or any(number[None] for number in counts.values()):
         names.append(None)
     rows = [(name or "(no class)", *(f"{counts[split][name]:,}" for split in counts)) for name in names]
-    return _table(("class", *(f"kept, {split}" for split in counts)), rows)
+    return html_table(("class", *(f"kept, {split}" for split in counts)), rows)
 
 
 def _skipped_html(corpus: Corpus) -> str:
     rows = [(Path(row["source"]).name, row["reason"]) for row in corpus.skipped().to_pylist()]
     more = f"<p>And {len(rows) - 200:,} more in skipped.parquet.</p>" if len(rows) > 200 else ""
-    return _table(("source", "why"), rows[:200]) + more if rows else ""
+    return html_table(("source", "why"), rows[:200]) + more if rows else ""
 
 
 def _licences_html(corpus: Corpus, table: pa.Table) -> str:
@@ -269,44 +268,4 @@ def _licences_html(corpus: Corpus, table: pa.Table) -> str:
         ("attributions", ", ".join(corpus.contract.attributions) or "none stated"),
         ("made by", f"geomim {corpus.meta['geomim_version']}"),
     ]
-    return _table((), rows)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    titles = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table>{f'<tr>{titles}</tr>' if head else ''}{body}</table>"
-
-
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-:root { color-scheme: light dark; --ink: #1c2733; --soft: #5b6b7a; --line: #d9dfe5; --paper: #fbfcfd; --card: #fff;
-  --kept: #2e86c1; --out: #cb6d51; --all: #93a1ad; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6ebf0; --soft: #9fb0bf; --line: #33414d; --paper: #12181e; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 62rem;
-  margin: 0 auto; padding: 1rem 1.25rem 4rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-table { border-collapse: collapse; font-size: .92rem; max-width: 100%; }
-td, th { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
-  overflow-wrap: anywhere; }
-th { color: var(--soft); font-weight: 600; } td.n { text-align: right; white-space: nowrap; } td.w { width: 24rem; }
-.bar { height: 1rem; min-width: 1px; margin-top: .25rem; border-radius: 2px; background: var(--all); }
-.bar.kept { background: var(--kept); } .bar.out { background: var(--out); }
-.card { background: var(--card); padding: .6rem; border: 1px solid var(--line); border-radius: 4px; margin: .6rem 0; }
-img { max-width: 100%; display: block; }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
-figure { margin: 0; } figure img { height: 8rem; max-width: 100%; }
-figcaption, p { color: var(--soft); font-size: .88rem; }
-</style>
-</head>
-<body>
-<h1>$title</h1>
-$body
-</body>
-</html>
-""")
+    return html_table((), rows)

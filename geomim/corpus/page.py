@@ -1,0 +1,59 @@
+"""Plain HTML pages: one file, no script, nothing fetched, readable by day and by night."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from string import Template
+
+
+def html_page(title: str, sections: Iterable[tuple[str, str]]) -> str:
+    """A whole page.
+
+    Args:
+        title: Plain text.
+        sections: Heading as plain text, and content as HTML; sections without content are left out.
+    """
+    body = "\n".join(f"<section><h2>{html.escape(head)}</h2>{text}</section>" for head, text in sections if text)
+    return _PAGE.substitute(title=html.escape(title), body=body)
+
+
+def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of plain text; without a head where it is empty."""
+    titles = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table>{f'<tr>{titles}</tr>' if head else ''}{body}</table>"
+
+
+_PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+:root { color-scheme: light dark; --ink: #1c2733; --soft: #5b6b7a; --line: #d9dfe5; --paper: #fbfcfd; --card: #fff;
+  --kept: #2e86c1; --out: #cb6d51; --all: #93a1ad; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6ebf0; --soft: #9fb0bf; --line: #33414d; --paper: #12181e; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 62rem;
+  margin: 0 auto; padding: 1rem 1.25rem 4rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+table { border-collapse: collapse; font-size: .92rem; max-width: 100%; }
+td, th { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
+  overflow-wrap: anywhere; }
+th { color: var(--soft); font-weight: 600; } td.n { text-align: right; white-space: nowrap; } td.w { width: 24rem; }
+.bar { height: 1rem; min-width: 1px; margin-top: .25rem; border-radius: 2px; background: var(--all); }
+.bar.kept { background: var(--kept); } .bar.out { background: var(--out); }
+.card { background: var(--card); padding: .6rem; border: 1px solid var(--line); border-radius: 4px; margin: .6rem 0; }
+img { max-width: 100%; display: block; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
+figure { margin: 0; } figure img { height: 8rem; max-width: 100%; }
+figcaption, p { color: var(--soft); font-size: .88rem; }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+$body
+</body>
+</html>
+""")

@@ -1,0 +1,276 @@
+"""`geomim demo`: from scenes to a page, on scenes it draws itself or on the user's own."""
+
+import contextlib
+import dataclasses
+import fnmatch
+import io
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import timm
+import torch
+from rich.console import Console
+
+from geomim.corpus.build import build
+from geomim.corpus.scenes import find_scenes, open_scene
+from geomim.corpus.store import Corpus
+from geomim.corpus.synthetic import write_scenes
+from geomim.data.datamodule import TileDataModule
+from geomim.demo.page import write_page
+from geomim.errors import GeomimError, InputError
+from geomim.evaluate.scores import Scores
+from geomim.maps.predict import cluster, predict
+from geomim.models.weights import export, read_encoder
+from geomim.pretrain.module import Optimisation
+from geomim.sensors import Sensor, get_sensor
+from geomim.verbs.evaluate import evaluate
+from geomim.verbs.pretrain import Training, train
+
+IMAGE = 64
+"""Side of the training image in pixels."""
+ENCODER = {"size": "tiny", "depth": 6, "patch_size": 8}
+METHOD = {"decoder_depth": 2, "decoder_width": 96, "decoder_heads": 3}
+BATCH = 64
+MILESTONES = 4
+
+
+@dataclass
+class Group:
+    """Scenes of one sensor, and what became of them.
+
+    Attributes:
+        name: Sensor and bands in words; the folder's name.
+        scenes: Rasters, with the sensor and bands to open them with.
+        sensor: What the user said took them, for the verbs.
+        bands: What the user said their bands are.
+        skipped: Scenes that could not be opened, with a sentence each.
+    """
+
+    name: str
+    scenes: list[str]
+    sensor: str | None = None
+    bands: list[str] | None = None
+    skipped: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Chapter:
+    """The results of one group, for the page.
+
+    Attributes:
+        group: Its scenes.
+        folder: Everything that was written.
+        corpus: The corpus.
+        run: The training run: `metrics.csv`, `reconstructions/`, `checkpoints/`.
+        scores: Final scores beside their floors; None without labels.
+        curve: Step and scores of the milestones; step 0 is random initialisation.
+        encoder: The exported folder.
+        difference: Greatest difference between geomim's and timm's output.
+        maps: Scene, map, and the folder of label rasters where there is one.
+    """
+
+    group: Group
+    folder: Path
+    corpus: Path
+    run: Path
+    scores: Scores | None = None
+    curve: list[tuple[int, Scores]] = field(default_factory=list)
+    encoder: Path | None = None
+    difference: float | None = None
+    maps: list[tuple[str, Path, Path | None]] = field(default_factory=list)
+
+
+def demo(
+    scenes: list[str] | None = None,
+    labels: str | None = None,
+    sensor: list[str] | None = None,
+    bands: list[str] | None = None,
+    out: str = "demo",
+    steps: int = 1500,
+    tile: int = IMAGE,
+    seed: int = 0,
+) -> Path:
+    """Go the whole way once: scenes become a corpus, an encoder, its scores, and a map, on one page to look at.
+
+    Without arguments it draws multispectral scenes of eight land-cover kinds that differ in texture and layout and
+    not in their band statistics. With --scenes it works on your own rasters, one corpus for each sensor; without
+    --labels their map is a k-means of patch embeddings. Started again, it goes on where it stopped.
+
+    Args:
+        scenes: Rasters or folders of rasters.
+        labels: Folder of label rasters named like the scenes, with `classes.json`.
+        sensor: For rasters that do not name their bands: a sensor (`naip`, or a YAML file), or `SENSOR=TEXT` for the
+            rasters whose path contains TEXT or matches it as a pattern.
+        bands: Names of the rasters' bands in file order, if all have the same.
+        out: Folder for everything it makes.
+        steps: Training steps, shared between the sensors.
+        tile: Edge of a tile in pixels, at least 64.
+        seed: Seed of everything random.
+
+    Returns:
+        The page, `report/index.html`.
+
+    Raises:
+        InputError: No scene can be opened.
+    """
+    if tile < IMAGE:
+        raise InputError(f"--tile: expected at least {IMAGE} pixels, the side of the training image; given {tile}")
+    start, console, folder = time.monotonic(), Console(stderr=True), Path(out)
+    if scenes is None:
+        console.print("[bold]Drawing scenes[/bold] of eight land-cover kinds")
+        drawn = write_scenes(folder / "drawn", seed=seed)
+        labels = str(drawn.labels[0].parent)
+        groups = [Group(drawn.sensor.name, [str(path) for path in drawn.scenes])]
+    else:
+        groups = group_by_sensor(find_scenes(scenes), sensor or [], bands)
+    share = max(1, steps // len(groups))
+    chapters = [_chapter(group, folder / group.name, labels, share, tile, seed, console) for group in groups]
+    page = write_page(folder, chapters, time.monotonic() - start)
+    _farewell(console, page, chapters, time.monotonic() - start)
+    return page
+
+
+def group_by_sensor(paths: Iterable[str], sensors: Sequence[str], bands: list[str] | None) -> list[Group]:
+    """Sort rasters by what took them, so that each corpus holds one kind of number.
+
+    Args:
+        paths: Rasters.
+        sensors: `SENSOR` or `SENSOR=TEXT`, see `demo`.
+        bands: Names of the bands in file order.
+
+    Returns:
+        Groups in the order of their first scene.
+
+    Raises:
+        InputError: No raster can be opened.
+    """
+    groups: dict[tuple[object, ...], Group] = {}
+    skipped: list[str] = []
+    for path in paths:
+        said = _sensor_for(path, sensors)
+        try:
+            with open_scene(path, get_sensor(said) if said else None, bands) as scene:
+                key = (dataclasses.replace(scene.sensor, nodata=None), str(scene.dtype))
+        except GeomimError as error:
+            skipped.append(str(error))
+            continue
+        if key not in groups:
+            groups[key] = Group(_name(key[0], [group.name for group in groups.values()]), [], said, bands)
+        groups[key].scenes.append(path)
+    if not groups:
+        raise InputError("no scene can be used:\n" + "\n".join(skipped))
+    next(iter(groups.values())).skipped = skipped
+    return list(groups.values())
+
+
+def _sensor_for(path: str, sensors: Sequence[str]) -> str | None:
+    for entry in sensors:
+        name, _, text = entry.partition("=")
+        if not text or text in path or fnmatch.fnmatch(path, text):
+            return name
+    return None
+
+
+def _name(sensor: Sensor, taken: Sequence[str]) -> str:
+    name = sensor.name
+    return name if name not in taken else f"{name}-{sum(other.startswith(name) for other in taken) + 1}"
+
+
+def _chapter(
+    group: Group, folder: Path, labels: str | None, steps: int, tile: int, seed: int, console: Console
+) -> Chapter:
+    """Corpus, encoder, scores, export and map of one group."""
+    console.print(f"\n[bold]{group.name}: scenes into a corpus[/bold] ({len(group.scenes)} scenes)")
+    corpus = build(
+        group.scenes,
+        str(folder / "corpus"),
+        tile=tile,
+        sensor=group.sensor,
+        bands=group.bands,
+        masks=labels,
+        test_share=0.34 if labels else 0.0,
+        overwrite=True,
+    )
+    console.print(f"\n[bold]{group.name}: the corpus into an encoder[/bold] (SelectiveMAE, {steps} steps)")
+    data = TileDataModule(str(corpus), batch_size=BATCH, image_size=IMAGE, workers=0, seed=seed)
+    run = folder / "run"
+    last = train(
+        data,
+        run,
+        "selective_mae",
+        METHOD,
+        ENCODER,
+        Optimisation(base_learning_rate=2e-3),
+        Training(steps, precision="32-true", log_every=10, watch_every=max(1, steps // 3), milestones=MILESTONES),
+        seed,
+        resume="last",
+    )
+    chapter = Chapter(group, folder, corpus, run)
+    console.print(f"\n[bold]{group.name}: the encoder into scores and maps[/bold]")
+    if labels:
+        chapter.scores, chapter.curve = _scores(corpus, run, folder / "evaluation")
+    chapter.encoder = export(str(last), str(folder / "encoder"))
+    chapter.difference = _timm_difference(chapter.encoder)
+    chapter.maps = _maps(group, last, folder, Path(labels) if labels else None, corpus)
+    return chapter
+
+
+def _scores(corpus: Path, run: Path, out: Path) -> tuple[Scores, list[tuple[int, Scores]]]:
+    """Final scores, and a quick look at every milestone before."""
+    curve = []
+    for checkpoint in sorted((run / "checkpoints").glob("step-*.ckpt")):
+        with contextlib.redirect_stdout(io.StringIO()):  # the tables of milestones are drawn as a curve
+            scores = evaluate(
+                str(checkpoint),
+                str(corpus),
+                str(out / checkpoint.stem),
+                probes=["knn", "linear"],
+                seeds=1,
+                floors=False,
+            )
+        curve.append((int(checkpoint.stem.removeprefix("step-")), scores))
+    return evaluate(str(run / "checkpoints" / "last.ckpt"), str(corpus), str(out)), curve
+
+
+def _timm_difference(folder: Path) -> float:
+    """Load the export as anyone without geomim would, and compare."""
+    theirs = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
+    ours = read_encoder(folder).encoder.eval()
+    images = torch.randn(2, ours.in_chans, IMAGE, IMAGE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return float((theirs.forward_features(images) - ours(images).tokens).abs().max())
+
+
+def _maps(
+    group: Group, checkpoint: Path, folder: Path, labels: Path | None, corpus: Path
+) -> list[tuple[str, Path, Path | None]]:
+    """A map of one scene: of a held-out one by the linear probe, or of the first one by k-means."""
+    (folder / "maps").mkdir(parents=True, exist_ok=True)
+    if labels is None:
+        scene = group.scenes[0]
+        out = folder / "maps" / f"{Path(scene).stem}_clusters.tif"
+        [made] = cluster(str(checkpoint), [scene], str(out), sensor=group.sensor, bands=group.bands)
+        return [(scene, made, None)]
+    table = Corpus.open(corpus).table(["source", "split"]).to_pylist()
+    held_out = sorted({row["source"] for row in table if row["split"] == "test"})
+    scene = held_out[0] if held_out else group.scenes[0]
+    out = folder / "maps" / f"{Path(scene).stem}_land_cover.tif"
+    probe = folder / "evaluation" / "linear.safetensors"
+    [made] = predict(str(checkpoint), str(probe), [scene], str(out), sensor=group.sensor, bands=group.bands)
+    return [(scene, made, labels)]
+
+
+def _farewell(console: Console, page: Path, chapters: Sequence[Chapter], seconds: float) -> None:
+    """Where to look, and what to type next."""
+    first = chapters[0]
+    checkpoint = first.run / "checkpoints" / "last.ckpt"
+    console.print(f"\nDone in {seconds / 60:.1f} minutes. Look at [bold]{page}[/bold]\n\nNext:")
+    for line in (
+        "geomim demo --scenes MY_RASTERS --sensor sentinel2     the same on your own scenes",
+        f"geomim corpus inspect {first.corpus}     what was kept and dropped",
+        f"geomim predict {checkpoint} PROBE SCENE --out map.tif     a map of another scene",
+        f"timm.create_model('local-dir:{first.encoder}', pretrained=True)     the encoder, anywhere",
+    ):
+        console.print(f"  {line}", soft_wrap=True, highlight=False)
