@@ -16,7 +16,7 @@ from geomim.errors import ConfigError, InputError
 
 L2_STRENGTHS = tuple(10.0**exponent for exponent in (0, -1, -2, -3, -4, -5, -6))
 """Penalties that the linear probe chooses from, strongest first."""
-LEARNING_RATES = (1e-3, 3e-3, 1e-2)
+LEARNING_RATES = (3e-3, 1e-2, 3e-2)
 """Learning rates that the efficient probe chooses from."""
 
 Progress = Callable[[float], None]
