@@ -183,7 +183,8 @@ def run(argv: Sequence[str]) -> None:
     data = TileDataModule(**config.data.as_dict(), image_size=config.encoder.image_size, seed=config.seed)
     folder = Path(config.out) / (config.name or config.recipe)
     start = _start(folder, config.resume)
-    first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
+    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))  # as the launcher names it
+    first = next((rank for rank in ranks if rank), "0") == "0"
     if first:
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / "config.yaml.part"
