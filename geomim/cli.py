@@ -12,25 +12,27 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from geomim import __version__
-from geomim.errors import ConfigError, GeomimError, nearest
+from geomim.errors import ConfigError, GeomimError, MissingExtraError, nearest
 from geomim.resources import shipped
 
 
 class Verb(NamedTuple):
-    """Where a verb's function lives, and what the overview says of it."""
+    """Where a verb's function lives, which extra installs what it needs, and what the overview says of it."""
 
     target: str
+    extra: str
     summary: str
 
 
 VERBS = {
-    "demo": Verb("geomim.demo.run:demo", "the whole way once: scenes, corpus, encoder, scores, map, and a page to look at"),
-    "corpus build": Verb("geomim.corpus.build:build", "scenes become a clean corpus of tiles"),
-    "corpus inspect": Verb("geomim.corpus.build:inspect", "what a corpus holds, and what was dropped and why"),
-    "pretrain": Verb("geomim.verbs.pretrain:run", "a corpus becomes an encoder"),
-    "evaluate": Verb("geomim.verbs.evaluate:evaluate", "how good a frozen encoder is, beside its floors"),
-    "export": Verb("geomim.models.weights:export", "an encoder becomes a folder that plain timm loads"),
-    "predict": Verb("geomim.maps.predict:predict", "an encoder and a scene become a map"),
+    "demo": Verb("geomim.demo.run:demo", "maps", "the whole way once, from scenes to a map and a page to look at"),
+    "corpus build": Verb("geomim.corpus.build:build", "corpus", "scenes become a clean corpus of tiles"),
+    "corpus inspect": Verb("geomim.corpus.build:inspect", "corpus", "what a corpus holds, what was dropped and why"),
+    "pretrain": Verb("geomim.verbs.pretrain:run", "train", "a corpus becomes an encoder"),
+    "evaluate": Verb("geomim.verbs.evaluate:evaluate", "train", "how good a frozen encoder is, beside its floors"),
+    "export": Verb("geomim.models.weights:export", "train", "an encoder becomes a folder that plain timm loads"),
+    "predict": Verb("geomim.maps.predict:predict", "maps", "an encoder, a probe and a scene become a map of classes"),
+    "cluster": Verb("geomim.maps.predict:cluster", "maps", "an encoder and a scene become a map without labels"),
 }
 """Every verb. A function called `run` is given the raw arguments; any other becomes options by its signature."""
 
@@ -75,13 +77,11 @@ def _dispatch(arguments: list[str]) -> int:
     for words in (2, 1):
         name = " ".join(arguments[:words])
         if name in VERBS:
-            module, _, function = VERBS[name].target.partition(":")
-            call = getattr(importlib.import_module(module), function)
-            if function == "run":
+            call = _load(name)
+            if VERBS[name].target.endswith(":run"):
                 call(arguments[words:])
             else:
-                values = parse(call, arguments[words:], name)
-                call(**values)
+                call(**parse(call, arguments[words:], name))
             return 0
     group = [verb for verb in VERBS if verb.startswith(f"{arguments[0]} ")]
     if group:
@@ -90,6 +90,20 @@ def _dispatch(arguments: list[str]) -> int:
         print(overview(arguments[0]))
         return 0
     raise ConfigError(f"unknown verb '{arguments[0]}'{nearest(arguments[0], {verb.split()[0] for verb in VERBS})}")
+
+
+def _load(verb: str) -> Callable[..., Any]:
+    """Import a verb's function, or say which extra brings what it needs."""
+    module, _, function = VERBS[verb].target.partition(":")
+    try:
+        loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("geomim"):
+            raise
+        raise MissingExtraError(
+            f"geomim {verb} needs '{error.name}', which is not installed: pip install 'geomim[{VERBS[verb].extra}]'"
+        ) from error
+    return loaded
 
 
 def _find_configs(arguments: list[str]) -> list[str]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections.abc import Iterable
-from types import ModuleType
 
 
 class GeomimError(Exception):
@@ -49,19 +47,3 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     choices = sorted(valid)
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else f"; valid: {', '.join(choices)}"
-
-
-def need(module: str, extra: str) -> ModuleType:
-    """Import an optional dependency, or say which extra brings it.
-
-    Args:
-        module: Dotted module name.
-        extra: The extra in `pyproject.toml` that installs it.
-
-    Raises:
-        MissingExtraError: The module is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingExtraError(f"'{module}' is needed here and not installed: pip install 'geomim[{extra}]'") from error

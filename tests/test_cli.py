@@ -60,6 +60,14 @@ def test_no_traceback_without_debug(capsys: pytest.CaptureFixture[str]) -> None:
         main(["corpus", "inspect", "/nowhere", "--debug"])
 
 
+def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setitem(VERBS, "export", VERBS["export"]._replace(target="geomim.models.absent:export"))
+    assert main(["export", "x"]) == 1 and "unexpected ModuleNotFoundError" in capsys.readouterr().err
+    monkeypatch.setitem(VERBS, "export", VERBS["export"]._replace(target="no_such_library:export"))
+    assert main(["export", "x"]) == 1
+    assert "geomim export needs 'no_such_library'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
