@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -107,76 +107,6 @@ class TileDataModule(pl.LightningDataModule):
         """
         tiles = TileSet(self.corpora[0], self.sets[0].tiles.size, "val")
         rows = np.linspace(0, len(tiles) - 1, min(count, len(tiles))).astype(np.int64)
-        batch = _normalised(tiles, rows, self.image_size, self.contract)
-        return batch | {"position": torch.arange(len(rows))}
-
-
-class EvaluationLoader:
-    """Whole tiles in id order, scaled and normalised; iterate it as often as needed.
-
-    Args:
-        tiles: What to read.
-        image_size: Side of the images in pixels.
-        batch_size: Images a batch; the last may be smaller.
-        contract: Bands that the encoder expects; those of the corpus where None.
-        channels: Where the encoder's bands stand among the corpus's.
-    """
-
-    def __init__(
-        self, tiles: TileSet, image_size: int, batch_size: int, contract: BandContract, channels: list[int]
-    ) -> None:
-        self.tiles, self.image_size, self.batch_size = tiles, image_size, batch_size
-        self.contract, self.channels = contract, channels
-
-    def __len__(self) -> int:
-        return -(-len(self.tiles) // self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for start in range(0, len(self.tiles), self.batch_size):
-            rows = np.arange(start, min(start + self.batch_size, len(self.tiles)))
-            yield _normalised(self.tiles, rows, self.image_size, self.contract, self.channels)
-
-
-def evaluation_loader(
-    corpus: str | Corpus,
-    split: str | None,
-    image_size: int,
-    batch_size: int = 256,
-    size: int | None = None,
-    contract: BandContract | None = None,
-) -> EvaluationLoader:
-    """Tiles of a corpus as a frozen encoder sees them.
-
-    Args:
-        corpus: Folder or opened corpus.
-        split: `train`, `val`, `test`; all kept tiles where None.
-        image_size: Side of the images in pixels.
-        batch_size: Images a batch.
-        size: Side of the tiles; needed only where the corpus holds several sizes.
-        contract: Bands, means and standard deviations that the encoder was trained with; the corpus's own where None.
-
-    Returns:
-        An iterable of batches on the CPU: `image`, `id`, `label`, `sensor`, and `valid` where some pixel is not.
-
-    Raises:
-        CorpusError: The corpus has no kept tile in this split.
-        BandError: The corpus lacks a band of the contract.
-    """
-    opened = Corpus.open(corpus) if isinstance(corpus, str) else corpus
-    tiles = TileSet(opened, size)
-    if split is not None:
-        tiles.rows = tiles.rows[tiles.tiles.splits == split]
-    if not len(tiles):
-        raise CorpusError(f"'{opened.path}' has no kept tile in split '{split}'")
-    contract = contract or opened.contract
-    return EvaluationLoader(tiles, image_size, batch_size, contract, contract.indices(opened.sensor.bands))
-
-
-def _normalised(
-    tiles: TileSet, rows: np.ndarray, image_size: int, contract: BandContract, channels: list[int] | None = None
-) -> Batch:
-    batch = tiles.read(rows)
-    image = batch["image"]
-    if channels is not None and channels != list(range(image.shape[1])):
-        image = image.float()[:, channels]  # torch cannot index uint16
-    return batch | whole(image, batch.get("valid"), image_size, contract)
+        batch = tiles.read(rows)
+        shown = whole(batch["image"], batch.get("valid"), self.image_size, self.contract)
+        return batch | shown | {"position": torch.arange(len(rows))}

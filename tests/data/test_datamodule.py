@@ -4,7 +4,7 @@ import torch
 from tiny_corpus import write_corpus
 
 from geomim.corpus.store import Corpus
-from geomim.data.datamodule import TileDataModule, evaluation_loader
+from geomim.data.datamodule import TileDataModule
 from geomim.data.tiles import join_contracts
 from geomim.errors import BandError, ConfigError, CorpusError
 from geomim.sensors import get_sensor
@@ -63,18 +63,3 @@ def test_what_cannot_be_trained_on_is_refused_by_name(tmp_path, corpus):
         TileDataModule(str(tmp_path))
     with pytest.raises(ConfigError, match="one weight a corpus"):
         TileDataModule(str(corpus), weights=[1.0, 2.0])
-
-
-def test_evaluation_reads_a_split_in_order_with_the_encoders_bands(tmp_path, corpus):
-    loader = evaluation_loader(str(corpus), "val", image_size=12, batch_size=4)
-    batches = list(loader)
-    assert len(loader) == len(batches) == 2
-    assert torch.cat([batch["id"] for batch in batches]).tolist() == list(range(118, 124))
-    path = write_corpus(tmp_path / "s2", sensor=get_sensor("sentinel2", ["B02", "B03", "B04", "B08"]))
-    plain = next(iter(evaluation_loader(str(path), None, 24)))["image"]
-    contract = Corpus.open(path).contract
-    turned = type(contract)(contract.sensor.select(["B08", "B02"]), contract.mean[:2], contract.std[:2])
-    chosen = next(iter(evaluation_loader(str(path), None, 24, contract=turned)))["image"]
-    torch.testing.assert_close(chosen, plain[:, [3, 0]])
-    with pytest.raises(CorpusError, match="split 'test'"):
-        evaluation_loader(str(corpus), "test", 12)
