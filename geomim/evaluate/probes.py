@@ -5,6 +5,7 @@ A probe never sees the encoder: linear probes take one vector an image, efficien
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -212,8 +213,8 @@ def fit_efficient(
     labels: Tensor,
     classes: int,
     seeds: Sequence[int] = (0,),
-    epochs: int = 24,
-    batch: int = 256,
+    epochs: int | None = None,
+    batch: int | None = None,
     rates: Sequence[float] = LEARNING_RATES,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
@@ -229,8 +230,8 @@ def fit_efficient(
         labels: `(N,)` int64 in `0..classes-1`.
         classes: Number of classes.
         seeds: One probe each.
-        epochs: Passes over the images in the final training.
-        batch: Images a step.
+        epochs: Passes over the images in the final training; 24, or as many as make 600 steps, where None.
+        batch: Images a step; a sixteenth of the images, from 32 to 256, where None.
         rates: Learning rates to choose from.
         device: Where the probe is trained; tokens move a batch at a time.
         progress: Called with the share done, in 0..1.
@@ -241,6 +242,8 @@ def fit_efficient(
     fit, held = hold_out(labels, 0.2, seeds[0])
     if len(fit) < 2:
         raise InputError(f"efficient probing: expected at least 3 training images; given {len(labels)}")
+    batch = batch or min(256, max(32, len(labels) // 16))
+    epochs = epochs or max(24, math.ceil(600 * batch / len(labels)))
     short = max(1, epochs // 3)
     total = len(rates) * short * len(fit) + len(seeds) * epochs * len(labels)
     meter = _Meter(total, progress)

@@ -68,7 +68,7 @@ class Scores:
             return []
         sentences = []
         for floor in (PIXELS, RANDOM):
-            # the floors have no attention to patches: efficient probing is held against their linear probe
+            # pixel statistics have no patches to attend to: efficient probing is held against their linear probe
             other = self.find(floor, row.probe) or (self.find(floor, "linear") if row.probe == "efficient" else None)
             if other is not None and row.accuracy < other.accuracy:
                 sentences.append(

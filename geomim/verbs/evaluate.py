@@ -168,7 +168,13 @@ def open_candidate(checkpoint: str, images: LabelledData, image_size: int | None
     size = image_size or encoder.image_size
     if size % encoder.patch_size:
         raise CheckpointError(f"image_size {size}: expected a multiple of the patch size {encoder.patch_size}")
-    return Candidate(Path(checkpoint).stem, encoder, lambda seed: random_like(encoder, seed), contract, size, notes)
+    return Candidate(_name(checkpoint, loaded.details), encoder, lambda seed: random_like(encoder, seed), contract, size, notes)
+
+
+def _name(checkpoint: str, details: Mapping[str, Any]) -> str:
+    """What stands in the table: recipe and step where the file tells them."""
+    recipe, step = details.get("recipe"), details.get("step")
+    return f"{recipe}, step {step:,}" if recipe and step is not None else Path(checkpoint).stem
 
 
 def _imagenet(in_chans: int, checkpoint: str) -> tuple[BandContract, tuple[str, ...]]:
@@ -227,7 +233,7 @@ def _features(
     half = fast_half(device)
     extractors = {candidate.name: frozen(candidate.encoder.to(device), pool, tokens, half)}
     if floors:
-        extractors[RANDOM] = frozen(candidate.fresh(0).to(device), pool, half=half)
+        extractors[RANDOM] = frozen(candidate.fresh(0).to(device), pool, tokens, half)
         extractors[PIXELS] = pixel_statistics()
     parts = []
     for split, part in (("train", images.train), ("test", images.test)):
