@@ -153,8 +153,8 @@ def _draw(path: Path, index: int, size: int, count: int, rng: np.random.Generato
     kind, angle = patches(rng, size, len(KINDS))
     level = _LEVEL * np.linspace(0.7, 1.5, count, dtype=np.float32)[:, None, None]
     pixels = level * (1 + _CONTRAST * draw_bands(rng, kind, angle, count))
-    cloud = np.clip((noise(rng, (size, size), 0.15 * size, 0.6 * size) - 1.6) / 0.3, 0, 1)
-    pixels += cloud * (6500 + 700 * noise(rng, (size, size), 20, 120) - pixels)
+    cloud = np.clip((noise(rng, (size, size), 0.15 * size, 0.6 * size) - 1.9) / 0.3, 0, 1)
+    pixels += cloud * (3600 + 300 * noise(rng, (size, size), 20, 120) - pixels)
     pixels = np.clip(np.rint(pixels), 1, 65535).astype(np.uint16)
     outside = _outside_swath(size, rng)
     pixels[:, outside] = 0

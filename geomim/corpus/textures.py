@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 _BOX = 65  # pixels: mean and deviation are equal over any box of this size
+_COARSE = 2  # textures reach over several 8-pixel patches, so that what is hidden can be told from what is seen
 _TURN = np.float32(2 * np.pi)
 
 
@@ -21,8 +22,8 @@ class Ground:
     """Where and how a texture is drawn.
 
     Attributes:
-        u: `(H, W)` float32 pixel coordinate along the direction of the patch a pixel lies in.
-        v: `(H, W)` float32 pixel coordinate across it.
+        u: `(H, W)` float32 coordinate along the direction of the patch a pixel lies in, in units of `_COARSE` pixels.
+        v: `(H, W)` float32 coordinate across it.
         rng: Source of randomness.
     """
 
@@ -31,8 +32,8 @@ class Ground:
     rng: np.random.Generator
 
     def noise(self, shortest: float, longest: float) -> np.ndarray:
-        """Isotropic random field with wavelengths in a range of pixels, mean 0 and deviation 1."""
-        return noise(self.rng, self.u.shape, shortest, longest)
+        """Isotropic random field with wavelengths in a range of the coordinates' unit, mean 0 and deviation 1."""
+        return noise(self.rng, self.u.shape, _COARSE * shortest, _COARSE * longest)
 
 
 def noise(rng: np.random.Generator, shape: tuple[int, ...], shortest: float, longest: float) -> np.ndarray:
@@ -212,20 +213,17 @@ def draw_bands(rng: np.random.Generator, kind: np.ndarray, angle: np.ndarray, co
     """
     y, x = np.meshgrid(*(np.arange(length, dtype=np.float32) for length in kind.shape), indexing="ij")
     cos, sin = np.cos(angle), np.sin(angle)
-    ground = Ground(x * cos + y * sin, y * cos - x * sin, rng)
+    ground = Ground((x * cos + y * sin) / _COARSE, (y * cos - x * sin) / _COARSE, rng)
     first, second = np.zeros(kind.shape, np.float32), np.zeros(kind.shape, np.float32)
     for index, draw in enumerate(KINDS.values()):
         where = kind == index
         main, other = draw(ground)
         first[where], second[where] = standard(main)[where], standard(other)[where]
-    mixing = (
-        np.random.default_rng(7).uniform(-1.2, 1.2, (len(KINDS), count)).astype(np.float32)
-    )  # a kind's own spectrum
-    brightness, contrast = 0.5 * ground.noise(200, 800), np.exp(0.2 * ground.noise(150, 600))
+    mixing = np.linspace(-1.2, 1.2, count, dtype=np.float32)  # the same for all kinds: colour tells nothing
+    brightness, contrast = 0.5 * ground.noise(100, 400), np.exp(0.2 * ground.noise(75, 300))
     drawn = np.empty((count, *kind.shape), np.float32)
     for band in range(count):
-        turn = mixing[:, band][kind]
-        field = np.cos(turn) * first + np.sin(turn) * second
+        field = np.cos(mixing[band]) * first + np.sin(mixing[band]) * second
         field = _soften(field) + 0.1 * rng.standard_normal(kind.shape, np.float32)
         drawn[band] = brightness + contrast * _equalise(field)
     return drawn

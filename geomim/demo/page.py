@@ -21,7 +21,7 @@ from rasterio.windows import Window
 from geomim.corpus.labels import Masks
 from geomim.corpus.page import html_page, html_table
 from geomim.corpus.pictures import composite, display_limits
-from geomim.corpus.report import funnel
+from geomim.corpus.report import funnel, kind_of
 from geomim.corpus.scenes import open_scene
 from geomim.corpus.store import Corpus
 from geomim.evaluate.scores import PIXELS, RANDOM, Scores
@@ -99,20 +99,30 @@ class _Sections:
 
     def corpus(self) -> str:
         """Counts, and the corpus's own pictures of kept and dropped tiles."""
-        counts = funnel(Corpus.open(self.chapter.corpus))
-        rows = [
-            (name, f"{count:,}", f"{100 * count / max(1, counts['tiles']):.1f} %") for name, count in counts.items()
-        ]
+        corpus = Corpus.open(self.chapter.corpus)
+        counts = funnel(corpus)
+        whole = max(1, counts["tiles"])
+        rows = [(name, f"{count:,}", f"{100 * count / whole:.1f} %") for name, count in counts.items()]
         report = self.chapter.corpus / "report"
-        pictures = [self._copy(report / "kept.png", "kept tiles, a sample")]
-        for picture in sorted(report.glob("dropped-*.png"))[:6]:
-            pictures.append(self._copy(picture, "a dropped tile beside the one that was kept"))
         link = os.path.relpath(report / "index.html", self.root / "report")
         return (
             html_table((), rows)
-            + f"<div class=pairs>{''.join(pictures)}</div>"
+            + self._copy(report / "kept.png", "Kept tiles, a sample.", wide=True)
+            + f"<div class=pairs>{''.join(self._dropped(corpus, report))}</div>"
             + f'<p><a href="{html.escape(link)}">Every reason, band and licence</a> is on the corpus page.</p>'
         )
+
+    def _dropped(self, corpus: Corpus, report: Path) -> list[str]:
+        """Two dropped tiles of each kind of reason, beside their keepers."""
+        table = corpus.table(["id", "reason"])
+        reasons = dict(zip(table["id"].to_pylist(), table["reason"].to_pylist(), strict=True))
+        shown: dict[str, list[str]] = {}
+        for picture in sorted(report.glob("dropped-*.png")):
+            reason = reasons[int(picture.stem.removeprefix("dropped-"))]
+            examples = shown.setdefault(kind_of(reason), [])
+            if len(examples) < 3:
+                examples.append(self._copy(picture, f"Dropped: {reason}."))
+        return [example for examples in shown.values() for example in examples]
 
     def pretraining(self) -> str:
         """Reconstructions, loss, and collapse figures."""
@@ -131,7 +141,8 @@ class _Sections:
             "patches: 1 is what the mean of a patch would score. A cosine near 1 or a rank near 1 would mean collapse."
             "</p>"
         )
-        shown = self._copy(pictures[-1], f"after {int(pictures[-1].stem.split('-')[1]):,} steps") if pictures else ""
+        words = f"After {int(pictures[-1].stem.split('-')[1]):,} steps." if pictures else ""
+        shown = self._copy(pictures[-1], words, wide=True) if pictures else ""
         return f"{shown}{note}{curve}{collapse}"
 
     def scores(self) -> str:
@@ -202,12 +213,13 @@ class _Sections:
             step = max(1, max(scene.height, scene.width) // _SIDE)
             return composite(numbers[:, ::step, ::step], scene.sensor, valid[::step, ::step], limits)
 
-    def _copy(self, picture: Path, words: str) -> str:
+    def _copy(self, picture: Path, words: str, wide: bool = False) -> str:
         if not picture.is_file():
             return ""
         name = f"{self.chapter.group.name}-{picture.name}"
         shutil.copyfile(picture, self.folder / name)
-        return f'<figure><img src="{name}" alt="{words}"><figcaption>{words}</figcaption></figure>'
+        style, text = (' style="max-width: 46rem"' if wide else ""), html.escape(words)
+        return f'<figure><img src="{name}"{style} alt="{text}"><figcaption>{text}</figcaption></figure>'
 
     def _curve(
         self,

@@ -194,7 +194,8 @@ def _chapter(
         overwrite=True,
     )
     console.print(f"\n[bold]{group.name}: the corpus into an encoder[/bold] (SelectiveMAE, {steps} steps)")
-    data = TileDataModule(str(corpus), batch_size=BATCH, image_size=IMAGE, workers=0, seed=seed)
+    # gentle crops: scale is part of what tells one texture from another
+    data = TileDataModule(str(corpus), batch_size=BATCH, image_size=IMAGE, workers=0, scale=(0.5, 1.0), seed=seed)
     run = folder / "run"
     last = train(
         data,
@@ -202,7 +203,7 @@ def _chapter(
         "selective_mae",
         METHOD,
         ENCODER,
-        Optimisation(base_learning_rate=2e-3),
+        Optimisation(base_learning_rate=4e-3),
         Training(steps, precision="32-true", log_every=10, watch_every=max(1, steps // 3), milestones=MILESTONES),
         seed,
         resume="last",

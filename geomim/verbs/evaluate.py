@@ -168,7 +168,9 @@ def open_candidate(checkpoint: str, images: LabelledData, image_size: int | None
     size = image_size or encoder.image_size
     if size % encoder.patch_size:
         raise CheckpointError(f"image_size {size}: expected a multiple of the patch size {encoder.patch_size}")
-    return Candidate(_name(checkpoint, loaded.details), encoder, lambda seed: random_like(encoder, seed), contract, size, notes)
+    return Candidate(
+        _name(checkpoint, loaded.details), encoder, lambda seed: random_like(encoder, seed), contract, size, notes
+    )
 
 
 def _name(checkpoint: str, details: Mapping[str, Any]) -> str:
