@@ -45,4 +45,4 @@ notebooks: $(READY)
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=1800 notebooks
 
 clean:
-	rm -rf $(VENV) demo runs build dist
+	rm -rf $(VENV) build dist

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except KeyboardInterrupt:
-        print("geomim: interrupted; finished stages are kept, the same command goes on from there", file=sys.stderr)
+        print("geomim: interrupted; what was finished is kept", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `geomim ... | head` closes the pipe; nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -135,6 +135,11 @@ class BandContract:
         """Band names in channel order."""
         return self.sensor.names
 
+    @property
+    def divisor(self) -> tuple[float, ...]:
+        """What bands are divided by after their mean is taken off: `std`, or 1 for a constant band."""
+        return tuple(std if std > 0 else 1.0 for std in self.std)
+
     def indices(self, given: Sequence[str] | Sequence[Band]) -> list[int]:
         """Where each contract band stands among `given` bands, by name, alias or wavelength.
 

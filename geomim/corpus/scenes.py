@@ -312,7 +312,7 @@ def acquisition_time(uri: str, tags: dict[str, str]) -> datetime | None:
 def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[str]:
     """List rasters: files as given, folders searched recursively for `SUFFIXES`, patterns expanded.
 
-    Hidden files are left out of folders. Addresses (`https://`, `/vsi...`) pass unchecked.
+    Hidden files, and folders that are a corpus, are left out. Addresses (`https://`, `/vsi...`) pass unchecked.
 
     Returns:
         Sorted, each once.
@@ -338,6 +338,9 @@ def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[st
 
 def _walk(folder: str) -> Iterable[str]:
     for parent, folders, names in os.walk(folder):
+        if "corpus.json" in names:  # a corpus is made of scenes and is none
+            folders.clear()
+            continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):

@@ -148,8 +148,8 @@ def whole(images: Tensor, valid: Tensor | None, image_size: int, contract: BandC
 
 def statistics(contract: BandContract) -> tuple[Tensor, Tensor]:
     """Means and standard deviations of a contract, `(C, 1, 1)` float32 each; a constant band is divided by 1."""
-    mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (contract.mean, contract.std))
-    return mean, torch.where(std > 0, std, 1.0)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (contract.mean, contract.divisor))
+    return mean, std
 
 
 def finish(

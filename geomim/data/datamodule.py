@@ -29,7 +29,7 @@ class TileDataModule(pl.LightningDataModule):
         image_size: Side of the training image in pixels.
         size: Side of the tiles to read; needed only where a corpus holds several sizes.
         weights: Share of each corpus in training; in proportion to its tiles where not given.
-        split: Train on tiles of this split; on all kept tiles where a corpus does not carry it.
+        split: Train on tiles of this split.
         workers: Reading processes on each device; 0 reads in the training process.
         scale: Least and greatest share of a tile that a crop covers.
         ratio: Least and greatest width over height of a crop.
@@ -105,7 +105,9 @@ class TileDataModule(pl.LightningDataModule):
         Returns:
             A normalised batch as `Augment` gives it, on the CPU; `position` counts from 0.
         """
-        tiles = TileSet(self.corpora[0], self.sets[0].tiles.size, "val")
+        tiles = self.sets[0]
+        if (tiles.tiles.splits == "val").any():
+            tiles = TileSet(self.corpora[0], tiles.tiles.size, "val")
         rows = np.linspace(0, len(tiles) - 1, min(count, len(tiles))).astype(np.int64)
         batch = tiles.read(rows)
         shown = whole(batch["image"], batch.get("valid"), self.image_size, self.contract)

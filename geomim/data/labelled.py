@@ -52,6 +52,7 @@ class LabelledData:
         train: Images to fit on.
         test: Images to score on.
         notes: Choices that were made and that a reader of the scores should know.
+        side: Side of the images in pixels where all have the same; None where it varies.
     """
 
     name: str
@@ -61,6 +62,7 @@ class LabelledData:
     train: Labelled
     test: Labelled
     notes: tuple[str, ...] = ()
+    side: int | None = None
 
 
 def open_labelled(
@@ -102,7 +104,7 @@ def _from_corpus(corpus: Corpus, train_split: str, test_split: str, size: int | 
     train, test = (_of_tiles(tiles, rows) for rows in parts.values())
     notes = (f"of {len(corpus.sizes)} tile sizes, {side} px is used",) if len(corpus.sizes) > 1 else ()
     name = f"corpus {corpus.path.resolve().name}"
-    return LabelledData(name, tuple(corpus.classes), corpus.sensor, corpus.contract, train, test, notes)
+    return LabelledData(name, tuple(corpus.classes), corpus.sensor, corpus.contract, train, test, notes, side)
 
 
 def _of_tiles(tiles: Tiles, rows: np.ndarray) -> Labelled:

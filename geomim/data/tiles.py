@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from geomim.corpus.store import Corpus
-from geomim.errors import BandError
+from geomim.errors import BandError, CorpusError
 from geomim.sensors import BandContract
 
 Locate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -22,7 +22,10 @@ class TileSet:
     Args:
         corpus: The corpus.
         size: Side of its tiles in pixels; None where it has only one.
-        split: Tiles of this split; all kept tiles where None or where no kept tile carries it.
+        split: Tiles of this split; all kept tiles where None.
+
+    Raises:
+        CorpusError: No kept tile is of the split.
     """
 
     def __init__(self, corpus: Corpus, size: int | None = None, split: str | None = None) -> None:
@@ -30,8 +33,10 @@ class TileSet:
         self.tiles = corpus.tiles(size)
         chosen = np.arange(len(self.tiles))
         if split is not None:
-            of_split = chosen[self.tiles.splits == split]
-            chosen = of_split if len(of_split) else chosen
+            chosen = chosen[self.tiles.splits == split]
+            if not len(chosen) and len(self.tiles):
+                there = ", ".join(sorted(set(self.tiles.splits.tolist())))
+                raise CorpusError(f"'{corpus.path}' has no kept tile in split '{split}'; it has {there}")
         self.rows = chosen
 
     def __len__(self) -> int:

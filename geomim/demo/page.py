@@ -149,7 +149,7 @@ class _Sections:
         """The table beside its floors, the curve over training, and a plain word where the encoder falls short."""
         scores = self.chapter.scores
         if scores is None:
-            return "<p>Without labels there is nothing to score: give --labels FOLDER with label rasters.</p>"
+            return "<p>Nothing to score: --labels FOLDER needs label rasters of at least two scenes.</p>"
         probes = list(dict.fromkeys(row.probe for row in scores.rows))
         rows = []
         for encoder in dict.fromkeys(row.encoder for row in scores.rows):

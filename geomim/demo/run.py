@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fnmatch
 import io
+import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from geomim.corpus.build import build
 from geomim.corpus.scenes import find_scenes, open_scene
-from geomim.corpus.store import Corpus
+from geomim.corpus.store import Corpus, write_json
 from geomim.corpus.synthetic import write_scenes
 from geomim.data.datamodule import TileDataModule
 from geomim.demo.page import write_page
@@ -118,6 +119,8 @@ def demo(
     if tile < IMAGE:
         raise InputError(f"--tile: expected at least {IMAGE} pixels, the side of the training image; given {tile}")
     start, console, folder = time.monotonic(), Console(stderr=True), Path(out)
+    given = {"scenes": scenes, "labels": labels, "sensor": sensor, "bands": bands}
+    _claim(folder, given | {"steps": steps, "tile": tile, "seed": seed})
     if scenes is None:
         console.print("[bold]Drawing scenes[/bold] of eight land-cover kinds")
         drawn = write_scenes(folder / "drawn", seed=seed)
@@ -130,6 +133,19 @@ def demo(
     page = write_page(folder, chapters, time.monotonic() - start)
     _farewell(console, page, chapters, time.monotonic() - start)
     return page
+
+
+def _claim(folder: Path, arguments: dict[str, object]) -> None:
+    """Mark a folder as made with these arguments; what others made is not mixed with it.
+
+    Raises:
+        InputError: The folder was made with other arguments.
+    """
+    file = folder / "demo.json"
+    if file.is_file() and json.loads(file.read_text()) != arguments:
+        raise InputError(f"'{folder}' holds a demo made with other arguments: give another --out, or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(file, arguments)
 
 
 def group_by_sensor(paths: Iterable[str], sensors: Sequence[str], bands: list[str] | None) -> list[Group]:
@@ -191,8 +207,10 @@ def _chapter(
         bands=group.bands,
         masks=labels,
         test_share=0.34 if labels else 0.0,
-        overwrite=True,
     )
+    if labels and not _scorable(corpus):
+        console.print(f"{group.name}: labels do not cover two scenes, so there is nothing to score on", soft_wrap=True)
+        labels = None
     console.print(f"\n[bold]{group.name}: the corpus into an encoder[/bold] (SelectiveMAE, {steps} steps)")
     # gentle crops: scale is part of what tells one texture from another
     data = TileDataModule(str(corpus), batch_size=BATCH, image_size=IMAGE, workers=0, scale=(0.5, 1.0), seed=seed)
@@ -216,6 +234,12 @@ def _chapter(
     chapter.difference = _timm_difference(chapter.encoder)
     chapter.maps = _maps(group, last, folder, Path(labels) if labels else None, corpus)
     return chapter
+
+
+def _scorable(corpus: Path) -> bool:
+    """Whether tiles with a class are kept both to fit probes on and to score them."""
+    rows = Corpus.open(corpus).table(["kept", "split", "label"]).to_pylist()
+    return {"train", "test"} <= {row["split"] for row in rows if row["kept"] and row["label"] is not None}
 
 
 def _scores(corpus: Path, run: Path, out: Path) -> tuple[Scores, list[tuple[int, Scores]]]:
@@ -269,7 +293,7 @@ def _farewell(console: Console, page: Path, chapters: Sequence[Chapter], seconds
     checkpoint = first.run / "checkpoints" / "last.ckpt"
     console.print(f"\nDone in {seconds / 60:.1f} minutes. Look at [bold]{page}[/bold]\n\nNext:")
     for line in (
-        "geomim demo --scenes MY_RASTERS --sensor sentinel2     the same on your own scenes",
+        "geomim demo --scenes MY_RASTERS --out mine     the same on your own scenes",
         f"geomim corpus inspect {first.corpus}     what was kept and dropped",
         f"geomim predict {checkpoint} PROBE SCENE --out map.tif     a map of another scene",
         f"timm.create_model('local-dir:{first.encoder}', pretrained=True)     the encoder, anywhere",

@@ -30,6 +30,7 @@ class ProbeCard:
         encoder: `fingerprint` of the encoder it was fitted on.
         contract: Band contract of that encoder, as plain values, or None.
         accuracy: On the test images, in 0..1.
+        scale: How many times the images were shrunk to the encoder's size; 1 where they were not or it varied.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class ProbeCard:
     encoder: str
     contract: dict[str, Any] | None
     accuracy: float
+    scale: float = 1.0
 
 
 def fingerprint(encoder: nn.Module) -> str:

@@ -117,6 +117,15 @@ def predict(
         raise CheckpointError(
             f"probe '{probe}' was fitted on another encoder than '{checkpoint}': run `geomim evaluate` on this one"
         )
+    if card.kind == "linear" and card.pool != "mean":
+        raise CheckpointError(
+            f"probe '{probe}' was fitted on the class token, which no patch has: run `geomim evaluate --pool mean`"
+        )
+    if card.scale != 1:
+        print(
+            f"note: the probe was fitted on tiles shrunk {card.scale:g} times, the map is made at the scene's own "
+            "resolution: for like with like, evaluate on tiles of the encoder's image size"
+        )
     if len(card.classes) > NODATA:
         raise CheckpointError(f"a map holds at most {NODATA} classes; probe '{probe}' has {len(card.classes)}")
     names = card.classes

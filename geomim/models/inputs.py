@@ -32,7 +32,7 @@ class ContractInput:
                 f"of '{sensor.name}': name the sensor of the images, or describe it in a YAML file"
             )
         # stored number of the image -> unit -> stored number of the contract -> normalised, as one factor and offset
-        mean, std = torch.tensor(contract.mean), torch.tensor(contract.std).clamp_min(1e-12)
+        mean, std = torch.tensor(contract.mean), torch.tensor(contract.divisor)
         self.factor = (sensor.scale / wanted.scale / std)[:, None, None]
         self.shift = (((sensor.offset - wanted.offset) / wanted.scale - mean) / std)[:, None, None]
 

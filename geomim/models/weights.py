@@ -284,7 +284,11 @@ def export(checkpoint: str, out: str, heads: int | None = None) -> Path:
         (aside / "README.md").write_text(model_card(folder.name, config), encoding="utf-8")
         if folder.exists():
             folder.rename(old)
-        aside.rename(folder)
+        try:
+            aside.rename(folder)
+        except OSError:
+            old.rename(folder)
+            raise
     finally:
         for leftover in (aside, old):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -312,7 +316,7 @@ def hub_config(loaded: Loaded) -> dict[str, Any]:
     size = [encoder.in_chans, encoder.image_size, encoder.image_size]
     # Without a contract the published files are meant: they were trained on 8-bit RGB as ImageNet is normalised.
     mean = list(contract.mean) if contract else [255 * value for value in IMAGENET_MEAN]
-    std = list(contract.std) if contract else [255 * value for value in IMAGENET_STD]
+    std = list(contract.divisor) if contract else [255 * value for value in IMAGENET_STD]
     return {
         "architecture": architecture,
         "num_classes": 0,

@@ -28,11 +28,6 @@ def mse(prediction: Tensor, answer: Answer, weight: Tensor | None) -> tuple[Tens
     return _per_image((prediction.float() - answer.values).square(), answer, weight)
 
 
-def l1(prediction: Tensor, answer: Answer, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean absolute error; arguments as `mse`."""
-    return _per_image((prediction.float() - answer.values).abs(), answer, weight)
-
-
 def _per_image(error: Tensor, answer: Answer, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     if answer.element is None:
         patch = error.mean(-1)

@@ -161,10 +161,11 @@ class Selective:
             score = SCORES[self.score](view)
             if view.patch_valid is not None:
                 score = score.masked_fill(~view.patch_valid, _INVALID)
-            seeds = draw(score, draws("seeds", view.length), seen // 2)
+            first = max(1, seen // 2)
+            seeds = draw(score, draws("seeds", view.length), first)
             near, far = self.phases.shares(progress)
             noise = draws("growth", view.length)
-            visible = grow(view.tokens(), seeds, seen - seen // 2, near, far, noise, view.patch_valid)
+            visible = grow(view.tokens(), seeds, seen - first, near, far, noise, view.patch_valid)
             rest = score.scatter(1, visible, -torch.inf)
             predict = draw(rest, draws("predict", view.length), asked)
         return {self.view: split_of(view, visible, predict)}

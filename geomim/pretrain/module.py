@@ -155,6 +155,13 @@ class PretrainModule(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: settings.factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip by norm; Lightning refuses to with a fused optimiser, though bfloat16 scales no gradient."""
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One micro-batch forward."""
         progress = torch.full((), self.progress, device=self.device)

@@ -37,10 +37,11 @@ def collapse(embeddings: Tensor) -> dict[str, float]:
         sphere; `embedding_rank`, exponential of the entropy of the centred singular values (Garrido et al., RankMe,
         2023), from 1 to min(N - 1, D).
     """
-    unit = torch.nn.functional.normalize(embeddings.double(), dim=1)
+    embeddings = embeddings.detach().cpu().double()  # not every accelerator has 64 bits
+    unit = torch.nn.functional.normalize(embeddings, dim=1)
     count, width = unit.shape
     total = unit.sum(0)
-    share = torch.linalg.svdvals(embeddings.double() - embeddings.double().mean(0))
+    share = torch.linalg.svdvals(embeddings - embeddings.mean(0))
     share = share / share.sum().clamp(min=1e-12)
     return {
         "embedding_cosine": float((total @ total - count) / (count * (count - 1))),

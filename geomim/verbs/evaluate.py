@@ -287,6 +287,7 @@ def _save(
             encoder=digest,
             contract=candidate.contract.to_dict(),
             accuracy=row.accuracy if row else 0.0,
+            scale=1.0 if images.side is None else images.side / candidate.image_size,
         )
         save_probe(out / f"{kind}.safetensors", fit.probe, card)
     part = out / ".evaluation.json.part"

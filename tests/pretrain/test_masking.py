@@ -129,3 +129,8 @@ def test_impossible_shares_and_phases_are_named() -> None:
         counts(64, 0.8, 0.5)
     with pytest.raises(ConfigError, match="near < far"):
         Phases(0.5, 0.4, 0.6, 0.7)
+
+
+def test_one_visible_patch_is_enough(encoder: ViT) -> None:
+    split = Selective(visible=1 / 64)(context(encoder, torch.randn(2, 4, 64, 64)), torch.tensor(0.1))["image"]
+    assert split.visible.shape == (2, 1)

@@ -146,3 +146,13 @@ def test_figures_go_on_after_a_resume_and_what_is_repeated_is_overwritten(tmp_pa
     again = MetricsTable(tmp_path / "metrics.csv")
     again.log_metrics({"loss": 20.0}, 2)
     assert (tmp_path / "metrics.csv").read_text().split() == ["step,loss,embedding_rank", "1,1,", "2,20,"]
+
+
+def test_gradients_are_clipped_with_the_default_precision(corpus, tmp_path):
+    def weights(clip):
+        training = Training(max_steps=1, clip=clip, **QUICK | {"precision": "bf16-mixed"})
+        last = train(data(corpus), tmp_path / str(clip), "mae", METHOD, ENCODER, training=training)
+        return torch.load(last, weights_only=True)["optimizer_states"][0]["state"]
+
+    squared = [sum(state["exp_avg"].square().sum() for state in weights(clip).values()) for clip in (None, 1e-3)]
+    assert squared[1].sqrt().item() == pytest.approx(1e-3 * 0.1, rel=0.01) and squared[0] > squared[1]
