@@ -69,7 +69,7 @@ def _summary(chapters: Sequence[Chapter], seconds: float) -> str:
         if chapter.scores is not None:
             below = chapter.scores.warnings()
             sentences.append(
-                " ".join(below) + "." if below else "The trained encoder stands above both floors with every probe."
+                "; ".join(below) + "." if below else "The trained encoder stands above both floors with every probe."
             )
     skipped = [sentence for chapter in chapters for sentence in chapter.group.skipped]
     body = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
@@ -218,7 +218,7 @@ class _Sections:
             return ""
         name = f"{self.chapter.group.name}-{picture.name}"
         shutil.copyfile(picture, self.folder / name)
-        style, text = (' style="max-width: 46rem"' if wide else ""), html.escape(words)
+        style, text = (' style="height: auto"' if wide else ""), html.escape(words)
         return f'<figure><img src="{name}"{style} alt="{text}"><figcaption>{text}</figcaption></figure>'
 
     def _curve(
@@ -241,7 +241,7 @@ class _Sections:
         if floors:
             axes.legend(frameon=False, fontsize=8)
         figure.savefig(self.folder / name, dpi=110)
-        return f'<figure><img src="{name}" alt="{html.escape(label)}"></figure>'
+        return f'<figure><img src="{name}" style="height: auto" alt="{html.escape(label)}"></figure>'
 
 
 def _read_figures(path: Path) -> dict[int, dict[str, float]]:
