@@ -113,7 +113,7 @@ class _Sections:
         )
 
     def _dropped(self, corpus: Corpus, report: Path) -> list[str]:
-        """Two dropped tiles of each kind of reason, beside their keepers."""
+        """Up to three dropped tiles of each kind of reason, beside their keepers."""
         table = corpus.table(["id", "reason"])
         reasons = dict(zip(table["id"].to_pylist(), table["reason"].to_pylist(), strict=True))
         shown: dict[str, list[str]] = {}
