@@ -21,12 +21,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from geomim.corpus.decide import decide
-from geomim.corpus.finish import Staged, finish
 from geomim.corpus.labels import Masks, assign_labels, assign_splits
-from geomim.corpus.report import print_funnel, print_summary, write_report
+from geomim.corpus.pipeline.decide import decide
+from geomim.corpus.pipeline.finish import Staged, finish
+from geomim.corpus.pipeline.staging import BYTES_PER_TASK, SCENES_PER_TASK, Header, Plan, Source, cut, scan
+from geomim.corpus.report.report import print_funnel, print_summary, write_report
 from geomim.corpus.scenes import find_scenes
-from geomim.corpus.staging import BYTES_PER_TASK, SCENES_PER_TASK, Header, Plan, Source, cut, scan
 from geomim.corpus.store import Corpus, write_json
 from geomim.errors import BandError, CorpusError, InputError
 from geomim.sensors import Sensor, get_sensor

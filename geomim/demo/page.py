@@ -19,9 +19,9 @@ from matplotlib.patches import Patch
 from rasterio.windows import Window
 
 from geomim.corpus.labels import Masks
-from geomim.corpus.page import html_page, html_table
-from geomim.corpus.pictures import composite, display_limits
-from geomim.corpus.report import funnel, kind_of
+from geomim.corpus.report.page import html_page, html_table
+from geomim.corpus.report.pictures import composite, display_limits
+from geomim.corpus.report.report import funnel, kind_of
 from geomim.corpus.scenes import open_scene
 from geomim.corpus.store import Corpus
 from geomim.evaluate.scores import PIXELS, RANDOM, Scores

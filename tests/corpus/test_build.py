@@ -8,8 +8,8 @@ import rasterio
 import xarray
 
 from geomim.corpus import build as building
-from geomim.corpus import finish as finishing
 from geomim.corpus.build import build, inspect
+from geomim.corpus.pipeline import finish as finishing
 from geomim.corpus.store import Corpus
 from geomim.corpus.synthetic import write_scenes
 from geomim.errors import BandError, CorpusError, InputError

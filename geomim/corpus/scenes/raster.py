@@ -23,8 +23,8 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 from shapely.geometry.base import BaseGeometry
 
-from geomim.corpus.footprints import footprint, ground_sample_distance
-from geomim.corpus.naming import choose, read_offer
+from geomim.corpus.scenes.footprints import footprint, ground_sample_distance
+from geomim.corpus.scenes.naming import choose, read_offer
 from geomim.errors import InputError
 from geomim.sensors import Sensor
 

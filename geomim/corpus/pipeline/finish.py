@@ -19,8 +19,8 @@ from rich.progress import Progress
 
 from geomim import __version__
 from geomim.corpus.labels import Masks
+from geomim.corpus.pipeline.staging import read_raw
 from geomim.corpus.shards import TileWriter
-from geomim.corpus.staging import read_raw
 from geomim.corpus.store import (
     CATALOGUE,
     FORMAT_VERSION,

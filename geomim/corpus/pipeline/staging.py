@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import shapely
 from rasterio.windows import Window
 
-from geomim.corpus.fingerprint import GRID, block_means, content_hash, perceptual_hash, signature
+from geomim.corpus.duplicates.fingerprint import GRID, block_means, content_hash, perceptual_hash, signature
 from geomim.corpus.labels import Masks, majority
 from geomim.corpus.quality import assess
 from geomim.corpus.scenes import Scene, open_scene

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from geomim.corpus.fingerprint import block_means, content_hash, perceptual_hash, signature
+from geomim.corpus.duplicates.fingerprint import block_means, content_hash, perceptual_hash, signature
 
 
 def scenes(count=20, bands=3, size=96, seed=0):

@@ -4,7 +4,7 @@ import shapely
 from affine import Affine
 from rasterio.crs import CRS
 
-from geomim.corpus.footprints import footprint, ground_sample_distance
+from geomim.corpus.scenes.footprints import footprint, ground_sample_distance
 
 
 def grid(west, north, pixel):

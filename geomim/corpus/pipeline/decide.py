@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import Progress
 
-from geomim.corpus.dedupe import correlation_at_least, keep_first, keep_one
+from geomim.corpus.duplicates.dedupe import correlation_at_least, keep_first, keep_one
 from geomim.corpus.labels import SPLITS
-from geomim.corpus.staging import SIGNATURE
+from geomim.corpus.pipeline.staging import SIGNATURE
 from geomim.corpus.store import CATALOGUE, write_table
 
 DECISIONS = pa.schema([CATALOGUE.field(name) for name in ("id", "slot", "kept", "reason", "duplicate_of", "cluster")])

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from geomim.corpus.build import build
-from geomim.corpus.pictures import composite, contact_sheet, display_bands
-from geomim.corpus.report import funnel, kind_of, write_report
+from geomim.corpus.report.pictures import composite, contact_sheet, display_bands
+from geomim.corpus.report.report import funnel, kind_of, write_report
 from geomim.corpus.store import Corpus
 from geomim.corpus.synthetic import write_scenes
 from geomim.sensors import get_sensor

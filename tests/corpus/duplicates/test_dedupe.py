@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from geomim.corpus.dedupe import correlation_at_least, keep_first, keep_one, near_pairs
+from geomim.corpus.duplicates.dedupe import correlation_at_least, keep_first, keep_one, near_pairs
 from geomim.errors import CorpusError
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
-from geomim.corpus.page import html_page, html_table
+from geomim.corpus.report.page import html_page, html_table
 from geomim.corpus.store import Corpus
 
 KINDS = {
@@ -140,7 +140,9 @@ class _Pictures:
     """Sections with pictures; each is empty where there is nothing to show."""
 
     def __init__(self, corpus: Corpus, folder: Path, table: pa.Table) -> None:
-        from geomim.corpus import pictures  # here: matplotlib takes a second, and most runs of a verb draw nothing
+        from geomim.corpus.report import (
+            pictures,  # here: matplotlib takes a second, and most runs of a verb draw nothing
+        )
 
         self._draw = pictures
         self._corpus, self._folder, self._table = corpus, folder, table

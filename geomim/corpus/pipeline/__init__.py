@@ -1,0 +1,1 @@
+"""The stages of a build as functions over partitions, and the executors that run them."""

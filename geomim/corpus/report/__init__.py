@@ -1,0 +1,1 @@
+"""What a corpus holds and what was dropped, as a page to look at."""

@@ -1,0 +1,1 @@
+"""Where imagery comes from: source cards, and datasets of other libraries."""
