@@ -19,26 +19,61 @@ class Quality:
 
     Attributes:
         valid_fraction: `(N,)` float64 in 0 ... 1.
+        cloud_fraction: `(N,)` float64 in 0 ... 1, of the valid pixels; NaN where clouds are not known, 0 where nothing
+            is valid.
+        saturated_fraction: `(N,)` float64 in 0 ... 1, of the valid pixels; see `saturated_fraction`.
         information: `(N,)` float64, at least 0; see `information`.
         low_information: `(N,)` bool: water, sand, haze, nodata; a legitimate class, but a perceptual hash finds
             unrelated pairs in it and misses related ones.
     """
 
     valid_fraction: np.ndarray
+    cloud_fraction: np.ndarray
+    saturated_fraction: np.ndarray
     information: np.ndarray
     low_information: np.ndarray
 
 
-def assess(pixels: np.ndarray, valid: np.ndarray | None = None) -> Quality:
+def assess(pixels: np.ndarray, valid: np.ndarray | None = None, clouds: np.ndarray | None = None) -> Quality:
     """Quality columns of a batch of tiles.
 
     Args:
         pixels: `(N, C, H, W)`, any real type.
         valid: `(N, H, W)` bool; all valid where None.
+        clouds: `(N, H, W)` bool; not known where None.
     """
-    fraction = np.ones(len(pixels)) if valid is None else valid_fraction(valid)
+    if valid is None:
+        valid = np.ones((len(pixels), *pixels.shape[2:]), bool)
     contrast = information(pixels, valid)
-    return Quality(fraction, contrast, contrast < LOW_INFORMATION)
+    cloudy = np.full(len(pixels), np.nan) if clouds is None else _share(clouds, valid)
+    return Quality(
+        valid_fraction(valid), cloudy, saturated_fraction(pixels, valid), contrast, contrast < LOW_INFORMATION
+    )
+
+
+def _share(what: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Share of the valid pixels, both `(N, H, W)` bool; 0 where none is valid."""
+    count = valid.sum(axis=(1, 2))
+    return (what & valid).sum(axis=(1, 2)) / np.maximum(count, 1)
+
+
+def saturated_fraction(pixels: np.ndarray, valid: np.ndarray, limit: float | None = None) -> np.ndarray:
+    """Share of the valid pixels at which any band sits at the end of its scale.
+
+    Args:
+        pixels: `(N, C, H, W)`.
+        valid: `(N, H, W)` bool.
+        limit: Least number that counts as saturated. Where None, the largest that an integer type holds; numbers with
+            a fractional part have no end, and none of them counts.
+
+    Returns:
+        `(N,)` float64 in 0 ... 1.
+    """
+    if limit is None:
+        if pixels.dtype.kind not in "iu":
+            return np.zeros(len(pixels))
+        limit = np.iinfo(pixels.dtype).max
+    return _share((pixels >= limit).any(axis=1), valid)
 
 
 def valid_fraction(valid: np.ndarray) -> np.ndarray:

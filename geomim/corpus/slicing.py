@@ -1,19 +1,84 @@
-"""Scene -> tiles on a fixed grid, decoding every block once and holding one row of tiles in memory."""
+"""Scene -> tiles of one or several sizes, decoding every block once and holding a bounded part of the scene."""
 
 from __future__ import annotations
 
-import math
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import xxhash
 from affine import Affine
 from rasterio.windows import Window
 
 from geomim.corpus.scenes import Scene
 from geomim.errors import InputError
 
-_BUFFER_BYTES = 256 * 2**20  # rows held at a time; wider scenes are cut in columns
+_HELD_BYTES = 256 * 2**20  # of decoded pixels in memory; more of them wait in scratch files
+_PART_BYTES = 32 * 2**20  # decoded in one call, if the file's blocks allow it
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Sizes and places of tiles.
+
+    With several sizes a scene is cut into blocks of the largest, from its upper left corner, and each block wholly into
+    tiles of one size that is drawn for it. So every pixel lies in one tile, each size gets the same share of the ground
+    (half the edge gives four times the tiles), and the outcome depends on seed, name and place alone.
+
+    Attributes:
+        sizes: Edges of the tiles in pixels; kept in rising order.
+        stride: Step between tiles in pixels; the tile's edge where None. Only with one size.
+        seed: Of the draws.
+
+    Raises:
+        InputError: A size or the stride is below 1, a size does not divide the largest, or there is a stride and more
+            than one size.
+    """
+
+    sizes: tuple[int, ...]
+    stride: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", tuple(sorted(set(self.sizes))))
+        if not self.sizes or min(*self.sizes, self.stride if self.stride is not None else 1) < 1:
+            raise InputError(f"tile and stride must be at least 1 pixel; given {list(self.sizes)} and {self.stride}")
+        odd = [str(size) for size in self.sizes if self.largest % size]
+        if odd:
+            raise InputError(
+                f"tile sizes must divide the largest, {self.largest}, so that every pixel lies in one tile; "
+                f"{', '.join(odd)} does not: choose for example 64, 128, 256, 512, 1024"
+            )
+        if self.stride is not None and len(self.sizes) > 1:
+            raise InputError(
+                f"a stride ({self.stride}) needs one tile size; given {len(self.sizes)}: leave the stride or sizes out"
+            )
+
+    @property
+    def largest(self) -> int:
+        """Edge of a block."""
+        return self.sizes[-1]
+
+    @property
+    def step(self) -> int:
+        """From one block to the next."""
+        return self.largest if self.stride is None else self.stride
+
+    def draw(self, name: str, row: int, col: int, room: int) -> int:
+        """The size that a block is cut at: one that fits into it, or the smallest.
+
+        Args:
+            name: Of the source.
+            row: First row of the block.
+            col: First column of the block.
+            room: Shorter edge of what of the block lies inside the scene.
+        """
+        if len(self.sizes) == 1:
+            return self.largest
+        fitting = [size for size in self.sizes if size <= room] or self.sizes[:1]
+        return fitting[xxhash.xxh3_64_intdigest(f"{self.seed} {row} {col} {name}".encode()) % len(fitting)]
 
 
 @dataclass(frozen=True)
@@ -23,15 +88,19 @@ class Tile:
     Attributes:
         row: First row in the scene.
         col: First column in the scene.
+        size: Edge in pixels, t.
         pixels: `(C, t, t)` in the scene's type; nodata (or 0) beyond the scene's border.
         valid: `(t, t)` bool; False beyond the border.
+        clouds: `(t, t)` bool, False beyond the border; None where the scene does not know.
         transform: Affine of the tile's pixel grid, or None.
     """
 
     row: int
     col: int
+    size: int
     pixels: np.ndarray
     valid: np.ndarray
+    clouds: np.ndarray | None
     transform: Affine | None
 
 
@@ -40,108 +109,142 @@ def starts(length: int, tile: int, stride: int) -> list[int]:
 
     The last one may reach beyond it. No tile lies wholly inside what the one before already reached.
     """
-    count = max(0, math.ceil((length - tile) / stride)) + 1
+    count = max(0, -(-(length - tile) // stride)) + 1
     return [index * stride for index in range(count) if index * stride < length]
 
 
-def windows(height: int, width: int, tile: int, stride: int | None = None) -> list[Window]:
-    """The grid of a scene, row by row, from its upper left corner.
+def windows(height: int, width: int, grid: Grid, name: str) -> list[Window]:
+    """The tiles of a scene in the order of `slice_scene`: rows of blocks from the top, and rows inside a block.
 
     Args:
         height: Rows of the scene.
         width: Columns of the scene.
-        tile: Edge of a tile in pixels.
-        stride: Step between tiles in pixels; `tile` where None.
+        grid: Sizes and places.
+        name: File name of the source, which decides sizes where there are several.
 
     Returns:
-        Windows of `tile` x `tile`, of which those at the lower and right border may reach beyond it.
-
-    Raises:
-        InputError: `tile` or `stride` is below 1.
+        Squares, of which those at the lower and right border may reach beyond the scene.
     """
-    stride = _checked(tile, stride)
-    return [Window(col, row, tile, tile) for row in starts(height, tile, stride) for col in starts(width, tile, stride)]
+    return [
+        Window(col, row, size, size)
+        for top in starts(height, grid.largest, grid.step)
+        for row, col, size in _row_of_blocks(top, height, width, grid, name)
+    ]
 
 
-def slice_scene(scene: Scene, tile: int, stride: int | None = None) -> Iterator[Tile]:
-    """Cut a scene into tiles, row by row.
+def _row_of_blocks(top: int, height: int, width: int, grid: Grid, name: str) -> Iterator[tuple[int, int, int]]:
+    """Row, column and size of the tiles in the blocks that begin in row `top`."""
+    bottom = min(top + grid.largest, height)
+    for left in starts(width, grid.largest, grid.step):
+        right = min(left + grid.largest, width)
+        size = grid.draw(name, top, left, min(bottom - top, right - left))
+        for row in range(top, bottom, size):
+            for col in range(left, right, size):
+                yield row, col, size
 
-    Blocks are decoded once, from the top, whatever tile and stride; only the rows that the tiles of one row need are
-    held. Where those exceed 256 MB and the file is stored in blocks, one part of the columns follows another.
+
+def slice_scene(scene: Scene, grid: Grid) -> Iterator[Tile]:
+    """Cut a scene into tiles.
+
+    The file's blocks are decoded once, from the top, whatever the grid, and only what the tiles of one row of blocks
+    need is held: up to 256 MB in memory, and beyond that in scratch files in the system's temporary folder.
 
     Args:
         scene: Open scene.
-        tile: Edge of a tile in pixels.
-        stride: Step between tiles in pixels; `tile` where None.
+        grid: Sizes and places.
 
     Yields:
-        Every tile of `windows`, including those that hold nothing valid.
+        Every tile of `windows`, in that order, including those that hold nothing valid.
 
     Raises:
-        InputError: `tile` or `stride` is below 1, or a block cannot be read; tiles above it have been given by then.
+        InputError: A block cannot be read; tiles above it have been given by then.
     """
-    stride = _checked(tile, stride)
-    cols = starts(scene.width, tile, stride)
-    for part in _column_parts(scene, cols, tile, stride):
-        yield from _slice_columns(scene, part, tile, stride)
+    if isinstance(grid, int):
+        grid = Grid((grid,))
+    rows = _Rows(scene)
+    for top in starts(scene.height, grid.largest, grid.step):
+        rows.hold(top, min(top + grid.largest, scene.height))
+        for row, col, size in _row_of_blocks(top, scene.height, scene.width, grid, Path(scene.uri).name):
+            yield rows.cut(row, col, size)
 
 
-def _checked(tile: int, stride: int | None) -> int:
-    stride = tile if stride is None else stride
-    if tile < 1 or stride < 1:
-        raise InputError(f"tile and stride must be at least 1 pixel; given {tile} and {stride}")
-    return stride
+@dataclass(frozen=True)
+class _Part:
+    """What one call decoded: rows and columns of the scene, and its pixels, validity and clouds."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    pixels: np.ndarray
+    valid: np.ndarray
+    clouds: np.ndarray | None
+
+    @property
+    def bytes(self) -> int:
+        return 0 if isinstance(self.pixels, np.memmap) else self.pixels.nbytes
 
 
-def _column_parts(scene: Scene, cols: list[int], tile: int, stride: int) -> list[list[int]]:
-    """Groups of tile columns whose rolling rows fit the buffer, cut where blocks begin if possible."""
-    column_bytes = (tile + scene.block[0]) * (len(scene.sensor.bands) * scene.dtype.itemsize + 1)
-    wide = max(tile, _BUFFER_BYTES // column_bytes)
-    if scene.width <= wide or scene.block[1] >= scene.width:  # strips would be decoded again for every part
-        return [cols]
-    step = math.lcm(stride, scene.block[1])
-    per_part = (wide // step * step if step <= wide else wide) // stride or 1
-    return [cols[first : first + per_part] for first in range(0, len(cols), per_part)]
+class _Rows:
+    """Rows of a scene, read once from the top, in parts that are dropped when they are passed."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._parts: list[_Part] = []
+        self._bottom = 0  # rows above it are read
+
+    def hold(self, top: int, bottom: int) -> None:
+        """Have the rows `top` to `bottom`, and none above."""
+        self._parts = [part for part in self._parts if part.bottom > top]
+        if bottom <= self._bottom:
+            return
+        block = self._scene.block
+        begin = max(self._bottom, top)  # a stride above the tile leaves rows out
+        until = min(-(-bottom // block[0]) * block[0], self._scene.height)
+        row_bytes = self._scene.width * (len(self._scene.sensor.bands) * self._scene.dtype.itemsize + 2)
+        height = max(_PART_BYTES // row_bytes // block[0], 1) * block[0]  # whole blocks
+        share = max(_PART_BYTES // (row_bytes * height // self._scene.width) // block[1], 1) * block[1]
+        width = share if block[1] < self._scene.width else self._scene.width
+        for row in range(begin, until, height):
+            for col in range(0, self._scene.width, width):
+                self._read(row, min(row + height, until), col, min(col + width, self._scene.width))
+        self._bottom = until
+
+    def _read(self, top: int, bottom: int, left: int, right: int) -> None:
+        window = Window(left, top, right - left, bottom - top)
+        pixels, valid = self._scene.read_valid(window)
+        clouds = self._scene.clouds(window) if hasattr(self._scene, "clouds") else None
+        if sum(part.bytes for part in self._parts) + pixels.nbytes > _HELD_BYTES:
+            pixels = _aside(pixels)
+        self._parts.append(_Part(top, bottom, left, right, pixels, valid, clouds))
+
+    def cut(self, row: int, col: int, size: int) -> Tile:
+        scene = self._scene
+        inside = row + size <= scene.height and col + size <= scene.width
+        shape = (len(scene.sensor.bands), size, size)
+        pixels = np.empty(shape, scene.dtype) if inside else np.full(shape, scene.nodata or 0, scene.dtype)
+        valid = np.zeros((size, size), bool)
+        clouds = np.zeros((size, size), bool)
+        known = True
+        for part in self._parts:
+            top, bottom = max(row, part.top), min(row + size, part.bottom)
+            left, right = max(col, part.left), min(col + size, part.right)
+            if top >= bottom or left >= right:
+                continue
+            there = (..., slice(top - row, bottom - row), slice(left - col, right - col))
+            here = (..., slice(top - part.top, bottom - part.top), slice(left - part.left, right - part.left))
+            pixels[there] = part.pixels[here]
+            valid[there] = part.valid[here]
+            known &= part.clouds is not None
+            if part.clouds is not None:
+                clouds[there] = part.clouds[here]
+        transform = scene.window_transform(Window(col, row, size, size))
+        return Tile(row, col, size, pixels, valid, clouds if known else None, transform)
 
 
-def _slice_columns(scene: Scene, cols: list[int], tile: int, stride: int) -> Iterator[Tile]:
-    left, right = cols[0], min(cols[-1] + tile, scene.width)
-    bands = len(scene.sensor.bands)
-    pixels = np.empty((bands, 0, right - left), scene.dtype)  # rows [top, bottom) of the part
-    valid = np.empty((0, right - left), bool)
-    top = bottom = 0
-    for row in starts(scene.height, tile, stride):
-        if row > top:
-            keep = min(row, bottom) - top
-            pixels, valid, top = pixels[:, keep:], valid[keep:], top + keep
-        end = min(row + tile, scene.height)
-        if end > bottom:
-            begin = max(bottom, row)  # a stride above the tile leaves rows out
-            until = min(math.ceil(end / scene.block[0]) * scene.block[0], scene.height)
-            more, more_valid = scene.read_valid(Window(left, begin, right - left, until - begin))
-            if begin > bottom:
-                pixels, valid = more, more_valid
-            else:
-                pixels = np.concatenate([pixels, more], axis=1)
-                valid = np.concatenate([valid, more_valid])
-            top, bottom = (begin if begin > bottom else top), until
-        for col in cols:
-            yield _cut(scene, pixels, valid, (row, col), (row - top, col - left), tile)
-
-
-def _cut(
-    scene: Scene, pixels: np.ndarray, valid: np.ndarray, place: tuple[int, int], inside: tuple[int, int], tile: int
-) -> Tile:
-    rows, cols = slice(inside[0], inside[0] + tile), slice(inside[1], inside[1] + tile)
-    part, part_valid = pixels[:, rows, cols], valid[rows, cols]
-    height, width = part_valid.shape
-    if (height, width) == (tile, tile):
-        part, part_valid = part.copy(), part_valid.copy()
-    else:
-        padded = np.full((len(part), tile, tile), scene.nodata or 0, scene.dtype)
-        padded[:, :height, :width] = part
-        padded_valid = np.zeros((tile, tile), bool)
-        padded_valid[:height, :width] = part_valid
-        part, part_valid = padded, padded_valid
-    transform = scene.window_transform(Window(place[1], place[0], tile, tile))
-    return Tile(place[0], place[1], part, part_valid, transform)
+def _aside(pixels: np.ndarray) -> np.memmap:
+    """A copy on disk, gone with its last reference."""
+    with tempfile.TemporaryFile(prefix="geomim-rows-") as file:
+        copy = np.memmap(file, pixels.dtype, "w+", shape=pixels.shape)
+    copy[:] = pixels
+    return copy

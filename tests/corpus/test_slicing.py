@@ -9,7 +9,7 @@ from affine import Affine
 
 from geomim.corpus import slicing
 from geomim.corpus.scenes import Scene, find_scenes, open_scene
-from geomim.corpus.slicing import slice_scene, starts, windows
+from geomim.corpus.slicing import Grid, slice_scene, starts, windows
 from geomim.errors import InputError
 from geomim.sensors import get_sensor
 
@@ -34,7 +34,7 @@ def numbers(bands, height, width, dtype=np.uint16):
 @pytest.mark.parametrize(("height", "width"), [(100, 130), (64, 64), (10, 7), (65, 64), (1, 500)])
 def test_windows_cover_every_pixel_once(height, width):
     count = np.zeros((height + 64, width + 64), int)
-    grid = windows(height, width, 64)
+    grid = windows(height, width, Grid((64,)), "a")
     for window in grid:
         count[window.row_off : window.row_off + 64, window.col_off : window.col_off + 64] += 1
         assert window.row_off < height and window.col_off < width
@@ -56,7 +56,7 @@ def test_starts_reach_the_border_and_stop(length, stride):
 @pytest.mark.parametrize(("tile", "stride"), [(0, None), (64, 0), (-1, 3)])
 def test_sizes_below_one_pixel_are_refused(tile, stride):
     with pytest.raises(InputError, match="at least 1 pixel"):
-        windows(10, 10, tile, stride)
+        Grid((tile,), stride)
 
 
 @pytest.mark.parametrize("block", [None, 32, 48])
@@ -64,10 +64,12 @@ def test_sizes_below_one_pixel_are_refused(tile, stride):
 def test_tiles_are_the_pixels_of_their_windows(tmp_path, block, tile, stride):
     pixels = numbers(2, 150, 210)
     with open_scene(write(tmp_path / "a.tif", pixels, block)) as scene:
-        tiles = list(slice_scene(scene, tile, stride))
+        tiles = list(slice_scene(scene, Grid((tile,), stride)))
     padded = np.zeros((2, 900, 900), np.uint16)
     padded[:, :150, :210] = pixels
-    assert [(t.row, t.col) for t in tiles] == [(w.row_off, w.col_off) for w in windows(150, 210, tile, stride)]
+    assert [(t.row, t.col) for t in tiles] == [
+        (w.row_off, w.col_off) for w in windows(150, 210, Grid((tile,), stride), "a")
+    ]
     for t in tiles:
         expected = padded[:, t.row : t.row + tile, t.col : t.col + tile]
         assert t.pixels.dtype == np.uint16 and np.array_equal(t.pixels, expected)
@@ -77,7 +79,7 @@ def test_tiles_are_the_pixels_of_their_windows(tmp_path, block, tile, stride):
 
 def test_tiles_are_their_own_memory(tmp_path):
     with open_scene(write(tmp_path / "a.tif", numbers(1, 64, 64))) as scene:
-        tiles = list(slice_scene(scene, 32))
+        tiles = list(slice_scene(scene, Grid((32,))))
     tiles[0].pixels[:] = 0
     assert (tiles[1].pixels > 0).all() and all(tile.pixels.base is None for tile in tiles)
 
@@ -87,7 +89,7 @@ def test_tiles_are_their_own_memory(tmp_path):
 )
 def test_padding_is_nodata_and_invalid(tmp_path, dtype, nodata, fill):
     with open_scene(write(tmp_path / "a.tif", numbers(2, 20, 30, dtype), nodata=nodata)) as scene:
-        (tile,) = slice_scene(scene, 64)
+        (tile,) = slice_scene(scene, Grid((64,)))
     assert tile.pixels.shape == (2, 64, 64) and tile.valid.sum() == 20 * 30 and tile.valid[:20, :30].all()
     np.testing.assert_array_equal(tile.pixels[:, ~tile.valid], np.asarray(fill, dtype))
 
@@ -97,7 +99,7 @@ def test_nodata_inside_is_invalid(tmp_path):
     pixels[:, 10:20, 30:40] = 7
     pixels[0, 40, 40] = 7  # in one band only: a measurement
     with open_scene(write(tmp_path / "a.tif", pixels, nodata=7)) as scene:
-        (tile,) = slice_scene(scene, 64)
+        (tile,) = slice_scene(scene, Grid((64,)))
     assert (~tile.valid).sum() == 100 + ((pixels == 7).all(0).sum() - 100) and not tile.valid[10:20, 30:40].any()
     assert tile.valid[40, 40]
 
@@ -132,24 +134,26 @@ def counted(path, sensor=None):
 def test_every_block_is_read_once(tmp_path, block, tile, stride):
     scene, counting = counted(write(tmp_path / "a.tif", numbers(1, 300, 200), block))
     with scene:
-        assert len(list(slice_scene(scene, tile, stride))) == len(windows(300, 200, tile, stride))
+        assert len(list(slice_scene(scene, Grid((tile,), stride)))) == len(
+            windows(300, 200, Grid((tile,), stride), "a")
+        )
     assert set(counting.blocks.values()) == {1}
     assert len(counting.blocks) == -(-300 // scene.block[0]) * -(-200 // scene.block[1])
     assert counting.largest <= (max(tile, stride) + scene.block[0]) * 200
 
 
-def test_scenes_wider_than_the_buffer_are_cut_in_columns_and_still_read_once(tmp_path, monkeypatch):
-    pixels = numbers(1, 128, 1024)
-    path = write(tmp_path / "wide.tif", pixels, 64)
+def test_rows_that_exceed_memory_wait_on_disk_and_are_still_read_once(tmp_path, monkeypatch):
+    path = write(tmp_path / "wide.tif", numbers(1, 128, 1024), 64)
     with open_scene(path) as scene:
-        whole = {(tile.row, tile.col): tile.pixels for tile in slice_scene(scene, 32)}
-    monkeypatch.setattr(slicing, "_BUFFER_BYTES", 3 * 96 * 256)
+        whole = list(slice_scene(scene, Grid((32,))))
+    monkeypatch.setattr(slicing, "_PART_BYTES", 4 * 64 * 256)
+    monkeypatch.setattr(slicing, "_HELD_BYTES", 2 * 64 * 512)
     scene, counting = counted(path)
     with scene:
-        parts = list(slice_scene(scene, 32))
-    assert set(counting.blocks.values()) == {1} and counting.largest <= 96 * 256
-    assert len(parts) == len(whole)
-    assert all(np.array_equal(tile.pixels, whole[tile.row, tile.col]) for tile in parts)
+        parts = list(slice_scene(scene, Grid((32,))))
+    assert set(counting.blocks.values()) == {1} and counting.largest <= 64 * 256
+    assert [(tile.row, tile.col) for tile in parts] == [(tile.row, tile.col) for tile in whole]
+    assert all(np.array_equal(one.pixels, other.pixels) for one, other in zip(parts, whole, strict=True))
 
 
 def test_memory_is_bounded_by_rows_and_not_by_the_scene(tmp_path):
@@ -159,7 +163,7 @@ def test_memory_is_bounded_by_rows_and_not_by_the_scene(tmp_path):
         file.write(np.ones((1, 512, 512), np.uint8), window=rasterio.windows.Window(0, 8192, 512, 512))
     tracemalloc.start()
     with open_scene(path) as scene:
-        count = sum(1 for _ in slice_scene(scene, 256))
+        count = sum(1 for _ in slice_scene(scene, Grid((256,))))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert count == 128 and peak < 16384 * 512 / 4
@@ -173,7 +177,7 @@ def test_a_block_that_cannot_be_read_is_a_sentence(tmp_path):
     path.write_bytes(content)
     seen = []
     with pytest.raises(InputError, match=r"broken\.tif' cannot be read at row"), open_scene(path) as scene:
-        for tile in slice_scene(scene, 64):
+        for tile in slice_scene(scene, Grid((64,))):
             seen.append(tile)
     assert len(seen) < 16
 
@@ -181,7 +185,7 @@ def test_a_block_that_cannot_be_read_is_a_sentence(tmp_path):
 def test_real_scenes_are_whole(data_dir):
     for path in find_scenes([data_dir / "naip"]):
         with open_scene(path, get_sensor("naip")) as scene:
-            whole, tiles = scene.read(), list(slice_scene(scene, 200))
+            whole, tiles = scene.read(), list(slice_scene(scene, Grid((200,))))
         mosaic = np.zeros((4, 1000, 1000), np.uint8)
         for tile in tiles:
             mosaic[:, tile.row : tile.row + 200, tile.col : tile.col + 200] = tile.pixels
