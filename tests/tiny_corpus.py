@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import zarr
 
-from geomim.corpus.shards import TileWriter
+from geomim.corpus.shards import write_array, write_groups
 from geomim.corpus.store import CATALOGUE, write_catalogue, write_json
 from geomim.sensors import Sensor, get_sensor
 
@@ -22,7 +21,6 @@ def write_corpus(
     coarse = random.uniform(20, 230, (count, len(sensor.bands), size // 4, size // 4))
     images = coarse.repeat(4, 2).repeat(4, 3).astype("uint8" if sensor.name == "rgb" else "uint16")
     path.mkdir(parents=True)
-    zarr.create_group(str(path / "tiles.zarr"), zarr_format=3).create_group(str(size))
     arrays = {"image": images}
     if nodata:
         arrays["valid"] = (np.arange(size)[:, None] >= np.arange(count)[:, None, None] * size // count) & np.ones(
@@ -31,8 +29,8 @@ def write_corpus(
         images[~arrays["valid"][:, None].repeat(images.shape[1], 1)] = 255
     for name, values in arrays.items():
         names = NAMES if values.ndim == 4 else (NAMES[0], *NAMES[2:])
-        with TileWriter(path / "tiles.zarr" / str(size) / name, values.shape, values.dtype, names) as writer:
-            writer.append(values)
+        write_array(path / "tiles.zarr" / str(size) / name, values, names)
+    write_groups(path / "tiles.zarr")
     columns = {
         "id": np.arange(count) + 100,
         "slot": np.arange(count),

@@ -1,253 +1,351 @@
-"""Zarr v3 shards of tiles: written straight, and read through memory maps at the speed of a copy.
+"""Arrays of tiles on disk: zarr v3, a chunk a tile, many tiles a shard, written shard by shard side by side.
 
-Any zarr library reads what is written here; the reader here takes only the one layout that needs no decoding
-(a chunk a tile, uncompressed, index at the end of the shard) and hands every other layout to zarr-python.
+Any zarr library reads what is written here, and `geomim.corpus.reader` reads it at the speed of a copy.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import google_crc32c  # what zarr-python itself checks shard indices with
 import numpy as np
 import zarr
+from numcodecs import blosc, zstd
+from zarr.codecs import BloscCodec, ZstdCodec
 
-from geomim.errors import CorpusError
+from geomim.corpus.remote import Place, aside
+from geomim.errors import ConfigError, CorpusError, nearest
 
 SHARD_BYTES = 64 * 2**20
 """Aimed size of a shard file; large enough for object stores, small enough to copy again."""
-_MISSING = np.uint64(2**64 - 1)  # offset and size of a chunk that is not stored, as the zarr v3 specification says
-_OPEN_SHARDS = 256  # each memory map holds a file descriptor, and 1024 are usual
+_LEAST_TILES = 64  # of a shard, so that a small corpus can grow
+MISSING = np.uint64(2**64 - 1)
+"""Offset and size of a chunk that is not stored, as the zarr v3 specification says."""
+COMPLETE = "every_shard_exists"
+"""Attribute of arrays written here: a shard that is missing is a loss, not fill values."""
 
 
-class TileArray:
-    """Random access to the tiles of one array `(N, *tile)`; picklable, safe to use after a fork.
+@dataclass(frozen=True)
+class Codec:
+    """A compression of single tiles.
 
-    Args:
-        path: Folder of a zarr v3 array whose first axis counts tiles.
+    Attributes:
+        name: Of the codec in `zarr.json`.
+        for_zarr: The codec for numbers of so many bytes.
+        encode: A tile to bytes.
+        decode: Bytes into a buffer.
+    """
+
+    name: str
+    for_zarr: Callable[[int], Any]
+    encode: Callable[[np.ndarray], bytes]
+    decode: Callable[[Any, Any], Any]
+
+
+CODECS = {
+    "lz4": Codec(
+        "blosc",
+        lambda size: BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=size),
+        lambda tile: blosc.compress(tile, b"lz4", 5, blosc.SHUFFLE),
+        blosc.decompress,
+    ),
+    "zstd": Codec("zstd", lambda size: ZstdCodec(level=3), lambda tile: zstd.compress(tile, 3), zstd.decompress),
+}
+"""Compressions on offer. blosc runs on one thread, as zarr sets it: with more its bytes would not repeat."""
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """How an array `(N, *tile)` lies in its shard files.
 
     Attributes:
         shape: `(N, *tile)`.
-        dtype: Native dtype.
-
-    Raises:
-        CorpusError: The folder holds no zarr v3 array.
+        dtype: Name of the native dtype; bytes are little-endian.
+        fill: What a tile reads as that is not stored.
+        per_shard: Tiles a shard.
+        compression: None, `lz4` (blosc, bytes shuffled) or `zstd`, of each tile for itself.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        try:
-            meta = json.loads((self.path / "zarr.json").read_text())
-            self.shape = tuple(meta["shape"])
-            self.dtype = np.dtype(meta["data_type"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CorpusError(f"'{self.path}' is no zarr v3 array ({error}): build the corpus again") from error
-        self._fill = meta.get("fill_value", 0)
-        self._per_shard = _plain_shards(meta, self.dtype)
-        self._forget()
+    shape: tuple[int, ...]
+    dtype: str
+    fill: Any
+    per_shard: int
+    compression: str | None = None
 
-    def _forget(self) -> None:
-        self._views: OrderedDict[int, np.ndarray | list[np.ndarray]] = OrderedDict()
-        self._verified: set[int] = set()
-        self._zarr: Any = None
+    @property
+    def tile(self) -> tuple[int, ...]:
+        """Shape of a tile."""
+        return self.shape[1:]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: self.__dict__[key] for key in ("path", "shape", "dtype", "_fill", "_per_shard")}
+    @property
+    def tile_bytes(self) -> int:
+        """Size of a tile in bytes, not compressed."""
+        return int(np.prod(self.tile)) * np.dtype(self.dtype).itemsize
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.shape[0] // self.per_shard)
 
-    def __len__(self) -> int:
-        return int(self.shape[0])
+    def slots(self, number: int) -> range:
+        """Places on the first axis that lie in one shard."""
+        return range(number * self.per_shard, min((number + 1) * self.per_shard, self.shape[0]))
 
-    def read(self, slots: Sequence[int] | np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Copy tiles into one array.
-
-        Args:
-            slots: `(B,)` places on the first axis, any order, repeats allowed.
-            out: `(B, *tile)` array of the native dtype to fill; a new one where None.
-
-        Returns:
-            `(B, *tile)`.
-
-        Raises:
-            IndexError: A slot is negative or beyond the array.
-            CorpusError: A shard is damaged.
-        """
-        slots = np.asarray(slots, np.int64)
-        if len(slots) and not (0 <= slots.min() and slots.max() < len(self)):
-            raise IndexError(f"slots must lie in 0..{len(self) - 1}, given {slots.min()}..{slots.max()}")
-        if out is None:
-            out = np.empty((len(slots), *self.shape[1:]), self.dtype)
-        if self._per_shard == 0:
-            return self._read_zarr(slots, out)
-        shards, inner = np.divmod(slots, self._per_shard)
-        if len(slots) and (shards == shards[0]).all():
-            view = self._view(int(shards[0]))
-            if isinstance(view, np.ndarray):
-                return np.take(view, inner, axis=0, out=out, mode="clip")  # "clip" skips a second buffer
-        for row, (shard, place) in enumerate(zip(shards.tolist(), inner.tolist(), strict=True)):
-            out[row] = self._view(shard)[place]
-        return out
-
-    def _read_zarr(self, slots: np.ndarray, out: np.ndarray) -> np.ndarray:
-        if self._zarr is None:
-            self._zarr = zarr.open_array(str(self.path), mode="r")
-        for row, slot in enumerate(slots.tolist()):  # tile by tile: fancy indexing over shards is 20 times slower
-            out[row] = self._zarr[slot]
-        return out
-
-    def _view(self, shard: int) -> np.ndarray | list[np.ndarray]:
-        """Tiles of a shard: one array where they lie in order without gaps, else a list."""
-        view = self._views.get(shard)
-        if view is None:
-            view = self._map(shard)
-            self._views[shard] = view
-            if len(self._views) > _OPEN_SHARDS:
-                self._views.popitem(last=False)
-        return view
-
-    def _map(self, shard: int) -> np.ndarray | list[np.ndarray]:
-        tile = self.shape[1:]
-        empty = np.full(tile, self._fill, self.dtype)
-        path = self.path.joinpath("c", str(shard), *("0" for _ in tile))
-        if not path.exists():
-            return np.broadcast_to(empty, (self._per_shard, *tile))
-        bytes_ = np.memmap(path, np.uint8, mode="r")
-        index = self._index(path, bytes_, shard)
-        count, size = min(self._per_shard, len(self) - shard * self._per_shard), empty.nbytes
-        offsets, sizes = index[:count, 0], index[:count, 1]
-        if (offsets == np.arange(count, dtype=np.uint64) * np.uint64(size)).all():
-            return bytes_[: count * size].view(self.dtype).reshape(count, *tile)
-        return [
-            empty if length == _MISSING else bytes_[offset : offset + size].view(self.dtype).reshape(tile)
-            for offset, length in zip(offsets.tolist(), sizes, strict=True)
-        ]
-
-    def _index(self, path: Path, bytes_: np.ndarray, shard: int) -> np.ndarray:
-        length = self._per_shard * 16
-        if len(bytes_) < length + 4:
-            raise CorpusError(f"shard '{path}' is cut off: copy it again or build the corpus again")
-        raw = bytes_[-length - 4 : -4].tobytes()
-        if shard not in self._verified:
-            if google_crc32c.value(raw) != int.from_bytes(bytes_[-4:].tobytes(), "little"):
-                raise CorpusError(
-                    f"shard '{path}' is damaged (the checksum of its index differs): "
-                    "copy it again or build the corpus again"
-                )
-            self._verified.add(shard)
-        index = np.frombuffer(raw, "<u8").reshape(-1, 2)
-        stored = index[index[:, 0] != _MISSING]
-        size = int(np.prod(self.shape[1:])) * self.dtype.itemsize
-        if len(stored) and ((stored[:, 1] != size).any() or int(stored[:, 0].max()) + size > len(bytes_) - length - 4):
-            raise CorpusError(f"shard '{path}' points outside itself: copy it again or build the corpus again")
-        return index
+    def file(self, number: int) -> str:
+        """Name of a shard below the array's folder."""
+        return "/".join(["c", str(number), *("0" for _ in self.tile)])
 
 
-def _plain_shards(meta: dict[str, Any], dtype: np.dtype) -> int:
-    """Tiles per shard where the layout needs no decoding, else 0."""
+def tiles_per_shard(shape: Sequence[int], dtype: Any) -> int:
+    """How many tiles a shard of an array `(N, *tile)` holds: about `SHARD_BYTES`, and no more than there are."""
+    size = int(np.prod(shape[1:]) * np.dtype(dtype).itemsize)
+    return max(_LEAST_TILES, min(SHARD_BYTES // max(size, 1), int(shape[0])))
+
+
+def create_array(
+    path: Path,
+    shape: Sequence[int],
+    dtype: Any,
+    names: Sequence[str],
+    fill: Any = 0,
+    compression: str | None = None,
+    per_shard: int | None = None,
+) -> ArrayLayout:
+    """Describe an array in its `zarr.json`; its shards are then written one by one, in any order, side by side.
+
+    Args:
+        path: Folder of the array. One that describes the same array already is left as it is.
+        shape: `(N, *tile)`.
+        dtype: Of the numbers; stored as little-endian bytes.
+        names: Dimension names, which xarray reads.
+        fill: What a tile reads as that is not stored.
+        compression: None, `lz4` or `zstd`.
+        per_shard: Tiles a shard; `tiles_per_shard` where None. Arrays that share their slots must share it, or a
+            corpus cannot grow shard by shard.
+
+    Raises:
+        ConfigError: There is no such compression.
+    """
+    if compression not in (None, *CODECS):
+        raise ConfigError(f"unknown compression '{compression}'{nearest(str(compression), CODECS)}")
+    count = per_shard or tiles_per_shard(shape, dtype)
+    layout = ArrayLayout(tuple(map(int, shape)), np.dtype(dtype).name, fill, count, compression)
+    memory: dict[str, Any] = {}
+    zarr.create_array(
+        zarr.storage.MemoryStore(memory),
+        shape=layout.shape,
+        chunks=(1, *layout.tile),
+        shards=(layout.per_shard, *layout.tile),
+        dtype=layout.dtype,
+        compressors=CODECS[compression].for_zarr(np.dtype(dtype).itemsize) if compression else None,
+        filters=None,
+        fill_value=fill,
+        dimension_names=list(names),
+        attributes={COMPLETE: True},
+    )
+    text = memory["zarr.json"].to_bytes()
+    file = path / "zarr.json"
+    if not file.exists() or file.read_bytes() != text:
+        with aside(file) as out:
+            out.write(text)
+    return layout
+
+
+def extend_array(path: Path, more: int, first: int) -> ArrayLayout:
+    """Let an array grow without touching a shard: new tiles start in a new one.
+
+    The slots between the last tile and the first new one are a gap. No catalogue row points there, and they read as
+    fill values. `write_groups` must be called again afterwards.
+
+    Args:
+        path: Folder of the array.
+        more: Number of tiles that will be added.
+        first: Slot of the first of them: a multiple of the tiles a shard of every array that shares the slots.
+
+    Returns:
+        The layout of the longer array; its shards from `first // per_shard` on are to be written.
+
+    Raises:
+        CorpusError: The array has another layout than `create_array` gives.
+    """
+    layout = read_layout(path)
+    if first < layout.shape[0] or first % layout.per_shard:
+        raise ValueError(f"'{path}': tiles cannot start at slot {first}: a shard holds {layout.per_shard}")
+    meta = json.loads((path / "zarr.json").read_text())
+    meta["shape"][0] = first + more
+    with aside(path / "zarr.json") as out:
+        out.write(json.dumps(meta, indent=2).encode())
+    return replace(layout, shape=(first + more, *layout.tile))
+
+
+def write_array(
+    path: Path, tiles: np.ndarray, names: Sequence[str], fill: Any = 0, compression: str | None = None
+) -> ArrayLayout:
+    """Write a whole array `(N, *tile)` that is in memory; tiles that are all `fill` take no bytes."""
+    layout = create_array(path, tiles.shape, tiles.dtype, names, fill, compression)
+    for number in range(layout.shards):
+        parts = (tiles[slot] for slot in layout.slots(number))
+        write_shard(path, layout, number, (None if (part == fill).all() else part for part in parts))
+    return layout
+
+
+def missing_shards(path: Path, layout: ArrayLayout) -> list[int]:
+    """Numbers of the shards that are still to be written."""
+    return [number for number in range(layout.shards) if not (path / layout.file(number)).exists()]
+
+
+def write_shard(path: Path, layout: ArrayLayout, number: int, tiles: Iterable[np.ndarray | None]) -> None:
+    """Write one shard aside and rename it; the same tiles give the same bytes.
+
+    Args:
+        path: Folder of the array.
+        layout: From `create_array`.
+        number: Of the shard.
+        tiles: One for each of `layout.slots(number)`, shaped like a tile; None for one that is all `fill`.
+
+    Raises:
+        CorpusError: The disk is full.
+    """
+    little = np.dtype(layout.dtype).newbyteorder("<")
+    encode = CODECS[layout.compression].encode if layout.compression else None
+    index = np.full((layout.per_shard, 2), MISSING, "<u8")
+    slots, count = layout.slots(number), 0
+    with aside(path / layout.file(number)) as file:
+        for count, tile in enumerate(tiles, start=1):
+            if tile is None:
+                continue
+            if tile.shape != layout.tile:
+                raise ValueError(f"'{path}': expected tiles of {layout.tile}, given {tile.shape}")
+            raw = np.ascontiguousarray(tile, little)
+            data = encode(raw) if encode else raw.data
+            index[count - 1] = file.tell(), len(data) if encode else raw.nbytes
+            file.write(data)
+        if count != len(slots):
+            raise ValueError(f"'{path}': shard {number} holds {len(slots)} tiles, given {count}")
+        _write_index(file, index)
+
+
+def copy_runs(path: Path, layout: ArrayLayout, number: int, runs: Iterable[tuple[Path, int, int]]) -> None:
+    """Write one shard from tiles that lie in files as the very bytes, without looking at them.
+
+    Args:
+        path: Folder of the array, not compressed.
+        layout: From `create_array`.
+        number: Of the shard.
+        runs: File, first byte and number of bytes of consecutive tiles, in the order of the slots; together all
+            tiles of the shard.
+
+    Raises:
+        CorpusError: A file is shorter than said, or the disk is full.
+    """
+    if layout.compression:
+        raise ValueError(f"'{path}' is compressed: its tiles cannot be copied as they are")
+    count, size = len(layout.slots(number)), layout.tile_bytes
+    index = np.full((layout.per_shard, 2), MISSING, "<u8")
+    index[:count, 0] = np.arange(count) * size
+    index[:count, 1] = size
+    with aside(path / layout.file(number)) as target:
+        for source, start, length in runs:
+            _copy(source, start, length, target)
+        if target.tell() != count * size:
+            raise ValueError(f"'{path}': shard {number} has {count * size} bytes, given {target.tell()}")
+        _write_index(target, index)
+
+
+def _copy(source: Path, start: int, length: int, target: BinaryIO) -> None:
+    """Append a part of a file to another: by the kernel, or through a buffer where it cannot."""
+    target.flush()
+    by_kernel = hasattr(os, "copy_file_range")
+    with open(source, "rb", buffering=0) as file:
+        while length:
+            if by_kernel:
+                try:
+                    done = os.copy_file_range(file.fileno(), target.fileno(), length, start)
+                except OSError:  # between file systems, or one that cannot; a full disk fails below as well
+                    by_kernel = False
+                    continue
+            else:
+                done = os.write(target.fileno(), os.pread(file.fileno(), min(length, 2**20), start))
+            if done == 0:
+                raise CorpusError(f"'{source}' is cut off: remove it and run the build again")
+            start, length = start + done, length - done
+    target.seek(0, os.SEEK_END)
+
+
+def _write_index(file: BinaryIO, index: np.ndarray) -> None:
+    raw = index.tobytes()
+    file.write(raw + google_crc32c.value(raw).to_bytes(4, "little"))
+
+
+def write_groups(path: Path) -> None:
+    """Write the groups of `tiles.zarr` above its arrays, with all that they hold, so that one file opens all.
+
+    Args:
+        path: The folder `tiles.zarr`, with the arrays in a folder for each tile size.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zarr says that v3 does not specify this yet; xarray warns where it is missing
+        for group in (*sorted(part for part in path.iterdir() if part.is_dir()), path):
+            if not (group / "zarr.json").exists():
+                zarr.create_group(str(group), zarr_format=3)
+            zarr.consolidate_metadata(str(group))
+
+
+def read_layout(path: Path) -> ArrayLayout:
+    """The layout of an array that `create_array` described.
+
+    Raises:
+        CorpusError: It is another layout, or no array.
+    """
+    layout = find_layout(read_meta(path))
+    if layout is None:
+        raise CorpusError(f"'{path}' is not laid out as geomim writes tiles: build the corpus again")
+    return layout
+
+
+def read_meta(path: Place) -> dict[str, Any]:
+    """What the `zarr.json` of an array says.
+
+    Raises:
+        CorpusError: It is missing or damaged.
+    """
+    try:
+        meta: dict[str, Any] = json.loads((path / "zarr.json").read_text())
+        np.dtype(meta["data_type"]), tuple(meta["shape"])
+        return meta
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorpusError(f"'{path}' is no zarr v3 array ({error}): build the corpus again") from error
+
+
+def find_layout(meta: dict[str, Any]) -> ArrayLayout | None:
+    """The layout where it is one that is written here, else None."""
     try:
         (codec,) = meta["codecs"]
         inner = codec["configuration"]
         shape, shard = meta["shape"], meta["chunk_grid"]["configuration"]["chunk_shape"]
-        data, check = inner["codecs"], [c["name"] for c in inner["index_codecs"]]
+        (bytes_, *packed) = inner["codecs"]
         keys = meta["chunk_key_encoding"]
-        plain = (
+        known = (
             codec["name"] == "sharding_indexed"
             and meta["chunk_grid"]["name"] == "regular"
             and keys["name"] == "default"
             and keys.get("configuration", {}).get("separator", "/") == "/"
-            and [c["name"] for c in data] == ["bytes"]
-            and (dtype.itemsize == 1 or data[0].get("configuration", {}).get("endian") == "little")
-            and check == ["bytes", "crc32c"]
+            and bytes_["name"] == "bytes"
+            and bytes_.get("configuration", {}).get("endian", "little") == "little"
+            and [c["name"] for c in inner["index_codecs"]] == ["bytes", "crc32c"]
             and inner.get("index_location", "end") == "end"
             and inner["chunk_shape"] == [1, *shape[1:]]
             and shard[1:] == shape[1:]
         )
-        return int(shard[0]) if plain else 0
+        packing = [name for codec in packed for name in CODECS if CODECS[name].name == codec["name"]]
+        if not known or len(packed) > 1 or len(packing) != len(packed):
+            return None
+        return ArrayLayout(tuple(shape), meta["data_type"], meta.get("fill_value", 0), int(shard[0]), *packing)
     except (KeyError, TypeError, ValueError):
-        return 0
-
-
-class TileWriter:
-    """Writes an array `(count, *tile)` tile after tile, one shard file at a time; a context manager.
-
-    A shard is written aside and renamed when it is full. Leaving the context before `count` tiles were appended is
-    an error.
-
-    Args:
-        path: Folder of the array; must not exist.
-        shape: `(count, *tile)`.
-        dtype: Stored as little-endian bytes.
-        names: Dimension names, which xarray reads.
-        fill: What a tile that was appended as missing reads as.
-    """
-
-    def __init__(self, path: str | Path, shape: Sequence[int], dtype: Any, names: Sequence[str], fill: Any = 0) -> None:
-        self.path = Path(path)
-        self.dtype = np.dtype(dtype)
-        self.count, tile = int(shape[0]), tuple(shape[1:])
-        self.size = int(np.prod(tile)) * self.dtype.itemsize
-        self.per_shard = min(max(64, SHARD_BYTES // self.size), self.count)
-        zarr.create_array(
-            str(self.path),
-            shape=(self.count, *tile),
-            chunks=(1, *tile),
-            shards=(self.per_shard, *tile),
-            dtype=self.dtype,
-            compressors=None,
-            filters=None,
-            fill_value=fill,
-            dimension_names=list(names),
-        )
-        self._tail = tuple("0" for _ in tile)
-        self._done = 0
-        self._file: Any = None
-        self._index = np.empty((0, 2), "<u8")
-
-    def append(self, tiles: Iterable[np.ndarray], stored: np.ndarray | None = None) -> None:
-        """Add tiles behind the last one.
-
-        Args:
-            tiles: `(n, *tile)`, or one after another.
-            stored: `(n,)` bool, False for tiles that are all `fill` and need no bytes; all stored where None.
-        """
-        little = self.dtype.newbyteorder("<")
-        for number, tile in enumerate(tiles):
-            place = self._done % self.per_shard
-            if self._file is None:
-                self._begin()
-            if stored is None or stored[number]:
-                self._index[place] = self._file.tell(), self.size
-                self._file.write(np.ascontiguousarray(tile, little).data)
-            self._done += 1
-            if place + 1 == self.per_shard or self._done == self.count:
-                self._finish()
-
-    def _begin(self) -> None:
-        folder = self.path.joinpath("c", str(self._done // self.per_shard), *self._tail[:-1])
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(folder / (self._tail[-1] + ".part"), "wb")
-        self._index = np.full((self.per_shard, 2), _MISSING, "<u8")
-
-    def _finish(self) -> None:
-        raw = self._index.tobytes()
-        self._file.write(raw + google_crc32c.value(raw).to_bytes(4, "little"))
-        self._file.close()
-        os.replace(self._file.name, self._file.name.removesuffix(".part"))
-        self._file = None
-
-    def __enter__(self) -> TileWriter:
-        return self
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if self._file is not None:
-            self._file.close()
-        if kind is None and self._done != self.count:
-            raise ValueError(f"'{self.path}': expected {self.count} tiles, given {self._done}")
+        return None

@@ -6,7 +6,6 @@ Reading needs numpy, pyarrow and zarr only: a machine that trains needs no geo s
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from geomim.corpus.shards import TileArray
+from geomim.corpus.reader import TileArray
+from geomim.corpus.remote import Place, Url, aside, place
 from geomim.errors import CorpusError
 from geomim.sensors import BandContract, Sensor
 
@@ -27,6 +28,7 @@ IGNORE = 255
 """Value of a mask pixel that has no class."""
 
 _BOX = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
+_OBJECT = pa.struct([("polygon", pa.list_(pa.float64())), ("label", pa.string())])
 
 CATALOGUE = pa.schema(
     [
@@ -45,24 +47,33 @@ CATALOGUE = pa.schema(
         pa.field("bbox", _BOX),
         pa.field("time", pa.timestamp("us")),
         pa.field("gsd", pa.float64()),
+        pa.field("sensor", pa.string()),
+        pa.field("dataset", pa.string()),
         pa.field("licence", pa.string()),
         pa.field("attribution", pa.string()),
+        pa.field("non_commercial", pa.bool_()),
         pa.field("xxh3", pa.string()),
         pa.field("phash", pa.int64()),
         pa.field("valid_fraction", pa.float64()),
+        pa.field("cloud_fraction", pa.float64()),
+        pa.field("saturated_fraction", pa.float64()),
         pa.field("information", pa.float64()),
         pa.field("low_information", pa.bool_()),
         pa.field("split", pa.string()),
         pa.field("label", pa.string()),
+        pa.field("captions", pa.list_(pa.string())),
+        pa.field("boxes", pa.list_(_OBJECT)),
         pa.field("kept", pa.bool_(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
         pa.field("duplicate_of", pa.int64()),
         pa.field("cluster", pa.int64()),
     ]
 )
-"""A row a tile. `slot` is -1 where the pixels were not kept; `geometry` is the footprint as WKB in CRS84 (longitude,
-latitude) and null without georeference; `time` is UTC; `row` and `col` are the pixel offset in the source;
-`phash` holds 64 unsigned bits."""
+"""A row a tile. `slot` is its place in the arrays of its `size`, -1 where the pixels were not kept; `geometry` is the
+footprint as WKB in CRS84 (longitude, latitude) and null without georeference; `time` is UTC; `row` and `col` are the
+pixel offset in the source; `dataset` is the card or the name that the source came under; `phash` holds 64 unsigned
+bits; fractions are shares of the tile's pixels, null where nothing is known; a box is a polygon
+`x1, y1, ..., x4, y4` in pixels of the tile. A corpus of an earlier release lacks some columns: they read as null."""
 
 SKIPPED = pa.schema([pa.field("source", pa.string(), nullable=False), pa.field("reason", pa.string(), nullable=False)])
 """A row a source that could not be used, with one sentence why."""
@@ -72,7 +83,7 @@ class Corpus:
     """A corpus folder, opened for reading.
 
     Attributes:
-        path: The folder.
+        path: The folder; a `Url` where it is in a remote store.
         contract: Bands, statistics and licences, as they travel into a checkpoint.
         sensor: Bands in channel order.
         sizes: Tile sizes in pixels that it holds.
@@ -80,8 +91,8 @@ class Corpus:
         meta: All of `corpus.json`.
     """
 
-    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
-        self.path = path
+    def __init__(self, path: Place, meta: dict[str, Any]) -> None:
+        self.path: Any = path
         self.meta = meta
         try:
             self.sensor = Sensor.from_dict(meta["sensor"])
@@ -99,13 +110,16 @@ class Corpus:
             raise CorpusError(f"'{path / 'corpus.json'}' lacks {error}: build the corpus again") from error
 
     @classmethod
-    def open(cls, path: str | Path) -> Corpus:
+    def open(cls, path: str | Path | Url) -> Corpus:
         """Open a corpus folder.
 
+        Args:
+            path: A folder, or its address in a remote store such as `s3://bucket/corpus`.
+
         Raises:
-            CorpusError: The folder is no corpus, or of a newer format than this geomim reads.
+            CorpusError: The folder is no corpus, or of a newer format than this geomim reads, or cannot be reached.
         """
-        path = Path(path)
+        path = place(path)
         file = path / "corpus.json"
         if not file.is_file():
             unfinished = (path / "work").is_dir()
@@ -130,19 +144,23 @@ class Corpus:
             columns: Some columns of `CATALOGUE`; all where None.
             where: Rows to read, such as `pc.field("kept")`.
         """
-        return pq.read_table(self.path / "catalogue.parquet", columns=columns, filters=where, partitioning=None)
+        return self.rows().to_table(columns=columns, filter=where)
+
+    def rows(self) -> ds.Dataset:
+        """The catalogue as a dataset that is read piece by piece."""
+        return _parquet(self.path / "catalogue.parquet", CATALOGUE)
 
     def skipped(self) -> pa.Table:
         """Sources that could not be used, and why (columns `source`, `reason`)."""
-        return pq.read_table(self.path / "skipped.parquet", partitioning=None)
+        return _parquet(self.path / "skipped.parquet", SKIPPED).to_table()
 
     def array(self, name: str, size: int) -> TileArray | None:
         """All stored tiles of `image`, `valid` or `mask` at one size, kept or not; None where there is no such array.
 
-        The first axis is the catalogue's `slot`.
+        The first axis is the catalogue's `slot`. A corpus that has grown has gaps there, which read as fill values.
         """
-        folder = self.path / "tiles.zarr" / str(size) / name
-        return TileArray(folder) if folder.is_dir() else None
+        folder = self.path.joinpath("tiles.zarr", str(size), name)
+        return TileArray(folder) if (folder / "zarr.json").is_file() else None
 
     def tiles(self, size: int | None = None) -> Tiles:
         """Pixels of the kept tiles of one size.
@@ -198,7 +216,7 @@ class Tiles:
     @property
     def dtype(self) -> np.dtype:
         """Native dtype of the pixels."""
-        return self._image.dtype
+        return np.dtype(self._image.dtype)
 
     @property
     def bands(self) -> int:
@@ -239,11 +257,29 @@ class Tiles:
         return None if self._mask is None else self._mask.read(self.slots[np.asarray(rows, np.int64)])
 
 
+def _parquet(path: Place, schema: pa.Schema) -> ds.Dataset:
+    """A Parquet file, here or elsewhere; columns that it lacks are null.
+
+    Raises:
+        CorpusError: It is missing or damaged.
+    """
+    try:
+        if isinstance(path, Url):
+            files, name = path.files()
+            dataset = ds.dataset(name, schema, format="parquet", filesystem=files)
+        else:
+            dataset = ds.dataset(str(path), schema, format="parquet")
+        for file in dataset.get_fragments():
+            file.ensure_complete_metadata()  # says now that it is damaged
+        return dataset
+    except (OSError, pa.ArrowException) as error:
+        raise CorpusError(f"'{path}' cannot be read ({error}): copy it again or build the corpus again") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file aside and rename it, so that it is whole or not there."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(part, path)
+    with aside(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -253,9 +289,15 @@ def write_json(path: Path, values: Any) -> None:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file aside and rename it; the same rows give the same bytes."""
-    part = path.with_name(path.name + ".part")
-    pq.write_table(table, part, compression="zstd")
-    os.replace(part, path)
+    with aside(path) as file:
+        pq.write_table(table, file, compression="zstd")
+
+
+def write_tables(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    """`write_table` of more rows than memory holds, a row group for each table."""
+    with aside(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table.select(schema.names).cast(schema))
 
 
 def write_catalogue(path: Path, tables: Iterable[pa.Table]) -> None:
@@ -267,9 +309,8 @@ def write_catalogue(path: Path, tables: Iterable[pa.Table]) -> None:
         path: The file.
         tables: Rows in id order, each table with the columns of `CATALOGUE`; becomes a row group.
     """
-    part = path.with_name(path.name + ".part")
     low, high, types = np.full(2, np.inf), np.full(2, -np.inf), set()
-    with pq.ParquetWriter(part, CATALOGUE, compression="zstd") as writer:
+    with aside(path) as file, pq.ParquetWriter(file, CATALOGUE, compression="zstd") as writer:
         for table in tables:
             writer.write_table(table.select(CATALOGUE.names).cast(CATALOGUE))
             box = pc.drop_null(table["bbox"].combine_chunks())
@@ -284,7 +325,6 @@ def write_catalogue(path: Path, tables: Iterable[pa.Table]) -> None:
             "columns": {"geometry": {"encoding": "WKB", "geometry_types": sorted(types)} | _extent(low, high)},
         }
         writer.add_key_value_metadata({"geo": json.dumps(geo)})
-    os.replace(part, path)
 
 
 def _wkb_types(geometry: pa.ChunkedArray) -> set[str]:

@@ -1,0 +1,194 @@
+"""Reads arrays of tiles: through memory maps at the speed of a copy, from remote stores by ranges of bytes.
+
+The layout of `geomim.corpus.shards` is read here, plain or compressed; every other one goes to zarr-python.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import google_crc32c
+import numpy as np
+import zarr
+
+from geomim.corpus.remote import Url, place
+from geomim.corpus.shards import CODECS, COMPLETE, MISSING, ArrayLayout, find_layout, read_meta
+from geomim.errors import CorpusError
+
+_OPEN_SHARDS = 256  # each memory map holds a file descriptor, and 1024 are usual
+_AGAIN = "copy it again or build the corpus again"
+
+
+class _Shard(NamedTuple):
+    """An open shard: all tiles where they lie in order without gaps; else its bytes, and where each tile lies."""
+
+    tiles: np.ndarray | None
+    raw: np.ndarray
+    spans: np.ndarray
+
+
+class TileArray:
+    """Random access to the tiles of one array `(N, *tile)`; picklable, safe to use after a fork.
+
+    Args:
+        path: Folder or address of a zarr v3 array whose first axis counts tiles.
+
+    Attributes:
+        shape: `(N, *tile)`.
+        dtype: Native dtype.
+        layout: How it lies in its shards; None where only zarr-python reads it.
+
+    Raises:
+        CorpusError: The folder holds no zarr v3 array.
+    """
+
+    def __init__(self, path: str | Path | Url) -> None:
+        self.path = place(path)
+        meta = read_meta(self.path)
+        self.shape = tuple(meta["shape"])
+        self.dtype = np.dtype(meta["data_type"])
+        self.layout = find_layout(meta)
+        self._complete = bool(meta.get("attributes", {}).get(COMPLETE))
+        self._forget()
+
+    def _forget(self) -> None:
+        self._shards: OrderedDict[int, _Shard] = OrderedDict()
+        self._zarr: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: self.__dict__[key] for key in ("path", "shape", "dtype", "layout", "_complete")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def read(self, slots: Sequence[int] | np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Copy tiles into one array.
+
+        Args:
+            slots: `(B,)` places on the first axis, any order, repeats allowed.
+            out: C-contiguous `(B, *tile)` array of the native dtype to fill; a new one where None.
+
+        Returns:
+            `(B, *tile)`.
+
+        Raises:
+            IndexError: A slot is negative or beyond the array.
+            CorpusError: A shard is damaged or lost.
+        """
+        slots = np.asarray(slots, np.int64)
+        if len(slots) and not (0 <= slots.min() and slots.max() < len(self)):
+            raise IndexError(f"slots must lie in 0..{len(self) - 1}, given {slots.min()}..{slots.max()}")
+        if out is None:
+            out = np.empty((len(slots), *self.shape[1:]), self.dtype)
+        if self.layout is None:
+            return self._read_zarr(slots, out)
+        numbers, places = np.divmod(slots, self.layout.per_shard)
+        if isinstance(self.path, Url):
+            return self._read_remote(self.path, self.layout, numbers, places, out)
+        if len(slots) and (numbers == numbers[0]).all():
+            tiles = self._shard(self.layout, int(numbers[0])).tiles
+            if tiles is not None:
+                return np.take(tiles, places, axis=0, out=out, mode="clip")  # "clip" skips a second buffer
+        for row, (number, at) in enumerate(zip(numbers.tolist(), places.tolist(), strict=True)):
+            shard = self._shard(self.layout, number)
+            if shard.tiles is not None:
+                out[row] = shard.tiles[at]
+            elif shard.spans[at, 0] == MISSING:
+                out[row] = self.layout.fill
+            else:
+                start, length = shard.spans[at].tolist()
+                self._decode(shard.raw[start : start + length], out[row], self.layout, number)
+        return out
+
+    def _read_zarr(self, slots: np.ndarray, out: np.ndarray) -> np.ndarray:
+        if self._zarr is None:
+            self._zarr = zarr.open_array(str(self.path), mode="r")  # an address as well, through fsspec
+        for row, slot in enumerate(slots.tolist()):  # tile by tile: fancy indexing over shards is 20 times slower
+            out[row] = self._zarr[slot]
+        return out
+
+    def _decode(self, raw: Any, out: np.ndarray, layout: ArrayLayout, number: int) -> None:
+        try:
+            if layout.compression:
+                CODECS[layout.compression].decode(raw, out)
+            else:
+                out[...] = np.frombuffer(raw, self.dtype).reshape(out.shape)
+        except (ValueError, RuntimeError) as error:
+            raise CorpusError(f"shard '{self.path}/{layout.file(number)}' is damaged ({error}): {_AGAIN}") from error
+
+    def _shard(self, layout: ArrayLayout, number: int) -> _Shard:
+        shard = self._shards.get(number)
+        if shard is None:
+            shard = self._shards[number] = self._map(layout, number)
+            if len(self._shards) > _OPEN_SHARDS:
+                self._shards.popitem(last=False)
+        return shard
+
+    def _map(self, layout: ArrayLayout, number: int) -> _Shard:
+        path = Path(str(self.path)) / layout.file(number)
+        if not path.exists():
+            return self._lost(layout, number)
+        raw: np.ndarray = np.memmap(path, np.uint8, mode="r")
+        index = _index(path, raw[-_index_bytes(layout) :].tobytes(), layout)
+        stored = index[index[:, 0] != MISSING]
+        if len(stored) and int((stored[:, 0] + stored[:, 1]).max()) > len(raw) - _index_bytes(layout):
+            raise CorpusError(f"shard '{path}' points outside itself: {_AGAIN}")
+        count, size = len(layout.slots(number)), layout.tile_bytes
+        in_order = np.arange(count, dtype=np.uint64) * np.uint64(size)
+        if layout.compression or (index[:count, 0] != in_order).any():
+            return _Shard(None, raw, index)
+        return _Shard(raw[: count * size].view(self.dtype).reshape(count, *layout.tile), raw, index[:0])
+
+    def _lost(self, layout: ArrayLayout, number: int) -> _Shard:
+        if self._complete:
+            raise CorpusError(f"shard '{self.path}/{layout.file(number)}' is missing: {_AGAIN}")
+        return _Shard(None, np.empty(0, np.uint8), np.full((layout.per_shard, 2), MISSING))
+
+    def _read_remote(
+        self, url: Url, layout: ArrayLayout, numbers: np.ndarray, places: np.ndarray, out: np.ndarray
+    ) -> np.ndarray:
+        """Ask for all tiles at once; an index is fetched once a shard."""
+        for number in np.unique(numbers).tolist():
+            if number not in self._shards:
+                self._shards[number] = self._remote_index(url, layout, number)
+        spans = [self._shards[number].spans[at] for number, at in zip(numbers.tolist(), places.tolist(), strict=True)]
+        rows = [row for row, span in enumerate(spans) if span[0] != MISSING]
+        names = [layout.file(int(numbers[row])) for row in rows]
+        starts = [int(spans[row][0]) for row in rows]
+        parts = url.ranges(names, starts, [int(spans[row].sum()) for row in rows]) if rows else []
+        out[...] = layout.fill
+        for row, part in zip(rows, parts, strict=True):
+            self._decode(part, out[row], layout, int(numbers[row]))
+        return out
+
+    def _remote_index(self, url: Url, layout: ArrayLayout, number: int) -> _Shard:
+        name = layout.file(number)
+        try:
+            (raw,) = url.ranges([name], [-_index_bytes(layout)], [0])
+        except FileNotFoundError:
+            return self._lost(layout, number)
+        return _Shard(None, np.empty(0, np.uint8), _index(url / name, raw, layout))
+
+
+def _index_bytes(layout: ArrayLayout) -> int:
+    return layout.per_shard * 16 + 4
+
+
+def _index(path: Path | Url, raw: bytes, layout: ArrayLayout) -> np.ndarray:
+    """Offset and number of bytes of each tile of a shard, `(per_shard, 2)` uint64."""
+    if len(raw) < _index_bytes(layout):
+        raise CorpusError(f"shard '{path}' is cut off: {_AGAIN}")
+    if google_crc32c.value(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
+        raise CorpusError(f"shard '{path}' is damaged (the checksum of its index differs): {_AGAIN}")
+    index = np.frombuffer(raw[:-4], "<u8").reshape(-1, 2)
+    stored = index[index[:, 0] != MISSING]
+    if not layout.compression and (stored[:, 1] != layout.tile_bytes).any():
+        raise CorpusError(f"shard '{path}' points outside itself: {_AGAIN}")
+    return index

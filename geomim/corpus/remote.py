@@ -1,0 +1,160 @@
+"""Files here and in remote stores: `s3://`, `gs://`, `https://`, `memory://` and whatever else fsspec opens.
+
+A corpus on a disk is opened by `Path`; one elsewhere by `Url`, which has those methods of `Path` that reading needs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from geomim.errors import CorpusError, InputError, MissingExtraError
+
+
+@dataclass(frozen=True)
+class Url:
+    """An address in a remote store.
+
+    Attributes:
+        text: Such as `s3://bucket/folder`.
+    """
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __truediv__(self, name: str) -> Url:
+        return Url(f"{self.text.rstrip('/')}/{name}")
+
+    def joinpath(self, *names: str) -> Url:
+        """The address below this one."""
+        return self / "/".join(names)
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self.text.rstrip("/").rsplit("/", 1)[-1]
+
+    def files(self) -> tuple[Any, str]:
+        """The fsspec file system, and the path in it.
+
+        It is looked up each time: fsspec keeps one for each process, and one that came through a fork is dead.
+
+        Raises:
+            MissingExtraError: The library for this kind of store is not installed.
+            InputError: There is no such kind of store.
+        """
+        import fsspec
+
+        try:
+            files, path = fsspec.core.url_to_fs(self.text)
+        except ImportError as error:
+            raise MissingExtraError(f"'{self}' cannot be opened: {error}; pip install 'geomim[remote]'") from error
+        except ValueError as error:
+            raise InputError(f"'{self}' cannot be opened: {error}") from error
+        return files, path
+
+    def is_file(self) -> bool:
+        """Whether a file is there."""
+        with reached(self):
+            files, path = self.files()
+            return bool(files.isfile(path))
+
+    def is_dir(self) -> bool:
+        """Whether some file is below."""
+        with reached(self):
+            files, path = self.files()
+            return bool(files.isdir(path))
+
+    def exists(self) -> bool:
+        """Whether there is anything."""
+        with reached(self):
+            files, path = self.files()
+            return bool(files.exists(path))
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """All of a text file.
+
+        Raises:
+            FileNotFoundError: It is not there.
+        """
+        with reached(self):
+            files, path = self.files()
+            return str(files.cat_file(path).decode(encoding))
+
+    def ranges(self, names: Sequence[str], starts: Sequence[int], ends: Sequence[int]) -> list[bytes]:
+        """Parts of files below, asked for side by side.
+
+        Args:
+            names: Of the files.
+            starts: First byte of each part; a negative one counts from the end.
+            ends: Byte behind each part; ignored where the start is negative: such a part ends with the file.
+
+        Raises:
+            FileNotFoundError: A file is not there.
+        """
+        with reached(self):
+            files, path = self.files()
+            paths = [f"{path.rstrip('/')}/{name}" for name in names]
+            if len(paths) == 1 and starts[0] < 0:
+                return [files.cat_file(paths[0], start=starts[0])]
+            found: list[bytes] = files.cat_ranges(paths, list(starts), list(ends), on_error="raise")
+            return found
+
+
+Place = Path | Url
+
+
+def place(path: str | Path | Url) -> Place:
+    """A folder or file, here or elsewhere, by its name."""
+    if isinstance(path, Url):
+        return path
+    text = str(path)
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    return Url(text) if "://" in text else Path(path)
+
+
+@contextmanager
+def reached(url: Url) -> Iterator[None]:
+    """Say in a sentence that a store does not answer; each library has errors of its own for that.
+
+    Raises:
+        FileNotFoundError: The store answers that there is no such file.
+        CorpusError: Anything else went wrong.
+    """
+    try:
+        yield
+    except (FileNotFoundError, CorpusError, InputError, MissingExtraError):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CorpusError(f"'{url}' cannot be reached ({reason}): check the address and your access to it") from error
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[BinaryIO]:
+    """Open a file beside its place and rename it when all is written, so that it is whole or not there.
+
+    Raises:
+        CorpusError: It cannot be written, such as on a full disk; what was there before is untouched.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            yield file
+        os.replace(part, path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if not isinstance(error, OSError) or error.filename not in (None, str(part), str(path.parent)):
+            raise  # not about this file
+        raise CorpusError(
+            f"'{path}' cannot be written ({error.strerror or error}): make room and run it again; "
+            "what was finished is kept"
+        ) from error
