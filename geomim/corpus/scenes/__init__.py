@@ -1,5 +1,8 @@
-"""Rasters of every kind, opened lazily as a `Scene`: named bands, validity, place, read by window."""
+"""Scenes of every kind, opened lazily as a `Scene`: named bands, validity, clouds, place, read by window."""
 
-from geomim.corpus.scenes.raster import SUFFIXES, Scene, acquisition_time, find_scenes, open_scene
+from geomim.corpus.scenes.finding import SUFFIXES, find_scenes
+from geomim.corpus.scenes.metadata import acquisition_time
+from geomim.corpus.scenes.opening import open_scene
+from geomim.corpus.scenes.scene import Scene
 
 __all__ = ["SUFFIXES", "Scene", "acquisition_time", "find_scenes", "open_scene"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -9,7 +10,11 @@ import numpy as np
 import pyproj
 import shapely
 from affine import Affine
+from rasterio.windows import Window
 from shapely.geometry.base import BaseGeometry
+
+Placement = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Columns and rows of pixel corners `(P,)` to x and y in a coordinate reference system."""
 
 _EARTH_RADIUS = 6378137.0
 _GEOD = pyproj.Geod(ellps="WGS84")
@@ -29,45 +34,48 @@ def _to_degrees(wkt: str) -> pyproj.Transformer | None:
         return None
 
 
-def _project(crs: Any, transform: Affine, cols: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
+def affine(transform: Affine) -> Placement:
+    """An affine as a `Placement`."""
+    a, b, c, d, e, f = transform[:6]
+    return lambda cols, rows: (a * cols + b * rows + c, d * cols + e * rows + f)
+
+
+def _project(crs: Any, place: Placement, cols: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
     """Pixel corners `(P,)` to `(P, 2)` degrees; None where a point lies outside the projection."""
     transformer = _to_degrees(crs.to_wkt())
     if transformer is None:
         return None
-    x = transform.a * cols + transform.b * rows + transform.c
-    y = transform.d * cols + transform.e * rows + transform.f
     try:
-        degrees = np.stack(transformer.transform(x, y), axis=1)
+        degrees = np.stack(transformer.transform(*place(cols, rows)), axis=1)
     except pyproj.exceptions.ProjError:
         return None
     inside = np.isfinite(degrees).all() and np.abs(degrees[:, 1]).max() <= 90 + 1e-9
     return degrees if inside else None
 
 
-def footprint(crs: Any, transform: Affine | None, height: int, width: int) -> BaseGeometry | None:
+def footprint(crs: Any, place: Placement | None, window: Window) -> BaseGeometry | None:
     """Outline of a window on Earth, edges densified where they are curves.
 
     Args:
         crs: `rasterio.crs.CRS` or None.
-        transform: Affine of the window's own pixel grid, or None.
-        height: Rows.
-        width: Columns.
+        place: Where the pixels of the scene lie, or None.
+        window: Part of the scene; may reach beyond it.
 
     Returns:
         A polygon in OGC:CRS84, two where it crosses the date line; None without a georeference, off Earth, where a
         corner lies outside the projection (a geostationary disc) or where the window holds a pole.
     """
-    if crs is None or transform is None:
+    if crs is None or place is None:
         return None
-    ring = _ring(crs, transform, height, width, 2)
+    ring = _ring(crs, place, window, 2)
     if ring is None:
         return None
     # Vertices are corner, middle, corner, ...: how far does a middle lie from its chord, in pixels?
     unwrapped = np.unwrap(ring, axis=0, period=360.0)
     middles, corners = unwrapped[1::2], unwrapped[0::2]
-    pixel = np.abs(unwrapped[2] - unwrapped[0]).max() / width
+    pixel = np.abs(unwrapped[2] - unwrapped[0]).max() / window.width
     if np.abs(middles - (corners[:-1] + corners[1:]) / 2).max() > 0.5 * pixel:
-        ring = _ring(crs, transform, height, width, _SEGMENTS)
+        ring = _ring(crs, place, window, _SEGMENTS)
         if ring is None:
             return None
         unwrapped = np.unwrap(ring, axis=0, period=360.0)
@@ -76,12 +84,12 @@ def footprint(crs: Any, transform: Affine | None, height: int, width: int) -> Ba
     return _outline(unwrapped)
 
 
-def _ring(crs: Any, transform: Affine, height: int, width: int, segments: int) -> np.ndarray | None:
+def _ring(crs: Any, place: Placement, window: Window, segments: int) -> np.ndarray | None:
     """Closed ring `(4 * segments + 1, 2)` around the window, in degrees."""
     along = np.arange(segments) / segments
-    cols = np.concatenate([along, np.ones(segments), 1 - along, np.zeros(segments), [0.0]]) * width
-    rows = np.concatenate([np.zeros(segments), along, np.ones(segments), 1 - along, [0.0]]) * height
-    return _project(crs, transform, cols, rows)
+    cols = np.concatenate([along, np.ones(segments), 1 - along, np.zeros(segments), [0.0]])
+    rows = np.concatenate([np.zeros(segments), along, np.ones(segments), 1 - along, [0.0]])
+    return _project(crs, place, window.col_off + cols * window.width, window.row_off + rows * window.height)
 
 
 def _outline(ring: np.ndarray) -> BaseGeometry | None:
@@ -99,12 +107,12 @@ def _outline(ring: np.ndarray) -> BaseGeometry | None:
     return shapely.normalize(shapely.union_all([part for part in parts if part.area > 0]))
 
 
-def ground_sample_distance(crs: Any, transform: Affine | None, height: int, width: int) -> float | None:
+def ground_sample_distance(crs: Any, place: Placement | None, height: int, width: int) -> float | None:
     """Edge in metres of a pixel at the middle of a raster, measured on the ellipsoid; None without a place on Earth."""
-    if crs is None or transform is None:
+    if crs is None or place is None:
         return None
     col, row = width / 2, height / 2
-    points = _project(crs, transform, np.array([col, col + 1, col]), np.array([row, row, row + 1]))
+    points = _project(crs, place, np.array([col, col + 1, col]), np.array([row, row, row + 1]))
     if points is None:
         return None
     (x, y), (right, right_y), (down_x, down) = points

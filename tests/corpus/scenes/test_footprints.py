@@ -4,7 +4,18 @@ import shapely
 from affine import Affine
 from rasterio.crs import CRS
 
-from geomim.corpus.scenes.footprints import footprint, ground_sample_distance
+from rasterio.windows import Window
+
+from geomim.corpus.scenes import footprints
+from geomim.corpus.scenes.footprints import affine
+
+
+def footprint(crs, transform, height, width):
+    return footprints.footprint(crs, transform and affine(transform), Window(0, 0, width, height))
+
+
+def ground_sample_distance(crs, transform, height, width):
+    return footprints.ground_sample_distance(crs, transform and affine(transform), height, width)
 
 
 def grid(west, north, pixel):

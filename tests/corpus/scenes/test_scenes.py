@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
-from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
@@ -14,90 +13,14 @@ from rasterio.transform import from_origin
 from rasterio.windows import Window
 
 from geomim.corpus.scenes import find_scenes, open_scene
-from geomim.corpus.slicing import slice_scene
 from geomim.errors import BandError, InputError
 from geomim.sensors import Band, Sensor, get_sensor
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
-# What each quirk becomes: the start of the refusal, or (bands, share of valid pixels over the whole raster, footprint).
-QUIRKS = {
-    "GeogToWGS84GeoKey5.tif": "stores indices into a colour palette",
-    "vestfold.tif": (("gray",), 0.462, "Polygon"),
-    "RGB.byte.tif": (("red", "green", "blue"), 0.675, "Polygon"),
-    "RGBA.uint16.tif": (("red", "green", "blue"), 0.489, "Polygon"),
-    "all-nodata.tif": (("blue", "green", "red", "nir"), 0.0, "Polygon"),
-    "alpha.tif": (("red", "green", "blue"), 0.016, "Polygon"),
-    "corrupt.tif": "cannot be read at row 512, column 0",
-    "float_nan.tif": (("gray",), 5 / 6, None),
-    "float_raster_with_nodata.tif": (("gray",), 0.628, "Polygon"),
-    "goes.tif": (("red", "green", "blue"), 0.783, None),  # corners off the disc
-    "rotated.tif": (("gray",), 1.0, None),  # no CRS
-    "test_esri_wkt.tif": (("gray",), 1.0, "Polygon"),
-    "cog_cmap.tif": "stores indices into a colour palette",
-    "cog_dateline.tif": (("gray",), 1.0, "MultiPolygon"),
-    "cog_gcps.tif": "is placed by 210 ground control points only",
-    "cog_hirise_mars.tif": (("red", "green", "blue"), 1.0, None),  # not on Earth
-    "cog_int16.tif": (("gray",), 0.518, "Polygon"),
-    "cog_nodata_nan.tif": (("Gamma0_VV",), 0.489, "Polygon"),
-    "cog_rgb_mask.tif": (("red", "green", "blue"), 0.969, "Polygon"),
-    "cog_rgba.tif": (("red", "green", "blue"), 0.887, "Polygon"),
-    "cog_scale.tif": "has 2 bands, all without a name",
-    "cog_uint8_rgb_nodata.tif": (("red", "green", "blue"), 0.75, "Polygon"),
-}
-
-
-def quirk_files(data_dir: Path) -> dict[str, str]:
-    return {Path(path).name: path for path in find_scenes([data_dir / "geotiff_quirks"])}
-
-
-def test_every_quirk_is_known(data_dir):
-    assert set(quirk_files(data_dir)) == set(QUIRKS)
-
-
-@pytest.mark.parametrize("name", QUIRKS)
-def test_quirk_is_sliced_or_refused_with_a_sentence(data_dir, name):
-    path, expected = quirk_files(data_dir)[name], QUIRKS[name]
-    if isinstance(expected, str):
-        with pytest.raises((InputError, BandError)) as refusal, open_scene(path) as scene:
-            list(slice_scene(scene, 256))
-        sentence = str(refusal.value)
-        assert expected in sentence and name in sentence and "\n" not in sentence
-        assert len(sentence.replace(path, "")) < 250
-        return
-    names, valid, footprint = expected
-    with open_scene(path) as scene:
-        assert scene.sensor.names == names
-        assert scene.valid().mean() == pytest.approx(valid, abs=0.002)
-        outline = scene.footprint()
-        assert (outline.geom_type if outline else None) == footprint
-        tiles = list(slice_scene(scene, 256))
-        assert sum(tile.valid.sum() for tile in tiles) == scene.valid().sum()
-        assert all(tile.pixels.dtype == scene.dtype for tile in tiles)
-
-
-def test_scale_that_differs_between_bands_is_refused(data_dir):
-    with pytest.raises(InputError, match="scales its bands differently"):
-        open_scene(quirk_files(data_dir)["cog_scale.tif"], bands=["one", "two"])
-    with open_scene(quirk_files(data_dir)["cog_scale.tif"], bands=["one", "-"]) as scene:
-        assert (scene.sensor.scale, scene.sensor.offset) == (pytest.approx(0.0001), 1000.0)
-
-
-def test_dateline_footprints_lie_on_both_sides(data_dir):
-    with open_scene(quirk_files(data_dir)["cog_dateline.tif"]) as scene:
-        outlines = [
-            scene.footprint(Window(col, row, 256, 256))
-            for row in range(0, scene.height, 256)
-            for col in range(0, scene.width, 256)
-        ]
-    whole = scene.footprint()
-    assert all(outline.is_valid and outline.area < 0.3 for outline in outlines)
-    assert {outline.geom_type for outline in outlines} == {"Polygon", "MultiPolygon"}
-    assert whole.bounds[0] == -180 and whole.bounds[2] == 180 and whole.area < 20
-
 
 def test_rgb_colours_are_found_by_their_colour_and_not_by_position(data_dir):
-    path = quirk_files(data_dir)["RGBA.uint16.tif"]  # blue, green, red, alpha
+    (path,) = find_scenes([str(data_dir / "geotiff_quirks" / "*" / "RGBA.uint16.tif")])  # blue, green, red, alpha
     with open_scene(path) as scene, rasterio.open(path) as raster:
         assert np.array_equal(scene.read(), raster.read([3, 2, 1]))
         assert np.array_equal(scene.valid(), raster.read(4) > 0)
@@ -220,15 +143,6 @@ def test_numbers_that_would_be_misread_are_refused(tmp_path):
         open_scene(path, get_sensor("sentinel2", ["B04"]))
     with open_scene(path, Sensor("mine", (Band("B04"),))) as scene:
         assert (scene.sensor.scale, scene.sensor.offset) == (2.75e-5, -0.2)
-
-
-def test_control_points_without_a_grid_are_refused(tmp_path):
-    corners = [GroundControlPoint(row, col, 9 + col / 100, 48 - row / 100) for row in (0, 40) for col in (0, 40)]
-    path = raster(tmp_path / "gcps.tif", image(1), crs=None, transform=None)
-    with rasterio.open(path, "r+") as file:
-        file.gcps = (corners, CRS.from_epsg(4326))
-    with pytest.raises(InputError, match="4 ground control points only"):
-        open_scene(path)
 
 
 def test_rotated_raster_has_a_turned_footprint(tmp_path):

@@ -1,0 +1,41 @@
+"""What file names and metadata say about a scene: when it was taken, and under which licence it is given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+
+_DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)-?([01]\d)-?([0-3]\d)(?:[T_ ]?([0-2]\d):?([0-5]\d):?([0-6]\d))?(?!\d)")
+_LANDSAT = re.compile(r"(?<![A-Z0-9])L[COETM]\d{7}((?:19|20)\d\d)([0-3]\d\d)(?!\d)")
+_TIME_TAGS = ("ACQUISITIONDATETIME", "ACQUISITION_DATETIME", "ACQUISITION_DATE", "DATE_ACQUIRED", "SENSING_TIME")
+
+
+def acquisition_time(uri: str, tags: Mapping[str, str]) -> datetime | None:
+    """When a scene was taken: from metadata that mean acquisition, else a date in the file name.
+
+    TIFF's own date tag is when a program wrote the file, so it does not count.
+
+    Args:
+        uri: Path or address.
+        tags: Metadata of the file.
+    """
+    upper = {key.upper(): value for key, value in tags.items()}
+    name = Path(uri).name
+    landsat = _LANDSAT.search(name)
+    if landsat and not any(key in upper for key in _TIME_TAGS):
+        return datetime(int(landsat[1]), 1, 1) + timedelta(days=int(landsat[2]) - 1)
+    for text in [*(upper[key] for key in _TIME_TAGS if key in upper), name]:
+        found = _DATE.search(text)
+        if found:
+            try:
+                return datetime(*(int(part or 0) for part in found.groups()))  # type: ignore[arg-type]
+            except ValueError:
+                continue  # digits that are no date
+    return None
+
+
+def licence(tags: Mapping[str, str]) -> str | None:
+    """Licence that a file's metadata state, or None."""
+    return next((tags[key] for key in ("LICENCE", "LICENSE", "TIFFTAG_COPYRIGHT") if tags.get(key)), None)

@@ -1,0 +1,40 @@
+"""Open whatever is given as a scene: a raster, a product folder, a cube, a STAC item, a torchgeo sample."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from geomim.corpus.scenes.raster import open_raster
+from geomim.corpus.scenes.scene import Scene
+from geomim.sensors import Sensor
+
+
+def open_scene(
+    uri: str | os.PathLike[str],
+    sensor: Sensor | None = None,
+    bands: Sequence[str] | None = None,
+    resolution: float | None = None,
+    warp: str | None = None,
+    clouds: str | None = None,
+) -> Scene:
+    """Open a scene without reading its pixels.
+
+    Args:
+        uri: Path or address.
+        sensor: What took it; its bands are found in the file by name, alias or wavelength.
+        bands: Names of the file's bands in file order (`-` ignores one); a choice by name where the file names them.
+        resolution: Metres of a pixel to bring the bands to; as they are stored where None.
+        warp: Coordinate reference system of a north-up grid to bring the scene to (`EPSG:32632`), or `auto`.
+        clouds: Where cloud masks come from: a folder, `FOLDER:KIND`, or `omnicloudmask`.
+
+    Raises:
+        InputError: Not a scene, or one whose numbers or place geomim cannot carry; one sentence.
+        BandError: The bands have no names or other ones; the sentence gives the flag.
+    """
+    uri = str(uri)
+    if uri.startswith("torchgeo://"):
+        from geomim.corpus.sources.torchgeo import open_sample
+
+        return open_sample(uri, sensor, bands)
+    return open_raster(uri, sensor, bands)

@@ -1,0 +1,173 @@
+"""What a scene is, whatever it was opened from: named bands, validity, clouds, place, read by window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+from shapely.geometry.base import BaseGeometry
+
+from geomim.corpus.scenes.annotations import Annotations
+from geomim.corpus.scenes.files import cause
+from geomim.corpus.scenes.footprints import Placement, affine, footprint
+from geomim.errors import InputError
+from geomim.sensors import Sensor
+
+
+class Reader(Protocol):
+    """Where the pixels of a scene come from: a raster, a folder of bands, a cube, an array."""
+
+    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels `(C, h, w)` and validity `(h, w)` bool of a window inside the scene."""
+
+    def close(self) -> None:
+        """Let go of the files."""
+
+
+class CloudReader(Protocol):
+    """Where a scene is cloudy."""
+
+    def read(self, window: Window) -> np.ndarray:
+        """`(h, w)` bool of a window inside the scene: True under cloud or its shadow."""
+
+    def close(self) -> None:
+        """Let go of the files."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A raster that is open and not read yet; close it, or use it as a context manager.
+
+    Attributes:
+        uri: Path or address it was opened from.
+        sensor: Bands in the order `read` returns them, unit and scale.
+        crs: Coordinate reference system, or None.
+        transform: Affine from (column, row) to `crs`; None where the raster has no place, or is placed by ground
+            control points.
+        height: Rows.
+        width: Columns.
+        dtype: Type of the numbers.
+        nodata: Number written where there is no measurement, or None; used to pad.
+        time: Acquisition in UTC without time zone, from metadata or a date in the file name; None if unknown.
+        licence: What the file's metadata say, or None.
+        gsd: Ground sample distance in metres, or None.
+        block: Rows and columns of the blocks the file is stored in.
+        reader: Gives pixels and validity.
+        masks: Gives clouds, or None.
+        placement: From columns and rows to `crs`, where no affine does it; else None.
+        annotations: Labels that came with it, or None.
+    """
+
+    uri: str
+    sensor: Sensor
+    crs: CRS | None
+    transform: Affine | None
+    height: int
+    width: int
+    dtype: np.dtype[Any]
+    nodata: float | None
+    time: datetime | None
+    licence: str | None
+    gsd: float | None
+    block: tuple[int, int]
+    reader: Reader = field(repr=False)
+    masks: CloudReader | None = field(default=None, repr=False)
+    placement: Placement | None = field(default=None, repr=False)
+    annotations: Annotations | None = field(default=None, repr=False)
+
+    def read(self, window: Window | None = None) -> np.ndarray:
+        """Pixels as they are stored.
+
+        Args:
+            window: Part of the raster, wholly inside it; all of it where None.
+
+        Returns:
+            `(C, h, w)` in `dtype`.
+
+        Raises:
+            InputError: The window is outside, or the file cannot be decoded there.
+        """
+        return self.read_valid(window)[0]
+
+    def valid(self, window: Window | None = None) -> np.ndarray:
+        """Where there is a measurement.
+
+        A pixel is invalid where alpha or the file's own mask says so, where every band is nodata, or where any band
+        is NaN or infinite.
+
+        Args:
+            window: Part of the raster, wholly inside it; all of it where None.
+
+        Returns:
+            `(h, w)` bool.
+        """
+        return self.read_valid(window)[1]
+
+    def read_valid(self, window: Window | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """`read` and `valid` of one window, decoding it once.
+
+        Returns:
+            `(C, h, w)` in `dtype` and `(h, w)` bool.
+        """
+        return self._decode(self.reader.read, window)
+
+    def clouds(self, window: Window | None = None) -> np.ndarray | None:
+        """Where cloud or its shadow hides the ground.
+
+        Args:
+            window: Part of the raster, wholly inside it; all of it where None.
+
+        Returns:
+            `(h, w)` bool, or None where nothing says so.
+        """
+        return self._decode(self.masks.read, window) if self.masks else None
+
+    def _decode(self, read: Callable[[Window], Any], window: Window | None) -> Any:
+        window = window or Window(0, 0, self.width, self.height)
+        row, col = window.row_off, window.col_off
+        if min(row, col) < 0 or row + window.height > self.height or col + window.width > self.width:
+            raise InputError(f"'{self.uri}' is {self.height} x {self.width}; {window} is not inside it")
+        try:
+            return read(window)
+        except (RasterioError, OSError) as error:
+            raise InputError(
+                f"'{self.uri}' cannot be read at row {row}, column {col} ({cause(error)}): fetch the file again"
+            ) from error
+
+    def footprint(self, window: Window | None = None) -> BaseGeometry | None:
+        """Outline of a window in longitude and latitude (OGC:CRS84); None where the raster has no place on Earth.
+
+        Args:
+            window: May reach beyond the raster, as padded tiles do; the whole raster where None.
+        """
+        window = window or Window(0, 0, self.width, self.height)
+        place = affine(self.transform) if self.transform is not None else self.placement
+        return footprint(self.crs, place, window)
+
+    def window_transform(self, window: Window) -> Affine | None:
+        """Affine of a window's own pixel grid, or None."""
+        if self.transform is None:
+            return None
+        a, b, c, d, e, f = self.transform[:6]
+        col, row = window.col_off, window.row_off
+        return Affine(a, b, a * col + b * row + c, d, e, d * col + e * row + f)
+
+    def close(self) -> None:
+        """Close the files."""
+        self.reader.close()
+        if self.masks:
+            self.masks.close()
+
+    def __enter__(self) -> Scene:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
