@@ -1,96 +1,114 @@
-"""The whole way from scenes to a corpus, resumable: scan, slice, dedupe, store, catalogue, report.
+"""The whole way from scenes to a corpus, resumable: scan, slice, find duplicates, store, decide, report.
 
-Every stage writes aside and renames, so a build that was stopped goes on where it was, and the outcome depends on the
-recipe and the sources alone: not on the number of workers, nor on how often it was stopped.
+Every stage is a function over partitions that writes aside and renames, so a build that was stopped goes on where it
+was, and the outcome depends on the recipe and the sources alone: not on the number of workers, nor on the engine, nor
+on how often it was stopped.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import Progress
 
-from geomim.corpus.labels import Masks, assign_labels, assign_splits
-from geomim.corpus.pipeline.decide import decide
-from geomim.corpus.pipeline.finish import Staged, finish
-from geomim.corpus.pipeline.staging import BYTES_PER_TASK, SCENES_PER_TASK, Header, Plan, Source, cut, scan
+from geomim.corpus.labels import Masks
+from geomim.corpus.pipeline.conclude import finish
+from geomim.corpus.pipeline.copies import find_copies
+from geomim.corpus.pipeline.crops import find_crops
+from geomim.corpus.pipeline.edges import EDGES
+from geomim.corpus.pipeline.executor import Workers
+from geomim.corpus.pipeline.intake import list_sources, made_by, scan_sources
+from geomim.corpus.pipeline.near import find_near
+from geomim.corpus.pipeline.overlaps import find_overlaps
+from geomim.corpus.pipeline.pixels import Pixels, assign_slots, write_pixels
+from geomim.corpus.pipeline.plan import Plan, tasks
+from geomim.corpus.pipeline.rules import rules_of
+from geomim.corpus.pipeline.shuffle import read_tables, stage_folder
+from geomim.corpus.pipeline.staged import Staged, staged
+from geomim.corpus.pipeline.staging import HASHES, cut
+from geomim.corpus.recipe import Recipe
 from geomim.corpus.report.report import print_funnel, print_summary, write_report
-from geomim.corpus.scenes import find_scenes
-from geomim.corpus.store import Corpus, write_json
-from geomim.errors import BandError, CorpusError, InputError
-from geomim.sensors import Sensor, get_sensor
+from geomim.corpus.store import SKIPPED, Corpus, write_table
+from geomim.errors import CorpusError, InputError
 
-_OWN = ("corpus.json", "skipped.parquet", "catalogue.parquet", "catalogue", "tiles.zarr", "report", "work")
-_INLINE_TILES = 64  # below this, starting a process costs more than it saves
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What decides the bytes of a corpus; see `build` for the meaning of each."""
-
-    source: list[str]
-    tile: int
-    stride: int
-    min_valid: float
-    sensor: str | None
-    bands: list[str] | None
-    near: int | None
-    labels: str | None
-    masks: str | None
-    split: str | None
-    test_share: float
-    licence: str | None
-    attribution: str | None
-
-    def plan(self) -> Plan:
-        """How scenes are read and cut."""
-        sensor = get_sensor(self.sensor) if self.sensor else None
-        return Plan(self.tile, self.stride, sensor, self.bands, self.licence, self.attribution, self.masks)
+_INLINE_SOURCES = 64  # below this, starting a process costs more than it saves
+_INLINE_TILES = 20_000
+RADIUS = 8
+"""Bits within which near-copies are looked for at least; which of them count is decided later."""
 
 
 def build(
     source: list[str],
     out: str,
-    tile: int = 256,
+    tile: list[int] | None = None,
     stride: int | None = None,
-    min_valid: float = 0.5,
+    seed: int = 0,
     sensor: str | None = None,
     bands: list[str] | None = None,
+    resolution: float | None = None,
+    warp: str | None = None,
+    clouds: str | None = None,
+    min_valid: float = 0.5,
+    max_cloud: float | None = None,
+    where: str | None = None,
+    quota: int = 16,
     near: int | None = 4,
+    overlap: float | None = 0.5,
+    crops: bool = True,
+    against: list[str] | None = None,
     labels: str | None = None,
     masks: str | None = None,
     split: str | None = None,
     test_share: float = 0.0,
     licence: str | None = None,
     attribution: str | None = None,
+    only_licence: list[str] | None = None,
+    non_commercial: bool = False,
+    compression: str | None = None,
+    download: bool = False,
     workers: int | None = None,
+    cluster: str | None = None,
+    work: str | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Turn scenes into a clean corpus of tiles.
 
     Stopped and started again, it goes on where it was. Every readable tile stays in the corpus with its pixels,
-    except exact copies; `kept` and `reason` in the catalogue say which ones training reads.
+    except exact copies; `kept` and `reason` in the catalogue say which ones training reads, and `geomim corpus
+    decide` changes that without cutting again.
 
     Args:
-        source: Rasters, folders of rasters, or patterns.
-        out: Folder of the corpus.
-        tile: Edge of a tile in pixels.
-        stride: Step between tiles in pixels; `tile` where not given.
-        min_valid: Share of a tile's pixels that must be measurements, 0 to 1.
+        source: Rasters, folders, patterns, products (.SAFE, Landsat folders), zarr or NetCDF, STAC items, addresses,
+            or CARD@FOLDER for a public source (see `geomim sources list`).
+        out: Folder of the corpus, or an address such as s3://bucket/corpus.
+        tile: Edge of a tile in pixels, 256 where not given. Several sizes cut each block of the largest one at a size
+            drawn by chance.
+        stride: Step between tiles in pixels; the tile's edge where not given.
+        seed: Of the choice between several sizes.
         sensor: Name of a built-in sensor or a YAML file, for rasters that do not name their bands.
         bands: Names of the rasters' bands in file order (`-` ignores one), or a choice by name.
-        near: Bits, 0 to 4, in which the perceptual hashes of near duplicates may differ; null keeps near duplicates.
+        resolution: Metres of a pixel that bands of different resolution are brought to; never resampled otherwise.
+        warp: `auto` or a code such as EPSG:32633: the grid that rotated rasters and those placed by ground control
+            points are warped to; cut as they are otherwise.
+        clouds: Folder of cloud masks named like the scenes (FOLDER:scl, :fmask or :qa_pixel says which kind), or
+            omnicloudmask. A product's own mask is used in any case.
+        min_valid: Share of a tile's pixels that must be measurements, 0 to 1.
+        max_cloud: Largest share of clouds, 0 to 1.
+        where: SQL condition on the catalogue's columns that a tile must meet.
+        quota: Tiles of low information (sea, desert, snow) that are kept of each scene.
+        near: Bits, 0 to 12, in which the perceptual hashes of near duplicates may differ; null keeps near duplicates.
+        overlap: Share of the smaller of two overlapping tiles of different files from which one is dropped.
+        crops: Look for partly overlapping crops among tiles without a place on Earth.
+        against: Benchmarks whose held-out images must not be in the corpus: folders, corpora, or CARD@FOLDER.
         labels: `folder` (the class is the name of the folder), or a CSV or JSONL file with columns `image` and
             `label`.
         masks: Folder of label rasters named like the scenes, with the names of the classes in
@@ -98,9 +116,15 @@ def build(
         split: CSV or JSONL file with columns `image` and `split` (train, val, test). Its val and test tiles are never
             dropped as duplicates; their copies leave train.
         test_share: Where there is no split file, the share of scenes held out as test, 0 to 1.
-        licence: Licence of all sources; where not given, what each file says.
+        licence: Licence of all sources; where not given, what each card or file says.
         attribution: Who is to be credited.
+        only_licence: Licences to keep, as the catalogue spells them.
+        non_commercial: Keep sources whose licence forbids commercial use, or whose card does not say.
+        compression: lz4 or zstd for archives; training reads uncompressed tiles ten times faster.
+        download: Let torchgeo fetch public sources that are not there.
         workers: Processes; one a core where not given. Does not change the outcome.
+        cluster: Address of a Dask scheduler (tcp://...), or a YAML file for dask-jobqueue, in place of processes.
+        work: Folder for unfinished work where `out` is an address; `out`'s last name where not given.
         overwrite: Replace a corpus that another recipe made.
 
     Returns:
@@ -111,53 +135,27 @@ def build(
         BandError: The sources have different bands.
         CorpusError: `out` holds something else.
     """
-    given = Recipe(
-        source=[str(one) for one in ([source] if isinstance(source, str | os.PathLike) else source)],
-        tile=tile,
-        stride=tile if stride is None else stride,
-        min_valid=min_valid,
-        sensor=sensor,
-        bands=bands,
-        near=near,
-        labels=labels,
-        masks=masks,
-        split=split,
-        test_share=test_share,
-        licence=licence,
-        attribution=attribution,
-    )
-    _check(given)
-    folder, console = Path(out), Console(stderr=True, markup=False, highlight=False)
-    if _finished(folder, given, overwrite):
+    given = {name: value for name, value in locals().items() if name in {field.name for field in fields(Recipe)}}
+    given["source"] = [str(one) for one in ([source] if isinstance(source, str | os.PathLike) else source)]
+    given["tile"] = [tile] if isinstance(tile, int) else list(tile or [256])
+    recipe = Recipe(**given)
+    recipe.check()
+    remote = "://" in str(out)
+    folder = Path(work or str(out).rstrip("/").rsplit("/", 1)[-1]) if remote else Path(out)
+    console = Console(stderr=True, markup=False, highlight=False)
+    if _finished(folder, recipe, overwrite):
         console.print(f"'{folder}' is built already with this recipe; --overwrite builds it again", soft_wrap=True)
-        _report(folder)
-        return folder
-    workers = _cores() if workers is None else workers
-    with Progress(console=console, transient=True) as progress:
-        _run(given, folder, Workers(workers, progress), progress)
-    _report(folder)
+    else:
+        with Progress(console=console, transient=True) as progress, Workers(progress, workers, cluster) as pool:
+            _run(recipe, folder, pool, download, console)
+    if not (folder / "report" / "index.html").exists():
+        write_report(folder)
+    if remote:
+        from geomim.corpus.remote import publish
+
+        publish(str(folder), str(out))
     print_funnel(Corpus.open(folder), console)
     return folder
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _run(recipe: Recipe, folder: Path, pool: Workers, progress: Progress) -> None:
-    headers = _scan(recipe, folder, pool)
-    work = folder / "work"
-    tasks = _tasks(recipe, headers)
-    _cut(recipe, tasks, work, pool)
-    folders = [_task(work, number) for number in range(len(tasks))]
-    decisions = work / "decisions.parquet"
-    decide(folders, decisions, recipe.min_valid, recipe.near, recipe.split is not None, progress)
-    first = next(header for header in headers if not header.refused)
-    staged = Staged(folders, decisions, first.sensor, first.dtype, recipe.tile)
-    refused = [(header.uri, header.refused) for header in headers if header.refused]
-    finish(folder, staged, asdict(recipe), refused, progress)
-    shutil.rmtree(work)
 
 
 def inspect(corpus: str) -> None:
@@ -172,29 +170,9 @@ def inspect(corpus: str) -> None:
     print_summary(Corpus.open(corpus), Console(markup=False, highlight=False))
 
 
-def _report(folder: Path) -> None:
-    if not (folder / "report" / "index.html").exists():
-        write_report(folder)
-
-
-def _check(recipe: Recipe) -> None:
-    if recipe.tile < 1 or recipe.stride < 1:
-        raise InputError(f"tile and stride must be at least 1 pixel; given {recipe.tile} and {recipe.stride}")
-    if not 0 <= recipe.min_valid <= 1:
-        raise InputError(f"--min-valid is a share of a tile's pixels, 0 to 1; given {recipe.min_valid}")
-    if recipe.near is not None and not 0 <= recipe.near <= 4:
-        raise InputError(f"--near is a number of bits, 0 to 4; given {recipe.near}")
-    if recipe.labels and recipe.masks:
-        raise InputError("--labels and --masks both label tiles: give one of them")
-    if recipe.split and recipe.test_share:
-        raise InputError("--split and --test-share both split the scenes: give one of them")
-    if recipe.masks:
-        Masks(recipe.masks)  # says now what is wrong with the folder
-
-
 def _finished(folder: Path, recipe: Recipe, overwrite: bool) -> bool:
     """Whether the corpus is there already; refuses a folder that holds something else."""
-    made, wanted = _made_by(folder), asdict(recipe)
+    made, wanted = made_by(folder), asdict(recipe)
     if made is None and folder.exists() and any(folder.iterdir()):
         raise CorpusError(f"'{folder}' holds files that are no corpus: give another --out")
     if made is not None and made != wanted and not overwrite:
@@ -203,184 +181,80 @@ def _finished(folder: Path, recipe: Recipe, overwrite: bool) -> bool:
         raise CorpusError(
             f"'{folder}' was made by another recipe ({changed}): give another --out, or --overwrite to replace it"
         )
-    done = (folder / "corpus.json").exists() and not overwrite
-    if done:
-        shutil.rmtree(folder / "work", ignore_errors=True)
-    return done
+    shutil.rmtree(folder / "work.done", ignore_errors=True)
+    return (folder / "corpus.json").exists() and not (folder / "work").exists() and not overwrite
 
 
-def _begin(folder: Path, recipe: Recipe) -> None:
-    """Remove what another build left, and mark the folder as this one's."""
-    for name in _OWN:  # corpus.json first: without it the rest is no corpus
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    (folder / "work").mkdir(parents=True)
-    write_json(folder / "work" / "recipe.json", asdict(recipe))
-
-
-def _made_by(folder: Path) -> dict[str, Any] | None:
-    """The recipe of a finished or unfinished corpus; an unreadable one counts as another recipe."""
-    for file, key in ((folder / "corpus.json", "recipe"), (folder / "work" / "recipe.json", None)):
-        if file.is_file():
-            try:
-                values = json.loads(file.read_text())
-                return values[key] if key else values
-            except (ValueError, KeyError, TypeError):
-                return {}
-    return None
-
-
-class Workers:
-    """Runs tasks in processes, or in this one where that is faster, under a progress bar.
-
-    Args:
-        count: Processes.
-        progress: Shows how far it is.
-    """
-
-    def __init__(self, count: int, progress: Progress) -> None:
-        self._count = max(1, count)
-        self._progress = progress
-
-    def run(self, what: str, function: Callable[..., Any], tasks: Sequence[tuple], inline: bool = False) -> list[Any]:
-        """Call a function once for each task.
-
-        Args:
-            what: Words for the progress bar.
-            function: Importable by name.
-            tasks: Arguments of each call.
-            inline: Stay in this process.
-
-        Returns:
-            What the calls returned, in the order of the tasks.
-        """
-        bar = self._progress.add_task(what, total=len(tasks))
-        if inline or self._count == 1 or len(tasks) < 2:
-            results = []
-            for task in tasks:
-                results.append(function(*task))
-                self._progress.advance(bar)
-            return results
-        # "spawn": a fork would copy GDAL's and numba's threads in an undefined state
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(self._count, len(tasks)), mp_context=context) as executor:
-            futures = [executor.submit(function, *task) for task in tasks]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    self._progress.advance(bar)
-            except BaseException:
-                executor.shutdown(wait=True, cancel_futures=True)
-                raise
-        return [future.result() for future in futures]
-
-
-def _scan(recipe: Recipe, folder: Path, pool: Workers) -> list[Header]:
-    """Open every source once, and refuse a mixture before anything is written.
-
-    An unfinished build goes on only if its sources are still the same files.
-    """
-    file = folder / "work" / "scan.json"
-    uris = find_scenes(recipe.source)
-    states = [_state(uri) for uri in uris]
-    if file.exists() and _made_by(folder) == asdict(recipe) and not (folder / "corpus.json").exists():
-        scanned = json.loads(file.read_text())
-        if scanned["sources"] == states:
-            return [Header.from_dict(values) for values in scanned["headers"]]
-    chunks = [uris[start : start + SCENES_PER_TASK] for start in range(0, len(uris), SCENES_PER_TASK)]
+def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: Console) -> None:
+    """All stages; each does nothing where its outcome is there already."""
+    work = folder / "work"
+    given, published = list_sources(recipe, download)
+    sources = scan_sources(recipe, given, folder, pool, console)
     plan = recipe.plan()
-    parts = pool.run("opening sources", scan, [(plan, chunk) for chunk in chunks], inline=len(uris) < 2000)
-    headers = [header for part in parts for header in part]
-    _refuse_mixtures(headers)
-    headers = _of_one_type(headers)
-    if all(header.refused for header in headers):
-        raise InputError(_nothing(headers))
-    _tasks(recipe, headers)  # a split or label file that does not fit is an error now, not after minutes
-    _begin(folder, recipe)
-    write_json(file, {"sources": states, "headers": [header.to_dict() for header in headers]})
-    return headers
+    dealt = tasks(plan, sources)
+    _cut(plan, dealt, work, pool)
+    Staged.write(work, dealt)
+    staged.cache_clear()
+    found = json.loads(sources.filter(pc.equal(sources["refused"], ""))["found"][0].as_py())
+    pixels = Pixels(next(filter(None, sources["dtype"].to_pylist())), len(found["bands"]), recipe.compression)
+    tiles = pc.sum(sources["tiles"]).as_py()
+    if not (folder / "catalogue").exists():
+        _catalogue(recipe, folder, pixels, tiles, pool)
+    write_pixels(work, folder, pixels, pool, inline=tiles < _INLINE_TILES)
+    write_table(folder / "skipped.parquet", _skipped(sources, work))
+    classes = Masks(recipe.masks).classes if recipe.masks else _own_classes(folder)
+    searched = max(RADIUS, recipe.near or 0)
+    meta = {"searched": searched, "sensor": found, "recipe": asdict(recipe), "protect": published, "classes": classes}
+    finish(folder, meta, rules_of(meta), pool)
+    if recipe.against:
+        from geomim.corpus.exclusion import exclude
+
+        exclude(str(folder), recipe.against)
+    os.replace(work, folder / "work.done")
+    shutil.rmtree(folder / "work.done")
 
 
-def _state(uri: str) -> list[str | int]:
-    """What changes when a file does; only the name of a remote one."""
-    try:
-        status = os.stat(uri)
-        return [uri, status.st_size, status.st_mtime_ns]
-    except OSError:
-        return [uri]
+def _cut(plan: Plan, dealt: list[Any], work: Path, pool: Workers) -> None:
+    """Cut the tasks that are missing; those of changed sources go."""
+    (work / "tasks").mkdir(exist_ok=True)
+    names = {task.name for task in dealt}
+    for folder in (work / "tasks").iterdir():
+        if folder.name not in names:
+            shutil.rmtree(folder)
+    missing = [task for task in dealt if not (work / "tasks" / task.name).exists()]
+    calls = [(plan, task, work / "tasks" / task.name) for task in missing]
+    pool.run("cutting tiles", cut, calls, inline=sum(len(task.sources) for task in missing) < _INLINE_SOURCES)
 
 
-def _refuse_mixtures(headers: Iterable[Header]) -> None:
-    kinds: dict[Sensor, list[str]] = defaultdict(list)
-    for header in headers:
-        if header.sensor is not None:
-            kinds[header.sensor].append(header.uri)
-    if len(kinds) > 1:
-        listed = "; ".join(
-            f"{len(uris)} of {sensor.name} ({', '.join(sensor.names)}), such as '{uris[0]}'"
-            for sensor, uris in sorted(kinds.items(), key=lambda kind: -len(kind[1]))
+def _catalogue(recipe: Recipe, folder: Path, pixels: Pixels, tiles: int, pool: Workers) -> None:
+    """Find all duplicates and write the folder of small tables."""
+    work, inline = folder / "work", tiles < _INLINE_TILES
+    copies = find_copies(staged(work).folders, work / "copies.parquet", tiles, pool)
+    found = [find_near(work, copies, tiles, max(RADIUS, recipe.near or 0), pool), find_overlaps(work, tiles, pool)]
+    if recipe.crops:
+        found.append(find_crops(work, copies, pixels, pool))
+    part = stage_folder(work / "catalogue")
+    assign_slots(work, part, copies, pool, inline)
+    edges = read_tables([file for one in found for file in sorted(one.glob("edges-*.parquet"))], EDGES)
+    write_table(part / "edges.parquet", edges.sort_by([("a", "ascending"), ("b", "ascending"), ("kind", "ascending")]))
+    hashes = read_tables([task / "sources.parquet" for task in staged(work).folders], HASHES)
+    write_table(part / "sources.parquet", hashes)
+    os.replace(part, folder / "catalogue")
+
+
+def _own_classes(folder: Path) -> list[str]:
+    """Classes of the masks that sources brought themselves."""
+    classes = pq.read_table(folder / "catalogue" / "sources.parquet", columns=["classes"])["classes"].to_pylist()
+    lists = list(dict.fromkeys(tuple(names) for names in classes if names))
+    if len(lists) > 1:
+        raise InputError(
+            f"the sources' masks have different classes ({lists[0]} and {lists[1]}): build a corpus of each"
         )
-        raise BandError(
-            f"a corpus holds one sensor; the sources are of {len(kinds)} kinds: {listed}. "
-            "Build a corpus of each, or choose common bands with --sensor or --bands"
-        )
+    return list(lists[0]) if lists else []
 
 
-def _of_one_type(headers: Sequence[Header]) -> list[Header]:
-    """Skip the scenes whose numbers are of another type than most: one array holds one type, and none is converted."""
-    counts = Counter(header.dtype for header in headers if not header.refused)
-    if len(counts) < 2:
-        return list(headers)
-    (usual, count), *_ = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return [
-        replace(
-            header,
-            tiles=0,
-            refused=f"'{header.uri}' stores {header.dtype} and {count} other sources {usual}, and a corpus holds one "
-            "type: build a corpus of its own, or convert it",
-        )
-        if not header.refused and header.dtype != usual
-        else header
-        for header in headers
-    ]
-
-
-def _nothing(headers: Sequence[Header]) -> str:
-    reasons = list(dict.fromkeys(header.refused for header in headers))
-    more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
-    return f"none of the {len(headers)} sources can be used: {'; '.join(reasons[:5])}{more}"
-
-
-def _tasks(recipe: Recipe, headers: Sequence[Header]) -> list[list[Source]]:
-    """Runs of consecutive sources; they depend on the sources alone, so that a resumed build finds its own."""
-    usable = [header for header in headers if not header.refused]
-    uris = [header.uri for header in usable]
-    splits = assign_splits(uris, recipe.split, recipe.test_share)
-    labels = assign_labels(uris, recipe.labels)
-    tasks: list[list[Source]] = []
-    number = size = 0
-    for header, split, label in zip(usable, splits, labels, strict=True):
-        bands = len(header.sensor.bands) if header.sensor else 1
-        more = header.tiles * recipe.tile**2 * bands
-        if not tasks or len(tasks[-1]) == SCENES_PER_TASK or size + more > BYTES_PER_TASK:
-            tasks.append([])
-            size = 0
-        tasks[-1].append(Source(header.uri, number, split, label))
-        number += header.tiles
-        size += more
-    return tasks
-
-
-def _task(work: Path, number: int) -> Path:
-    return work / "tasks" / f"{number:06d}"
-
-
-def _cut(recipe: Recipe, tasks: Sequence[Sequence[Source]], work: Path, pool: Workers) -> None:
-    missing = [number for number in range(len(tasks)) if not _task(work, number).exists()]
-    plan = recipe.plan()
-    sources = sum(len(tasks[number]) for number in missing)
-    calls = [(tasks[number], _task(work, number)) for number in missing]
-    pool.run("cutting tiles", partial(cut, plan), calls, inline=sources < _INLINE_TILES)
+def _skipped(sources: pa.Table, work: Path) -> pa.Table:
+    refused = sources.filter(pc.not_equal(sources["refused"], ""))
+    table = pa.table({"source": refused["uri"], "reason": refused["refused"]}).cast(SKIPPED)
+    later = [task / "skipped.parquet" for task in staged(work).folders]
+    return pa.concat_tables([table, read_tables(later, SKIPPED)]).sort_by("source")

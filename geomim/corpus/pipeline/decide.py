@@ -1,157 +1,236 @@
-"""Which staged tiles are kept, and one reason for each that is not."""
+"""Which tiles are kept, and one reason for each that is not.
+
+Decisions are a function of small tables: the tiles' columns, the verified edges between them, and the exclusions. So
+thresholds change, benchmarks are added and splits are drawn without reading a pixel.
+"""
 
 from __future__ import annotations
 
-import math
-import shutil
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich.progress import Progress
 
-from geomim.corpus.duplicates.dedupe import correlation_at_least, keep_first, keep_one
+from geomim.corpus.duplicates.keep import keep_one
 from geomim.corpus.labels import SPLITS
-from geomim.corpus.pipeline.staging import SIGNATURE
-from geomim.corpus.store import CATALOGUE, write_table
+from geomim.corpus.pipeline.rules import Rules, reasons
 
-DECISIONS = pa.schema([CATALOGUE.field(name) for name in ("id", "slot", "kept", "reason", "duplicate_of", "cluster")])
-"""Columns that are decided when all tiles are known."""
-
-
-def decide(
-    folders: Sequence[Path], file: Path, min_valid: float, near: int | None, protect: bool, progress: Progress
-) -> None:
-    """Decide about all staged tiles and write `DECISIONS`, in the order of the tasks.
-
-    Args:
-        folders: Finished tasks.
-        file: Parquet file to write; nothing happens where it exists.
-        min_valid: Least share of valid pixels.
-        near: Hamming radius of near duplicates, or None.
-        protect: Never drop val and test tiles as duplicates: a published split stays whole, its copies leave train.
-        progress: Shows how far it is.
-    """
-    if file.exists():
-        return
-    bar = progress.add_task("finding duplicates", total=3)
-    columns = ["id", "xxh3", "phash", "valid_fraction", "low_information", "split"]
-    table = pa.concat_tables([pq.read_table(folder / "tiles.parquet", columns=columns) for folder in folders])
-    progress.advance(bar)
-    tiles = Tiles(table, min_valid, protect)
-    distance = np.zeros(len(table), np.int64)
-    keeper = tiles.exact_keepers()
-    original = keeper.copy()
-    progress.advance(bar)
-    if near is not None:
-        signatures = file.with_name("signatures.raw")
-        _join(folders, signatures)
-        places = np.flatnonzero(tiles.usable & (keeper == np.arange(len(keeper))) & ~tiles.low_information)
-        if len(places):
-            all_signatures = np.memmap(signatures, np.float16, mode="r").reshape(-1, *SIGNATURE)
-            order = np.argsort(tiles.rank[places], kind="stable")
-            similar = correlation_at_least(_Rows(all_signatures, places))
-            result = keep_one(tiles.phash[places], order, near, tiles.protected[places], similar)
-            keeper[places] = places[result.keeper]
-            distance[places] = result.distance
-        keeper = keeper[keeper]  # an exact copy of a tile that is dropped goes to that one's keeper
-        signatures.unlink()
-    write_table(file, tiles.decisions(original, keeper, distance))
-    progress.advance(bar)
+_WORDS = {
+    "perceptual": "near duplicate of {} (distance {distance})",
+    "footprint": "overlap of {share:.0%} with {}",
+    "crop": "crop that shares {share:.0%} with {}",
+    "embedding": "embedding near that of {} (cosine {correlation:.3f})",
+}
 
 
-class _Rows:
-    """Some rows of a memory map, without reading the others."""
-
-    def __init__(self, array: np.ndarray, places: np.ndarray) -> None:
-        self._array = array
-        self._places = places
-
-    def __getitem__(self, index: int | np.ndarray) -> np.ndarray:
-        return self._array[self._places[index]]
-
-
-def _join(folders: Sequence[Path], file: Path) -> None:
-    with open(file, "wb") as out:
-        for folder in folders:
-            if (folder / "signature.raw").exists():
-                with open(folder / "signature.raw", "rb") as part:
-                    shutil.copyfileobj(part, out)
-
-
-class Tiles:
-    """What decides about tiles, a place each.
-
-    Args:
-        table: Facts of all tiles.
-        min_valid: Least share of valid pixels.
-        protect: Never drop val and test tiles as duplicates.
+@dataclass(frozen=True)
+class Tables:
+    """The small tables that decide, as files; those that are missing say nothing.
 
     Attributes:
-        usable: `(n,)` bool, valid enough to be kept.
-        protected: `(n,)` bool, not to be dropped as a duplicate.
-        rank: `(n,)` int64, the lower the rather kept: held-out tiles first, so that copies leave train; then the
-            more valid; then the lower id.
+        catalogue: Folder with `tiles-*.parquet`, `edges.parquet`, and perhaps `exclusions.parquet`,
+            `split.parquet` (`id`, `split`) and `balance.parquet` (`id`, `chosen`).
     """
 
-    def __init__(self, table: pa.Table, min_valid: float, protect: bool) -> None:
-        self.id: np.ndarray = table["id"].to_numpy()
-        self.phash: np.ndarray = table["phash"].to_numpy().view(np.uint64)
-        self.low_information: np.ndarray = table["low_information"].to_numpy()
-        self._min_valid = min_valid
-        self._valid: np.ndarray = table["valid_fraction"].to_numpy()
-        self._content = np.array([bytes.fromhex(text) for text in table["xxh3"].to_pylist()], "S16").view("V16")
-        split = np.array([SPLITS.index(name) for name in table["split"].to_pylist()])
-        self.usable = (self._valid >= min_valid) & (self._valid > 0)
-        self.protected = (split > 0) & protect
-        self.rank = np.empty(len(split), np.int64)
-        self.rank[np.lexsort((self.id, -self._valid, -split))] = np.arange(len(split))
+    catalogue: Path
 
-    def exact_keepers(self) -> np.ndarray:
-        """The first of equal tiles, among the usable ones and among the others, `(n,)`."""
-        keeper = np.arange(len(self.id))
-        for group in (self.usable, ~self.usable):
-            places = np.flatnonzero(group)
-            order = np.argsort(self.rank[places], kind="stable")
-            protected = self.protected[places] & group[places] & self.usable[places]
-            keeper[places] = places[keep_first(self._content[places], order, protected)]
-        return keeper
+    def parts(self) -> list[Path]:
+        """Files of tiles, in id order."""
+        return sorted(self.catalogue.glob("tiles-*.parquet"))
 
-    def decisions(self, original: np.ndarray, keeper: np.ndarray, distance: np.ndarray) -> pa.Table:
-        """A row a tile.
+    def read(self, name: str, low: int = 0, high: int = 2**62) -> pa.Table | None:
+        """Rows of a table whose `id` lies in `low ... high`, or None where there is no such table."""
+        file = self.catalogue / f"{name}.parquet"
+        if not file.exists():
+            return None
+        return pq.read_table(file, filters=(pc.field("id") >= low) & (pc.field("id") <= high))
 
-        Args:
-            original: `(n,)` the tile whose exact copy each is; itself where it is none.
-            keeper: `(n,)` the kept tile that stands for each usable one.
-            distance: `(n,)` Hamming distance of a near duplicate to its keeper.
-        """
-        places = np.arange(len(self.id))
-        stored = original == places
-        slot = np.where(stored, np.cumsum(stored) - 1, -1)
-        kept = self.usable & (keeper == places)
-        reasons = [""] * len(places)
-        for place in np.flatnonzero(~kept).tolist():
-            reasons[place] = self._reason(place, int(original[place]), int(keeper[place]), distance)
-        dropped_copy = self.usable & ~kept
-        columns = {
-            "id": self.id,
-            "slot": slot,
-            "kept": kept,
-            "reason": reasons,
-            "duplicate_of": pa.array(self.id[keeper], mask=~dropped_copy),
-            "cluster": self.id[keeper],
-        }
-        return pa.table({name: pa.array(values, DECISIONS.field(name).type) for name, values in columns.items()})
+    def part(self, file: Path) -> pa.Table:
+        """One file of tiles, with the split that was drawn last."""
+        tiles = pq.read_table(file)
+        drawn = self.read("split", *_range(tiles))
+        if drawn is None:
+            return tiles
+        splits = dict(zip(drawn["id"].to_pylist(), drawn["split"].to_pylist(), strict=True))
+        own = zip(tiles["id"].to_pylist(), tiles["split"].to_pylist(), strict=True)
+        place = tiles.column_names.index("split")
+        return tiles.set_column(place, "split", pa.array([splits.get(number, old) for number, old in own]))
 
-    def _reason(self, place: int, original: int, keeper: int, distance: np.ndarray) -> str:
-        if not self.usable[place]:
-            share = math.floor(self._valid[place] * 1000) / 1000  # never rounded up to the threshold
-            return f"valid fraction {share:g} < {self._min_valid:g}" if self._min_valid else "no valid pixel"
-        reasons = []
-        if original != place:
-            reasons.append(f"exact duplicate of {self.id[original]}")
-        if original != keeper:
-            reasons.append(f"near duplicate of {self.id[keeper]} (distance {distance[original]})")
-        return ", ".join(reasons)
+
+def _range(tiles: pa.Table) -> tuple[int, int]:
+    return (tiles["id"][0].as_py(), tiles["id"][-1].as_py()) if len(tiles) else (0, -1)
+
+
+def usable(tables: Tables, tiles: pa.Table, rules: Rules) -> list[str]:
+    """Why each tile cannot be used, contamination included; "" where it can."""
+    why = reasons(tiles, rules)
+    excluded = tables.read("exclusions", *_range(tiles))
+    if excluded is not None:
+        row = {number: place for place, number in enumerate(tiles["id"].to_pylist())}
+        for match in excluded.to_pylist():
+            place = row.get(match["id"])
+            if place is not None and not why[place]:
+                why[place] = _touches(match)
+    return why
+
+
+def _touches(match: dict) -> str:
+    split = f" {match['split']}" if match["split"] else ""
+    how = {"perceptual": f", distance {match['distance']}", "exact": ""}.get(
+        match["kind"], f", share {match['share'] or 0:.2f}"
+    )
+    return f"touches {match['benchmark']}{split}: {match['kind']}{how}"
+
+
+def crowd(tables: Tables, file: Path, rules: Rules, wanted: Path) -> pa.Table:
+    """What decides about the tiles of one part that have a copy or a neighbour.
+
+    Args:
+        tables: The small tables.
+        file: One file of tiles.
+        rules: What is asked.
+        wanted: `.npy` of sorted ids.
+
+    Returns:
+        Columns `id`, `original`, `split`, `valid_fraction`, `cloud_fraction` and `usable`.
+    """
+    tiles = tables.part(file)
+    ids, numbers = np.load(wanted, mmap_mode="r"), tiles["id"].to_numpy()
+    at = np.minimum(np.searchsorted(ids, numbers), max(len(ids) - 1, 0))
+    there = (ids[at] == numbers) if len(ids) else np.zeros(len(numbers), bool)
+    columns = ["id", "original", "split", "valid_fraction", "cloud_fraction"]
+    why = pa.array([not reason for reason in usable(tables, tiles, rules)], pa.bool_())
+    return tiles.select(columns).append_column("usable", why).filter(pa.array(there))
+
+
+FATES = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("keeper", pa.int64()),
+        ("exact", pa.int64()),
+        ("kind", pa.string()),
+        ("distance", pa.int16()),
+        ("correlation", pa.float32()),
+        ("share", pa.float32()),
+    ]
+)
+"""A row a usable tile that another stands for: `keeper` is kept; `exact` is the tile it is an exact copy of, or null;
+the rest tells the edge that leads from it, or from `exact`, to the keeper, null where `exact` is the keeper."""
+
+
+def settle(members: pa.Table, edges: pa.Table, rules: Rules) -> pa.Table:
+    """Keep one of each group of copies, greedily.
+
+    A tile is dropped only for a kept tile that an edge joins it to, so copies of copies never chain. Preferred are
+    held-out tiles, so that copies leave train; then the more valid; then the less cloudy; then the lower id.
+
+    Args:
+        members: Rows of `crowd` of all parts, in id order.
+        edges: Rows of `EDGES` that count.
+        rules: Whether held-out tiles are protected.
+
+    Returns:
+        Rows of `FATES`, in id order.
+    """
+    ids: np.ndarray = members["id"].to_numpy()
+    able = members["usable"].to_numpy(zero_copy_only=False)
+    held = np.array([SPLITS.index(name or "train") for name in members["split"].to_pylist()], np.int64)
+    cloud = pc.fill_null(members["cloud_fraction"], 0.0).to_numpy()
+    rank = np.empty(len(ids), np.int64)
+    rank[np.lexsort((ids, cloud, -members["valid_fraction"].to_numpy(), -held, ~able))] = np.arange(len(ids))
+    protected = (held > 0) & rules.protect
+    first = _first_of_group(members["original"].to_numpy(), rank)
+    exact = np.where(able & able[first] & ~protected, first, np.arange(len(ids)))
+    ends = np.stack([first[np.searchsorted(ids, edges[end].to_numpy())] for end in ("a", "b")], 1)
+    counts = able[ends].all(1) & (ends[:, 0] != ends[:, 1])
+    ends, edges = ends[counts], edges.filter(pa.array(counts))
+    near = keep_one(ends, rank, protected)
+    keeper = near[exact]
+    dropped = np.flatnonzero(able & (keeper != np.arange(len(ids))))
+    edge = _edge_between(exact[dropped], keeper[dropped], ends, edges)
+    columns = {
+        "id": ids[dropped],
+        "keeper": ids[keeper[dropped]],
+        "exact": pa.array(ids[exact[dropped]], mask=exact[dropped] == dropped),
+        **{name: edge[name] for name in ("kind", "distance", "correlation", "share")},
+    }
+    return pa.table(columns).cast(FATES)
+
+
+def _first_of_group(original: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """For each tile the one of the lowest rank among those with equal pixels."""
+    _, group = np.unique(original, return_inverse=True)
+    order = np.argsort(rank, kind="stable")
+    _, at = np.unique(group[order], return_index=True)
+    return order[at][group]
+
+
+def _edge_between(one: np.ndarray, two: np.ndarray, ends: np.ndarray, edges: pa.Table) -> pa.Table:
+    """The strongest edge between each two tiles; null where they are the same."""
+    size = int(max(ends.max(initial=0), one.max(initial=0), two.max(initial=0))) + 1
+    keys = np.minimum(ends[:, 0], ends[:, 1]) * size + np.maximum(ends[:, 0], ends[:, 1])
+    order = np.lexsort((-edges["correlation"].to_numpy(), keys))
+    wanted = np.minimum(one, two) * size + np.maximum(one, two)
+    at = np.searchsorted(keys[order], wanted)
+    same = one == two
+    rows = pa.array(order[np.where(same, 0, at)] if len(order) else np.zeros(len(one), int), mask=same)
+    return edges.take(rows)
+
+
+def counting(edges: pa.Table, rules: Rules) -> pa.Table:
+    """The edges for which one tile of a pair goes."""
+    kind, perceptual = edges["kind"], pc.equal(edges["kind"], "perceptual")
+    near = pc.and_(perceptual, pc.less_equal(edges["distance"], -1 if rules.near is None else rules.near))
+    share = pc.greater_equal(edges["share"], 2.0 if rules.overlap is None else rules.overlap)
+    part = pc.and_(pc.is_in(kind, pa.array(["footprint", "crop"])), share)
+    return edges.filter(pc.or_(pc.or_(near, part), pc.equal(kind, "embedding")))
+
+
+def decide_part(tables: Tables, file: Path, rules: Rules, fates: Path) -> pa.Table:
+    """Decisions about the tiles of one part.
+
+    Args:
+        tables: The small tables.
+        file: One file of tiles.
+        rules: What is asked.
+        fates: Parquet file of `FATES`.
+
+    Returns:
+        All columns of the part, and `kept`, `reason`, `duplicate_of`, `cluster`.
+    """
+    tiles = tables.part(file)
+    why = usable(tables, tiles, rules)
+    numbers = tiles["id"].to_pylist()
+    row = {number: place for place, number in enumerate(numbers)}
+    keeper: list[int | None] = [None] * len(tiles)
+    low, high = _range(tiles)
+    for fate in pq.read_table(fates, filters=(pc.field("id") >= low) & (pc.field("id") <= high)).to_pylist():
+        place = row[fate["id"]]
+        why[place], keeper[place] = _copy_of(fate), fate["keeper"]
+    balance = tables.read("balance", low, high)
+    if balance is not None:
+        for number, chosen in zip(balance["id"].to_pylist(), balance["chosen"].to_pylist(), strict=True):
+            if not chosen and number in row and not why[row[number]]:
+                why[row[number]] = "balance: not among the chosen"
+    cluster = [number if other is None else other for number, other in zip(numbers, keeper, strict=True)]
+    decided = {
+        "kept": pa.array([not reason for reason in why], pa.bool_()),
+        "reason": pa.array(why, pa.string()),
+        "duplicate_of": pa.array(keeper, pa.int64()),
+        "cluster": pa.array(cluster, pa.int64()),
+    }
+    for name, values in decided.items():
+        tiles = tiles.append_column(name, values)
+    return tiles
+
+
+def _copy_of(fate: dict) -> str:
+    said = []
+    if fate["exact"] is not None:
+        said.append(f"exact duplicate of {fate['exact']}")
+    if fate["kind"] is not None:
+        said.append(_WORDS[fate["kind"]].format(fate["keeper"], **fate))
+    return ", ".join(said)

@@ -1,0 +1,231 @@
+"""From the small tables to what a reader sees: decisions, catalogue, statistics, lock, and `corpus.json` last.
+
+The end of every build, and of everything that changes a finished corpus (`decide`, `split`, `exclude`, ...). All
+files are made aside, then renamed one after the other; a change that was stopped in between is finished by the next.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import rasterio
+import xxhash
+import zarr
+from rich.progress import Progress
+
+from geomim import __version__
+from geomim.corpus.lock import write_lock
+from geomim.corpus.pipeline.decide import FATES, Tables, counting, crowd, decide_part, settle
+from geomim.corpus.pipeline.edges import EDGES
+from geomim.corpus.pipeline.executor import Workers
+from geomim.corpus.pipeline.rules import Rules, rules_of
+from geomim.corpus.pipeline.shuffle import stage_folder
+from geomim.corpus.store import CATALOGUE, FORMAT_VERSION, Corpus, write_catalogue, write_json, write_table
+from geomim.errors import CorpusError, InputError
+
+_ROWS = 65536  # of a row group of the catalogue
+_FILES = ("catalogue.parquet", "corpus.lock", "corpus.json")  # in this order; the last says that all is there
+_NEXT = "next"  # holds the files of a change that is made and not yet in place
+_INLINE_TILES = 100_000
+
+
+def complete(folder: Path) -> None:
+    """Put the files of a change into place that was stopped while it did so."""
+    if (folder / _NEXT).is_dir():
+        for name in _FILES:
+            if (folder / _NEXT / name).exists():
+                os.replace(folder / _NEXT / name, folder / name)
+        shutil.rmtree(folder / _NEXT)
+
+
+def conclude(folder: str | Path, **changes: Any) -> None:
+    """Decide again about a finished corpus, after one of its small tables or some entries of its recipe changed.
+
+    Args:
+        folder: Of the corpus.
+        changes: New values of entries of the recipe.
+
+    Raises:
+        CorpusError: It is no corpus, or one of the first format, which holds no such tables.
+        InputError: No tile would be kept; nothing is changed then.
+    """
+    folder = Path(folder)
+    complete(folder)
+    meta = dict(Corpus.open(folder).meta)
+    if not (folder / "catalogue" / "edges.parquet").exists():
+        raise CorpusError(f"'{folder}' was built by geomim {meta.get('geomim_version')}: build it again to change it")
+    meta["recipe"] = meta["recipe"] | changes
+    with Progress(transient=True) as progress, Workers(progress) as workers:
+        finish(folder, meta, rules_of(meta), workers)
+
+
+def finish(folder: Path, meta: dict[str, Any], rules: Rules, workers: Workers) -> None:
+    """Decide about all tiles and write the catalogue, the lock and `corpus.json`.
+
+    Args:
+        folder: A corpus whose tiles and small tables are there.
+        meta: What `corpus.json` says besides decisions: `sensor`, `recipe`, `protect`, `classes`.
+        rules: What is asked of a tile.
+        workers: Runs it.
+
+    Raises:
+        InputError: No tile is kept; nothing is changed then.
+    """
+    complete(folder)
+    part = stage_folder(folder / _NEXT)
+    tables = Tables(folder / "catalogue")
+    files = tables.parts()
+    inline = sum(pq.read_metadata(file).num_rows for file in files) < _INLINE_TILES
+    fates = _fates(tables, files, rules, part, workers, inline)
+    calls = [(tables, file, rules, fates, part / f"decided-{file.stem}.parquet") for file in files]
+    sums = workers.run("deciding", _decide, calls, inline)
+    _check_some_kept(folder, sums, part)
+    write_catalogue(part / "catalogue.parquet", _row_groups([call[-1] for call in calls]))
+    write_lock(part / "corpus.lock", part / "catalogue.parquet", _sources(folder), _locked(meta))
+    write_json(part / "corpus.json", meta | _facts(folder, meta, sums, part / "corpus.lock"))
+    for call in calls:
+        call[-1].unlink()
+    fates.unlink()
+    (part / "crowd.npy").unlink()
+    os.replace(part, folder / _NEXT)
+    complete(folder)
+
+
+def _fates(tables: Tables, files: list[Path], rules: Rules, part: Path, workers: Workers, inline: bool) -> Path:
+    edges = counting(pq.read_table(tables.catalogue / "edges.parquet").cast(EDGES), rules)
+    copies = pq.read_table(tables.catalogue / "copies.parquet")
+    crowded = [edges["a"], edges["b"], copies["id"], copies["original"]]
+    np.save(part / "crowd.npy", np.unique(np.concatenate([column.to_numpy() for column in crowded])))
+    members = workers.run("comparing copies", crowd, [(tables, f, rules, part / "crowd.npy") for f in files], inline)
+    write_table(part / "fates.parquet", settle(pa.concat_tables(members).combine_chunks(), edges, rules).cast(FATES))
+    return part / "fates.parquet"
+
+
+def _decide(tables: Tables, file: Path, rules: Rules, fates: Path, out: Path) -> dict[str, Any]:
+    """Decisions of one part on disk, and what is to be summed up over all parts."""
+    tiles = decide_part(tables, file, rules, fates)
+    write_table(out, tiles.select(CATALOGUE.names).cast(CATALOGUE))
+    kept = tiles.filter(tiles["kept"])
+    named = ("licence", "attribution", "label")
+    return {
+        "names": {name: [one for one in tiles[name].unique().to_pylist() if one is not None] for name in named},
+        "stored": _by_size(tiles.filter(pc.equal(tiles["original"], tiles["id"]))),
+        "kept": _by_size(kept),
+        "all": moments(kept),
+        "train": moments(kept.filter(pc.equal(kept["split"], "train"))),
+    }
+
+
+def _by_size(tiles: pa.Table) -> dict[int, int]:
+    return {row["values"]: row["counts"] for row in pc.value_counts(tiles["size"]).to_pylist()}
+
+
+def moments(tiles: pa.Table) -> tuple[int, np.ndarray, np.ndarray]:
+    """Valid pixels of some tiles, and mean and sum of squared deviations of each band over them."""
+    pixels = tiles["pixels"].to_numpy()
+    total = int(pixels.sum())
+    if total == 0:
+        return 0, np.zeros(0), np.zeros(0)
+    mean, squares = (np.array(tiles[name].to_pylist(), float) for name in ("mean", "squares"))
+    middle = (pixels[:, None] * mean).sum(0) / total
+    return total, middle, squares.sum(0) + (pixels[:, None] * (mean - middle) ** 2).sum(0)
+
+
+def merged(parts: list[tuple[int, np.ndarray, np.ndarray]]) -> tuple[int, np.ndarray, np.ndarray] | None:
+    """Moments of all parts together, in their order (Chan et al., 1983); None where none holds a pixel."""
+    count, mean, squares = 0, np.zeros(1), np.zeros(1)
+    for more, part_mean, part_squares in parts:
+        if more:
+            delta = part_mean - mean
+            squares = squares + part_squares + delta**2 * (count * more / (count + more))
+            mean = mean + delta * (more / (count + more))
+            count += more
+    return (count, mean, squares) if count else None
+
+
+def _statistics(sums: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation of each band over kept train tiles, or over all kept ones where none is train."""
+    split = "train"
+    found = merged([one["train"] for one in sums])
+    if found is None:
+        split, found = "all", merged([one["all"] for one in sums])
+    assert found is not None  # some tile is kept, and a kept tile has a valid pixel
+    count, mean, squares = found
+    return {"mean": mean.tolist(), "std": np.sqrt(squares / count).tolist(), "split": split, "pixels": count}
+
+
+def _check_some_kept(folder: Path, sums: list[dict[str, Any]], part: Path) -> None:
+    if any(one["kept"] for one in sums):
+        return
+    reasons: list[str] = []
+    for file in sorted(part.glob("decided-*.parquet")):
+        reasons += pq.read_table(file, columns=["reason"])["reason"].unique().to_pylist()
+    skipped = pq.read_table(folder / "skipped.parquet")["reason"].to_pylist()
+    count = sum(sum(one["stored"].values()) for one in sums)
+    shutil.rmtree(part)
+    listed = "; ".join(list(dict.fromkeys([*reasons, *skipped]))[:5])
+    raise InputError(f"no tile is kept, of {count} tiles and {len(skipped)} skipped sources: {listed}")
+
+
+def _row_groups(files: list[Path]) -> Iterator[pa.Table]:
+    waiting: list[pa.Table] = []
+    for file in files:
+        waiting.append(pq.read_table(file))
+        if sum(map(len, waiting)) >= _ROWS:
+            yield pa.concat_tables(waiting).combine_chunks()
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
+
+
+def _sources(folder: Path) -> pa.Table:
+    return pq.read_table(folder / "catalogue" / "sources.parquet")
+
+
+def _locked(meta: dict[str, Any]) -> dict[str, Any]:
+    return {"geomim_version": __version__, "recipe": meta["recipe"], "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of all that decides the bytes of a corpus."""
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "rasterio": rasterio.__version__,
+        "gdal": rasterio.__gdal_version__,
+        "zarr": zarr.__version__,
+        "pyarrow": pa.__version__,
+    }
+
+
+def _facts(folder: Path, meta: dict[str, Any], sums: list[dict[str, Any]], lock: Path) -> dict[str, Any]:
+    """What the decisions say, for `corpus.json`."""
+    names = {name: sorted({value for one in sums for value in one["names"][name]}) for name in sums[0]["names"]}
+    sizes = sorted({size for one in sums for size in one["stored"]})
+    audit = folder / "audit" / "audit.json"
+    return {
+        "format_version": FORMAT_VERSION,
+        "geomim_version": __version__,
+        "statistics": _statistics(sums),
+        "licences": names["licence"],
+        "attributions": names["attribution"],
+        "sizes": {
+            str(size): {key: sum(one[of].get(size, 0) for one in sums) for key, of in _COUNTS.items()} for size in sizes
+        },
+        "classes": meta["classes"] or names["label"],
+        "lock": xxhash.xxh3_128_hexdigest(lock.read_bytes()),
+        "audit": xxhash.xxh3_128_hexdigest(audit.read_bytes()) if audit.exists() else None,
+        "versions": versions(),
+    }
+
+
+_COUNTS = {"tiles": "stored", "kept": "kept"}

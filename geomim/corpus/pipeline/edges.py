@@ -1,0 +1,43 @@
+"""Pairs of tiles that hold the same, whichever way they were found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+EDGES = pa.schema(
+    [
+        ("a", pa.int64()),
+        ("b", pa.int64()),
+        ("kind", pa.string()),
+        ("distance", pa.int16()),
+        ("orientation", pa.int8()),
+        ("correlation", pa.float32()),
+        ("share", pa.float32()),
+    ]
+)
+"""A row a pair of tiles `a < b` that hold the same: `kind` is perceptual, footprint, crop or embedding; `distance` in
+bits, -1 where it is no hash; `orientation` turns `a` into `b` (`fingerprint.orient`); `share` of the smaller one that
+both hold."""
+
+
+def edge_table(
+    a: np.ndarray,
+    b: np.ndarray,
+    kind: str,
+    distance: Any = -1,
+    orientation: Any = 0,
+    correlation: Any = np.nan,
+    share: Any = 1.0,
+) -> pa.Table:
+    """Rows of `EDGES` of one kind; numbers count for all pairs, arrays hold one a pair."""
+    values = {"a": a, "b": b, "distance": distance, "orientation": orientation, "correlation": correlation}
+    values |= {"share": share}
+    columns = {
+        name: pa.array(np.broadcast_to(one, np.shape(a)).astype(EDGES.field(name).type.to_pandas_dtype()))
+        for name, one in values.items()
+    }
+    columns["kind"] = pa.array([kind] * len(a), pa.string())
+    return pa.table([columns[name] for name in EDGES.names], EDGES)

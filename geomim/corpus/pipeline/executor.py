@@ -1,0 +1,132 @@
+"""Where the tasks of a stage run: in this process, in a pool of processes, or on a cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+from rich.progress import Progress
+
+from geomim.errors import ConfigError, InputError, MissingExtraError
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Workers:
+    """Runs functions over partitions under a progress bar; a context manager.
+
+    A stage is a function that is importable by name, and a list of arguments. What it returns and writes does not
+    depend on where it runs, so every engine gives the same corpus.
+
+    Args:
+        progress: Shows how far a stage is.
+        count: Processes; one a core where None. Ignored on a cluster.
+        cluster: Address of a Dask scheduler (`tcp://...`), or a YAML file for dask-jobqueue; see `connect`.
+    """
+
+    def __init__(self, progress: Progress, count: int | None = None, cluster: str | None = None) -> None:
+        self._progress = progress
+        self._count = max(1, cores() if count is None else count)
+        self._cluster = cluster
+        self._exit = ExitStack()
+        self._executor: Executor | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is not None and self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+        self._exit.close()
+
+    def run(self, what: str, function: Callable[..., Any], tasks: Sequence[tuple], inline: bool = False) -> list[Any]:
+        """Call a function once for each task.
+
+        Args:
+            what: Words for the progress bar.
+            function: Importable by name.
+            tasks: Arguments of each call.
+            inline: Stay in this process: starting another would cost more than the work.
+
+        Returns:
+            What the calls returned, in the order of the tasks.
+        """
+        bar = self._progress.add_task(what, total=len(tasks))
+        if self._cluster is None and (inline or self._count == 1 or len(tasks) < 2):
+            results = []
+            for task in tasks:
+                results.append(function(*task))
+                self._progress.advance(bar)
+            return results
+        executor = self._start()
+        futures = [executor.submit(function, *task) for task in tasks]
+        for future in as_completed(futures):
+            future.result()
+            self._progress.advance(bar)
+        return [future.result() for future in futures]
+
+    def _start(self) -> Executor:
+        if self._executor is None:
+            if self._cluster is None:
+                # "spawn": a fork would copy GDAL's and numba's threads in an undefined state
+                context = multiprocessing.get_context("spawn")
+                self._executor = self._exit.enter_context(ProcessPoolExecutor(self._count, mp_context=context))
+            else:
+                self._executor = connect(self._cluster, self._exit)
+        return self._executor
+
+
+def connect(cluster: str, until: ExitStack) -> Executor:
+    """An executor on a Dask cluster.
+
+    Args:
+        cluster: Address of a running scheduler, or a YAML file: `type` names a class of dask-jobqueue
+            (`SLURMCluster`, `PBSCluster`, ...), `jobs` how many jobs to ask for, and all else goes to that class.
+        until: Closes what was opened.
+
+    Raises:
+        MissingExtraError: dask is not installed.
+        InputError: The scheduler does not answer.
+        ConfigError: The YAML file is missing or wrong.
+    """
+    try:
+        from dask.distributed import Client
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"--cluster needs '{error.name}', which is not installed: pip install 'geomim[cluster]'"
+        ) from error
+    try:
+        target = _jobs(cluster, until) if cluster.endswith((".yaml", ".yml")) else cluster
+        client = until.enter_context(Client(target, timeout="30s"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"no Dask scheduler answers at '{cluster}' ({error}): start one with `dask scheduler`, or give a YAML "
+            "file for dask-jobqueue"
+        ) from error
+    executor: Executor = client.get_executor(pure=False)
+    return executor
+
+
+def _jobs(file: str, until: ExitStack) -> Any:
+    import dask_jobqueue
+
+    try:
+        values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        kind, jobs = values.pop("type", "SLURMCluster"), int(values.pop("jobs"))
+        cluster = until.enter_context(getattr(dask_jobqueue, kind)(**values))
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"'{file}' must give `jobs`, a `type` of dask-jobqueue such as SLURMCluster, and its arguments ({error})"
+        ) from error
+    cluster.scale(jobs=jobs)
+    return cluster

@@ -1,0 +1,195 @@
+"""Near-copies: perceptual hashes of all tiles, searched completely and verified, slice by slice.
+
+Distinct hashes lie sorted in one file with an index a band beside it (`duplicates.hamming`). A task takes a slice of
+them as queries in all eight orientations; all tasks map the same files, so memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from geomim.corpus.duplicates.fingerprint import inverse, orientations
+from geomim.corpus.duplicates.hamming import Band, BandIndex, choose_bands, index_band, search_band
+from geomim.corpus.duplicates.verify import MIN_CORRELATION, correlation
+from geomim.corpus.pipeline.edges import EDGES, edge_table
+from geomim.corpus.pipeline.executor import Workers
+from geomim.corpus.pipeline.shuffle import gather, parts, scatter, stage_folder
+from geomim.corpus.pipeline.staged import staged
+from geomim.corpus.store import write_table
+
+QUERIES = 250_000  # hashes of a task: some seconds of work
+_CROWD = 64  # tiles with one hash that are compared with each other; the others are compared with these
+_PAIRS = 200_000  # verified at once: 800 MB of signatures
+_KEYS = pa.schema([("phash", pa.uint64()), ("id", pa.int64())])
+
+
+def find_near(work: Path, copies: pa.Table, tiles: int, radius: int, workers: Workers) -> Path:
+    """Find all pairs of tiles whose hashes lie within a radius in one of eight orientations, and verify them.
+
+    Args:
+        work: Folder of the build.
+        copies: Exact copies, which are left out: their original stands for them.
+        tiles: How many there are.
+        radius: Bits.
+        workers: Runs it.
+
+    Returns:
+        Folder with Parquet files of `EDGES`.
+    """
+    done = work / "near"
+    if done.exists():
+        return done
+    folder, inline = stage_folder(done), tiles < 20_000
+    count = parts(tiles)
+    write_table(work / "copies-of-near.parquet", copies)
+    workers.run("hashing apart", _scatter, [(task, work, folder, count) for task in staged(work).folders], inline)
+    sizes = workers.run("sorting hashes", _sort, [(folder, part) for part in range(count)], inline)
+    _join(folder, sizes)
+    unique = sum(size for size, _ in sizes)
+    search_all(work, folder, radius, unique, workers, inline)
+    os.replace(folder, done)
+    return done
+
+
+def search_all(work: Path, folder: Path, radius: int, unique: int, workers: Workers, inline: bool) -> None:
+    """Index `hashes.npy` and search it; edges land in files beside it."""
+    bands = choose_bands(unique, radius)
+    index_all(folder, bands, workers, inline)
+    slices = [(work, folder, radius, bands, low, min(low + QUERIES, unique)) for low in range(0, unique, QUERIES)]
+    workers.run("searching near duplicates", _search, slices, inline)
+
+
+def index_all(folder: Path, bands: tuple[Band, ...], workers: Workers, inline: bool) -> None:
+    """Write the index of each band of `hashes.npy` beside it."""
+    workers.run("indexing hashes", _index, [(folder, bands, which) for which in range(len(bands))], inline)
+
+
+def _scatter(task: Path, work: Path, folder: Path, count: int) -> None:
+    columns = ["id", "phash", "valid_fraction", "low_information"]
+    table = pq.read_table(task / "tiles.parquet", columns=columns)
+    copies = pq.read_table(work / "copies-of-near.parquet", columns=["id"])["id"]
+    usable = pc.and_(pc.greater(table["valid_fraction"], 0), pc.invert(table["low_information"]))
+    table = table.filter(pc.and_(usable, pc.invert(pc.is_in(table["id"], copies))))
+    hashes = table["phash"].to_numpy().view(np.uint64)
+    key = (hashes >> np.uint64(32)).astype(np.int64) * count >> 32
+    scatter(folder / "keys", task.name, pa.table({"phash": hashes, "id": table["id"]}), key, count)
+
+
+def _sort(folder: Path, part: int) -> tuple[int, int]:
+    """Distinct hashes of a partition, and the tiles that have each; returns how many of both."""
+    table = gather(folder / "keys", part, _KEYS).sort_by([("phash", "ascending"), ("id", "ascending")])
+    unique, starts = np.unique(table["phash"].to_numpy(), return_index=True)
+    np.save(folder / f"hashes-{part:05d}.npy", unique)
+    np.save(folder / f"groups-{part:05d}.npy", starts)
+    np.save(folder / f"ids-{part:05d}.npy", table["id"].to_numpy())
+    return len(unique), len(table)
+
+
+def _join(folder: Path, sizes: list[tuple[int, int]]) -> None:
+    """Partitions one behind the other, without holding them."""
+    unique, members = (sum(column) for column in zip(*sizes, strict=True))
+    create = np.lib.format.open_memmap
+    hashes = create(folder / "hashes.npy", "w+", np.uint64, (unique,))
+    starts = create(folder / "groups.npy", "w+", np.int64, (unique + 1,))
+    ids = create(folder / "ids.npy", "w+", np.int64, (members,))
+    at = into = 0
+    for part, (some, more) in enumerate(sizes):
+        hashes[at : at + some] = np.load(folder / f"hashes-{part:05d}.npy")
+        starts[at : at + some] = np.load(folder / f"groups-{part:05d}.npy") + into
+        ids[into : into + more] = np.load(folder / f"ids-{part:05d}.npy")
+        at, into = at + some, into + more
+    starts[unique] = members
+
+
+def _index(folder: Path, bands: tuple[Band, ...], which: int) -> None:
+    index = index_band(np.load(folder / "hashes.npy", mmap_mode="r"), bands[which])
+    for name in _ARRAYS:
+        np.save(folder / f"{name}-{which}.npy", getattr(index, name))
+
+
+_ARRAYS = ("order", "starts", "hashes")
+
+
+def load_index(folder: Path, which: int) -> BandIndex:
+    """Map the index of a band."""
+    return BandIndex(*(np.load(folder / f"{name}-{which}.npy", mmap_mode="r") for name in _ARRAYS))
+
+
+def _search(work: Path, folder: Path, radius: int, bands: tuple[Band, ...], low: int, high: int) -> None:
+    """Pairs of a slice of hashes with all others, verified."""
+    hashes = np.load(folder / "hashes.npy", mmap_mode="r")
+    queries = np.ascontiguousarray(orientations(np.asarray(hashes[low:high])))
+    found, distances, turns = [], [], []
+    for which in range(len(bands)):
+        pairs, distance = search_band(bands, which, load_index(folder, which), queries.ravel())
+        turn, query = np.divmod(pairs[:, 0], high - low)
+        pairs = np.stack([query + low, pairs[:, 1]], 1)
+        ahead = pairs[:, 0] < pairs[:, 1]  # each pair is found from both sides
+        found.append(pairs[ahead])
+        distances.append(distance[ahead])
+        turns.append(turn[ahead])
+    same = np.arange(low, high)
+    pairs = np.concatenate([np.stack([same, same], 1), *found])
+    distance = np.concatenate([np.zeros(len(same), np.int64), *distances])
+    turn = np.concatenate([np.zeros(len(same), np.int64), *turns])
+    starts, ids = np.load(folder / "groups.npy", mmap_mode="r"), np.load(folder / "ids.npy", mmap_mode="r")
+    tables = [EDGES.empty_table()]
+    for first in range(0, len(pairs), QUERIES):
+        some = slice(first, first + QUERIES)
+        tables.append(_verified(work, *_members(pairs[some], distance[some], turn[some], starts, ids)))
+    table = _best(pa.concat_tables(tables))
+    write_table(folder / f"edges-{low:012d}.parquet", table)
+
+
+def _members(
+    pairs: np.ndarray, distance: np.ndarray, turn: np.ndarray, starts: np.ndarray, ids: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Pairs of hashes to pairs of tiles `(a, b)`, with distance and orientation that turns `a` into `b`."""
+    first, second, far, turned = [], [], [], []
+    sizes = np.diff(starts)
+    alone = (sizes[pairs[:, 0]] == 1) & (sizes[pairs[:, 1]] == 1) & (pairs[:, 0] != pairs[:, 1])
+    first.append(ids[starts[pairs[alone, 0]]])
+    second.append(ids[starts[pairs[alone, 1]]])
+    far.append(distance[alone])
+    turned.append(turn[alone])
+    crowded = np.flatnonzero(~alone & ((pairs[:, 0] != pairs[:, 1]) | (sizes[pairs[:, 0]] > 1)))
+    for place in crowded.tolist():
+        one, two = (np.asarray(ids[starts[group] : starts[group + 1]]) for group in pairs[place])
+        a, b = (side.ravel() for side in np.meshgrid(one[:_CROWD], two, indexing="ij"))
+        if pairs[place, 0] == pairs[place, 1]:
+            a, b = a[a < b], b[a < b]
+        first.append(a)
+        second.append(b)
+        far.append(np.full(len(a), distance[place]))
+        turned.append(np.full(len(a), turn[place]))
+    a, b, distance, turn = (np.concatenate(column).astype(np.int64) for column in (first, second, far, turned))
+    swapped = a > b
+    back = np.array([inverse(k) for k in range(8)])
+    return np.minimum(a, b), np.maximum(a, b), distance, np.where(swapped, back[turn], turn)
+
+
+def _verified(work: Path, a: np.ndarray, b: np.ndarray, distance: np.ndarray, turn: np.ndarray) -> pa.Table:
+    """Candidates whose pixels agree."""
+    tiles = staged(work)
+    alike = np.empty(len(a), np.float32)
+    for first in range(0, len(a), _PAIRS):
+        some = slice(first, first + _PAIRS)
+        alike[some] = correlation(tiles.signatures(b[some]), tiles.signatures(a[some]), turn[some])
+    table = edge_table(a, b, "perceptual", distance, turn, alike)
+    return table.filter(pa.array(alike >= MIN_CORRELATION))
+
+
+def _best(table: pa.Table) -> pa.Table:
+    """The best orientation of each pair, sorted by pair."""
+    keys = [("a", "ascending"), ("b", "ascending"), ("distance", "ascending"), ("correlation", "descending")]
+    table = table.sort_by([*keys, ("orientation", "ascending")])
+    a, b = table["a"].to_numpy(), table["b"].to_numpy()
+    first = np.ones(len(table), bool)
+    first[1:] = (np.diff(a) != 0) | (np.diff(b) != 0)
+    return table.filter(pa.array(first))

@@ -1,0 +1,217 @@
+"""Which sources there are, what opening them says, and how they are dealt out into tasks."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from geomim.corpus.pipeline.executor import Workers
+from geomim.corpus.scenes import Scene, open_scene
+from geomim.corpus.slicing import Grid, windows
+from geomim.errors import BandError, GeomimError, InputError
+from geomim.sensors import Sensor, get_sensor
+
+SCENES_PER_TASK = 256
+BYTES_PER_TASK = 128 * 2**20  # of pixels: a task is worth starting, and losing one loses little
+_INLINE_SOURCES = 2000  # below this, starting a process costs more than it saves
+
+GIVEN = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("split", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("captions", pa.list_(pa.string())),
+        pa.field("licence", pa.string()),
+        pa.field("attribution", pa.string()),
+        pa.field("sensor", pa.string()),
+        pa.field("dataset", pa.string()),
+        pa.field("non_commercial", pa.bool_()),
+    ]
+)
+"""What is known of a source before it is opened."""
+
+_FOUND = [
+    pa.field("tiles", pa.int64(), nullable=False),
+    pa.field("found", pa.string(), nullable=False),
+    pa.field("dtype", pa.string(), nullable=False),
+    pa.field("refused", pa.string(), nullable=False),
+    pa.field("bytes", pa.int64(), nullable=False),
+    pa.field("modified", pa.int64(), nullable=False),
+]
+SOURCES = pa.schema([*GIVEN, *_FOUND])
+"""A row a source. `tiles` lie on its grid; `found` is its sensor as JSON; `refused` says why it cannot be used, or
+""; `bytes` and `modified` (ns) are those of a local file, else -1."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How scenes are read and cut; the same for every task of a build.
+
+    Attributes:
+        grid: Sizes and places of the tiles.
+        sensor: Sensor as the user gave it, or None.
+        bands: Bands as the user gave them, or None.
+        resolution: Metres of a pixel that bands are brought to, or None.
+        warp: Grid that scenes are warped to, or None.
+        clouds: Where cloud masks come from, or None.
+        masks: Folder of label rasters, or None.
+        crops: Whether block hashes of tiles without a place are taken.
+    """
+
+    grid: Grid
+    sensor: Sensor | None = None
+    bands: list[str] | None = None
+    resolution: float | None = None
+    warp: str | None = None
+    clouds: str | None = None
+    masks: str | None = None
+    crops: bool = True
+
+    def open(self, uri: str, sensor: str | None) -> Scene:
+        """Open a source.
+
+        Args:
+            uri: Where it is.
+            sensor: What its card says; the user's own word comes first.
+        """
+        known = self.sensor or (get_sensor(sensor) if sensor else None)
+        return open_scene(uri, known, self.bands, self.resolution, self.warp, self.clouds)
+
+
+def state(uri: str) -> tuple[int, int]:
+    """Size and time of change of a local file; -1 for anything else."""
+    try:
+        status = os.stat(uri)
+        return status.st_size, status.st_mtime_ns
+    except OSError:
+        return -1, -1
+
+
+def scan(plan: Plan, given: pa.Table) -> pa.Table:
+    """Open sources without reading their pixels.
+
+    Args:
+        plan: How.
+        given: Rows of `GIVEN`.
+
+    Returns:
+        Rows of `SOURCES`.
+    """
+    found: dict[str, list[Any]] = {field.name: [] for field in _FOUND}
+    for uri, sensor in zip(given["uri"].to_pylist(), given["sensor"].to_pylist(), strict=True):
+        tiles, kind, dtype, refused = 0, "", "", ""
+        try:
+            with plan.open(uri, sensor) as scene:
+                tiles = len(windows(scene.height, scene.width, plan.grid, Path(uri).name))
+                kind, dtype = json.dumps(scene.sensor.to_dict()), scene.dtype.name
+        except GeomimError as error:
+            refused = str(error)
+        for name, value in zip(found, (tiles, kind, dtype, refused, *state(uri)), strict=True):
+            found[name].append(value)
+    columns = [*given.select(GIVEN.names).columns, *(pa.array(found[field.name], field.type) for field in _FOUND)]
+    return pa.Table.from_arrays(columns, schema=SOURCES)
+
+
+def scan_all(plan: Plan, given: pa.Table, workers: Workers) -> pa.Table:
+    """`scan` of all sources, checked to make one corpus.
+
+    Raises:
+        BandError: They have different bands.
+        InputError: None can be used.
+    """
+    chunks = [(plan, given.slice(start, SCENES_PER_TASK)) for start in range(0, len(given), SCENES_PER_TASK)]
+    tables = workers.run("opening sources", scan, chunks, inline=len(given) < _INLINE_SOURCES)
+    sources = _of_one_type(_of_one_sensor(pa.concat_tables(tables)))
+    if all(sources["refused"].to_pylist()):
+        raise InputError(_nothing(sources))
+    return sources
+
+
+def _of_one_sensor(sources: pa.Table) -> pa.Table:
+    kinds: dict[str, list[str]] = {}
+    for uri, found in zip(sources["uri"].to_pylist(), sources["found"].to_pylist(), strict=True):
+        if found:
+            kinds.setdefault(found, []).append(uri)
+    if len(kinds) > 1:
+        named = [(Sensor.from_dict(json.loads(kind)), uris) for kind, uris in kinds.items()]
+        listed = "; ".join(
+            f"{len(uris)} of {sensor.name} ({', '.join(sensor.names)}), such as '{uris[0]}'"
+            for sensor, uris in sorted(named, key=lambda kind: -len(kind[1]))
+        )
+        raise BandError(
+            f"a corpus holds one sensor; the sources are of {len(kinds)} kinds: {listed}. "
+            "Build a corpus of each, or choose common bands with --sensor or --bands"
+        )
+    return sources
+
+
+def _of_one_type(sources: pa.Table) -> pa.Table:
+    """Skip the scenes whose numbers are of another type than most: one array holds one type, and none is converted."""
+    dtypes = sources["dtype"].to_pylist()
+    counts = Counter(dtype for dtype in dtypes if dtype)
+    if len(counts) < 2:
+        return sources
+    (usual, count), *_ = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    rows = sources.to_pylist()
+    for row in rows:
+        if row["dtype"] not in ("", usual):
+            row["refused"] = (
+                f"'{row['uri']}' stores {row['dtype']} and {count} other sources {usual}, and a corpus holds one "
+                "type: build a corpus of its own, or convert it"
+            )
+            row["tiles"] = 0
+    return pa.Table.from_pylist(rows, SOURCES)
+
+
+def _nothing(sources: pa.Table) -> str:
+    reasons = list(dict.fromkeys(sources["refused"].to_pylist()))
+    more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+    return f"none of the {len(sources)} sources can be used: {'; '.join(reasons[:5])}{more}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run of consecutive sources that one worker cuts.
+
+    Attributes:
+        name: Number and digest: the same name means the same outcome, so a finished task is never done again, and
+            one whose source changed is.
+        sources: Rows of `SOURCES`.
+        first_id: Id of its first tile.
+    """
+
+    name: str
+    sources: pa.Table
+    first_id: int
+
+
+def tasks(plan: Plan, sources: pa.Table) -> list[Task]:
+    """Deal the usable sources out; depends on plan and sources alone, so that a resumed build finds its own."""
+    usable = sources.filter(pc.equal(sources["refused"], ""))
+    bands = len(json.loads(usable["found"][0].as_py())["bands"])
+    largest = max(plan.grid.sizes)
+    weight = np.minimum(usable["tiles"].to_numpy() * largest**2 * bands, BYTES_PER_TASK + 1)
+    dealt, start, size = [], 0, 0
+    for row, more in enumerate(weight.tolist()):
+        if row > start and (row - start == SCENES_PER_TASK or size + more > BYTES_PER_TASK):
+            dealt.append((start, row))
+            start, size = row, 0
+        size += more
+    dealt.append((start, len(usable)))
+    first = np.concatenate([[0], np.cumsum(usable["tiles"].to_numpy())])
+    how = json.dumps(asdict(plan) | {"sensor": plan.sensor.to_dict() if plan.sensor else None}, sort_keys=True)
+    result = []
+    for number, (start, end) in enumerate(dealt):
+        rows = usable.slice(start, end - start)
+        digest = xxhash.xxh3_64_hexdigest((how + json.dumps(rows.to_pylist())).encode())
+        result.append(Task(f"{number:06d}-{digest}", rows, int(first[start])))
+    return result

@@ -1,0 +1,143 @@
+"""Which tiles training may read: thresholds as queries on the catalogue's columns, so that none is cut again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from geomim.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is asked of a tile.
+
+    Attributes:
+        min_valid: Least share of valid pixels, 0 to 1.
+        max_cloud: Largest share of clouds among them, 0 to 1; tiles without a cloud mask pass. None: not asked.
+        where: SQL condition on the catalogue's columns that a tile must meet, or None.
+        quota: Tiles of low information that are kept of each scene: sea and desert are classes, but a few tell all.
+        licence: Licences to keep, as the catalogue spells them; all where None.
+        non_commercial: Keep tiles of sources that forbid commercial use.
+        near: Bits within which verified near-copies are dropped; None keeps them.
+        overlap: Share of the smaller of two overlapping tiles from which one is dropped; None keeps both.
+        protect: Never drop val and test tiles as duplicates: a published split stays whole, its copies leave train.
+    """
+
+    min_valid: float = 0.5
+    max_cloud: float | None = None
+    where: str | None = None
+    quota: int = 16
+    licence: list[str] | None = None
+    non_commercial: bool = False
+    near: int | None = 4
+    overlap: float | None = 0.5
+    protect: bool = False
+
+    def check(self) -> None:
+        """Refuse what makes no sense.
+
+        Raises:
+            InputError: A threshold is out of range, or the SQL condition is wrong.
+        """
+        for name in ("min_valid", "max_cloud", "overlap"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"--{name.replace('_', '-')} is a share, 0 to 1; given {value}")
+        if self.quota < 0:
+            raise InputError(f"--quota is a number of tiles, 0 or more; given {self.quota}")
+
+
+def rules_of(meta: dict[str, Any]) -> Rules:
+    """What a recipe asks of a tile."""
+    recipe = meta["recipe"]
+    asked = {field.name: recipe[field.name] for field in fields(Rules) if field.name in recipe}
+    return Rules(**asked | {"licence": recipe["only_licence"], "protect": meta["protect"]})
+
+
+def reasons(tiles: pa.Table, rules: Rules) -> list[str]:
+    """Why each tile cannot be used, whatever the others are; "" where it can.
+
+    Args:
+        tiles: Rows of the catalogue's columns, of whole scenes: the quota counts within a scene.
+        rules: What is asked.
+
+    Raises:
+        InputError: `where` is no condition on these columns.
+    """
+    result = np.full(len(tiles), "", object)
+    valid = tiles["valid_fraction"].to_numpy()
+    _say(result, valid == 0, lambda row: "no valid pixel")
+    _say(result, valid < rules.min_valid, lambda row: f"valid fraction {_floor(valid[row])} < {rules.min_valid:g}")
+    if rules.max_cloud is not None:
+        cloud, limit = pc.fill_null(tiles["cloud_fraction"], 0.0).to_numpy(), rules.max_cloud
+        _say(result, cloud > limit, lambda row: f"cloud fraction {math.ceil(cloud[row] * 1000) / 1000:g} > {limit:g}")
+    if not rules.non_commercial:
+        closed = pc.fill_null(tiles["non_commercial"], False).to_numpy(zero_copy_only=False)
+        _say(result, closed, lambda row: "licence forbids commercial use")
+    if rules.licence is not None:
+        licence = tiles["licence"].to_pylist()
+        other = np.array([one not in rules.licence for one in licence], bool)
+        _say(result, other, lambda row: f"licence {licence[row] or 'none stated'}")
+    if rules.where:
+        _say(result, ~matching(tiles, rules.where), lambda row: f"where {rules.where}")
+    _say(result, _beyond_quota(tiles, result == "", rules.quota), lambda row: f"quota of {rules.quota} tiles a scene")
+    return result.tolist()
+
+
+def _say(result: np.ndarray, rows: np.ndarray, words) -> None:
+    """The first reason counts."""
+    for row in np.flatnonzero(rows & (result == "")).tolist():
+        result[row] = words(row)
+
+
+def _floor(share: float) -> str:
+    return f"{math.floor(share * 1000) / 1000:g}"  # never rounded up to the threshold
+
+
+def _beyond_quota(tiles: pa.Table, usable: np.ndarray, quota: int) -> np.ndarray:
+    """Low-information tiles after the first `quota` of their scene, in the order of their content hashes."""
+    low = np.flatnonzero(tiles["low_information"].to_numpy(zero_copy_only=False) & usable)
+    beyond = np.zeros(len(tiles), bool)
+    if len(low):
+        scene = pc.dictionary_encode(tiles["source"].take(low)).combine_chunks().indices.to_numpy()
+        order = np.lexsort((low, np.array(tiles["xxh3"].take(low).to_pylist()), scene))
+        first = np.searchsorted(scene[order], scene[order])
+        beyond[low[order[np.arange(len(low)) - first >= quota]]] = True
+    return beyond
+
+
+def matching(tiles: pa.Table, where: str) -> np.ndarray:
+    """Rows that meet an SQL condition, `(n,)` bool.
+
+    Args:
+        tiles: Rows.
+        where: What follows WHERE in a query on columns of `tiles`; DuckDB's SQL.
+
+    Raises:
+        InputError: It is no such condition.
+    """
+    import duckdb
+
+    with duckdb.connect(config={"enable_external_access": "false"}) as connection:
+        connection.register("tiles", tiles)
+        try:
+            if len(duckdb.extract_statements(f"SELECT ({where}) FROM tiles")) != 1:
+                raise InputError(f"'{where}' must be one condition on the catalogue's columns")
+            found = connection.execute(f"SELECT ({where}) AS met FROM tiles").fetchnumpy()["met"]
+        except duckdb.Error as error:
+            raise InputError(_wrong(where, str(error), tiles.column_names)) from error
+    return np.ma.filled(found, False).astype(bool)
+
+
+def _wrong(where: str, message: str, columns: Sequence[str]) -> str:
+    first = message.splitlines()[0]
+    quoted = first.split('"')[1] if first.count('"') >= 2 else ""
+    hint = nearest(quoted, columns) if quoted else ""
+    return f"'{where}' is no condition on the catalogue's columns ({first}){hint}"

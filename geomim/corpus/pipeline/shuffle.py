@@ -1,0 +1,64 @@
+"""Rows to partitions by a key, through Parquet files: what one stage writes by key, the next reads by partition.
+
+The files are the shuffle. No engine moves rows, so a pool, a cluster and a restarted build do the same.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROWS = 2_000_000
+"""Aimed rows of a partition: they and what is made of them fit into a small worker."""
+
+
+def parts(rows: int) -> int:
+    """How many partitions a shuffle of so many rows has."""
+    return max(1, -(-rows // ROWS))
+
+
+def scatter(folder: Path, task: str, table: pa.Table, key: np.ndarray, count: int) -> None:
+    """Write the rows of one task into its files, one a partition.
+
+    Args:
+        folder: Of the shuffle.
+        task: Name of the task; written again, it replaces its own files.
+        table: Rows.
+        key: `(n,)` the partition of each row, `0 <= key < count`.
+        count: Partitions.
+    """
+    order = np.argsort(key, kind="stable")
+    bounds = np.searchsorted(key[order], np.arange(count + 1))
+    for part in range(count):
+        if bounds[part] < bounds[part + 1]:
+            target = folder / f"part-{part:05d}"
+            target.mkdir(parents=True, exist_ok=True)
+            file = target / f"{task}.parquet"
+            pq.write_table(table.take(order[bounds[part] : bounds[part + 1]]), file.with_suffix(".part"))
+            os.replace(file.with_suffix(".part"), file)
+
+
+def gather(folder: Path, part: int, schema: pa.Schema) -> pa.Table:
+    """All rows of one partition, in the order of the tasks' names."""
+    files = sorted((folder / f"part-{part:05d}").glob("*.parquet"))
+    return pa.concat_tables([schema.empty_table(), *(pq.read_table(file).cast(schema) for file in files)])
+
+
+def stage_folder(folder: Path) -> Path:
+    """An empty folder for a stage that has to start again; a finished stage is renamed to `folder`."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    return part
+
+
+def read_tables(files: Sequence[Path], schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """Parquet files one below the other."""
+    empty = schema.empty_table() if columns is None else schema.empty_table().select(columns)
+    return pa.concat_tables([empty, *(pq.read_table(file, columns=columns).cast(empty.schema) for file in files)])

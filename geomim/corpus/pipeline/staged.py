@@ -1,0 +1,80 @@
+"""Finished tasks, and random access to what they staged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from geomim.corpus.duplicates.fingerprint import GRID
+from geomim.corpus.pipeline.plan import Task
+from geomim.corpus.pipeline.staging import read_raw
+from geomim.corpus.store import write_table
+
+SIGNATURE = (GRID * GRID,)
+"""Shape of a staged signature."""
+
+
+class Staged:
+    """All finished tasks of a build.
+
+    Args:
+        work: Folder of the build's unfinished state; holds `tasks/` and `tasks.parquet`.
+
+    Attributes:
+        folders: Of the tasks, in the order of their tiles' ids.
+        first: `(t,)` int64, the first id of each.
+    """
+
+    def __init__(self, work: Path) -> None:
+        table = pq.read_table(work / "tasks.parquet")
+        self.folders = [work / "tasks" / name for name in table["name"].to_pylist()]
+        self.first: np.ndarray = table["first_id"].to_numpy()
+        self._ids = lru_cache(maxsize=64)(self._read_ids)
+        self._raw = lru_cache(maxsize=256)(read_raw)
+
+    @staticmethod
+    def write(work: Path, tasks: Sequence[Task]) -> None:
+        """Say which tasks there are."""
+        names, first = [task.name for task in tasks], [task.first_id for task in tasks]
+        write_table(work / "tasks.parquet", pa.table({"name": names, "first_id": pa.array(first, pa.int64())}))
+
+    def _read_ids(self, task: int) -> np.ndarray:
+        return pq.read_table(self.folders[task] / "tiles.parquet", columns=["id"])["id"].to_numpy()
+
+    def _by_task(self, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Each task that holds some of the tiles, which of them, and their rows in it."""
+        task = np.searchsorted(self.first, ids, side="right") - 1
+        order = np.argsort(task, kind="stable")
+        for group in np.split(order, np.flatnonzero(np.diff(task[order])) + 1):
+            if len(group):
+                number = int(task[group[0]])
+                yield number, group, np.searchsorted(self._ids(number), ids[group])
+
+    def signatures(self, ids: np.ndarray) -> np.ndarray:
+        """Block means of tiles, `(n, 1024)` float16."""
+        result = np.empty((len(ids), *SIGNATURE), np.float16)
+        for number, group, rows in self._by_task(ids):
+            result[group] = self._raw(self.folders[number], "signature", np.float16, SIGNATURE)[rows]
+        return result
+
+    def pixels(self, ids: np.ndarray, dtype: np.dtype, bands: int) -> list[np.ndarray]:
+        """Tiles `(C, H, W)`, which may be of several sizes; views of the staged files."""
+        result: list[np.ndarray] = [np.empty(0)] * len(ids)
+        for number, group, rows in self._by_task(ids):
+            table = pq.read_table(self.folders[number] / "tiles.parquet", columns=["size", "place"]).take(rows)
+            for slot, size, place in zip(
+                group.tolist(), table["size"].to_pylist(), table["place"].to_pylist(), strict=True
+            ):
+                result[slot] = self._raw(self.folders[number], f"image-{size}", dtype, (bands, size, size))[place]
+        return result
+
+
+@lru_cache(maxsize=2)
+def staged(work: Path) -> Staged:
+    """`Staged`, opened once a process."""
+    return Staged(work)

@@ -1,0 +1,107 @@
+"""A build that is killed at any moment goes on, and ends with the same bytes."""
+
+import hashlib
+import os
+import re
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from geomim.corpus.build import build
+
+
+def photographs(folder, count=5, size=96):
+    """Textured pictures; the third repeats the first, turned, and the last two overlap."""
+    folder.mkdir()
+    rng = np.random.default_rng(3)
+    wide = np.kron(rng.integers(0, 256, (3, 24, 36), dtype=np.uint8), np.ones((6, 6), np.uint8))
+    images = [np.kron(rng.integers(0, 256, (3, 16, 16), dtype=np.uint8), np.ones((6, 6), np.uint8)) for _ in range(3)]
+    images[2] = np.rot90(images[0], axes=(1, 2))
+    images += [wide[:, :size, :size], wide[:, 30 : 30 + size, 30 : 30 + size]]
+    for number, pixels in enumerate(images[:count]):
+        file = folder / f"{number}.png"
+        with rasterio.open(file, "w", driver="PNG", count=3, height=size, width=size, dtype="uint8") as raster:
+            raster.write(pixels)
+    return folder
+
+
+def digest(folder):
+    """Hash of every file's name and bytes; the report is not part of it."""
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.relative_to(folder).parts[0] != "report"
+    }
+
+
+def make(source, out):
+    build([str(source)], str(out), tile=96, workers=1, quota=1)
+
+
+def names_of_renames(monkeypatch, source, out):
+    """Targets of all renames of a build that nothing disturbs, without digests and most numbers."""
+    seen = []
+    replace = os.replace
+
+    def noted(one, two, **options):
+        seen.append(re.sub(r"-[0-9a-f]{16}", "", str(Path(two).relative_to(out))) if str(out) in str(two) else "")
+        replace(one, two, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", noted)
+        make(source, out)
+    return seen
+
+
+def killed(source, out, at, after):
+    """Run a build in a process that kills itself at its `at`-th rename; its exit signal."""
+    child = os.fork()
+    if child == 0:
+        count, replace = 0, os.replace
+
+        def fatal(one, two, **options):
+            nonlocal count
+            if count == at and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(one, two, **options)
+            if count == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            count += 1
+
+        os.replace = fatal
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        make(source, out)
+        os._exit(0)
+    return -os.WTERMSIG(os.waitpid(child, 0)[1])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kill")
+    with pytest.MonkeyPatch.context() as patch:
+        renames = names_of_renames(patch, photographs(folder / "photographs"), folder / "corpus")
+    return folder, renames, digest(folder / "corpus")
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_at_the_first_rename_of_every_stage(undisturbed, tmp_path, after):
+    folder, renames, expected = undisturbed
+    stages = {name: at for at, name in reversed(list(enumerate(renames))) if name and not name.startswith("report")}
+    assert {"tiles.zarr", "catalogue", "work/near", "corpus.json", "work/tasks/000000"} <= stages.keys()
+    for number, at in enumerate(sorted(stages.values())):
+        out = tmp_path / str(number)
+        assert killed(folder / "photographs", out, at, after) == -signal.SIGKILL
+        make(folder / "photographs", out)
+        assert digest(out) == expected, renames[at]
+
+
+def test_killed_again_and_again(undisturbed, tmp_path):
+    folder, renames, expected = undisturbed
+    out, rng = tmp_path / "corpus", np.random.default_rng(0)
+    for _ in range(6):
+        killed(folder / "photographs", out, int(rng.integers(2, 8)), bool(rng.integers(2)))
+    make(folder / "photographs", out)
+    assert digest(out) == expected
