@@ -256,7 +256,7 @@ def _metres(value: Any) -> float | tuple[float, ...] | str:
 def _forbids(value: Any) -> bool | str:
     if not isinstance(value, bool) and value != UNVERIFIED:
         raise _WrongError("true, false or unverified")
-    return value
+    return value if isinstance(value, bool) else UNVERIFIED
 
 
 def _opened(value: Any) -> str:

@@ -30,7 +30,7 @@ def list_files(card: Card, root: str, blank: Item) -> list[Item]:
     """
     if not os.path.isdir(root):
         raise InputError(f"{card.name}: '{root}' is no folder; expected {_expected(card)} in it")
-    items = []
+    items: list[Item] = []
     for split, pattern in _patterns(card):
         for path in sorted(glob.glob(pattern, root_dir=root, recursive=True)):
             uri = os.path.join(root, path)

@@ -25,29 +25,36 @@ def annotate(values: Mapping[str, Any], card: Card | None, dataset: Any = None) 
 
     Args:
         values: The sample.
-        card: Names the classes; without one, classes have their numbers as names.
-        dataset: Its `class_to_idx` goes before the card, for it numbers the classes that are there.
+        card: Names the classes by number.
+        dataset: Its `class_to_idx` goes before the card, for it numbers the classes that are there; its `classes`
+            stand in for a card that names none.
 
     Returns:
-        Label, captions, boxes and mask; several classes of one image, as multi-label sets have, are left out unless
-        there is just one.
+        Label, captions, boxes and mask. Several classes of one image, as multi-label sets have, are left out unless
+        there is just one; a mask is left out where nothing names its numbers.
     """
-    own = {int(number): str(name) for name, number in (getattr(dataset, "class_to_idx", None) or {}).items()}
-    polygons = _polygons(values)
-    if polygons is None:
-        names = own or (card.names("classes") if card else {})
-        boxes: tuple[Box, ...] = ()
-    else:
-        names = own or (card.names("oriented_boxes") or card.names("boxes") if card else {})
-        boxes = _boxes(polygons, values, names)
-    mask, classes = _mask(values, card) if polygons is None else (None, ())  # beside boxes it is one of instances
-    return Annotations(
-        label=_label(values.get("label"), names) if polygons is None else None,
-        captions=_captions(values),
-        boxes=boxes,
-        mask=mask,
-        classes=classes,
-    )
+    captions, polygons = _captions(values), _polygons(values)
+    if polygons is not None:  # a label beside boxes is theirs, a mask beside boxes one of instances
+        names = _numbered(dataset) or _names(card, dataset, "oriented_boxes", "boxes")
+        return Annotations(captions=captions, boxes=_boxes(polygons, values, names))
+    label = _label(values.get("label"), _numbered(dataset) or _names(card, dataset, "classes"))
+    mask, classes = _mask(values, _names(card, dataset, "masks"))
+    return Annotations(label=label, captions=captions, mask=mask, classes=classes)
+
+
+def _numbered(dataset: Any) -> dict[int, str]:
+    """Names of the classes that a dataset found on the disk and numbered itself."""
+    return {int(number): str(name) for name, number in (getattr(dataset, "class_to_idx", None) or {}).items()}
+
+
+def _names(card: Card | None, dataset: Any, *kinds: str) -> dict[int, str]:
+    """Names by number: the card's, else those of the dataset class."""
+    given = next((card.names(kind) for kind in kinds if card.names(kind)), None) if card else None
+    if given:
+        return given
+    own = getattr(dataset, "classes", None)
+    listed = isinstance(own, list | tuple) and all(isinstance(name, str) for name in own)
+    return dict(enumerate(own)) if listed and own is not None else {}
 
 
 def _label(value: Any, names: Mapping[int, str]) -> str | None:
@@ -102,46 +109,47 @@ def _boxes(polygons: np.ndarray, values: Mapping[str, Any], names: Mapping[int, 
     )
 
 
-def _mask(values: Mapping[str, Any], card: Card | None) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    if values.get("mask") is None:
+def _mask(values: Mapping[str, Any], names: Mapping[int, str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    if values.get("mask") is None or not names:
         return None, ()
     found = numbers(values["mask"])
     if found.ndim == 3 and len(found) == 1:
         found = found[0]
-    if found.ndim != 2:
-        return None, ()
-    return place_classes(found, card.names("masks") if card else {})
+    return (place_classes(found, names), _ordered(names)) if found.ndim == 2 else (None, ())
 
 
-def place_classes(found: np.ndarray, names: Mapping[int, str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """A mask of a publisher's numbers as places in a list of classes.
+def _ordered(names: Mapping[int, str]) -> tuple[str, ...]:
+    return tuple(names[number] for number in sorted(names))
+
+
+def place_classes(found: np.ndarray, names: Mapping[int, str]) -> np.ndarray:
+    """A mask of a publisher's numbers as places in the list of classes, sorted by number.
 
     Args:
         found: `(H, W)` numbers.
-        names: Class by number; numbers without a name mean "not labelled". The numbers themselves where empty.
+        names: Class by number; numbers without a name mean "not labelled".
 
     Returns:
-        `(H, W)` uint8, 255 where a pixel has no class, and the classes.
+        `(H, W)` uint8, 255 where a pixel has no class.
     """
-    if not names:
-        names = {int(number): str(number) for number in np.unique(found) if 0 <= number < _UNLABELLED}
     mask = np.full(found.shape, _UNLABELLED, np.uint8)
-    ordered = sorted(names)
-    for place, number in enumerate(ordered):
+    for place, number in enumerate(sorted(names)):
         mask[found == number] = place
-    return mask, tuple(names[number] for number in ordered)
+    return mask
 
 
-def read_mask(file: str, card: Card) -> Annotations:
-    """Annotations from a mask in a raster file of its own, on the scene's pixel grid.
+def read_mask(file: str, card: Card) -> Annotations | None:
+    """Annotations from a mask in a raster file of its own, on the scene's pixel grid; None where nothing names it.
 
     Raises:
         InputError: The file cannot be read.
     """
+    names = card.names("masks")
+    if not names:
+        return None
     try:
         with rasterio.open(file) as raster:
             found = raster.read(1)
     except (rasterio.errors.RasterioError, OSError) as error:
         raise InputError(f"label raster '{file}' of {card.name} cannot be read ({error})") from error
-    mask, classes = place_classes(found, card.names("masks"))
-    return Annotations(mask=mask, classes=classes)
+    return Annotations(mask=place_classes(found, names), classes=_ordered(names))

@@ -18,11 +18,12 @@ from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 import numpy as np
 
-from geomim.corpus.scenes import Scene
+from geomim.corpus.scenes import Scene, open_scene
+from geomim.corpus.scenes.arrays import array_scene
 from geomim.corpus.scenes.naming import Choice, Offer, choose
-from geomim.corpus.sources.cards import Card, load_card
+from geomim.corpus.sources.cards import Card, folder, load_card
 from geomim.corpus.sources.items import Item, blank_item
-from geomim.corpus.sources.samples import annotate, numbers
+from geomim.corpus.sources.samples import annotate, numbers, read_mask
 from geomim.errors import BandError, InputError, MissingExtraError, nearest
 from geomim.sensors import Sensor
 
@@ -119,8 +120,6 @@ def list_samples(card: Card, root: str, download: bool = False) -> list[Item]:
 
 def _reference(card: Card) -> str:
     """How a sample's address names the card: a shipped one by name, another by its path."""
-    from geomim.corpus.sources.cards import folder
-
     return card.name if Path(card.file).parent == folder() else card.file
 
 
@@ -180,8 +179,6 @@ def open_sample(uri: str, sensor: Sensor | None = None, bands: Sequence[str] | N
     annotations = annotate(values, card, dataset)
     if card and card.options.get("dates", 1) > 1 and sample.date == 0:
         annotations = replace(annotations, mask=None, classes=())  # a mask of change belongs to the later date
-
-    from geomim.corpus.scenes.arrays import array_scene
 
     return array_scene(
         uri,
@@ -251,16 +248,15 @@ def _files(dataset: Any, root: str, layers: Mapping[str, str]) -> list[tuple[str
 
     if not isinstance(dataset, GeoDataset):
         return None
-    if layers:
-        table = dataset.index
-        mask = layers.get("mask")
-        images = [os.path.join(root, name) for name in table[layers["image"]]]
-        masks = [os.path.join(root, name) for name in table[mask]] if mask else [None] * len(images)
-        return sorted(zip(images, masks, strict=True))
-    image, mask = getattr(dataset, "image", None), getattr(dataset, "mask", None)
-    if image is not None and mask is not None:
-        masks = {str(Path(file).parent): file for file in mask.index.filepath}
-        return [(file, masks.get(str(Path(file).parent))) for file in sorted(image.index.filepath)]
+    if layers:  # a table of files with a column a layer
+        folder, image, mask = os.path.join(root, layers.get("folder", "")), layers["image"], layers.get("mask")
+        return sorted(
+            (os.path.join(folder, row[image]), os.path.join(folder, row[mask]) if mask else None)
+            for _, row in dataset.index.iterrows()
+        )
+    if hasattr(dataset, "image") and hasattr(dataset, "mask"):  # two datasets, an acquisition a folder
+        masks = {str(Path(file).parent): file for file in dataset.mask.index.filepath}
+        return [(file, masks.get(str(Path(file).parent))) for file in sorted(dataset.image.index.filepath)]
     files = sorted(dataset.index.filepath)
     if getattr(dataset, "separate_files", False):
         files = sorted({_product(Path(file)) for file in files})
@@ -280,9 +276,6 @@ def _open_file(
     sensor: Sensor | None,
     bands: Sequence[str] | None,
 ) -> Scene:
-    from geomim.corpus.scenes import open_scene
-    from geomim.corpus.sources.samples import read_mask
-
     if sample.index >= len(files):
         raise InputError(f"'{uri}': the dataset has {len(files)} files")
     image, mask = files[sample.index]
@@ -326,7 +319,10 @@ def _construct(name: str, root: str, args: str, download: bool = False) -> Any:
     given = json.loads(args) | {"root" if "root" in parameters else "paths": root}
     given |= {"download": download} if "download" in parameters else {}
     try:
-        return kind(**given)
+        dataset = kind(**given)
+        if isinstance(getattr(dataset, "files", None), list):
+            dataset.files.sort(key=str)  # some classes list files as the file system does, which is no order
+        return dataset
     except datasets.DatasetNotFoundError as error:
         advice = "--download fetches it" if "download" in parameters else "fetch it by hand, torchgeo does not"
         raise InputError(
