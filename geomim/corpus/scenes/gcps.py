@@ -12,6 +12,9 @@ from rasterio.transform import GCPTransformer
 from geomim.corpus.scenes.footprints import Placement
 from geomim.errors import InputError
 
+SPLINE_POINTS = 1000
+"""Beyond so many points a spline takes minutes to solve, and a polynomial is fitted."""
+
 
 def by_control_points(uri: str, points: Sequence[Any]) -> Placement:
     """From columns and rows to the system of the points: a thin plate spline, which goes through each of them.
@@ -23,16 +26,20 @@ def by_control_points(uri: str, points: Sequence[Any]) -> Placement:
     Raises:
         InputError: They place nothing: fewer than three, or all on a line.
     """
+    try:
+        transformer = GCPTransformer(points, tps=len(points) <= SPLINE_POINTS)
+        corners = np.array(transformer.xy([0, 0, 1], [0, 1, 0], offset="ul"))
+    except RasterioError:
+        corners = np.full((2, 3), np.nan)
+    across, down = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    if len(points) < 3 or not abs(across[0] * down[1] - across[1] * down[0]) > 0:
+        raise InputError(
+            f"'{uri}' is placed by {len(points)} ground control points, and these place nothing: at least three, not "
+            "on one line, are needed"
+        )
 
     def place(cols: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        with GCPTransformer(points, tps=True) as transformer:
-            x, y = transformer.xy(rows, cols, offset="ul")
+        x, y = transformer.xy(rows, cols, offset="ul")
         return np.asarray(x), np.asarray(y)
 
-    try:
-        corner = place(np.zeros(1), np.zeros(1))
-    except RasterioError:
-        corner = (np.full(1, np.nan),) * 2
-    if len(points) < 3 or not np.isfinite(corner).all():
-        raise InputError(f"'{uri}' is placed by {len(points)} ground control points, which place nothing: give three")
     return place

@@ -37,4 +37,4 @@ def open_scene(
         from geomim.corpus.sources.torchgeo import open_sample
 
         return open_sample(uri, sensor, bands)
-    return open_raster(uri, sensor, bands)
+    return open_raster(uri, sensor, bands, resolution, warp)

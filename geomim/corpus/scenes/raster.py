@@ -20,39 +20,47 @@ from geomim.corpus.scenes.naming import Choice, Offer, choose, read_offer
 from geomim.corpus.scenes.readers import MeantReader, PaletteReader, RasterReader
 from geomim.corpus.scenes.scene import Reader, Scene
 from geomim.corpus.scenes.validity import storable
+from geomim.corpus.scenes.warping import Grid, on_grid, wanted_grid
 from geomim.errors import InputError
 from geomim.sensors import Band, Sensor
 
 
-def open_raster(uri: str, sensor: Sensor | None = None, bands: Sequence[str] | None = None) -> Scene:
+def open_raster(
+    uri: str,
+    sensor: Sensor | None = None,
+    bands: Sequence[str] | None = None,
+    resolution: float | None = None,
+    warp: str | None = None,
+) -> Scene:
     """Open one raster file; see `open_scene`."""
     dataset = open_dataset(uri)
     try:
-        return _describe(uri, dataset, sensor, bands)
+        return _describe(uri, dataset, sensor, bands, wanted_grid(uri, dataset, warp, resolution))
     except BaseException:
         dataset.close()
         raise
 
 
-def _describe(uri: str, dataset: Any, sensor: Sensor | None, bands: Sequence[str] | None) -> Scene:
+def _describe(uri: str, dataset: Any, sensor: Sensor | None, bands: Sequence[str] | None, grid: Grid | None) -> Scene:
     _check_pixels(uri, dataset)
-    contents = _palette(uri, dataset, sensor, bands) or _numbers(uri, dataset, sensor, bands)
-    crs, transform, placement = _place(uri, dataset)
+    tags, imagery = dataset.tags(), dataset.tags(ns="IMAGERY")
+    crs, transform, placement = _place(uri, dataset) if grid is None else (grid.crs, grid.transform, None)
+    height, width = (dataset.height, dataset.width) if grid is None else (grid.height, grid.width)
     place = placement if transform is None else affine(transform)
-    tags = dataset.tags()
+    contents = _palette(uri, dataset, grid, sensor, bands) or _numbers(uri, dataset, grid, sensor, bands)
     return Scene(
         uri=uri,
         sensor=contents.sensor,
         crs=crs,
         transform=transform,
-        height=dataset.height,
-        width=dataset.width,
+        height=height,
+        width=width,
         dtype=contents.dtype,
         nodata=contents.nodata,
-        time=acquisition_time(uri, tags | dataset.tags(ns="IMAGERY")),
+        time=acquisition_time(uri, tags | imagery),
         licence=licence(tags),
-        gsd=ground_sample_distance(crs, place, dataset.height, dataset.width) or contents.sensor.gsd,
-        block=dataset.block_shapes[0],
+        gsd=ground_sample_distance(crs, place, height, width) or contents.sensor.gsd,
+        block=contents.block,
         reader=contents.reader,
         placement=placement,
     )
@@ -66,39 +74,63 @@ class _Contents:
     reader: Reader
     dtype: np.dtype[Any]
     nodata: float | None
+    block: tuple[int, int]
 
 
-def _numbers(uri: str, dataset: Any, given: Sensor | None, bands: Sequence[str] | None) -> _Contents:
+def _numbers(uri: str, dataset: Any, grid: Grid | None, given: Sensor | None, bands: Sequence[str] | None) -> _Contents:
     choice = choose(read_offer(uri, dataset), given, bands)
     dtype = _dtype(uri, dataset, choice)
-    nodata = tuple(
-        storable(choice.sensor.nodata if value is None else value, dtype)
-        for value in (dataset.nodatavals[place] for place in choice.places)
-    )
-    flags = dataset.mask_flag_enums[choice.places[0]]
-    masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
-    reader = RasterReader(uri, dataset, choice.places, choice.alpha, masked, nodata)
     scaling = tuple((dataset.scales[place], dataset.offsets[place]) for place in choice.places)
-    if len(set(scaling)) > 1:
-        sensor = dataclasses.replace(choice.sensor, scale=1.0, offset=0.0, nodata=None)
-        return _Contents(sensor, MeantReader(reader, scaling), np.dtype(np.float32), math.nan)
-    sensor = _scaled(uri, choice.sensor, *scaling[0], given=given is not None)
-    return _Contents(sensor, reader, dtype, next((value for value in nodata if value is not None), None))
+    alike = len(set(scaling)) == 1
+    sensor = _scaled(uri, choice.sensor, *scaling[0], given=given is not None) if alike else choice.sensor
+    reader = _stored(uri, dataset, grid, choice.places, choice.alpha, sensor.nodata)
+    block = reader.dataset.block_shapes[0]
+    if not alike:
+        sensor = dataclasses.replace(sensor, scale=1.0, offset=0.0, nodata=None)
+        return _Contents(sensor, MeantReader(reader, scaling), np.dtype(np.float32), math.nan, block)
+    return _Contents(sensor, reader, dtype, next((value for value in reader.nodata if value is not None), None), block)
 
 
-def _palette(uri: str, dataset: Any, given: Sensor | None, bands: Sequence[str] | None) -> _Contents | None:
+def _palette(
+    uri: str, dataset: Any, grid: Grid | None, given: Sensor | None, bands: Sequence[str] | None
+) -> _Contents | None:
     """Colours, where the file stores indices into them."""
-    if dataset.colorinterp[0].name != "palette" or dataset.count > 1:
+    if dataset.colorinterp[0].name != "palette":
         return None
     table = dataset.colormap(1)
     colours = np.array([table.get(index, (0, 0, 0, 0)) for index in range(max(table) + 1)], np.uint8)
     offer = Offer(uri, (Band("red"), Band("green"), Band("blue")), False, None)
     choice = choose(offer, given, bands)
-    nodata = storable(dataset.nodata, np.dtype(dataset.dtypes[0]))
-    masked = MaskFlags.per_dataset in dataset.mask_flag_enums[0]
-    stored = RasterReader(uri, dataset, (0,), None, masked, (nodata,))
+    stored = _stored(uri, dataset, grid, (0,), None, None, nearest=True)
     reader = PaletteReader(stored, colours[:, list(choice.places)], colours[:, 3] > 0)
-    return _Contents(choice.sensor, reader, np.dtype(np.uint8), None)
+    return _Contents(choice.sensor, reader, np.dtype(np.uint8), None, stored.dataset.block_shapes[0])
+
+
+def _stored(
+    uri: str,
+    dataset: Any,
+    grid: Grid | None,
+    places: tuple[int, ...],
+    alpha: int | None,
+    usual: float | None,
+    nearest: bool = False,
+) -> RasterReader:
+    """The numbers of some bands, on the raster's own grid or another; `usual` is the sensor's nodata."""
+    dtype = np.dtype(dataset.dtypes[places[0]])
+    declared = [dataset.nodatavals[place] for place in places]
+    nodata = tuple(storable(usual if value is None else value, dtype) for value in declared)
+    if grid is None:
+        flags = dataset.mask_flag_enums[places[0]]
+        masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+        return RasterReader(uri, dataset, places, alpha, masked, nodata)
+    if len({repr(value) for value in nodata}) > 1:
+        raise InputError(
+            f"'{uri}' has another nodata value in each band {nodata}, which warping mixes up: choose bands of one "
+            "value with --bands"
+        )
+    warped = on_grid(uri, dataset, grid, places, alpha=alpha, nodata=nodata[0], nearest=nearest)
+    dataset.close()
+    return RasterReader(uri, warped, tuple(range(len(places))), len(places), False, nodata)
 
 
 def _check_pixels(uri: str, dataset: Any) -> None:
@@ -121,7 +153,8 @@ def _dtype(uri: str, dataset: Any, choice: Choice) -> np.dtype[Any]:
         raise InputError(
             f"'{uri}' stores its bands as {', '.join(sorted(dtypes))}: choose bands of one type with --bands"
         )
-    return np.dtype(dtypes.pop())
+    dtype: np.dtype[Any] = np.dtype(dtypes.pop())
+    return dtype
 
 
 def _place(uri: str, dataset: Any) -> tuple[CRS | None, Affine | None, Placement | None]:

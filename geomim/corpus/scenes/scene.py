@@ -117,7 +117,8 @@ class Scene:
         Returns:
             `(C, h, w)` in `dtype` and `(h, w)` bool.
         """
-        return self._decode(self.reader.read, window)
+        pixels, valid = self._decode(self.reader.read, window)
+        return pixels, valid
 
     def clouds(self, window: Window | None = None) -> np.ndarray | None:
         """Where cloud or its shadow hides the ground.

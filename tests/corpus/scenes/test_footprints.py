@@ -3,7 +3,6 @@ import pytest
 import shapely
 from affine import Affine
 from rasterio.crs import CRS
-
 from rasterio.windows import Window
 
 from geomim.corpus.scenes import footprints

@@ -1,0 +1,245 @@
+"""Bring rasters to a north-up grid or to another pixel size, only when asked; pixels from outside are invalid."""
+
+from __future__ import annotations
+
+import math
+import warnings
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.enums import MaskFlags, Resampling
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
+from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform as transform_points
+
+from geomim.corpus.scenes.files import cause, environment
+from geomim.corpus.scenes.gcps import SPLINE_POINTS
+from geomim.errors import InputError
+
+_SAME = 1e-4  # relative difference of pixel sizes that are one
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where pixels are wanted.
+
+    Attributes:
+        crs: `rasterio.crs.CRS`, or None where pixels have no place.
+        transform: Affine from (column, row) to `crs`.
+        height: Rows.
+        width: Columns.
+    """
+
+    crs: CRS | None
+    transform: Affine
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, dataset: Any) -> Grid:
+        """The grid that a rasterio dataset has."""
+        return cls(dataset.crs, dataset.transform, dataset.height, dataset.width)
+
+    def agrees(self, other: Grid) -> bool:
+        """Whether two grids are one, up to rounding: a tenth of a pixel over the whole raster."""
+        if (self.height, self.width) != (other.height, other.width) or (self.crs or None) != (other.crs or None):
+            return False
+        pixel = math.hypot(self.transform.a, self.transform.d)
+        return all(
+            math.dist(_at(self.transform, *corner), _at(other.transform, *corner)) < 0.1 * pixel
+            for corner in ((0, 0), (self.width, 0), (0, self.height))
+        )
+
+
+def wanted_grid(uri: str, dataset: Any, warp: str | None, resolution: float | None) -> Grid | None:
+    """The grid that a raster is to be brought to, or None where it stays as it is.
+
+    `auto` leaves alone what is north-up in a projected system, and what has no place at all.
+
+    Args:
+        uri: The raster, for error sentences.
+        dataset: Open rasterio dataset.
+        warp: `auto`, or a coordinate reference system.
+        resolution: Metres of a pixel.
+
+    Raises:
+        InputError: The raster has no place to warp from, or the system measures in degrees and the pixel in metres.
+    """
+    if warp is None and resolution is None:
+        return None
+    source = source_crs(dataset)
+    if warp is None and source is not None and dataset.transform == Affine.identity():
+        raise InputError(f"'{uri}' is placed by points and not by a grid: give --warp auto with --resolution")
+    if warp is None or (warp == "auto" and source is None):
+        return None if resolution is None else _resampled(uri, Grid.of(dataset), resolution)
+    if source is None:
+        raise InputError(f"'{uri}' has no place on Earth to warp from: leave --warp out, or give its place first")
+    target = _automatic(dataset, source) if warp == "auto" else _named(warp)
+    upright = dataset.transform != Affine.identity() and dataset.transform.b == dataset.transform.d == 0
+    if upright and target == source:
+        return None if resolution is None else _resampled(uri, Grid.of(dataset), resolution)
+    try:
+        with environment(uri), WarpedVRT(dataset, crs=target, **_method(dataset)) as warped:
+            grid = Grid.of(warped)
+    except RasterioError as error:
+        raise InputError(f"'{uri}' cannot be warped to {target.to_string()[:40]} ({cause(error)})") from error
+    return grid if resolution is None else _resampled(uri, grid, resolution) or grid
+
+
+def on_grid(
+    uri: str,
+    dataset: Any,
+    grid: Grid,
+    places: Sequence[int],
+    *,
+    alpha: int | None = None,
+    nodata: float | None = None,
+    nearest: bool = False,
+) -> Any:
+    """Some bands of a raster on another grid, read lazily.
+
+    Args:
+        uri: The raster.
+        dataset: Open rasterio dataset; may be closed afterwards.
+        grid: Where its pixels are wanted.
+        places: 0-based places of the bands.
+        alpha: 0-based place of the alpha band, or None.
+        nodata: Number that means "no measurement" in all of the bands, or None.
+        nearest: Take the nearest pixel, as masks need, not a bilinear mean.
+
+    Returns:
+        The bands in the order given, and after them an alpha band: 0 where no pixel of the raster lies.
+    """
+    with environment(uri), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(_subset(dataset, places, alpha)) as chosen:
+            if nodata is None and np.dtype(chosen.dtypes[0]).kind == "f":
+                nodata = math.nan  # else one NaN spoils its neighbours
+            warped = WarpedVRT(
+                chosen,
+                src_crs=source_crs(chosen) or grid.crs,
+                crs=grid.crs,
+                src_nodata=nodata,
+                add_alpha=alpha is None,
+                resampling=Resampling.nearest if nearest else Resampling.bilinear,
+                UNIFIED_SRC_NODATA="PARTIAL",  # a pixel is missing where all bands are
+                **_method(chosen),
+            )
+            with warped:
+                return rasterio.open(_moved(warped.tags(ns="xml:VRT")["xml:VRT"], grid, nodata))
+
+
+def _moved(warped: str, grid: Grid, nodata: float | None) -> str:
+    """A virtual warped raster on another grid, nodata where it has no pixel.
+
+    rasterio itself takes a grid only where there are no control points, and writes 0 beside an alpha band.
+    """
+    root = ElementTree.fromstring(warped)
+    root.set("rasterXSize", str(grid.width))
+    root.set("rasterYSize", str(grid.height))
+    for name, transform in (
+        ("GeoTransform", grid.transform),
+        ("DstGeoTransform", grid.transform),
+        ("DstInvGeoTransform", ~grid.transform),
+    ):
+        for place in root.iter(name):
+            place.text = ",".join(repr(float(value)) for value in transform.to_gdal())
+    for option in root.iter("Option"):
+        if option.get("name") == "INIT_DEST" and nodata is not None:
+            option.text = repr(nodata)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def source_crs(dataset: Any) -> CRS | None:
+    """System of a raster's affine, of its control points or of its polynomials; None where it has no place."""
+    if dataset.transform != Affine.identity():
+        return dataset.crs or None
+    if dataset.gcps[0]:
+        return dataset.gcps[1] or None
+    return CRS.from_epsg(4326) if dataset.rpcs else None
+
+
+def _method(dataset: Any) -> dict[str, str]:
+    """How GDAL finds the place of a pixel; the spline is that of `gcps`."""
+    if dataset.transform != Affine.identity():
+        return {}
+    if dataset.gcps[0]:
+        return {"METHOD": "GCP_TPS" if len(dataset.gcps[0]) <= SPLINE_POINTS else "GCP_POLYNOMIAL"}
+    return {"METHOD": "RPC", "RPC_HEIGHT": str(dataset.rpcs.height_off)} if dataset.rpcs else {}
+
+
+def _named(warp: str) -> CRS:
+    try:
+        return CRS.from_user_input(f"EPSG:{warp}" if warp.isdigit() else warp)
+    except CRSError as error:
+        raise InputError(
+            f"--warp '{warp}' is no coordinate reference system: give auto or an EPSG code such as EPSG:32632"
+        ) from error
+
+
+def _automatic(dataset: Any, source: CRS) -> CRS:
+    """The raster's own system where it is projected, else the UTM zone of its middle (polar stereographic beyond)."""
+    if source.is_projected:
+        return source
+    with WarpedVRT(dataset, crs=source, **_method(dataset)) as upright:
+        middle = _at(upright.transform, upright.width / 2, upright.height / 2)
+    (longitude,), (latitude,) = transform_points(source, "OGC:CRS84", [middle[0]], [middle[1]])
+    if abs(latitude) > 84:
+        return CRS.from_epsg(3413 if latitude > 0 else 3031)
+    zone = int((longitude + 180) // 6) % 60 + 1
+    return CRS.from_epsg((32600 if latitude >= 0 else 32700) + zone)
+
+
+def _resampled(uri: str, grid: Grid, resolution: float) -> Grid | None:
+    """The same place in pixels of `resolution` metres; None where they are that already."""
+    if not resolution > 0:
+        raise InputError(f"--resolution must be above 0 metres, given {resolution}")
+    if grid.crs is None or not grid.crs.is_projected:
+        told = "has no place on Earth" if grid.crs is None else "is placed in degrees"
+        raise InputError(f"'{uri}' {told}, so --resolution in metres says nothing: leave it out, or give --warp too")
+    a, b, _, d, e, _ = grid.transform[:6]
+    metres = grid.crs.linear_units_factor[1]
+    across, down = math.hypot(a, d) * metres, math.hypot(b, e) * metres
+    if math.isclose(across, resolution, rel_tol=_SAME) and math.isclose(down, resolution, rel_tol=_SAME):
+        return None
+    return Grid(
+        grid.crs,
+        grid.transform @ Affine.scale(resolution / across, resolution / down),
+        max(round(grid.height * down / resolution), 1),
+        max(round(grid.width * across / resolution), 1),
+    )
+
+
+def _at(transform: Affine, col: float, row: float) -> tuple[float, float]:
+    a, b, c, d, e, f = transform[:6]
+    return a * col + b * row + c, d * col + e * row + f
+
+
+def _subset(dataset: Any, places: Sequence[int], alpha: int | None) -> str:
+    """A virtual raster of some bands: the others are not warped for nothing, and alpha is what naming took for it."""
+    with MemoryFile(ext=".vrt") as file:
+        rasterio.shutil.copy(dataset, file.name, driver="VRT")
+        root = ElementTree.fromstring(file.read())
+    bands = root.findall("VRTRasterBand")
+    for band in bands:
+        root.remove(band)
+    wanted = [bands[place] for place in (*places, *(() if alpha is None else (alpha,)))]
+    for number, band in enumerate(wanted, start=1):
+        colour = band.find("ColorInterp")
+        if colour is None:
+            colour = ElementTree.SubElement(band, "ColorInterp")
+        colour.text = "Alpha" if alpha is not None and number == len(wanted) else "Undefined"
+        band.set("band", str(number))
+        root.append(band)
+    if MaskFlags.per_dataset not in dataset.mask_flag_enums[0] or MaskFlags.alpha in dataset.mask_flag_enums[0]:
+        for mask in root.findall("MaskBand"):
+            root.remove(mask)
+    return ElementTree.tostring(root, encoding="unicode")
