@@ -93,8 +93,47 @@ def contact_sheet(pictures: Sequence[np.ndarray], columns: int, gap: int = 4) ->
     return sheet
 
 
+def shrink(picture: np.ndarray, edge: int) -> np.ndarray:
+    """A picture whose longer edge is about so long; smaller ones are enlarged by whole pixels.
+
+    Args:
+        picture: `(H, W, 3)` uint8.
+        edge: Pixels.
+
+    Returns:
+        `(h, w, 3)` uint8.
+    """
+    longer = max(picture.shape[:2])
+    if longer <= edge:
+        times = edge // longer
+        return picture.repeat(times, 0).repeat(times, 1)
+    step = -(-longer // edge)
+    height, width = (max(1, length // step) for length in picture.shape[:2])
+    whole = picture[: height * step, : width * step]
+    return whole.reshape(height, -1, width, whole.shape[1] // width, 3).mean((1, 3)).round().astype(np.uint8)
+
+
+def beside(pictures: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
+    """Pictures of any size in a row, white below the shorter ones.
+
+    Args:
+        pictures: `(H, W, 3)` uint8 each.
+        gap: White pixels between them.
+
+    Returns:
+        `(h, w, 3)` uint8.
+    """
+    height = max(len(picture) for picture in pictures)
+    width = sum(picture.shape[1] + gap for picture in pictures) - gap
+    row, left = np.full((height, width, 3), 255, np.uint8), 0
+    for picture in pictures:
+        row[: len(picture), left : left + picture.shape[1]] = picture
+        left += picture.shape[1] + gap
+    return row
+
+
 def save_picture(path: Path, picture: np.ndarray) -> None:
-    """Write `(H, W, 3)` uint8 as PNG."""
+    """Write `(H, W, 3)` uint8 as PNG or JPEG, as the name says."""
     matplotlib.image.imsave(path, np.ascontiguousarray(picture))
 
 

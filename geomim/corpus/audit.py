@@ -1,0 +1,198 @@
+"""`geomim corpus audit A B`: what two sets of images have in common, with pictures to judge it by."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+from rich.progress import Progress
+
+from geomim import __version__
+from geomim.corpus.collection import Collection, Side, collect, common_bands, side
+from geomim.corpus.matching import Footprint, match
+from geomim.corpus.pipeline.executor import Workers
+from geomim.corpus.report.matches import counts, counts_html, counts_table, describe, figures, unreadable_html
+from geomim.corpus.report.page import html_page, html_table
+from geomim.corpus.store import write_json, write_table
+from geomim.errors import CorpusError, InputError
+
+
+def audit(
+    a: str,
+    b: str,
+    out: str = "audit",
+    radius: int = 8,
+    crops: bool = True,
+    footprint: Footprint = "any",
+    buffer: float = 0.0,
+    tile: int = 256,
+    sensor: str | None = None,
+    bands: list[str] | None = None,
+    skip_unreadable: bool = False,
+    workers: int | None = None,
+) -> Path:
+    """Find what two sets of images have in common: copies, near-copies in any orientation, overlaps, equal places.
+
+    Either set is a folder, a pattern, a raster, CARD@ROOT, or a corpus; `:train,test` behind it takes some of its
+    splits, `NAME=` before it names it. A set beside itself is searched for pairs within it.
+
+    Args:
+        a: One set.
+        b: The other.
+        out: Folder for the page, the pictures and the list of matches; an earlier audit there is replaced.
+        radius: Bits, 0 to 12, in which perceptual hashes may differ.
+        crops: Also look for parts that overlap at any offset.
+        footprint: Which footprints count: `any`, those of one `acquisition` (same sensor and time), or `off`.
+        buffer: Metres by which the footprints of `b` grow.
+        tile: Pixels; larger images are also compared in tiles of this size.
+        sensor: Name of a built-in sensor or a YAML file, for rasters that do not name their bands.
+        bands: Names of the rasters' bands in file order (`-` ignores one).
+        skip_unreadable: Be content where images cannot be read; the page lists them all the same.
+        workers: Processes; one a core where not given. Does not change the outcome.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: There is no such set, or nothing of it can be read; or a part of it cannot, so that the outcome,
+            which is written, is not complete.
+        CorpusError: `out` holds something else.
+    """
+    folder = Path(out)
+    if folder.exists() and not (folder / "audit.json").is_file() and any(folder.iterdir()):
+        raise CorpusError(f"'{folder}' holds files that are no audit: give another --out")
+    console = Console(stderr=True, markup=False, highlight=False)
+    left, right = side(a, sensor=sensor, bands=bands), side(b, sensor=sensor, bands=bands)
+    with Progress(console=console, transient=True) as progress, Workers(progress, workers) as pool:
+        one, two = collect_both(left, right, tile, pool)
+        found = match(one, two, radius, crops, footprint, buffer)
+        asked = {"radius": radius, "crops": crops, "footprint": footprint, "buffer": buffer, "tile": tile}
+        described = describe(found, one, two)
+        _write(folder, found, described, one, two, asked)
+    Console(markup=False, highlight=False).print(counts_table(described, f"{one.name} and {two.name}"))
+    console.print(f"look at: {folder / 'index.html'}", soft_wrap=True)
+    check_readable([one, two], skip_unreadable, folder)
+    return folder / "index.html"
+
+
+def collect_both(left: Side, right: Side, tile: int, workers: Workers) -> tuple[Collection, Collection]:
+    """Fingerprints of two sides over the bands that both have; one collection where both are the same."""
+    first, second = left.found(), right.found()
+    bands = common_bands(first, second)
+    one = collect(left, bands, tile, workers)
+    if _same(left, right):
+        return one, one
+    # the other side may call the same bands otherwise
+    theirs = common_bands(second, first) if len(bands) else ()
+    if len(theirs) != len(bands):
+        raise InputError(
+            f"the bands of '{left.given}' and '{right.given}' cannot be told apart: name them with --bands"
+        )
+    return one, collect(right, _in_order(bands, first, second), tile, workers)
+
+
+def _in_order(bands: Sequence[str], first: Any, second: Any) -> tuple[str, ...]:
+    """Names that the second sensor has for bands of the first."""
+    from geomim.sensors import match_bands
+
+    if not bands:
+        return ()
+    chosen = first.select(bands).bands
+    return tuple(second.bands[place].name for place in match_bands(chosen, second.bands))
+
+
+def _same(left: Side, right: Side) -> bool:
+    if left.corpus is not None and right.corpus is not None:
+        return left.corpus.path.resolve() == right.corpus.path.resolve() and left.splits == right.splits
+    uris = [[os.path.realpath(item.uri) for item in one.items] for one in (left, right)]
+    return left.corpus is right.corpus and uris[0] == uris[1]
+
+
+def check_readable(sides: Sequence[Collection], accept: bool, where: Path) -> None:
+    """Refuse to call an outcome whole for which images could not be read.
+
+    Raises:
+        InputError: Some could not, and nobody said that this is fine.
+    """
+    for one in sides:
+        if one.unreadable and not accept:
+            uri, reason = one.unreadable[0]
+            raise InputError(
+                f"{len(one.unreadable)} of {one.items + len(one.unreadable)} images of '{one.name}' cannot be read, "
+                f"such as '{uri}' ({reason}): what was found is in '{where}', but it is not complete; mend them, or "
+                "accept it with --skip-unreadable"
+            )
+
+
+def facts(one: Collection) -> dict[str, Any]:
+    """What was looked at on one side, for the record."""
+    return {
+        "name": one.name,
+        "images": one.items,
+        "views": len(one),
+        "unreadable": [{"image": Path(uri).name, "reason": reason} for uri, reason in one.unreadable],
+    }
+
+
+def counted(described: pa.Table) -> list[dict[str, Any]]:
+    """Counts by kind and distance, for the record."""
+    names = ("kind", "distance", "windows", "images")
+    return [dict(zip(names, row, strict=True)) for row in counts(described)]
+
+
+def _write(
+    folder: Path, found: pa.Table, described: pa.Table, one: Collection, two: Collection, asked: dict[str, Any]
+) -> None:
+    """Page, pictures and lists, aside and then renamed."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    write_table(part / "matches.parquet", described)
+    sections = [
+        ("What was compared", compared_html(one, two, asked)),
+        ("What was found", counts_html(described)),
+        ("Not readable", unreadable_html([one] if one is two else [one, two])),
+        ("Matches", figures(found, one, two, part, "matches.parquet")),
+    ]
+    title = f"Pairs within {one.name}" if one is two else f"{one.name} and {two.name}"
+    (part / "index.html").write_text(html_page(title, sections), encoding="utf-8")
+    sides = {"a": facts(one)} if one is two else {"a": facts(one), "b": facts(two)}
+    record = {"geomim_version": __version__, "asked": asked, **sides, "found": counted(described)}
+    write_json(part / "audit.json", record)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(part, folder)
+
+
+def compared_html(one: Collection, two: Collection, asked: dict[str, Any]) -> str:
+    """Both sides, and how they were compared, in words."""
+    rows = []
+    for each in [one] if one is two else [one, two]:
+        placed = each.views["geometry"].null_count < len(each)
+        rows.append(
+            (
+                each.name,
+                f"{each.items:,} images seen as {len(each):,} windows",
+                f"{len(each.unreadable):,} not readable" if each.unreadable else "all readable",
+                "with a place on Earth" if placed else "without a place on Earth",
+            )
+        )
+    if one.sensor is None:
+        how = "The two have no band in common, so only places were compared."
+    else:
+        how = (
+            f"Bands compared: {', '.join(one.sensor.names)}. Perceptual hashes within {asked['radius']} bits in eight "
+            f"orientations, each candidate checked on its pixels"
+            + ("; parts that overlap at any offset." if asked["crops"] else "; overlapping parts were not looked for.")
+        )
+    low = sum(sum(each.views["low_information"].to_pylist()) for each in ([one] if one is two else [one, two]))
+    if low and one.sensor is not None:
+        how += f" {low:,} windows with too little to see (water, sand, nodata) were compared exactly and by place only."
+    if one is two:
+        how += " A file is never compared with itself."
+    return html_table((), rows) + f"<p>{how}</p>"

@@ -1,0 +1,433 @@
+"""One side of a comparison: the fingerprints of a set of images, or of the tiles of a corpus, whose pixels stay put.
+
+An image is seen as a whole, and where it is larger than a tile also as tiles; each of these is a view. Pixels are read
+once to take the fingerprints, and again only for the few views that a match is to be verified on.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from geomim.corpus.duplicates.fingerprint import block_means, content_hash, perceptual_hash
+from geomim.corpus.pipeline.executor import Workers
+from geomim.corpus.quality import assess
+from geomim.corpus.scenes import Scene, open_scene
+from geomim.corpus.sources.items import Item, list_items
+from geomim.corpus.store import Corpus
+from geomim.errors import BandError, CorpusError, GeomimError, InputError, nearest
+from geomim.sensors import Sensor, get_sensor, match_bands
+
+VIEWS = pa.schema(
+    [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("item", pa.string(), nullable=False),
+        pa.field("split", pa.string()),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("col", pa.int64(), nullable=False),
+        pa.field("height", pa.int64(), nullable=False),
+        pa.field("width", pa.int64(), nullable=False),
+        pa.field("whole", pa.bool_(), nullable=False),
+        pa.field("xxh3", pa.string(), nullable=False),
+        pa.field("phash", pa.uint64(), nullable=False),
+        pa.field("low_information", pa.bool_(), nullable=False),
+        pa.field("geometry", pa.binary()),
+        pa.field("sensor", pa.string()),
+        pa.field("time", pa.timestamp("us")),
+    ]
+)
+"""A row a view: `id` is that of a corpus's tile, else the place of the view; `item` the image, as a path below the
+folder that was given; `row`, `col`, `height`, `width` the window in it; `low_information`: its hash means nothing."""
+
+WHOLE = 2**26
+"""Pixels of the largest image that is also seen as a whole, 67 million."""
+_PER_TASK = 256  # images
+
+Reader = Callable[[int], tuple[np.ndarray, np.ndarray]]
+"""Place of a view to its pixels `(C, h, w)` and which of them are measurements `(h, w)`."""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Fingerprints of one side.
+
+    Attributes:
+        name: How to call it.
+        views: Rows of `VIEWS`.
+        read: Reads the pixels of a view.
+        sensor: What the pixels are, or None where there is none in common with the other side.
+        items: How many images were read.
+        unreadable: Images that could not be read, and why.
+        paths: The file of each view that is one, so that nothing is compared with itself.
+    """
+
+    name: str
+    views: pa.Table
+    read: Reader = field(repr=False)
+    sensor: Sensor | None
+    items: int
+    unreadable: tuple[tuple[str, str], ...] = ()
+    paths: tuple[str, ...] = field(default=(), repr=False)
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+
+@dataclass(frozen=True)
+class Side:
+    """What a user named: images, or a corpus, and some of its splits.
+
+    Attributes:
+        name: How to call it.
+        given: As it was given.
+        items: Its images; empty for a corpus.
+        corpus: Or the corpus.
+        splits: Splits that count; all where None.
+        sensor: What took the images, or None where the files say so.
+        bands: Names of the files' bands, or None.
+    """
+
+    name: str
+    given: str
+    items: tuple[Item, ...] = ()
+    corpus: Corpus | None = None
+    splits: tuple[str, ...] | None = None
+    sensor: Sensor | None = None
+    bands: tuple[str, ...] | None = None
+
+    def open(self, item: Item) -> Scene:
+        """Open an image; what the user says of the sensor comes before the card."""
+        sensor = self.sensor or (get_sensor(item.sensor) if item.sensor else None)
+        return open_scene(item.uri, sensor, self.bands)
+
+    def found(self) -> Sensor | None:
+        """Sensor of the corpus, or of the first image that can be opened; None where none can."""
+        if self.corpus is not None:
+            return self.corpus.sensor
+        for item in self.items:
+            try:
+                with self.open(item) as scene:
+                    return scene.sensor
+            except GeomimError:
+                continue
+        return None
+
+
+_SPLITS = re.compile(r"(?P<path>.+?):(?P<splits>[A-Za-z_]\w*(?:,[A-Za-z_]\w*)*)")
+
+
+def side(
+    given: str,
+    held_out: bool = False,
+    sensor: str | None = None,
+    bands: Sequence[str] | None = None,
+    download: bool = False,
+) -> Side:
+    """Understand what a user names.
+
+    Args:
+        given: A corpus (or its `catalogue.parquet`), a raster, a folder, a pattern, or `CARD@ROOT`; with `NAME=` before
+            it to call it so, and `:train,test` behind it for some of its splits.
+        held_out: Where no splits are given, take those that a benchmark is scored on: a card's held-out ones, a
+            corpus's val and test. Of plain images, all.
+        sensor: Name of a built-in sensor or a YAML file, for rasters that do not name their bands.
+        bands: Names of the rasters' bands in file order.
+        download: Let torchgeo fetch a card's source that is not there.
+
+    Raises:
+        InputError: There is no such thing, it has no such split, or nothing of it is held out.
+        CorpusError: A corpus of a newer format.
+    """
+    name, path, splits = _parts(given)
+    folder = Path(path)
+    if folder.name == "catalogue.parquet":
+        folder = folder.parent
+    known = get_sensor(sensor) if sensor else None
+    if (folder / "corpus.json").is_file():
+        wanted = splits or (("val", "test") if held_out else None)
+        return _of_corpus(name or folder.resolve().name, given, Corpus.open(folder), wanted)
+    items = list_items(path, download)
+    named = {item.split for item in items if item.split}
+    if splits:
+        for split in splits:
+            if split not in named:
+                offered = ", ".join(sorted(named)) or "none"
+                raise InputError(f"'{path}' has no split '{split}'{nearest(split, named)}; it has {offered}")
+        items = [item for item in items if item.split in splits]
+    elif held_out and items[0].dataset:
+        items = [item for item in items if item.held_out]
+        if not items:
+            raise InputError(
+                f"'{path}': its card names no held-out split, or the folder holds none of it; say which splits count, "
+                f"as {path}:test, or give the folder of its images to take all of them"
+            )
+    called = name or items[0].dataset or os.path.basename(os.path.normpath(path.replace("*", "")))
+    return Side(called, given, tuple(items), None, splits, known, tuple(bands) if bands else None)
+
+
+def _parts(given: str) -> tuple[str, str, tuple[str, ...] | None]:
+    """`NAME=PATH:SPLITS` apart; what exists as it stands is a path."""
+    if os.path.exists(given):
+        return "", given, None
+    name, equals, path = given.partition("=")
+    if not equals or "/" in name:
+        name, path = "", given
+    found = None if os.path.exists(path) else _SPLITS.fullmatch(path)
+    if found is None or found["path"].endswith(":"):
+        return name, path, None
+    return name, found["path"], tuple(found["splits"].split(","))
+
+
+def _of_corpus(name: str, given: str, corpus: Corpus, splits: tuple[str, ...] | None) -> Side:
+    if splits:
+        there = set(pc.unique(corpus.table(["split"])["split"]).to_pylist()) - {None}
+        if not there & set(splits):
+            raise InputError(
+                f"no tile of '{corpus.path}' is in {' or '.join(splits)}; its splits are {', '.join(sorted(there))}: "
+                f"say which count, as {corpus.path}:train"
+            )
+    return Side(name, given, (), corpus, splits)
+
+
+def common_bands(one: Sensor | None, two: Sensor | None) -> tuple[str, ...]:
+    """Names, in `one`, of the bands that both have; by name, alias or wavelength."""
+    if one is None or two is None:
+        return ()
+    names = []
+    for band in one.bands:
+        try:
+            match_bands([band], two.bands)
+        except BandError:
+            continue
+        names.append(band.name)
+    return tuple(names)
+
+
+def collect(of: Side, bands: Sequence[str], tile: int, workers: Workers) -> Collection:
+    """Take the fingerprints of one side.
+
+    Args:
+        of: What the user named.
+        bands: Bands to look at; all sides of a comparison must look at the same ones. Empty: only places count.
+        tile: Edge in pixels; larger images are also seen as tiles of this size.
+        workers: Runs it.
+
+    Raises:
+        InputError: Nothing of it can be read.
+    """
+    if of.corpus is not None:
+        return _collect_tiles(of, of.corpus, bands, workers)
+    chunks = [of.items[start : start + _PER_TASK] for start in range(0, len(of.items), _PER_TASK)]
+    calls = [(of, chunk, tuple(bands), tile) for chunk in chunks]
+    parts = workers.run(f"reading {of.name}", fingerprint, calls, inline=len(of.items) < _PER_TASK)
+    rows = [row for part in parts for row in part[0]]
+    unreadable = tuple(one for part in parts for one in part[1])
+    if not rows:
+        uri, reason = unreadable[0]
+        raise InputError(f"none of the {len(of.items)} images of '{of.given}' can be read, such as '{uri}': {reason}")
+    root = _root([item.uri for item in of.items])
+    paths = tuple(row["item"] for row in rows)
+    for place, row in enumerate(rows):
+        row |= {"id": place, "item": os.path.relpath(row["item"], root) if root else row["item"]}
+    views = pa.Table.from_pylist(rows, VIEWS)
+    read = _ImageReader(of, {item.uri: item for item in of.items}, paths, views, tuple(bands))
+    sensor = of.found()
+    shown = sensor.select(bands) if sensor and bands else None
+    return Collection(of.name, views, read, shown, len(of.items) - len(unreadable), unreadable, paths)
+
+
+def _root(uris: Sequence[str]) -> str:
+    """Folder that all files lie in; "" for addresses."""
+    if any("://" in uri or uri.startswith("/vsi") for uri in uris):
+        return ""
+    return os.path.commonpath([os.path.dirname(uri) for uri in uris]) or "."
+
+
+def fingerprint(
+    of: Side, items: Sequence[Item], bands: tuple[str, ...], tile: int
+) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+    """Views of some images, as rows of `VIEWS`, and those that cannot be read; a task."""
+    rows: list[dict[str, Any]] = []
+    unreadable = []
+    for item in items:
+        try:
+            with of.open(item) as scene:
+                rows.extend(_views(item, scene, bands, tile))
+        except GeomimError as error:
+            unreadable.append((item.uri, str(error)))
+    return rows, unreadable
+
+
+def _views(item: Item, scene: Scene, bands: tuple[str, ...], tile: int) -> list[dict[str, Any]]:
+    chosen = match_bands(bands, scene.sensor.bands) if bands else []
+    outline = scene.footprint()
+    rows = []
+    for row, col, height, width in _windows(scene.height, scene.width, tile):
+        from rasterio.windows import Window
+
+        pixels, valid = scene.read_valid(Window(col, row, width, height))
+        whole = (height, width) == (scene.height, scene.width)
+        rows.append(
+            {
+                "item": item.uri,
+                "split": item.split,
+                "row": row,
+                "col": col,
+                "height": height,
+                "width": width,
+                "whole": whole,
+                "geometry": outline.wkb if whole and outline is not None else None,
+                "sensor": scene.sensor.name,
+                "time": scene.time,
+                **fingerprints(pixels[chosen], valid),
+            }
+        )
+    return rows
+
+
+def fingerprints(pixels: np.ndarray, valid: np.ndarray) -> dict[str, Any]:
+    """Hashes of one view.
+
+    Args:
+        pixels: `(C, h, w)`; without bands nothing is hashed.
+        valid: `(h, w)` bool.
+    """
+    if not len(pixels):
+        return {"xxh3": "", "phash": 0, "low_information": True}
+    quality = assess(pixels[None], valid[None])
+    means = block_means(pixels[None], valid[None])
+    return {
+        "xxh3": content_hash(pixels),
+        "phash": int(perceptual_hash(means)[0]),
+        "low_information": bool(np.ravel(quality.low_information)[0])
+        or float(np.ravel(quality.valid_fraction)[0]) < 0.5,
+    }
+
+
+def _windows(height: int, width: int, tile: int) -> list[tuple[int, int, int, int]]:
+    """The whole image, and where it is larger than a tile, tiles that cover it; the last ones end at its edge."""
+    whole = [(0, 0, height, width)] if height * width <= WHOLE else []
+    if height <= tile and width <= tile:
+        return whole
+    return whole + [
+        (row, col, min(tile, height), min(tile, width)) for row in _starts(height, tile) for col in _starts(width, tile)
+    ]
+
+
+def _starts(length: int, tile: int) -> list[int]:
+    return [0] if length <= tile else [*range(0, length - tile, tile), length - tile]
+
+
+@dataclass(frozen=True)
+class _ImageReader:
+    """Reads views of images."""
+
+    of: Side
+    items: dict[str, Item]
+    paths: tuple[str, ...]
+    views: pa.Table
+    bands: tuple[str, ...]
+
+    def __call__(self, place: int) -> tuple[np.ndarray, np.ndarray]:
+        from rasterio.windows import Window
+
+        row, col, height, width = (self.views[name][place].as_py() for name in ("row", "col", "height", "width"))
+        with self.of.open(self.items[self.paths[place]]) as scene:
+            pixels, valid = scene.read_valid(Window(col, row, width, height))
+            return pixels[match_bands(self.bands, scene.sensor.bands)], valid
+
+
+_TILE_COLUMNS = ["id", "size", "slot", "source", "split", "row", "col", "xxh3", "phash", "low_information", "geometry"]
+
+
+def _collect_tiles(of: Side, corpus: Corpus, bands: Sequence[str], workers: Workers) -> Collection:
+    table = corpus.table(where=pc.field("split").isin(list(of.splits)) if of.splits else None)
+    read = CorpusReader(corpus, table, tuple(bands))
+    views = tile_views(table, corpus.sensor.name)
+    if bands and tuple(bands) != corpus.sensor.names:  # stored hashes are of all bands
+        views = _rehash(views, read, workers)
+    return Collection(of.name, views, read, corpus.sensor.select(bands) if bands else None, len(table))
+
+
+def tile_views(table: pa.Table, sensor: str) -> pa.Table:
+    """Rows of `VIEWS` of rows of a catalogue, whose hashes are of all its bands."""
+    size = table["size"].cast(pa.int64())
+    names = table.column_names
+    columns = {
+        "id": table["id"],
+        "item": table["source"],
+        "split": table["split"],
+        "row": pc.fill_null(table["row"], 0),
+        "col": pc.fill_null(table["col"], 0),
+        "height": size,
+        "width": size,
+        "whole": pa.array(np.ones(len(table), bool)),
+        "xxh3": table["xxh3"],
+        "phash": pa.array(table["phash"].to_numpy().view(np.uint64)),
+        "low_information": pc.or_(table["low_information"], pc.less(table["valid_fraction"], 0.5)),
+        "geometry": table["geometry"],
+        "sensor": table["sensor"] if "sensor" in names else pa.array([sensor] * len(table)),
+        "time": table["time"],
+    }
+    return pa.table({name: columns[name] for name in VIEWS.names}).cast(VIEWS)
+
+
+def _rehash(views: pa.Table, read: Reader, workers: Workers) -> pa.Table:
+    """Hashes of the tiles over some bands only."""
+    count = len(views)
+    chunks = [(read, range(start, min(start + _PER_TASK, count))) for start in range(0, count, _PER_TASK)]
+    parts = workers.run("hashing tiles over the common bands", _hash_views, chunks, inline=count < 4 * _PER_TASK)
+    rows = [row for part in parts for row in part]
+    for name in ("xxh3", "phash", "low_information"):
+        place = views.schema.get_field_index(name)
+        values = pa.array([row[name] for row in rows], VIEWS.field(name).type)
+        views = views.set_column(place, VIEWS.field(name), values)
+    return views
+
+
+def _hash_views(read: Reader, places: range) -> list[dict[str, Any]]:
+    return [fingerprints(*read(place)) for place in places]
+
+
+class CorpusReader:
+    """Reads tiles of a corpus by their place in a table; a copy without pixels reads those of its original.
+
+    Args:
+        corpus: Where they are.
+        table: Rows of its catalogue.
+        bands: Names of the bands to read, in order.
+    """
+
+    def __init__(self, corpus: Corpus, table: pa.Table, bands: tuple[str, ...]) -> None:
+        self._corpus = corpus
+        self._slots = table["slot"].to_numpy()
+        self._sizes = table["size"].to_numpy()
+        self._chosen = match_bands(bands, corpus.sensor.bands) if bands else []
+        missing = np.flatnonzero(self._slots < 0)
+        if len(missing):
+            self._slots = self._slots.copy()
+            stored = corpus.table(["xxh3", "slot", "size"], where=pc.field("slot") >= 0)
+            keys = zip(stored["xxh3"].to_pylist(), stored["size"].to_pylist(), strict=True)
+            slots = dict(zip(keys, stored["slot"].to_pylist(), strict=True))
+            hashes = table["xxh3"].take(missing).to_pylist()
+            for place, xxh3 in zip(missing.tolist(), hashes, strict=True):
+                self._slots[place] = slots.get((xxh3, int(self._sizes[place])), -1)
+
+    def __call__(self, place: int) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels `(C, h, w)` and validity `(h, w)`."""
+        slot, size = int(self._slots[place]), int(self._sizes[place])
+        if slot < 0:
+            raise CorpusError(f"'{self._corpus.path}' stores no pixels of row {place}: build the corpus again")
+        image, valid = self._corpus.array("image", size), self._corpus.array("valid", size)
+        if image is None:
+            raise CorpusError(f"'{self._corpus.path}' lacks the pixels of its {size} px tiles: build the corpus again")
+        pixels = image.read([slot])[0][self._chosen]
+        return pixels, np.ones(pixels.shape[1:], bool) if valid is None else valid.read([slot])[0].astype(bool)

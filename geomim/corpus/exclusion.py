@@ -1,0 +1,274 @@
+"""`geomim corpus exclude`: keep a corpus clear of what benchmarks are scored on, and keep the evidence.
+
+What is dropped are tiles of the corpus, never images of a benchmark. The evidence lies in the corpus's folder `audit`:
+`matches.parquet` and `audit.json` of all benchmarks, and a page with pictures for each.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+from rich.console import Console
+from rich.progress import Progress
+
+from geomim import __version__
+from geomim.corpus.audit import check_readable, collect_both, compared_html, counted, facts
+from geomim.corpus.collection import Collection, Side, side
+from geomim.corpus.matching import KINDS, Footprint, match
+from geomim.corpus.pipeline.conclude import conclude
+from geomim.corpus.pipeline.executor import Workers
+from geomim.corpus.report.matches import WORDS, counts_html, counts_table, describe, figures, unreadable_html
+from geomim.corpus.report.page import html_page
+from geomim.corpus.report.report import write_report
+from geomim.corpus.store import Corpus, write_json, write_table, write_text
+from geomim.errors import CorpusError, InputError
+
+EXCLUSIONS = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("benchmark", pa.string()),
+        ("item", pa.string()),
+        ("split", pa.string()),
+        ("kind", pa.string()),
+        ("distance", pa.int16()),
+        ("orientation", pa.int8()),
+        ("correlation", pa.float32()),
+        ("share", pa.float32()),
+    ]
+)
+"""A row a tile, an image of a benchmark that it touches, and a way in which it does; of each tile the most certain one
+first. `orientation` turns the tile so that it looks like the image."""
+
+
+def exclude(
+    corpus: str,
+    against: list[str],
+    report_only: bool = False,
+    radius: int = 8,
+    crops: bool = True,
+    footprint: Footprint = "any",
+    buffer: float = 0.0,
+    sensor: str | None = None,
+    bands: list[str] | None = None,
+    skip_unreadable: bool = False,
+    download: bool = False,
+    workers: int | None = None,
+) -> Path:
+    """Drop the tiles of a corpus that touch what a benchmark is scored on.
+
+    A tile touches an image by equal pixels, by a perceptual hash in any of eight orientations (checked on the pixels),
+    by a part that overlaps at any offset, or by its place on Earth. Benchmarks that were excluded before stay so; one
+    that is given again is searched again. No pixel of the corpus is removed.
+
+    Args:
+        corpus: Folder of the corpus.
+        against: Benchmarks: CARD@ROOT (its held-out splits), a folder of images (all of them), or a corpus or its
+            catalogue (its val and test tiles); `:train,test` behind one takes those splits, `NAME=` before it names it.
+        report_only: Write the evidence, and drop nothing.
+        radius: Bits, 0 to 12, in which perceptual hashes may differ.
+        crops: Also look for parts that overlap at any offset.
+        footprint: Which footprints count: `any`, those of one `acquisition` (same sensor and time), or `off`.
+        buffer: Metres by which the footprints of the benchmarks grow.
+        sensor: Name of a built-in sensor or a YAML file, for rasters of benchmarks that do not name their bands.
+        bands: Names of these rasters' bands in file order (`-` ignores one).
+        skip_unreadable: Be content where images of a benchmark cannot be read; the page lists them all the same.
+        download: Let torchgeo fetch the benchmarks of cards that are not there.
+        workers: Processes; one a core where not given. Does not change the outcome.
+
+    Returns:
+        The page with the evidence.
+
+    Raises:
+        InputError: There is no such benchmark, or nothing of it can be read; or a part of it cannot, so that the
+            exclusion, which is done, is not complete.
+        CorpusError: The folder is no corpus, or its exclusions are those of another one.
+    """
+    opened = Corpus.open(corpus)
+    console = Console(stderr=True, markup=False, highlight=False)
+    sides = [side(one, True, sensor, bands, download) for one in against]
+    _check_names(opened.path / "audit", sides)
+    known = _known(opened)
+    searched, tiles = [], len(opened.table(["id"]))
+    with Progress(console=console, transient=True) as progress, Workers(progress, workers) as pool:
+        for benchmark in sides:
+            collection, rows = _search(benchmark, opened, (radius, crops, footprint, buffer), pool)
+            searched.append(collection)
+            known = pa.concat_tables([known.filter(pc.not_equal(known["benchmark"], benchmark.name)), rows])
+            what = "would be dropped" if report_only else "are excluded"
+            console.print(f"{benchmark.name}: {len(pc.unique(rows['id'])):,} of {tiles:,} tiles touch it and {what}")
+    if not report_only:
+        write_table(opened.path / "catalogue" / "exclusions.parquet", _sorted(known, ["benchmark"]))
+    _overview(opened)
+    conclude(opened.path)
+    write_report(opened.path)
+    console.print(f"look at: {opened.path / 'audit' / 'index.html'}", soft_wrap=True)
+    check_readable(searched, skip_unreadable, opened.path / "audit")
+    return opened.path / "audit" / "index.html"
+
+
+def _search(
+    benchmark: Side, corpus: Corpus, asked: tuple[int, bool, Footprint, float], pool: Workers
+) -> tuple[Collection, pa.Table]:
+    """The benchmark's images and the `EXCLUSIONS` that they cause; the evidence is written."""
+    radius, crops, footprint, buffer = asked
+    if benchmark.corpus is not None and benchmark.corpus.path.resolve() == corpus.path.resolve():
+        raise InputError(f"'{benchmark.given}' is the corpus itself: its own splits are kept apart by `corpus split`")
+    own = Side(corpus.path.resolve().name, str(corpus.path), (), corpus)
+    one, two = collect_both(own, benchmark, min(corpus.sizes), pool)
+    found = match(one, two, radius, crops, footprint, buffer)
+    described = describe(found, one, two)
+    words = {"radius": radius, "crops": crops, "footprint": footprint, "buffer": buffer}
+    _write_evidence(corpus.path / "audit", benchmark, one, two, found, described, words)
+    Console(markup=False, highlight=False).print(counts_table(described, benchmark.name))
+    return two, exclusions(described, benchmark.name)
+
+
+def exclusions(described: pa.Table, benchmark: str) -> pa.Table:
+    """Rows of `EXCLUSIONS` of matches of a corpus (a) with a benchmark (b)."""
+    columns = {"id": "id_a", "item": "item_b", "split": "split_b"}
+    table = pa.table(
+        [
+            pa.array([benchmark] * len(described)) if name == "benchmark" else described[columns.get(name, name)]
+            for name in EXCLUSIONS.names
+        ],
+        names=EXCLUSIONS.names,
+    ).cast(EXCLUSIONS)
+    return _sorted(table, [])
+
+
+def _sorted(table: pa.Table, then: list[str]) -> pa.Table:
+    """Of each tile the most certain row first: it is the reason that the catalogue gives."""
+    rank = pc.index_in(table["kind"], value_set=pa.array(KINDS))
+    ways = [("id", "ascending"), ("rank", "ascending"), *((name, "ascending") for name in then)]
+    ways += [("distance", "ascending"), ("correlation", "descending"), ("item", "ascending")]
+    return table.take(pc.sort_indices(table.append_column("rank", rank), ways))
+
+
+def _known(corpus: Corpus) -> pa.Table:
+    """Exclusions of earlier runs.
+
+    Raises:
+        CorpusError: They are of another corpus.
+    """
+    file = corpus.path / "catalogue" / "exclusions.parquet"
+    if not file.exists():
+        return EXCLUSIONS.empty_table()
+    table = pq.read_table(file)
+    if table.schema.names != EXCLUSIONS.names:
+        raise CorpusError(f"'{file}' is no table of exclusions: remove it, and exclude again")
+    strange = pc.unique(
+        table.filter(pc.invert(pc.is_in(table["id"], corpus.table(["id"])["id"].combine_chunks())))["id"]
+    )
+    if len(strange):
+        raise CorpusError(
+            f"'{file}' excludes {len(strange):,} tiles that '{corpus.path}' does not have, such as {strange[0]}: it is "
+            "that of another corpus; remove it, and exclude again"
+        )
+    return table.cast(EXCLUSIONS)
+
+
+def _check_names(folder: Path, sides: Sequence[Side]) -> None:
+    """Refuse to let one benchmark replace another that is called the same."""
+    given: dict[str, str] = {}
+    for file in sorted(folder.glob("*/audit.json")):
+        record = json.loads(file.read_text())
+        given[record["benchmark"]] = record["given"]
+    for one in sides:
+        before = given.setdefault(one.name, one.given)
+        if before != one.given and not one.given.startswith(f"{one.name}="):
+            raise InputError(
+                f"'{before}' and '{one.given}' would both be called '{one.name}', and the one would replace the other: "
+                f"give NAME={one.given}"
+            )
+
+
+def folder_of(name: str) -> str:
+    """Name of a benchmark as the name of a folder."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")
+    return plain if plain == name else f"{plain}-{xxhash.xxh3_64_hexdigest(name.encode())[:6]}"
+
+
+def _write_evidence(
+    folder: Path,
+    benchmark: Side,
+    one: Collection,
+    two: Collection,
+    found: pa.Table,
+    described: pa.Table,
+    asked: dict[str, Any],
+) -> None:
+    """Page, pictures and lists of one benchmark, aside and then renamed."""
+    target = folder / folder_of(benchmark.name)
+    part = target.with_name(target.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    write_table(part / "matches.parquet", described)
+    touched = len(pc.unique(described["id_a"]))
+    sections = [
+        ("In short", f"<p>{touched:,} of {len(one):,} tiles touch {two.name}.</p>"),
+        ("What was compared", compared_html(one, two, asked)),
+        ("What was found", counts_html(described)),
+        ("Not readable", unreadable_html([two])),
+        ("Matches: the tile, and the image of the benchmark", figures(found, one, two, part, "matches.parquet")),
+    ]
+    (part / "index.html").write_text(html_page(f"{one.name} against {two.name}", sections), encoding="utf-8")
+    record = {
+        "benchmark": benchmark.name,
+        "given": benchmark.given,
+        "splits": list(benchmark.splits or sorted({item.split for item in benchmark.items if item.split})),
+        "asked": asked,
+        **{key: value for key, value in facts(two).items() if key != "name"},
+        "tiles": touched,
+        "found": counted(described),
+    }
+    write_json(part / "audit.json", record)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(part, target)
+
+
+def _overview(corpus: Corpus) -> None:
+    """`matches.parquet`, `audit.json` and the page of all benchmarks together; the same facts give the same bytes."""
+    folder = corpus.path / "audit"
+    records, tables = [], []
+    for file in sorted(folder.glob("*/audit.json")):
+        record = json.loads(file.read_text())
+        records.append(record)
+        table = pq.read_table(file.with_name("matches.parquet"))
+        tables.append(table.add_column(0, "benchmark", pa.array([record["benchmark"]] * len(table), pa.string())))
+    stored = corpus.path / "catalogue" / "exclusions.parquet"
+    dropped = set(pq.read_table(stored)["benchmark"].to_pylist()) if stored.exists() else set()
+    for record in records:
+        record["excluded"] = record["benchmark"] in dropped or record["tiles"] == 0
+    write_table(folder / "matches.parquet", pa.concat_tables(tables))
+    digest = xxhash.xxh3_128_hexdigest((folder / "matches.parquet").read_bytes())
+    write_json(folder / "audit.json", {"geomim_version": __version__, "benchmarks": records, "matches": digest})
+    rows = "".join(_overview_row(record) for record in records)
+    head = "".join(f"<th>{name}</th>" for name in ("benchmark", "images", "tiles that touch it", *WORDS, ""))
+    text = (
+        "<p>Tiles of the corpus that touch what a benchmark is scored on, by the way in which they do. A tile may "
+        f"touch an image in several ways. The list of all is matches.parquet.</p><table><tr>{head}</tr>{rows}</table>"
+    )
+    write_text(
+        folder / "index.html",
+        html_page(f"Corpus {corpus.path.resolve().name} against benchmarks", [("Benchmarks", text)]),
+    )
+
+
+def _overview_row(record: dict[str, Any]) -> str:
+    name = html.escape(record["benchmark"])
+    ways = [sum(row["windows"] for row in record["found"] if row["kind"] == kind) for kind in WORDS]
+    cells = [f'<a href="{html.escape(folder_of(record["benchmark"]))}/index.html">{name}</a>', f"{record['images']:,}"]
+    cells += [f"{record['tiles']:,}", *(f"{number:,}" for number in ways)]
+    cells.append("excluded" if record["excluded"] else "reported only")
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"

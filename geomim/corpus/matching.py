@@ -1,0 +1,269 @@
+"""What two sets of images have in common: copies, near-copies in any orientation, crops that overlap, equal places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import shapely
+
+from geomim.corpus.collection import Collection
+from geomim.corpus.duplicates.fingerprint import inverse, orientations
+from geomim.corpus.duplicates.hamming import cross_pairs
+from geomim.corpus.likeness import CELLS, MIN_LIKENESS, details, likeness
+from geomim.errors import CorpusError
+
+MATCHES = pa.schema(
+    [
+        ("a", pa.int64()),
+        ("b", pa.int64()),
+        ("kind", pa.string()),
+        ("distance", pa.int16()),
+        ("orientation", pa.int8()),
+        ("correlation", pa.float32()),
+        ("share", pa.float32()),
+    ]
+)
+"""A row a pair of views, `a` of one side and `b` of the other, and a way in which they match. `kind` is one of `KINDS`;
+`distance` in bits, -1 where no hash decides; `orientation` turns `a` so that it looks like `b`; `correlation` of
+pixels, NaN unknown; `share` of the smaller one that both hold."""
+
+KINDS = ("exact", "perceptual", "crop", "footprint")
+"""How two views match, the most certain first."""
+
+Footprint = Literal["any", "acquisition", "off"]
+"""Which footprints count: of any date, of one acquisition (sensor and time are the same), or none."""
+
+MAX_MATCHES = 20_000_000
+_AT_ONCE = 10_000  # candidate pairs verified together
+_DEGREE = 111_320.0  # metres
+
+
+def match(
+    a: Collection, b: Collection, radius: int = 8, crops: bool = True, footprint: Footprint = "any", buffer: float = 0.0
+) -> pa.Table:
+    """Find everything that two sets have in common.
+
+    Exact copies stand for each other: of every group each copy is listed with the first one of the other side.
+    Tiles of little information (water, sand, haze) are compared exactly and by place only, for their perceptual hash
+    means nothing.
+
+    Args:
+        a: One side.
+        b: The other; where it is `a` itself, pairs within it are found, each once.
+        radius: Bits in which perceptual hashes may differ, 0 to 12.
+        crops: Also look for parts that overlap at any offset.
+        footprint: Which footprints count.
+        buffer: Metres by which the footprints of `b` grow.
+
+    Returns:
+        Rows of `MATCHES`, sorted by kind, then by certainty.
+
+    Raises:
+        CorpusError: The radius is out of range, or so many pairs are alike that a list of them makes no sense.
+    """
+    copies = _exact(a, b)
+    one, two = _representatives(a), _representatives(b)
+    found = [copies]
+    usable_a, usable_b = one[~_low(a)[one]], two[~_low(b)[two]]
+    near = _perceptual(a, b, usable_a, usable_b, radius)
+    found.append(_spread(near, a, b))
+    if crops:
+        found.append(_spread(_crops(a, b, usable_a, usable_b, near), a, b))
+    if footprint != "off":
+        found.append(_footprints(a, b, footprint, buffer))
+    table = _without_itself(pa.concat_tables(found), a, b)
+    if len(table) > MAX_MATCHES:
+        raise CorpusError(f"{len(table):,} pairs of '{a.name}' and '{b.name}' match: nearly all images are alike")
+    return order(table)
+
+
+def order(table: pa.Table) -> pa.Table:
+    """Sort matches: the most certain kind first, then by distance, correlation and share."""
+    rank = pc.index_in(table["kind"], value_set=pa.array(KINDS))
+    correlated = pc.if_else(pc.is_nan(table["correlation"]), pa.scalar(-2.0, pa.float32()), table["correlation"])
+    keys = pa.table({"rank": rank, "distance": table["distance"], "correlation": correlated, "share": table["share"]})
+    keys = keys.append_column("a", table["a"]).append_column("b", table["b"])
+    ways = [("rank", "ascending"), ("distance", "ascending"), ("correlation", "descending"), ("share", "descending")]
+    return table.take(pc.sort_indices(keys, [*ways, ("a", "ascending"), ("b", "ascending")]))
+
+
+def _low(side: Collection) -> np.ndarray:
+    return side.views["low_information"].to_numpy()
+
+
+def _representatives(side: Collection) -> np.ndarray:
+    """The first view of each content, `(k,)` places."""
+    hashes = np.asarray(side.views["xxh3"].to_pylist(), dtype="S32")
+    _, first = np.unique(hashes, return_index=True)
+    return np.sort(first[hashes[first] != b""])
+
+
+def _rows(kind: str, a: Any, b: Any, distance: Any, orientation: Any, correlated: Any, share: Any) -> pa.Table:
+    count = len(a)
+    columns = [a, b, [kind] * count, distance, orientation, correlated, share]
+    filled = [np.full(count, value) if np.isscalar(value) else value for value in columns]
+    return pa.table([pa.array(v, f.type) for f, v in zip(MATCHES, filled, strict=True)], schema=MATCHES)
+
+
+def _exact(a: Collection, b: Collection) -> pa.Table:
+    """Copies: each one of `a` with the first of `b`, and each one of `b` with the first of `a`."""
+    groups_a, groups_b = _groups(a), _groups(b)
+    pairs = set()
+    for content in groups_a.keys() & groups_b.keys():
+        one, two = groups_a[content], groups_b[content]
+        pairs |= {(x, two[0]) for x in one} | {(one[0], y) for y in two}
+        if a is not b and len(two) > 1:  # the first of b may be the very file
+            pairs |= {(x, two[1]) for x in one}
+    if a is b:
+        pairs = {(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]}
+    places = np.array(sorted(pairs), np.int64).reshape(-1, 2)
+    return _rows("exact", places[:, 0], places[:, 1], 0, 0, 1.0, 1.0)
+
+
+def _groups(side: Collection) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = {}
+    for place, content in enumerate(side.views["xxh3"].to_pylist()):
+        if content:
+            groups.setdefault(content, []).append(place)
+    return groups
+
+
+def _perceptual(a: Collection, b: Collection, one: np.ndarray, two: np.ndarray, radius: int) -> pa.Table:
+    """Near-copies among views of different content."""
+    hashes_a, hashes_b = (side.views["phash"].to_numpy() for side in (a, b))
+    queries = orientations(hashes_b[two])
+    pairs, distance = cross_pairs(queries.ravel(), hashes_a[one], radius)
+    turn, place = np.divmod(pairs[:, 0], max(len(two), 1))
+    first, second = one[pairs[:, 1]], two[place]
+    wanted = _other_content(a, b, first, second)
+    if a is b:
+        wanted &= first < second
+    first, second, turn, distance = first[wanted], second[wanted], turn[wanted], distance[wanted]
+    correlated = _verify(a, b, first, second, turn)
+    good = correlated >= MIN_LIKENESS
+    back = np.array([inverse(k) for k in range(8)])[turn]
+    table = _rows("perceptual", first, second, distance, back, correlated, 1.0).filter(pa.array(good))
+    return _best(table)
+
+
+def _other_content(a: Collection, b: Collection, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    one, two = (np.asarray(side.views["xxh3"].to_pylist(), dtype="S32") for side in (a, b))
+    return one[first] != two[second]
+
+
+def _verify(a: Collection, b: Collection, first: np.ndarray, second: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """Correlation of candidates, `b` turned; pixels of each view of `b` are read once, of `a` once a run of pairs."""
+    needed = np.unique(second)
+    known = _details(b, needed)
+    result = np.empty(len(first), np.float32)
+    by_first = np.argsort(first, kind="stable")
+    for start in range(0, len(first), _AT_ONCE):
+        some = by_first[start : start + _AT_ONCE]
+        places, inverse_ = np.unique(first[some], return_inverse=True)
+        mine = _details(a, places)[inverse_]
+        result[some] = likeness(mine, known[np.searchsorted(needed, second[some])], turn[some])
+    return result
+
+
+def _details(side: Collection, places: Iterable[int]) -> np.ndarray:
+    places = list(map(int, places))
+    result = np.empty((len(places), CELLS, CELLS), np.float32)
+    for row, place in enumerate(places):
+        result[row] = details(*side.read(place))
+    return result
+
+
+def _best(table: pa.Table) -> pa.Table:
+    """The best orientation of each pair."""
+    ways = [("a", "ascending"), ("b", "ascending"), ("correlation", "descending"), ("distance", "ascending")]
+    table = table.sort_by([*ways, ("orientation", "ascending")])
+    a, b = table["a"].to_numpy(), table["b"].to_numpy()
+    first = np.ones(len(table), bool)
+    first[1:] = (np.diff(a) != 0) | (np.diff(b) != 0)
+    return table.filter(pa.array(first))
+
+
+def _spread(table: pa.Table, a: Collection, b: Collection) -> pa.Table:
+    """What holds for a view holds for its exact copies: those of `a` with the view of `b`, and the other way round."""
+    groups_a, groups_b = _groups(a), _groups(b)
+    names_a, names_b = a.views["xxh3"].to_pylist(), b.views["xxh3"].to_pylist()
+    rows: list[dict[str, Any]] = []
+    for row in table.to_pylist():
+        one, two = groups_a[names_a[row["a"]]], groups_b[names_b[row["b"]]]
+        rows.extend(row | {"a": x} for x in one)
+        rows.extend(row | {"b": y} for y in two[1:])
+    return pa.Table.from_pylist(rows, MATCHES)
+
+
+def _crops(a: Collection, b: Collection, one: np.ndarray, two: np.ndarray, near: pa.Table) -> pa.Table:
+    return MATCHES.empty_table()
+
+
+def _footprints(a: Collection, b: Collection, which: Footprint, buffer: float) -> pa.Table:
+    """Views whose outlines share ground."""
+    places_a, shapes_a = _outlines(a)
+    places_b, shapes_b = _outlines(b)
+    if not len(places_a) or not len(places_b):
+        return MATCHES.empty_table()
+    grown = np.array([_grow(shape, buffer) for shape in shapes_b]) if buffer else shapes_b
+    left, right = shapely.STRtree(shapes_a).query(grown, predicate="intersects")[::-1]
+    if a is b:
+        left, right = (side[places_a[left] < places_b[right]] for side in (left, right))
+    area = shapely.area(shapely.intersection(shapes_a[left], shapes_b[right]))
+    smaller = np.minimum(shapely.area(shapes_a)[left], shapely.area(shapes_b)[right])
+    share = np.divide(area, smaller, out=np.zeros(len(area)), where=smaller > 0)
+    wanted = (share > 1e-3) if not buffer else np.ones(len(share), bool)  # tiles of one grid touch along an edge
+    first, second = places_a[left], places_b[right]
+    if which == "acquisition":
+        wanted &= _same_acquisition(a, b, first, second)
+    first, second, share = first[wanted], second[wanted], share[wanted]
+    return _rows("footprint", first, second, -1, 0, np.nan, share)
+
+
+def _outlines(side: Collection) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the views that have an outline, and the outlines."""
+    geometry = side.views["geometry"]
+    places = np.flatnonzero(geometry.is_valid().to_numpy(zero_copy_only=False))
+    return places, shapely.from_wkb(np.array(geometry.take(places).to_pylist(), object))
+
+
+def _grow(shape: Any, metres: float) -> Any:
+    """A buffer in metres, to a fraction that suits a safety margin: degrees of longitude shrink with latitude."""
+    latitude = np.abs(shapely.get_coordinates(shape)[:, 1]).max()
+    narrow = max(np.cos(np.radians(min(latitude, 89.0))), 0.01)
+    squeezed = shapely.transform(shape, lambda xy: xy * [narrow, 1.0])
+    grown = shapely.transform(shapely.buffer(squeezed, metres / _DEGREE), lambda xy: xy / [narrow, 1.0])
+    west, _, east, _ = shapely.bounds(grown)
+    turns = [turn for turn, beyond in ((360.0, west < -180), (-360.0, east > 180)) if beyond]
+    beyond = [shapely.transform(grown, lambda xy, by=turn: xy + np.array([by, 0.0])) for turn in turns]
+    return shapely.union_all([grown, *beyond])
+
+
+def _same_acquisition(a: Collection, b: Collection, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    equal = np.ones(len(first), bool)
+    for name in ("sensor", "time"):
+        same = pc.equal(a.views[name].take(first), b.views[name].take(second))
+        equal &= pc.fill_null(same, False).to_numpy(zero_copy_only=False)
+    return equal
+
+
+def _without_itself(table: pa.Table, a: Collection, b: Collection) -> pa.Table:
+    """Leave out a window of a file beside itself, where both sides hold the file."""
+    if a is b or not a.paths or not b.paths:
+        return table
+    keys_a, keys_b = (_keys(side) for side in (a, b))
+    if not set(keys_a) & set(keys_b):
+        return table
+    pairs = zip(table["a"].to_pylist(), table["b"].to_pylist(), strict=True)
+    return table.filter(pa.array([keys_a[i] != keys_b[j] for i, j in pairs], pa.bool_()))
+
+
+def _keys(side: Collection) -> list[tuple[Any, ...]]:
+    import os
+
+    columns = (side.views[name].to_pylist() for name in ("row", "col", "height", "width"))
+    return list(zip(map(os.path.realpath, side.paths), *columns, strict=True))
