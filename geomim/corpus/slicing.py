@@ -170,7 +170,7 @@ def slice_scene(scene: Scene, grid: Grid) -> Iterator[Tile]:
 
 @dataclass(frozen=True)
 class _Part:
-    """What one call decoded: rows and columns of the scene, and its pixels, validity and clouds."""
+    """What one call decoded: rows and columns of the scene, and the pixels, validity and clouds there."""
 
     top: int
     bottom: int
@@ -179,10 +179,7 @@ class _Part:
     pixels: np.ndarray
     valid: np.ndarray
     clouds: np.ndarray | None
-
-    @property
-    def bytes(self) -> int:
-        return 0 if isinstance(self.pixels, np.memmap) else self.pixels.nbytes
+    held: int  # bytes in memory
 
 
 class _Rows:
@@ -192,40 +189,47 @@ class _Rows:
         self._scene = scene
         self._parts: list[_Part] = []
         self._bottom = 0  # rows above it are read
+        self._step = self._part_size()
+
+    def _part_size(self) -> tuple[int, int]:
+        """Rows and columns to decode in one call: whole blocks of the file, as many as fit."""
+        scene = self._scene
+        rows, cols = min(scene.block[0], scene.height), min(scene.block[1], scene.width)
+        blocks = _PART_BYTES // (rows * cols * _bytes_per_pixel(scene))
+        across = -(-scene.width // cols)
+        return rows * max(blocks // across, 1), cols * min(max(blocks, 1), across)
 
     def hold(self, top: int, bottom: int) -> None:
         """Have the rows `top` to `bottom`, and none above."""
         self._parts = [part for part in self._parts if part.bottom > top]
         if bottom <= self._bottom:
             return
-        block = self._scene.block
+        height, width = self._scene.height, self._scene.width
+        block = self._scene.block[0]
         begin = max(self._bottom, top)  # a stride above the tile leaves rows out
-        until = min(-(-bottom // block[0]) * block[0], self._scene.height)
-        row_bytes = self._scene.width * (len(self._scene.sensor.bands) * self._scene.dtype.itemsize + 2)
-        height = max(_PART_BYTES // row_bytes // block[0], 1) * block[0]  # whole blocks
-        share = max(_PART_BYTES // (row_bytes * height // self._scene.width) // block[1], 1) * block[1]
-        width = share if block[1] < self._scene.width else self._scene.width
-        for row in range(begin, until, height):
-            for col in range(0, self._scene.width, width):
-                self._read(row, min(row + height, until), col, min(col + width, self._scene.width))
-        self._bottom = until
+        self._bottom = min(-(-bottom // block) * block, height)
+        for row in range(begin, self._bottom, self._step[0]):
+            for col in range(0, width, self._step[1]):
+                self._read(row, min(row + self._step[0], self._bottom), col, min(col + self._step[1], width))
 
     def _read(self, top: int, bottom: int, left: int, right: int) -> None:
         window = Window(left, top, right - left, bottom - top)
         pixels, valid = self._scene.read_valid(window)
-        clouds = self._scene.clouds(window) if hasattr(self._scene, "clouds") else None
-        if sum(part.bytes for part in self._parts) + pixels.nbytes > _HELD_BYTES:
-            pixels = _aside(pixels)
-        self._parts.append(_Part(top, bottom, left, right, pixels, valid, clouds))
+        clouds = self._scene.clouds(window)
+        held = valid.size * _bytes_per_pixel(self._scene)
+        if sum(part.held for part in self._parts) + held > _HELD_BYTES:
+            held, pixels, valid = 0, _aside(pixels), _aside(valid)
+            clouds = None if clouds is None else _aside(clouds)
+        self._parts.append(_Part(top, bottom, left, right, pixels, valid, clouds, held))
 
     def cut(self, row: int, col: int, size: int) -> Tile:
+        """One tile of the rows that are held."""
         scene = self._scene
         inside = row + size <= scene.height and col + size <= scene.width
         shape = (len(scene.sensor.bands), size, size)
         pixels = np.empty(shape, scene.dtype) if inside else np.full(shape, scene.nodata or 0, scene.dtype)
         valid = np.zeros((size, size), bool)
-        clouds = np.zeros((size, size), bool)
-        known = True
+        clouds = None if scene.masks is None else np.zeros((size, size), bool)
         for part in self._parts:
             top, bottom = max(row, part.top), min(row + size, part.bottom)
             left, right = max(col, part.left), min(col + size, part.right)
@@ -235,16 +239,18 @@ class _Rows:
             here = (..., slice(top - part.top, bottom - part.top), slice(left - part.left, right - part.left))
             pixels[there] = part.pixels[here]
             valid[there] = part.valid[here]
-            known &= part.clouds is not None
-            if part.clouds is not None:
+            if clouds is not None and part.clouds is not None:
                 clouds[there] = part.clouds[here]
-        transform = scene.window_transform(Window(col, row, size, size))
-        return Tile(row, col, size, pixels, valid, clouds if known else None, transform)
+        return Tile(row, col, size, pixels, valid, clouds, scene.window_transform(Window(col, row, size, size)))
 
 
-def _aside(pixels: np.ndarray) -> np.memmap:
-    """A copy on disk, gone with its last reference."""
+def _bytes_per_pixel(scene: Scene) -> int:
+    return len(scene.sensor.bands) * scene.dtype.itemsize + (1 if scene.masks is None else 2)
+
+
+def _aside(array: np.ndarray) -> np.ndarray:
+    """A copy on disk, mapped; it goes with its last reference."""
     with tempfile.TemporaryFile(prefix="geomim-rows-") as file:
-        copy = np.memmap(file, pixels.dtype, "w+", shape=pixels.shape)
-    copy[:] = pixels
-    return copy
+        array.tofile(file)
+        file.flush()
+        return np.memmap(file, array.dtype, "r", shape=array.shape)

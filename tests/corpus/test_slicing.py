@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import tracemalloc
 from collections import Counter
@@ -124,8 +125,8 @@ class Counting:
 
 def counted(path, sensor=None):
     scene = open_scene(path, sensor)
-    counting = Counting(scene._dataset, scene.block)
-    object.__setattr__(scene, "_dataset", counting)
+    counting = Counting(scene.reader.dataset, scene.block)
+    scene.reader.dataset = counting
     return scene, counting
 
 
@@ -146,14 +147,27 @@ def test_rows_that_exceed_memory_wait_on_disk_and_are_still_read_once(tmp_path, 
     path = write(tmp_path / "wide.tif", numbers(1, 128, 1024), 64)
     with open_scene(path) as scene:
         whole = list(slice_scene(scene, Grid((32,))))
-    monkeypatch.setattr(slicing, "_PART_BYTES", 4 * 64 * 256)
-    monkeypatch.setattr(slicing, "_HELD_BYTES", 2 * 64 * 512)
+    monkeypatch.setattr(slicing, "_PART_BYTES", 3 * 64 * 256)  # pixels and validity
+    monkeypatch.setattr(slicing, "_HELD_BYTES", 3 * 64 * 512)
     scene, counting = counted(path)
     with scene:
         parts = list(slice_scene(scene, Grid((32,))))
     assert set(counting.blocks.values()) == {1} and counting.largest <= 64 * 256
     assert [(tile.row, tile.col) for tile in parts] == [(tile.row, tile.col) for tile in whole]
     assert all(np.array_equal(one.pixels, other.pixels) for one, other in zip(parts, whole, strict=True))
+
+
+@pytest.mark.parametrize("block", [None, 64])
+def test_large_rows_are_read_in_parts(tmp_path, monkeypatch, block):
+    """Strips in several reads from top to bottom, blocks in several reads from left to right."""
+    pixels = numbers(2, 200, 640)
+    path = write(tmp_path / "a.tif", pixels, block)
+    monkeypatch.setattr(slicing, "_PART_BYTES", 5 * 64 * 128)
+    scene, counting = counted(path)
+    with scene:
+        (tile,) = slice_scene(scene, Grid((640,)))
+    assert np.array_equal(tile.pixels[:, :200], pixels) and tile.valid.sum() == 200 * 640
+    assert set(counting.blocks.values()) == {1} and counting.largest <= 64 * 128
 
 
 def test_memory_is_bounded_by_rows_and_not_by_the_scene(tmp_path):
@@ -167,6 +181,87 @@ def test_memory_is_bounded_by_rows_and_not_by_the_scene(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert count == 128 and peak < 16384 * 512 / 4
+
+
+SIZES = Grid((64, 16, 32), seed=3)
+
+
+def test_sizes_are_drawn_for_blocks_and_cover_every_pixel_once():
+    places = windows(500, 700, SIZES, "a.tif")
+    count = np.zeros((600, 800), int)
+    drawn = {}
+    for window in places:
+        row, col, size = window.row_off, window.col_off, window.width
+        assert window.height == size and row % size == 0 and col % size == 0
+        count[row : row + size, col : col + size] += 1
+        drawn.setdefault((row // 64, col // 64), set()).add(size)
+    assert (count[:500, :700] == 1).all()
+    assert all(len(sizes) == 1 for sizes in drawn.values())
+    share = Counter(sizes.pop() for (row, col), sizes in drawn.items() if row < 7 and col < 10)
+    assert set(share) == {16, 32, 64} and min(share.values()) > 70 / 6  # an equal share of the ground, about
+    blocks = [(window.row_off // 64, window.col_off // 64) for window in places]
+    assert blocks == sorted(blocks)  # rows of blocks from the top
+
+
+def test_sizes_depend_on_seed_name_and_place_only():
+    here = windows(256, 512, SIZES, "a.tif")
+    assert here == windows(256, 512, Grid((16, 32, 64, 64), seed=3), "a.tif")
+    assert here == [window for window in windows(300, 512, SIZES, "a.tif") if window.row_off < 256]
+    assert here != windows(256, 512, SIZES, "b.tif")
+    assert here != windows(256, 512, Grid((16, 32, 64), seed=4), "a.tif")
+
+
+@pytest.mark.parametrize(("height", "width", "expected"), [(40, 600, {16, 32}), (20, 20, {16}), (9, 500, {16})])
+def test_a_block_is_cut_at_sizes_that_fit_into_the_scene(height, width, expected):
+    assert {window.width for window in windows(height, width, SIZES, "a")} == expected
+
+
+def test_tiles_of_all_sizes_are_the_pixels_of_their_windows(tmp_path):
+    pixels = numbers(2, 150, 210)
+    scene, counting = counted(write(tmp_path / "a.tif", pixels, 48))
+    with scene:
+        tiles = list(slice_scene(scene, SIZES))
+    padded = np.zeros((2, 300, 300), np.uint16)
+    padded[:, :150, :210] = pixels
+    assert set(counting.blocks.values()) == {1}
+    assert [(t.col, t.row, t.size, t.size) for t in tiles] == [
+        (w.col_off, w.row_off, w.width, w.height) for w in windows(150, 210, SIZES, "a.tif")
+    ]
+    for t in tiles:
+        expected = padded[:, t.row : t.row + t.size, t.col : t.col + t.size]
+        assert np.array_equal(t.pixels, expected) and np.array_equal(t.valid, expected[0] > 0)
+        assert t.transform == Affine(10, 0, 5e5 + 10 * t.col, 0, -10, 54e5 - 10 * t.row)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "stride", "words"),
+    [((64, 96), None, "64 does not"), ((64, 128), 32, "one tile size"), ((), None, "at least 1")],
+)
+def test_grids_that_do_not_fit_are_refused(sizes, stride, words):
+    with pytest.raises(InputError, match=words):
+        Grid(sizes, stride)
+
+
+class Clouds:
+    """A cloud mask of the whole scene."""
+
+    def __init__(self, mask):
+        self.mask = mask
+
+    def read(self, window):
+        return self.mask[window.toslices()]
+
+    def close(self):
+        pass
+
+
+def test_clouds_are_cut_with_the_pixels(tmp_path):
+    mask = np.random.default_rng(0).random((150, 210)) < 0.3
+    with open_scene(write(tmp_path / "a.tif", numbers(2, 150, 210), 48)) as scene:
+        assert all(tile.clouds is None for tile in slice_scene(scene, Grid((64,))))
+        tiles = list(slice_scene(dataclasses.replace(scene, masks=Clouds(mask)), Grid((64,), stride=40)))
+    padded = np.pad(mask, ((0, 100), (0, 100)))
+    assert all(np.array_equal(t.clouds, padded[t.row : t.row + 64, t.col : t.col + 64]) for t in tiles)
 
 
 def test_a_block_that_cannot_be_read_is_a_sentence(tmp_path):
