@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from geomim.corpus.scenes import find_scenes
-from geomim.corpus.sources.cards import Card, is_non_commercial, load_card
-from geomim.errors import InputError
+from geomim.corpus.scenes import Scene, find_scenes, open_scene
+from geomim.corpus.sources.cards import Card, folder, is_non_commercial, load_card
+from geomim.errors import InputError, nearest
+from geomim.sensors import Sensor
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Item:
         attribution: Who is to be credited, or None.
         sensor: Name of the sensor, or None.
         dataset: Name of the card, or None for plain files.
+        card: What `load_card` finds the card by: its name, or its path where it is not a shipped one.
         non_commercial: Commercial use is forbidden, or not known to be allowed.
         held_out: The image is in a split that benchmarks are scored on.
     """
@@ -35,8 +40,24 @@ class Item:
     attribution: str | None = None
     sensor: str | None = None
     dataset: str | None = None
+    card: str | None = None
     non_commercial: bool = False
     held_out: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """What `CARD@ROOT` or `CARD:SPLIT+SPLIT@ROOT` says.
+
+    Attributes:
+        card: The card.
+        root: Folder that holds the source as it is published.
+        splits: The splits asked for, or None for all of them.
+    """
+
+    card: Card
+    root: str
+    splits: tuple[str, ...] | None = None
 
 
 def list_items(source: str, download: bool = False) -> list[Item]:
@@ -45,53 +66,76 @@ def list_items(source: str, download: bool = False) -> list[Item]:
     Args:
         source: A raster, a folder, a pattern or an address as `find_scenes` takes them; or `CARD@ROOT`, where CARD is
             the name of a source card or the path of one (`eurosat@/data/eurosat`) and ROOT the folder that holds the
-            source as it is published.
+            source as it is published; or some splits of it (`loveda:train+val@/data/loveda`).
         download: Let torchgeo fetch a source that is not there.
 
     Returns:
         At least one, sorted by path or in the source's own order; no `uri` twice.
 
     Raises:
-        InputError: There is no such card, folder or file, or the folder is laid out otherwise.
+        InputError: There is no such card, split, folder or file, or the folder is laid out otherwise.
     """
     named = split_source(source)
-    if named is None:
-        return [Item(uri) for uri in find_scenes(source)]
-    card, root = named
-    return list_card(card, root, download)
+    return [Item(uri) for uri in find_scenes(source)] if named is None else list_card(named, download)
 
 
-def split_source(source: str) -> tuple[Card, str] | None:
-    """Card and root of `CARD@ROOT`; None for any other source.
+def split_source(source: str) -> Source | None:
+    """Card, splits and root of `CARD[:SPLIT+SPLIT]@ROOT`; None for any other source.
 
     Raises:
-        InputError: The card does not exist, or no root is given.
+        InputError: The card or a split does not exist, or no root is given.
     """
-    name, at, root = source.partition("@")
+    head, at, root = source.partition("@")
+    name, colon, chosen = head.partition(":")
     is_file = name.endswith((".yaml", ".yml"))
-    if not at or os.path.exists(source) or "://" in name or (os.sep in name and not is_file):
+    if not at or os.path.exists(source) or "://" in head or (os.sep in name and not is_file):
         return None
     card = load_card(name)
     if not root:
-        raise InputError(f"'{source}' names no folder: give {name}@ROOT")
-    return card, os.path.expanduser(root)
+        raise InputError(f"'{source}' names no folder: give {head}@ROOT")
+    splits = tuple(chosen.split("+")) if colon else None
+    for split in splits or ():
+        if split not in card.splits:
+            raise InputError(f"{card.name} has no split '{split}'{nearest(split, card.splits or ['none at all'])}")
+    return Source(card, os.path.expanduser(root), splits)
 
 
-def list_card(card: Card, root: str, download: bool = False) -> list[Item]:
+def list_card(source: Source, download: bool = False) -> list[Item]:
     """Items of a source that a card describes; see `list_items`.
 
     Raises:
         InputError: The root is not laid out as the card says, or the card knows no way of opening it.
     """
+    card = source.card
     if card.way == "none":
         raise InputError(f"{card.name} cannot be opened by its card: give the folder of its images as a source")
     if card.way == "torchgeo":
         from geomim.corpus.sources.torchgeo import list_samples
 
-        return list_samples(card, root, download)
+        return list_samples(card, source.root, download, source.splits)
     from geomim.corpus.sources.patterns import list_files
 
-    return list_files(card, root, blank_item(card))
+    return list_files(card, source.root, blank_item(card), source.splits)
+
+
+def open_item(item: Item, sensor: Sensor | None = None, bands: Sequence[str] | None = None, **options: Any) -> Scene:
+    """Open an item with the bands that its card names, where the caller names none.
+
+    Args:
+        item: What to open.
+        sensor: As `open_scene` takes it.
+        bands: Likewise.
+        options: Likewise: `resolution`, `warp`, `clouds`.
+
+    Raises:
+        InputError: The image cannot be opened.
+        BandError: It has other bands than its card says.
+    """
+    product = os.path.isdir(item.uri)  # a folder of bands names them itself
+    if item.card and sensor is None and not bands and not product and not item.uri.startswith("torchgeo://"):
+        sensor = load_card(item.card).to_sensor()
+        bands = sensor.names
+    return open_scene(item.uri, sensor, bands, **options)
 
 
 def blank_item(card: Card) -> Item:
@@ -102,5 +146,6 @@ def blank_item(card: Card) -> Item:
         attribution=card.attribution,
         sensor=card.sensor,
         dataset=card.name,
+        card=card.name if Path(card.file).parent == folder() else card.file,
         non_commercial=is_non_commercial(card),
     )

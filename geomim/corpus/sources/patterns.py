@@ -6,7 +6,7 @@ import glob
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,32 +17,36 @@ from geomim.corpus.sources.items import Item
 from geomim.errors import InputError
 
 
-def list_files(card: Card, root: str, blank: Item) -> list[Item]:
+def list_files(card: Card, root: str, blank: Item, splits: Sequence[str] | None = None) -> list[Item]:
     """Items of a card that is opened as `folder`, `geotiff`, `zarr`, `stac` or `webdataset`.
 
     Args:
         card: `images` is a pattern under the root (`**` is any depth), or one a split.
         root: Folder of the source.
         blank: What all items have in common.
+        splits: Only these.
 
     Raises:
         InputError: The folder is not laid out as the card says.
     """
     if not os.path.isdir(root):
-        raise InputError(f"{card.name}: '{root}' is no folder; expected {_expected(card)} in it")
+        raise InputError(f"{card.name}: '{root}' is no folder; expected {card.title} as published in it")
+    patterns = _patterns(card)
     items: list[Item] = []
-    for split, pattern in _patterns(card):
-        for path in sorted(glob.glob(pattern, root_dir=root, recursive=True)):
-            uri = os.path.join(root, path)
-            found = replace(blank, uri=uri, split=split, held_out=split in card.held_out)
+    for split, pattern in patterns:
+        if splits is not None and len(patterns) > 1 and split not in splits:
+            continue
+        paths = sorted(glob.glob(pattern, root_dir=root, recursive=True))
+        if not paths:
+            raise InputError(f"{card.name}: '{root}' holds no {pattern}; expected {card.title} as published")
+        for path in paths:
+            found = replace(blank, uri=os.path.join(root, path), split=split, held_out=split in card.held_out)
             items.extend(_members(found) if card.way == "webdataset" else [found])
-    if not items:
-        raise InputError(f"{card.name}: nothing in '{root}' is laid out as published; expected {_expected(card)}")
     if card.options.get("label") == "folder":
         items = [replace(item, label=Path(item.uri).parent.name) for item in items]
     if card.options.get("captions"):
         items = _with_captions(card, root, items)
-    return items
+    return [item for item in items if splits is None or item.split in splits]
 
 
 def _patterns(card: Card) -> list[tuple[str | None, str]]:
@@ -51,10 +55,6 @@ def _patterns(card: Card) -> list[tuple[str | None, str]]:
         return list(images.items())
     only = next(iter(card.splits)) if len(card.splits) == 1 else None  # a source published as one whole
     return [(only, images)]
-
-
-def _expected(card: Card) -> str:
-    return f"{card.title} as published ({', '.join(pattern for _, pattern in _patterns(card))})"
 
 
 def _with_captions(card: Card, root: str, items: list[Item]) -> list[Item]:

@@ -5,11 +5,13 @@ torchgeo is imported when the first sample is listed or opened, never before.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import json
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,13 +23,14 @@ import numpy as np
 from geomim.corpus.scenes import Scene, open_scene
 from geomim.corpus.scenes.arrays import array_scene
 from geomim.corpus.scenes.naming import Choice, Offer, choose
-from geomim.corpus.sources.cards import Card, folder, load_card
+from geomim.corpus.sources.cards import Card, load_card
 from geomim.corpus.sources.items import Item, blank_item
 from geomim.corpus.sources.samples import annotate, numbers, read_mask
 from geomim.errors import BandError, InputError, MissingExtraError, nearest
 from geomim.sensors import Sensor
 
 SCHEME = "torchgeo://"
+_NAMESAKE = 50  # nm: bands of one name and this far apart are different ones, such as Landsat's B5 and Sentinel-2's B05
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,15 @@ class Sample:
     @property
     def uri(self) -> str:
         """`torchgeo://DatasetClass/split/index?root=...&args=...`, quoted; `parse` reads it back."""
-        query = {"root": self.root, "args": json.dumps(dict(self.args), sort_keys=True)}
-        query |= {"card": self.card} if self.card else {}
-        query |= {"date": str(self.date)} if self.date else {}
-        return f"{SCHEME}{self.dataset}/{quote(self.split, safe='')}/{self.index}?{urlencode(query, quote_via=quote)}"
+        return next(self.uris([self.index], [self.date]))
+
+    def uris(self, indices: Iterable[int], dates: Iterable[int] = (0,)) -> Iterator[str]:
+        """Addresses of samples that differ in index and date only: a million of them in seconds."""
+        start = f"{SCHEME}{self.dataset}/{quote(self.split, safe='')}"
+        query = {"root": self.root, "args": _frozen(self.args)} | ({"card": self.card} if self.card else {})
+        end = urlencode(query, quote_via=quote)
+        ends = [f"{end}&date={date}" if date else end for date in dates]
+        return (f"{start}/{index}?{end}" for index in indices for end in ends)
 
 
 def parse(uri: str) -> Sample:
@@ -86,41 +94,41 @@ def parse(uri: str) -> Sample:
         ) from error
 
 
-def list_samples(card: Card, root: str, download: bool = False) -> list[Item]:
+def list_samples(card: Card, root: str, download: bool = False, splits: Sequence[str] | None = None) -> list[Item]:
     """Items of a torchgeo dataset, without opening an image.
 
     Args:
         card: Opened as `torchgeo`.
         root: Folder of the dataset.
         download: Let torchgeo fetch what is not there.
+        splits: Only these.
 
     Returns:
-        Samples of the splits that are there, split by split; two a sample where the card says `dates: 2`. Files of
-        a raster dataset without masks are plain rasters.
+        Samples, split by split; two a sample where the card says `dates: 2`. Files of a raster dataset without masks
+        are plain rasters.
 
     Raises:
-        InputError: torchgeo finds none of the splits under the root.
+        InputError: torchgeo does not find a split under the root.
         MissingExtraError: torchgeo is not installed.
     """
     items: list[Item] = []
-    errors: list[InputError] = []
     for split, args in _splits(card):
-        sample = Sample(card.options["dataset"], split or "all", 0, root, args, _reference(card))
+        if splits is not None and split not in splits:
+            continue
         blank = replace(blank_item(card), split=split, held_out=split in card.held_out)
+        sample = Sample(card.options["dataset"], split or "all", 0, root, args, blank.card)
         try:
             if download:
                 _construct(sample.dataset, root, _frozen(args), True)
-            items.extend(_list(card, sample, blank))
+            found = list(_list(card, sample, blank))
+            if not found:
+                raise InputError(f"{card.name}: torchgeo finds no image{f' of {split}' if split else ''} in '{root}'")
+            items.extend(found)
         except InputError as error:
-            errors.append(error)
-    if not items:
-        raise errors[0] if errors else InputError(f"{card.name}: torchgeo finds no image in '{root}'")
+            here = [name for name in dict.fromkeys(item.split for item in items) if name]
+            advice = f"; {card.name}:{'+'.join(here)}@{root} leaves the split '{split}' out" if here else ""
+            raise InputError(f"{error}{advice}") from error
     return items
-
-
-def _reference(card: Card) -> str:
-    """How a sample's address names the card: a shipped one by name, another by its path."""
-    return card.name if Path(card.file).parent == folder() else card.file
 
 
 def _splits(card: Card) -> Iterator[tuple[str | None, dict[str, Any]]]:
@@ -144,11 +152,10 @@ def _list(card: Card, sample: Sample, blank: Item) -> Iterator[Item]:
         for index, (image, mask) in enumerate(files):
             yield replace(blank, uri=image if mask is None else replace(sample, index=index).uri)
         return
+    dates = card.options.get("dates", 1)
     targets = getattr(dataset, "targets", None)  # of image folders: classes without opening an image
-    for index in range(len(dataset)):
-        label = dataset.classes[targets[index]] if targets is not None else None
-        for date in range(card.options.get("dates", 1)):
-            yield replace(blank, uri=replace(sample, index=index, date=date).uri, label=label)
+    for place, uri in enumerate(sample.uris(range(len(dataset)), range(dates))):
+        yield replace(blank, uri=uri, label=None if targets is None else dataset.classes[targets[place // dates]])
 
 
 def open_sample(uri: str, sensor: Sensor | None = None, bands: Sequence[str] | None = None) -> Scene:
@@ -200,7 +207,15 @@ def _choose(uri: str, count: int, card: Card | None, sensor: Sensor | None, band
         )
     if sensor is None and not bands:
         return Choice(own, tuple(range(count)), None)
-    return choose(Offer(uri, own.bands, True, None), sensor or (own if bands else None), bands)
+    choice = choose(Offer(uri, own.bands, True, None), sensor or own, bands)
+    for band, place in zip(choice.sensor.bands, choice.places, strict=True):
+        given = own.bands[place]
+        if band.wavelength and given.wavelength and abs(band.wavelength - given.wavelength) > _NAMESAKE:
+            raise BandError(
+                f"'{uri}' is of sensor '{own.name}', whose {given.name} is at {given.wavelength:g} nm; "
+                f"{choice.sensor.name}'s {band.name} is at {band.wavelength:g} nm: they share no more than the name"
+            )
+    return choice
 
 
 def _pixels(uri: str, values: Mapping[str, Any], sample: Sample, card: Card | None) -> np.ndarray:
@@ -281,6 +296,7 @@ def _open_file(
     image, mask = files[sample.index]
     if sensor is None and not bands and card is not None:
         sensor = card.to_sensor()
+        bands = sensor.names
     scene = open_scene(image, sensor, bands)
     annotations = read_mask(mask, card) if mask and card else None
     return replace(scene, uri=uri, annotations=annotations, licence=scene.licence or (card.licence if card else None))
@@ -319,7 +335,8 @@ def _construct(name: str, root: str, args: str, download: bool = False) -> Any:
     given = json.loads(args) | {"root" if "root" in parameters else "paths": root}
     given |= {"download": download} if "download" in parameters else {}
     try:
-        dataset = kind(**given)
+        with contextlib.redirect_stdout(io.StringIO()):  # some classes print
+            dataset = kind(**given)
         if isinstance(getattr(dataset, "files", None), list):
             dataset.files.sort(key=str)  # some classes list files as the file system does, which is no order
         return dataset

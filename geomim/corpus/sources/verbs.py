@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from geomim.corpus.scenes import Scene, open_scene
+from geomim.corpus.scenes import Scene
 from geomim.corpus.sources.cards import Card, cards, is_non_commercial, load_card
-from geomim.corpus.sources.items import Item, list_card, split_source
+from geomim.corpus.sources.items import Item, list_card, open_item, split_source
 from geomim.errors import ConfigError
 from geomim.sensors import SENSORS
 
@@ -68,7 +68,7 @@ def check(source: str, download: bool = False) -> None:
     """Check a source card, and the source itself where a folder is given.
 
     Args:
-        source: `CARD`, or `CARD@ROOT` to open the source in that folder.
+        source: `CARD`; `CARD@ROOT` opens the source in that folder, `CARD:SPLIT+SPLIT@ROOT` some splits of it.
         download: Let torchgeo fetch a source that is not there.
 
     Raises:
@@ -85,22 +85,17 @@ def check(source: str, download: bool = False) -> None:
             check_class(card)
         console.print(f"card '{card.name}' is valid; give {card.name}@ROOT to open the source itself", soft_wrap=True)
         return
-    card, root = named
-    items = list_card(card, root, download)
-    table = Table("split", "images", "published", "first image", "labels", title=f"{card.title} in {root}")
+    card = named.card
+    items = list_card(named, download)
+    table = Table("split", "images", "published", "first image", "labels", title=f"{card.title} in {named.root}")
     for split, members in _by_split(items).items():
-        with _open(card, members[0]) as scene:
+        with open_item(members[0]) as scene:
             first = f"{len(scene.sensor.bands)} x {scene.height} x {scene.width} {scene.dtype}"
             labels = _labels(members[0], scene)
         published = str(card.splits.get(split, "none")) + (" (held out)" if split in card.held_out else "")
         table.add_row(split or "", str(len(members)), published, first, labels)
     console.print(table)
     console.print(f"bands {', '.join(band.name for band in card.bands)}: as the card says", soft_wrap=True)
-
-
-def _open(card: Card, item: Item) -> Scene:
-    """Open an item as its card says: the bands must fit."""
-    return open_scene(item.uri, card.to_sensor())
 
 
 def _by_split(items: Iterable[Item]) -> dict[str, list[Item]]:
@@ -112,7 +107,7 @@ def _by_split(items: Iterable[Item]) -> dict[str, list[Item]]:
 
 def _labels(item: Item, scene: Scene) -> str:
     """What the first image of a split carries, in words."""
-    found = getattr(scene, "annotations", None)
+    found = scene.annotations
     label = item.label or (found.label if found else None)
     captions = item.captions or (found.captions if found else ())
     parts = [f"class {label}"] if label else []
