@@ -173,7 +173,7 @@ def inspect(corpus: str) -> None:
 def _finished(folder: Path, recipe: Recipe, overwrite: bool) -> bool:
     """Whether the corpus is there already; refuses a folder that holds something else."""
     made, wanted = made_by(folder), asdict(recipe)
-    if made is None and folder.exists() and any(folder.iterdir()):
+    if made is None and not _just_begun(folder) and any(folder.iterdir()):
         raise CorpusError(f"'{folder}' holds files that are no corpus: give another --out")
     if made is not None and made != wanted and not overwrite:
         names = [name for name in wanted if made.get(name) != wanted[name]]
@@ -183,6 +183,14 @@ def _finished(folder: Path, recipe: Recipe, overwrite: bool) -> bool:
         )
     shutil.rmtree(folder / "work.done", ignore_errors=True)
     return (folder / "corpus.json").exists() and not (folder / "work").exists() and not overwrite
+
+
+def _just_begun(folder: Path) -> bool:
+    """Whether there is nothing, or what a build leaves that was stopped before it wrote its recipe."""
+    if not folder.exists():
+        return True
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    return names <= {"work", "work/deleting", "work/recipe.json.part"}
 
 
 def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: Console) -> None:
@@ -198,6 +206,7 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     found = json.loads(sources.filter(pc.equal(sources["refused"], ""))["found"][0].as_py())
     pixels = Pixels(next(filter(None, sources["dtype"].to_pylist())), len(found["bands"]), recipe.compression)
     tiles = pc.sum(sources["tiles"]).as_py()
+    _check_some_cut(work, _skipped(sources, work))
     if not (folder / "catalogue").exists():
         _catalogue(recipe, folder, pixels, tiles, pool)
     write_pixels(work, folder, pixels, pool, inline=tiles < _INLINE_TILES)
@@ -224,6 +233,12 @@ def _cut(plan: Plan, dealt: list[Any], work: Path, pool: Workers) -> None:
     missing = [task for task in dealt if not (work / "tasks" / task.name).exists()]
     calls = [(plan, task, work / "tasks" / task.name) for task in missing]
     pool.run("cutting tiles", cut, calls, inline=sum(len(task.sources) for task in missing) < _INLINE_SOURCES)
+
+
+def _check_some_cut(work: Path, skipped: pa.Table) -> None:
+    if not any(pq.read_metadata(task / "tiles.parquet").num_rows for task in staged(work).folders):
+        listed = "; ".join(list(dict.fromkeys(skipped["reason"].to_pylist()))[:5])
+        raise InputError(f"no tile is kept, of 0 tiles and {len(skipped)} skipped sources: {listed}")
 
 
 def _catalogue(recipe: Recipe, folder: Path, pixels: Pixels, tiles: int, pool: Workers) -> None:

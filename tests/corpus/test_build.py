@@ -9,7 +9,7 @@ import xarray
 
 from geomim.corpus import build as building
 from geomim.corpus.build import build, inspect
-from geomim.corpus.pipeline import finish as finishing
+from geomim.corpus.pipeline import intake, plan
 from geomim.corpus.store import Corpus
 from geomim.corpus.synthetic import write_scenes
 from geomim.errors import BandError, CorpusError, InputError
@@ -89,8 +89,7 @@ def test_planted_copies_are_found_and_nothing_else(planted, built):
         assert {frozenset([row["id"], row["duplicate_of"]]) for row in dropped} == expected and expected
         for row in dropped:
             assert ids[row["duplicate_of"]]["kept"] and row["cluster"] == row["duplicate_of"]
-            assert (row["slot"] == -1) == (words == "exact duplicate")
-    assert all(row["slot"] >= 0 for row in rows if row["kept"])
+            assert (row["slot"] == ids[row["duplicate_of"]]["slot"]) == (words == "exact duplicate")
     few = [row for row in rows if row["reason"].startswith("valid fraction")]
     assert few and all(row["valid_fraction"] < 0.9 and not row["kept"] for row in few)
 
@@ -148,27 +147,27 @@ def test_statistics_are_those_of_kept_train_pixels(built):
 
 
 def test_twice_and_with_two_processes_the_same_bytes(planted, built, tmp_path, monkeypatch):
+    monkeypatch.setattr(building, "_INLINE_SOURCES", 0)
     monkeypatch.setattr(building, "_INLINE_TILES", 0)
-    monkeypatch.setattr(building, "SCENES_PER_TASK", 1)
+    monkeypatch.setattr(plan, "SCENES_PER_TASK", 1)
     one = digest(again(planted, tmp_path / "one", workers=1))
     two = digest(again(planted, tmp_path / "two", workers=2))
     assert one == two and len(one) > 8
     merged = digest(built)  # built as one task: the same tiles and decisions
-    for name in ("catalogue.parquet", "catalogue/decisions.parquet", "tiles.zarr/64/image/c/0/0/0/0"):
+    for name in ("catalogue.parquet", "catalogue/edges.parquet", "corpus.lock", "tiles.zarr/64/image/c/0/0/0/0"):
         assert one[name] == merged[name]
 
 
-@pytest.mark.parametrize("stage", ["cut", "decide", "_store", "write_catalogue", "write_json"])
+@pytest.mark.parametrize("stage", ["cut", "find_copies", "find_near", "assign_slots", "write_pixels", "finish"])
 def test_a_stopped_build_goes_on(planted, built, tmp_path, monkeypatch, stage):
-    module = building if stage in ("cut", "decide") else finishing
     calls = []
 
-    def stop(*_):
+    def stop(*_, **__):
         calls.append(stage)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, stage, stop)
+        patch.setattr(building, stage, stop)
         with pytest.raises(KeyboardInterrupt):
             again(planted, tmp_path / "corpus")
     assert calls
@@ -176,7 +175,7 @@ def test_a_stopped_build_goes_on(planted, built, tmp_path, monkeypatch, stage):
         Corpus.open(tmp_path / "corpus")
     if stage != "cut":
         monkeypatch.setattr(building, "cut", stop)  # what is done is not done again
-    monkeypatch.setattr(building, "scan", stop)  # nor is a source opened twice
+    monkeypatch.setattr(intake, "scan_all", stop)  # nor is a source opened twice
     again(planted, tmp_path / "corpus")
     assert digest(tmp_path / "corpus") == digest(built)
     assert not (tmp_path / "corpus" / "work").exists()
@@ -189,12 +188,42 @@ def test_an_unfinished_build_notices_new_sources(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(building, "decide", stop)
+        patch.setattr(building, "find_copies", stop)
         with pytest.raises(KeyboardInterrupt):
             build([str(folder)], str(tmp_path / "c"), tile=64)
     photographs(folder / "more", 2, seed=1)
     build([str(folder)], str(tmp_path / "c"), tile=64)
     assert len(Corpus.open(tmp_path / "c").table(["id"])) == 8
+
+
+def test_a_changed_source_is_cut_again_and_no_other(tmp_path, monkeypatch, capsys):
+    folder = photographs(tmp_path / "photos")
+    monkeypatch.setattr(plan, "SCENES_PER_TASK", 2)
+    tasks, cut = [], building.cut
+
+    def noted(how, task, out):
+        tasks.append(task.sources["uri"].to_pylist())
+        cut(how, task, out)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(building, "cut", noted)
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "find_copies", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build([str(folder)], str(tmp_path / "c"), tile=64, workers=1)
+    assert len(tasks) == 3
+    tasks.clear()
+    changed = str(folder / "b" / "1.png")
+    write_image(folder / "b" / "1.png", np.random.default_rng(9).integers(0, 256, (3, 64, 64), dtype=np.uint8))
+    build([str(folder)], str(tmp_path / "c"), tile=64, workers=1)
+    assert len(tasks) == 1 and changed in tasks[0]
+    assert f"1 sources changed since the build was stopped, such as '{changed}'" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    build([str(folder)], str(tmp_path / "d"), tile=64, workers=1)
+    assert digest(tmp_path / "c") == digest(tmp_path / "d")
 
 
 def test_a_finished_corpus_is_left_alone_and_another_recipe_refused(planted, tmp_path, capsys):
@@ -204,7 +233,7 @@ def test_a_finished_corpus_is_left_alone_and_another_recipe_refused(planted, tmp
     build([str(tmp_path / "photos")], str(out), tile=64, workers=1)
     assert "built already" in capsys.readouterr().err.replace("\n", " ")
     assert (out / "corpus.json").stat().st_mtime_ns == before
-    with pytest.raises(CorpusError, match=r"tile: 64 there, 32 given.*--overwrite"):
+    with pytest.raises(CorpusError, match=r"tile: \[64\] there, \[32\] given.*--overwrite"):
         build([str(tmp_path / "photos")], str(out), tile=32, workers=1)
     build([str(tmp_path / "photos")], str(out), tile=32, workers=1, overwrite=True)
     assert Corpus.open(out).sizes == (32,) and not (out / "tiles.zarr" / "64").exists()
@@ -280,7 +309,7 @@ def test_wrong_arguments_are_named(tmp_path):
     for wrong, words in [
         ({"tile": 0}, "at least 1 pixel"),
         ({"min_valid": 50}, "0 to 1; given 50"),
-        ({"near": 12}, "0 to 4; given 12"),
+        ({"near": 13}, "0 to 12; given 13"),
         ({"test_share": 1.5}, "0..1, given 1.5"),
         ({"labels": "folder", "masks": folder}, "--labels and --masks"),
         ({"split": "a.csv", "test_share": 0.2}, "--split and --test-share"),

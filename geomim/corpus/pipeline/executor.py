@@ -105,8 +105,8 @@ def connect(cluster: str, until: ExitStack) -> Executor:
         raise MissingExtraError(
             f"--cluster needs '{error.name}', which is not installed: pip install 'geomim[cluster]'"
         ) from error
+    target = _jobs(cluster, until) if cluster.endswith((".yaml", ".yml")) else cluster
     try:
-        target = _jobs(cluster, until) if cluster.endswith((".yaml", ".yml")) else cluster
         client = until.enter_context(Client(target, timeout="30s"))
     except (OSError, ValueError) as error:
         raise InputError(

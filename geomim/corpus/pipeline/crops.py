@@ -1,0 +1,77 @@
+"""Tiles without a place on Earth that overlap in part: matched by the block hashes that they share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from geomim.corpus.duplicates.blocks import crop_pairs, overlap
+from geomim.corpus.duplicates.verify import MIN_CORRELATION
+from geomim.corpus.pipeline.edges import EDGES, edge_table
+from geomim.corpus.pipeline.executor import Workers
+from geomim.corpus.pipeline.pixels import Pixels
+from geomim.corpus.pipeline.shuffle import read_tables, stage_folder
+from geomim.corpus.pipeline.staged import staged
+from geomim.corpus.pipeline.staging import BLOCKS, grey
+from geomim.corpus.store import write_table
+
+MIN_SHARE = 0.1
+"""Share of the smaller tile from which an overlap is written down; which ones count is decided later."""
+_PAIRS = 2000  # of a task
+
+
+def find_crops(work: Path, copies: pa.Table, pixels: Pixels, workers: Workers) -> Path:
+    """Find pairs of tiles that share a part, at any offset and in any of eight orientations.
+
+    Args:
+        work: Folder of the build.
+        copies: Exact copies, which are left out: their original stands for them.
+        pixels: What all tiles share.
+        workers: Runs it.
+
+    Returns:
+        Folder with Parquet files of `EDGES`.
+    """
+    done = work / "crops"
+    if done.exists():
+        return done
+    folder = stage_folder(done)
+    write_table(folder / "copies.parquet", copies)
+    (count,) = workers.run("matching blocks", _match, [(work, folder)])
+    slices = [(work, folder, pixels, low) for low in range(0, count, _PAIRS)]
+    workers.run("comparing crops", _compare, slices, inline=count < _PAIRS)
+    os.replace(folder, done)
+    return done
+
+
+def _match(work: Path, folder: Path) -> int:
+    """Candidates from block hashes; how many."""
+    blocks = read_tables([task / "blocks.parquet" for task in staged(work).folders], BLOCKS)
+    copies = pq.read_table(folder / "copies.parquet", columns=["id"])["id"]
+    blocks = blocks.filter(pc.invert(pc.is_in(blocks["id"], copies)))
+    xy = np.stack([blocks["x"].to_numpy(), blocks["y"].to_numpy()], 1)
+    found = crop_pairs(blocks["id"].to_numpy(), blocks["hash"].to_numpy(), xy)
+    write_table(folder / "candidates.parquet", found)
+    return len(found)
+
+
+def _compare(work: Path, folder: Path, pixels: Pixels, low: int) -> None:
+    """Verify a slice of the candidates on their pixels."""
+    found = pq.read_table(folder / "candidates.parquet").slice(low, _PAIRS)
+    a, b, turn = (found[name].to_numpy() for name in ("a", "b", "orientation"))
+    offsets = np.stack([found["dx"].to_numpy(), found["dy"].to_numpy()], 1)
+    numbers, places = np.unique(np.concatenate([a, b]), return_inverse=True)
+    tiles = staged(work).pixels(numbers, np.dtype(pixels.dtype), pixels.bands)
+    shares, alike = np.zeros(len(a), np.float32), np.zeros(len(a), np.float32)
+    for row in range(len(a)):
+        one, two = grey(tiles[places[row]]), grey(tiles[places[len(a) + row]])
+        shares[row], alike[row] = overlap(one, two, int(turn[row]), tuple(offsets[row].tolist()))
+    good = (shares >= MIN_SHARE) & (alike >= MIN_CORRELATION)
+    edges = edge_table(a, b, "crop", orientation=turn, correlation=alike, share=shares).filter(pa.array(good))
+    edges = edges.sort_by([("a", "ascending"), ("b", "ascending"), ("share", "descending")])
+    write_table(folder / f"edges-{low:012d}.parquet", edges.cast(EDGES))

@@ -1,0 +1,135 @@
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import rasterio
+
+from geomim.corpus.build import build
+from geomim.corpus.changes import decide, split
+from geomim.corpus.store import Corpus
+from geomim.corpus.synthetic import write_scenes
+from geomim.errors import CorpusError, InputError
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Procedural scenes beside each other, with copies between them, cut into 64 px tiles."""
+    write_scenes(tmp_path / "synthetic", scenes=6, size=256)
+    return build([str(tmp_path / "synthetic" / "scenes")], str(tmp_path / "corpus"), tile=64, min_valid=0.9, workers=1)
+
+
+def together(folder):
+    """Pairs of ids that no split may divide."""
+    edges = pq.read_table(folder / "catalogue" / "edges.parquet").to_pylist()
+    copies = pq.read_table(folder / "catalogue" / "copies.parquet").to_pylist()
+    return [(row["a"], row["b"]) for row in edges] + [(row["id"], row["original"]) for row in copies]
+
+
+def test_a_threshold_lets_a_tile_back_in_and_the_bytes_are_those_of_such_a_build(corpus, tmp_path):
+    before = Corpus.open(corpus).table(["kept"])["kept"].to_pylist()
+    pixels = sorted((file, file.stat().st_mtime_ns) for file in (corpus / "tiles.zarr").rglob("*"))
+    decide(str(corpus), min_valid=0.2, where="row < 192", near=-1)
+    after = Corpus.open(corpus).table(["kept", "row", "reason"]).to_pylist()
+    assert any(row["kept"] and not old for row, old in zip(after, before, strict=True))
+    assert all(row["reason"].startswith(("where row < 192", "valid", "exact")) for row in after if not row["kept"])
+    assert sorted((file, file.stat().st_mtime_ns) for file in (corpus / "tiles.zarr").rglob("*")) == pixels
+    scenes = str(tmp_path / "synthetic" / "scenes")
+    same = build([scenes], str(tmp_path / "same"), tile=64, min_valid=0.2, where="row < 192", near=None, workers=1)
+    for name in ("catalogue.parquet", "corpus.json", "corpus.lock"):
+        assert (corpus / name).read_bytes() == (same / name).read_bytes()
+
+
+def test_a_wrong_threshold_changes_nothing(corpus):
+    before = (corpus / "corpus.json").read_bytes()
+    for wrong, words in [
+        ({"near": 9}, "within 8 bits"),
+        ({"where": "colour = 'red'"}, "no condition"),
+        ({"where": "false"}, "no tile is kept"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            decide(str(corpus), **wrong)
+    assert (corpus / "corpus.json").read_bytes() == before
+    decide(str(corpus), min_valid=0.9)
+    assert (corpus / "corpus.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("by", ["place", "cluster"])
+def test_no_split_divides_what_is_alike(corpus, by):
+    split(str(corpus), by=by, test_share=0.4, block=0.5)
+    opened = Corpus.open(corpus)
+    table = opened.table()
+    of = dict(zip(table["id"].to_pylist(), table["split"].to_pylist(), strict=True))
+    assert together(corpus) and all(of[one] == of[two] for one, two in together(corpus))
+    kept = table.filter(table["kept"])["split"].to_pylist()
+    assert 0 < kept.count("test") <= 0.4 * len(kept)
+    tiles = opened.tiles()
+    train = np.flatnonzero(tiles.splits == "train")
+    pixels = tiles.read(train).transpose(1, 0, 2, 3)[:, tiles.valid(train)]
+    np.testing.assert_allclose(opened.contract.mean, pixels.mean(1, dtype=float), rtol=1e-12)
+
+
+def write_picture(file, pixels):
+    count, height, width = pixels.shape
+    with rasterio.open(file, "w", driver="PNG", count=count, height=height, width=width, dtype="uint8") as raster:
+        raster.write(pixels)
+
+
+def test_files_that_share_a_tile_go_to_one_split(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = [np.kron(rng.integers(0, 256, (3, 16, 16), dtype=np.uint8), np.ones((8, 8), np.uint8)) for _ in range(8)]
+    pictures[5][:, :64, :64] = pictures[2][:, 64:, 64:]
+    for number, pixels in enumerate(pictures):
+        write_picture(tmp_path / f"{number}.png", pixels)
+    out = build([str(tmp_path / "*.png")], str(tmp_path / "c"), tile=64, workers=1)
+    for seed in range(4):
+        split(str(out), by="source", test_share=0.4, seed=seed)
+        rows = Corpus.open(out).table(["source", "split"]).to_pylist()
+        of = {number: {row["split"] for row in rows if row["source"].endswith(f"{number}.png")} for number in range(8)}
+        assert all(len(splits) == 1 for splits in of.values()) and of[2] == of[5]
+
+
+def test_tiles_of_one_square_stay_together(corpus):
+    split(str(corpus), by="place", test_share=0.4, block=0.64)
+    table = Corpus.open(corpus).table(["bbox", "split"]).to_pylist()
+    squares = {}
+    for row in table:
+        box = row["bbox"]
+        height = 0.64 / 111.2
+        line = np.floor((box["ymin"] + box["ymax"]) / 2 / height)
+        width = height / np.cos(np.radians((line + 0.5) * height))
+        squares.setdefault((line, np.floor((box["xmin"] + box["xmax"]) / 2 / width)), set()).add(row["split"])
+    assert len(squares) > 6 and all(len(splits) == 1 for splits in squares.values())
+
+
+def test_a_split_repeats_and_follows_its_seed(corpus):
+    draws = []
+    for seed in (0, 0, 1):
+        split(str(corpus), by="cluster", test_share=0.3, val_share=0.2, seed=seed)
+        draws.append(Corpus.open(corpus).table(["split"])["split"].to_pylist())
+    assert draws[0] == draws[1] != draws[2]
+    assert set(draws[0]) == {"train", "val", "test"}
+
+
+def test_what_cannot_be_divided_is_said(corpus, tmp_path):
+    with pytest.raises(InputError, match="--by cluster|no group is small enough"):
+        split(str(corpus), by="place", test_share=0.1, block=20_000)
+    with pytest.raises(InputError, match="leave something to train on"):
+        split(str(corpus), test_share=0.6, val_share=0.6)
+    with pytest.raises(CorpusError, match="no corpus"):
+        split(str(tmp_path))
+
+
+def test_a_quota_of_flat_tiles_a_scene(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        pixels = np.full((3, 256, 256), 90 + number, np.uint8) + rng.integers(0, 2, (3, 256, 256), dtype=np.uint8)
+        pixels[:, :64, :64] = rng.integers(0, 256, (3, 8, 8), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+        write_picture(tmp_path / f"{number}.png", pixels)
+    out = build([str(tmp_path / "*.png")], str(tmp_path / "c"), tile=64, quota=3, workers=1)
+    table = Corpus.open(out).table()
+    low = table.filter(table["low_information"]).to_pylist()
+    assert len(low) == 30
+    assert [row["kept"] for row in low].count(True) == 6
+    assert {row["reason"] for row in low} == {"", "quota of 3 tiles a scene"}  # and none is a near duplicate
+    decide(str(out), quota=100)
+    table = Corpus.open(out).table()
+    assert all(table["kept"].to_pylist())
