@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.enums import MaskFlags
 
+from geomim.corpus.scenes.clouds import own_clouds
 from geomim.corpus.scenes.files import open_dataset
 from geomim.corpus.scenes.footprints import Placement, affine, ground_sample_distance
 from geomim.corpus.scenes.gcps import by_control_points
+from geomim.corpus.scenes.grids import Grid
 from geomim.corpus.scenes.metadata import acquisition_time, licence
 from geomim.corpus.scenes.naming import Choice, Offer, choose, read_offer
-from geomim.corpus.scenes.readers import MeantReader, PaletteReader, RasterReader
+from geomim.corpus.scenes.readers import MeantReader, PaletteReader, nodata_of, stored
 from geomim.corpus.scenes.scene import Reader, Scene
-from geomim.corpus.scenes.validity import storable
-from geomim.corpus.scenes.warping import Grid, on_grid, wanted_grid
+from geomim.corpus.scenes.warping import wanted_grid
 from geomim.errors import InputError
 from geomim.sensors import Band, Sensor
 
@@ -43,7 +43,7 @@ def open_raster(
 
 def _describe(uri: str, dataset: Any, sensor: Sensor | None, bands: Sequence[str] | None, grid: Grid | None) -> Scene:
     _check_pixels(uri, dataset)
-    tags, imagery = dataset.tags(), dataset.tags(ns="IMAGERY")
+    tags, imagery, names = dataset.tags(), dataset.tags(ns="IMAGERY"), dataset.descriptions
     crs, transform, placement = _place(uri, dataset) if grid is None else (grid.crs, grid.transform, None)
     height, width = (dataset.height, dataset.width) if grid is None else (grid.height, grid.width)
     place = placement if transform is None else affine(transform)
@@ -62,6 +62,7 @@ def _describe(uri: str, dataset: Any, sensor: Sensor | None, bands: Sequence[str
         gsd=ground_sample_distance(crs, place, height, width) or contents.sensor.gsd,
         block=contents.block,
         reader=contents.reader,
+        masks=own_clouds(uri, names, grid, (height, width)),
         placement=placement,
     )
 
@@ -83,12 +84,13 @@ def _numbers(uri: str, dataset: Any, grid: Grid | None, given: Sensor | None, ba
     scaling = tuple((dataset.scales[place], dataset.offsets[place]) for place in choice.places)
     alike = len(set(scaling)) == 1
     sensor = _scaled(uri, choice.sensor, *scaling[0], given=given is not None) if alike else choice.sensor
-    reader = _stored(uri, dataset, grid, choice.places, choice.alpha, sensor.nodata)
+    nodata = nodata_of(dataset, choice.places, sensor.nodata)
+    reader = stored(uri, dataset, grid, choice.places, nodata, choice.alpha)
     block = reader.dataset.block_shapes[0]
     if not alike:
         sensor = dataclasses.replace(sensor, scale=1.0, offset=0.0, nodata=None)
-        return _Contents(sensor, MeantReader(reader, scaling), np.dtype(np.float32), math.nan, block)
-    return _Contents(sensor, reader, dtype, next((value for value in reader.nodata if value is not None), None), block)
+        return _Contents(sensor, MeantReader(reader, nodata, scaling), np.dtype(np.float32), math.nan, block)
+    return _Contents(sensor, reader, dtype, next((value for value in nodata if value is not None), None), block)
 
 
 def _palette(
@@ -101,36 +103,9 @@ def _palette(
     colours = np.array([table.get(index, (0, 0, 0, 0)) for index in range(max(table) + 1)], np.uint8)
     offer = Offer(uri, (Band("red"), Band("green"), Band("blue")), False, None)
     choice = choose(offer, given, bands)
-    stored = _stored(uri, dataset, grid, (0,), None, None, nearest=True)
-    reader = PaletteReader(stored, colours[:, list(choice.places)], colours[:, 3] > 0)
-    return _Contents(choice.sensor, reader, np.dtype(np.uint8), None, stored.dataset.block_shapes[0])
-
-
-def _stored(
-    uri: str,
-    dataset: Any,
-    grid: Grid | None,
-    places: tuple[int, ...],
-    alpha: int | None,
-    usual: float | None,
-    nearest: bool = False,
-) -> RasterReader:
-    """The numbers of some bands, on the raster's own grid or another; `usual` is the sensor's nodata."""
-    dtype = np.dtype(dataset.dtypes[places[0]])
-    declared = [dataset.nodatavals[place] for place in places]
-    nodata = tuple(storable(usual if value is None else value, dtype) for value in declared)
-    if grid is None:
-        flags = dataset.mask_flag_enums[places[0]]
-        masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
-        return RasterReader(uri, dataset, places, alpha, masked, nodata)
-    if len({repr(value) for value in nodata}) > 1:
-        raise InputError(
-            f"'{uri}' has another nodata value in each band {nodata}, which warping mixes up: choose bands of one "
-            "value with --bands"
-        )
-    warped = on_grid(uri, dataset, grid, places, alpha=alpha, nodata=nodata[0], nearest=nearest)
-    dataset.close()
-    return RasterReader(uri, warped, tuple(range(len(places))), len(places), False, nodata)
+    indices = stored(uri, dataset, grid, (0,), nodata_of(dataset, (0,), None), nearest=True)
+    reader = PaletteReader(indices, colours[:, list(choice.places)], colours[:, 3] > 0)
+    return _Contents(choice.sensor, reader, np.dtype(np.uint8), None, indices.dataset.block_shapes[0])
 
 
 def _check_pixels(uri: str, dataset: Any) -> None:

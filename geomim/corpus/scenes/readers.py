@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
 from geomim.corpus.scenes.files import environment
-from geomim.corpus.scenes.validity import measured
+from geomim.corpus.scenes.grids import Grid
+from geomim.corpus.scenes.scene import Reader
+from geomim.corpus.scenes.validity import measured, storable
+from geomim.corpus.scenes.warping import on_grid
+from geomim.errors import InputError
 
 
 @dataclass
@@ -56,18 +62,20 @@ class MeantReader:
     """What the numbers mean, as float32, NaN for nodata: for bands that are scaled differently.
 
     Attributes:
-        stored: Gives the numbers.
+        numbers: Gives what is stored.
+        nodata: A value a band, or None.
         scaling: Scale and offset a band.
     """
 
-    stored: RasterReader
+    numbers: Reader
+    nodata: tuple[float | None, ...]
     scaling: tuple[tuple[float, float], ...]
 
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Meanings `(C, h, w)` float32 and validity `(h, w)`."""
-        bands, valid = self.stored.read(window)
+        bands, valid = self.numbers.read(window)
         meant = np.empty(bands.shape, np.float32)
-        for band, out, (scale, offset), nodata in zip(bands, meant, self.scaling, self.stored.nodata, strict=True):
+        for band, out, (scale, offset), nodata in zip(bands, meant, self.scaling, self.nodata, strict=True):
             out[:] = band * scale + offset
             if nodata is not None:
                 out[band == np.asarray(nodata, band.dtype)] = np.nan
@@ -75,7 +83,7 @@ class MeantReader:
 
     def close(self) -> None:
         """Close the file."""
-        self.stored.close()
+        self.numbers.close()
 
 
 @dataclass
@@ -83,22 +91,69 @@ class PaletteReader:
     """Colours for indices into a palette.
 
     Attributes:
-        stored: Gives the indices, one band.
+        indices: Gives what is stored, one band.
         colours: `(n, C)` uint8.
         shown: `(n,)` bool, False for colours that are transparent.
     """
 
-    stored: RasterReader
+    indices: Reader
     colours: np.ndarray
     shown: np.ndarray
 
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Colours `(C, h, w)` and validity `(h, w)`."""
-        (indices,), valid = self.stored.read(window)
+        (indices,), valid = self.indices.read(window)
         known = (indices >= 0) & (indices < len(self.colours))
         places = np.where(known, indices, 0)
         return np.moveaxis(self.colours[places], -1, 0).copy(), valid & known & self.shown[places]
 
     def close(self) -> None:
         """Close the file."""
-        self.stored.close()
+        self.indices.close()
+
+
+def nodata_of(dataset: Any, places: Sequence[int], usual: float | None) -> tuple[float | None, ...]:
+    """The nodata value of some bands; `usual` where the file declares none, None where their type cannot hold it."""
+    return tuple(
+        storable(
+            usual if dataset.nodatavals[place] is None else dataset.nodatavals[place], np.dtype(dataset.dtypes[place])
+        )
+        for place in places
+    )
+
+
+def stored(
+    uri: str,
+    dataset: Any,
+    grid: Grid | None,
+    places: tuple[int, ...],
+    nodata: tuple[float | None, ...],
+    alpha: int | None = None,
+    nearest: bool = False,
+) -> RasterReader:
+    """The numbers of some bands.
+
+    Args:
+        uri: The raster.
+        dataset: It, open; closed where another takes its place.
+        grid: Grid to bring the bands to; None leaves them on their own.
+        places: 0-based places of the bands.
+        nodata: A value a band, or None.
+        alpha: 0-based place of the alpha band, or None.
+        nearest: Take the nearest pixel, not a bilinear mean, where the grid is another.
+
+    Raises:
+        InputError: Bands to be resampled have different nodata values.
+    """
+    if grid is None:
+        flags = dataset.mask_flag_enums[places[0]]
+        masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+        return RasterReader(uri, dataset, places, alpha, masked, nodata)
+    if len({repr(value) for value in nodata}) > 1:
+        raise InputError(
+            f"'{uri}' has another nodata value in each band {nodata}, which warping mixes up: choose bands of one "
+            "value with --bands"
+        )
+    warped = on_grid(uri, dataset, grid, places, alpha=alpha, nodata=nodata[0], nearest=nearest)
+    dataset.close()
+    return RasterReader(uri, warped, tuple(range(len(places))), len(places), False, nodata)

@@ -18,6 +18,7 @@ from shapely.geometry.base import BaseGeometry
 from geomim.corpus.scenes.annotations import Annotations
 from geomim.corpus.scenes.files import cause
 from geomim.corpus.scenes.footprints import Placement, affine, footprint
+from geomim.corpus.scenes.grids import Grid
 from geomim.errors import InputError
 from geomim.sensors import Sensor
 
@@ -82,6 +83,11 @@ class Scene:
     masks: CloudReader | None = field(default=None, repr=False)
     placement: Placement | None = field(default=None, repr=False)
     annotations: Annotations | None = field(default=None, repr=False)
+
+    @property
+    def grid(self) -> Grid | None:
+        """Where its pixels lie, or None without an affine."""
+        return None if self.transform is None else Grid(self.crs, self.transform, self.height, self.width)
 
     def read(self, window: Window | None = None) -> np.ndarray:
         """Pixels as they are stored.

@@ -6,7 +6,6 @@ import math
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,41 +21,10 @@ from rasterio.warp import transform as transform_points
 
 from geomim.corpus.scenes.files import cause, environment
 from geomim.corpus.scenes.gcps import SPLINE_POINTS
+from geomim.corpus.scenes.grids import Grid
 from geomim.errors import InputError
 
 _SAME = 1e-4  # relative difference of pixel sizes that are one
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Where pixels are wanted.
-
-    Attributes:
-        crs: `rasterio.crs.CRS`, or None where pixels have no place.
-        transform: Affine from (column, row) to `crs`.
-        height: Rows.
-        width: Columns.
-    """
-
-    crs: CRS | None
-    transform: Affine
-    height: int
-    width: int
-
-    @classmethod
-    def of(cls, dataset: Any) -> Grid:
-        """The grid that a rasterio dataset has."""
-        return cls(dataset.crs, dataset.transform, dataset.height, dataset.width)
-
-    def agrees(self, other: Grid) -> bool:
-        """Whether two grids are one, up to rounding: a tenth of a pixel over the whole raster."""
-        if (self.height, self.width) != (other.height, other.width) or (self.crs or None) != (other.crs or None):
-            return False
-        pixel = math.hypot(self.transform.a, self.transform.d)
-        return all(
-            math.dist(_at(self.transform, *corner), _at(other.transform, *corner)) < 0.1 * pixel
-            for corner in ((0, 0), (self.width, 0), (0, self.height))
-        )
 
 
 def wanted_grid(uri: str, dataset: Any, warp: str | None, resolution: float | None) -> Grid | None:
@@ -190,7 +158,7 @@ def _automatic(dataset: Any, source: CRS) -> CRS:
     if source.is_projected:
         return source
     with WarpedVRT(dataset, crs=source, **_method(dataset)) as upright:
-        middle = _at(upright.transform, upright.width / 2, upright.height / 2)
+        middle = Grid.of(upright).at(upright.width / 2, upright.height / 2)
     (longitude,), (latitude,) = transform_points(source, "OGC:CRS84", [middle[0]], [middle[1]])
     if abs(latitude) > 84:
         return CRS.from_epsg(3413 if latitude > 0 else 3031)
@@ -205,9 +173,7 @@ def _resampled(uri: str, grid: Grid, resolution: float) -> Grid | None:
     if grid.crs is None or not grid.crs.is_projected:
         told = "has no place on Earth" if grid.crs is None else "is placed in degrees"
         raise InputError(f"'{uri}' {told}, so --resolution in metres says nothing: leave it out, or give --warp too")
-    a, b, _, d, e, _ = grid.transform[:6]
-    metres = grid.crs.linear_units_factor[1]
-    across, down = math.hypot(a, d) * metres, math.hypot(b, e) * metres
+    across, down = grid.metres
     if math.isclose(across, resolution, rel_tol=_SAME) and math.isclose(down, resolution, rel_tol=_SAME):
         return None
     return Grid(
@@ -216,11 +182,6 @@ def _resampled(uri: str, grid: Grid, resolution: float) -> Grid | None:
         max(round(grid.height * down / resolution), 1),
         max(round(grid.width * across / resolution), 1),
     )
-
-
-def _at(transform: Affine, col: float, row: float) -> tuple[float, float]:
-    a, b, c, d, e, f = transform[:6]
-    return a * col + b * row + c, d * col + e * row + f
 
 
 def _subset(dataset: Any, places: Sequence[int], alpha: int | None) -> str:

@@ -1,0 +1,237 @@
+"""Where a scene is cloudy: from the masks that providers give, from a folder of masks, or from a detector."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rasterio.windows import Window
+
+from geomim.corpus.scenes.files import environment, open_dataset
+from geomim.corpus.scenes.finding import SUFFIXES
+from geomim.corpus.scenes.grids import Grid
+from geomim.corpus.scenes.scene import Scene
+from geomim.corpus.scenes.warping import on_grid
+from geomim.errors import InputError, nearest
+
+KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    # Sen2Cor scene classification: 3 shadow, 8 and 9 cloud, 10 thin cirrus
+    "scl": lambda codes: np.isin(codes, (3, 8, 9, 10)),
+    # Fmask 4: 2 shadow, 4 cloud
+    "fmask": lambda codes: np.isin(codes, (2, 4)),
+    # HLS Fmask layer, bits: 0 cirrus, 1 cloud, 2 beside cloud or shadow, 3 shadow; 255 fill
+    "hls": lambda codes: (codes & 0b1111 > 0) & (codes != 255),
+    # Landsat Collection 2, bits: 1 dilated cloud, 2 cirrus, 3 cloud, 4 shadow
+    "qa_pixel": lambda codes: codes & 0b11110 > 0,
+    # Sentinel-2, bits: 10 opaque cloud, 11 cirrus
+    "qa60": lambda codes: codes & (0b11 << 10) > 0,
+    # Sentinel-2 level 1 from processing baseline 04.00 on: a band of opaque clouds and one of cirrus
+    "msk_classi": lambda codes: codes > 0,
+    # omnicloudmask: 1 thick cloud, 2 thin cloud, 3 shadow
+    "omnicloudmask": lambda codes: np.isin(codes, (1, 2, 3)),
+    "binary": lambda codes: codes > 0,
+}
+"""Kinds of cloud masks: whether a code means cloud or its shadow."""
+
+DETECTOR = "omnicloudmask"
+_NAMES = {
+    "scl": r"scl",
+    "msk_classi": r"msk_?classi",
+    "qa_pixel": r"qa_?pixel",
+    "qa60": r"qa_?60",
+    "fmask": r"fmask\d?",
+    "omnicloudmask": r"omnicloudmask|ocm",
+    "binary": r"cloud_?mask|clouds?",
+}
+_SAMPLE = 512  # rows and columns looked at to tell the kind of a mask by its codes
+
+
+@dataclass
+class CloudMask:
+    """A raster of cloud codes, on the scene's grid.
+
+    Attributes:
+        uri: The raster.
+        dataset: Open rasterio dataset.
+        places: 0-based places of the bands that hold codes.
+        outside: 0-based place of a band that is 0 where the mask says nothing, or None.
+        kind: One of `KINDS`.
+        nodata: Code that says nothing, or None.
+    """
+
+    uri: str
+    dataset: Any
+    places: tuple[int, ...]
+    outside: int | None
+    kind: str
+    nodata: float | None
+
+    def read(self, window: Window) -> np.ndarray:
+        """`(h, w)` bool: True under cloud or its shadow."""
+        with environment(self.uri):
+            codes = self.dataset.read([place + 1 for place in self.places], window=window)
+            known = None if self.outside is None else self.dataset.read(self.outside + 1, window=window) > 0
+        if codes.dtype.kind == "f":  # some programs write all bands of a file as one type
+            codes = np.nan_to_num(codes).astype(np.int64)
+        cloudy = KINDS[self.kind](codes)
+        if self.nodata is not None:
+            cloudy &= codes != np.asarray(self.nodata, codes.dtype)
+        anywhere: np.ndarray = cloudy.any(axis=0)
+        return anywhere if known is None else anywhere & known
+
+    def close(self) -> None:
+        """Close the file."""
+        self.dataset.close()
+
+
+def named_kind(name: str, whole: bool = False) -> str | None:
+    """Kind of a cloud mask by the name of its file (anywhere in it) or band (the whole of it), or None."""
+    for kind, pattern in _NAMES.items():
+        around = ("^", "$") if whole else ("(?<![a-z0-9])", "(?![a-z])")
+        if re.search(f"{around[0]}({pattern}){around[1]}", name.lower()):
+            return "hls" if kind == "fmask" and re.search(r"(?<![a-z])hls", name.lower()) else kind
+    return None
+
+
+def open_mask(
+    uri: str, grid: Grid | None, shape: tuple[int, int], kind: str | None = None, places: Sequence[int] = (0,)
+) -> CloudMask:
+    """Open a cloud mask on the grid of a scene, resampled to the nearest code where its own is another.
+
+    Args:
+        uri: The mask.
+        grid: Grid of the scene; None where it has none.
+        shape: Rows and columns of the scene.
+        kind: One of `KINDS`; found by name and codes where None.
+        places: 0-based places of its bands in the file.
+
+    Raises:
+        InputError: It cannot be opened, is of no known kind, or shares no grid with the scene.
+    """
+    dataset = open_dataset(uri)
+    try:
+        kind = _kind(uri, dataset, places[0], kind)
+        nodata = dataset.nodatavals[places[0]] if kind == "binary" else None
+        nodata = None if nodata == 1 else nodata
+        own = Grid.of(dataset)
+        if grid is not None and own.crs and not grid.agrees(own):
+            warped = on_grid(uri, dataset, grid, places, nearest=True)
+            dataset.close()
+            return CloudMask(uri, warped, tuple(range(len(places))), len(places), kind, nodata)
+        if (own.height, own.width) != shape:
+            raise InputError(
+                f"cloud mask '{uri}' is {own.height} x {own.width} and its scene {shape[0]} x {shape[1]}, and they "
+                "share no place on Earth: bring it to the scene's grid first"
+            )
+        return CloudMask(uri, dataset, tuple(places), None, kind, nodata)
+    except BaseException:
+        dataset.close()
+        raise
+
+
+def _kind(uri: str, dataset: Any, place: int, kind: str | None) -> str:
+    kind = kind or named_kind(dataset.descriptions[place] or "", whole=True) or named_kind(Path(uri).name)
+    if kind in KINDS and kind not in ("fmask", "binary"):
+        return kind
+    shape = (min(dataset.height, _SAMPLE), min(dataset.width, _SAMPLE))
+    with environment(uri):
+        codes = np.unique(dataset.read(place + 1, out_shape=shape)).tolist()
+    if kind == "fmask":  # both kinds go by that name
+        return "fmask" if set(codes) <= {0, 1, 2, 3, 4, 255} else "hls"
+    measured = [code for code in codes if code != dataset.nodatavals[place]]
+    if kind == "binary" or (len(measured) <= 2 and min(measured, default=0) == 0):
+        return "binary"
+    raise InputError(
+        f"cloud mask '{uri}' holds the codes {', '.join(map(str, codes[:8]))}: say of which kind they are with "
+        f"--clouds FOLDER:KIND ({', '.join(KINDS)})"
+    )
+
+
+def own_clouds(uri: str, names: Sequence[str | None], grid: Grid | None, shape: tuple[int, int]) -> CloudMask | None:
+    """The cloud mask that a raster has among its bands, or None.
+
+    Args:
+        uri: The raster.
+        names: What it calls its bands.
+        grid: Grid of the scene made of it, where it is another than its own.
+        shape: Rows and columns of the scene.
+    """
+    for place, name in enumerate(names):
+        if name and named_kind(name, whole=True):
+            return open_mask(uri, grid, shape, None, (place,))
+    return None
+
+
+def with_clouds(scene: Scene, clouds: str | None) -> Scene:
+    """A scene with the clouds that the user names, where they are found; else with its own.
+
+    Args:
+        scene: Open scene.
+        clouds: `FOLDER` or `FOLDER:KIND` of masks named like their scenes, `omnicloudmask`, or None.
+
+    Raises:
+        InputError: The folder does not exist, holds no mask, or several for the scene; or the kind is unknown.
+        BandError: The detector lacks a band.
+        MissingExtraError: The detector is not installed.
+    """
+    if clouds is None:
+        return scene
+    if clouds == DETECTOR:
+        from geomim.corpus.scenes.detector import DetectedClouds
+
+        masks: Any = DetectedClouds.of(scene)
+    else:
+        folder, kind = _parsed(clouds)
+        found = find_mask(folder, scene.uri)
+        if found is None:
+            return scene
+        masks = open_mask(found, scene.grid, (scene.height, scene.width), kind)
+    if scene.masks:
+        scene.masks.close()
+    return dataclasses.replace(scene, masks=masks)
+
+
+def _parsed(clouds: str) -> tuple[str, str | None]:
+    if os.path.isdir(clouds):
+        return clouds, None
+    folder, _, kind = clouds.rpartition(":")
+    if folder and os.path.isdir(folder):
+        if kind not in KINDS:
+            raise InputError(f"--clouds: unknown kind of cloud mask '{kind}'{nearest(kind, KINDS)}")
+        return folder, kind
+    raise InputError(f"--clouds: '{clouds}' is no folder: give FOLDER, FOLDER:KIND ({', '.join(KINDS)}) or {DETECTOR}")
+
+
+def find_mask(folder: str, uri: str) -> str | None:
+    """The mask in a folder that is named like a scene: `scene.tif`, or `scene_SCL.tif`, `scene.Fmask.tif`.
+
+    Raises:
+        InputError: The folder holds no mask at all, or several that may be the scene's.
+    """
+    name = re.sub(r"\.(safe|zarr|nc|json)$", "", Path(uri.partition("#")[0]).name, flags=re.IGNORECASE)
+    stem = name if name != Path(uri).name else Path(name).stem
+    files = _listed(folder)
+    if not files:
+        raise InputError(f"--clouds: no raster in '{folder}'")
+    if stem in files:
+        return files[stem]
+    begun = sorted(key for key in files if re.match(rf"{re.escape(stem)}[._-]", key))
+    telling = [key for key in begun if named_kind(key[len(stem) :])]
+    matches = telling or begun
+    if len(matches) > 1:
+        raise InputError(f"--clouds: '{folder}' holds several masks for '{uri}': {', '.join(matches[:5])}; keep one")
+    return files[matches[0]] if matches else None
+
+
+@lru_cache(maxsize=8)
+def _listed(folder: str) -> dict[str, str]:
+    """Rasters of a folder by name without suffix."""
+    with os.scandir(folder) as entries:
+        return {Path(entry.name).stem: entry.path for entry in entries if entry.name.lower().endswith(SUFFIXES)}

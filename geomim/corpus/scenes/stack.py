@@ -1,0 +1,215 @@
+"""One scene of bands that lie in files of their own: Sentinel-2 and Landsat folders, STAC items."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from affine import Affine
+from rasterio.windows import Window
+
+from geomim.corpus.scenes.clouds import open_mask
+from geomim.corpus.scenes.files import open_dataset
+from geomim.corpus.scenes.footprints import affine, ground_sample_distance
+from geomim.corpus.scenes.grids import Grid
+from geomim.corpus.scenes.readers import MeantReader, RasterReader, nodata_of, stored
+from geomim.corpus.scenes.scene import Scene
+from geomim.corpus.scenes.validity import measured
+from geomim.corpus.scenes.warping import wanted_grid
+from geomim.errors import BandError, InputError
+from geomim.sensors import Band, Sensor
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A band in a file.
+
+    Attributes:
+        band: What it is.
+        path: The file, as GDAL opens it.
+        place: 0-based place in the file.
+        scale: Factor to what the numbers mean, or None where only the file knows.
+        offset: Added after `scale`.
+        nodata: Number that means "no measurement" where the file declares none.
+    """
+
+    band: Band
+    path: str
+    place: int = 0
+    scale: float | None = None
+    offset: float | None = None
+    nodata: float | None = None
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A cloud mask in a file.
+
+    Attributes:
+        path: The file, as GDAL opens it.
+        kind: One of `clouds.KINDS`, or None to tell by name and codes.
+        places: 0-based places of its bands.
+    """
+
+    path: str
+    kind: str | None = None
+    places: tuple[int, ...] = (0,)
+
+
+@dataclass
+class StackReader:
+    """Bands of several files on one grid.
+
+    Attributes:
+        readers: One a file.
+        order: Where each band stands among the bands of all readers.
+        nodata: A value a band, or None.
+    """
+
+    readers: Sequence[RasterReader]
+    order: Sequence[int]
+    nodata: tuple[float | None, ...]
+
+    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels `(C, h, w)` and validity `(h, w)`."""
+        parts = [reader.read(window) for reader in self.readers]
+        pixels = np.concatenate([part for part, _ in parts])[list(self.order)]
+        valid = measured(pixels, self.nodata)
+        for reader, (_, known) in zip(self.readers, parts, strict=True):
+            if None in reader.nodata or reader.masked:  # else what lies outside a file is nodata
+                valid &= known
+        return pixels, valid
+
+    def close(self) -> None:
+        """Close the files."""
+        for reader in self.readers:
+            reader.close()
+
+
+def stack_scene(
+    uri: str,
+    sensor: Sensor,
+    layers: Sequence[Layer],
+    mask: Mask | None = None,
+    *,
+    resolution: float | None = None,
+    warp: str | None = None,
+    time: datetime | None = None,
+    licence: str | None = None,
+) -> Scene:
+    """A scene of bands from several files.
+
+    Args:
+        uri: What the catalogue calls it.
+        sensor: Name and unit; its bands are those of the layers. What these say of scale and offset comes first.
+        layers: Bands in the order of the scene.
+        mask: Cloud mask, or None.
+        resolution: Metres of a pixel to bring the bands to.
+        warp: System of a north-up grid to bring them to, or `auto`.
+        time: Acquisition in UTC without time zone.
+        licence: Of the scene.
+
+    Raises:
+        InputError: A file cannot be opened, or the bands lie on different grids and no resolution is asked for.
+        BandError: The bands are of different types.
+    """
+    paths = list(dict.fromkeys(layer.path for layer in layers))
+    with ExitStack() as opened:
+        datasets = {path: opened.enter_context(open_dataset(path)) for path in paths}
+        grid = _grid(uri, layers, datasets, warp, resolution)
+        dtype = _dtype(uri, layers, datasets)
+        scaling = tuple(_scaling(layer, datasets[layer.path]) for layer in layers)
+        reader = _reader(layers, datasets, grid)
+        shape = (grid.height, grid.width)
+        masks = open_mask(mask.path, grid, shape, mask.kind, mask.places) if mask else None
+        opened.pop_all()  # they stay open, with the scene
+    alike = len(set(scaling)) == 1
+    scale, offset = scaling[0] if alike else (1.0, 0.0)
+    bands = tuple(layer.band for layer in layers)
+    nodata = reader.nodata[0] if alike else None
+    return Scene(
+        uri=uri,
+        sensor=dataclasses.replace(sensor, bands=bands, scale=scale, offset=offset, nodata=nodata),
+        crs=grid.crs,
+        transform=grid.transform,
+        height=grid.height,
+        width=grid.width,
+        dtype=dtype if alike else np.dtype(np.float32),
+        nodata=nodata if alike else math.nan,
+        time=time,
+        licence=licence,
+        gsd=ground_sample_distance(grid.crs, affine(grid.transform), *shape) or sensor.gsd,
+        block=reader.readers[0].dataset.block_shapes[0],
+        reader=reader if alike else MeantReader(reader, reader.nodata, scaling),
+        masks=masks,
+    )
+
+
+def _grid(
+    uri: str, layers: Sequence[Layer], datasets: dict[str, Any], warp: str | None, resolution: float | None
+) -> Grid:
+    """The grid that all bands share, or are brought to."""
+    first = layers[0]
+    groups: list[tuple[Grid, list[Layer]]] = []
+    for layer in layers:
+        own = Grid.of(datasets[layer.path])
+        members = next((members for grid, members in groups if grid.agrees(own)), None)
+        if members is None:
+            groups.append((own, [layer]))
+        else:
+            members.append(layer)
+    if len(groups) > 1 and resolution is None:
+        listed = "; ".join(
+            f"{', '.join(layer.band.name for layer in members)} at {_pixel(grid)}" for grid, members in groups
+        )
+        raise InputError(
+            f"'{uri}' has bands on {len(groups)} grids: {listed}. Choose bands of one with --bands, or bring all to "
+            "one with --resolution METRES"
+        )
+    if resolution is not None:  # a band that has this pixel size is left as it is
+        near = min(groups, key=lambda group: abs(math.log(group[0].metres[0] / resolution)))
+        first = near[1][0]
+    dataset = datasets[first.path]
+    if dataset.transform == Affine.identity():
+        raise InputError(f"'{first.path}' has no affine: bands in files of their own are put together by place only")
+    return wanted_grid(uri, dataset, warp, resolution) or Grid.of(dataset)
+
+
+def _pixel(grid: Grid) -> str:
+    if not grid.crs or not grid.crs.is_projected:
+        return f"{grid.height} x {grid.width}"
+    return f"{grid.metres[0]:g} m"
+
+
+def _dtype(uri: str, layers: Sequence[Layer], datasets: dict[str, Any]) -> np.dtype[Any]:
+    dtypes = {datasets[layer.path].dtypes[layer.place] for layer in layers}
+    if len(dtypes) > 1 or any("complex" in dtype for dtype in dtypes):
+        raise BandError(f"'{uri}' stores its bands as {', '.join(sorted(dtypes))}: choose bands of one type (--bands)")
+    dtype: np.dtype[Any] = np.dtype(dtypes.pop())
+    return dtype
+
+
+def _scaling(layer: Layer, dataset: Any) -> tuple[float, float]:
+    scale, offset = dataset.scales[layer.place], dataset.offsets[layer.place]
+    return (scale if layer.scale is None else layer.scale, offset if layer.offset is None else layer.offset)
+
+
+def _reader(layers: Sequence[Layer], datasets: dict[str, Any], grid: Grid) -> StackReader:
+    readers: list[RasterReader] = []
+    listed: list[Layer] = []
+    nodata: list[float | None] = []
+    for path, dataset in datasets.items():
+        own = [layer for layer in layers if layer.path == path]
+        values = tuple(nodata_of(dataset, [layer.place], layer.nodata)[0] for layer in own)
+        target = None if grid.agrees(Grid.of(dataset)) else grid
+        readers.append(stored(path, dataset, target, tuple(layer.place for layer in own), values))
+        listed += own
+        nodata += values
+    order = [listed.index(layer) for layer in layers]
+    return StackReader(readers, order, tuple(nodata[place] for place in order))
