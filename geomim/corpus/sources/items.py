@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from geomim.corpus.scenes import Scene, find_scenes, open_scene
 from geomim.corpus.sources.cards import Card, folder, is_non_commercial, load_card
 from geomim.errors import InputError, nearest
 from geomim.sensors import Sensor
+
+_SPLITS = re.compile(r"(?P<root>.*):(?P<splits>[A-Za-z][\w-]*(?:[+,][A-Za-z][\w-]*)*)")
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Item:
         captions: Sentences, likewise.
         licence: Licence of the source, or None where nothing is known.
         attribution: Who is to be credited, or None.
-        sensor: Name of the sensor, or None.
+        sensor: Name of the sensor to open it with, or None where it is opened without: it says itself what it is.
         dataset: Name of the card, or None for plain files.
         card: What `load_card` finds the card by: its name, or its path where it is not a shipped one.
         non_commercial: Commercial use is forbidden, or not known to be allowed.
@@ -47,7 +50,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-    """What `CARD@ROOT` or `CARD:SPLIT+SPLIT@ROOT` says.
+    """What `CARD@ROOT` or `CARD@ROOT:SPLIT+SPLIT` says.
 
     Attributes:
         card: The card.
@@ -66,7 +69,7 @@ def list_items(source: str, download: bool = False) -> list[Item]:
     Args:
         source: A raster, a folder, a pattern or an address as `find_scenes` takes them; or `CARD@ROOT`, where CARD is
             the name of a source card or the path of one (`eurosat@/data/eurosat`) and ROOT the folder that holds the
-            source as it is published; or some splits of it (`loveda:train+val@/data/loveda`).
+            source as it is published; or some splits of it (`loveda@/data/loveda:train+val`).
         download: Let torchgeo fetch a source that is not there.
 
     Returns:
@@ -80,23 +83,24 @@ def list_items(source: str, download: bool = False) -> list[Item]:
 
 
 def split_source(source: str) -> Source | None:
-    """Card, splits and root of `CARD[:SPLIT+SPLIT]@ROOT`; None for any other source.
+    """Card, root and splits of `CARD@ROOT[:SPLIT+SPLIT]`; None for any other source.
 
     Raises:
         InputError: The card or a split does not exist, or no root is given.
     """
-    head, at, root = source.partition("@")
-    name, colon, chosen = head.partition(":")
+    name, at, root = source.partition("@")
     is_file = name.endswith((".yaml", ".yml"))
-    if not at or os.path.exists(source) or "://" in head or (os.sep in name and not is_file):
+    if not at or os.path.exists(source) or "://" in name or (os.sep in name and not is_file):
         return None
     card = load_card(name)
-    if not root:
-        raise InputError(f"'{source}' names no folder: give {head}@ROOT")
-    splits = tuple(chosen.split("+")) if colon else None
+    chosen = None if os.path.exists(root) else _SPLITS.fullmatch(root)
+    splits = tuple(re.split("[+,]", chosen["splits"])) if chosen else None
     for split in splits or ():
         if split not in card.splits:
             raise InputError(f"{card.name} has no split '{split}'{nearest(split, card.splits or ['none at all'])}")
+    root = chosen["root"] if chosen else root
+    if not root:
+        raise InputError(f"'{source}' names no folder: give {name}@ROOT")
     return Source(card, os.path.expanduser(root), splits)
 
 

@@ -126,7 +126,7 @@ def list_samples(card: Card, root: str, download: bool = False, splits: Sequence
             items.extend(found)
         except InputError as error:
             here = [name for name in dict.fromkeys(item.split for item in items) if name]
-            advice = f"; {card.name}:{'+'.join(here)}@{root} leaves the split '{split}' out" if here else ""
+            advice = f"; {card.name}@{root}:{'+'.join(here)} leaves the split '{split}' out" if here else ""
             raise InputError(f"{error}{advice}") from error
     return items
 
@@ -150,12 +150,16 @@ def _list(card: Card, sample: Sample, blank: Item) -> Iterator[Item]:
     files = _files(dataset, sample.root, card.options.get("layers") or {})
     if files is not None:
         for index, (image, mask) in enumerate(files):
-            yield replace(blank, uri=image if mask is None else replace(sample, index=index).uri)
+            own = mask is not None or os.path.isdir(image)  # a folder of bands names them itself
+            uri = image if mask is None else replace(sample, index=index).uri
+            yield replace(blank, uri=uri, sensor=None if own else blank.sensor)
         return
     dates = card.options.get("dates", 1)
     targets = getattr(dataset, "targets", None)  # of image folders: classes without opening an image
     for place, uri in enumerate(sample.uris(range(len(dataset)), range(dates))):
-        yield replace(blank, uri=uri, label=None if targets is None else dataset.classes[targets[place // dates]])
+        yield replace(
+            blank, uri=uri, sensor=None, label=None if targets is None else dataset.classes[targets[place // dates]]
+        )
 
 
 def open_sample(uri: str, sensor: Sensor | None = None, bands: Sequence[str] | None = None) -> Scene:

@@ -68,7 +68,7 @@ def check(source: str, download: bool = False) -> None:
     """Check a source card, and the source itself where a folder is given.
 
     Args:
-        source: `CARD`; `CARD@ROOT` opens the source in that folder, `CARD:SPLIT+SPLIT@ROOT` some splits of it.
+        source: `CARD`; `CARD@ROOT` opens the source in that folder, `CARD@ROOT:SPLIT+SPLIT` some splits of it.
         download: Let torchgeo fetch a source that is not there.
 
     Raises:

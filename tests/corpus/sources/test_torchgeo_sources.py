@@ -208,11 +208,11 @@ def test_a_missing_split_is_said_and_can_be_left_out() -> None:
     for file in sorted(Path("partial/Val").rglob("*"), reverse=True):
         file.unlink() if file.is_file() else file.rmdir()
     Path("partial/Val").rmdir()
-    with pytest.raises(InputError, match="loveda:train@partial leaves the split 'val' out"):
+    with pytest.raises(InputError, match="loveda@partial:train leaves the split 'val' out"):
         list_items("loveda@partial")
-    assert {item.split for item in list_items("loveda:train+test@partial")} == {"train", "test"}
+    assert {item.split for item in list_items("loveda@partial:train+test")} == {"train", "test"}
     with pytest.raises(InputError, match="has no split 'tain'; did you mean 'train'"):
-        list_items("loveda:tain@partial")
+        list_items("loveda@partial:tain")
 
 
 def test_broken_samples_and_wrong_cards_end_in_one_sentence(tmp_path: Path) -> None:
