@@ -3,7 +3,7 @@
 Scenes are deflate GeoTIFFs of 4 bands uint16 with 512 px blocks, made of smooth fields and noise. Slicing alone reads
 the same scenes with the same number of processes and keeps nothing. Figures come last, one `name: value` a line.
 
-    python benchmarks/build_speed.py            # 10 minutes on 2 idle cores, 6 GB on disk
+    python benchmarks/build_speed.py            # 10 minutes on 2 idle cores, 25 GB on disk
     python benchmarks/build_speed.py --quick    # does it run: small scenes, 1 minute
 """
 
@@ -52,12 +52,13 @@ def slice_one(path: str) -> int:
         return sum(1 for _ in slice_scene(scene, Grid((256,))))
 
 
-def slicing(scenes: list[str], workers: int) -> tuple[float, int]:
-    """Seconds and tiles; processes are started before the clock."""
+def slicing(scenes: list[str], workers: int) -> float:
+    """Seconds; processes are started before the clock."""
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(os.path.basename, scenes))
+        list(pool.map(slice_one, scenes[:1] * workers))
         start = time.perf_counter()
-        return sum(pool.map(slice_one, scenes)) and time.perf_counter() - start, len(scenes)
+        list(pool.map(slice_one, scenes))
+        return time.perf_counter() - start
 
 
 BUILD = """
@@ -85,7 +86,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small scenes, one round")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    edge, few, many, rounds = (1024, 2, 4, 1) if arguments.quick else (8192, 2, 6, arguments.rounds)
+    edge, few, many, rounds = (1024, 2, 4, 1) if arguments.quick else (8192, 4, 12, arguments.rounds)
     workers = min(2, os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as folder:
         paths = []
@@ -99,7 +100,7 @@ def main() -> None:
         build(small, out, workers)  # compiles what is compiled once
         alone, whole = [], []
         for _ in range(rounds):
-            alone.append(slicing(paths[:few], workers)[0])
+            alone.append(slicing(paths[:few], workers))
             whole.append(build(small, out, workers))
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
         larger = build(Path(folder), out, workers)

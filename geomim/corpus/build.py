@@ -49,7 +49,7 @@ RADIUS = 8
 def build(
     source: list[str],
     out: str,
-    tile: list[int] | None = None,
+    tile: int | list[int] = 256,
     stride: int | None = None,
     seed: int = 0,
     sensor: str | None = None,
@@ -90,8 +90,7 @@ def build(
         source: Rasters, folders, patterns, products (.SAFE, Landsat folders), zarr or NetCDF, STAC items, addresses,
             or CARD@FOLDER for a public source (see `geomim sources list`).
         out: Folder of the corpus, or an address such as s3://bucket/corpus.
-        tile: Edge of a tile in pixels, 256 where not given. Several sizes cut each block of the largest one at a size
-            drawn by chance.
+        tile: Edge of a tile in pixels. Several sizes cut each block of the largest one at a size drawn by chance.
         stride: Step between tiles in pixels; the tile's edge where not given.
         seed: Of the choice between several sizes.
         sensor: Name of a built-in sensor or a YAML file, for rasters that do not name their bands.
@@ -137,7 +136,7 @@ def build(
     """
     given = {name: value for name, value in locals().items() if name in {field.name for field in fields(Recipe)}}
     given["source"] = [str(one) for one in ([source] if isinstance(source, str | os.PathLike) else source)]
-    given["tile"] = [tile] if isinstance(tile, int) else list(tile or [256])
+    given["tile"] = [tile] if isinstance(tile, int) else list(tile)
     recipe = Recipe(**given)
     recipe.check()
     remote = "://" in str(out)

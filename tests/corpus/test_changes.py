@@ -110,7 +110,7 @@ def test_a_split_repeats_and_follows_its_seed(corpus):
 
 
 def test_what_cannot_be_divided_is_said(corpus, tmp_path):
-    with pytest.raises(InputError, match="--by cluster|no group is small enough"):
+    with pytest.raises(InputError, match=r"--by cluster|no group is small enough"):
         split(str(corpus), by="place", test_share=0.1, block=20_000)
     with pytest.raises(InputError, match="leave something to train on"):
         split(str(corpus), test_share=0.6, val_share=0.6)

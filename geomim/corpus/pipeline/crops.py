@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from geomim.corpus.duplicates.blocks import crop_pairs, overlap
+from geomim.corpus.duplicates.blocks import Blocks, crop_pairs, overlap
+from geomim.corpus.duplicates.fingerprint import inverse
 from geomim.corpus.duplicates.verify import MIN_CORRELATION
 from geomim.corpus.pipeline.edges import EDGES, edge_table
 from geomim.corpus.pipeline.executor import Workers
@@ -54,24 +55,26 @@ def _match(work: Path, folder: Path) -> int:
     blocks = read_tables([task / "blocks.parquet" for task in staged(work).folders], BLOCKS)
     copies = pq.read_table(folder / "copies.parquet", columns=["id"])["id"]
     blocks = blocks.filter(pc.invert(pc.is_in(blocks["id"], copies)))
+    number, size = blocks["id"].to_numpy(), blocks["size"].to_numpy()
     xy = np.stack([blocks["x"].to_numpy(), blocks["y"].to_numpy()], 1)
-    found = crop_pairs(blocks["id"].to_numpy(), blocks["hash"].to_numpy(), xy)
-    write_table(folder / "candidates.parquet", found)
-    return len(found)
+    found = crop_pairs(Blocks(number, blocks["hash"].to_numpy(), xy, np.stack([size, size], 1)))
+    columns = {"a": found.one, "b": found.two, "turn": found.orientation, "x": found.offset[:, 0]}
+    write_table(folder / "candidates.parquet", pa.table(columns | {"y": found.offset[:, 1]}))
+    return len(found.one)
 
 
 def _compare(work: Path, folder: Path, pixels: Pixels, low: int) -> None:
     """Verify a slice of the candidates on their pixels."""
     found = pq.read_table(folder / "candidates.parquet").slice(low, _PAIRS)
-    a, b, turn = (found[name].to_numpy() for name in ("a", "b", "orientation"))
-    offsets = np.stack([found["dx"].to_numpy(), found["dy"].to_numpy()], 1)
+    a, b, turn, x, y = (found[name].to_numpy() for name in ("a", "b", "turn", "x", "y"))
     numbers, places = np.unique(np.concatenate([a, b]), return_inverse=True)
     tiles = staged(work).pixels(numbers, np.dtype(pixels.dtype), pixels.bands)
     shares, alike = np.zeros(len(a), np.float32), np.zeros(len(a), np.float32)
     for row in range(len(a)):
         one, two = grey(tiles[places[row]]), grey(tiles[places[len(a) + row]])
-        shares[row], alike[row] = overlap(one, two, int(turn[row]), tuple(offsets[row].tolist()))
+        shares[row], alike[row] = overlap(one, two, int(turn[row]), (int(x[row]), int(y[row])))
     good = (shares >= MIN_SHARE) & (alike >= MIN_CORRELATION)
-    edges = edge_table(a, b, "crop", orientation=turn, correlation=alike, share=shares).filter(pa.array(good))
+    back = np.array([inverse(k) for k in range(8)])[turn]  # `turn` turns b into a
+    edges = edge_table(a, b, "crop", orientation=back, correlation=alike, share=shares).filter(pa.array(good))
     edges = edges.sort_by([("a", "ascending"), ("b", "ascending"), ("share", "descending")])
     write_table(folder / f"edges-{low:012d}.parquet", edges.cast(EDGES))

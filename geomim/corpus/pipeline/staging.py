@@ -45,7 +45,9 @@ FACTS = pa.schema(
 """What cutting knows of a tile. `place` counts the tiles of its size in the task, and `mask_place` those of them that
 have a mask; `pixels` valid ones have `mean` and sum of squared deviations `squares`, a number a band."""
 
-BLOCKS = pa.schema([("id", pa.int64()), ("hash", pa.uint64()), ("x", pa.int16()), ("y", pa.int16())])
+BLOCKS = pa.schema(
+    [("id", pa.int64()), ("size", pa.int32()), ("hash", pa.uint64()), ("x", pa.int16()), ("y", pa.int16())]
+)
 """Block hashes of tiles without a place on Earth."""
 
 HASHES = pa.schema(
@@ -230,7 +232,8 @@ class Staging:
     def _take_blocks(self, number: int, tile: Tile) -> None:
         hashes, xy = block_hashes(grey(tile.pixels), tile.valid)
         self._blocks += [
-            {"id": number, "hash": int(one), "x": int(x), "y": int(y)} for one, (x, y) in zip(hashes, xy, strict=True)
+            {"id": number, "size": tile.size, "hash": int(one), "x": int(x), "y": int(y)}
+            for one, (x, y) in zip(hashes, xy, strict=True)
         ]
 
     def _write(self, name: str, values: np.ndarray) -> None:

@@ -23,7 +23,7 @@ def members(ids, original=None, split=None, valid=None, usable=None):
 def edges(*rows):
     """Rows of `(a, b, kind, distance, share)`."""
     names = ("a", "b", "kind", "distance", "share")
-    columns = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(names, [])
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else {key: [] for key in names}
     columns |= {"orientation": [0] * len(rows), "correlation": [0.99] * len(rows)}
     return pa.table({name: pa.array(columns[name], EDGES.field(name).type) for name in EDGES.names})
 

@@ -36,7 +36,7 @@ def test_a_scheduler_that_does_not_answer_is_one_sentence(monkeypatch):
 
     monkeypatch.setattr(Client, "__init__", refuse)
     with (
-        pytest.raises(InputError, match="no Dask scheduler answers at 'tcp://127.0.0.1:1'"),
+        pytest.raises(InputError, match="no Dask scheduler answers at 'tcp:"),
         Progress(disable=True) as progress,
         Workers(progress, 1, "tcp://127.0.0.1:1") as workers,
     ):

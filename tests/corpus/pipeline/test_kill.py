@@ -99,7 +99,7 @@ def test_killed_at_the_first_rename_of_every_stage(undisturbed, tmp_path, after)
 
 
 def test_killed_again_and_again(undisturbed, tmp_path):
-    folder, renames, expected = undisturbed
+    folder, _renames, expected = undisturbed
     out, rng = tmp_path / "corpus", np.random.default_rng(0)
     for _ in range(6):
         killed(folder / "photographs", out, int(rng.integers(2, 8)), bool(rng.integers(2)))
