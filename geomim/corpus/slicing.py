@@ -159,8 +159,6 @@ def slice_scene(scene: Scene, grid: Grid) -> Iterator[Tile]:
     Raises:
         InputError: A block cannot be read; tiles above it have been given by then.
     """
-    if isinstance(grid, int):
-        grid = Grid((grid,))
     rows = _Rows(scene)
     for top in starts(scene.height, grid.largest, grid.step):
         rows.hold(top, min(top + grid.largest, scene.height))

@@ -6,7 +6,7 @@ import pytest
 import rasterio
 
 from geomim.corpus.scenes import find_scenes, open_scene
-from geomim.corpus.slicing import slice_scene
+from geomim.corpus.slicing import Grid, slice_scene
 from geomim.corpus.synthetic import CLASSES, write_scenes
 from geomim.corpus.textures import KINDS
 from geomim.errors import BandError, InputError
@@ -111,7 +111,7 @@ def tile_features(planted, size=64):
         with rasterio.open(labels) as raster:
             label = raster.read(1)
         with open_scene(path) as scene:
-            for tile in slice_scene(scene, size):
+            for tile in slice_scene(scene, Grid((size,))):
                 count = np.bincount(label[tile.row : tile.row + size, tile.col : tile.col + size].ravel())
                 if count.argmax() == 0 or count.max() < 0.95 * size**2:
                     continue
