@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 LOCK_VERSION = 1
+_PUT_TOGETHER = {"merged", "appended", "filtered", "unpacked"}  # entries of a recipe that starts from other corpora
 _BLOCK = 8 * 2**20  # bytes of a source that are read at once
 _CONTENT = ("id", "size", "row", "col", "xxh3")
 _DECISIONS = ("id", "split", "label", "kept", "reason", "duplicate_of", "cluster")
@@ -47,6 +48,7 @@ class Locked:
         tiles: Number of its tiles.
         content: Hash over places and pixels of its tiles.
         decisions: Hash over split, label and fate of its tiles.
+        file: Where it is, if `uri` is not that: sources of merged corpora may be named alike.
     """
 
     uri: str
@@ -55,6 +57,7 @@ class Locked:
     tiles: int
     content: str
     decisions: str
+    file: str | None = None
 
 
 def source_hash(uri: str) -> tuple[int, str] | None:
@@ -97,7 +100,7 @@ def write_lock(file: Path, catalogue: Path, sources: pa.Table | ds.Dataset, head
             content.update(line.content.encode())
             decisions.update(line.decisions.encode())
             tiles, count = tiles + line.tiles, count + 1
-            body.write(_json(asdict(line)))
+            body.write(_json({name: value for name, value in asdict(line).items() if name != "file" or value}))
         head = {"lock_version": LOCK_VERSION, **header, "sources": count, "tiles": tiles}
         digests = {"content": content.hexdigest(), "decisions": decisions.hexdigest()}
         body.seek(0)
@@ -146,14 +149,14 @@ def _lines(sources: pa.Table | ds.Dataset, catalogue: ds.Dataset) -> Iterator[Lo
     runs = digests(catalogue)
     run = next(runs, None)
     nothing = xxhash.xxh3_128_hexdigest(b"")
+    columns = [name for name in ("uri", "bytes", "xxh3", "file") if name in sources.schema.names]
     for batch in sources.to_batches():
-        columns = (batch.column(name).to_pylist() for name in ("uri", "bytes", "xxh3"))
-        for uri, size, digest in zip(*columns, strict=True):
-            if run is not None and run[0] == uri:
-                yield Locked(uri, size, digest, *run[1:])
-                run = next(runs, None)
-            else:
-                yield Locked(uri, size, digest, 0, nothing, nothing)
+        for row in batch.select(columns).to_pylist():
+            file = row.get("file") if row.get("file") != row["uri"] else None
+            mine = run is not None and run[0] == row["uri"]
+            tiles, content, decisions = run[1:] if run is not None and mine else (0, nothing, nothing)
+            yield Locked(row["uri"], row["bytes"], row["xxh3"], tiles, content, decisions, file)
+            run = next(runs, None) if mine else run
     if run is not None:
         raise CorpusError(f"the catalogue has tiles of '{run[0]}', which its sources lack in that place")
 
@@ -299,7 +302,7 @@ def _verify_sources(head: dict[str, Any], lines: Iterator[Locked], found: _Findi
         progress.advance(bar)
         if line.xxh3 is None:
             continue
-        now = source_hash(line.uri)
+        now = source_hash(line.file or line.uri)
         if now is None:
             found.say("sources", f"source '{line.uri}' vanished")
         elif now != (line.bytes, line.xxh3):
@@ -328,7 +331,7 @@ def rebuild(lock: str, out: str, workers: int | None = None, cluster: str | None
 
     head, lines = read_lock(lock)
     found, console = _Findings(), Console(stderr=True, markup=False, highlight=False)
-    if "source" not in head["recipe"]:
+    if not _PUT_TOGETHER.isdisjoint(head["recipe"]):
         raise CorpusError(f"'{lock}' is of a corpus that was put together from others: rebuild those, then do it again")
     with Progress(console=console, transient=True) as progress:
         _verify_sources(head, lines, found, progress)

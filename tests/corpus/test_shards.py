@@ -163,7 +163,7 @@ def test_an_array_grows_without_touching_a_shard(tmp_path, tiles, small_shards):
     assert not longer.read([70, 127]).any()  # the gap
     np.testing.assert_array_equal(reader.read([69]), tiles[69:70])
     assert xarray.open_zarr(tmp_path / "t.zarr", group="8")["image"].shape[0] == 208
-    with pytest.raises(ValueError, match="cannot start at slot 210"):
+    with pytest.raises(ValueError, match="cannot start at slot 210: a shard holds 64"):
         extend_array(path, 1, first=210)
 
 

@@ -1,0 +1,295 @@
+import json
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import xarray
+from parts_corpus import textures, write_parts
+
+from geomim.corpus import assemble, combine, pieces
+from geomim.corpus.combine import append, filter, merge
+from geomim.corpus.lock import read_lock, rebuild, verify
+from geomim.corpus.store import Corpus, write_table
+from geomim.errors import BandError, CorpusError, InputError
+
+
+def pixels_by_hash(corpus):
+    """Every tile of a corpus: content hash to pixels, read through the slots."""
+    found = {}
+    opened = Corpus.open(corpus)
+    for row in opened.table().to_pylist():
+        found[row["id"]] = opened.array("image", row["size"]).read([row["slot"]])[0]
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """The report takes most of the time; one test looks at it."""
+    if "hold_all_tiles_once" not in request.node.name:
+        monkeypatch.setattr(assemble, "write_report", lambda folder: None)
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two corpora of 70 and 20 tiles; one tile is in both."""
+    first, second = textures(70), textures(20, seed=1)
+    second[3] = first[5]
+    return write_parts(tmp_path / "one", first), write_parts(tmp_path / "two", second)
+
+
+def test_merged_corpora_hold_all_tiles_once(two, tmp_path):
+    out = merge([str(path) for path in two], str(tmp_path / "all"))
+    opened = Corpus.open(out)
+    table = opened.table()
+    assert table["id"].to_pylist() == list(range(90))
+    one, other, both = (pixels_by_hash(path) for path in (*two, out))
+    for number in range(90):
+        expected = one[number] if number < 70 else other[number - 70]
+        np.testing.assert_array_equal(both[number], expected)
+    dropped = table.filter(pc.invert(table["kept"]))
+    assert dropped["reason"].to_pylist() == ["exact duplicate of 5"] and dropped["id"].to_pylist() == [73]
+    assert len(opened.tiles()) == 89
+    verify(str(out))
+    image = xarray.open_zarr(out / "tiles.zarr", group="32")["image"]
+    np.testing.assert_array_equal(image.values[:70], np.stack([one[number] for number in range(70)]))
+    assert [made["corpus"] for made in opened.meta["recipe"]["merged"]] == ["one", "two"]
+    assert (out / "report" / "index.html").exists() and not (tmp_path / "all.part").exists()
+    with pytest.raises(CorpusError, match="put together from others"):
+        rebuild(str(out), str(tmp_path / "again"))
+
+
+def test_statistics_of_a_merged_corpus_are_those_of_its_kept_tiles(two, tmp_path):
+    out = Corpus.open(merge([str(path) for path in two], str(tmp_path / "all")))
+    tiles = out.tiles()
+    values = tiles.read(np.arange(len(tiles))).astype(float)
+    np.testing.assert_allclose(out.contract.mean, values.mean((0, 2, 3)), rtol=1e-9)
+    np.testing.assert_allclose(out.contract.std, values.std((0, 2, 3)), rtol=1e-9)
+
+
+def test_shards_of_equal_layout_are_shared_not_written(two, tmp_path):
+    second = write_parts(tmp_path / "three", textures(70, seed=3))
+    out = merge([str(two[0]), str(second)], str(tmp_path / "all"))
+    for shard, source in (("0", two[0]), ("1", second)):
+        one = out / "tiles.zarr" / "32" / "image" / "c" / shard / "0" / "0" / "0"
+        assert one.samefile(source / "tiles.zarr" / "32" / "image" / "c" / "0" / "0" / "0" / "0")
+    verify(str(out))
+
+
+def test_near_copies_between_the_corpora_are_found(tmp_path):
+    first = textures(12)
+    second = textures(12, seed=1)
+    second[7] = np.rot90(first[2], axes=(1, 2)) // 2 + 40  # turned, and other gain and offset
+    paths = [write_parts(tmp_path / name, tiles) for name, tiles in (("one", first), ("two", second))]
+    out = Corpus.open(merge([str(path) for path in paths], str(tmp_path / "all")))
+    table = out.table(["id", "kept", "duplicate_of", "reason"])
+    dropped = table.filter(pc.invert(table["kept"])).to_pylist()
+    assert [(row["id"], row["duplicate_of"]) for row in dropped] == [(19, 2)]
+    assert dropped[0]["reason"].startswith("near duplicate of 2")
+
+
+def test_several_sizes_validity_and_masks_come_along(tmp_path):
+    valid = np.ones((10, 32, 32), bool)
+    valid[4, :9] = False
+    masks = np.random.default_rng(0).integers(0, 2, (10, 32, 32), dtype=np.uint8)
+    masks[6] = 255
+    one = write_parts(tmp_path / "one", textures(8))
+    two = write_parts(tmp_path / "two", textures(10, seed=1), valid=valid, masks=masks, classes=("a", "b"))
+    three = write_parts(tmp_path / "three", {32: textures(5, seed=2), 16: textures(6, 16, seed=3)})
+    out = Corpus.open(merge([str(path) for path in (one, two, three)], str(tmp_path / "all")))
+    assert out.sizes == (16, 32) and out.classes == ["a", "b"]
+    tiles = out.tiles(32)
+    assert len(tiles) == 23 and len(out.tiles(16)) == 6
+    np.testing.assert_array_equal(tiles.valid(np.arange(8, 18)), valid)
+    np.testing.assert_array_equal(tiles.mask(np.arange(8, 18)), masks)
+    assert tiles.valid([0, 22]).all() and (tiles.mask([0, 22]) == 255).all()
+    np.testing.assert_array_equal(out.tiles(16).read(np.arange(6)), textures(6, 16, seed=3))
+
+
+def test_sources_that_are_named_alike_are_kept_apart(tmp_path, capsys, monkeypatch):
+    paths = []
+    for name, seed in (("one", 0), ("two", 1)):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        for file in ("a.tif", "same.tif"):
+            with open(file, "wb") as out:
+                out.write(b"same" if file == "same.tif" else name.encode())
+        paths.append(write_parts(tmp_path / name / "corpus", textures(4, seed=seed), ["a.tif"] * 2 + ["same.tif"] * 2))
+    out = merge([str(path) for path in paths], str(tmp_path / "all"))
+    names = Corpus.open(out).table(["source"])["source"].to_pylist()
+    assert names == ["a.tif"] * 2 + ["same.tif"] * 2 + ["corpus:a.tif"] * 2 + ["same.tif"] * 2
+    assert "1 sources are named alike and are other files, such as 'a.tif'" in " ".join(capsys.readouterr().err.split())
+    lines = list(read_lock(out)[1])
+    assert [(line.uri, line.file, line.tiles) for line in lines] == [
+        ("a.tif", None, 2),
+        ("same.tif", None, 2),
+        ("corpus:a.tif", "a.tif", 2),
+        ("same.tif", None, 2),
+    ]
+    verify(str(out))
+
+
+def test_what_cannot_be_one_corpus_is_refused(two, tmp_path):
+    with pytest.raises(InputError, match="two corpora or more; given 1"):
+        merge([str(two[0])], str(tmp_path / "all"))
+    wide = write_parts(tmp_path / "wide", textures(4).astype(np.uint16))
+    with pytest.raises(CorpusError, match=r"holds uint8, '.*wide' uint16"):
+        merge([str(two[0]), str(wide)], str(tmp_path / "all"))
+    meta = json.loads((two[1] / "corpus.json").read_text())
+    meta["sensor"]["bands"][0]["name"] = "infrared"
+    (two[1] / "corpus.json").write_text(json.dumps(meta))
+    with pytest.raises(BandError, match="holds one sensor"):
+        merge([str(path) for path in two], str(tmp_path / "all"))
+    with pytest.raises(CorpusError, match="holds something already"):
+        merge([str(two[0])] * 2, str(two[1]))
+    (two[0] / "catalogue" / "edges.parquet").unlink()
+    with pytest.raises(CorpusError, match="lacks the tables that decide: build it again"):
+        merge([str(path) for path in two], str(tmp_path / "all"))
+    assert not (tmp_path / "all").exists()
+
+
+def shards(folder):
+    return {
+        str(file): (file.read_bytes(), file.stat().st_mtime_ns)
+        for file in (folder / "tiles.zarr").rglob("c/*/0/0/*")
+        if file.is_file()
+    }
+
+
+def test_appending_touches_no_shard(two, tmp_path):
+    one, other = (pixels_by_hash(path) for path in two)
+    before = shards(two[0])
+    append(str(two[0]), str(two[1]))
+    after = shards(two[0])
+    assert {name: after[name] for name in before} == before and len(after) > len(before)
+    opened, both = Corpus.open(two[0]), pixels_by_hash(two[0])
+    assert len(both) == 90 and len(opened.tiles()) == 89
+    for number in range(90):
+        np.testing.assert_array_equal(both[number], one[number] if number < 70 else other[number - 70])
+    slots = opened.table(["slot"])["slot"].to_pylist()
+    assert slots[69:71] == [69, 70]  # a shard holds as many tiles as this small corpus had
+    verify(str(two[0]))
+    assert [one["corpus"] for one in opened.meta["recipe"]["appended"]] == ["two"]
+    assert sorted(file.name for file in two[0].glob("catalogue*")) == ["catalogue", "catalogue.parquet"]
+    with pytest.raises(InputError, match="appended to itself"):
+        append(str(two[0]), str(two[0]))
+
+
+def test_a_corpus_grows_again_and_by_a_gap(tmp_path):
+    paths = [write_parts(tmp_path / name, textures(9, seed=seed)) for seed, name in enumerate("abc")]
+    append(str(paths[0]), str(paths[1]))
+    append(str(paths[0]), str(paths[2]))
+    opened = Corpus.open(paths[0])
+    assert opened.table(["slot"])["slot"].to_pylist() == [*range(9), *range(64, 73), *range(128, 137)]
+    np.testing.assert_array_equal(
+        opened.tiles().read(np.arange(27)), np.concatenate([textures(9, seed=seed) for seed in range(3)])
+    )
+    verify(str(paths[0]))
+
+
+@pytest.mark.parametrize("step", ["bring_shard", "write_tables", "replace", "decide_anew"])
+def test_an_append_that_was_stopped_goes_on(tmp_path, monkeypatch, step):
+    masks = np.zeros((9, 32, 32), np.uint8)
+    paths = [
+        write_parts(tmp_path / name, textures(9, seed=seed), masks=masks if name == "b" else None)
+        for seed, name in enumerate("abc")
+    ]
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if step == "replace":
+            done = os.replace
+
+            def second(one, two):
+                if str(two).endswith("/catalogue"):
+                    stop()
+                done(one, two)
+
+            patch.setattr(combine.os, "replace", second)
+        else:
+            patch.setattr(pieces if step == "bring_shard" else combine, step, stop)
+        with pytest.raises(KeyboardInterrupt):
+            append(str(paths[0]), str(paths[1]))
+    assert len(Corpus.open(paths[0]).tiles()) == 9  # still readable
+    if step == "write_tables":  # another corpus may come in its place: shards that were left behind go
+        append(str(paths[0]), str(paths[2]))
+        expected = [textures(9), textures(9, seed=2)]
+    else:
+        append(str(paths[0]), str(paths[1]))
+        expected = [textures(9), textures(9, seed=1)]
+    opened = Corpus.open(paths[0])
+    np.testing.assert_array_equal(opened.tiles().read(np.arange(18)), np.concatenate(expected))
+    assert len(opened.table(["id"])) == 18 and (opened.tiles().mask([0, 17]) is None) == (step == "write_tables")
+    verify(str(paths[0]))
+
+
+@pytest.fixture
+def one(tmp_path):
+    """Ten tiles; 6 is a copy of 2, and 7 and 8 are joined by an edge."""
+    tiles = textures(10)
+    tiles[6] = tiles[2]
+    path = write_parts(
+        tmp_path / "one",
+        tiles,
+        licence=["CC0", "CC-BY-4.0"] * 5,
+        attribution=[None, "somebody"] * 5,
+        cloud_fraction=[number / 10 for number in range(10)],
+        label=["a", "b"] * 5,
+    )
+    edge = {"a": 7, "b": 8, "kind": "perceptual", "distance": 1, "orientation": 0, "correlation": 0.99, "share": 1.0}
+    edges = pq.read_table(path / "catalogue" / "edges.parquet")
+    write_table(path / "catalogue" / "edges.parquet", pa.Table.from_pylist([edge], edges.schema))
+    from geomim.corpus.pipeline.conclude import conclude
+
+    conclude(path)
+    return path
+
+
+def test_a_filtered_corpus_holds_the_tiles_asked_for(one, tmp_path):
+    out = filter(str(one), "cloud_fraction > 0.25 AND id <> 7", str(tmp_path / "some"))
+    opened, before, after = Corpus.open(out), pixels_by_hash(one), pixels_by_hash(out)
+    assert sorted(after) == [3, 4, 5, 6, 8, 9]
+    for number, tile in after.items():
+        np.testing.assert_array_equal(tile, before[number])
+    # 6 was a copy of 2 and 8 a near copy of 7: both are out, so they are kept now
+    assert opened.table(["kept"])["kept"].to_pylist() == [True] * 6
+    assert len(opened.array("image", 32)) == 6
+    verify(str(out))
+    assert opened.meta["recipe"]["filtered"]["where"] == "cloud_fraction > 0.25 AND id <> 7"
+    assert len(list(read_lock(out)[1])) == 6
+
+
+def test_a_filtered_corpus_decides_as_before_where_both_are_in(one, tmp_path):
+    out = Corpus.open(filter(str(one), "true", str(tmp_path / "all")))
+    columns = ["id", "kept", "reason", "duplicate_of", "slot", "xxh3"]
+    assert out.table(columns).equals(Corpus.open(one).table(columns))
+    assert out.contract == Corpus.open(one).contract
+    assert out.array("image", 32).layout == Corpus.open(one).array("image", 32).layout
+
+
+def test_licences_are_chosen_and_attributions_follow(one, tmp_path):
+    out = Corpus.open(filter(str(one), "true", str(tmp_path / "free"), licence=["CC0"]))
+    assert out.contract.licences == ("CC0",) and out.contract.attributions == () and out.classes == ["a"]
+    assert Corpus.open(one).contract.attributions == ("somebody",)
+    with pytest.raises(InputError, match=r"CC-BY-4\.0, CC0"):
+        filter(str(one), "true", str(tmp_path / "none"), licence=["MIT"])
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("clod_fraction < 0.1", "did you mean 'cloud_fraction'"),
+        ("true; DROP TABLE tiles", "condition"),
+        ("true); COPY tiles TO '/tmp/x.csv' (FORMAT csv", "condition"),
+        ("id IN (SELECT id FROM read_parquet('/etc/passwd'))", "condition"),
+        ("id > 1000", "no tile of"),
+    ],
+)
+def test_a_wrong_condition_is_explained_and_leaves_nothing(one, tmp_path, where, words):
+    with pytest.raises(InputError, match=words):
+        filter(str(one), where, str(tmp_path / "some"))
+    assert not (tmp_path / "some").exists() and not (tmp_path / "some.part").exists()
