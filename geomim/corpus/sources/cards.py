@@ -133,7 +133,7 @@ def folder() -> Path:
 
 def cards() -> list[Card]:
     """All shipped cards, sorted by name."""
-    return [load_card(path) for path in sorted(_shipped().values())]
+    return [load_card(path) for _, path in sorted(_shipped().items())]
 
 
 def load_card(name: str | Path) -> Card:

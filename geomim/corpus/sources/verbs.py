@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -30,8 +31,9 @@ def list_(task: str | None = None, licence: str | None = None) -> None:
     if not found:
         asked = [f"--{name} {value}" for name, value in (("task", task), ("licence", licence)) if value]
         raise ConfigError(f"no source card fits {' '.join(asked)}: geomim sources list shows all {len(cards())}")
-    table = Table("name", "task", "sensor", "GSD (m)", "licence", "commercial use", "labels", "opened")
-    table.title = f"{len(found)} sources"
+    table = Table(title=f"{len(found)} sources", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("name", "task", "sensor", "GSD (m)", "licence", "commercial use", "labels", "opened"):
+        table.add_column(column, no_wrap=column == "name", overflow="fold")
     for card in found:
         table.add_row(
             card.name,

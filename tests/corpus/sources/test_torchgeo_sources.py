@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from miniatures import MINIATURES, SIZE, pixels
+from miniatures import MINIATURES, SIZE, pixels, raster
 
 from geomim.corpus.scenes import open_scene
 from geomim.corpus.sources import torchgeo as adapter
@@ -144,6 +144,18 @@ def test_rasters_without_masks_are_plain_files() -> None:
     ]
     with open_item(items[0]) as scene:
         assert scene.sensor.names == ("red", "green", "blue", "nir") and scene.time.year == 2018
+
+
+def test_bands_in_files_of_their_own_are_one_product() -> None:
+    safe = Path("s2/S2A_MSIL2A_20200101T100000_N0500_R022_T32TQM_20200101T120000.SAFE")
+    for band, step in (("B01", 60), ("B02", 10)):
+        name = f"T32TQM_20200101T100000_{band}_{step}m.jp2"
+        raster(safe / "GRANULE/L2A_T32TQM/IMG_DATA" / f"R{step}m" / name, pixels(1, bands=1), step=step)
+    assert [(item.uri, item.sensor) for item in list_items("sentinel2@s2")] == [(str(safe), None)]
+    scene = Path("l8/LC08_L2SP_023032_20210622_20210629_02_T1")
+    for band in ("B1", "B2"):
+        raster(scene / f"{scene.name}_SR_{band}.TIF", pixels(1, bands=1), step=30)
+    assert [item.uri for item in list_items("landsat8@l8")] == [str(scene)]
 
 
 def test_boxes_keep_corners_and_classes() -> None:
