@@ -70,7 +70,7 @@ def audit(
     left, right = side(a, sensor=sensor, bands=bands), side(b, sensor=sensor, bands=bands)
     with Progress(console=console, transient=True) as progress, Workers(progress, workers) as pool:
         one, two = collect_both(left, right, tile, pool)
-        found = match(one, two, radius, crops, footprint, buffer)
+        found = match(one, two, pool, radius, crops, footprint, buffer)
         asked = {"radius": radius, "crops": crops, "footprint": footprint, "buffer": buffer, "tile": tile}
         described = describe(found, one, two)
         _write(folder, found, described, one, two, asked)

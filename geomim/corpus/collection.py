@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from geomim.corpus.duplicates.blocks import Blocks, block_hashes
 from geomim.corpus.duplicates.fingerprint import block_means, content_hash, perceptual_hash
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.quality import assess
@@ -50,9 +53,19 @@ folder that was given; `row`, `col`, `height`, `width` the window in it; `low_in
 WHOLE = 2**26
 """Pixels of the largest image that is also seen as a whole, 67 million."""
 _PER_TASK = 256  # images
+_PIXELS_A_BLOCK = 4096  # 16 patches for 256 x 256 pixels; smaller views have 16 too
 
-Reader = Callable[[int], tuple[np.ndarray, np.ndarray]]
-"""Place of a view to its pixels `(C, h, w)` and which of them are measurements `(h, w)`."""
+
+class Reader(Protocol):
+    """Reads the pixels of views."""
+
+    def __call__(self, place: int) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels `(C, h, w)` of a view, and which of them are measurements `(h, w)`."""
+        ...
+
+    def some(self, places: np.ndarray) -> Reader:
+        """A reader of these views alone, counted from 0: small enough to be sent to another process."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -344,8 +357,45 @@ class _ImageReader:
             pixels, valid = scene.read_valid(Window(col, row, width, height))
             return pixels[match_bands(self.bands, scene.sensor.bands)], valid
 
+    def some(self, places: np.ndarray) -> _ImageReader:
+        """A reader of these views alone."""
+        paths = tuple(self.paths[place] for place in places.tolist())
+        items = {path: self.items[path] for path in paths}
+        return _ImageReader(replace(self.of, items=()), items, paths, self.views.take(places), self.bands)
 
-_TILE_COLUMNS = ["id", "size", "slot", "source", "split", "row", "col", "xxh3", "phash", "low_information", "geometry"]
+
+def gather_blocks(side: Collection, places: np.ndarray, workers: Workers) -> Blocks:
+    """Patches of some views, for crops that overlap; a whole image that is also seen as tiles is left out."""
+    places = places[~_tiled(side)[places]]
+    chunks = [places[start : start + _PER_TASK] for start in range(0, len(places), _PER_TASK)]
+    calls = [(side.read.some(chunk), chunk) for chunk in chunks]
+    parts = workers.run(f"looking for corners in {side.name}", take_blocks, calls, inline=len(places) < 4 * _PER_TASK)
+    columns = zip(*parts, strict=True) if parts else ([np.empty((0, *shape), kind)] for shape, kind in _NO_BLOCKS)
+    return Blocks(*(np.concatenate(column) for column in columns))
+
+
+_NO_BLOCKS = (((), np.int64), ((), np.uint64), ((2,), np.int16), ((2,), np.int32))
+
+
+def _tiled(side: Collection) -> np.ndarray:
+    """Views of whole images that are seen as tiles too, `(n,)` bool."""
+    if not side.paths:
+        return np.zeros(len(side), bool)
+    often = Counter(side.paths)
+    return side.views["whole"].to_numpy() & np.array([often[path] > 1 for path in side.paths], bool)
+
+
+def take_blocks(read: Reader, places: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Patches of some views as the columns of `Blocks`; a task. `read` counts them from 0."""
+    tiles, hashes, corners, shapes = [], [], [], []
+    for number, place in enumerate(places.tolist()):
+        pixels, valid = read(number)
+        found, xy = block_hashes(pixels.mean(0, dtype=np.float32), valid, max(16, valid.size // _PIXELS_A_BLOCK))
+        tiles.append(np.full(len(found), place, np.int64))
+        hashes.append(found)
+        corners.append(xy)
+        shapes.append(np.tile(np.array(valid.shape, np.int32), (len(found), 1)))
+    return tuple(np.concatenate(column) for column in (tiles, hashes, corners, shapes))
 
 
 def _collect_tiles(of: Side, corpus: Corpus, bands: Sequence[str], workers: Workers) -> Collection:
@@ -383,8 +433,9 @@ def tile_views(table: pa.Table, sensor: str) -> pa.Table:
 def _rehash(views: pa.Table, read: Reader, workers: Workers) -> pa.Table:
     """Hashes of the tiles over some bands only."""
     count = len(views)
-    chunks = [(read, range(start, min(start + _PER_TASK, count))) for start in range(0, count, _PER_TASK)]
-    parts = workers.run("hashing tiles over the common bands", _hash_views, chunks, inline=count < 4 * _PER_TASK)
+    chunks = [np.arange(start, min(start + _PER_TASK, count)) for start in range(0, count, _PER_TASK)]
+    calls = [(read.some(chunk), len(chunk)) for chunk in chunks]
+    parts = workers.run("hashing tiles over the common bands", _hash_views, calls, inline=count < 4 * _PER_TASK)
     rows = [row for part in parts for row in part]
     for name in ("xxh3", "phash", "low_information"):
         place = views.schema.get_field_index(name)
@@ -393,8 +444,8 @@ def _rehash(views: pa.Table, read: Reader, workers: Workers) -> pa.Table:
     return views
 
 
-def _hash_views(read: Reader, places: range) -> list[dict[str, Any]]:
-    return [fingerprints(*read(place)) for place in places]
+def _hash_views(read: Reader, count: int) -> list[dict[str, Any]]:
+    return [fingerprints(*read(place)) for place in range(count)]
 
 
 class CorpusReader:
@@ -407,27 +458,39 @@ class CorpusReader:
     """
 
     def __init__(self, corpus: Corpus, table: pa.Table, bands: tuple[str, ...]) -> None:
-        self._corpus = corpus
-        self._slots = table["slot"].to_numpy()
-        self._sizes = table["size"].to_numpy()
+        self._path = corpus.path
+        self._sizes: np.ndarray = table["size"].to_numpy()
+        self._slots = _slots(corpus, table)
         self._chosen = match_bands(bands, corpus.sensor.bands) if bands else []
-        missing = np.flatnonzero(self._slots < 0)
-        if len(missing):
-            self._slots = self._slots.copy()
-            stored = corpus.table(["xxh3", "slot", "size"], where=pc.field("slot") >= 0)
-            keys = zip(stored["xxh3"].to_pylist(), stored["size"].to_pylist(), strict=True)
-            slots = dict(zip(keys, stored["slot"].to_pylist(), strict=True))
-            hashes = table["xxh3"].take(missing).to_pylist()
-            for place, xxh3 in zip(missing.tolist(), hashes, strict=True):
-                self._slots[place] = slots.get((xxh3, int(self._sizes[place])), -1)
+        self._arrays = {size: (corpus.array("image", size), corpus.array("valid", size)) for size in corpus.sizes}
 
     def __call__(self, place: int) -> tuple[np.ndarray, np.ndarray]:
         """Pixels `(C, h, w)` and validity `(h, w)`."""
         slot, size = int(self._slots[place]), int(self._sizes[place])
-        if slot < 0:
-            raise CorpusError(f"'{self._corpus.path}' stores no pixels of row {place}: build the corpus again")
-        image, valid = self._corpus.array("image", size), self._corpus.array("valid", size)
-        if image is None:
-            raise CorpusError(f"'{self._corpus.path}' lacks the pixels of its {size} px tiles: build the corpus again")
+        image, valid = self._arrays[size]
+        if slot < 0 or image is None:
+            raise CorpusError(f"'{self._path}' lacks the pixels of some of its {size} px tiles: build the corpus again")
         pixels = image.read([slot])[0][self._chosen]
         return pixels, np.ones(pixels.shape[1:], bool) if valid is None else valid.read([slot])[0].astype(bool)
+
+    def some(self, places: np.ndarray) -> CorpusReader:
+        """A reader of these tiles alone."""
+        part = copy(self)
+        part._sizes, part._slots = self._sizes[places], self._slots[places]
+        return part
+
+
+def _slots(corpus: Corpus, table: pa.Table) -> np.ndarray:
+    """Where the pixels of each tile are stored; those of an exact copy are its original's."""
+    slots: np.ndarray = table["slot"].to_numpy()
+    missing = np.flatnonzero(slots < 0)
+    if not len(missing):
+        return slots
+    columns = ["xxh3", "size"]
+    stored = corpus.table([*columns, "slot"], where=pc.field("slot") >= 0)
+    keys = zip(*(stored[name].to_pylist() for name in columns), strict=True)
+    known = dict(zip(keys, stored["slot"].to_pylist(), strict=True))
+    wanted = zip(*(table[name].take(missing).to_pylist() for name in columns), strict=True)
+    slots = slots.copy()
+    slots[missing] = [known.get(key, -1) for key in wanted]
+    return slots

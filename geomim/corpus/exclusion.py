@@ -126,7 +126,7 @@ def _search(
         raise InputError(f"'{benchmark.given}' is the corpus itself: its own splits are kept apart by `corpus split`")
     own = Side(corpus.path.resolve().name, str(corpus.path), (), corpus)
     one, two = collect_both(own, benchmark, min(corpus.sizes), pool)
-    found = match(one, two, radius, crops, footprint, buffer)
+    found = match(one, two, pool, radius, crops, footprint, buffer)
     described = describe(found, one, two)
     words = {"radius": radius, "crops": crops, "footprint": footprint, "buffer": buffer}
     _write_evidence(corpus.path / "audit", benchmark, one, two, found, described, words)

@@ -14,9 +14,10 @@ from geomim.corpus.duplicates.fingerprint import orient
 
 CELLS = 64
 """Edge of the grid of details."""
-MIN_LIKENESS = 0.4
-"""From here on two views show the same. Among 713 candidate pairs of RSICD (10,921 images), pairs of one place score
-0.41 to 1.0, and all others at most 0.26."""
+MIN_LIKENESS = 0.47
+"""From here on two views show the same. Among the 713 pairs of RSICD's 10,921 images whose hashes lie within 12 bits, the
+nine of one place score 0.49 to 1, and all others, two stadiums and two bridges first, 0.46 and less. What can feign it
+is a sharp border at the same place, such as that of nodata which is not declared."""
 _SHIFT = 4  # cells, a sixteenth of the edge
 _BROAD = 2.0  # cells, standard deviation of the blur that holds the broad shapes
 _AT_ONCE = 512  # pairs
@@ -38,7 +39,9 @@ def details(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
     means = down @ np.nan_to_num(gray) @ across.T
     blur = _blur()
     broad = (blur @ means @ blur.T) / np.maximum(blur @ weight @ blur.T, 1e-6)
-    return np.where(weight > 0.5, means / np.maximum(weight, 1e-6) - broad, 0).astype(np.float32)
+    found = np.where(weight > 0.5, means / np.maximum(weight, 1e-6) - broad, 0)
+    rounding = 1e-5 * np.abs(means).max()  # of a flat view nothing else is left
+    return np.where(np.abs(found) > rounding, found, 0).astype(np.float32)
 
 
 def likeness(one: np.ndarray, two: np.ndarray, orientation: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -10,10 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import shapely
 
-from geomim.corpus.collection import Collection
-from geomim.corpus.duplicates.fingerprint import inverse, orientations
+from geomim.corpus.collection import Collection, gather_blocks
+from geomim.corpus.duplicates.blocks import crop_matches, crop_pairs
+from geomim.corpus.duplicates.fingerprint import inverse, orient, orientations
 from geomim.corpus.duplicates.hamming import cross_pairs
 from geomim.corpus.likeness import CELLS, MIN_LIKENESS, details, likeness
+from geomim.corpus.pipeline.executor import Workers
 from geomim.errors import CorpusError
 
 MATCHES = pa.schema(
@@ -37,13 +40,23 @@ KINDS = ("exact", "perceptual", "crop", "footprint")
 Footprint = Literal["any", "acquisition", "off"]
 """Which footprints count: of any date, of one acquisition (sensor and time are the same), or none."""
 
+MIN_SHARE = 0.1
+"""Share of the smaller view from which an overlap counts."""
 MAX_MATCHES = 20_000_000
 _AT_ONCE = 10_000  # candidate pairs verified together
+_CHUNK = 16_384  # views of `a` whose blocks are held together
+_PART = 32  # pixels: a smaller part tells nothing
 _DEGREE = 111_320.0  # metres
 
 
 def match(
-    a: Collection, b: Collection, radius: int = 8, crops: bool = True, footprint: Footprint = "any", buffer: float = 0.0
+    a: Collection,
+    b: Collection,
+    workers: Workers,
+    radius: int = 8,
+    crops: bool = True,
+    footprint: Footprint = "any",
+    buffer: float = 0.0,
 ) -> pa.Table:
     """Find everything that two sets have in common.
 
@@ -54,6 +67,7 @@ def match(
     Args:
         a: One side.
         b: The other; where it is `a` itself, pairs within it are found, each once.
+        workers: Runs what reads many pixels.
         radius: Bits in which perceptual hashes may differ, 0 to 12.
         crops: Also look for parts that overlap at any offset.
         footprint: Which footprints count.
@@ -72,7 +86,7 @@ def match(
     near = _perceptual(a, b, usable_a, usable_b, radius)
     found.append(_spread(near, a, b))
     if crops:
-        found.append(_spread(_crops(a, b, usable_a, usable_b, near), a, b))
+        found.append(_spread(_crops(a, b, usable_a, usable_b, near, workers), a, b))
     if footprint != "off":
         found.append(_footprints(a, b, footprint, buffer))
     table = _without_itself(pa.concat_tables(found), a, b)
@@ -199,8 +213,58 @@ def _spread(table: pa.Table, a: Collection, b: Collection) -> pa.Table:
     return pa.Table.from_pylist(rows, MATCHES)
 
 
-def _crops(a: Collection, b: Collection, one: np.ndarray, two: np.ndarray, near: pa.Table) -> pa.Table:
-    return MATCHES.empty_table()
+def _crops(
+    a: Collection, b: Collection, one: np.ndarray, two: np.ndarray, known: pa.Table, workers: Workers
+) -> pa.Table:
+    """Parts that overlap at any offset, among views of different images that are not known to match as wholes."""
+    if a is b:
+        found = [crop_pairs(gather_blocks(a, one, workers))]
+    else:
+        theirs = gather_blocks(b, two, workers)
+        chunks = (one[start : start + _CHUNK] for start in range(0, len(one), _CHUNK))
+        found = [crop_matches(gather_blocks(a, chunk, workers), theirs) for chunk in chunks]
+    pairs = set(zip(known["a"].to_pylist(), known["b"].to_pylist(), strict=True))
+    names_a, names_b = (_images(side) for side in (a, b))
+    rows = []
+    for crops in found:
+        for row, (i, j) in enumerate(zip(crops.one.tolist(), crops.two.tolist(), strict=True)):
+            if (i, j) in pairs or names_a[i] == names_b[j]:
+                continue
+            share, alike = _compare_parts(a.read(i), b.read(j), int(crops.orientation[row]), crops.offset[row])
+            if share >= MIN_SHARE and alike >= MIN_LIKENESS:
+                rows.append((i, j, inverse(int(crops.orientation[row])), alike, share))
+    first, second, turn, alike, share = (list(column) for column in zip(*rows, strict=True)) if rows else [[]] * 5
+    return _best(_rows("crop", first, second, -1, turn, alike, share))
+
+
+def _images(side: Collection) -> list[str]:
+    """The file of each view; that of a tile of a corpus is its source."""
+    return [os.path.realpath(path) for path in side.paths] if side.paths else side.views["item"].to_pylist()
+
+
+def _compare_parts(
+    one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndarray], turn: int, offset: np.ndarray
+) -> tuple[float, float]:
+    """Share of the smaller view that both hold, and how alike that part is.
+
+    Args:
+        one: Pixels `(C, h, w)` and validity `(h, w)`.
+        two: The same; turned by `turn` it looks like `one`.
+        turn: 0..7.
+        offset: Column and row in `one` of the first pixel of `two`, turned.
+    """
+    column, row = (int(number) for number in offset)
+    pixels, valid = (orient(array, turn) for array in two)
+    top, left = max(row, 0), max(column, 0)
+    bottom = min(one[1].shape[0], row + valid.shape[0])
+    right = min(one[1].shape[1], column + valid.shape[1])
+    if bottom - top < _PART or right - left < _PART:
+        return 0.0, 0.0
+    share = (bottom - top) * (right - left) / min(one[1].size, valid.size)
+    here = (slice(top, bottom), slice(left, right))
+    there = (slice(top - row, bottom - row), slice(left - column, right - column))
+    seen = [details(p[:, *where], v[where]) for (p, v), where in ((one, here), ((pixels, valid), there))]
+    return share, float(likeness(seen[0][None], seen[1][None], np.zeros(1, np.int64))[0])
 
 
 def _footprints(a: Collection, b: Collection, which: Footprint, buffer: float) -> pa.Table:
@@ -263,7 +327,5 @@ def _without_itself(table: pa.Table, a: Collection, b: Collection) -> pa.Table:
 
 
 def _keys(side: Collection) -> list[tuple[Any, ...]]:
-    import os
-
     columns = (side.views[name].to_pylist() for name in ("row", "col", "height", "width"))
     return list(zip(map(os.path.realpath, side.paths), *columns, strict=True))

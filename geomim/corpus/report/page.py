@@ -47,7 +47,8 @@ th { color: var(--soft); font-weight: 600; } td.n { text-align: right; white-spa
 .card { background: var(--card); padding: .6rem; border: 1px solid var(--line); border-radius: 4px; margin: .6rem 0; }
 img { max-width: 100%; display: block; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
-figure { margin: 0; } figure img { height: 8rem; max-width: 100%; }
+figure { margin: 0; } figure.strip img { height: auto; } figure.strip { margin: .6rem 0; }
+figure img { height: 8rem; max-width: 100%; }
 figcaption, p { color: var(--soft); font-size: .88rem; }
 </style>
 </head>

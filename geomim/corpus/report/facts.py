@@ -1,0 +1,268 @@
+"""What became of the tiles of a corpus: counts, and a few rows of everything, gathered piece by piece."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from geomim.corpus.store import Corpus
+
+KINDS = {
+    "valid fraction": "too few valid pixels",
+    "no valid pixel": "too few valid pixels",
+    "cloud fraction": "too cloudy",
+    "licence": "licence not asked for",
+    "where": "left out by a condition",
+    "quota": "low information, over the quota",
+    "exact duplicate": "exact duplicates",
+    "near duplicate": "near duplicates",
+    "overlap": "overlaps and crops",
+    "crop": "overlaps and crops",
+    "embedding": "alike in embedding space",
+    "balance": "thinned out for balance",
+    "touches": "touching a benchmark",
+}
+"""How a reason begins, and the words for all tiles that have it."""
+
+EXAMPLES = 12
+"""Rows kept of each kind of reason."""
+SAMPLE = 128
+"""Rows kept of each size among the kept tiles."""
+CLUSTERS = 12
+"""Largest groups of duplicates that are shown."""
+_MEMBERS = 11  # of a group, beside its keeper
+_COLUMNS = ("id", "slot", "size", "source", "kept", "reason", "duplicate_of", "split", "label", "dataset", "licence")
+_ROWS = 65536  # of the catalogue in memory at a time
+
+
+@dataclass
+class Facts:
+    """Everything the report says of the tiles, except for what their pixels show.
+
+    Attributes:
+        tiles: How many tiles there are.
+        kinds: Tiles dropped for each kind of reason.
+        examples: Some rows of each kind, evenly drawn by their ids.
+        sample: Some rows of the kept tiles, by size.
+        classes: Kept tiles by split, then by class (None for tiles without one).
+        origins: All and kept tiles by dataset, licence and whether commercial use is forbidden.
+        sources: Files that gave tiles.
+        low_information: Kept tiles with little to see, and all of them.
+        clusters: Id of a kept tile and the ids of tiles that it stands for, largest groups first.
+        grouped: Number of such groups, and of the tiles dropped in them.
+    """
+
+    tiles: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    sample: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    classes: dict[str, Counter[str | None]] = field(default_factory=dict)
+    origins: dict[tuple[str | None, str | None, bool | None], np.ndarray] = field(default_factory=dict)
+    sources: int = 0
+    low_information: tuple[int, int] = (0, 0)
+    clusters: list[tuple[int, list[int]]] = field(default_factory=list)
+    grouped: tuple[int, int] = (0, 0)
+
+
+def kind_of(reason: str) -> str:
+    """The kind that a tile's reason belongs to; the reason itself where it belongs to none."""
+    return next((words for begin, words in KINDS.items() if reason.startswith(begin)), reason)
+
+
+def funnel(corpus: Corpus) -> dict[str, int]:
+    """How many tiles were seen, dropped for each kind of reason, and kept, in this order."""
+    kinds: Counter[str] = Counter()
+    tiles = 0
+    for batch in corpus.rows().to_batches(columns=["kept", "reason"], batch_size=_ROWS):
+        tiles += len(batch)
+        kinds += _count_kinds(batch)
+    return as_funnel(tiles, kinds)
+
+
+def as_funnel(tiles: int, kinds: Counter[str]) -> dict[str, int]:
+    """Counts in the order in which tiles are dropped; kinds that do not occur are 0 if every corpus could have them."""
+    always = ("too few valid pixels", "exact duplicates", "near duplicates")
+    known = [kind for kind in dict.fromkeys(KINDS.values()) if kinds[kind] or kind in always]
+    dropped = {kind: kinds[kind] for kind in [*known, *sorted(kinds.keys() - set(KINDS.values()))]}
+    return {"tiles": tiles, **dropped, "kept": tiles - sum(dropped.values())}
+
+
+def _count_kinds(batch: pa.RecordBatch) -> Counter[str]:
+    dropped = batch.filter(pc.invert(batch["kept"]))["reason"]
+    kinds: Counter[str] = Counter()
+    for row in pc.value_counts(dropped).to_pylist():
+        kinds[kind_of(row["values"])] += row["counts"]
+    return kinds
+
+
+def gather(corpus: Corpus) -> Facts:
+    """Read the catalogue once, a piece at a time."""
+    facts = Facts()
+    keepers: list[np.ndarray] = []
+    last = None
+    columns = [*_COLUMNS, "non_commercial", "low_information"]
+    for batch in corpus.rows().to_batches(columns=columns, batch_size=_ROWS):
+        if not len(batch):
+            continue
+        table = pa.Table.from_batches([batch])
+        facts.tiles += len(table)
+        facts.kinds += _count_kinds(batch)
+        last = _count_sources(facts, table["source"], last)
+        _count_classes(facts, table)
+        _count_origins(facts, table)
+        _draw(facts, table)
+        copies = pc.drop_null(table["duplicate_of"])
+        keepers.append(copies.to_numpy())
+    _group(facts, corpus, np.concatenate([np.empty(0, np.int64), *keepers]))
+    return facts
+
+
+def _count_sources(facts: Facts, sources: pa.ChunkedArray, last: str | None) -> str:
+    """Tiles of one source lie together, so its beginning is where the name changes."""
+    names = sources.combine_chunks()
+    changes = pc.sum(pc.not_equal(names[1:], names[:-1])).as_py() or 0
+    facts.sources += changes + (names[0].as_py() != last)
+    return names[-1].as_py()
+
+
+def _count_classes(facts: Facts, table: pa.Table) -> None:
+    kept = table.filter(table["kept"])
+    low = table["low_information"].fill_null(False)
+    some, whole = facts.low_information
+    more = pc.sum(pc.and_(low, table["kept"])).as_py() or 0
+    facts.low_information = (some + more, whole + (pc.sum(low).as_py() or 0))
+    for row in kept.group_by(["split", "label"]).aggregate([([], "count_all")]).to_pylist():
+        facts.classes.setdefault(row["split"] or "train", Counter())[row["label"]] += row["count_all"]
+
+
+def _count_origins(facts: Facts, table: pa.Table) -> None:
+    keys = ["dataset", "licence", "non_commercial"]
+    counted = table.append_column("one", table["kept"].cast(pa.int64())).group_by(keys)
+    for row in counted.aggregate([([], "count_all"), ("one", "sum")]).to_pylist():
+        key = (row["dataset"], row["licence"], row["non_commercial"])
+        facts.origins[key] = facts.origins.get(key, 0) + np.array([row["count_all"], row["one_sum"]])
+
+
+def _draw(facts: Facts, table: pa.Table) -> None:
+    """Keep the rows whose scrambled id is lowest: evenly spread, and the same whatever the pieces are."""
+    kept = table.filter(table["kept"])
+    for size in pc.unique(kept["size"]).to_pylist():
+        rows = kept.filter(pc.equal(kept["size"], size)) if len(pc.unique(kept["size"])) > 1 else kept
+        facts.sample[size] = _lowest(facts.sample.get(size, []), rows, SAMPLE)
+    dropped = table.filter(pc.invert(table["kept"]))
+    kinds = np.array([kind_of(reason) for reason in dropped["reason"].to_pylist()], object)
+    for kind in dict.fromkeys(kinds.tolist()):
+        facts.examples[kind] = _lowest(facts.examples.get(kind, []), dropped.filter(pa.array(kinds == kind)), EXAMPLES)
+
+
+def _lowest(known: list[dict[str, Any]], rows: pa.Table, count: int) -> list[dict[str, Any]]:
+    order = np.argsort(scramble(rows["id"].to_numpy()), kind="stable")[:count]
+    both = known + rows.take(order).to_pylist()
+    return sorted(both, key=lambda row: int(scramble(np.array([row["id"]]))[0]))[:count]
+
+
+def scramble(ids: np.ndarray) -> np.ndarray:
+    """Numbers that look random, the same for the same ids (Fibonacci hashing, then a fold)."""
+    mixed = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+
+
+def _group(facts: Facts, corpus: Corpus, keepers: np.ndarray) -> None:
+    """The largest groups of duplicates with a few of their tiles."""
+    unique, counts = np.unique(keepers, return_counts=True)
+    facts.grouped = (len(unique), len(keepers))
+    largest = unique[np.lexsort((unique, -counts))[:CLUSTERS]]
+    if not len(largest):
+        return
+    where = pc.field("duplicate_of").isin(largest.tolist())
+    members = corpus.table(["id", "duplicate_of"], where=where)
+    of, ids = members["duplicate_of"].to_numpy(), members["id"].to_numpy()
+    facts.clusters = [(int(keeper), ids[of == keeper].tolist()) for keeper in largest]
+
+
+def shown_members(members: list[int]) -> list[int]:
+    """The first few of a group."""
+    return members[:_MEMBERS]
+
+
+def rows_of(corpus: Corpus, ids: Iterable[int]) -> dict[int, dict[str, Any]]:
+    """Rows of the catalogue by id."""
+    wanted = sorted(set(ids))
+    if not wanted:
+        return {}
+    table = corpus.table(list(_COLUMNS), where=pc.field("id").isin(wanted))
+    return {row["id"]: row for row in table.to_pylist()}
+
+
+def crossing(corpus: Corpus) -> pa.Table:
+    """Pairs of tiles of different splits that hold the same: columns of edges, and `split_a`, `split_b`.
+
+    Exact copies have kind `exact`. A corpus that holds no edges says so by its dropped duplicates alone.
+    """
+    table = corpus.table(["id", "split", "xxh3", "duplicate_of", "reason"])
+    splits = table["split"].fill_null("train")
+    if len(pc.unique(splits)) < 2:
+        return _crossing_rows([])
+    ids: np.ndarray = table["id"].to_numpy()
+    names, codes = np.unique(np.asarray(splits.to_pylist(), object).astype(str), return_inverse=True)
+    found = _exact_across(table, codes)
+    file = corpus.path / "catalogue" / "edges.parquet"
+    if file.is_file():
+        edges = pq.read_table(file)
+        places = [np.searchsorted(ids, edges[end].to_numpy()) for end in ("a", "b")]
+        across = codes[places[0]] != codes[places[1]]
+        found += edges.filter(pa.array(across)).to_pylist()
+    else:
+        found += _near_across(table, ids, codes)
+    split_of = {
+        int(number): names[codes[np.searchsorted(ids, number)]] for row in found for number in (row["a"], row["b"])
+    }
+    for row in found:
+        row |= {"split_a": split_of[row["a"]], "split_b": split_of[row["b"]]}
+    return _crossing_rows(found)
+
+
+def _exact_across(table: pa.Table, codes: np.ndarray) -> list[dict[str, Any]]:
+    """Copies in several splits: the first tile of a content with the first one of each other split."""
+    counted = pc.value_counts(table["xxh3"].combine_chunks())
+    often = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
+    places = np.flatnonzero(pc.is_in(table["xxh3"], often).to_numpy())
+    first: dict[str, dict[int, int]] = {}
+    for place, content in zip(places.tolist(), table["xxh3"].take(places).to_pylist(), strict=True):
+        if content:
+            first.setdefault(content, {}).setdefault(int(codes[place]), place)
+    rows = []
+    for group in first.values():
+        one, *others = group.values()
+        for other in others:
+            ends = sorted(table["id"][place].as_py() for place in (one, other))
+            rows.append(dict(zip(("a", "b"), ends, strict=True)) | _EXACT)
+    return rows
+
+
+def _near_across(table: pa.Table, ids: np.ndarray, codes: np.ndarray) -> list[dict[str, Any]]:
+    """What the decisions of an old corpus tell of near duplicates in another split."""
+    near = pc.and_(table["duplicate_of"].is_valid(), pc.match_substring(table["reason"], "near duplicate"))
+    places = np.flatnonzero(near.to_numpy())
+    keepers = np.searchsorted(ids, table["duplicate_of"].take(places).to_numpy())
+    ends = [(int(ids[x]), int(ids[y])) for x, y in zip(places, keepers, strict=True) if codes[x] != codes[y]]
+    return [
+        {"a": min(pair), "b": max(pair), "kind": "perceptual", "distance": -1, "orientation": 0, "share": 1.0}
+        for pair in ends
+    ]
+
+
+_EXACT = {"kind": "exact", "distance": 0, "orientation": 0, "correlation": 1.0, "share": 1.0}
+
+
+def _crossing_rows(rows: list[dict[str, Any]]) -> pa.Table:
+    names = [("a", pa.int64()), ("b", pa.int64()), ("kind", pa.string()), ("distance", pa.int16())]
+    names += [("orientation", pa.int8()), ("correlation", pa.float32()), ("share", pa.float32())]
+    return pa.Table.from_pylist(rows, pa.schema([*names, ("split_a", pa.string()), ("split_b", pa.string())]))

@@ -1,0 +1,215 @@
+"""Sections of the report with pictures of tiles."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from geomim.corpus.duplicates.fingerprint import ORIENTATIONS, inverse, orient
+from geomim.corpus.report.facts import SAMPLE, Facts, crossing, rows_of, shown_members
+from geomim.corpus.report.page import html_table
+from geomim.corpus.store import Corpus
+
+_SHEET = 800 * 800 * 4  # pixels of a sheet of kept tiles
+_POOL = 2**27  # numbers of the tiles that histograms and limits are taken from
+_EDGE = 224  # pixels of a tile beside others
+_FOOTPRINTS = 4000  # outlines on the map
+_CROSSING = 60  # pairs of tiles of different splits
+
+
+class Gallery:
+    """Draws tiles into the folder of a report; each section is empty where there is nothing to show.
+
+    Args:
+        corpus: What is shown.
+        folder: Of the page.
+        facts: Which tiles to show.
+    """
+
+    def __init__(self, corpus: Corpus, folder: Path, facts: Facts) -> None:
+        from geomim.corpus.report import pictures  # here: matplotlib takes a second, and most verbs draw nothing
+
+        self._draw = pictures
+        self._corpus, self._folder, self._facts = corpus, folder, facts
+        self._arrays = {size: (corpus.array("image", size), corpus.array("valid", size)) for size in corpus.sizes}
+        self._pool = self._read_pool()
+        self._limits = pictures.display_limits(*self._pool) if self._pool else None
+
+    def _read_pool(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Some kept tiles of the size that has most of them."""
+        size, rows = max(self._facts.sample.items(), key=lambda one: (len(one[1]), -one[0]), default=(0, []))
+        count = min(len(rows), SAMPLE, max(4, _POOL // max(1, len(self._corpus.sensor.bands) * size**2)))
+        return self._read([row["slot"] for row in rows[:count]], size) if rows else None
+
+    def _read(self, slots: Sequence[int], size: int) -> tuple[np.ndarray, np.ndarray]:
+        image, valid = self._arrays[size]
+        assert image is not None  # a corpus has the pixels of its sizes
+        pixels = image.read(slots)
+        return pixels, np.ones((len(slots), *pixels.shape[2:]), bool) if valid is None else valid.read(slots)
+
+    def _tile(self, row: dict[str, Any]) -> np.ndarray:
+        pixels, valid = self._read([row["slot"]], row["size"])
+        return self._draw.composite(pixels[0], self._corpus.sensor, valid[0].astype(bool), self._limits)
+
+    def kept(self) -> str:
+        """A sheet of kept tiles for every size."""
+        sheets = []
+        for size in self._corpus.sizes:
+            rows = self._facts.sample.get(size, [])
+            rows = sorted(rows[: max(8, min(48, _SHEET // size**2))], key=lambda row: row["id"])
+            if not rows:
+                continue
+            name = "kept.png" if len(self._corpus.sizes) == 1 else f"kept-{size}.png"
+            tiles = [self._draw.shrink(self._tile(row), min(size, 256)) for row in rows]
+            self._draw.save_picture(self._folder / name, self._draw.contact_sheet(tiles, 12 if size <= 128 else 6))
+            words = "" if len(self._corpus.sizes) == 1 else f"<p>{size} x {size} pixels</p>"
+            sheets.append(f'{words}<div class="card"><img src="{name}" alt="sample of kept tiles"></div>')
+        return "".join(sheets)
+
+    def dropped(self) -> list[tuple[str, str]]:
+        """A section a kind: dropped tiles, each beside its keeper where it has one."""
+        examples = {kind: rows for kind, rows in self._facts.examples.items() if rows}
+        keepers = rows_of(
+            self._corpus,
+            [row["duplicate_of"] for rows in examples.values() for row in rows if row["duplicate_of"] is not None],
+        )
+        every = [row["id"] for rows in examples.values() for row in rows]
+        turns = self._turns([*every, *keepers])
+        sections = []
+        for kind, count in self._facts.kinds.most_common():
+            rows = examples.get(kind, [])
+            figures = "".join(self._dropped(row, keepers.get(row["duplicate_of"]), turns) for row in rows)
+            shown = f"<p>{len(rows)} of {count:,}, evenly drawn.</p>" if count > len(rows) else ""
+            sections.append((f"Dropped: {kind}", f'{shown}<div class="pairs">{figures}</div>'))
+        return sections
+
+    def _dropped(self, row: dict[str, Any], keeper: dict[str, Any] | None, turns: dict[tuple[int, int], int]) -> str:
+        caption = f"{row['id']} ({Path(row['source']).name}): {row['reason']}"
+        turn = turns.get((row["id"], keeper["id"]), 0) if keeper else 0
+        shown = []
+        if row["slot"] >= 0:
+            shown.append(orient_picture(self._tile(row), turn))
+            caption += f"; shown {ORIENTATIONS[turn]}" if turn else ""
+        if keeper is not None and keeper["slot"] >= 0:
+            shown.append(self._tile(keeper))
+        if row["slot"] < 0:
+            caption += "; its pixels are those of the tile shown" if shown else "; same pixels as another such tile"
+        return self._figure(f"dropped-{row['id']}.png", shown, caption)
+
+    def _figure(self, name: str, tiles: Sequence[np.ndarray], caption: str) -> str:
+        text = html.escape(caption)
+        if not tiles:
+            return f"<figure><figcaption>{text}</figcaption></figure>"
+        small = [self._draw.shrink(tile, _EDGE) if max(tile.shape) > _EDGE else tile for tile in tiles]
+        self._draw.save_picture(self._folder / name, self._draw.beside(small))
+        return f'<figure><img src="{name}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+    def _turns(self, ids: Sequence[int]) -> dict[tuple[int, int], int]:
+        """How the first tile of a pair must be turned to look like the second, for pairs among some tiles."""
+        file = self._corpus.path / "catalogue" / "edges.parquet"
+        if not ids or not file.is_file():
+            return {}
+        wanted = pa.array(sorted(set(ids)), pa.int64())
+        among = pc.field("a").isin(wanted) & pc.field("b").isin(wanted) & (pc.field("orientation") > 0)
+        turns = {}
+        for row in pq.read_table(file, columns=["a", "b", "orientation"], filters=among).to_pylist():
+            turns[row["a"], row["b"]] = row["orientation"]
+            turns[row["b"], row["a"]] = inverse(row["orientation"])
+        return turns
+
+    def clusters(self) -> str:
+        """The largest groups of duplicates as strips, the tile that was kept first."""
+        groups = [(keeper, shown_members(members), len(members)) for keeper, members in self._facts.clusters]
+        groups = [group for group in groups if group[2] > 1]
+        ids = [number for keeper, members, _ in groups for number in (keeper, *members)]
+        rows, turns = rows_of(self._corpus, ids), self._turns(ids)
+        strips = []
+        for keeper, members, count in groups:
+            tiles = [self._tile(rows[keeper])] if rows[keeper]["slot"] >= 0 else []
+            stored = [number for number in members if rows[number]["slot"] >= 0]
+            tiles += [orient_picture(self._tile(rows[number]), turns.get((number, keeper), 0)) for number in stored]
+            tiles = [self._draw.shrink(tile, 96) for tile in tiles]
+            copies = (
+                f", {len(members) - len(stored)} of the first of them exact copies"
+                if len(stored) < len(members)
+                else ""
+            )
+            words = f"{keeper} ({Path(rows[keeper]['source']).name}) stands for {count:,} tiles{copies}"
+            strips.append(
+                self._figure(f"group-{keeper}.png", tiles, words).replace("<figure>", '<figure class="strip">')
+            )
+        many, tiles_ = self._facts.grouped
+        text = f"<p>{tiles_:,} tiles are dropped for {many:,} kept ones. In each strip the kept one is the first.</p>"
+        return text + "".join(strips) if strips else ""
+
+    def between_splits(self) -> str:
+        """Tiles of different splits that hold the same: what a score on a published split would not mean."""
+        pairs = crossing(self._corpus)
+        if not len(pairs):
+            return ""
+        kinds = pa.array(["exact", "perceptual", "crop", "footprint", "embedding"])
+        ranked = pairs.append_column("rank", pc.index_in(pairs["kind"], value_set=kinds))
+        ways = [("rank", "ascending"), ("distance", "ascending"), ("correlation", "descending"), ("a", "ascending")]
+        ranked = ranked.take(pc.sort_indices(ranked, [*ways, ("b", "ascending")]))
+        counts: Counter[tuple[str, ...]] = Counter()
+        for row in ranked.select(["split_a", "split_b", "kind"]).to_pylist():
+            counts[(" and ".join(sorted((row["split_a"], row["split_b"]))), row["kind"])] += 1
+        table = html_table(("splits", "how", "pairs"), [(*key, f"{count:,}") for key, count in sorted(counts.items())])
+        shown = ranked.slice(0, _CROSSING).to_pylist()
+        rows = rows_of(self._corpus, [row[end] for row in shown for end in ("a", "b")])
+        figures = "".join(self._across(row, rows) for row in shown)
+        more = f"<p>The most certain {len(shown)} of {len(ranked):,} pairs.</p>" if len(ranked) > len(shown) else ""
+        return f'{table}{more}<div class="pairs">{figures}</div>'
+
+    def _across(self, pair: dict[str, Any], rows: dict[int, dict[str, Any]]) -> str:
+        one, two = rows[pair["a"]], rows[pair["b"]]
+        turn = pair["orientation"] or 0
+        tiles = [orient_picture(self._tile(row), by) for row, by in ((one, turn), (two, 0)) if row["slot"] >= 0]
+        names = " and ".join(f"{row['id']} ({Path(row['source']).name}, {row['split']})" for row in (one, two))
+        how = [pair["kind"]]
+        how += [f"distance {pair['distance']}"] if (pair["distance"] or 0) > 0 else []
+        how += [f"{pair['share']:.0%} shared"] if pair["kind"] in ("crop", "footprint") else []
+        how += [f"the first shown {ORIENTATIONS[turn]}"] if turn else []
+        return self._figure(f"across-{pair['a']}-{pair['b']}.png", tiles, f"{names}: {', '.join(how)}")
+
+    def histograms(self) -> str:
+        """How the numbers of each band are distributed over kept tiles."""
+        if self._pool is None:
+            return ""
+        pixels, valid = self._pool
+        self._draw.save_histograms(self._folder / "histograms.png", pixels, valid.astype(bool), self._corpus.sensor)
+        return '<div class="card"><img src="histograms.png" alt="histogram of each band"></div>'
+
+    def footprints(self) -> str:
+        """A map, where tiles have a place on Earth."""
+        step = max(1, -(-self._facts.tiles // _FOOTPRINTS))
+        chosen, first, placed = [], 0, 0
+        for batch in self._corpus.rows().to_batches(columns=["kept", "geometry"]):
+            table = pa.Table.from_batches([batch])
+            placed += len(table) - table["geometry"].null_count
+            chosen.append(table.take(np.arange(-first % step, len(table), step)))
+            first += len(table)
+        drawn = pa.concat_tables(chosen)
+        drawn = drawn.filter(drawn["geometry"].is_valid())
+        if not len(drawn):
+            return ""
+        kept = drawn.filter(drawn["kept"])["geometry"].to_pylist()
+        dropped = drawn.filter(pc.invert(drawn["kept"]))["geometry"].to_pylist()
+        self._draw.save_footprints(self._folder / "footprints.png", kept, dropped)
+        note = f"<p>Every {step}. tile is drawn.</p>" if step > 1 else ""
+        lost = self._facts.tiles - placed
+        note += f"<p>{lost:,} tiles have no place on Earth.</p>" if lost else ""
+        return f'<div class="card"><img src="footprints.png" alt="map of footprints"></div>{note}'
+
+
+def orient_picture(picture: np.ndarray, turn: int) -> np.ndarray:
+    """A picture `(H, W, 3)` turned as `fingerprint.orient` turns pixels."""
+    return orient(picture.transpose(2, 0, 1), turn).transpose(1, 2, 0)

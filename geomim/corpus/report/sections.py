@@ -1,0 +1,132 @@
+"""Sections of the report in words and numbers."""
+
+from __future__ import annotations
+
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+from geomim.corpus.report.facts import Facts, as_funnel
+from geomim.corpus.report.page import html_table
+from geomim.corpus.store import Corpus
+
+_LISTED = 200  # rows of a table
+
+
+def funnel_html(facts: Facts) -> str:
+    """What became of the tiles, as bars."""
+    rows = []
+    for name, count in as_funnel(facts.tiles, facts.kinds).items():
+        share = 100 * count / max(facts.tiles, 1)
+        style = "kept" if name == "kept" else "all" if name == "tiles" else "out"
+        bar = f'<div class="bar {style}" style="width:{share:.2f}%"></div>' if count else ""
+        numbers = f"<td class=n>{count:,}</td><td class=n>{share:.2f} %</td>"
+        rows.append(f"<tr><td>{html.escape(name)}</td>{numbers}<td class=w>{bar}</td></tr>")
+    kept, low = facts.low_information
+    words = (
+        f"<p>{low:,} tiles have little to see (water, sand, haze); they are never near duplicates of each other, and "
+        f"{kept:,} of them are kept.</p>"
+        if low
+        else ""
+    )
+    return f"<table>{''.join(rows)}</table>{words}"
+
+
+def sizes_html(corpus: Corpus) -> str:
+    """Tiles by size, where there are several."""
+    sizes = corpus.meta["sizes"]
+    if len(sizes) < 2:
+        return ""
+    rows = [
+        (f"{size} x {size}", f"{n['tiles']:,}", f"{n['kept']:,}" if "kept" in n else "") for size, n in sizes.items()
+    ]
+    return html_table(("pixels", "stored", "kept"), rows)
+
+
+def bands_html(corpus: Corpus) -> str:
+    """Bands with wavelength, mean and standard deviation."""
+    statistics, sensor = corpus.meta["statistics"], corpus.sensor
+    rows = [
+        (band.name, "" if band.wavelength is None else f"{band.wavelength:g}", f"{mean:.5g}", f"{std:.5g}")
+        for band, mean, std in zip(sensor.bands, corpus.contract.mean, corpus.contract.std, strict=True)
+    ]
+    which = "kept tiles of the train split" if statistics["split"] == "train" else "all kept tiles"
+    text = f"<p>Sensor {html.escape(sensor.name)}; mean and standard deviation of stored numbers over {which}.</p>"
+    return text + html_table(("band", "wavelength (nm)", "mean", "std"), rows)
+
+
+def classes_html(corpus: Corpus, facts: Facts) -> str:
+    """Kept tiles by class and split."""
+    splits = ordered_splits(facts)
+    names: list[str | None] = [*corpus.classes]
+    if not corpus.classes or any(facts.classes[split][None] for split in splits):
+        names.append(None)
+    rows = [(name or "(no class)", *(f"{facts.classes[split][name]:,}" for split in splits)) for name in names]
+    if len(names) > 1:
+        rows.append(("together", *(f"{facts.classes[split].total():,}" for split in splits)))
+    return html_table(("class", *(f"kept, {split}" for split in splits)), rows)
+
+
+def ordered_splits(facts: Facts) -> list[str]:
+    """The splits that occur, in the usual order."""
+    usual = [split for split in ("train", "val", "test") if split in facts.classes]
+    return usual + sorted(facts.classes.keys() - set(usual))
+
+
+def skipped_html(corpus: Corpus) -> str:
+    """Sources that could not be used."""
+    rows = [(Path(row["source"]).name, row["reason"]) for row in corpus.skipped().to_pylist()]
+    more = f"<p>And {len(rows) - _LISTED:,} more in skipped.parquet.</p>" if len(rows) > _LISTED else ""
+    return html_table(("source", "why"), rows[:_LISTED]) + more if rows else ""
+
+
+def licences_html(corpus: Corpus, facts: Facts) -> str:
+    """Where the tiles come from and what may be done with them."""
+    origins = html_table(("dataset", "licence", "commercial use", "tiles", "kept"), origin_rows(facts))
+    rows = [
+        ("sources", f"{facts.sources:,} cut, {len(corpus.skipped()):,} skipped"),
+        ("given as", ", ".join(map(str, corpus.meta["recipe"].get("source") or []))),
+        ("attributions", ", ".join(corpus.contract.attributions) or "none stated"),
+        ("made by", f"geomim {corpus.meta['geomim_version']}"),
+    ]
+    warning = (
+        "" if corpus.contract.licences else "<p>No licence is stated: find out before you share tiles or weights.</p>"
+    )
+    return origins + warning + html_table((), rows)
+
+
+def origin_rows(facts: Facts) -> list[tuple[str, ...]]:
+    """Dataset, licence, commercial use, tiles and kept tiles, most tiles first."""
+    rows = []
+    for (dataset, licence, closed), (tiles, kept) in sorted(facts.origins.items(), key=lambda one: -one[1][0]):
+        allowed = {None: "not known", True: "not allowed, or not known to be", False: "allowed"}[closed]
+        rows.append((dataset or "files", licence or "none stated", allowed, f"{tiles:,}", f"{kept:,}"))
+    return rows[:_LISTED]
+
+
+def read_audit(corpus: Corpus) -> list[dict[str, Any]]:
+    """Benchmarks that the corpus was compared with."""
+    file = corpus.path / "audit" / "audit.json"
+    return json.loads(file.read_text())["benchmarks"] if file.is_file() else []
+
+
+def audit_html(corpus: Corpus) -> str:
+    """Which benchmarks the corpus was kept clear of, and where the evidence lies."""
+    records = read_audit(corpus)
+    if not records:
+        return "<p>This corpus was not compared with any benchmark: `geomim corpus exclude` does that.</p>".replace(
+            "`geomim corpus exclude`", "<code>geomim corpus exclude</code>"
+        )
+    rows = [audit_row(record) for record in records]
+    link = '<p><a href="../audit/index.html">The evidence</a>, with pictures of the matches.</p>'
+    return html_table(("benchmark", "splits", "images", "tiles that touch it", ""), rows) + link
+
+
+def audit_row(record: dict[str, Any]) -> tuple[str, ...]:
+    """One benchmark in words."""
+    done = "excluded" if record["excluded"] else "reported only"
+    unreadable = len(record["unreadable"])
+    state = f"{done}; {unreadable} images not readable" if unreadable else done
+    splits = ", ".join(record["splits"]) or "all"
+    return record["benchmark"], splits, f"{record['images']:,}", f"{record['tiles']:,}", state
