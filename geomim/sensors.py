@@ -313,6 +313,24 @@ _LANDSAT7 = Sensor(
     nodata=-9999,
 )
 
+# OLI band limits (USGS Landsat 8 and 9 Data Users Handbooks); Collection-2 level-2 surface reflectance.
+_LANDSAT8 = Sensor(
+    "landsat8",
+    (
+        Band("B1", 443, 16, 30, "coastal"),
+        Band("B2", 482, 60, 30, "blue"),
+        Band("B3", 561.5, 57, 30, "green"),
+        Band("B4", 654.5, 37, 30, "red"),
+        Band("B5", 865, 28, 30, "nir"),
+        Band("B6", 1608.5, 85, 30, "swir1"),
+        Band("B7", 2200.5, 187, 30, "swir2"),
+    ),
+    unit="reflectance",
+    scale=2.75e-5,
+    offset=-0.2,
+    nodata=0,
+)
+
 # Nominal limits of the Leica ADS line cameras flown for the USDA programme; other cameras differ by some 10 nm.
 _NAIP = Sensor(
     "naip",
@@ -331,5 +349,5 @@ _RGB = Sensor(
     (Band("red", 650, 80, None, "R"), Band("green", 550, 80, None, "G"), Band("blue", 470, 80, None, "B")),
 )
 
-SENSORS: dict[str, Sensor] = {sensor.name: sensor for sensor in (_SENTINEL2, _LANDSAT7, _NAIP, _RGB)}
+SENSORS: dict[str, Sensor] = {sensor.name: sensor for sensor in (_SENTINEL2, _LANDSAT7, _LANDSAT8, _NAIP, _RGB)}
 """The built-in sensors by name."""

@@ -83,8 +83,8 @@ class CloudMask:
         cloudy = KINDS[self.kind](codes)
         if self.nodata is not None:
             cloudy &= codes != np.asarray(self.nodata, codes.dtype)
-        anywhere: np.ndarray = cloudy.any(axis=0)
-        return anywhere if known is None else anywhere & known
+        somewhere: np.ndarray = np.logical_or.reduce(cloudy, axis=0)
+        return somewhere if known is None else somewhere & known
 
     def close(self) -> None:
         """Close the file."""

@@ -21,17 +21,19 @@ LANDSAT = re.compile(
 )
 """A band of a Landsat Collection: name of the product, and of the band."""
 
+_PRODUCT = re.compile(r"S2.*\.SAFE|.*\.zarr", re.IGNORECASE)
+_INDEX = re.compile(r"MTD_MSIL\w\w\.xml|zarr\.json|\.zgroup")
 _ITEM_BYTES = 4 * 2**20  # STAC items are smaller
 
 
 def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[str]:
     """List scenes: files as given, folders searched recursively, patterns expanded.
 
-    In a folder these are scenes: rasters (`SUFFIXES`), and each as one, without the rasters it is made of, `.SAFE`
-    folders, folders of Landsat bands, `.zarr` stores, `.nc` files and STAC items. Of a folder with the bands of several
-    Landsat products, each product is one: `FOLDER/PRODUCT`. ZIP and TAR archives are searched where they are named
-    themselves. Hidden files, and folders that are a corpus, are left out. Addresses (`https://`, `/vsi...`) pass
-    unchecked.
+    In a folder these are scenes: rasters (`SUFFIXES`); and each as one, without the rasters it is made of, Sentinel-2
+    `.SAFE` folders, folders of Landsat bands, `.zarr` stores, `.nc` files and STAC items. Of a folder with bands of
+    several Landsat products, each product is a scene: `FOLDER/PRODUCT`. ZIP and TAR archives are searched where they
+    are named themselves. Hidden files, and folders that are a corpus, are left out. Addresses (`https://`,
+    `/vsi...`) pass unchecked.
 
     Returns:
         Sorted, each once.
@@ -58,10 +60,9 @@ def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[st
 
 
 def is_product(folder: str, files: Sequence[str]) -> bool:
-    """Whether a folder is one scene: by its name, or by the files in it."""
-    return folder.lower().rstrip("/").endswith((".safe", ".zarr")) or any(
-        re.fullmatch(r"MTD_MSIL\w\w\.xml|manifest\.safe|zarr\.json|\.zgroup", name) for name in files
-    )
+    """Whether a folder is one scene: a Sentinel-2 product or a zarr store, by its name or by the files in it."""
+    name = folder.rstrip("/").rpartition("/")[2]
+    return _PRODUCT.fullmatch(name) is not None or any(_INDEX.fullmatch(file) for file in files)
 
 
 def landsat_products(files: Iterable[str]) -> list[str]:

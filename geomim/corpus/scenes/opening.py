@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from geomim.corpus.scenes.clouds import with_clouds
+from geomim.corpus.scenes.products import open_product
 from geomim.corpus.scenes.raster import open_raster
-from geomim.corpus.scenes.scene import Scene
+from geomim.corpus.scenes.scene import Scene, Wanted
 from geomim.sensors import Sensor
 
 
@@ -32,9 +34,12 @@ def open_scene(
         InputError: Not a scene, or one whose numbers or place geomim cannot carry; one sentence.
         BandError: The bands have no names or other ones; the sentence gives the flag.
     """
-    uri = str(uri)
+    return with_clouds(_open(str(uri), Wanted(sensor, bands, resolution, warp)), clouds)
+
+
+def _open(uri: str, wanted: Wanted) -> Scene:
     if uri.startswith("torchgeo://"):
         from geomim.corpus.sources.torchgeo import open_sample
 
-        return open_sample(uri, sensor, bands)
-    return open_raster(uri, sensor, bands, resolution, warp)
+        return open_sample(uri, wanted.sensor, wanted.bands)
+    return open_product(uri, wanted) or open_raster(uri, wanted)

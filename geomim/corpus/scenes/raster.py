@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,35 +18,30 @@ from geomim.corpus.scenes.grids import Grid
 from geomim.corpus.scenes.metadata import acquisition_time, licence
 from geomim.corpus.scenes.naming import Choice, Offer, choose, read_offer
 from geomim.corpus.scenes.readers import MeantReader, PaletteReader, nodata_of, stored
-from geomim.corpus.scenes.scene import Reader, Scene
+from geomim.corpus.scenes.scene import Reader, Scene, Wanted
 from geomim.corpus.scenes.warping import wanted_grid
 from geomim.errors import InputError
 from geomim.sensors import Band, Sensor
 
 
-def open_raster(
-    uri: str,
-    sensor: Sensor | None = None,
-    bands: Sequence[str] | None = None,
-    resolution: float | None = None,
-    warp: str | None = None,
-) -> Scene:
+def open_raster(uri: str, wanted: Wanted) -> Scene:
     """Open one raster file; see `open_scene`."""
     dataset = open_dataset(uri)
     try:
-        return _describe(uri, dataset, sensor, bands, wanted_grid(uri, dataset, warp, resolution))
+        return _describe(uri, dataset, wanted)
     except BaseException:
         dataset.close()
         raise
 
 
-def _describe(uri: str, dataset: Any, sensor: Sensor | None, bands: Sequence[str] | None, grid: Grid | None) -> Scene:
+def _describe(uri: str, dataset: Any, wanted: Wanted) -> Scene:
+    grid = wanted_grid(uri, dataset, wanted.warp, wanted.resolution)
     _check_pixels(uri, dataset)
     tags, imagery, names = dataset.tags(), dataset.tags(ns="IMAGERY"), dataset.descriptions
     crs, transform, placement = _place(uri, dataset) if grid is None else (grid.crs, grid.transform, None)
     height, width = (dataset.height, dataset.width) if grid is None else (grid.height, grid.width)
     place = placement if transform is None else affine(transform)
-    contents = _palette(uri, dataset, grid, sensor, bands) or _numbers(uri, dataset, grid, sensor, bands)
+    contents = _palette(uri, dataset, grid, wanted) or _numbers(uri, dataset, grid, wanted)
     return Scene(
         uri=uri,
         sensor=contents.sensor,
@@ -78,12 +72,12 @@ class _Contents:
     block: tuple[int, int]
 
 
-def _numbers(uri: str, dataset: Any, grid: Grid | None, given: Sensor | None, bands: Sequence[str] | None) -> _Contents:
-    choice = choose(read_offer(uri, dataset), given, bands)
+def _numbers(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> _Contents:
+    choice = choose(read_offer(uri, dataset), wanted.sensor, wanted.bands)
     dtype = _dtype(uri, dataset, choice)
     scaling = tuple((dataset.scales[place], dataset.offsets[place]) for place in choice.places)
     alike = len(set(scaling)) == 1
-    sensor = _scaled(uri, choice.sensor, *scaling[0], given=given is not None) if alike else choice.sensor
+    sensor = _scaled(uri, choice.sensor, *scaling[0], given=wanted.sensor is not None) if alike else choice.sensor
     nodata = nodata_of(dataset, choice.places, sensor.nodata)
     reader = stored(uri, dataset, grid, choice.places, nodata, choice.alpha)
     block = reader.dataset.block_shapes[0]
@@ -93,16 +87,14 @@ def _numbers(uri: str, dataset: Any, grid: Grid | None, given: Sensor | None, ba
     return _Contents(sensor, reader, dtype, next((value for value in nodata if value is not None), None), block)
 
 
-def _palette(
-    uri: str, dataset: Any, grid: Grid | None, given: Sensor | None, bands: Sequence[str] | None
-) -> _Contents | None:
+def _palette(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> _Contents | None:
     """Colours, where the file stores indices into them."""
     if dataset.colorinterp[0].name != "palette":
         return None
     table = dataset.colormap(1)
     colours = np.array([table.get(index, (0, 0, 0, 0)) for index in range(max(table) + 1)], np.uint8)
     offer = Offer(uri, (Band("red"), Band("green"), Band("blue")), False, None)
-    choice = choose(offer, given, bands)
+    choice = choose(offer, wanted.sensor, wanted.bands)
     indices = stored(uri, dataset, grid, (0,), nodata_of(dataset, (0,), None), nearest=True)
     reader = PaletteReader(indices, colours[:, list(choice.places)], colours[:, 3] > 0)
     return _Contents(choice.sensor, reader, np.dtype(np.uint8), None, indices.dataset.block_shapes[0])

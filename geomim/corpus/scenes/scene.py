@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
@@ -21,6 +21,30 @@ from geomim.corpus.scenes.footprints import Placement, affine, footprint
 from geomim.corpus.scenes.grids import Grid
 from geomim.errors import InputError
 from geomim.sensors import Sensor
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a user asks of a scene.
+
+    Attributes:
+        sensor: What took it.
+        bands: Names of its bands.
+        resolution: Metres of a pixel to bring its bands to.
+        warp: Coordinate reference system of a north-up grid to bring it to, or `auto`.
+
+    Raises:
+        InputError: `resolution` is not above 0.
+    """
+
+    sensor: Sensor | None = None
+    bands: Sequence[str] | None = None
+    resolution: float | None = None
+    warp: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.resolution is not None and not self.resolution > 0:
+            raise InputError(f"--resolution must be above 0 metres, given {self.resolution}")
 
 
 class Reader(Protocol):

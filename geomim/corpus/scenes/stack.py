@@ -19,7 +19,7 @@ from geomim.corpus.scenes.files import open_dataset
 from geomim.corpus.scenes.footprints import affine, ground_sample_distance
 from geomim.corpus.scenes.grids import Grid
 from geomim.corpus.scenes.readers import MeantReader, RasterReader, nodata_of, stored
-from geomim.corpus.scenes.scene import Scene
+from geomim.corpus.scenes.scene import Scene, Wanted
 from geomim.corpus.scenes.validity import measured
 from geomim.corpus.scenes.warping import wanted_grid
 from geomim.errors import BandError, InputError
@@ -96,10 +96,8 @@ def stack_scene(
     uri: str,
     sensor: Sensor,
     layers: Sequence[Layer],
+    wanted: Wanted,
     mask: Mask | None = None,
-    *,
-    resolution: float | None = None,
-    warp: str | None = None,
     time: datetime | None = None,
     licence: str | None = None,
 ) -> Scene:
@@ -109,9 +107,8 @@ def stack_scene(
         uri: What the catalogue calls it.
         sensor: Name and unit; its bands are those of the layers. What these say of scale and offset comes first.
         layers: Bands in the order of the scene.
+        wanted: Grid to bring them to.
         mask: Cloud mask, or None.
-        resolution: Metres of a pixel to bring the bands to.
-        warp: System of a north-up grid to bring them to, or `auto`.
         time: Acquisition in UTC without time zone.
         licence: Of the scene.
 
@@ -122,7 +119,7 @@ def stack_scene(
     paths = list(dict.fromkeys(layer.path for layer in layers))
     with ExitStack() as opened:
         datasets = {path: opened.enter_context(open_dataset(path)) for path in paths}
-        grid = _grid(uri, layers, datasets, warp, resolution)
+        grid = _grid(uri, layers, datasets, wanted)
         dtype = _dtype(uri, layers, datasets)
         scaling = tuple(_scaling(layer, datasets[layer.path]) for layer in layers)
         reader = _reader(layers, datasets, grid)
@@ -151,9 +148,7 @@ def stack_scene(
     )
 
 
-def _grid(
-    uri: str, layers: Sequence[Layer], datasets: dict[str, Any], warp: str | None, resolution: float | None
-) -> Grid:
+def _grid(uri: str, layers: Sequence[Layer], datasets: dict[str, Any], wanted: Wanted) -> Grid:
     """The grid that all bands share, or are brought to."""
     first = layers[0]
     groups: list[tuple[Grid, list[Layer]]] = []
@@ -164,7 +159,7 @@ def _grid(
             groups.append((own, [layer]))
         else:
             members.append(layer)
-    if len(groups) > 1 and resolution is None:
+    if len(groups) > 1 and wanted.resolution is None:
         listed = "; ".join(
             f"{', '.join(layer.band.name for layer in members)} at {_pixel(grid)}" for grid, members in groups
         )
@@ -172,13 +167,13 @@ def _grid(
             f"'{uri}' has bands on {len(groups)} grids: {listed}. Choose bands of one with --bands, or bring all to "
             "one with --resolution METRES"
         )
-    if resolution is not None:  # a band that has this pixel size is left as it is
-        near = min(groups, key=lambda group: abs(math.log(group[0].metres[0] / resolution)))
-        first = near[1][0]
+    if wanted.resolution is not None:  # a band that has this pixel size is left as it is
+        size = wanted.resolution
+        first = min(groups, key=lambda group: abs(math.log(group[0].metres[0] / size)))[1][0]
     dataset = datasets[first.path]
     if dataset.transform == Affine.identity():
         raise InputError(f"'{first.path}' has no affine: bands in files of their own are put together by place only")
-    return wanted_grid(uri, dataset, warp, resolution) or Grid.of(dataset)
+    return wanted_grid(uri, dataset, wanted.warp, wanted.resolution) or Grid.of(dataset)
 
 
 def _pixel(grid: Grid) -> str:

@@ -168,8 +168,6 @@ def _automatic(dataset: Any, source: CRS) -> CRS:
 
 def _resampled(uri: str, grid: Grid, resolution: float) -> Grid | None:
     """The same place in pixels of `resolution` metres; None where they are that already."""
-    if not resolution > 0:
-        raise InputError(f"--resolution must be above 0 metres, given {resolution}")
     if grid.crs is None or not grid.crs.is_projected:
         told = "has no place on Earth" if grid.crs is None else "is placed in degrees"
         raise InputError(f"'{uri}' {told}, so --resolution in metres says nothing: leave it out, or give --warp too")
