@@ -115,6 +115,7 @@ class BandContract:
         std: Per band standard deviation of the same.
         licences: Licences of the imagery behind the statistics or weights.
         attributions: Attributions that those licences ask for.
+        corpora: The corpora behind them, a line each: name, checksum of the lock, and of the audit against benchmarks.
     """
 
     sensor: Sensor
@@ -122,6 +123,7 @@ class BandContract:
     std: tuple[float, ...]
     licences: tuple[str, ...] = ()
     attributions: tuple[str, ...] = ()
+    corpora: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == len(self.sensor.bands):
@@ -163,6 +165,7 @@ class BandContract:
             "std": list(self.std),
             "licences": list(self.licences),
             "attributions": list(self.attributions),
+            "corpora": list(self.corpora),
         }
 
     @classmethod

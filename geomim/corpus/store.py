@@ -79,6 +79,11 @@ SKIPPED = pa.schema([pa.field("source", pa.string(), nullable=False), pa.field("
 """A row a source that could not be used, with one sentence why."""
 
 
+def _provenance(name: str, meta: dict[str, Any]) -> str:
+    audit = f"audit against benchmarks {meta['audit']}" if meta.get("audit") else "not audited against any benchmark"
+    return f"{name}, lock {meta['lock']}, {audit}"
+
+
 class Corpus:
     """A corpus folder, opened for reading.
 
@@ -103,6 +108,7 @@ class Corpus:
                 tuple(statistics["std"]),
                 tuple(meta["licences"]),
                 tuple(meta["attributions"]),
+                (_provenance(path.name, meta),) if "lock" in meta else (),
             )
             self.sizes: tuple[int, ...] = tuple(sorted(int(size) for size in meta["sizes"]))
             self.classes: list[str] = list(meta["classes"])

@@ -130,4 +130,5 @@ def join_contracts(corpora: Sequence[Corpus], weights: Sequence[float]) -> BandC
         tuple(std.tolist()),
         tuple(dict.fromkeys(name for corpus in corpora for name in corpus.contract.licences)),
         tuple(dict.fromkeys(name for corpus in corpora for name in corpus.contract.attributions)),
+        tuple(dict.fromkeys(name for corpus in corpora for name in corpus.contract.corpora)),
     )

@@ -77,4 +77,8 @@ def _rights(contract: Mapping[str, Any] | None) -> str:
         return "The weights state none; see where they were published."
     licences = ", ".join(contract["licences"]) or "none stated"
     attributions = "; ".join(contract["attributions"]) or "none stated"
-    return f"Imagery it was trained on: {licences}. Attributions: {attributions}."
+    rights = f"Imagery it was trained on: {licences}. Attributions: {attributions}."
+    corpora = [f"- {line}" for line in contract.get("corpora", ())]
+    return "\n".join(
+        [rights, *(["", "Corpora, with the checksums (xxh3) of lock and audit:", "", *corpora] if corpora else [])]
+    )

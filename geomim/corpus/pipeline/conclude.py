@@ -211,7 +211,6 @@ def _facts(folder: Path, meta: dict[str, Any], sums: list[dict[str, Any]], lock:
     """What the decisions say, for `corpus.json`."""
     names = {name: sorted({value for one in sums for value in one["names"][name]}) for name in sums[0]["names"]}
     sizes = sorted({size for one in sums for size in one["stored"]})
-    audit = folder / "audit" / "audit.json"
     return {
         "format_version": FORMAT_VERSION,
         "geomim_version": __version__,
@@ -223,9 +222,18 @@ def _facts(folder: Path, meta: dict[str, Any], sums: list[dict[str, Any]], lock:
         },
         "classes": meta["classes"] or names["label"],
         "lock": xxhash.xxh3_128_hexdigest(lock.read_bytes()),
-        "audit": xxhash.xxh3_128_hexdigest(audit.read_bytes()) if audit.exists() else None,
+        "audit": _audit(folder),
         "versions": versions(),
     }
+
+
+def _audit(folder: Path) -> str | None:
+    """Checksum of the evidence of all benchmarks that were excluded, or None."""
+    files = [file for name in ("audit.json", "matches.parquet") for file in sorted(folder.glob(f"audit/*/{name}"))]
+    state = xxhash.xxh3_128()
+    for file in files:
+        state.update(file.read_bytes())
+    return state.hexdigest() if files else None
 
 
 _COUNTS = {"tiles": "stored", "kept": "kept"}
