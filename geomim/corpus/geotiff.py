@@ -1,0 +1,138 @@
+"""Tiles leave as GeoTIFFs for a GIS: `to_geotiff`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import rasterio
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
+
+from geomim.corpus.assemble import ARRAYS, working
+from geomim.corpus.pipeline.rules import matching
+from geomim.corpus.remote import aside
+from geomim.corpus.store import IGNORE, Corpus
+from geomim.errors import InputError
+from geomim.sensors import Sensor
+
+_FILES = 256  # a task
+
+
+def to_geotiff(corpus: str, out: str, where: str | None = None, kept_only: bool = True) -> Path:
+    """Write each tile as a GeoTIFF that opens in QGIS: placed, its bands named, its rights in its tags.
+
+    Pixels that are no measurements are masked. Labels come as `<id>_labels.tif`. Files that are there are not written
+    again.
+
+    Args:
+        corpus: Folder or address of the corpus.
+        out: Folder of the files.
+        where: SQL condition on the catalogue's columns, such as "label = 'forest'".
+        kept_only: Leave out the tiles that training does not read.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CorpusError: It is no corpus.
+        InputError: The condition is wrong, or no tile meets it.
+    """
+    opened, folder = Corpus.open(corpus), Path(out)
+    tiles = opened.table(where=pc.field("kept") if kept_only else None)
+    if where is not None:
+        tiles = tiles.filter(pa.array(matching(tiles, where)))
+    if not len(tiles):
+        raise InputError(f"no tile of '{corpus}' meets '{where or 'kept'}'")
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = tiles["id"].to_numpy()
+    groups = [ids[start : start + _FILES] for start in range(0, len(ids), _FILES)]
+    with working() as workers:
+        calls = [(str(opened.path), folder, group) for group in groups]
+        workers.run("writing GeoTIFFs", write_geotiffs, calls, inline=len(calls) < 4)
+    return folder
+
+
+def write_geotiffs(corpus: str, folder: Path, ids: np.ndarray) -> None:
+    """Write some tiles as GeoTIFFs; a task."""
+    opened = Corpus.open(corpus)
+    near = (pc.field("id") >= int(ids.min())) & (pc.field("id") <= int(ids.max()))
+    rows = opened.table(where=near)
+    for row in rows.filter(pc.is_in(rows["id"], pa.array(ids))).to_pylist():
+        arrays = {name: opened.array(name, row["size"]) for name in ARRAYS}
+        tile = {name: None if array is None else array.read([row["slot"]])[0] for name, array in arrays.items()}
+        image, valid, mask = tile["image"], tile["valid"], tile["mask"]
+        assert image is not None
+        write_geotiff(folder / f"{row['id']:09d}.tif", image, valid, row, opened.sensor)
+        if mask is not None and (mask != IGNORE).any():
+            write_geotiff(folder / f"{row['id']:09d}_labels.tif", mask[None], None, row, None, opened.classes)
+
+
+def write_geotiff(
+    file: Path,
+    pixels: np.ndarray,
+    valid: np.ndarray | None,
+    row: dict[str, Any],
+    sensor: Sensor | None,
+    classes: Sequence[str] = (),
+) -> None:
+    """Write one GeoTIFF, aside, then rename it; nothing happens where it is there.
+
+    Args:
+        file: Where to.
+        pixels: `(C, H, W)`.
+        valid: `(H, W)` bool, or None where all is valid.
+        row: Of the catalogue.
+        sensor: Names of the bands; None for labels.
+        classes: Names of the labels.
+    """
+    if file.exists():
+        return
+    count, height, width = pixels.shape
+    # A label of 255 is none; measurements may have any number, so that theirs is a mask.
+    placed = {"crs": _crs(row), "transform": rasterio.Affine(*row["transform"]) if row["transform"] else None}
+    profile = {"count": count, "height": height, "width": width, "dtype": pixels.dtype.name} | placed
+    profile |= {"tiled": True, "blockxsize": _block(width), "blockysize": _block(height), "compress": "deflate"}
+    profile |= {"predictor": 3 if pixels.dtype.kind == "f" else 2, "nodata": None if sensor else IGNORE}
+    with rasterio.MemoryFile() as memory:
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), memory.open(driver="GTiff", **profile) as raster:
+            raster.write(pixels)
+            if valid is not None and not valid.all():
+                raster.write_mask(valid)
+            raster.descriptions = sensor.names if sensor else ["label"]
+            colours = [getattr(ColorInterp, name, ColorInterp.undefined) for name in _colours(sensor)]
+            raster.colorinterp = colours if ColorInterp.red in colours else [ColorInterp.gray, *raster.colorinterp[1:]]
+            raster.update_tags(**_tags(row), **({"CLASSES": ",".join(classes)} if classes else {}))
+        with aside(file) as out:
+            out.write(memory.read())
+
+
+def _colours(sensor: Sensor | None) -> list[str]:
+    shown = {"red", "green", "blue"}
+    names = [shown & {band.name.lower(), (band.alias or "").lower()} for band in sensor.bands] if sensor else []
+    return [next(iter(name), "undefined") for name in names]
+
+
+def _crs(row: dict[str, Any]) -> Any:
+    if row["epsg"] is not None:
+        return CRS.from_epsg(row["epsg"])
+    return CRS.from_wkt(row["crs_wkt"]) if row["crs_wkt"] else None
+
+
+def _block(length: int) -> int:
+    """Edge of a block: TIFF wants multiples of 16."""
+    return min(512, -(-length // 16) * 16)
+
+
+def _tags(row: dict[str, Any]) -> dict[str, str]:
+    names = ("source", "row", "col", "split", "label", "licence", "attribution", "dataset", "sensor", "xxh3")
+    tags = {name.upper(): str(row[name]) for name in names if row[name] is not None}
+    if row["time"] is not None:
+        tags["TIFFTAG_DATETIME"] = row["time"].strftime("%Y:%m:%d %H:%M:%S")
+    if row["attribution"] or row["licence"]:
+        tags["TIFFTAG_COPYRIGHT"] = ", ".join(filter(None, (row["attribution"], row["licence"])))
+    return tags

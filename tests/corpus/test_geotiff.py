@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+import rasterio
+from parts_corpus import textures, write_parts
+
+from geomim.corpus.geotiff import to_geotiff
+from geomim.corpus.scenes import open_scene
+from geomim.corpus.store import Corpus
+from geomim.errors import InputError
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Eight tiles: the first four are placed, 1 has nodata, 2 labels; 7 is a copy of 3."""
+    tiles = textures(8).astype(np.uint16)
+    tiles[7] = tiles[3]
+    valid = np.ones((8, 32, 32), bool)
+    valid[1, :10] = False
+    masks = np.full((8, 32, 32), 255, np.uint8)
+    masks[2, :5] = 1
+    some = [[10.0, 0.0, 500000.0 + 320 * number, 0.0, -10.0, 5600000.0] for number in range(4)]
+    return write_parts(
+        tmp_path / "corpus",
+        tiles,
+        valid=valid,
+        masks=masks,
+        classes=("water", "forest"),
+        transform=some + [None] * 4,
+        epsg=[32632] * 4 + [None] * 4,
+        licence=["CC-BY-4.0"] * 8,
+        attribution=["somebody"] * 8,
+        label=["a", "b"] * 4,
+    )
+
+
+def test_tiles_open_as_placed_rasters(corpus, tmp_path):
+    out = to_geotiff(str(corpus), str(tmp_path / "tif"))
+    names = sorted(file.name for file in out.iterdir())
+    assert names == sorted([f"{number:09d}.tif" for number in range(7)] + ["000000002_labels.tif"])
+    opened = Corpus.open(corpus)
+    with rasterio.open(out / "000000001.tif") as raster:
+        np.testing.assert_array_equal(raster.read(), opened.array("image", 32).read([1])[0])
+        assert raster.crs.to_epsg() == 32632 and raster.transform == rasterio.Affine(10, 0, 500320, 0, -10, 5600000)
+        assert raster.descriptions == opened.sensor.names
+        assert (raster.dataset_mask() > 0).sum() == 22 * 32 and not (raster.dataset_mask()[:10]).any()
+        tags = raster.tags()
+        assert tags["LICENCE"] == "CC-BY-4.0" and tags["TIFFTAG_COPYRIGHT"] == "somebody, CC-BY-4.0"
+        assert raster.profile["compress"] == "deflate" and raster.block_shapes[0] == (32, 32)
+        assert [c.name for c in raster.colorinterp] == ["red", "green", "blue"]
+    with rasterio.open(out / "000000005.tif") as raster:
+        assert raster.crs is None and raster.dataset_mask().all()
+    with rasterio.open(out / "000000002_labels.tif") as raster:
+        assert raster.nodata == 255 and raster.tags()["CLASSES"] == "water,forest" and (raster.read(1)[:5] == 1).all()
+    with open_scene(str(out / "000000001.tif")) as scene:  # and geomim itself takes them back
+        assert scene.sensor.names == opened.sensor.names
+
+
+def test_some_tiles_are_chosen_and_files_that_are_there_stay(corpus, tmp_path):
+    out = to_geotiff(str(corpus), str(tmp_path / "tif"), where="label = 'b'", kept_only=False)
+    assert sorted(int(file.stem) for file in out.iterdir()) == [1, 3, 5, 7]
+    (out / "000000001.tif").write_bytes(b"mine")
+    to_geotiff(str(corpus), str(out))
+    assert (out / "000000001.tif").read_bytes() == b"mine" and (out / "000000006.tif").exists()
+    with pytest.raises(InputError, match="no tile of"):
+        to_geotiff(str(corpus), str(tmp_path / "none"), where="label = 'c'")
+    with pytest.raises(InputError, match="did you mean 'label'"):
+        to_geotiff(str(corpus), str(tmp_path / "none"), where="lable = 'c'")
+    assert not (tmp_path / "none").exists()
