@@ -117,9 +117,9 @@ def open_mask(
     """
     dataset = open_dataset(uri)
     try:
-        kind = _kind(uri, dataset, places[0], kind)
-        nodata = dataset.nodatavals[places[0]] if kind == "binary" else None
-        nodata = None if nodata == 1 else nodata
+        nodata = dataset.nodatavals[places[0]]
+        kind = kind_of(uri, dataset.descriptions[places[0]], kind, lambda: _sample(dataset, places[0]), nodata)
+        nodata = nodata if kind == "binary" and nodata != 1 else None
         own = Grid.of(dataset)
         if grid is not None and own.crs and not grid.agrees(own):
             warped = on_grid(uri, dataset, grid, places, nearest=True)
@@ -136,17 +136,36 @@ def open_mask(
         raise
 
 
-def _kind(uri: str, dataset: Any, place: int, kind: str | None) -> str:
-    kind = kind or named_kind(dataset.descriptions[place] or "", whole=True) or named_kind(Path(uri).name)
+def _sample(dataset: Any, place: int) -> np.ndarray:
+    shape = (min(dataset.height, _SAMPLE), min(dataset.width, _SAMPLE))
+    with environment(dataset.name):
+        codes: np.ndarray = dataset.read(place + 1, out_shape=shape)
+    return codes
+
+
+def kind_of(
+    uri: str, name: str | None, kind: str | None, sample: Callable[[], np.ndarray], nodata: float | None
+) -> str:
+    """Which kind of cloud mask it is: as the user says, by the name of the band, of the file, or by its codes.
+
+    Args:
+        uri: The mask.
+        name: Name of the band, or None.
+        kind: What the user says, or None.
+        sample: Gives some of its codes.
+        nodata: Code that says nothing, or None.
+
+    Raises:
+        InputError: Neither tells.
+    """
+    kind = kind or named_kind(name or "", whole=True) or named_kind(Path(uri).name)
     if kind in KINDS and kind not in ("fmask", "binary"):
         return kind
-    shape = (min(dataset.height, _SAMPLE), min(dataset.width, _SAMPLE))
-    with environment(uri):
-        codes = np.unique(dataset.read(place + 1, out_shape=shape)).tolist()
+    codes = np.unique(sample()).tolist()
     if kind == "fmask":  # both kinds go by that name
         return "fmask" if set(codes) <= {0, 1, 2, 3, 4, 255} else "hls"
-    measured = [code for code in codes if code != dataset.nodatavals[place]]
-    if kind == "binary" or (len(measured) <= 2 and min(measured, default=0) == 0):
+    told = [code for code in codes if code != nodata]
+    if kind == "binary" or (len(told) <= 2 and min(told, default=0) == 0):
         return "binary"
     raise InputError(
         f"cloud mask '{uri}' holds the codes {', '.join(map(str, codes[:8]))}: say of which kind they are with "
@@ -154,19 +173,9 @@ def _kind(uri: str, dataset: Any, place: int, kind: str | None) -> str:
     )
 
 
-def own_clouds(uri: str, names: Sequence[str | None], grid: Grid | None, shape: tuple[int, int]) -> CloudMask | None:
-    """The cloud mask that a raster has among its bands, or None.
-
-    Args:
-        uri: The raster.
-        names: What it calls its bands.
-        grid: Grid of the scene made of it, where it is another than its own.
-        shape: Rows and columns of the scene.
-    """
-    for place, name in enumerate(names):
-        if name and named_kind(name, whole=True):
-            return open_mask(uri, grid, shape, None, (place,))
-    return None
+def mask_places(names: Sequence[str | None]) -> tuple[int, ...]:
+    """0-based places of the bands that are cloud masks by their names."""
+    return tuple(place for place, name in enumerate(names) if name and named_kind(name, whole=True))
 
 
 def with_clouds(scene: Scene, clouds: str | None) -> Scene:

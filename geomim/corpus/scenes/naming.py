@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from geomim.errors import BandError
+from geomim.errors import BandError, InputError
 from geomim.sensors import SENSORS, Band, Sensor, match_bands
 
 _COLOURS = ("red", "green", "blue", "nir", "rededge", "swir", "pan", "coastal", "yellow")
@@ -23,12 +25,14 @@ class Offer:
         bands: One entry a band in file order; None where the file does not name it.
         described: The names are band descriptions or wavelengths, not just the colours of a picture format.
         alpha: Place of the alpha band, 0-based, or None.
+        masks: Places of bands that hold cloud codes: read as bands only where they are asked for.
     """
 
     uri: str
     bands: tuple[Band | None, ...]
     described: bool
     alpha: int | None
+    masks: tuple[int, ...] = ()
 
     @property
     def spectral(self) -> list[int]:
@@ -51,12 +55,13 @@ class Choice:
     alpha: int | None
 
 
-def read_offer(uri: str, dataset: Any) -> Offer:
+def read_offer(uri: str, dataset: Any, masks: tuple[int, ...] = ()) -> Offer:
     """Read the band names of an open rasterio dataset: descriptions, wavelengths, or colour interpretation.
 
     Args:
         uri: The raster, for error sentences.
         dataset: Open `rasterio.DatasetReader`.
+        masks: 0-based places of bands that hold cloud codes.
     """
     colours = [colour.name for colour in dataset.colorinterp]
     # Programs mark the last of four bands as alpha by habit; a name of its own says that it is none.
@@ -75,7 +80,7 @@ def read_offer(uri: str, dataset: Any) -> Offer:
             described = True
         else:
             bands.append(Band(colour) if colour in _COLOURS else None)
-    return Offer(uri, tuple(bands), described, alpha)
+    return Offer(uri, tuple(bands), described, alpha, masks)
 
 
 def choose(offer: Offer, sensor: Sensor | None = None, bands: Sequence[str] | None = None) -> Choice:
@@ -95,6 +100,32 @@ def choose(offer: Offer, sensor: Sensor | None = None, bands: Sequence[str] | No
     if sensor is not None:
         return _by_sensor(offer, sensor)
     return _by_file(offer)
+
+
+def scaled(uri: str, sensor: Sensor, scale: float, offset: float, given: bool) -> Sensor:
+    """The sensor with a file's own scale and offset, which must not contradict a sensor that has them.
+
+    Args:
+        uri: The file.
+        sensor: What took it.
+        scale: What the file says; 1 where nothing.
+        offset: What the file says; 0 where nothing.
+        given: Whether the user named the sensor.
+
+    Raises:
+        InputError: They contradict.
+    """
+    if (scale, offset) == (1.0, 0.0):
+        return sensor
+    if (sensor.scale, sensor.offset) == (1.0, 0.0):
+        return dataclasses.replace(sensor, scale=scale, offset=offset)
+    if math.isclose(scale, sensor.scale, rel_tol=1e-6) and math.isclose(offset, sensor.offset, abs_tol=1e-9):
+        return sensor
+    advice = "give a sensor YAML with the scale of the file" if given else "name the sensor"
+    raise InputError(
+        f"'{uri}' says number * {scale:g} + {offset:g}; sensor '{sensor.name}' says * {sensor.scale:g} + "
+        f"{sensor.offset:g}: {advice} (--sensor)"
+    )
 
 
 def _by_user(offer: Offer, sensor: Sensor | None, names: list[str]) -> Choice:
@@ -155,8 +186,8 @@ def _by_sensor(offer: Offer, sensor: Sensor) -> Choice:
 
 
 def _by_file(offer: Offer) -> Choice:
-    named = [(place, band) for place, band in enumerate(offer.bands) if band is not None]
-    if len(named) == len(offer.spectral) and named:
+    named = [(place, band) for place, band in enumerate(offer.bands) if band and place not in offer.masks]
+    if named and len(named) + len(offer.masks) == len(offer.spectral):
         own = [band for _, band in named]
         sensor = _guess(offer, own)
         found = range(len(own)) if sensor.bands == tuple(own) else match_bands([b.name for b in sensor.bands], own)

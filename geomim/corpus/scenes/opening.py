@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from geomim.corpus.scenes.clouds import with_clouds
+from geomim.corpus.scenes.cubes import is_cube, open_cube
 from geomim.corpus.scenes.products import open_product
 from geomim.corpus.scenes.raster import open_raster
 from geomim.corpus.scenes.scene import Scene, Wanted
@@ -42,4 +43,6 @@ def _open(uri: str, wanted: Wanted) -> Scene:
         from geomim.corpus.sources.torchgeo import open_sample
 
         return open_sample(uri, wanted.sensor, wanted.bands)
+    if is_cube(uri):
+        return open_cube(uri, wanted)
     return open_product(uri, wanted) or open_raster(uri, wanted)

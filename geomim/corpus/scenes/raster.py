@@ -10,13 +10,13 @@ import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
 
-from geomim.corpus.scenes.clouds import own_clouds
+from geomim.corpus.scenes.clouds import mask_places, open_mask
 from geomim.corpus.scenes.files import open_dataset
 from geomim.corpus.scenes.footprints import Placement, affine, ground_sample_distance
 from geomim.corpus.scenes.gcps import by_control_points
 from geomim.corpus.scenes.grids import Grid
 from geomim.corpus.scenes.metadata import acquisition_time, licence
-from geomim.corpus.scenes.naming import Choice, Offer, choose, read_offer
+from geomim.corpus.scenes.naming import Choice, Offer, choose, read_offer, scaled
 from geomim.corpus.scenes.readers import MeantReader, PaletteReader, nodata_of, stored
 from geomim.corpus.scenes.scene import Reader, Scene, Wanted
 from geomim.corpus.scenes.warping import wanted_grid
@@ -37,7 +37,7 @@ def open_raster(uri: str, wanted: Wanted) -> Scene:
 def _describe(uri: str, dataset: Any, wanted: Wanted) -> Scene:
     grid = wanted_grid(uri, dataset, wanted.warp, wanted.resolution)
     _check_pixels(uri, dataset)
-    tags, imagery, names = dataset.tags(), dataset.tags(ns="IMAGERY"), dataset.descriptions
+    tags, imagery, masks = dataset.tags(), dataset.tags(ns="IMAGERY"), mask_places(dataset.descriptions)
     crs, transform, placement = _place(uri, dataset) if grid is None else (grid.crs, grid.transform, None)
     height, width = (dataset.height, dataset.width) if grid is None else (grid.height, grid.width)
     place = placement if transform is None else affine(transform)
@@ -56,7 +56,7 @@ def _describe(uri: str, dataset: Any, wanted: Wanted) -> Scene:
         gsd=ground_sample_distance(crs, place, height, width) or contents.sensor.gsd,
         block=contents.block,
         reader=contents.reader,
-        masks=own_clouds(uri, names, grid, (height, width)),
+        masks=open_mask(uri, grid, (height, width), None, masks[:1]) if masks else None,
         placement=placement,
     )
 
@@ -73,11 +73,11 @@ class _Contents:
 
 
 def _numbers(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> _Contents:
-    choice = choose(read_offer(uri, dataset), wanted.sensor, wanted.bands)
+    choice = choose(read_offer(uri, dataset, mask_places(dataset.descriptions)), wanted.sensor, wanted.bands)
     dtype = _dtype(uri, dataset, choice)
     scaling = tuple((dataset.scales[place], dataset.offsets[place]) for place in choice.places)
     alike = len(set(scaling)) == 1
-    sensor = _scaled(uri, choice.sensor, *scaling[0], given=wanted.sensor is not None) if alike else choice.sensor
+    sensor = scaled(uri, choice.sensor, *scaling[0], given=wanted.sensor is not None) if alike else choice.sensor
     nodata = nodata_of(dataset, choice.places, sensor.nodata)
     reader = stored(uri, dataset, grid, choice.places, nodata, choice.alpha)
     block = reader.dataset.block_shapes[0]
@@ -136,18 +136,3 @@ def _place(uri: str, dataset: Any) -> tuple[CRS | None, Affine | None, Placement
             f"'{uri}' is placed by rational polynomials, which need a height: give a grid to warp it to (--warp)"
         )
     return None, None, None
-
-
-def _scaled(uri: str, sensor: Sensor, scale: float, offset: float, given: bool) -> Sensor:
-    """The sensor with the file's own scale and offset, which must not contradict a sensor that has them."""
-    if (scale, offset) == (1.0, 0.0):
-        return sensor
-    if (sensor.scale, sensor.offset) == (1.0, 0.0):
-        return dataclasses.replace(sensor, scale=scale, offset=offset)
-    if math.isclose(scale, sensor.scale, rel_tol=1e-6) and math.isclose(offset, sensor.offset, abs_tol=1e-9):
-        return sensor
-    advice = "give a sensor YAML with the scale of the file" if given else "name the sensor"
-    raise InputError(
-        f"'{uri}' says number * {scale:g} + {offset:g}; sensor '{sensor.name}' says * {sensor.scale:g} + "
-        f"{sensor.offset:g}: {advice} (--sensor)"
-    )

@@ -50,7 +50,7 @@ def wanted_grid(uri: str, dataset: Any, warp: str | None, resolution: float | No
         return None if resolution is None else _resampled(uri, Grid.of(dataset), resolution)
     if source is None:
         raise InputError(f"'{uri}' has no place on Earth to warp from: leave --warp out, or give its place first")
-    target = _automatic(dataset, source) if warp == "auto" else _named(warp)
+    target = _automatic(dataset, source) if warp == "auto" else named_crs(warp)
     upright = dataset.transform != Affine.identity() and dataset.transform.b == dataset.transform.d == 0
     if upright and target == source:
         return None if resolution is None else _resampled(uri, Grid.of(dataset), resolution)
@@ -144,7 +144,12 @@ def _method(dataset: Any) -> dict[str, str]:
     return {"METHOD": "RPC", "RPC_HEIGHT": str(dataset.rpcs.height_off)} if dataset.rpcs else {}
 
 
-def _named(warp: str) -> CRS:
+def named_crs(warp: str) -> CRS:
+    """The coordinate reference system that `--warp` names.
+
+    Raises:
+        InputError: There is none of that name.
+    """
     try:
         return CRS.from_user_input(f"EPSG:{warp}" if warp.isdigit() else warp)
     except CRSError as error:
