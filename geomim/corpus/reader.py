@@ -1,12 +1,16 @@
-"""Reads arrays of tiles: through memory maps at the speed of a copy, from remote stores by ranges of bytes.
+"""Reads arrays of tiles: from a disk straight into the batch, from remote stores by ranges of bytes.
 
-The layout of `geomim.corpus.shards` is read here, plain or compressed; every other one goes to zarr-python.
+The layout of `geomim.corpus.shards` is read here, plain or compressed; every other one goes to zarr-python. Tiles are
+read at their offsets rather than through memory maps: that costs no page faults, and a shard that was cut off is an
+error, not a crash.
 """
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +22,15 @@ from geomim.corpus.remote import Url, place
 from geomim.corpus.shards import CODECS, COMPLETE, MISSING, ArrayLayout, find_layout, read_meta
 from geomim.errors import CorpusError
 
-_OPEN_SHARDS = 256  # each memory map holds a file descriptor, and 1024 are usual
+_OPEN_SHARDS = 256  # each holds a file descriptor, and 1024 are usual
+_NOWHERE = int(MISSING)
 _AGAIN = "copy it again or build the corpus again"
 
 
 class _Shard(NamedTuple):
-    """An open shard: all tiles where they lie in order without gaps; else its bytes, and where each tile lies."""
+    """An open shard: its file where it is one on this disk, and `(per_shard, 2)` offset and bytes of each tile."""
 
-    tiles: np.ndarray | None
-    raw: np.ndarray
+    file: FileIO | None
     spans: np.ndarray
 
 
@@ -92,19 +96,15 @@ class TileArray:
         numbers, places = np.divmod(slots, self.layout.per_shard)
         if isinstance(self.path, Url):
             return self._read_remote(self.path, self.layout, numbers, places, out)
-        if len(slots) and (numbers == numbers[0]).all():
-            tiles = self._shard(self.layout, int(numbers[0])).tiles
-            if tiles is not None:
-                return np.take(tiles, places, axis=0, out=out, mode="clip")  # "clip" skips a second buffer
         for row, (number, at) in enumerate(zip(numbers.tolist(), places.tolist(), strict=True)):
-            shard = self._shard(self.layout, number)
-            if shard.tiles is not None:
-                out[row] = shard.tiles[at]
-            elif shard.spans[at, 0] == MISSING:
+            file, spans = self._shard(self.layout, number)
+            start, length = spans[at].tolist()
+            if file is None or start == _NOWHERE:
                 out[row] = self.layout.fill
+            elif self.layout.compression:
+                self._decode(_fill(file, bytearray(length), start), out[row], self.layout, number)
             else:
-                start, length = shard.spans[at].tolist()
-                self._decode(shard.raw[start : start + length], out[row], self.layout, number)
+                _fill(file, out[row], start)
         return out
 
     def _read_zarr(self, slots: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -126,30 +126,28 @@ class TileArray:
     def _shard(self, layout: ArrayLayout, number: int) -> _Shard:
         shard = self._shards.get(number)
         if shard is None:
-            shard = self._shards[number] = self._map(layout, number)
+            shard = self._shards[number] = self._open(layout, number)
             if len(self._shards) > _OPEN_SHARDS:
                 self._shards.popitem(last=False)
         return shard
 
-    def _map(self, layout: ArrayLayout, number: int) -> _Shard:
+    def _open(self, layout: ArrayLayout, number: int) -> _Shard:
         path = Path(str(self.path)) / layout.file(number)
-        if not path.exists():
+        try:
+            file = FileIO(path)
+        except FileNotFoundError:
             return self._lost(layout, number)
-        raw: np.ndarray = np.memmap(path, np.uint8, mode="r")
-        index = _index(path, raw[-_index_bytes(layout) :].tobytes(), layout)
+        size, length = os.fstat(file.fileno()).st_size, _index_bytes(layout)
+        index = _index(path, bytes(_fill(file, bytearray(length), size - length)) if size >= length else b"", layout)
         stored = index[index[:, 0] != MISSING]
-        if len(stored) and int((stored[:, 0] + stored[:, 1]).max()) > len(raw) - _index_bytes(layout):
+        if len(stored) and int(stored.sum(1).max()) > size - length:
             raise CorpusError(f"shard '{path}' points outside itself: {_AGAIN}")
-        count, size = len(layout.slots(number)), layout.tile_bytes
-        in_order = np.arange(count, dtype=np.uint64) * np.uint64(size)
-        if layout.compression or (index[:count, 0] != in_order).any():
-            return _Shard(None, raw, index)
-        return _Shard(raw[: count * size].view(self.dtype).reshape(count, *layout.tile), raw, index[:0])
+        return _Shard(file, index)
 
     def _lost(self, layout: ArrayLayout, number: int) -> _Shard:
         if self._complete:
             raise CorpusError(f"shard '{self.path}/{layout.file(number)}' is missing: {_AGAIN}")
-        return _Shard(None, np.empty(0, np.uint8), np.full((layout.per_shard, 2), MISSING))
+        return _Shard(None, np.full((layout.per_shard, 2), MISSING))
 
     def _read_remote(
         self, url: Url, layout: ArrayLayout, numbers: np.ndarray, places: np.ndarray, out: np.ndarray
@@ -174,7 +172,20 @@ class TileArray:
             (raw,) = url.ranges([name], [-_index_bytes(layout)], [0])
         except FileNotFoundError:
             return self._lost(layout, number)
-        return _Shard(None, np.empty(0, np.uint8), _index(url / name, raw, layout))
+        return _Shard(None, _index(url / name, raw, layout))
+
+
+def _fill(file: FileIO, buffer: Any, start: int) -> Any:
+    """Read into all of a buffer from an offset, whoever else reads the file at the same time."""
+    size = memoryview(buffer).nbytes
+    if hasattr(os, "preadv"):
+        done = os.preadv(file.fileno(), [buffer], start)
+    else:  # macOS, Windows: one reader at a time
+        file.seek(start)
+        done = file.readinto(buffer)
+    if done != size:
+        raise CorpusError(f"shard '{file.name}' was cut off while it was open: {_AGAIN}")
+    return buffer
 
 
 def _index_bytes(layout: ArrayLayout) -> int:
