@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 
 from geomim.corpus.duplicates.fingerprint import GRID, orient
 
 MIN_CORRELATION = 0.9
-"""Normalised cross-correlation of block means from which a candidate pair is taken for a near-copy."""
-_AT_ONCE = 4096  # pairs: 32 MB of numbers
+"""Correlation of detail from which a candidate pair is taken for a near-copy.
+
+Measured on 128 px photographs (RSICD) and 256 px tiles of 0.5 m scenes (Airbus), 600 planted copies a kind: at least
+99 % of the copies reach 0.97 after JPEG at quality 50, 0.99 with 1 % noise, 0.98 after a shift by 1 px of 256, 0.95 by
+4 px of 256 and 0.90 by 2 or 4 px of 128; clipping gain (1.3) leaves 98 % and 95 % of them above 0.9. Of the pairs
+within 12 bits that show no copy, the likest reach 0.89 (a taxiway and its own mirror image) and 0.82, while plain
+correlation of block means gives up to 0.96 to two unrelated beaches, and 0.61 to a true shift by 4 px.
+"""
+_AT_ONCE = 2048  # pairs: 17 MB of numbers
 
 
 def correlation(one: np.ndarray, two: np.ndarray, orientation: np.ndarray) -> np.ndarray:
-    """Normalised cross-correlation of signatures, the second one turned.
+    """Normalised cross-correlation of the detail in two signatures, the second one turned, at its best shift.
+
+    Detail is what a narrow blur leaves and a wide one does not: without it, a bright half and a dark half are enough
+    for a high correlation. Shifts are tried up to a block (1/32 of the tile) in steps of half a block, each over the
+    30 x 30 blocks that all of them share.
 
     Args:
         one: `(n, 1024)` float16 from `fingerprint.signature`.
@@ -22,12 +34,82 @@ def correlation(one: np.ndarray, two: np.ndarray, orientation: np.ndarray) -> np
     Returns:
         `(n,)` float32, -1..1; 0 where one of the two is flat.
     """
-    result = np.empty(len(one), np.float32)
+    result = np.zeros(len(one), np.float32)
     for start in range(0, len(one), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
-        turned = np.take_along_axis(np.asarray(two[part], np.float32), _PLACES[np.asarray(orientation[part])], 1)
-        result[part] = np.einsum("np,np->n", np.asarray(one[part], np.float32), turned)
+        turned = np.take_along_axis(np.asarray(two[part]), _PLACES[np.asarray(orientation[part])], 1)
+        _best_shift(_detail(one[part]), _detail(turned), result[part])
     return result
 
 
 _PLACES = np.stack([orient(np.arange(GRID * GRID).reshape(GRID, GRID), k).reshape(-1) for k in range(8)])
+
+
+def _blur(width: float) -> np.ndarray:
+    """Gaussian blur of 32 blocks as a `(32, 32)` matrix; the edge is repeated."""
+    offset = np.arange(-4, 5)
+    weight = np.exp(-((offset / width) ** 2) / 2)
+    matrix = np.zeros((GRID, GRID), np.float32)
+    for place in range(GRID):
+        np.add.at(matrix[place], np.clip(place + offset, 0, GRID - 1), weight / weight.sum())
+    return matrix
+
+
+_NARROW, _WIDE = _blur(0.7), _blur(1.7)
+
+
+def _detail(signatures: np.ndarray) -> np.ndarray:
+    blocks = np.asarray(signatures, np.float32).reshape(-1, GRID, GRID)
+    return _NARROW @ blocks @ _NARROW.T - _WIDE @ blocks @ _WIDE.T
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _best_shift(one, two, best):  # pragma: no cover - compiled
+    """Grids of the second tile, even and half a block on, hold all 25 shifts as windows of 30 x 30."""
+    size = GRID - 2
+    grids = np.zeros((2, 2, GRID, GRID), np.float32)
+    still = np.zeros((2, 2, GRID, GRID), np.float32)
+    for n in range(len(one)):
+        _half_steps(one[n], still)
+        _half_steps(two[n], grids)
+        own = _moments(still[0, 0], still[0, 0], 1, 1, 1, 1, size)
+        if own[0] <= 1e-9:
+            continue
+        highest = np.float32(-1)
+        for y in range(5):
+            for x in range(5):
+                grid = grids[y % 2, x % 2]
+                other = _moments(grid, grid, y // 2, x // 2, y // 2, x // 2, size)
+                if other[0] > 1e-9:
+                    both = _moments(still[0, 0], grid, 1, 1, y // 2, x // 2, size)
+                    highest = max(highest, both[0] / np.sqrt(own[0] * other[0]))
+        best[n] = highest if highest > -1 else 0
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _half_steps(blocks, grids):  # pragma: no cover - compiled
+    """Even places are blurred by (1, 2, 1) / 4, or they would be sharper than the means at half places."""
+    rows = np.zeros((2, GRID, GRID), np.float32)
+    for i in range(GRID):
+        up, down = max(i - 1, 0), min(i + 1, GRID - 1)
+        rows[0, i] = (blocks[up] + 2 * blocks[i] + blocks[down]) / 4
+        rows[1, i] = (blocks[i] + blocks[down]) / 2
+    for half in range(2):
+        for i in range(GRID):
+            for j in range(GRID):
+                left, right = max(j - 1, 0), min(j + 1, GRID - 1)
+                grids[half, 0, i, j] = (rows[half, i, left] + 2 * rows[half, i, j] + rows[half, i, right]) / 4
+                grids[half, 1, i, j] = (rows[half, i, j] + rows[half, i, right]) / 2
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _moments(one, two, y, x, other_y, other_x, size):  # pragma: no cover - compiled
+    """Covariance of two windows, as a sum, in a tuple."""
+    sum_one, sum_two, product = np.float32(0), np.float32(0), np.float32(0)
+    for i in range(size):
+        for j in range(size):
+            a, b = one[y + i, x + j], two[other_y + i, other_x + j]
+            sum_one += a
+            sum_two += b
+            product += a * b
+    return product - sum_one * sum_two / (size * size), sum_one

@@ -1,0 +1,46 @@
+"""Footprints that overlap: the same ground in the same acquisition, delivered twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import shapely
+
+
+def overlapping(
+    geometries: Sequence[bytes | None], groups: np.ndarray, sources: np.ndarray, min_share: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of tiles whose footprints overlap, of one group but different sources.
+
+    Only an acquisition can repeat itself: another date or another sensor over the same ground is new data. Tiles of one
+    source are left out, since their overlap is the stride that was asked for.
+
+    Args:
+        geometries: `n` footprints as WKB in one planar or geographic reference system; None has no place.
+        groups: `(n,)` numbers, equal where sensor and time of acquisition are.
+        sources: `(n,)` numbers, equal where the source file is.
+        min_share: Least share of the smaller footprint that must be covered, 0..1; touching edges never count.
+
+    Returns:
+        Pairs `(m, 2)` int64 of places `i < j`, sorted, and the shares `(m,)` float64. Areas are in the units of the
+        reference system: in degrees, the share is right as long as a tile is small against the globe.
+    """
+    shapes = shapely.from_wkb(np.asarray(geometries, object))
+    place = np.flatnonzero(~(shapely.is_missing(shapes) | shapely.is_empty(shapes)))
+    place = place[np.argsort(np.asarray(groups)[place], kind="stable")]
+    edges = np.flatnonzero(np.diff(np.asarray(groups)[place])) + 1
+    found = [np.empty((0, 2), np.int64)]
+    for members in np.split(place, edges):
+        if len(members) > 1 and (np.asarray(sources)[members] != sources[members[0]]).any():
+            one, two = members[shapely.STRtree(shapes[members]).query(shapes[members], "intersects")]
+            kept = (one < two) & (np.asarray(sources)[one] != np.asarray(sources)[two])
+            found.append(np.stack([one[kept], two[kept]], 1))
+    pairs = np.concatenate(found)
+    one, two = shapes[pairs[:, 0]], shapes[pairs[:, 1]]
+    smaller = np.minimum(shapely.area(one), shapely.area(two))
+    shares = shapely.area(shapely.intersection(one, two)) / np.where(smaller > 0, smaller, 1)
+    kept = (shares >= min_share) & (shares > 0)
+    pairs, shares = pairs[kept], np.minimum(shares[kept], 1)
+    order = np.lexsort((pairs[:, 1], pairs[:, 0]))
+    return pairs[order], shares[order]
