@@ -10,7 +10,10 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from io import FileIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +26,21 @@ from geomim.corpus.shards import CODECS, COMPLETE, MISSING, ArrayLayout, find_la
 from geomim.errors import CorpusError
 
 _OPEN_SHARDS = 256  # each holds a file descriptor, and 1024 are usual
+_LARGE = 4 * 2**20  # bytes of a batch that are worth more than one thread
 _NOWHERE = int(MISSING)
 _AGAIN = "copy it again or build the corpus again"
+
+
+@lru_cache(maxsize=1)
+def _threads() -> int:
+    """How many threads share a large batch: copying and decoding let go of Python's lock."""
+    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+@lru_cache(maxsize=1)
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Threads of this process; those of a parent are not there after a fork."""
+    return ThreadPoolExecutor(_threads())
 
 
 class _Shard(NamedTuple):
@@ -91,21 +107,31 @@ class TileArray:
             raise IndexError(f"slots must lie in 0..{len(self) - 1}, given {slots.min()}..{slots.max()}")
         if out is None:
             out = np.empty((len(slots), *self.shape[1:]), self.dtype)
-        if self.layout is None:
+        layout = self.layout
+        if layout is None:
             return self._read_zarr(slots, out)
-        numbers, places = np.divmod(slots, self.layout.per_shard)
+        numbers, places = np.divmod(slots, layout.per_shard)
         if isinstance(self.path, Url):
-            return self._read_remote(self.path, self.layout, numbers, places, out)
+            return self._read_remote(self.path, layout, numbers, places, out)
+        threads = _threads() if out.nbytes >= _LARGE else 1
+        bounds = [len(slots) * part // threads for part in range(threads + 1)]
+        calls = [(numbers[low:high], places[low:high], out[low:high]) for low, high in pairwise(bounds)]
+        if threads == 1:
+            self._read_here(layout, *calls[0])
+        else:
+            list(_pool(os.getpid()).map(lambda call: self._read_here(layout, *call), calls))
+        return out
+
+    def _read_here(self, layout: ArrayLayout, numbers: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
         for row, (number, at) in enumerate(zip(numbers.tolist(), places.tolist(), strict=True)):
-            file, spans = self._shard(self.layout, number)
+            file, spans = self._shard(layout, number)
             start, length = spans[at].tolist()
             if file is None or start == _NOWHERE:
-                out[row] = self.layout.fill
-            elif self.layout.compression:
-                self._decode(_fill(file, bytearray(length), start), out[row], self.layout, number)
+                out[row] = layout.fill
+            elif layout.compression:
+                self._decode(_fill(file, bytearray(length), start), out[row], layout, number)
             else:
                 _fill(file, out[row], start)
-        return out
 
     def _read_zarr(self, slots: np.ndarray, out: np.ndarray) -> np.ndarray:
         if self._zarr is None:

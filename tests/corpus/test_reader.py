@@ -67,6 +67,26 @@ def test_many_shards_keep_few_files_open(tmp_path, tiles, monkeypatch):
     assert len(array._shards) == 2
 
 
+def test_threads_share_a_large_batch_also_after_a_fork(tmp_path, tiles, compression, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_BYTES", 1)
+    monkeypatch.setattr("geomim.corpus.reader._LARGE", 1)
+    monkeypatch.setattr("geomim.corpus.reader._threads", lambda: 3)
+    write_array(tmp_path / "image", tiles, NAMES, compression=compression)
+    array = TileArray(tmp_path / "image")
+    order = np.random.default_rng(2).permutation(150)
+    for rows in (order, order[:2], order[:0]):
+        np.testing.assert_array_equal(array.read(rows), tiles[rows])
+    context = multiprocessing.get_context("fork")
+    answer = context.SimpleQueue()
+    child = context.Process(target=lambda: answer.put(np.array_equal(array.read(order), tiles[order])))
+    child.start()
+    assert answer.get()
+    child.join()
+    (tmp_path / "image" / "c" / "1" / "0" / "0" / "0").unlink()
+    with pytest.raises(CorpusError, match="is missing"):
+        TileArray(tmp_path / "image").read(order)
+
+
 @pytest.mark.parametrize(
     "layout",
     [
