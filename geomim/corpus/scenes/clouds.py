@@ -48,9 +48,13 @@ _NAMES = {
     "qa60": r"qa_?60",
     "fmask": r"fmask\d?",
     "omnicloudmask": r"omnicloudmask|ocm",
-    "binary": r"cloud_?mask|clouds?",
+    "binary": r"cloud_?mask",
 }
 _SAMPLE = 512  # rows and columns looked at to tell the kind of a mask by its codes
+
+
+class UnknownKindError(InputError):
+    """Neither name nor codes of a cloud mask tell what its codes mean."""
 
 
 @dataclass
@@ -156,7 +160,7 @@ def kind_of(
         nodata: Code that says nothing, or None.
 
     Raises:
-        InputError: Neither tells.
+        UnknownKindError: None of them tells.
     """
     kind = kind or named_kind(name or "", whole=True) or named_kind(Path(uri).name)
     if kind in KINDS and kind not in ("fmask", "binary"):
@@ -167,7 +171,7 @@ def kind_of(
     told = [code for code in codes if code != nodata]
     if kind == "binary" or (len(told) <= 2 and min(told, default=0) == 0):
         return "binary"
-    raise InputError(
+    raise UnknownKindError(
         f"cloud mask '{uri}' holds the codes {', '.join(map(str, codes[:8]))}: say of which kind they are with "
         f"--clouds FOLDER:KIND ({', '.join(KINDS)})"
     )

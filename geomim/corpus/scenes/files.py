@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from typing import Any
 
@@ -11,10 +10,24 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from geomim.errors import InputError
 
+_STORES = {"s3": "vsis3", "gs": "vsigs", "az": "vsiaz", "abfs": "vsiaz"}
+
 
 def is_remote(uri: str) -> bool:
     """Whether a source is an address, not a path of this machine."""
     return "://" in uri or uri.startswith("/vsi")
+
+
+def gdal_address(uri: str) -> str:
+    """An address as GDAL opens it: `s3://bucket/key` is `/vsis3/bucket/key`, and so on; paths stay as they are."""
+    scheme, found, rest = uri.partition("://")
+    if not found:
+        return uri
+    if scheme in ("http", "https"):
+        return f"/vsicurl/{uri}"
+    if scheme == "file":
+        return rest
+    return f"/{_STORES[scheme]}/{rest}" if scheme in _STORES else uri
 
 
 def environment(uri: str) -> rasterio.Env:
@@ -27,19 +40,22 @@ def environment(uri: str) -> rasterio.Env:
         GDAL_ERROR_ON_LIBJPEG_WARNING="YES",
         GDAL_PNG_WHOLE_IMAGE_OPTIM="NO",  # the fast path returns garbage for a truncated PNG (seen in GDAL 3.10)
         GDAL_CACHEMAX=256,  # MB
+        GDAL_HTTP_CONNECTTIMEOUT=10,  # seconds: an address that does not answer is told, not waited for
+        GDAL_HTTP_TIMEOUT=120,
+        GDAL_HTTP_MAX_RETRY=2,
     )
 
 
 def open_dataset(uri: str) -> Any:
-    """Open a rasterio dataset.
+    """Open a rasterio dataset by its path or address.
 
     Raises:
-        InputError: It is not there, or no raster.
+        InputError: It is not there, cannot be reached, or is no raster.
     """
     try:
         with environment(uri), warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            return rasterio.open(os.fspath(uri))
+            return rasterio.open(gdal_address(uri))
     except (RasterioError, OSError) as error:
         raise InputError(f"'{uri}' cannot be opened as a raster ({cause(error)})") from error
 

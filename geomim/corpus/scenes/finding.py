@@ -71,6 +71,11 @@ def landsat_products(files: Iterable[str]) -> list[str]:
     return sorted(product for product, bands in count.items() if bands > 1)
 
 
+def is_item(uri: str) -> bool:
+    """Whether an address is one of a JSON file, which a STAC item is."""
+    return re.search(r"\.json(\?.*)?$", uri, re.IGNORECASE) is not None
+
+
 def _in_folder(root: str) -> set[str]:
     found: set[str] = set()
     parts: set[str] = set()  # of STAC items
@@ -84,7 +89,7 @@ def _in_folder(root: str) -> set[str]:
         else:
             found.update(_of_files(parent, files))
             for name in files:
-                if name.lower().endswith(".json") and (inner := _item_parts(os.path.join(parent, name))) is not None:
+                if is_item(name) and (inner := _item_parts(os.path.join(parent, name))) is not None:
                     found.add(os.path.join(parent, name))
                     parts.update(inner)
     return {uri for uri in found if os.path.normpath(uri) not in parts} if parts else found

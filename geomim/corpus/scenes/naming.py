@@ -139,7 +139,8 @@ def _by_user(offer: Offer, sensor: Sensor | None, names: list[str]) -> Choice:
         known = [band for band in wanted if _offers(named, band)]
         if len(known) == len(wanted):
             found = match_bands(wanted, [band for _, band in named])
-            return Choice(chosen or _guess(offer, wanted).select(kept), _pick(named, found), offer.alpha)
+            own = [named[index][1] for index in found]
+            return Choice(chosen or _guess(offer, own).select(kept), _pick(named, found), offer.alpha)
         if known:  # were it none of them, the user would be renaming the bands of the file
             missing = ", ".join(band.name for band in wanted if band not in known)
             given = ", ".join(band.name for _, band in named)

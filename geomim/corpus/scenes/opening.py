@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from geomim.corpus.scenes.clouds import with_clouds
 from geomim.corpus.scenes.cubes import is_cube, open_cube
+from geomim.corpus.scenes.finding import is_item
 from geomim.corpus.scenes.products import open_product
 from geomim.corpus.scenes.raster import open_raster
 from geomim.corpus.scenes.scene import Scene, Wanted
@@ -45,4 +46,8 @@ def _open(uri: str, wanted: Wanted) -> Scene:
         return open_sample(uri, wanted.sensor, wanted.bands)
     if is_cube(uri):
         return open_cube(uri, wanted)
+    if is_item(uri):
+        from geomim.corpus.scenes.stac import open_item
+
+        return open_item(uri, wanted)
     return open_product(uri, wanted) or open_raster(uri, wanted)

@@ -14,7 +14,7 @@ import numpy as np
 from affine import Affine
 from rasterio.windows import Window
 
-from geomim.corpus.scenes.clouds import open_mask
+from geomim.corpus.scenes.clouds import CloudMask, UnknownKindError, open_mask
 from geomim.corpus.scenes.files import open_dataset
 from geomim.corpus.scenes.footprints import affine, ground_sample_distance
 from geomim.corpus.scenes.grids import Grid
@@ -35,7 +35,7 @@ class Layer:
         path: The file, as GDAL opens it.
         place: 0-based place in the file.
         scale: Factor to what the numbers mean, or None where only the file knows.
-        offset: Added after `scale`.
+        offset: Added after `scale`; 0 where None.
         nodata: Number that means "no measurement" where the file declares none.
     """
 
@@ -119,12 +119,18 @@ def stack_scene(
     paths = list(dict.fromkeys(layer.path for layer in layers))
     with ExitStack() as opened:
         datasets = {path: opened.enter_context(open_dataset(path)) for path in paths}
+        for layer in layers:
+            if layer.place >= datasets[layer.path].count:
+                held = datasets[layer.path].count
+                raise InputError(
+                    f"'{layer.path}' holds {held} bands, and '{uri}' says that it holds {layer.band.name} too"
+                )
         grid = _grid(uri, layers, datasets, wanted)
         dtype = _dtype(uri, layers, datasets)
-        scaling = tuple(_scaling(layer, datasets[layer.path]) for layer in layers)
+        scaling = tuple(_scaling(layer, datasets[layer.path], sensor) for layer in layers)
         reader = _reader(layers, datasets, grid)
         shape = (grid.height, grid.width)
-        masks = open_mask(mask.path, grid, shape, mask.kind, mask.places) if mask else None
+        masks = _masks(mask, grid)
         opened.pop_all()  # they stay open, with the scene
     alike = len(set(scaling)) == 1
     scale, offset = scaling[0] if alike else (1.0, 0.0)
@@ -190,9 +196,23 @@ def _dtype(uri: str, layers: Sequence[Layer], datasets: dict[str, Any]) -> np.dt
     return dtype
 
 
-def _scaling(layer: Layer, dataset: Any) -> tuple[float, float]:
-    scale, offset = dataset.scales[layer.place], dataset.offsets[layer.place]
-    return (scale if layer.scale is None else layer.scale, offset if layer.offset is None else layer.offset)
+def _scaling(layer: Layer, dataset: Any, sensor: Sensor) -> tuple[float, float]:
+    """What the product says, else what the file says, else what the sensor says."""
+    if layer.scale is not None:
+        return layer.scale, layer.offset or 0.0
+    stated = dataset.scales[layer.place], dataset.offsets[layer.place]
+    return (sensor.scale, sensor.offset) if stated == (1.0, 0.0) else stated
+
+
+def _masks(mask: Mask | None, grid: Grid) -> CloudMask | None:
+    if mask is None:
+        return None
+    try:
+        return open_mask(mask.path, grid, (grid.height, grid.width), mask.kind, mask.places)
+    except UnknownKindError:
+        if mask.kind is None:
+            return None  # offered as clouds, such as percentages: no mask
+        raise
 
 
 def _reader(layers: Sequence[Layer], datasets: dict[str, Any], grid: Grid) -> StackReader:

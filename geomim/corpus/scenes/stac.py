@@ -1,0 +1,160 @@
+"""STAC items as scenes: their assets are the bands, wherever these lie."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from geomim.corpus.scenes.clouds import named_kind
+from geomim.corpus.scenes.naming import Offer, choose
+from geomim.corpus.scenes.scene import Scene, Wanted
+from geomim.corpus.scenes.stack import Layer, Mask, stack_scene
+from geomim.errors import InputError, MissingExtraError
+from geomim.sensors import Band
+
+_TIMEOUT = 30  # seconds
+_RASTER = re.compile(r"\.(tiff?|jp2|vrt|png|jpe?g)(\?.*)?$", re.IGNORECASE)
+_NO_MEASUREMENTS = {"thumbnail", "overview", "visual", "metadata", "cloud", "cloud-shadow", "snow-ice", "water-mask"}
+_PICTURES = {"thumbnail", "preview", "rendered_preview", "overview", "visual", "tci"}
+
+
+def open_item(uri: str, wanted: Wanted) -> Scene:
+    """Open a STAC item: a JSON file here or at an `https://` address, with assets anywhere GDAL can read.
+
+    Raises:
+        InputError: It cannot be read, is no item, has no image, or an asset cannot be reached.
+        BandError: The bands have no names or other ones.
+        MissingExtraError: pystac is not installed.
+    """
+    try:
+        import pystac
+    except ImportError as error:
+        raise MissingExtraError(f"'{uri}' needs a library: pip install pystac") from error
+    content = _json(uri)
+    href = uri if "://" in uri else os.path.abspath(uri)
+    try:
+        item = pystac.Item.from_dict(content, href=href)
+    except (pystac.STACError, pystac.STACTypeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        kind = content.get("type", "JSON") if isinstance(content, dict) else "JSON"
+        raise InputError(f"'{uri}' is a {kind} and no STAC item: give the item of one scene") from error
+    layers = _layers(item)
+    if not layers:
+        raise InputError(f"'{uri}' has no asset with image bands: found {', '.join(item.assets) or 'none'}")
+    choice = choose(Offer(uri, tuple(layer.band for layer in layers), True, None), wanted.sensor, wanted.bands)
+    chosen = [_renamed(layers[place], band) for place, band in zip(choice.places, choice.sensor.bands, strict=True)]
+    return stack_scene(uri, choice.sensor, chosen, wanted, _mask(item), _time(item), _licence(item))
+
+
+def _json(href: str) -> Any:
+    try:
+        if href.startswith(("http://", "https://")):
+            with urllib.request.urlopen(href, timeout=_TIMEOUT) as answer:
+                return json.loads(answer.read())
+        return json.loads(Path(href).read_text(encoding="utf-8"))
+    except (OSError, ValueError, urllib.error.URLError) as error:
+        raise InputError(f"'{href}' cannot be read as a STAC item ({' '.join(str(error).split())[:200]})") from error
+
+
+def _layers(item: Any) -> list[Layer]:
+    """Every band of every image asset once; where some assets say what their bands are, only those."""
+    layers: dict[str, Layer] = {}
+    described: set[str] = set()
+    for key, asset in item.assets.items():
+        if key.lower() in _PICTURES or _NO_MEASUREMENTS & set(asset.roles or ()) or named_kind(key, whole=True):
+            continue
+        href = asset.get_absolute_href() or asset.href
+        if not ("tiff" in (asset.media_type or "") or "jp2" in (asset.media_type or "") or _RASTER.search(href)):
+            continue
+        told = _told_bands(asset.extra_fields)
+        for place, facts in enumerate(told or [{}]):
+            band = _band(facts, key if len(told) < 2 else f"{key} {place + 1}", asset.extra_fields)
+            if band.name not in layers:
+                scale, offset = _scaling(facts, item)
+                layers[band.name] = Layer(band, href, place, scale, offset, facts.get("nodata"))
+            if band.wavelength or band.alias:
+                described.add(band.name)
+    return [layer for name, layer in layers.items() if not described or name in described]
+
+
+def _told_bands(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What an asset says about its bands, in the words of STAC 1.1 or of the older extensions, as one."""
+    if fields.get("bands"):
+        return [
+            {key.removeprefix("eo:").removeprefix("raster:"): value for key, value in band.items()}
+            for band in fields["bands"]
+        ]
+    spectral, numbers = fields.get("eo:bands") or [], fields.get("raster:bands") or []
+    count = max(len(spectral), len(numbers))
+    return [
+        (numbers[place] if place < len(numbers) else {}) | (spectral[place] if place < len(spectral) else {})
+        for place in range(count)
+    ]
+
+
+def _band(facts: Mapping[str, Any], key: str, fields: Mapping[str, Any]) -> Band:
+    centre, width = facts.get("center_wavelength"), facts.get("full_width_half_max")
+    return Band(
+        str(facts.get("name") or key),
+        None if centre is None else 1000 * float(centre),  # micrometres
+        None if width is None else 1000 * float(width),
+        facts.get("gsd", fields.get("gsd")),
+        facts.get("common_name"),
+    )
+
+
+def _scaling(facts: Mapping[str, Any], item: Any) -> tuple[float | None, float | None]:
+    scale, offset = float(facts.get("scale", 1.0)), float(facts.get("offset", 0.0))
+    if (scale, offset) == (1.0, 0.0):
+        return None, None
+    # This catalogue keeps the agency's offset in the metadata of numbers from which it has been taken off.
+    applied = item.properties.get("earthsearch:boa_offset_applied") is True
+    return scale, 0.0 if applied else offset
+
+
+def _renamed(layer: Layer, band: Band) -> Layer:
+    return Layer(band, layer.path, layer.place, layer.scale, layer.offset, layer.nodata)
+
+
+def _mask(item: Any) -> Mask | None:
+    """The cloud mask: an asset that is one by its key, else one with the role `cloud`."""
+    for key, asset in item.assets.items():
+        if kind := named_kind(key, whole=True):
+            return Mask(asset.get_absolute_href() or asset.href, kind)
+    for asset in item.assets.values():
+        if "cloud" in (asset.roles or ()):
+            return Mask(asset.get_absolute_href() or asset.href)
+    return None
+
+
+def _time(item: Any) -> datetime | None:
+    time: datetime | None = item.datetime or item.common_metadata.start_datetime
+    if time is None:
+        return None
+    return (time.astimezone(UTC) if time.tzinfo else time).replace(tzinfo=None, microsecond=0)
+
+
+def _licence(item: Any) -> str | None:
+    """Licence of the item, else of its collection."""
+    if licence := item.properties.get("license"):
+        return str(licence)
+    link = item.get_single_link("collection")
+    href = link.get_absolute_href() if link else None
+    return _collection_licence(href) if href else None
+
+
+@lru_cache(maxsize=64)
+def _collection_licence(href: str) -> str | None:
+    try:
+        collection = _json(href)
+    except InputError:
+        return None  # items are copied without their collections
+    licence = collection.get("license") if isinstance(collection, dict) else None
+    return str(licence) if licence else None
