@@ -168,8 +168,8 @@ def kind_of(
     codes = np.unique(sample()).tolist()
     if kind == "fmask":  # both kinds go by that name
         return "fmask" if set(codes) <= {0, 1, 2, 3, 4, 255} else "hls"
-    told = [code for code in codes if code != nodata]
-    if kind == "binary" or (len(told) <= 2 and min(told, default=0) == 0):
+    told = {code for code in codes if code != nodata}
+    if kind == "binary" or told <= {0, 1} or told <= {0, 255}:
         return "binary"
     raise UnknownKindError(
         f"cloud mask '{uri}' holds the codes {', '.join(map(str, codes[:8]))}: say of which kind they are with "

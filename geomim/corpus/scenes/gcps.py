@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from rasterio.errors import RasterioError
 from rasterio.transform import GCPTransformer
 
 from geomim.corpus.scenes.footprints import Placement
@@ -26,17 +25,15 @@ def by_control_points(uri: str, points: Sequence[Any]) -> Placement:
     Raises:
         InputError: They place nothing: fewer than three, or all on a line.
     """
-    try:
-        transformer = GCPTransformer(points, tps=len(points) <= SPLINE_POINTS)
-        corners = np.array(transformer.xy([0, 0, 1], [0, 1, 0], offset="ul"))
-    except RasterioError:
-        corners = np.full((2, 3), np.nan)
-    across, down = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
-    if len(points) < 3 or not abs(across[0] * down[1] - across[1] * down[0]) > 0:
+    spread = np.array([[point.col, point.row, point.x, point.y] for point in points])
+    spread -= spread[:1]
+    ranks = [np.linalg.matrix_rank(part) for part in (spread[:, :2], spread[:, 2:])]
+    if len(points) < 3 or min(ranks) < 2:
         raise InputError(
             f"'{uri}' is placed by {len(points)} ground control points, and these place nothing: at least three, not "
             "on one line, are needed"
         )
+    transformer = GCPTransformer(points, tps=len(points) <= SPLINE_POINTS)
 
     def place(cols: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x, y = transformer.xy(rows, cols, offset="ul")
