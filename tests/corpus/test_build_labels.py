@@ -36,11 +36,11 @@ def pictures(tmp_path, monkeypatch):
         ) as raster:
             raster.write(np.full((3, 8, 8), number, np.uint8))
 
-    def opened(uri, *_):
-        number = int(uri.rpartition("/")[2][0])
-        return array_scene(uri, texture(number), get_sensor("rgb"), annotations=said if number < 2 else None)
+    def opened(item, *_, **__):
+        number = int(item.uri.rpartition("/")[2][0])
+        return array_scene(item.uri, texture(number), get_sensor("rgb"), annotations=said if number < 2 else None)
 
-    monkeypatch.setattr(plan, "open_scene", opened)
+    monkeypatch.setattr(plan, "open_item", opened)
     return folder
 
 
@@ -82,15 +82,14 @@ def test_several_sizes_use_every_pixel_once(pictures, tmp_path):
 
 
 def test_masks_of_different_classes_are_refused(pictures, tmp_path, monkeypatch):
-    before = plan.open_scene
+    before = plan.open_item
 
-    def other(uri, *given):
-        scene = before(uri, *given)
-        if "1.png" not in uri:
-            return scene
+    def other(item, *given, **options):
+        if "1.png" not in item.uri:
+            return before(item, *given, **options)
         said = Annotations(mask=np.zeros((128, 128), np.uint8), classes=("forest",))
-        return array_scene(uri, texture(1), get_sensor("rgb"), annotations=said)
+        return array_scene(item.uri, texture(1), get_sensor("rgb"), annotations=said)
 
-    monkeypatch.setattr(plan, "open_scene", other)
+    monkeypatch.setattr(plan, "open_item", other)
     with pytest.raises(InputError, match=r"other classes|different classes"):
         build([str(pictures)], str(tmp_path / "c"), tile=64, workers=1)

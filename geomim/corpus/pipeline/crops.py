@@ -10,15 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from geomim.corpus.duplicates.blocks import Blocks, crop_pairs, overlap
+from geomim.corpus.duplicates.blocks import MIN_CORRELATION, Blocks, crop_pairs, overlap
 from geomim.corpus.duplicates.fingerprint import inverse
-from geomim.corpus.duplicates.verify import MIN_CORRELATION
 from geomim.corpus.pipeline.edges import EDGES, edge_table
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.pipeline.pixels import Pixels
 from geomim.corpus.pipeline.shuffle import read_tables, stage_folder
 from geomim.corpus.pipeline.staged import staged
-from geomim.corpus.pipeline.staging import BLOCKS, grey
+from geomim.corpus.pipeline.staging import BLOCKS
 from geomim.corpus.store import write_table
 
 MIN_SHARE = 0.1
@@ -68,10 +67,10 @@ def _compare(work: Path, folder: Path, pixels: Pixels, low: int) -> None:
     found = pq.read_table(folder / "candidates.parquet").slice(low, _PAIRS)
     a, b, turn, x, y = (found[name].to_numpy() for name in ("a", "b", "turn", "x", "y"))
     numbers, places = np.unique(np.concatenate([a, b]), return_inverse=True)
-    tiles = staged(work).pixels(numbers, np.dtype(pixels.dtype), pixels.bands)
+    tiles = staged(work).greys(numbers, np.dtype(pixels.dtype), pixels.bands)
     shares, alike = np.zeros(len(a), np.float32), np.zeros(len(a), np.float32)
     for row in range(len(a)):
-        one, two = grey(tiles[places[row]]), grey(tiles[places[len(a) + row]])
+        one, two = tiles[places[row]], tiles[places[len(a) + row]]
         shares[row], alike[row] = overlap(one, two, int(turn[row]), (int(x[row]), int(y[row])))
     good = (shares >= MIN_SHARE) & (alike >= MIN_CORRELATION)
     back = np.array([inverse(k) for k in range(8)])[turn]  # `turn` turns b into a

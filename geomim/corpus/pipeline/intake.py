@@ -55,7 +55,7 @@ def list_sources(recipe: Recipe, download: bool) -> tuple[pa.Table, bool]:
         "captions": [list(item.captions) or None for item in ordered],
         "licence": [recipe.licence or item.licence for item in ordered],
         "attribution": [recipe.attribution or item.attribution for item in ordered],
-        "sensor": [item.sensor for item in ordered],
+        "card": [item.card for item in ordered],
         "dataset": [item.dataset for item in ordered],
         "non_commercial": [item.non_commercial for item in ordered],
     }

@@ -64,9 +64,7 @@ def _overlaps(folder: Path, part: int) -> None:
     table = gather(folder / "keys", part, _KEYS).sort_by("id")
     group = pc.dictionary_encode(table["acquisition"]).combine_chunks().indices.to_numpy()
     source = pc.dictionary_encode(table["source"]).combine_chunks().indices.to_numpy()
-    pairs, shares = overlapping(table["geometry"].to_pylist(), group, MIN_SHARE)
-    other = source[pairs[:, 0]] != source[pairs[:, 1]]
-    pairs, shares = pairs[other], shares[other]
+    pairs, shares = overlapping(table["geometry"].to_pylist(), group, source, MIN_SHARE)
     ids = table["id"].to_numpy()
     edges = edge_table(ids[pairs[:, 0]], ids[pairs[:, 1]], "footprint", share=shares)
     write_table(folder / f"edges-{part:05d}.parquet", edges)

@@ -15,10 +15,11 @@ import pyarrow.compute as pc
 import xxhash
 
 from geomim.corpus.pipeline.executor import Workers
-from geomim.corpus.scenes import Scene, open_scene
+from geomim.corpus.scenes import Scene
 from geomim.corpus.slicing import Grid, windows
+from geomim.corpus.sources.items import Item, open_item
 from geomim.errors import BandError, GeomimError, InputError
-from geomim.sensors import Sensor, get_sensor
+from geomim.sensors import Sensor
 
 SCENES_PER_TASK = 256
 BYTES_PER_TASK = 128 * 2**20  # of pixels: a task is worth starting, and losing one loses little
@@ -32,7 +33,7 @@ GIVEN = pa.schema(
         pa.field("captions", pa.list_(pa.string())),
         pa.field("licence", pa.string()),
         pa.field("attribution", pa.string()),
-        pa.field("sensor", pa.string()),
+        pa.field("card", pa.string()),
         pa.field("dataset", pa.string()),
         pa.field("non_commercial", pa.bool_()),
     ]
@@ -76,15 +77,15 @@ class Plan:
     masks: str | None = None
     crops: bool = True
 
-    def open(self, uri: str, sensor: str | None) -> Scene:
+    def open(self, uri: str, card: str | None) -> Scene:
         """Open a source.
 
         Args:
             uri: Where it is.
-            sensor: What its card says; the user's own word comes first.
+            card: Which card says what its bands are, or None; the user's own word comes first.
         """
-        known = self.sensor or (get_sensor(sensor) if sensor else None)
-        return open_scene(uri, known, self.bands, self.resolution, self.warp, self.clouds)
+        options = {"resolution": self.resolution, "warp": self.warp, "clouds": self.clouds}
+        return open_item(Item(uri, card=card), self.sensor, self.bands, **options)
 
 
 def state(uri: str) -> tuple[int, int]:
@@ -107,10 +108,10 @@ def scan(plan: Plan, given: pa.Table) -> pa.Table:
         Rows of `SOURCES`.
     """
     found: dict[str, list[Any]] = {field.name: [] for field in _FOUND}
-    for uri, sensor in zip(given["uri"].to_pylist(), given["sensor"].to_pylist(), strict=True):
+    for uri, card in zip(given["uri"].to_pylist(), given["card"].to_pylist(), strict=True):
         tiles, kind, dtype, refused = 0, "", "", ""
         try:
-            with plan.open(uri, sensor) as scene:
+            with plan.open(uri, card) as scene:
                 tiles = len(windows(scene.height, scene.width, plan.grid, Path(uri).name))
                 kind, dtype = json.dumps(scene.sensor.to_dict()), scene.dtype.name
         except GeomimError as error:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from geomim.corpus.duplicates.fingerprint import GRID
 from geomim.corpus.pipeline.plan import Task
-from geomim.corpus.pipeline.staging import read_raw
+from geomim.corpus.pipeline.staging import grey, read_raw
 from geomim.corpus.store import write_table
 
 SIGNATURE = (GRID * GRID,)
@@ -62,15 +62,19 @@ class Staged:
             result[group] = self._raw(self.folders[number], "signature", np.float16, SIGNATURE)[rows]
         return result
 
-    def pixels(self, ids: np.ndarray, dtype: np.dtype, bands: int) -> list[np.ndarray]:
-        """Tiles `(C, H, W)`, which may be of several sizes; views of the staged files."""
+    def greys(self, ids: np.ndarray, dtype: np.dtype, bands: int) -> list[np.ndarray]:
+        """Mean of the bands of each tile, `(H, W)` float32, NaN where invalid; tiles may be of several sizes."""
         result: list[np.ndarray] = [np.empty(0)] * len(ids)
         for number, group, rows in self._by_task(ids):
-            table = pq.read_table(self.folders[number] / "tiles.parquet", columns=["size", "place"]).take(rows)
-            for slot, size, place in zip(
-                group.tolist(), table["size"].to_pylist(), table["place"].to_pylist(), strict=True
-            ):
-                result[slot] = self._raw(self.folders[number], f"image-{size}", dtype, (bands, size, size))[place]
+            folder = self.folders[number]
+            tiles = pq.read_table(folder / "tiles.parquet", columns=["size", "place", "pixels"]).take(rows).to_pylist()
+            for slot, tile in zip(group.tolist(), tiles, strict=True):
+                size, place = tile["size"], tile["place"]
+                image = grey(self._raw(folder, f"image-{size}", dtype, (bands, size, size))[place])
+                if tile["pixels"] < size**2:
+                    bits = self._raw(folder, f"valid-{size}", np.dtype(np.uint8), (-(-(size**2) // 8),))[place]
+                    image[np.unpackbits(bits, count=size**2).reshape(size, size) == 0] = np.nan
+                result[slot] = image
         return result
 
 

@@ -81,7 +81,7 @@ def cut(plan: Plan, task: Task, folder: Path) -> None:
         for source in task.sources.to_pylist():
             mark = len(staging)
             try:
-                with plan.open(source["uri"], source["sensor"]) as scene:
+                with plan.open(source["uri"], source["card"]) as scene:
                     staging.add_scene(scene, source, first)
                     classes = list(scene.annotations.classes) if scene.annotations else []
                 size, digest = source_hash(source["uri"]) or (-1, None)

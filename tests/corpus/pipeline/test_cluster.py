@@ -19,7 +19,7 @@ def test_a_dask_cluster_gives_the_same_bytes(tmp_path, monkeypatch):
     from dask.distributed import LocalCluster
 
     monkeypatch.setattr(plan, "SCENES_PER_TASK", 2)
-    write_scenes(tmp_path / "synthetic", scenes=4, size=128)
+    write_scenes(tmp_path / "synthetic", scenes=4, size=256)
     scenes = [str(tmp_path / "synthetic" / "scenes")]
     alone = build(scenes, str(tmp_path / "alone"), tile=64, workers=1)
     options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
