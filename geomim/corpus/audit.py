@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from geomim import __version__
-from geomim.corpus.collection import Collection, Side, collect, common_bands, side
-from geomim.corpus.matching import Footprint, match
+from geomim.corpus.comparison.collection import Collection, collect
+from geomim.corpus.comparison.matching import Footprint, match
+from geomim.corpus.comparison.parts import Crops
+from geomim.corpus.comparison.sides import Side, common_bands, side
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.report.matches import counts, counts_html, counts_table, describe, figures, unreadable_html
 from geomim.corpus.report.page import html_page, html_table
@@ -27,7 +29,7 @@ def audit(
     b: str,
     out: str = "audit",
     radius: int = 8,
-    crops: bool = True,
+    crops: Crops = "thorough",
     footprint: Footprint = "any",
     buffer: float = 0.0,
     tile: int = 256,
@@ -46,7 +48,7 @@ def audit(
         b: The other.
         out: Folder for the page, the pictures and the list of matches; an earlier audit there is replaced.
         radius: Bits, 0 to 12, in which perceptual hashes may differ.
-        crops: Also look for parts that overlap at any offset.
+        crops: How to look for parts that overlap at any offset: `thorough`, `fast` (finds the larger overlaps) or `off`.
         footprint: Which footprints count: `any`, those of one `acquisition` (same sensor and time), or `off`.
         buffer: Metres by which the footprints of `b` grow.
         tile: Pixels; larger images are also compared in tiles of this size.
@@ -188,7 +190,11 @@ def compared_html(one: Collection, two: Collection, asked: dict[str, Any]) -> st
         how = (
             f"Bands compared: {', '.join(one.sensor.names)}. Perceptual hashes within {asked['radius']} bits in eight "
             f"orientations, each candidate checked on its pixels"
-            + ("; parts that overlap at any offset." if asked["crops"] else "; overlapping parts were not looked for.")
+            + (
+                "; parts that overlap at any offset."
+                if asked["crops"] != "off"
+                else "; overlapping parts were not looked for."
+            )
         )
     low = sum(sum(each.views["low_information"].to_pylist()) for each in ([one] if one is two else [one, two]))
     if low and one.sensor is not None:

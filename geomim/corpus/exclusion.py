@@ -24,8 +24,10 @@ from rich.progress import Progress
 
 from geomim import __version__
 from geomim.corpus.audit import check_readable, collect_both, compared_html, counted, facts
-from geomim.corpus.collection import Collection, Side, side
-from geomim.corpus.matching import KINDS, Footprint, match
+from geomim.corpus.comparison.collection import Collection
+from geomim.corpus.comparison.matching import KINDS, Footprint, match
+from geomim.corpus.comparison.parts import Crops
+from geomim.corpus.comparison.sides import Side, side
 from geomim.corpus.pipeline.conclude import conclude
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.report.matches import WORDS, counts_html, counts_table, describe, figures, unreadable_html
@@ -56,7 +58,7 @@ def exclude(
     against: list[str],
     report_only: bool = False,
     radius: int = 8,
-    crops: bool = True,
+    crops: Crops = "fast",
     footprint: Footprint = "any",
     buffer: float = 0.0,
     sensor: str | None = None,
@@ -77,7 +79,8 @@ def exclude(
             catalogue (its val and test tiles); `:train,test` behind one takes those splits, `NAME=` before it names it.
         report_only: Write the evidence, and drop nothing.
         radius: Bits, 0 to 12, in which perceptual hashes may differ.
-        crops: Also look for parts that overlap at any offset.
+        crops: How to look for parts that overlap at any offset: `fast`, `thorough` (finds more of the small overlaps;
+            takes hours where millions of tiles meet thousands of images) or `off`.
         footprint: Which footprints count: `any`, those of one `acquisition` (same sensor and time), or `off`.
         buffer: Metres by which the footprints of the benchmarks grow.
         sensor: Name of a built-in sensor or a YAML file, for rasters of benchmarks that do not name their bands.
@@ -118,7 +121,7 @@ def exclude(
 
 
 def _search(
-    benchmark: Side, corpus: Corpus, asked: tuple[int, bool, Footprint, float], pool: Workers
+    benchmark: Side, corpus: Corpus, asked: tuple[int, Crops, Footprint, float], pool: Workers
 ) -> tuple[Collection, pa.Table]:
     """The benchmark's images and the `EXCLUSIONS` that they cause; the evidence is written."""
     radius, crops, footprint, buffer = asked

@@ -35,7 +35,7 @@ def _found(out):
 
 
 def test_finds_copies_in_every_form_and_nothing_else(sets, tmp_path, capsys):
-    page = audit(str(sets / "a"), str(sets / "b"), str(tmp_path / "out"), crops=False, workers=1)
+    page = audit(str(sets / "a"), str(sets / "b"), str(tmp_path / "out"), crops="off", workers=1)
     found = _found(page.parent)
     planted = {("0.png", "same.tif"): "exact", ("1.png", "recompressed.jpg"): "perceptual"}
     planted |= {("2.png", "turned.png"): "perceptual", ("3.png", "smaller.png"): "perceptual"}
@@ -87,7 +87,7 @@ def test_larger_images_are_seen_as_tiles_too(tmp_path):
     large = photograph(60, (300, 420))
     save(tmp_path / "a" / "large.png", large)
     save(tmp_path / "b" / "part.png", np.ascontiguousarray(large[128:256, 256:384]))
-    page = audit(str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "out"), tile=128, crops=False, workers=1)
+    page = audit(str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "out"), tile=128, crops="off", workers=1)
     (row,) = _found(page.parent).values()
     assert row["kind"] == "exact" and row["window_a"] == [128, 256, 128, 128] and row["window_b"] == [0, 0, 128, 128]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
-from geomim.corpus.collection import Collection
+from geomim.corpus.comparison.collection import Collection
 from geomim.corpus.duplicates.fingerprint import ORIENTATIONS, orient
 from geomim.corpus.report.page import html_table
 

@@ -5,8 +5,8 @@ import pytest
 from photographs import photograph, resized
 from PIL import Image
 
+from geomim.corpus.comparison.likeness import MIN_LIKENESS, details, likeness
 from geomim.corpus.duplicates.fingerprint import orient
-from geomim.corpus.likeness import MIN_LIKENESS, details, likeness
 
 
 def _seen(picture: np.ndarray) -> np.ndarray:

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import shapely
 
-from geomim.corpus.collection import Collection, gather_blocks
-from geomim.corpus.duplicates.blocks import crop_matches, crop_pairs
-from geomim.corpus.duplicates.fingerprint import inverse, orient, orientations
+from geomim.corpus.comparison.collection import Collection
+from geomim.corpus.comparison.likeness import CELLS, MIN_LIKENESS, details, likeness
+from geomim.corpus.comparison.parts import Crops, Parts, find_parts
+from geomim.corpus.duplicates.fingerprint import inverse, orientations
 from geomim.corpus.duplicates.hamming import cross_pairs
-from geomim.corpus.likeness import CELLS, MIN_LIKENESS, details, likeness
 from geomim.corpus.pipeline.executor import Workers
 from geomim.errors import CorpusError
 
@@ -40,12 +40,8 @@ KINDS = ("exact", "perceptual", "crop", "footprint")
 Footprint = Literal["any", "acquisition", "off"]
 """Which footprints count: of any date, of one acquisition (sensor and time are the same), or none."""
 
-MIN_SHARE = 0.1
-"""Share of the smaller view from which an overlap counts."""
 MAX_MATCHES = 20_000_000
 _AT_ONCE = 10_000  # candidate pairs verified together
-_CHUNK = 16_384  # views of `a` whose blocks are held together
-_PART = 32  # pixels: a smaller part tells nothing
 _DEGREE = 111_320.0  # metres
 
 
@@ -54,7 +50,7 @@ def match(
     b: Collection,
     workers: Workers,
     radius: int = 8,
-    crops: bool = True,
+    crops: Crops = "thorough",
     footprint: Footprint = "any",
     buffer: float = 0.0,
 ) -> pa.Table:
@@ -69,7 +65,7 @@ def match(
         b: The other; where it is `a` itself, pairs within it are found, each once.
         workers: Runs what reads many pixels.
         radius: Bits in which perceptual hashes may differ, 0 to 12.
-        crops: Also look for parts that overlap at any offset.
+        crops: How to look for parts that overlap at any offset; see `parts.Crops`.
         footprint: Which footprints count.
         buffer: Metres by which the footprints of `b` grow.
 
@@ -85,8 +81,9 @@ def match(
     usable_a, usable_b = one[~_low(a)[one]], two[~_low(b)[two]]
     near = _perceptual(a, b, usable_a, usable_b, radius)
     found.append(_spread(near, a, b))
-    if crops:
-        found.append(_spread(_crops(a, b, usable_a, usable_b, near, workers), a, b))
+    if crops != "off":
+        parts = _parts_table(find_parts(a, b, usable_a, usable_b, crops, workers))
+        found.append(_spread(_unknown(parts, near), a, b))
     if footprint != "off":
         found.append(_footprints(a, b, footprint, buffer))
     table = _without_itself(pa.concat_tables(found), a, b)
@@ -213,58 +210,16 @@ def _spread(table: pa.Table, a: Collection, b: Collection) -> pa.Table:
     return pa.Table.from_pylist(rows, MATCHES)
 
 
-def _crops(
-    a: Collection, b: Collection, one: np.ndarray, two: np.ndarray, known: pa.Table, workers: Workers
-) -> pa.Table:
-    """Parts that overlap at any offset, among views of different images that are not known to match as wholes."""
-    if a is b:
-        found = [crop_pairs(gather_blocks(a, one, workers))]
-    else:
-        theirs = gather_blocks(b, two, workers)
-        chunks = (one[start : start + _CHUNK] for start in range(0, len(one), _CHUNK))
-        found = [crop_matches(gather_blocks(a, chunk, workers), theirs) for chunk in chunks]
+def _parts_table(parts: Parts) -> pa.Table:
+    turn = np.array([inverse(k) for k in range(8)])[parts.orientation]
+    return _best(_rows("crop", parts.one, parts.two, -1, turn, parts.likeness, parts.share))
+
+
+def _unknown(table: pa.Table, known: pa.Table) -> pa.Table:
+    """Rows of pairs that are not known."""
     pairs = set(zip(known["a"].to_pylist(), known["b"].to_pylist(), strict=True))
-    names_a, names_b = (_images(side) for side in (a, b))
-    rows = []
-    for crops in found:
-        for row, (i, j) in enumerate(zip(crops.one.tolist(), crops.two.tolist(), strict=True)):
-            if (i, j) in pairs or names_a[i] == names_b[j]:
-                continue
-            share, alike = _compare_parts(a.read(i), b.read(j), int(crops.orientation[row]), crops.offset[row])
-            if share >= MIN_SHARE and alike >= MIN_LIKENESS:
-                rows.append((i, j, inverse(int(crops.orientation[row])), alike, share))
-    first, second, turn, alike, share = (list(column) for column in zip(*rows, strict=True)) if rows else [[]] * 5
-    return _best(_rows("crop", first, second, -1, turn, alike, share))
-
-
-def _images(side: Collection) -> list[str]:
-    """The file of each view; that of a tile of a corpus is its source."""
-    return [os.path.realpath(path) for path in side.paths] if side.paths else side.views["item"].to_pylist()
-
-
-def _compare_parts(
-    one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndarray], turn: int, offset: np.ndarray
-) -> tuple[float, float]:
-    """Share of the smaller view that both hold, and how alike that part is.
-
-    Args:
-        one: Pixels `(C, h, w)` and validity `(h, w)`.
-        two: The same; turned by `turn` it looks like `one`.
-        turn: 0..7.
-        offset: Column and row in `one` of the first pixel of `two`, turned.
-    """
-    column, row = (int(number) for number in offset)
-    pixels, valid = (orient(array, turn) for array in two)
-    top, left = max(row, 0), max(column, 0)
-    bottom = min(one[1].shape[0], row + valid.shape[0])
-    right = min(one[1].shape[1], column + valid.shape[1])
-    if bottom - top < _PART or right - left < _PART:
-        return 0.0, 0.0
-    share = (bottom - top) * (right - left) / min(one[1].size, valid.size)
-    here = (slice(top, bottom), slice(left, right))
-    there = (slice(top - row, bottom - row), slice(left - column, right - column))
-    seen = [details(p[:, *where], v[where]) for (p, v), where in ((one, here), ((pixels, valid), there))]
-    return share, float(likeness(seen[0][None], seen[1][None], np.zeros(1, np.int64))[0])
+    here = zip(table["a"].to_pylist(), table["b"].to_pylist(), strict=True)
+    return table.filter(pa.array([pair not in pairs for pair in here], pa.bool_()))
 
 
 def _footprints(a: Collection, b: Collection, which: Footprint, buffer: float) -> pa.Table:

@@ -8,18 +8,20 @@ cross-correlation; Lewis, "Fast Normalized Cross-Correlation", Vision Interface 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from geomim.corpus.duplicates.fingerprint import orient
 
 CELLS = 64
 """Edge of the grid of details."""
-MIN_LIKENESS = 0.47
-"""From here on two views show the same. Among the 713 pairs of RSICD's 10,921 images whose hashes lie within 12 bits, the
-nine of one place score 0.49 to 1, and all others, two stadiums and two bridges first, 0.46 and less. What can feign it
-is a sharp border at the same place, such as that of nodata which is not declared."""
+MIN_LIKENESS = 0.41
+"""From here on two views show the same. Of RSICD's 10,921 images, 26,704 pairs of parts were proposed and 47 score as
+much: by eye all show one place but one, two stadiums; of 713 pairs whose hashes lie within 12 bits, 8 do, all rightly."""
 _SHIFT = 4  # cells, a sixteenth of the edge
-_BROAD = 2.0  # cells, standard deviation of the blur that holds the broad shapes
+_BROAD = 2.0  # cells, standard deviation of the blur that holds the broad shapes, and of what is around
+_FAINT = 0.02  # of the mean contrast: fainter details are noise and stay faint
 _AT_ONCE = 512  # pairs
 
 
@@ -40,8 +42,10 @@ def details(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
     blur = _blur()
     broad = (blur @ means @ blur.T) / np.maximum(blur @ weight @ blur.T, 1e-6)
     found = np.where(weight > 0.5, means / np.maximum(weight, 1e-6) - broad, 0)
-    rounding = 1e-5 * np.abs(means).max()  # of a flat view nothing else is left
-    return np.where(np.abs(found) > rounding, found, 0).astype(np.float32)
+    found[np.abs(found) < 1e-5 * np.abs(means).max()] = 0  # rounding: all there is in a flat view
+    power = found**2
+    around = np.sqrt(np.maximum(blur @ power @ blur.T, 0)) + _FAINT * np.sqrt(power.mean())
+    return np.divide(found, around, out=np.zeros_like(found), where=around > 0).astype(np.float32)
 
 
 def likeness(one: np.ndarray, two: np.ndarray, orientation: np.ndarray) -> np.ndarray:
@@ -87,6 +91,7 @@ def _box(views: np.ndarray) -> np.ndarray:
     return sums[:, high, high] - sums[:, low, high] - sums[:, high, low] + sums[:, low, low]
 
 
+@lru_cache(256)
 def _cells(length: int) -> np.ndarray:
     """Mean over each cell as a matrix `(64, length)`; a pixel on a border counts for both cells by its share."""
     edges = np.linspace(0, length, CELLS + 1)
@@ -95,6 +100,7 @@ def _cells(length: int) -> np.ndarray:
     return (np.maximum(high - low, 0) * (CELLS / length)).astype(np.float32)
 
 
+@lru_cache(1)
 def _blur() -> np.ndarray:
     """A Gaussian along one axis as a matrix `(64, 64)`."""
     apart = np.arange(CELLS)[:, None] - np.arange(CELLS)

@@ -7,27 +7,26 @@ once to take the fingerprints, and again only for the few views that a match is 
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from geomim.corpus.comparison.sides import Side
 from geomim.corpus.duplicates.blocks import Blocks, block_hashes
 from geomim.corpus.duplicates.fingerprint import block_means, content_hash, perceptual_hash
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.quality import assess
-from geomim.corpus.scenes import Scene, open_scene
-from geomim.corpus.sources.items import Item, list_items
+from geomim.corpus.scenes import Scene
+from geomim.corpus.sources.items import Item
 from geomim.corpus.store import Corpus
-from geomim.errors import BandError, CorpusError, GeomimError, InputError, nearest
-from geomim.sensors import Sensor, get_sensor, match_bands
+from geomim.errors import CorpusError, GeomimError, InputError
+from geomim.sensors import Sensor, match_bands
 
 VIEWS = pa.schema(
     [
@@ -92,136 +91,6 @@ class Collection:
 
     def __len__(self) -> int:
         return len(self.views)
-
-
-@dataclass(frozen=True)
-class Side:
-    """What a user named: images, or a corpus, and some of its splits.
-
-    Attributes:
-        name: How to call it.
-        given: As it was given.
-        items: Its images; empty for a corpus.
-        corpus: Or the corpus.
-        splits: Splits that count; all where None.
-        sensor: What took the images, or None where the files say so.
-        bands: Names of the files' bands, or None.
-    """
-
-    name: str
-    given: str
-    items: tuple[Item, ...] = ()
-    corpus: Corpus | None = None
-    splits: tuple[str, ...] | None = None
-    sensor: Sensor | None = None
-    bands: tuple[str, ...] | None = None
-
-    def open(self, item: Item) -> Scene:
-        """Open an image; what the user says of the sensor comes before the card."""
-        sensor = self.sensor or (get_sensor(item.sensor) if item.sensor else None)
-        return open_scene(item.uri, sensor, self.bands)
-
-    def found(self) -> Sensor | None:
-        """Sensor of the corpus, or of the first image that can be opened; None where none can."""
-        if self.corpus is not None:
-            return self.corpus.sensor
-        for item in self.items:
-            try:
-                with self.open(item) as scene:
-                    return scene.sensor
-            except GeomimError:
-                continue
-        return None
-
-
-_SPLITS = re.compile(r"(?P<path>.+?):(?P<splits>[A-Za-z_]\w*(?:,[A-Za-z_]\w*)*)")
-
-
-def side(
-    given: str,
-    held_out: bool = False,
-    sensor: str | None = None,
-    bands: Sequence[str] | None = None,
-    download: bool = False,
-) -> Side:
-    """Understand what a user names.
-
-    Args:
-        given: A corpus (or its `catalogue.parquet`), a raster, a folder, a pattern, or `CARD@ROOT`; with `NAME=` before
-            it to call it so, and `:train,test` behind it for some of its splits.
-        held_out: Where no splits are given, take those that a benchmark is scored on: a card's held-out ones, a
-            corpus's val and test. Of plain images, all.
-        sensor: Name of a built-in sensor or a YAML file, for rasters that do not name their bands.
-        bands: Names of the rasters' bands in file order.
-        download: Let torchgeo fetch a card's source that is not there.
-
-    Raises:
-        InputError: There is no such thing, it has no such split, or nothing of it is held out.
-        CorpusError: A corpus of a newer format.
-    """
-    name, path, splits = _parts(given)
-    folder = Path(path)
-    if folder.name == "catalogue.parquet":
-        folder = folder.parent
-    known = get_sensor(sensor) if sensor else None
-    if (folder / "corpus.json").is_file():
-        wanted = splits or (("val", "test") if held_out else None)
-        return _of_corpus(name or folder.resolve().name, given, Corpus.open(folder), wanted)
-    items = list_items(path, download)
-    named = {item.split for item in items if item.split}
-    if splits:
-        for split in splits:
-            if split not in named:
-                offered = ", ".join(sorted(named)) or "none"
-                raise InputError(f"'{path}' has no split '{split}'{nearest(split, named)}; it has {offered}")
-        items = [item for item in items if item.split in splits]
-    elif held_out and items[0].dataset:
-        items = [item for item in items if item.held_out]
-        if not items:
-            raise InputError(
-                f"'{path}': its card names no held-out split, or the folder holds none of it; say which splits count, "
-                f"as {path}:test, or give the folder of its images to take all of them"
-            )
-    called = name or items[0].dataset or os.path.basename(os.path.normpath(path.replace("*", "")))
-    return Side(called, given, tuple(items), None, splits, known, tuple(bands) if bands else None)
-
-
-def _parts(given: str) -> tuple[str, str, tuple[str, ...] | None]:
-    """`NAME=PATH:SPLITS` apart; what exists as it stands is a path."""
-    if os.path.exists(given):
-        return "", given, None
-    name, equals, path = given.partition("=")
-    if not equals or "/" in name:
-        name, path = "", given
-    found = None if os.path.exists(path) else _SPLITS.fullmatch(path)
-    if found is None or found["path"].endswith(":"):
-        return name, path, None
-    return name, found["path"], tuple(found["splits"].split(","))
-
-
-def _of_corpus(name: str, given: str, corpus: Corpus, splits: tuple[str, ...] | None) -> Side:
-    if splits:
-        there = set(pc.unique(corpus.table(["split"])["split"]).to_pylist()) - {None}
-        if not there & set(splits):
-            raise InputError(
-                f"no tile of '{corpus.path}' is in {' or '.join(splits)}; its splits are {', '.join(sorted(there))}: "
-                f"say which count, as {corpus.path}:train"
-            )
-    return Side(name, given, (), corpus, splits)
-
-
-def common_bands(one: Sensor | None, two: Sensor | None) -> tuple[str, ...]:
-    """Names, in `one`, of the bands that both have; by name, alias or wavelength."""
-    if one is None or two is None:
-        return ()
-    names = []
-    for band in one.bands:
-        try:
-            match_bands([band], two.bands)
-        except BandError:
-            continue
-        names.append(band.name)
-    return tuple(names)
 
 
 def collect(of: Side, bands: Sequence[str], tile: int, workers: Workers) -> Collection:
@@ -362,6 +231,12 @@ class _ImageReader:
         paths = tuple(self.paths[place] for place in places.tolist())
         items = {path: self.items[path] for path in paths}
         return _ImageReader(replace(self.of, items=()), items, paths, self.views.take(places), self.bands)
+
+
+def image_names(side: Collection) -> np.ndarray:
+    """The file of each view, `(n,)`; that of a tile of a corpus is its source."""
+    names = [os.path.realpath(path) for path in side.paths] if side.paths else side.views["item"].to_pylist()
+    return np.array(names, object)
 
 
 def gather_blocks(side: Collection, places: np.ndarray, workers: Workers) -> Blocks:
