@@ -12,6 +12,12 @@ from geomim.errors import InputError
 
 _STORES = {"s3": "vsis3", "gs": "vsigs", "az": "vsiaz", "abfs": "vsiaz"}
 
+_NETWORK = {  # seconds: an address that does not answer is told, not waited for
+    "GDAL_HTTP_CONNECTTIMEOUT": 10,
+    "GDAL_HTTP_TIMEOUT": 120,
+    "GDAL_HTTP_MAX_RETRY": 2,
+}
+
 
 def is_remote(uri: str) -> bool:
     """Whether a source is an address, not a path of this machine."""
@@ -40,9 +46,7 @@ def environment(uri: str) -> rasterio.Env:
         GDAL_ERROR_ON_LIBJPEG_WARNING="YES",
         GDAL_PNG_WHOLE_IMAGE_OPTIM="NO",  # the fast path returns garbage for a truncated PNG (seen in GDAL 3.10)
         GDAL_CACHEMAX=256,  # MB
-        GDAL_HTTP_CONNECTTIMEOUT=10,  # seconds: an address that does not answer is told, not waited for
-        GDAL_HTTP_TIMEOUT=120,
-        GDAL_HTTP_MAX_RETRY=2,
+        **(_NETWORK if is_remote(uri) else {}),
     )
 
 

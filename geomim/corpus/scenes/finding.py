@@ -22,7 +22,7 @@ LANDSAT = re.compile(
 """A band of a Landsat Collection: name of the product, and of the band."""
 
 _PRODUCT = re.compile(r"S2.*\.SAFE|.*\.zarr", re.IGNORECASE)
-_INDEX = re.compile(r"MTD_MSIL\w\w\.xml|zarr\.json|\.zgroup")
+_INDEX = ("MTD_MSIL1C.xml", "MTD_MSIL2A.xml", "zarr.json", ".zgroup")
 _ITEM_BYTES = 4 * 2**20  # STAC items are smaller
 
 
@@ -62,7 +62,7 @@ def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[st
 def is_product(folder: str, files: Sequence[str]) -> bool:
     """Whether a folder is one scene: a Sentinel-2 product or a zarr store, by its name or by the files in it."""
     name = folder.rstrip("/").rpartition("/")[2]
-    return _PRODUCT.fullmatch(name) is not None or any(_INDEX.fullmatch(file) for file in files)
+    return _PRODUCT.fullmatch(name) is not None or any(file.startswith(_INDEX) for file in files)
 
 
 def landsat_products(files: Iterable[str]) -> list[str]:
@@ -89,7 +89,7 @@ def _in_folder(root: str) -> set[str]:
         else:
             found.update(_of_files(parent, files))
             for name in files:
-                if is_item(name) and (inner := _item_parts(os.path.join(parent, name))) is not None:
+                if name.endswith((".json", ".JSON")) and (inner := _item_parts(os.path.join(parent, name))) is not None:
                     found.add(os.path.join(parent, name))
                     parts.update(inner)
     return {uri for uri in found if os.path.normpath(uri) not in parts} if parts else found
