@@ -235,8 +235,10 @@ def write_tables(folder: Path, pieces: Sequence[Piece], number: int, workers: Wo
 
 def _edges_between(pieces: Sequence[Piece], workers: Workers) -> list[pa.Table]:
     """Near-copies, crops and overlaps between the tiles of different pieces."""
-    from geomim.corpus.collection import collect, side
-    from geomim.corpus.matching import match
+    from geomim.corpus.comparison.collection import collect
+    from geomim.corpus.comparison.matching import match
+    from geomim.corpus.comparison.parts import Crops
+    from geomim.corpus.comparison.sides import side
 
     radius = max(1, *(piece.corpus.meta.get("searched", _RADIUS) for piece in pieces))
     bands = pieces[0].corpus.sensor.names
@@ -244,8 +246,8 @@ def _edges_between(pieces: Sequence[Piece], workers: Workers) -> list[pa.Table]:
     found = []
     for second in range(1, len(pieces)):
         for first in range(second):
-            crops = bool(pieces[first].corpus.meta["recipe"].get("crops"))
-            pairs = match(sides[first], sides[second], radius, crops, footprint="acquisition")
+            crops: Crops = "fast" if pieces[first].corpus.meta["recipe"].get("crops") else "off"
+            pairs = match(sides[first], sides[second], workers, radius, crops, footprint="acquisition")
             pairs = pairs.filter(pc.not_equal(pairs["kind"], "exact"))  # copies.parquet says those
             pairs = put(pairs, "a", pc.add(pairs["a"], pieces[first].shift))
             found.append(put(pairs, "b", pc.add(pairs["b"], pieces[second].shift)))

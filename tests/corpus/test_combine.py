@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 
@@ -225,6 +226,25 @@ def test_an_append_that_was_stopped_goes_on(tmp_path, monkeypatch, step):
     np.testing.assert_array_equal(opened.tiles().read(np.arange(18)), np.concatenate(expected))
     assert len(opened.table(["id"])) == 18 and (opened.tiles().mask([0, 17]) is None) == (step == "write_tables")
     verify(str(paths[0]))
+
+
+def test_a_full_disk_leaves_the_corpus_as_it_was(two, monkeypatch, tmp_path):
+    done = os.replace
+
+    def full(source, target):
+        if str(target).endswith("edges.parquet"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        done(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        for work in (lambda: append(*map(str, two)), lambda: merge([str(path) for path in two], str(tmp_path / "all"))):
+            with pytest.raises(CorpusError, match=r"edges\.parquet' cannot be written \(No space left on device\)"):
+                work()
+    verify(str(two[0]))
+    assert len(Corpus.open(two[0]).tiles()) == 70 and not (tmp_path / "all").exists()
+    append(*map(str, two))
+    assert len(Corpus.open(two[0]).tiles()) == 89
 
 
 @pytest.fixture
