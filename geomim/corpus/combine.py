@@ -245,7 +245,8 @@ def _first_of(group: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 def _pick_arrays(corpus: Corpus, tiles: pa.Table, path: Path, workers: Workers) -> np.ndarray:
     """Write the arrays of some tiles, and return the slot of each in them."""
-    sizes, slots, calls = tiles["size"].to_numpy(), tiles["slot"].to_numpy().copy(), []
+    sizes, calls = tiles["size"].to_numpy(), []
+    slots: np.ndarray = tiles["slot"].to_numpy().copy()
     for size in np.unique(sizes).tolist():
         rows = np.flatnonzero(sizes == size)
         wanted, slots[rows] = np.unique(slots[rows], return_inverse=True)

@@ -69,7 +69,7 @@ class TileArray:
         self.path = place(path)
         meta = read_meta(self.path)
         self.shape = tuple(meta["shape"])
-        self.dtype = np.dtype(meta["data_type"])
+        self.dtype: np.dtype[Any] = np.dtype(meta["data_type"])
         self.layout = find_layout(meta)
         self._complete = bool(meta.get("attributes", {}).get(COMPLETE))
         self._forget()

@@ -222,7 +222,7 @@ class Tiles:
     @property
     def dtype(self) -> np.dtype:
         """Native dtype of the pixels."""
-        return np.dtype(self._image.dtype)
+        return self._image.dtype
 
     @property
     def bands(self) -> int:
