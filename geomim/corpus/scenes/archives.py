@@ -60,6 +60,12 @@ def archive_root(path: str) -> str:
     return f"/{kind}/{os.path.abspath(path)}"
 
 
+def archive_of(path: str) -> str | None:
+    """The archive on this machine that a path such as `/vsizip/...` leads into, or None."""
+    inside = _INSIDE.match(path)
+    return inside[1] if inside else None
+
+
 def open_folder(root: str) -> Folder:
     """List a folder on this machine, or one inside an archive (`/vsizip/...`).
 

@@ -162,11 +162,14 @@ def kind_of(
     Raises:
         UnknownKindError: None of them tells.
     """
-    kind = kind or named_kind(name or "", whole=True) or named_kind(Path(uri).name)
+    by_file = named_kind(Path(uri).name)
+    kind = kind or named_kind(name or "", whole=True) or by_file
     if kind in KINDS and kind not in ("fmask", "binary"):
         return kind
     codes = np.unique(sample()).tolist()
     if kind == "fmask":  # both kinds go by that name
+        if by_file == "hls":
+            return by_file
         return "fmask" if set(codes) <= {0, 1, 2, 3, 4, 255} else "hls"
     told = {code for code in codes if code != nodata}
     if kind == "binary" or told <= {0, 1} or told <= {0, 255}:
@@ -230,7 +233,7 @@ def find_mask(folder: str, uri: str) -> str | None:
     """
     name = re.sub(r"\.(safe|zarr|nc|json)$", "", Path(uri.partition("#")[0]).name, flags=re.IGNORECASE)
     stem = name if name != Path(uri).name else Path(name).stem
-    files = _listed(folder)
+    files = _listed(folder, os.stat(folder).st_mtime_ns)
     if not files:
         raise InputError(f"--clouds: no raster in '{folder}'")
     if stem in files:
@@ -244,7 +247,7 @@ def find_mask(folder: str, uri: str) -> str | None:
 
 
 @lru_cache(maxsize=8)
-def _listed(folder: str) -> dict[str, str]:
+def _listed(folder: str, changed: int) -> dict[str, str]:
     """Rasters of a folder by name without suffix."""
     with os.scandir(folder) as entries:
         return {Path(entry.name).stem: entry.path for entry in entries if entry.name.lower().endswith(SUFFIXES)}

@@ -25,7 +25,7 @@ from geomim.corpus.scenes.naming import Offer, choose, scaled
 from geomim.corpus.scenes.readers import MeantReader
 from geomim.corpus.scenes.scene import Reader, Scene, Wanted
 from geomim.corpus.scenes.validity import measured, storable
-from geomim.corpus.scenes.warping import named_crs
+from geomim.corpus.scenes.warping import check_grid
 from geomim.errors import InputError, MissingExtraError
 from geomim.sensors import Band
 
@@ -169,7 +169,7 @@ def _describe(uri: str, cube: Any, choices: dict[str, str], wanted: Wanted) -> S
         reader, fill, dtype = MeantReader(reader, nodata, scaling), math.nan, np.dtype(np.float32)
     crs, transform = place_of(cube, chosen[0].values)
     height, width = chosen[0].values.shape
-    _check_grid(uri, None if transform is None else Grid(crs, transform, height, width), wanted)
+    check_grid(uri, None if transform is None else Grid(crs, transform, height, width), wanted.warp, wanted.resolution)
     place = None if transform is None else affine(transform)
     tags = {key: str(value) for key, value in cube.attrs.items()}
     tags |= {"ACQUISITION_DATE": tags["time_coverage_start"]} if "time_coverage_start" in tags else {}
@@ -291,19 +291,6 @@ def _time(values: Any) -> datetime | None:
             seconds = values[name].values.ravel()[0].astype("datetime64[s]")
             return None if np.isnat(seconds) else seconds.astype(datetime)
     return None
-
-
-def _check_grid(uri: str, grid: Grid | None, wanted: Wanted) -> None:
-    """Refuse what would need resampling."""
-    crs = grid.crs if grid else None
-    projected = crs is not None and crs.is_projected
-    kept = wanted.warp is None or (crs is None or projected if wanted.warp == "auto" else crs == named_crs(wanted.warp))
-    if grid is not None and projected and wanted.resolution is not None:
-        kept &= math.isclose(grid.metres[0], wanted.resolution, rel_tol=1e-4)
-    elif wanted.resolution is not None:
-        kept = False
-    if not kept:
-        raise InputError(f"'{uri}' is a cube, and cubes are read on their own grid: leave --warp and --resolution out")
 
 
 def _block(plane: _Plane) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from geomim.corpus.scenes.archives import archive_root, is_archive, members
+from geomim.corpus.scenes.archives import archive_of, archive_root, is_archive, members
 from geomim.corpus.scenes.files import is_remote
 from geomim.errors import InputError
 
@@ -69,6 +69,29 @@ def landsat_products(files: Iterable[str]) -> list[str]:
     """Products with at least two bands among the files of a folder, sorted."""
     count = Counter(match[1] for name in files if name[:1] in "Ll" and (match := LANDSAT.match(name)))
     return sorted(product for product, bands in count.items() if bands > 1)
+
+
+def source_files(uri: str) -> list[str]:
+    """Files on this machine that a scene is made of, sorted: who hashes them knows whether it has changed.
+
+    Args:
+        uri: As `find_scenes` lists it.
+
+    Returns:
+        The file itself; the archive that it lies in; every file of a product or a store; a STAC item and its local
+        assets. Empty for an address.
+    """
+    path = uri if os.path.exists(uri) else uri.partition("#")[0]
+    if archive := archive_of(path):
+        return [archive]
+    if is_remote(path):
+        return []
+    if os.path.isdir(path):
+        return sorted(os.path.join(parent, name) for parent, _, names in os.walk(path) for name in names)
+    if not os.path.exists(path):
+        return sorted(glob.glob(f"{glob.escape(path)}_*"))  # one of several Landsat products
+    parts = (_item_parts(path) if is_item(path) else None) or set()
+    return sorted({path, *filter(os.path.isfile, parts)})
 
 
 def is_item(uri: str) -> bool:

@@ -11,6 +11,7 @@ from geomim.corpus.scenes.finding import is_item
 from geomim.corpus.scenes.products import open_product
 from geomim.corpus.scenes.raster import open_raster
 from geomim.corpus.scenes.scene import Scene, Wanted
+from geomim.corpus.scenes.warping import check_grid
 from geomim.sensors import Sensor
 
 
@@ -43,7 +44,9 @@ def _open(uri: str, wanted: Wanted) -> Scene:
     if uri.startswith("torchgeo://"):
         from geomim.corpus.sources.torchgeo import open_sample
 
-        return open_sample(uri, wanted.sensor, wanted.bands)
+        sample = open_sample(uri, wanted.sensor, wanted.bands)
+        check_grid(uri, sample.grid, wanted.warp, wanted.resolution)
+        return sample
     if is_cube(uri):
         return open_cube(uri, wanted)
     if is_item(uri):

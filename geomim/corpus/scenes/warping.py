@@ -62,6 +62,21 @@ def wanted_grid(uri: str, dataset: Any, warp: str | None, resolution: float | No
     return grid if resolution is None else _resampled(uri, grid, resolution) or grid
 
 
+def check_grid(uri: str, grid: Grid | None, warp: str | None, resolution: float | None) -> None:
+    """Refuse to bring a scene to another grid that is read on its own only: a cube, an array in memory.
+
+    Raises:
+        InputError: What is asked for is another grid.
+    """
+    crs = grid.crs if grid else None
+    projected = crs is not None and crs.is_projected
+    kept = warp is None or (crs is None or projected if warp == "auto" else crs == named_crs(warp))
+    if resolution is not None:
+        kept &= grid is not None and projected and math.isclose(grid.metres[0], resolution, rel_tol=_SAME)
+    if not kept:
+        raise InputError(f"'{uri}' is read on its own grid only: leave --warp and --resolution out")
+
+
 def on_grid(
     uri: str,
     dataset: Any,

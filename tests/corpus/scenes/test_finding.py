@@ -1,0 +1,81 @@
+import json
+import shutil
+
+import pytest
+
+from geomim.corpus.scenes import find_scenes, source_files
+from geomim.corpus.scenes.files import gdal_address
+from geomim.errors import InputError
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return [str(folder / name) for name in names]
+
+
+def test_stores_and_cubes_are_one_scene_each(tmp_path):
+    touch(tmp_path, "a.zarr/zarr.json", "a.zarr/red/c/0.tif", "store/.zgroup", "store/x.tif", "b.nc", "c.tif", "d.txt")
+    assert find_scenes(tmp_path) == [str(tmp_path / name) for name in ("a.zarr", "b.nc", "c.tif", "store")]
+    assert find_scenes(tmp_path / "a.zarr") == [str(tmp_path / "a.zarr")]
+
+
+def test_a_corpus_is_no_scene(tmp_path):
+    touch(tmp_path, "corpus/corpus.json", "corpus/tiles.zarr/zarr.json", "corpus/report/a.png", "a.png")
+    assert find_scenes(tmp_path) == [str(tmp_path / "a.png")]
+
+
+def test_folders_of_other_agencies_are_searched(tmp_path):
+    (path,) = touch(tmp_path, "S1A_IW_GRDH_1SDV_20200101.SAFE/measurement/vv.tiff")
+    assert find_scenes(tmp_path) == [path]
+
+
+def test_single_bands_of_landsat_are_rasters(tmp_path):
+    (path,) = touch(tmp_path, "LC08_L2SP_193024_20200802_20200908_02_T1_SR_B4.TIF")
+    assert find_scenes(tmp_path) == [path]
+
+
+def test_addresses_pass_unchecked():
+    for uri in ("s3://bucket/key.tif", "https://example.org/a.tif?token=1", "/vsigs/b/k.tif", "torchgeo://x@y#1"):
+        assert find_scenes(uri) == [uri]
+    with pytest.raises(InputError, match="does not exist"):
+        find_scenes("#time=1")
+
+
+@pytest.mark.parametrize(
+    ("uri", "address"),
+    [
+        ("s3://bucket/a/b.tif", "/vsis3/bucket/a/b.tif"),
+        ("gs://bucket/b.tif", "/vsigs/bucket/b.tif"),
+        ("https://example.org/b.tif", "/vsicurl/https://example.org/b.tif"),
+        ("file:///data/b.tif", "/data/b.tif"),
+        ("/vsis3/bucket/b.tif", "/vsis3/bucket/b.tif"),
+        ("folder/b.tif", "folder/b.tif"),
+    ],
+)
+def test_addresses_are_those_of_gdal(uri, address):
+    assert gdal_address(uri) == address
+
+
+def test_a_scene_s_own_files_are_told(tmp_path):
+    product = "LC08_L2SP_193024_20200802_20200908_02_T1"
+    other = product.replace("193024", "193025")
+    bands = touch(tmp_path, *(f"both/{name}_SR_B{band}.TIF" for name in (product, other) for band in (4, 5)))
+    assert find_scenes(tmp_path / "both") == [str(tmp_path / "both" / name) for name in (product, other)]
+    assert source_files(str(tmp_path / "both" / product)) == bands[:2]
+    store = touch(tmp_path, "a.zarr/red/c/0", "a.zarr/zarr.json")
+    assert source_files(str(tmp_path / "a.zarr")) == source_files(f"{tmp_path}/a.zarr#time=1") == store
+    image, item = touch(tmp_path, "item/red.tif", "item/scene.json")
+    assets = {
+        "red": {"href": "./red.tif"},
+        "gone": {"href": "./gone.tif"},
+        "far": {"href": "https://example.org/a.tif"},
+    }
+    (tmp_path / "item" / "scene.json").write_text(
+        json.dumps({"type": "Feature", "stac_version": "1.0.0", "assets": assets})
+    )
+    assert source_files(item) == [image, item] and source_files(image) == [image]
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "item")
+    assert source_files(find_scenes(packed)[0]) == [packed]
+    assert source_files("https://example.org/a.tif") == []
