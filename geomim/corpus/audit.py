@@ -48,7 +48,7 @@ def audit(
         b: The other.
         out: Folder for the page, the pictures and the list of matches; an earlier audit there is replaced.
         radius: Bits, 0 to 12, in which perceptual hashes may differ.
-        crops: How to look for parts that overlap at any offset: `thorough`, `fast` (finds the larger overlaps) or `off`.
+        crops: How to look for parts that overlap at any offset: `thorough`, `fast` (finds the larger ones) or `off`.
         footprint: Which footprints count: `any`, those of one `acquisition` (same sensor and time), or `off`.
         buffer: Metres by which the footprints of `b` grow.
         tile: Pixels; larger images are also compared in tiles of this size.
@@ -171,6 +171,13 @@ def _write(
     os.replace(part, folder)
 
 
+_CROPS = {
+    "off": "; overlapping parts were not looked for.",
+    "fast": "; parts that overlap at any offset, where two corners agree.",
+    "thorough": "; parts that overlap at any offset, where a corner agrees.",
+}
+
+
 def compared_html(one: Collection, two: Collection, asked: dict[str, Any]) -> str:
     """Both sides, and how they were compared, in words."""
     rows = []
@@ -189,12 +196,7 @@ def compared_html(one: Collection, two: Collection, asked: dict[str, Any]) -> st
     else:
         how = (
             f"Bands compared: {', '.join(one.sensor.names)}. Perceptual hashes within {asked['radius']} bits in eight "
-            f"orientations, each candidate checked on its pixels"
-            + (
-                "; parts that overlap at any offset."
-                if asked["crops"] != "off"
-                else "; overlapping parts were not looked for."
-            )
+            f"orientations, each candidate checked on its pixels" + _CROPS[asked["crops"]]
         )
     low = sum(sum(each.views["low_information"].to_pylist()) for each in ([one] if one is two else [one, two]))
     if low and one.sensor is not None:

@@ -18,7 +18,7 @@ CELLS = 64
 """Edge of the grid of details."""
 MIN_LIKENESS = 0.41
 """From here on two views show the same. Of RSICD's 10,921 images, 26,704 pairs of parts were proposed and 47 score as
-much: by eye all show one place but one, two stadiums; of 713 pairs whose hashes lie within 12 bits, 8 do, all rightly."""
+much: by eye all show one place but one, two stadiums; of 713 pairs within 12 bits of hash, 8 do, all rightly."""
 _SHIFT = 4  # cells, a sixteenth of the edge
 _BROAD = 2.0  # cells, standard deviation of the blur that holds the broad shapes, and of what is around
 _FAINT = 0.02  # of the mean contrast: fainter details are noise and stay faint
