@@ -15,14 +15,36 @@ from geomim.errors import CorpusError, InputError
 
 MAX_PAIRS = 50_000_000
 """Pairs that a search may return."""
-_BLOCK = 4096  # vectors compared with as many others at once
-_SCORES = 2**24  # scores of vectors against centres held at once
-_SAMPLE_PER_CENTRE = 64  # vectors of each cluster that k-means sees
-_SAMPLE_BYTES = 512 * 2**20
+_BLOCK = 1024  # vectors compared with as many others at once
+_SCORES = 2**22  # scores of vectors against centres held at once
+_SAMPLE_PER_CENTRE = 32  # vectors of each cluster that k-means sees
+_SAMPLE_BYTES = 256 * 2**20
+
+
+class Subset:
+    """Some rows of an array that may be mapped from disk, read when they are asked for.
+
+    Args:
+        array: `(n, d)`.
+        rows: `(m,)` places in it.
+    """
+
+    def __init__(self, array: np.ndarray, rows: np.ndarray) -> None:
+        self._array, self._rows = array, rows
+        self.shape = (len(rows), array.shape[1])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        return np.asarray(self._array[self._rows[index]])
+
+
+Vectors = np.ndarray | Subset
 
 
 def semantic_pairs(
-    features: np.ndarray, threshold: float, clusters: int, seed: int = 0, probes: int = 1, limit: int = MAX_PAIRS
+    features: Vectors, threshold: float, clusters: int, seed: int = 0, probes: int = 1, limit: int = MAX_PAIRS
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of vectors with a high cosine, after SemDeDup (Abbas et al., 2023, arXiv 2303.09540).
 
@@ -63,7 +85,7 @@ def semantic_pairs(
 
 
 def _alike(
-    features: np.ndarray, members: np.ndarray, visitors: np.ndarray, threshold: float
+    features: Vectors, members: np.ndarray, visitors: np.ndarray, threshold: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Pairs among `members`, and of visitors with members: a block of vectors against a block at a time."""
     asking = np.concatenate([members, visitors])
@@ -73,13 +95,13 @@ def _alike(
         for other in range(start if start < len(members) else 0, len(members), _BLOCK):
             columns = members[other : other + _BLOCK]
             cosine = vectors @ _unit(features[columns]).T
-            row, column = np.nonzero(cosine >= threshold)
+            row, column = np.divmod(np.flatnonzero(cosine >= threshold), len(columns))
             once = (start + row >= len(members)) | (start + row < other + column)
             row, column = row[once], column[once]
             yield rows[row], columns[column], cosine[row, column]
 
 
-def balance(features: np.ndarray, count: int, levels: Sequence[int], seed: int = 0) -> np.ndarray:
+def balance(features: Vectors, count: int, levels: Sequence[int], seed: int = 0) -> np.ndarray:
     """Choose vectors so that all kinds count alike, however common they are.
 
     Hierarchical k-means and balanced sampling (Vo et al., 2024, arXiv 2405.15613): the vectors are clustered, the
@@ -101,7 +123,8 @@ def balance(features: np.ndarray, count: int, levels: Sequence[int], seed: int =
     """
     if not 0 <= count <= len(features):
         raise InputError(f"{count} of {len(features)} tiles cannot be chosen: give a number up to that")
-    points, parents = features, []
+    points: Vectors = features
+    parents: list[np.ndarray] = []
     for level, clusters in enumerate(levels):
         centres = _centres(points, clusters, seed + level)
         parents.append(_nearest(points, centres, 1)[:, 0])
@@ -133,7 +156,7 @@ def _share_out(sizes: np.ndarray, wanted: int, chance: np.random.Generator) -> n
     return shares
 
 
-def _centres(features: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+def _centres(features: Vectors, clusters: int, seed: int) -> np.ndarray:
     """k-means of the unit vectors on a sample of them: `(clusters, d)` float32, fewer where there are fewer vectors."""
     from sklearn.cluster import MiniBatchKMeans
 
@@ -146,19 +169,19 @@ def _centres(features: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     sample = np.sort(np.random.default_rng(seed).choice(count, size, replace=False))
     # Without early stopping: it would look at a sum whose last digits depend on the number of threads.
     means = MiniBatchKMeans(
-        clusters, random_state=seed, n_init=1, max_iter=10, max_no_improvement=None, compute_labels=False
+        clusters, random_state=seed, n_init=1, max_iter=5, max_no_improvement=None, compute_labels=False
     )
     return means.fit(_unit(features[sample])).cluster_centers_.astype(np.float32)
 
 
-def _nearest(features: np.ndarray, centres: np.ndarray, probes: int) -> np.ndarray:
+def _nearest(features: Vectors, centres: np.ndarray, probes: int) -> np.ndarray:
     """The nearest centres of the unit vectors, the nearest first: `(n, probes)` int64."""
     probes, step = min(probes, len(centres)), max(_SCORES // max(len(centres), 1), 1)
     near = np.empty((len(features), probes), np.int64)
     half = (centres**2).sum(1) / 2
     for start in range(0, len(features), step):
         distance = half - _unit(features[start : start + step]) @ centres.T
-        few = np.argpartition(distance, probes - 1, axis=1)[:, :probes]
+        few = np.argpartition(distance, probes - 1, axis=1)[:, :probes] if probes > 1 else distance.argmin(1)[:, None]
         order = np.argsort(np.take_along_axis(distance, few, 1), axis=1, kind="stable")
         near[start : start + step] = np.take_along_axis(few, order, 1)
     return near

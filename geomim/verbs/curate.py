@@ -1,0 +1,309 @@
+"""`geomim corpus embed`, `semantic`, `balance`: what an encoder says of tiles, and which of them stay therefore."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+import xxhash
+from rich.console import Console
+from rich.progress import track
+
+from geomim.corpus.duplicates.embedding import Subset, semantic_pairs
+from geomim.corpus.duplicates.embedding import balance as choose
+from geomim.corpus.store import Corpus, write_json, write_table
+from geomim.data.labelled import Labelled, LabelledData
+from geomim.errors import CorpusError, InputError
+from geomim.evaluate.features import Extractor, Pool, fast_half, frozen
+from geomim.evaluate.saved import fingerprint
+from geomim.models.inputs import ContractInput
+from geomim.verbs.evaluate import Candidate, open_candidate
+
+_CHUNK = 8192  # tiles that a stopped run loses at most
+
+
+def embed(
+    corpus: str,
+    checkpoint: str,
+    name: str | None = None,
+    image_size: int | None = None,
+    pool: Pool = "mean",
+    batch: int = 128,
+    device: str = "auto",
+) -> Path:
+    """Ask an encoder for a vector of every tile of a corpus, kept or not; stopped and started again, it goes on.
+
+    Args:
+        corpus: Folder of the corpus.
+        checkpoint: A geomim checkpoint, an exported folder, a published MAE or SelectiveMAE file, or `timm:NAME` for
+            any pretrained timm model.
+        name: What the vectors are called; after the checkpoint where not given.
+        image_size: Side that tiles are resized to, in pixels; the encoder's own where not given.
+        pool: The mean of the patch tokens, or the class token.
+        batch: Tiles encoded at once.
+        device: `auto`, `cpu`, `cuda` or another torch device.
+
+    Returns:
+        `embeddings/NAME.npy` in the corpus: a row of float32 a tile. `NAME.ids.npy` holds the tiles' ids, rising, and
+        `NAME.json` what made them.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+        BandError: The tiles lack bands that the encoder needs.
+        CorpusError: The folder is no corpus.
+    """
+    target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    folder, console = Path(corpus), Console(stderr=True, markup=False, highlight=False)
+    opened = Corpus.open(folder)
+    candidate = open_candidate(checkpoint, _unlabelled(opened), image_size)
+    name = name or re.sub(r"[^\w.-]+", "-", Path(checkpoint.removeprefix("timm:")).stem)
+    tiles = _stored(opened)
+    card = {
+        "checkpoint": checkpoint,
+        "encoder": fingerprint(candidate.encoder),
+        "image_size": candidate.image_size,
+        "pool": pool,
+        "tiles": _digest(tiles),
+    }
+    out = folder / "embeddings" / f"{name}.npy"
+    if out.exists() and _read_json(out.with_suffix(".json")) == card:
+        console.print(f"'{out}' is there already", soft_wrap=True)
+        return out
+    work = _resume(folder / "embeddings" / f"{name}.work", card)
+    encoder = _Encoder(opened, candidate, frozen(candidate.encoder.to(target), pool, half=fast_half(target)), batch)
+    starts = range(0, len(tiles), _CHUNK)
+    for start in track(starts, f"embedding {len(tiles)} tiles", console=console, transient=True):
+        file = work / f"{start:012d}.npy"
+        if not file.exists():
+            part = file.with_suffix(".part")
+            with open(part, "wb") as opened_part:
+                np.save(opened_part, encoder(tiles.slice(start, _CHUNK), target))
+            part.replace(file)
+    _join(work, out, tiles["id"].to_numpy())
+    write_json(out.with_suffix(".json"), card)
+    shutil.rmtree(work)
+    for note in candidate.notes:
+        console.print(note, soft_wrap=True)
+    return out
+
+
+def _unlabelled(corpus: Corpus) -> LabelledData:
+    """A corpus as what an encoder is opened for."""
+    none = Labelled(np.empty(0, np.int64), lambda rows: [])
+    return LabelledData(f"corpus {corpus.path.name}", (), corpus.sensor, corpus.contract, none, none)
+
+
+class _Encoder:
+    """Vectors of stored tiles of any size."""
+
+    def __init__(self, corpus: Corpus, candidate: Candidate, extractor: Extractor, batch: int) -> None:
+        self._corpus, self._extractor, self._batch = corpus, extractor, batch
+        self._prepare = ContractInput(candidate.contract, corpus.sensor)
+        self._size = candidate.image_size
+
+    @torch.no_grad()
+    def __call__(self, tiles: pa.Table, device: torch.device) -> np.ndarray:
+        """`(n, D)` float32 of tiles with `size` and `slot`."""
+        vectors: dict[int, np.ndarray] = {}
+        sizes, slots = tiles["size"].to_numpy(), tiles["slot"].to_numpy()
+        for size in np.unique(sizes).tolist():
+            rows = np.flatnonzero(sizes == size)
+            for numbers, valid, places in self._read(size, slots[rows]):
+                images, seen = self._prepare(numbers.to(device), valid.to(device), self._size)
+                found = self._extractor.forward(images, seen)[0].float().cpu().numpy()
+                vectors |= zip(rows[places].tolist(), found, strict=True)
+        return np.stack([vectors[row] for row in range(len(tiles))])
+
+    def _read(self, size: int, slots: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
+        pixels, valid = self._corpus.array("image", size), self._corpus.array("valid", size)
+        if pixels is None:
+            raise CorpusError(f"'{self._corpus.path}' lacks the pixels of its {size} px tiles: build the corpus again")
+        for start in range(0, len(slots), self._batch):
+            some = slots[start : start + self._batch]
+            numbers = pixels.read(some)
+            # torch lacks most operations on unsigned 16 and 32 bits
+            numbers = numbers.astype(np.int32) if numbers.dtype in (np.uint16, np.uint32) else numbers
+            seen = np.ones((len(some), size, size), bool) if valid is None else valid.read(some)
+            yield torch.from_numpy(numbers), torch.from_numpy(seen), np.arange(start, start + len(some))
+
+
+def _stored(corpus: Corpus) -> pa.Table:
+    """All tiles whose pixels are there, in id order."""
+    return corpus.table(["id", "size", "slot", "phash", "low_information"], where=pc.field("slot") >= 0)
+
+
+def _digest(tiles: pa.Table) -> str:
+    """Changes where the tiles are others, or show something else."""
+    both = np.stack([pc.fill_null(tiles[name], 0).to_numpy() for name in ("id", "phash")])
+    return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(both, "<i8").data)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _resume(work: Path, card: dict[str, Any]) -> Path:
+    """The folder of what is embedded so far; emptied where another encoder or other tiles were."""
+    if _read_json(work / "card.json") != card:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        write_json(work / "card.json", card)
+    return work
+
+
+def _join(work: Path, out: Path, ids: np.ndarray) -> None:
+    """All chunks in one file, mapped so that only one of them is in memory."""
+    out.with_suffix(".json").unlink(missing_ok=True)  # without it the vectors do not count
+    chunks = sorted(work.glob("*.npy"))
+    width = np.load(chunks[0], mmap_mode="r").shape[1] if chunks else 0
+    part = work / "whole"
+    whole = np.lib.format.open_memmap(part, "w+", np.float32, (len(ids), width))
+    for chunk in chunks:
+        rows = np.load(chunk)
+        whole[int(chunk.stem) : int(chunk.stem) + len(rows)] = rows
+    whole.flush()
+    del whole
+    with open(work / "ids", "wb") as file:
+        np.save(file, ids)
+    (work / "ids").replace(out.with_suffix(".ids.npy"))
+    part.replace(out)
+
+
+def semantic(
+    corpus: str,
+    threshold: float,
+    embedding: str | None = None,
+    clusters: int | None = None,
+    probes: int = 2,
+    seed: int = 0,
+) -> Path:
+    """Drop tiles that an encoder cannot tell apart, one of each such pair staying; no pixel is read.
+
+    Pairs are sought among all tiles but those of low information, which have a quota instead. k-means bounds the work,
+    so a few pairs are missed: more `probes` find more.
+
+    Args:
+        corpus: Folder of a corpus with vectors of `geomim corpus embed`.
+        threshold: Least cosine of two vectors that say the same; above 1 takes an earlier pass back. What is a high
+            cosine depends on the encoder: look at the report before training.
+        embedding: Name of the vectors; may be left out where there is one.
+        clusters: Of k-means; the square root of the number of tiles where not given.
+        probes: Clusters that each tile is compared with.
+        seed: Of k-means.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CorpusError: There are no such vectors, they are of other tiles, or there are too many pairs.
+        InputError: The threshold is out of range.
+    """
+    folder = Path(corpus)
+    edges = _edges(folder)
+    found = edges.slice(0, 0)
+    if threshold <= 1:
+        ids, features = _embedding(folder, embedding)
+        low = _stored(Corpus.open(folder))["low_information"]
+        rows = np.flatnonzero(~pc.fill_null(low, False).to_numpy(zero_copy_only=False))
+        clusters = clusters or max(round(len(rows) ** 0.5), 1)
+        pairs, cosine = semantic_pairs(Subset(features, rows), threshold, clusters, seed, probes)
+        found = _edge_table(ids[rows][pairs], cosine)
+    others = edges.filter(pc.not_equal(edges["kind"], "embedding"))
+    write_table(folder / "catalogue" / "edges.parquet", pa.concat_tables([others, found]))
+    return _conclude(folder)
+
+
+def balance(
+    corpus: str,
+    keep: float,
+    embedding: str | None = None,
+    levels: list[int] | None = None,
+    seed: int = 0,
+) -> Path:
+    """Keep a choice of the train tiles in which all kinds count alike, however common they are; no pixel is read.
+
+    Hierarchical k-means on an encoder's vectors, and as many tiles from every cluster as there are. Tiles of val and
+    test stay, and so do tiles that other thresholds let in later.
+
+    Args:
+        corpus: Folder of a corpus with vectors of `geomim corpus embed`.
+        keep: Train tiles to keep: a number, or below 1 a share; 0 takes an earlier choice back.
+        embedding: Name of the vectors; may be left out where there is one.
+        levels: Numbers of clusters, the finest level first; where not given the square root of the number of tiles,
+            and the square root of that.
+        seed: Of k-means and of the draw.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CorpusError: There are no such vectors, or they are of other tiles.
+        InputError: There are not as many tiles.
+    """
+    folder = Path(corpus)
+    _edges(folder)
+    table = folder / "catalogue" / "balance.parquet"
+    if keep == 0:
+        table.unlink(missing_ok=True)
+        return _conclude(folder)
+    ids, features = _embedding(folder, embedding)
+    in_train = pc.equal(pc.field("split"), "train") & (pc.field("kept") | pc.starts_with(pc.field("reason"), "balance"))
+    train = Corpus.open(folder).table(["id"], where=in_train)["id"].to_numpy()
+    count = round(keep * len(train)) if keep < 1 else int(keep)
+    if not 0 < count <= len(train):
+        raise InputError(
+            f"--keep {keep:g} asks for {count} of {len(train)} train tiles: give a number or share of them"
+        )
+    wanted = [round(len(train) ** 0.5), round(len(train) ** 0.25)] if levels is None else levels
+    chosen = choose(Subset(features, np.searchsorted(ids, train)), count, wanted, seed)
+    write_table(table, pa.table({"id": train, "chosen": chosen}))
+    return _conclude(folder)
+
+
+def _embedding(folder: Path, name: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Ids `(n,)` and mapped vectors `(n, D)` of all stored tiles."""
+    there = sorted(file.stem for file in (folder / "embeddings").glob("*.json"))
+    if name is None and len(there) == 1:
+        name = there[0]
+    if name not in there:
+        offered = f"it has {', '.join(there)}: say which with --embedding" if there else "run geomim corpus embed first"
+        raise CorpusError(f"'{folder}' has no embedding{f' {name!r}' if name else ' that was named'}; {offered}")
+    if _read_json(folder / "embeddings" / f"{name}.json")["tiles"] != _digest(_stored(Corpus.open(folder))):
+        raise CorpusError(f"'{folder}' has other tiles than when '{name}' was embedded: run geomim corpus embed again")
+    ids = np.load(folder / "embeddings" / f"{name}.ids.npy")
+    return ids, np.load(folder / "embeddings" / f"{name}.npy", mmap_mode="r")
+
+
+def _edges(folder: Path) -> pa.Table:
+    file = folder / "catalogue" / "edges.parquet"
+    Corpus.open(folder)
+    if not file.exists():
+        raise CorpusError(f"'{folder}' holds no edges between its tiles: build it again")
+    return pq.read_table(file)
+
+
+def _edge_table(ids: np.ndarray, cosine: np.ndarray) -> pa.Table:
+    from geomim.corpus.pipeline.edges import edge_table
+
+    return edge_table(ids[:, 0], ids[:, 1], "embedding", correlation=cosine)
+
+
+def _conclude(folder: Path) -> Path:
+    """Decide again and show it. Imported here: `embed` needs no rasterio."""
+    from geomim.corpus.pipeline.conclude import conclude
+    from geomim.corpus.report.report import print_funnel, write_report
+
+    conclude(folder)
+    write_report(folder)
+    print_funnel(Corpus.open(folder), Console(stderr=True, markup=False, highlight=False))
+    return folder
