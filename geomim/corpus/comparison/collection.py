@@ -233,6 +233,11 @@ class _ImageReader:
         return _ImageReader(replace(self.of, items=()), items, paths, self.views.take(places), self.bands)
 
 
+def contents(side: Collection) -> np.ndarray:
+    """Hash of the pixels of each view, `(n,)` bytes; empty where nothing was hashed."""
+    return np.asarray(side.views["xxh3"].to_pylist(), dtype="S32")
+
+
 def image_names(side: Collection) -> np.ndarray:
     """The file of each view, `(n,)`; that of a tile of a corpus is its source."""
     names = [os.path.realpath(path) for path in side.paths] if side.paths else side.views["item"].to_pylist()

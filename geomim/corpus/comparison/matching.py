@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import shapely
 
-from geomim.corpus.comparison.collection import Collection
+from geomim.corpus.comparison.collection import Collection, contents
 from geomim.corpus.comparison.likeness import CELLS, MIN_LIKENESS, details, likeness
 from geomim.corpus.comparison.parts import Crops, Parts, find_parts
 from geomim.corpus.duplicates.fingerprint import inverse, orientations
@@ -108,7 +108,7 @@ def _low(side: Collection) -> np.ndarray:
 
 def _representatives(side: Collection) -> np.ndarray:
     """The first view of each content, `(k,)` places."""
-    hashes = np.asarray(side.views["xxh3"].to_pylist(), dtype="S32")
+    hashes = contents(side)
     _, first = np.unique(hashes, return_index=True)
     return np.sort(first[hashes[first] != b""])
 
@@ -162,8 +162,7 @@ def _perceptual(a: Collection, b: Collection, one: np.ndarray, two: np.ndarray, 
 
 
 def _other_content(a: Collection, b: Collection, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    one, two = (np.asarray(side.views["xxh3"].to_pylist(), dtype="S32") for side in (a, b))
-    return one[first] != two[second]
+    return contents(a)[first] != contents(b)[second]
 
 
 def _verify(a: Collection, b: Collection, first: np.ndarray, second: np.ndarray, turn: np.ndarray) -> np.ndarray:

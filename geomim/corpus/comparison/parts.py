@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from geomim.corpus.comparison.collection import Collection, Reader, gather_blocks, image_names
+from geomim.corpus.comparison.collection import Collection, Reader, contents, gather_blocks, image_names
 from geomim.corpus.comparison.likeness import CELLS, MIN_LIKENESS, details, likeness
 from geomim.corpus.duplicates import blocks
 from geomim.corpus.duplicates.fingerprint import orient
@@ -49,7 +49,7 @@ class Parts:
 
 
 def find_parts(a: Collection, b: Collection, one: np.ndarray, two: np.ndarray, crops: Crops, workers: Workers) -> Parts:
-    """Views of different images that share a part.
+    """Views of different images and different content that share a part.
 
     Args:
         a: One side.
@@ -59,10 +59,11 @@ def find_parts(a: Collection, b: Collection, one: np.ndarray, two: np.ndarray, c
         crops: How thoroughly.
         workers: Runs it.
     """
-    names_a, names_b = image_names(a), image_names(b)
+    names, hashes = [(of(a), of(b)) for of in (image_names, contents)]
     found = []
     for candidates in _propose(a, b, one, two, 2 if crops == "fast" else 1, workers):
-        apart = names_a[candidates.one] != names_b[candidates.two]  # windows of one image overlap as a matter of course
+        apart = names[0][candidates.one] != names[1][candidates.two]  # windows of one image overlap, of course
+        apart &= hashes[0][candidates.one] != hashes[1][candidates.two]
         found.append(_check(a, b, candidates[np.flatnonzero(apart)], workers))
     return Parts(*(np.concatenate([getattr(some, field.name) for some in found]) for field in fields(Parts)))
 
