@@ -35,13 +35,17 @@ def details(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
     Returns:
         `(64, 64)` float32.
     """
-    gray = np.where(valid, pixels.astype(np.float32).mean(0), 0)
-    down, across = (_cells(length) for length in gray.shape)
-    weight = down @ valid.astype(np.float32) @ across.T
-    means = down @ np.nan_to_num(gray) @ across.T
-    blur = _blur()
-    broad = (blur @ means @ blur.T) / np.maximum(blur @ weight @ blur.T, 1e-6)
-    found = np.where(weight > 0.5, means / np.maximum(weight, 1e-6) - broad, 0)
+    blur, (down, across) = _blur(), (_cells(length) for length in valid.shape)
+    whole = bool(valid.all())
+    gray = np.nan_to_num(pixels.mean(0, dtype=np.float32))
+    means = down @ (gray if whole else np.where(valid, gray, 0)) @ across.T
+    broad = blur @ means @ blur.T
+    if whole:
+        found = means - broad
+    else:
+        weight = down @ valid.astype(np.float32) @ across.T
+        broad /= np.maximum(blur @ weight @ blur.T, 1e-6)
+        found = np.where(weight > 0.5, means / np.maximum(weight, 1e-6) - broad, 0)
     found[np.abs(found) < 1e-5 * np.abs(means).max()] = 0  # rounding: all there is in a flat view
     power = found**2
     around = np.sqrt(np.maximum(blur @ power @ blur.T, 0)) + _FAINT * np.sqrt(power.mean())
