@@ -34,6 +34,11 @@ def _to_degrees(wkt: str) -> pyproj.Transformer | None:
         return None
 
 
+def on_earth(crs: Any) -> bool:
+    """Whether a `rasterio.crs.CRS` leads to longitude and latitude: not that of another planet or of a local system."""
+    return _to_degrees(crs.to_wkt()) is not None
+
+
 def affine(transform: Affine) -> Placement:
     """An affine as a `Placement`."""
     a, b, c, d, e, f = transform[:6]

@@ -116,6 +116,9 @@ class Scene:
     def read(self, window: Window | None = None) -> np.ndarray:
         """Pixels as they are stored.
 
+        Colours where indices into a palette are stored; what the numbers mean, as float32, where bands are scaled
+        differently; bilinear means where the scene was brought to another grid.
+
         Args:
             window: Part of the raster, wholly inside it; all of it where None.
 

@@ -12,6 +12,7 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from affine import Affine
+from rasterio._err import CPLE_BaseError  # rasterio does not translate all of them
 from rasterio.crs import CRS
 from rasterio.enums import MaskFlags, Resampling
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
@@ -20,10 +21,12 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_points
 
 from geomim.corpus.scenes.files import cause, environment
+from geomim.corpus.scenes.footprints import affine, ground_sample_distance, on_earth
 from geomim.corpus.scenes.gcps import SPLINE_POINTS
 from geomim.corpus.scenes.grids import Grid
 from geomim.errors import InputError
 
+_BLOCK = 512  # rows and columns that are warped at a time: twice as fast as GDAL's 128 x 512
 _SAME = 1e-4  # relative difference of pixel sizes that are one
 
 
@@ -46,9 +49,9 @@ def wanted_grid(uri: str, dataset: Any, warp: str | None, resolution: float | No
     source = source_crs(dataset)
     if warp is None and source is not None and dataset.transform == Affine.identity():
         raise InputError(f"'{uri}' is placed by points and not by a grid: give --warp auto with --resolution")
-    if warp is None or (warp == "auto" and source is None):
+    if warp is None or (warp == "auto" and (source is None or not on_earth(source))):
         return None if resolution is None else _resampled(uri, Grid.of(dataset), resolution)
-    if source is None:
+    if source is None or not on_earth(source):
         raise InputError(f"'{uri}' has no place on Earth to warp from: leave --warp out, or give its place first")
     target = _automatic(dataset, source) if warp == "auto" else named_crs(warp)
     upright = dataset.transform != Affine.identity() and dataset.transform.b == dataset.transform.d == 0
@@ -57,9 +60,28 @@ def wanted_grid(uri: str, dataset: Any, warp: str | None, resolution: float | No
     try:
         with environment(uri), WarpedVRT(dataset, crs=target, **_method(dataset)) as warped:
             grid = Grid.of(warped)
-    except RasterioError as error:
-        raise InputError(f"'{uri}' cannot be warped to {target.to_string()[:40]} ({cause(error)})") from error
-    return grid if resolution is None else _resampled(uri, grid, resolution) or grid
+    except (RasterioError, CPLE_BaseError) as error:
+        raise InputError(f"'{uri}' cannot be warped to {_short(target)} ({cause(error)})") from error
+    if resolution is not None:
+        return _resampled(uri, grid, resolution) or grid
+    _check_sizes(uri, dataset, grid)
+    return grid
+
+
+def _check_sizes(uri: str, dataset: Any, grid: Grid) -> None:
+    """Refuse a grid that spends its pixels on going round the Earth."""
+    before, after = (
+        ground_sample_distance(g.crs, affine(g.transform), g.height, g.width) for g in (Grid.of(dataset), grid)
+    )
+    if before and after and after > 4 * before:
+        raise InputError(
+            f"'{uri}' would come from pixels of {before:.4g} m to {after:.4g} m in {_short(grid.crs)}, as what crosses "
+            "the date line or a pole does: warp it to another system (--warp)"
+        )
+
+
+def _short(crs: CRS) -> str:
+    return str(crs.to_string())[:40]
 
 
 def check_grid(uri: str, grid: Grid | None, warp: str | None, resolution: float | None) -> None:
@@ -135,6 +157,9 @@ def _moved(warped: str, grid: Grid, nodata: float | None) -> str:
     ):
         for place in root.iter(name):
             place.text = ",".join(repr(float(value)) for value in transform.to_gdal())
+    for name, size in (("BlockXSize", grid.width), ("BlockYSize", grid.height)):
+        for length in root.iter(name):
+            length.text = str(min(_BLOCK, size))
     for option in root.iter("Option"):
         if option.get("name") == "INIT_DEST" and nodata is not None:
             option.text = repr(nodata)

@@ -183,5 +183,18 @@ def test_what_cannot_be_warped_is_refused(tmp_path):
     for path, asked, sentence in cases:
         with pytest.raises(InputError, match=sentence):
             open_scene(path, **asked)
+    mars = raster(tmp_path / "mars.tif", smooth(), crs="+proj=eqc +R=3396190 +units=m")
+    with open_scene(mars, warp="auto") as scene:
+        assert np.array_equal(scene.read(), smooth())
+    with pytest.raises(InputError, match="no place on Earth to warp from"):
+        open_scene(mars, warp="EPSG:4326")
     with open_scene(degrees, warp="auto", resolution=10) as scene:
         assert scene.crs == UTM and scene.gsd == pytest.approx(10, rel=1e-3)
+
+
+def test_the_date_line_is_no_reason_for_coarse_pixels(data_dir):
+    (path,) = find_scenes([str(data_dir / "geotiff_quirks" / "*" / "cog_dateline.tif")])
+    with pytest.raises(InputError, match="from pixels of 100 m to 9456 m in EPSG:4326"):
+        open_scene(path, warp="EPSG:4326")
+    with open_scene(path, warp="EPSG:3832", resolution=1000) as scene:  # the Pacific
+        assert scene.valid().mean() > 0.9 and scene.footprint().geom_type == "MultiPolygon"
