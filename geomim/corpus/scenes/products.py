@@ -95,23 +95,20 @@ def _sentinel2(uri: str, folder: Folder, wanted: Wanted) -> Scene:
         if match := _BAND.match(name):
             code = match[1].upper()
             files.setdefault(code, {})[int(match[2] or own[code].gsd or 0)] = folder.path(name)
-    level2 = any(
-        name.rpartition("/")[2].startswith(("MTD_MSIL2A", "S2A_USER_MTD", "S2B_USER_MTD")) for name in folder.names
-    )
-    level2 = level2 or any("_MSIL2A_" in part for part in (PurePosixPath(uri).name, *granules)) or "B10" not in files
+    told = " ".join((PurePosixPath(uri).name, *granules, *(name for name in folder.names if "/" not in name)))
+    level2 = "L2A" in told or ("L1C" not in told and "B10" not in files)
     there = [band for band in SENSORS["sentinel2"].bands if band.name in files]
     usual = dataclasses.replace(
         SENSORS["sentinel2"], name="sentinel2_l2a" if level2 else "sentinel2", bands=tuple(there)
     )
     chosen, codes = _choose(uri, usual, there, wanted)
-    facts = _sentinel2_facts(folder)
+    facts = _sentinel2_facts(uri, folder)
     layers = [
         Layer(
             band,
             _nearest(files[code], wanted.resolution),
             scale=1 / facts.quantity,
             offset=facts.offsets.get(code, 0.0) / facts.quantity,
-            nodata=0,
         )
         for band, code in zip(chosen.bands, codes, strict=True)
     ]
@@ -126,11 +123,11 @@ def _nearest(files: dict[int, str], resolution: float | None) -> str:
 
 
 def _choose(uri: str, usual: Sensor, there: Sequence[Band], wanted: Wanted) -> tuple[Sensor, list[str]]:
-    """The sensor of the bands asked for, and the name of each in the product."""
+    """The sensor of the bands asked for, and the name of each in the product. Both agencies write 0 for nodata."""
     names = [name.strip() for name in wanted.bands or () if name.strip() not in ("", "-")]
     sensor = wanted.sensor or (dataclasses.replace(usual, bands=tuple(there)) if names else usual)
     try:
-        sensor = sensor.select(names) if names else sensor
+        sensor = dataclasses.replace(sensor.select(names) if names else sensor, nodata=0)
         return sensor, [there[place].name for place in match_bands(sensor.bands, there)]
     except BandError as error:
         given = ", ".join(band.name for band in there)
@@ -149,24 +146,24 @@ class _Facts:
     time: datetime | None
 
 
-def _sentinel2_facts(folder: Folder) -> _Facts:
+def _sentinel2_facts(uri: str, folder: Folder) -> _Facts:
+    codes = SENSORS["sentinel2"].names  # band_id counts them
     name = next((name for name in folder.names if _MSI_METADATA.match(name)), None)
-    if name is None:
-        return _Facts(10000.0, {}, None)
-    try:
-        root = ElementTree.fromstring(folder.text(name))
-    except ElementTree.ParseError as error:
-        raise InputError(f"'{folder.path(name)}' is no XML ({error}): fetch the product again") from error
+    if name is None:  # the name tells the processing baseline, from 04.00 on with an offset
+        baseline = re.search(r"_N(\d{4})_", PurePosixPath(uri).name)
+        return _Facts(10000.0, dict.fromkeys(codes, -1000.0) if baseline and int(baseline[1]) >= 400 else {}, None)
     texts: dict[str, str] = {}
     offsets: dict[str, float] = {}
-    codes = SENSORS["sentinel2"].names  # band_id counts them
-    for element in root.iter():
-        tag = element.tag.rpartition("}")[2]
-        if tag in _OFFSETS and element.text:
-            offsets[codes[int(element.get("band_id", 0))]] = float(element.text)
-        elif element.text and element.text.strip():
-            texts.setdefault(tag, element.text.strip())
-    quantity = next((float(texts[tag]) for tag in _QUANTITIES if tag in texts), 10000.0)
+    try:
+        for element in ElementTree.fromstring(folder.text(name)).iter():
+            tag = element.tag.rpartition("}")[2]
+            if tag in _OFFSETS and element.text:
+                offsets[codes[int(element.get("band_id", 0))]] = float(element.text)
+            elif element.text and element.text.strip():
+                texts.setdefault(tag, element.text.strip())
+        quantity = next((float(texts[tag]) for tag in _QUANTITIES if tag in texts), 10000.0)
+    except (ElementTree.ParseError, ValueError, IndexError) as error:
+        raise InputError(f"'{folder.path(name)}' is no metadata of Sentinel-2 ({error}): fetch it again") from error
     times = {"ACQUISITIONDATETIME": next((texts[tag] for tag in _TIMES if tag in texts), "")}
     return _Facts(quantity, offsets, acquisition_time("", times))
 
@@ -200,8 +197,7 @@ def _landsat(uri: str, folder: Folder, product: str, wanted: Wanted) -> Scene:
     chosen = dataclasses.replace(chosen, unit="reflectance" if scaling else "digital number")
     scale, offset = scaling or (1.0, 0.0)
     layers = [
-        Layer(band, files[code], scale=scale, offset=offset, nodata=0)
-        for band, code in zip(chosen.bands, codes, strict=True)
+        Layer(band, files[code], scale=scale, offset=offset) for band, code in zip(chosen.bands, codes, strict=True)
     ]
     quality = next((name for name in folder.names if name.upper().startswith(f"{product}_QA_PIXEL.TIF".upper())), None)
     day, hour = facts.get("DATE_ACQUIRED", ""), facts.get("SCENE_CENTER_TIME", "")[:8]

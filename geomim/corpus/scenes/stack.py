@@ -101,7 +101,7 @@ def stack_scene(
     time: datetime | None = None,
     licence: str | None = None,
 ) -> Scene:
-    """A scene of bands from several files.
+    """A scene of bands from several files, each on its own grid or all brought to one.
 
     Args:
         uri: What the catalogue calls it.
@@ -119,32 +119,26 @@ def stack_scene(
     paths = list(dict.fromkeys(layer.path for layer in layers))
     with ExitStack() as opened:
         datasets = {path: opened.enter_context(open_dataset(path)) for path in paths}
-        for layer in layers:
-            if layer.place >= datasets[layer.path].count:
-                held = datasets[layer.path].count
-                raise InputError(
-                    f"'{layer.path}' holds {held} bands, and '{uri}' says that it holds {layer.band.name} too"
-                )
-        grid = _grid(uri, layers, datasets, wanted)
         dtype = _dtype(uri, layers, datasets)
+        grid = _grid(uri, layers, datasets, wanted)
         scaling = tuple(_scaling(layer, datasets[layer.path], sensor) for layer in layers)
-        reader = _reader(layers, datasets, grid)
+        reader = _reader(layers, datasets, grid, sensor)
         shape = (grid.height, grid.width)
         masks = _masks(mask, grid)
         opened.pop_all()  # they stay open, with the scene
     alike = len(set(scaling)) == 1
     scale, offset = scaling[0] if alike else (1.0, 0.0)
     bands = tuple(layer.band for layer in layers)
-    nodata = reader.nodata[0] if alike else None
+    sensor = dataclasses.replace(sensor, bands=bands, scale=scale, offset=offset)
     return Scene(
         uri=uri,
-        sensor=dataclasses.replace(sensor, bands=bands, scale=scale, offset=offset, nodata=nodata),
+        sensor=sensor if alike else dataclasses.replace(sensor, nodata=None),
         crs=grid.crs,
         transform=grid.transform,
         height=grid.height,
         width=grid.width,
         dtype=dtype if alike else np.dtype(np.float32),
-        nodata=nodata if alike else math.nan,
+        nodata=next((value for value in reader.nodata if value is not None), None) if alike else math.nan,
         time=time,
         licence=licence,
         gsd=ground_sample_distance(grid.crs, affine(grid.transform), *shape) or sensor.gsd,
@@ -189,6 +183,10 @@ def _pixel(grid: Grid) -> str:
 
 
 def _dtype(uri: str, layers: Sequence[Layer], datasets: dict[str, Any]) -> np.dtype[Any]:
+    for layer in layers:
+        held = datasets[layer.path].count
+        if layer.place >= held:
+            raise InputError(f"'{layer.path}' holds {held} bands, and '{uri}' says that it holds {layer.band.name} too")
     dtypes = {datasets[layer.path].dtypes[layer.place] for layer in layers}
     if len(dtypes) > 1 or any("complex" in dtype for dtype in dtypes):
         raise BandError(f"'{uri}' stores its bands as {', '.join(sorted(dtypes))}: choose bands of one type (--bands)")
@@ -215,13 +213,14 @@ def _masks(mask: Mask | None, grid: Grid) -> CloudMask | None:
         raise
 
 
-def _reader(layers: Sequence[Layer], datasets: dict[str, Any], grid: Grid) -> StackReader:
+def _reader(layers: Sequence[Layer], datasets: dict[str, Any], grid: Grid, sensor: Sensor) -> StackReader:
     readers: list[RasterReader] = []
     listed: list[Layer] = []
     nodata: list[float | None] = []
     for path, dataset in datasets.items():
         own = [layer for layer in layers if layer.path == path]
-        values = tuple(nodata_of(dataset, [layer.place], layer.nodata)[0] for layer in own)
+        usual = [sensor.nodata if layer.nodata is None else layer.nodata for layer in own]
+        values = tuple(nodata_of(dataset, [layer.place], value)[0] for layer, value in zip(own, usual, strict=True))
         target = None if grid.agrees(Grid.of(dataset)) else grid
         readers.append(stored(path, dataset, target, tuple(layer.place for layer in own), values))
         listed += own

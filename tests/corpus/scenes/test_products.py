@@ -85,6 +85,16 @@ def test_sentinel2_bands_of_one_grid_are_one_scene(level2):
         assert scene.footprint().is_valid
 
 
+def test_without_metadata_the_name_tells_the_baseline(level2):
+    root, _, _ = level2
+    (root / "MTD_MSIL2A.xml").unlink()
+    older = root.rename(root.parent / root.name.replace("N0509", "N0301"))
+    with open_scene(older, bands=["B04"]) as scene:
+        assert scene.sensor.offset == 0 and scene.time == datetime(2023, 4, 5, 10, 25, 59)
+    with open_scene(older.rename(root), bands=["B04"]) as scene:
+        assert scene.sensor.offset == -0.1 and scene.sensor.name == "sentinel2_l2a"
+
+
 def test_bands_of_several_grids_are_refused_with_both_flags(level2):
     with pytest.raises(InputError) as refusal:
         open_scene(level2[0])
@@ -148,7 +158,7 @@ def test_level1_without_offset_and_with_cloud_bands(tmp_path):
     with open_scene(root, bands=["B04"]) as scene:
         assert (scene.sensor.scale, scene.sensor.offset) == (2e-4, 0)
     (root / "MTD_MSIL1C.xml").write_text("<broken")
-    with pytest.raises(InputError, match=r"MTD_MSIL1C\.xml' is no XML"):
+    with pytest.raises(InputError, match=r"MTD_MSIL1C\.xml' is no metadata"):
         open_scene(root)
     shutil.copytree(granule, granule.parent / "another")
     with pytest.raises(InputError, match="2 granules"):
