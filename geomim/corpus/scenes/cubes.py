@@ -26,7 +26,7 @@ from geomim.corpus.scenes.readers import MeantReader
 from geomim.corpus.scenes.scene import Reader, Scene, Wanted
 from geomim.corpus.scenes.validity import measured, storable
 from geomim.corpus.scenes.warping import check_grid
-from geomim.errors import InputError, MissingExtraError
+from geomim.errors import GeomimError, InputError, MissingExtraError
 from geomim.sensors import Band
 
 _ROWS = ("y", "lat", "latitude", "northing", "row", "rows")
@@ -112,10 +112,11 @@ def open_cube(uri: str, wanted: Wanted) -> Scene:
     cube = _open(path, choices.pop("group", None))
     try:
         return _describe(uri, cube, choices, wanted)
+    except GeomimError:
+        cube.close()
+        raise
     except (ValueError, OSError, RuntimeError) as error:
         cube.close()
-        if isinstance(error, InputError) or type(error).__module__.startswith("geomim"):
-            raise
         raise InputError(f"'{uri}' cannot be read as a cube ({cause(error)})") from error
 
 
