@@ -92,11 +92,14 @@ def _palette(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> _Cont
     if dataset.colorinterp[0].name != "palette":
         return None
     table = dataset.colormap(1)
-    colours = np.array([table.get(index, (0, 0, 0, 0)) for index in range(max(table) + 1)], np.uint8)
+    if dataset.dtypes[0] not in ("uint8", "uint16"):
+        raise InputError(f"'{uri}' stores {dataset.dtypes[0]} as indices into a palette: expected uint8 or uint16")
+    colours = np.zeros((4, np.iinfo(dataset.dtypes[0]).max + 1), np.uint8)
+    colours[:, list(table)] = np.array(list(table.values())).T
     offer = Offer(uri, (Band("red"), Band("green"), Band("blue")), False, None)
     choice = choose(offer, wanted.sensor, wanted.bands)
     indices = stored(uri, dataset, grid, (0,), nodata_of(dataset, (0,), None), nearest=True)
-    reader = PaletteReader(indices, colours[:, list(choice.places)], colours[:, 3] > 0)
+    reader = PaletteReader(indices, colours[list(choice.places)], colours[3] > 0)
     return _Contents(choice.sensor, reader, np.dtype(np.uint8), None, indices.dataset.block_shapes[0])
 
 

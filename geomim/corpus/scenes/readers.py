@@ -92,8 +92,8 @@ class PaletteReader:
 
     Attributes:
         indices: Gives what is stored, one band.
-        colours: `(n, C)` uint8.
-        shown: `(n,)` bool, False for colours that are transparent.
+        colours: `(C, n)` uint8, one for every number the type can hold.
+        shown: `(n,)` bool, False for colours that are transparent, or none of the palette.
     """
 
     indices: Reader
@@ -103,9 +103,7 @@ class PaletteReader:
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Colours `(C, h, w)` and validity `(h, w)`."""
         (indices,), valid = self.indices.read(window)
-        known = (indices >= 0) & (indices < len(self.colours))
-        places = np.where(known, indices, 0)
-        return np.moveaxis(self.colours[places], -1, 0).copy(), valid & known & self.shown[places]
+        return np.stack([table[indices] for table in self.colours]), valid & self.shown[indices]
 
     def close(self) -> None:
         """Close the file."""
