@@ -13,10 +13,21 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from geomim.errors import CorpusError, InputError, MissingExtraError
+
+
+@lru_cache(1)
+def _use_object_stores() -> None:
+    """Open `s3://`, `gs://` and `az://` with obstore where it is installed: one library, without a cloud's own one."""
+    try:
+        from obstore.fsspec import register
+    except ModuleNotFoundError:
+        return  # fsspec then looks for s3fs, gcsfs or adlfs
+    register(["s3", "gs", "az"])
 
 
 @dataclass(frozen=True)
@@ -55,10 +66,11 @@ class Url:
         """
         import fsspec
 
+        _use_object_stores()
         try:
             files, path = fsspec.core.url_to_fs(self.text)
         except ImportError as error:
-            raise MissingExtraError(f"'{self}' cannot be opened: {error}; pip install 'geomim[remote]'") from error
+            raise MissingExtraError(f"'{self}' cannot be opened: {error}; pip install 'geomim[corpus]'") from error
         except ValueError as error:
             raise InputError(f"'{self}' cannot be opened: {error}") from error
         return files, path
@@ -106,7 +118,8 @@ class Url:
             files, path = self.files()
             paths = [f"{path.rstrip('/')}/{name}" for name in names]
             if len(paths) == 1 and starts[0] < 0:
-                return [files.cat_file(paths[0], start=starts[0])]
+                size = files.size(paths[0])  # not every store counts from the end
+                return [files.cat_file(paths[0], start=max(size + starts[0], 0), end=size)]
             found: list[bytes] = files.cat_ranges(paths, list(starts), list(ends), on_error="raise")
             return found
 
@@ -137,7 +150,7 @@ def reached(url: Url) -> Iterator[None]:
     except (FileNotFoundError, CorpusError, InputError, MissingExtraError):
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CorpusError(f"'{url}' cannot be reached ({reason}): check the address and your access to it") from error
 
 

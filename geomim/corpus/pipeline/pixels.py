@@ -140,7 +140,7 @@ def write_pixels(work: Path, out: Path, pixels: Pixels, workers: Workers, inline
         slots = [some.get(size, _NONE) for some in found]
         calls += _arrays(work, out / "catalogue", folder, size, slots, pixels)
     workers.run("writing tiles", _write, calls, inline=len(calls) < _INLINE_SHARDS)
-    for rest in folder.rglob("*.partial"):  # of a shard that was being written when the build was stopped
+    for rest in folder.rglob("*.partial"):  # zarr's own, of a group that was written when the build was stopped
         rest.unlink()
     write_groups(folder)
     os.replace(folder, out / "tiles.zarr")
