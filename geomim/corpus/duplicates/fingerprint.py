@@ -58,7 +58,7 @@ def block_means(tiles: np.ndarray, valid: np.ndarray) -> np.ndarray:
     Returns:
         `(n, 32, 32)` float32 in the tiles' unit; zeros where a tile has no valid pixel.
     """
-    tiles, valid = np.ascontiguousarray(tiles), np.ascontiguousarray(valid)
+    tiles, valid = np.ascontiguousarray(tiles, tiles.dtype.newbyteorder("=")), np.ascontiguousarray(valid)
     rows, columns = (_edges(length) for length in tiles.shape[2:])
     means = np.empty((len(tiles), GRID, GRID), np.float32)
     sums = np.empty(tiles.shape[3], _sum_type(tiles.dtype, tiles.shape[1] * int((rows[:, 1] - rows[:, 0]).max())))
@@ -90,7 +90,7 @@ def _block_means(tiles, valid, all_valid, rows, columns, sums, means):  # pragma
         empty = False
         for i in range(GRID):
             sums[:] = 0
-            seen[:] = rows[i, 1] - rows[i, 0] if whole else 0
+            seen[:] = 0
             for y in range(rows[i, 0], rows[i, 1]):
                 for c in range(bands):
                     if whole:
@@ -104,10 +104,12 @@ def _block_means(tiles, valid, all_valid, rows, columns, sums, means):  # pragma
                     for x in range(width):
                         seen[x] += valid[n, y, x]
             for j in range(GRID):
-                total, pixels = sums[0] * 0.0, 0
+                total = sums[0] * 0
                 for x in range(columns[j, 0], columns[j, 1]):
                     total += sums[x]
-                    pixels += seen[x]
+                pixels = (rows[i, 1] - rows[i, 0]) * (columns[j, 1] - columns[j, 0])
+                if not whole:
+                    pixels = seen[columns[j, 0] : columns[j, 1]].sum()
                 means[n, i, j] = total / (pixels * bands) if pixels else np.nan
                 empty |= pixels == 0
         if empty:

@@ -65,6 +65,29 @@ def test_invalid_pixels_do_not_count():
     assert (block_means(tiles, np.zeros_like(valid)) == 0).all()
 
 
+@pytest.mark.parametrize("dtype", ["u1", "u2", "i2", "i4", "f4", ">u2"])
+@pytest.mark.parametrize("size", [40, 64])
+def test_block_means_of_any_type_are_those_of_a_plain_loop(dtype, size):
+    rng = np.random.default_rng(0)
+    tiles = rng.integers(0, 100, (2, 3, size, size)).astype(dtype)
+    if np.dtype(dtype).kind == "i":
+        tiles -= 50
+    valid = rng.random((2, size, size)) < 0.3
+    valid[1] = True
+    means = block_means(tiles, valid)
+    for n in range(2):
+        for i, j in [(0, 0), (3, 17), (15, 16), (31, 31)]:
+            y, x = (slice(k * size // 32, -(-(k + 1) * size // 32)) for k in (i, j))
+            inside = tiles[n, :, y, x][:, valid[n, y, x]]
+            expected = inside if inside.size else tiles[n][:, valid[n]]
+            np.testing.assert_allclose(means[n, i, j], expected.astype(float).mean(), rtol=1e-5, atol=1e-4)
+
+
+def test_large_numbers_do_not_overflow():
+    tiles = np.full((1, 12, 1024, 1024), 65535, np.uint16)
+    assert (block_means(tiles, np.ones((1, 1024, 1024), bool)) == 65535).all()
+
+
 def test_perceptual_hash_survives_gain_noise_and_a_small_shift_but_tells_places_apart():
     tiles = scenes()
     noise = np.random.default_rng(1).normal(0, 30, tiles.shape)

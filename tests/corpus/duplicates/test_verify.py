@@ -1,7 +1,21 @@
 import numpy as np
+import pytest
 
-from geomim.corpus.duplicates.fingerprint import inverse, orient, signature
+from geomim.corpus.duplicates.fingerprint import block_means, inverse, orient, signature
 from geomim.corpus.duplicates.verify import MIN_CORRELATION, correlation
+
+
+def scene(size=300, seed=0):
+    """Rough random ground, `(H, W)` float64: detail of all sizes."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size)[None]) + 1 / size
+    field = np.fft.ifft2(np.fft.fft2(rng.normal(size=(size, size))) / frequency).real
+    return 100 + 20 * field / field.std()
+
+
+def signatures(tiles):
+    tiles = np.stack(tiles)[:, None]
+    return signature(block_means(tiles, np.ones((len(tiles), *tiles.shape[2:]), bool)))
 
 
 def test_the_second_signature_is_turned():
@@ -10,3 +24,42 @@ def test_the_second_signature_is_turned():
     one, two = signature(means), signature(turned)
     np.testing.assert_allclose(correlation(one, two, np.arange(8)), 1, atol=2e-3)
     assert (correlation(one, two, np.roll(np.arange(8), 1)) < MIN_CORRELATION).all()
+
+
+@pytest.mark.parametrize("y, x", [(0, 0), (4, 0), (-4, 4), (8, -8), (3, 5)])
+def test_a_shift_by_up_to_a_block_is_forgiven(y, x):
+    scenes = [scene(seed=seed) for seed in range(10)]
+    one = signatures([ground[20:276, 20:276] for ground in scenes])
+    two = signatures([1.3 * ground[20 + y : 276 + y, 20 + x : 276 + x] - 9 for ground in scenes])
+    same = np.zeros(10, int)
+    assert correlation(one, two, same).min() > MIN_CORRELATION
+    np.testing.assert_allclose(correlation(one, two, same), correlation(two, one, same), atol=0.03)
+    assert correlation(one, np.roll(two, 1, 0), same).max() < 0.6
+
+
+def test_a_shift_by_three_blocks_is_not():
+    ground = scene()
+    one, two = signatures([ground[:256, :256]]), signatures([ground[24:280, :256]])
+    assert correlation(one, two, np.zeros(1, int))[0] < 0.7
+
+
+def test_a_bright_half_and_a_dark_half_do_not_make_a_copy():
+    shore = np.where(np.arange(256) < 128, 40, 160)
+    one, two = (signatures([shore + scene(256, seed)]) for seed in (1, 2))
+    assert (one.astype(float) @ two.astype(float).T).item() > 0.85
+    assert correlation(one, two, np.zeros(1, int))[0] < 0.85
+
+
+def test_flat_tiles_and_no_tiles():
+    flat, other = signatures([np.full((64, 64), 5.0)]), signatures([scene(64)])
+    for one, two in ((flat, flat), (flat, other), (other, flat)):
+        assert correlation(one, two, np.zeros(1, int)).tolist() == [0]
+    assert correlation(flat[:0], flat[:0], np.empty(0, int)).shape == (0,)
+
+
+def test_many_pairs_are_the_same_as_few():
+    one = np.random.default_rng(0).normal(size=(4100, 1024)).astype(np.float16) / 32
+    two, turn = np.roll(one, 1, 0), np.arange(4100) % 8
+    many = correlation(one, two, turn)
+    some = [0, 2047, 2048, 4099]
+    np.testing.assert_allclose(correlation(one[some], two[some], turn[some]), many[some], atol=1e-6)
