@@ -87,7 +87,9 @@ def loaded(code: str) -> set[str]:
 def test_light_paths_load_nothing_heavy() -> None:
     heavy = {"torch", "lightning", "rasterio", "geopandas", "zarr", "timm", "numba", "pandas", "jsonargparse"}
     assert not heavy & loaded("import geomim; from geomim.cli import main; main(['--help'])")
-    modules = "scenes slicing quality fingerprint dedupe store build report synthetic".split()
+    modules = (
+        "scenes slicing quality duplicates.blocks store build changes audit exclusion combine sources.items".split()
+    )
     corpus = "; ".join(f"import geomim.corpus.{module}" for module in modules)
     assert "torch" not in loaded(corpus)
     training = textwrap.dedent("""

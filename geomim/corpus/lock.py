@@ -13,6 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ import pyarrow.dataset as ds
 import xxhash
 
 from geomim.corpus.remote import Url, aside
+from geomim.corpus.scenes import source_files
 from geomim.corpus.store import CATALOGUE, Corpus
 from geomim.errors import CorpusError
 
@@ -61,17 +63,25 @@ class Locked:
 
 
 def source_hash(uri: str) -> tuple[int, str] | None:
-    """Size in bytes and hash (xxh3, 128 bits) of a local file, or of all files of a folder with their names.
+    """Size in bytes and hash (xxh3, 128 bits) of a local file, or of all files of a scene with their names.
 
     Returns:
-        None where there is no such local file, as for a remote source.
+        None where there is no local file, as for a remote source.
     """
-    if os.path.isfile(uri):
-        return _hash_files([(b"", uri)])
-    if not os.path.isdir(uri):
+    files = source_files(uri)
+    if not files:
         return None
-    names = sorted(file.relative_to(uri).as_posix() for file in Path(uri).rglob("*") if file.is_file())
-    return _hash_files([(f"{name}\0".encode(), os.path.join(uri, name)) for name in names])
+    return _hash_unchanged(
+        uri if os.path.isdir(uri) else None, tuple((file, os.stat(file).st_mtime_ns) for file in files)
+    )
+
+
+@lru_cache(8)  # the images of an archive follow one another
+def _hash_unchanged(folder: str | None, files: tuple[tuple[str, int], ...]) -> tuple[int, str]:
+    if len(files) == 1 and folder is None:
+        return _hash_files([(b"", files[0][0])])
+    base = folder or os.path.dirname(files[0][0])
+    return _hash_files([(f"{Path(os.path.relpath(file, base)).as_posix()}\0".encode(), file) for file, _ in files])
 
 
 def _hash_files(files: Iterable[tuple[bytes, str]]) -> tuple[int, str]:

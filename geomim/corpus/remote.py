@@ -70,7 +70,9 @@ class Url:
         try:
             files, path = fsspec.core.url_to_fs(self.text)
         except ImportError as error:
-            raise MissingExtraError(f"'{self}' cannot be opened: {error}; pip install 'geomim[corpus]'") from error
+            raise MissingExtraError(
+                f"'{self}' cannot be opened: {error}; pip install 'geomim[corpus]' for s3, gs, az"
+            ) from error
         except ValueError as error:
             raise InputError(f"'{self}' cannot be opened: {error}") from error
         return files, path

@@ -113,9 +113,9 @@ def test_what_does_not_answer_gets_a_sentence(monkeypatch):
         Corpus.open("memory://nothing/there")
     with pytest.raises(InputError, match="nosuch"):
         Corpus.open("nosuch://bucket/corpus")
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(MissingExtraError, match=r"s3://bucket/corpus.*geomim\[remote\]"):
-        Corpus.open("s3://bucket/corpus")
+    monkeypatch.setitem(sys.modules, "adlfs", None)
+    with pytest.raises(MissingExtraError, match=r"adl://bucket/corpus.*adlfs.*geomim\[corpus\]"):
+        Corpus.open("adl://bucket/corpus")
 
     def refuse(*_, **__):
         raise PermissionError("403")

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from geomim.corpus.pipeline.executor import Workers
-from geomim.corpus.scenes import Scene
+from geomim.corpus.scenes import Scene, source_files
 from geomim.corpus.slicing import Grid, windows
 from geomim.corpus.sources.items import Item, open_item
 from geomim.errors import BandError, GeomimError, InputError
@@ -89,12 +89,16 @@ class Plan:
 
 
 def state(uri: str) -> tuple[int, int]:
-    """Size and time of change of a local file; -1 for anything else."""
+    """Size and last change of the local files of a source; -1 where there is none."""
+    plain = uri.lower().endswith(_PLAIN) and not uri.startswith("/vsi")
     try:
-        status = os.stat(uri)
-        return status.st_size, status.st_mtime_ns
+        status = [os.stat(file) for file in ([uri] if plain else source_files(uri))]
     except OSError:
         return -1, -1
+    return sum(one.st_size for one in status) or -1, max((one.st_mtime_ns for one in status), default=-1)
+
+
+_PLAIN = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2")  # one file each
 
 
 def scan(plan: Plan, given: pa.Table) -> pa.Table:

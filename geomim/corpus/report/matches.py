@@ -57,8 +57,10 @@ def counts(described: pa.Table) -> list[tuple[str, str, int, int]]:
     ]
 
 
-def counts_table(described: pa.Table, title: str) -> Table:
+def counts_table(described: pa.Table, title: str) -> Table | str:
     """The same for the terminal."""
+    if not len(described):
+        return f"{title}: nothing was found"
     table = Table("found by", "distance (bits)", "pairs of windows", "pairs of images", title=title)
     table.title_justify = "left"
     for kind, distance, windows, images in counts(described):
