@@ -210,6 +210,9 @@ def crop_pairs(
     hash that has more than `crowd` patches within the radius is left out: it would not tell where a crop comes from. So
     no patch takes part in more than `crowd` matches an orientation.
 
+    Most patches are like no other one. Where all of them are too many for memory, those that have none within the
+    radius in any orientation (`hamming.search_band`, a slice a task) may be left out before: the result is the same.
+
     Args:
         blocks: Patches of all tiles, from `block_hashes`.
         radius: Bits that two hashes of one patch may differ by, 0..12.
