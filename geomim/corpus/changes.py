@@ -99,6 +99,7 @@ def split(
             f"shares must lie in 0..1 and leave something to train on, and a block have an edge; given test "
             f"{test_share}, val {val_share}, block {block} km"
         )
+    asked = {"by": by, "test_share": test_share, "val_share": val_share, "block": block, "seed": seed}
     folder = Path(corpus)
     opened = Corpus.open(folder)
     if not (folder / "catalogue" / "edges.parquet").exists():
@@ -108,7 +109,7 @@ def split(
     kept = tiles["kept"].to_numpy(zero_copy_only=False)
     names = _draw(group, kept, test_share, val_share, seed)
     write_table(folder / "catalogue" / "split.parquet", pa.table({"id": tiles["id"], "split": names}))
-    conclude(folder)
+    conclude(folder, {"split": asked})
     write_report(folder)
     print_funnel(Corpus.open(folder), Console(stderr=True, markup=False, highlight=False))
     return folder

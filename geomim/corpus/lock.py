@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import zip_longest
@@ -354,6 +354,7 @@ def rebuild(lock: str, out: str, workers: int | None = None, cluster: str | None
         if head["versions"].get(name) != now:
             console.print(f"{name} is {now}, and was {head['versions'].get(name)}", soft_wrap=True)
     folder = build(**head["recipe"], out=out, workers=workers, cluster=cluster)
+    _change_again(folder, head.get("changes", {}))
     for line, again in zip_longest(read_lock(lock)[1], read_lock(folder)[1]):
         if line != again:
             found.say("sources", f"tiles of '{(line or again).uri}' came out otherwise")
@@ -361,3 +362,17 @@ def rebuild(lock: str, out: str, workers: int | None = None, cluster: str | None
         raise CorpusError(f"'{folder}' differs from '{lock}': {found}")
     console.print(f"'{folder}' is the same: {head['tiles']:,} tiles of {head['sources']:,} sources", soft_wrap=True)
     return folder
+
+
+def _change_again(folder: Path, changes: dict[str, dict[str, Any]]) -> None:
+    """Do what was done to the corpus after its build."""
+    from geomim.corpus.changes import split
+    from geomim.corpus.exclusion import exclude
+
+    verbs: dict[str, Callable[..., Path]] = {"split": split, "exclude": exclude}
+    if other := changes.keys() - verbs.keys():
+        raise CorpusError(
+            f"'{folder}' is built; what changed the first one then needs an encoder: do {', '.join(sorted(other))} by hand"
+        )
+    for verb, asked in changes.items():
+        verbs[verb](str(folder), **asked)

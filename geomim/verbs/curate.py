@@ -220,7 +220,8 @@ def semantic(
         found = _edge_table(ids[rows][pairs], cosine)
     others = edges.filter(pc.not_equal(edges["kind"], "embedding"))
     write_table(folder / "catalogue" / "edges.parquet", pa.concat_tables([others, found]))
-    return _conclude(folder)
+    asked = {"threshold": threshold, "embedding": embedding, "clusters": clusters, "probes": probes, "seed": seed}
+    return _conclude(folder, {"semantic": asked if threshold <= 1 else None})
 
 
 def balance(
@@ -255,7 +256,7 @@ def balance(
     table = folder / "catalogue" / "balance.parquet"
     if keep == 0:
         table.unlink(missing_ok=True)
-        return _conclude(folder)
+        return _conclude(folder, {"balance": None})
     ids, features = _embedding(folder, embedding)
     in_train = pc.equal(pc.field("split"), "train") & (pc.field("kept") | pc.starts_with(pc.field("reason"), "balance"))
     train = Corpus.open(folder).table(["id"], where=in_train)["id"].to_numpy()
@@ -267,7 +268,8 @@ def balance(
     wanted = [round(len(train) ** 0.5), round(len(train) ** 0.25)] if levels is None else levels
     chosen = choose(Subset(features, np.searchsorted(ids, train)), count, wanted, seed)
     write_table(table, pa.table({"id": train, "chosen": chosen}))
-    return _conclude(folder)
+    asked = {"keep": keep, "embedding": embedding, "levels": levels, "seed": seed}
+    return _conclude(folder, {"balance": asked})
 
 
 def _embedding(folder: Path, name: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -298,12 +300,12 @@ def _edge_table(ids: np.ndarray, cosine: np.ndarray) -> pa.Table:
     return edge_table(ids[:, 0], ids[:, 1], "embedding", correlation=cosine)
 
 
-def _conclude(folder: Path) -> Path:
+def _conclude(folder: Path, change: dict[str, Any]) -> Path:
     """Decide again and show it. Imported here: `embed` needs no rasterio."""
     from geomim.corpus.pipeline.conclude import conclude
     from geomim.corpus.report.report import print_funnel, write_report
 
-    conclude(folder)
+    conclude(folder, change)
     write_report(folder)
     print_funnel(Corpus.open(folder), Console(stderr=True, markup=False, highlight=False))
     return folder

@@ -47,12 +47,14 @@ def complete(folder: Path) -> None:
         shutil.rmtree(folder / _NEXT)
 
 
-def conclude(folder: str | Path, **changes: Any) -> None:
+def conclude(folder: str | Path, change: dict[str, Any] | None = None, **recipe: Any) -> None:
     """Decide again about a finished corpus, after one of its small tables or some entries of its recipe changed.
 
     Args:
         folder: Of the corpus.
-        changes: New values of entries of the recipe.
+        change: The verb that changed a table, and its arguments, for the lock; it replaces an earlier one of that verb,
+            and None takes that back.
+        recipe: New values of entries of the recipe.
 
     Raises:
         CorpusError: It is no corpus, or one of the first format, which holds no such tables.
@@ -63,7 +65,9 @@ def conclude(folder: str | Path, **changes: Any) -> None:
     meta = dict(Corpus.open(folder).meta)
     if not (folder / "catalogue" / "edges.parquet").exists():
         raise CorpusError(f"'{folder}' was built by geomim {meta.get('geomim_version')}: build it again to change it")
-    meta["recipe"] = meta["recipe"] | changes
+    meta["recipe"] = meta["recipe"] | recipe
+    changes = meta.get("changes", {}) | (change or {})
+    meta["changes"] = {verb: asked for verb, asked in changes.items() if asked is not None}
     with Progress(transient=True) as progress, Workers(progress) as workers:
         finish(folder, meta, rules_of(meta), workers)
 
@@ -192,7 +196,8 @@ def _sources(folder: Path) -> pa.Table:
 
 
 def _locked(meta: dict[str, Any]) -> dict[str, Any]:
-    return {"geomim_version": __version__, "recipe": meta["recipe"], "versions": versions()}
+    changes = meta.get("changes", {})
+    return {"geomim_version": __version__, "recipe": meta["recipe"], "changes": changes, "versions": versions()}
 
 
 def versions() -> dict[str, str]:
