@@ -372,7 +372,7 @@ def _change_again(folder: Path, changes: dict[str, dict[str, Any]]) -> None:
     verbs: dict[str, Callable[..., Path]] = {"split": split, "exclude": exclude}
     if other := changes.keys() - verbs.keys():
         raise CorpusError(
-            f"'{folder}' is built; what changed the first one then needs an encoder: do {', '.join(sorted(other))} by hand"
+            f"'{folder}' is built; {', '.join(sorted(other))} then changed the first one: do it again, with its encoder"
         )
     for verb, asked in changes.items():
         verbs[verb](str(folder), **asked)

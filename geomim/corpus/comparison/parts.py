@@ -17,10 +17,12 @@ from geomim.corpus.pipeline.executor import Workers
 
 Crops = Literal["off", "fast", "thorough"]
 """How to look for overlapping parts. `fast` compares views of which two corners agree; `thorough` those of which one
-does: in RSICD it finds 43 pairs in place of 25, and compares 26,704 pairs in place of 35."""
+does: of 46 overlaps in RSICD it finds all in place of 26, and compares 13,000 pairs in place of 35."""
 
 RADIUS = 6
 """Bits that the hashes of one corner may differ by."""
+CROWD = 12
+"""Corners that may look alike before they tell nothing: 50 give twice as many candidates in RSICD, and no match more."""
 MIN_SHARE = 0.1
 """Share of the smaller view from which an overlap counts."""
 _PART = 32  # pixels: a smaller part tells nothing
@@ -73,12 +75,12 @@ def _propose(
 ) -> Iterator[blocks.Crops]:
     """Candidates; of two different sides a chunk at a time, so that memory does not grow with the first."""
     if a is b:
-        yield blocks.crop_pairs(gather_blocks(a, one, workers), RADIUS, votes)
+        yield blocks.crop_pairs(gather_blocks(a, one, workers), RADIUS, votes, CROWD)
         return
     theirs = gather_blocks(b, two, workers)
     for start in range(0, max(len(one), 1), _CHUNK):
         mine = gather_blocks(a, one[start : start + _CHUNK], workers)
-        yield blocks.crop_matches(mine, theirs, RADIUS, votes)
+        yield blocks.crop_matches(mine, theirs, RADIUS, votes, CROWD)
 
 
 def _check(a: Collection, b: Collection, pairs: blocks.Crops, workers: Workers) -> Parts:

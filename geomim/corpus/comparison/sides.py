@@ -89,7 +89,7 @@ def side(
     known = get_sensor(sensor) if sensor else None
     if (folder / "corpus.json").is_file():
         wanted = splits or (("val", "test") if held_out else None)
-        return _of_corpus(name or folder.resolve().name, given, Corpus.open(folder), wanted)
+        return _of_corpus(name or _called(folder.resolve().name, splits, held_out), given, Corpus.open(folder), wanted)
     items = list_items(path, download)
     named = {item.split for item in items if item.split}
     if splits:
@@ -105,8 +105,13 @@ def side(
                 f"'{path}': its card names no held-out split, or the folder holds none of it; say which splits count, "
                 f"as {path}:test, or give the folder of its images to take all of them"
             )
-    called = name or items[0].dataset or os.path.basename(os.path.normpath(path.replace("*", "")))
+    called = name or _called(items[0].dataset or os.path.basename(os.path.normpath(path)), splits, held_out)
     return Side(called, given, tuple(items), None, splits, known, tuple(bands) if bands else None)
+
+
+def _called(name: str, splits: tuple[str, ...] | None, held_out: bool) -> str:
+    """A benchmark goes by its name; two sides of an audit may be two splits of one."""
+    return f"{name}:{','.join(splits)}" if splits and not held_out else name
 
 
 def _parts(given: str) -> tuple[str, str, tuple[str, ...] | None]:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from geomim.corpus.duplicates.fingerprint import ORIENTATIONS, inverse, orient
-from geomim.corpus.report.facts import SAMPLE, Facts, crossing, rows_of, shown_members
+from geomim.corpus.report.facts import SAMPLE, Facts, as_funnel, crossing, rows_of, shown_members
 from geomim.corpus.report.page import html_table
 from geomim.corpus.store import Corpus
 
@@ -84,8 +84,10 @@ class Gallery:
         every = [row["id"] for rows in examples.values() for row in rows]
         turns = self._turns([*every, *keepers])
         sections = []
-        for kind, count in self._facts.kinds.most_common():
+        for kind, count in as_funnel(self._facts.tiles, self._facts.kinds).items():
             rows = examples.get(kind, [])
+            if not rows:
+                continue
             figures = "".join(self._dropped(row, keepers.get(row["duplicate_of"]), turns) for row in rows)
             shown = f"<p>{len(rows)} of {count:,}, evenly drawn.</p>" if count > len(rows) else ""
             sections.append((f"Dropped: {kind}", f'{shown}<div class="pairs">{figures}</div>'))
@@ -158,7 +160,7 @@ class Gallery:
         kinds = pa.array(["exact", "perceptual", "crop", "footprint", "embedding"])
         ranked = pairs.append_column("rank", pc.index_in(pairs["kind"], value_set=kinds))
         ways = [("rank", "ascending"), ("distance", "ascending"), ("correlation", "descending"), ("a", "ascending")]
-        ranked = ranked.take(pc.sort_indices(ranked, [*ways, ("b", "ascending")]))
+        ranked = _once(ranked.take(pc.sort_indices(ranked, [*ways, ("b", "ascending")])))
         counts: Counter[tuple[str, ...]] = Counter()
         for row in ranked.select(["split_a", "split_b", "kind"]).to_pylist():
             counts[(" and ".join(sorted((row["split_a"], row["split_b"]))), row["kind"])] += 1
@@ -208,6 +210,13 @@ class Gallery:
         lost = self._facts.tiles - placed
         note += f"<p>{lost:,} tiles have no place on Earth.</p>" if lost else ""
         return f'<div class="card"><img src="footprints.png" alt="map of footprints"></div>{note}'
+
+
+def _once(pairs: pa.Table) -> pa.Table:
+    """The first row of each pair."""
+    ends = zip(pairs["a"].to_pylist(), pairs["b"].to_pylist(), strict=True)
+    first = {pair: place for place, pair in reversed(list(enumerate(ends)))}
+    return pairs.take(sorted(first.values()))
 
 
 def orient_picture(picture: np.ndarray, turn: int) -> np.ndarray:

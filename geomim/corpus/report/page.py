@@ -49,7 +49,8 @@ img { max-width: 100%; display: block; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
 figure { margin: 0; } figure.strip img { height: auto; } figure.strip { margin: .6rem 0; }
 figure img { height: 8rem; max-width: 100%; }
-figcaption, p { color: var(--soft); font-size: .88rem; }
+figcaption, p { color: var(--soft); font-size: .88rem; overflow-wrap: anywhere; }
+figcaption { margin-top: .2rem; }
 </style>
 </head>
 <body>

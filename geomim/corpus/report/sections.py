@@ -25,8 +25,8 @@ def funnel_html(facts: Facts) -> str:
         rows.append(f"<tr><td>{html.escape(name)}</td>{numbers}<td class=w>{bar}</td></tr>")
     kept, low = facts.low_information
     words = (
-        f"<p>{low:,} tiles have little to see (water, sand, haze); they are never near duplicates of each other, and "
-        f"{kept:,} of them are kept.</p>"
+        f"<p>Tiles with little to see (water, sand, haze): {low:,}, of which {kept:,} are kept. They are never called near "
+        "duplicates of each other.</p>"
         if low
         else ""
     )
@@ -100,7 +100,7 @@ def origin_rows(facts: Facts) -> list[tuple[str, ...]]:
     """Dataset, licence, commercial use, tiles and kept tiles, most tiles first."""
     rows = []
     for (dataset, licence, closed), (tiles, kept) in sorted(facts.origins.items(), key=lambda one: -one[1][0]):
-        allowed = {None: "not known", True: "not allowed, or not known to be", False: "allowed"}[closed]
+        allowed = "not allowed, or not known to be" if closed else "allowed" if licence else "not known"
         rows.append((dataset or "files", licence or "none stated", allowed, f"{tiles:,}", f"{kept:,}"))
     return rows[:_LISTED]
 
