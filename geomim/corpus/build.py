@@ -40,7 +40,7 @@ from geomim.corpus.report.report import print_funnel, print_summary, write_repor
 from geomim.corpus.store import SKIPPED, Corpus, write_table
 from geomim.errors import CorpusError, InputError
 
-_INLINE_SOURCES = 64  # below this, starting a process costs more than it saves
+_INLINE_PIXELS = 32 * 2**20  # below this, starting a process costs more than it saves
 _INLINE_TILES = 20_000
 RADIUS = 8
 """Bits within which near-copies are looked for at least; which of them count is decided later."""
@@ -232,7 +232,8 @@ def _cut(plan: Plan, dealt: list[Any], work: Path, pool: Workers) -> None:
             shutil.rmtree(folder)
     missing = [task for task in dealt if not (work / "tasks" / task.name).exists()]
     calls = [(plan, task, work / "tasks" / task.name) for task in missing]
-    pool.run("cutting tiles", cut, calls, inline=sum(len(task.sources) for task in missing) < _INLINE_SOURCES)
+    pixels = sum(pc.sum(task.sources["tiles"]).as_py() for task in missing) * plan.grid.largest**2
+    pool.run("cutting tiles", cut, calls, inline=pixels < _INLINE_PIXELS)
 
 
 def _check_some_cut(work: Path, skipped: pa.Table) -> None:

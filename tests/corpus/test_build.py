@@ -147,7 +147,7 @@ def test_statistics_are_those_of_kept_train_pixels(built):
 
 
 def test_twice_and_with_two_processes_the_same_bytes(planted, built, tmp_path, monkeypatch):
-    monkeypatch.setattr(building, "_INLINE_SOURCES", 0)
+    monkeypatch.setattr(building, "_INLINE_PIXELS", 0)
     monkeypatch.setattr(building, "_INLINE_TILES", 0)
     monkeypatch.setattr(plan, "SCENES_PER_TASK", 1)
     one = digest(again(planted, tmp_path / "one", workers=1))
