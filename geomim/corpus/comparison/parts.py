@@ -22,7 +22,7 @@ does: of 46 overlaps in RSICD it finds all in place of 26, and compares 13,000 p
 RADIUS = 6
 """Bits that the hashes of one corner may differ by."""
 CROWD = 12
-"""Corners that may look alike before they tell nothing: 50 give twice as many candidates in RSICD, and no match more."""
+"""Corners that may look alike before they tell nothing: 50 give RSICD twice as many candidates, and no match more."""
 MIN_SHARE = 0.1
 """Share of the smaller view from which an overlap counts."""
 _PART = 32  # pixels: a smaller part tells nothing

@@ -25,11 +25,11 @@ def funnel_html(facts: Facts) -> str:
         rows.append(f"<tr><td>{html.escape(name)}</td>{numbers}<td class=w>{bar}</td></tr>")
     kept, low = facts.low_information
     words = (
-        f"<p>Tiles with little to see (water, sand, haze): {low:,}, of which {kept:,} are kept. They are never called near "
-        "duplicates of each other.</p>"
-        if low
-        else ""
+        f"<p>Tiles with little to see (water, sand, haze): {low:,}, of which {kept:,} are kept. They are never called "
+        "near duplicates of each other.</p>"
     )
+    if not low:
+        words = ""
     return f"<table>{''.join(rows)}</table>{words}"
 
 
