@@ -13,8 +13,8 @@ MIN_CORRELATION = 0.9
 Measured on 128 px photographs (RSICD) and 256 px tiles of 0.5 m scenes (Airbus), 600 planted copies a kind: at least
 99 % of the copies reach 0.97 after JPEG at quality 50, 0.99 with 1 % noise, 0.98 after a shift by 1 px of 256, 0.95 by
 4 px of 256 and 0.90 by 2 or 4 px of 128; clipping gain (1.3) leaves 98 % and 95 % of them above 0.9. Of the pairs
-within 12 bits that show no copy, the likest reach 0.89 (a taxiway and its own mirror image) and 0.82, while plain
-correlation of block means gives up to 0.96 to two unrelated beaches, and 0.61 to a true shift by 4 px.
+within 12 bits that show no copy, the likest reach 0.88 (a taxiway and its own mirror image) and 0.82, while plain
+correlation of block means gives up to 0.96 to two unrelated beaches, and as little as 0.6 to a true shift by 4 px.
 """
 _AT_ONCE = 2048  # pairs: 17 MB of numbers
 
