@@ -200,7 +200,7 @@ def compared_html(one: Collection, two: Collection, asked: dict[str, Any]) -> st
         )
     low = sum(sum(each.views["low_information"].to_pylist()) for each in ([one] if one is two else [one, two]))
     if low and one.sensor is not None:
-        how += f" {low:,} windows with too little to see (water, sand, nodata) were compared exactly and by place only."
+        how += f" Windows with too little to see (water, sand, nodata), compared exactly and by place only: {low:,}."
     if one is two:
         how += " A file is never compared with itself."
     return html_table((), rows) + f"<p>{how}</p>"

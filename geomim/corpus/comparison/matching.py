@@ -122,7 +122,7 @@ def _rows(kind: str, a: Any, b: Any, distance: Any, orientation: Any, correlated
 
 def _exact(a: Collection, b: Collection) -> pa.Table:
     """Copies: each one of `a` with the first of `b`, and each one of `b` with the first of `a`."""
-    groups_a, groups_b = _groups(a), _groups(b)
+    groups_a, groups_b = _groups(a, b.views["xxh3"]), _groups(b, a.views["xxh3"])
     pairs = set()
     for content in groups_a.keys() & groups_b.keys():
         one, two = groups_a[content], groups_b[content]
@@ -135,9 +135,12 @@ def _exact(a: Collection, b: Collection) -> pa.Table:
     return _rows("exact", places[:, 0], places[:, 1], 0, 0, 1.0, 1.0)
 
 
-def _groups(side: Collection) -> dict[str, list[int]]:
+def _groups(side: Collection, among: pa.ChunkedArray) -> dict[str, list[int]]:
+    """Places of the views of each content, of those that occur in a list."""
+    hashes = side.views["xxh3"]
+    places = np.flatnonzero(pc.is_in(hashes, pc.unique(among)).to_numpy())
     groups: dict[str, list[int]] = {}
-    for place, content in enumerate(side.views["xxh3"].to_pylist()):
+    for place, content in zip(places.tolist(), hashes.take(places).to_pylist(), strict=True):
         if content:
             groups.setdefault(content, []).append(place)
     return groups
@@ -199,11 +202,11 @@ def _best(table: pa.Table) -> pa.Table:
 
 def _spread(table: pa.Table, a: Collection, b: Collection) -> pa.Table:
     """What holds for a view holds for its exact copies: those of `a` with the view of `b`, and the other way round."""
-    groups_a, groups_b = _groups(a), _groups(b)
-    names_a, names_b = a.views["xxh3"].to_pylist(), b.views["xxh3"].to_pylist()
+    names = [side.views["xxh3"].take(table[end]) for side, end in ((a, "a"), (b, "b"))]
+    groups_a, groups_b = (_groups(side, some) for side, some in zip((a, b), names, strict=True))
     rows: list[dict[str, Any]] = []
-    for row in table.to_pylist():
-        one, two = groups_a[names_a[row["a"]]], groups_b[names_b[row["b"]]]
+    for row, name_a, name_b in zip(table.to_pylist(), *(some.to_pylist() for some in names), strict=True):
+        one, two = groups_a[name_a], groups_b[name_b]
         rows.extend(row | {"a": x} for x in one)
         rows.extend(row | {"b": y} for y in two[1:])
     return pa.Table.from_pylist(rows, MATCHES)

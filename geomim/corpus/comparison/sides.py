@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
+from geomim.corpus.remote import place
 from geomim.corpus.scenes import Scene, open_scene
 from geomim.corpus.sources.items import Item, list_items
-from geomim.corpus.store import Corpus
+from geomim.corpus.store import Corpus, Place
 from geomim.errors import BandError, GeomimError, InputError, nearest
 from geomim.sensors import Sensor, get_sensor, match_bands
 
@@ -83,13 +84,11 @@ def side(
         CorpusError: A corpus of a newer format.
     """
     name, path, splits = _parts(given)
-    folder = Path(path)
-    if folder.name == "catalogue.parquet":
-        folder = folder.parent
+    folder = place(path.removesuffix("/catalogue.parquet"))
     known = get_sensor(sensor) if sensor else None
     if (folder / "corpus.json").is_file():
         wanted = splits or (("val", "test") if held_out else None)
-        return _of_corpus(name or _called(folder.resolve().name, splits, held_out), given, Corpus.open(folder), wanted)
+        return _of_corpus(name or _called(_folder_name(folder), splits, held_out), given, Corpus.open(folder), wanted)
     items = list_items(path, download)
     named = {item.split for item in items if item.split}
     if splits:
@@ -107,6 +106,10 @@ def side(
             )
     called = name or _called(items[0].dataset or os.path.basename(os.path.normpath(path)), splits, held_out)
     return Side(called, given, tuple(items), None, splits, known, tuple(bands) if bands else None)
+
+
+def _folder_name(folder: Place) -> str:
+    return folder.resolve().name if isinstance(folder, Path) else folder.name
 
 
 def _called(name: str, splits: tuple[str, ...] | None, held_out: bool) -> str:

@@ -143,7 +143,7 @@ def name_of(side: Collection, place: int) -> str:
 
 def _caption(row: dict[str, Any], more: int, a: Collection, b: Collection) -> str:
     how = [row["kind"]]
-    if row["distance"] > 0:
+    if row["kind"] == "perceptual":
         how.append(f"distance {row['distance']}")
     if row["kind"] in ("perceptual", "crop"):
         how.append(f"correlation {row['correlation']:.2f}")

@@ -40,7 +40,8 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 table { border-collapse: collapse; font-size: .92rem; max-width: 100%; }
 td, th { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
-  overflow-wrap: anywhere; }
+  overflow-wrap: break-word; }
+td:last-child { overflow-wrap: anywhere; }
 th { color: var(--soft); font-weight: 600; } td.n { text-align: right; white-space: nowrap; } td.w { width: 24rem; }
 .bar { height: 1rem; min-width: 1px; margin-top: .25rem; border-radius: 2px; background: var(--all); }
 .bar.kept { background: var(--kept); } .bar.out { background: var(--out); }

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import shapely
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from geomim.errors import BandError
@@ -134,7 +135,8 @@ def beside(pictures: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
 
 def save_picture(path: Path, picture: np.ndarray) -> None:
     """Write `(H, W, 3)` uint8 as PNG or JPEG, as the name says."""
-    matplotlib.image.imsave(path, np.ascontiguousarray(picture))
+    quick = {"compress_level": 1} if path.suffix == ".png" else {}
+    matplotlib.image.imsave(path, np.ascontiguousarray(picture), pil_kwargs=quick)
 
 
 def save_histograms(path: Path, tiles: np.ndarray, valid: np.ndarray, sensor: Sensor) -> None:
@@ -147,8 +149,8 @@ def save_histograms(path: Path, tiles: np.ndarray, valid: np.ndarray, sensor: Se
         sensor: Names the bands.
     """
     figure, axes = _figure(7.5, 3)
-    values = [tiles[:, band][valid].astype(np.float64) for band in range(tiles.shape[1])]
-    values = [band[np.isfinite(band)] for band in values]
+    values = [tiles[:, band][valid] for band in range(tiles.shape[1])]
+    values = [band[np.isfinite(band)] if band.dtype.kind == "f" else band for band in values]
     ends = np.array([np.percentile(band, [0.2, 99.8]) for band in values if len(band)])
     low, high = ends[:, 0].min(), ends[:, 1].max()
     whole = tiles.dtype.kind in "iu" and high - low < 256
@@ -176,12 +178,12 @@ def save_footprints(path: Path, kept: Sequence[bytes], dropped: Sequence[bytes])
     figure, axes = _figure(7.5, 4.5)
     latitude = []
     for footprints, colour, label in ((dropped, "#c0392b", "dropped"), (kept, "#2471a3", "kept")):
-        for number, shape in enumerate(shapely.from_wkb(list(footprints))):
-            for part in shapely.get_parts(shape):
-                x, y = shapely.get_coordinates(part).T
-                latitude.append(y.mean())
-                axes.fill(x, y, facecolor=colour, alpha=0.25, label=None if number else label)
-                axes.plot(x, y, color=colour, linewidth=0.6)
+        outlines = [shapely.get_coordinates(part) for part in shapely.get_parts(shapely.from_wkb(list(footprints)))]
+        latitude += [outline[:, 1].mean() for outline in outlines]
+        style = {"facecolor": (colour, 0.25), "edgecolor": colour, "linewidth": 0.6}
+        if outlines:
+            axes.add_collection(PolyCollection(outlines, label=label, **style))
+    axes.autoscale_view()
     axes.set(xlabel="longitude", ylabel="latitude")
     axes.set_aspect(1 / max(np.cos(np.radians(np.mean(latitude))), 0.1), adjustable="datalim")
     axes.ticklabel_format(useOffset=False)
