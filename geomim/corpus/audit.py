@@ -16,7 +16,7 @@ from geomim import __version__
 from geomim.corpus.comparison.collection import Collection, collect
 from geomim.corpus.comparison.matching import Footprint, match
 from geomim.corpus.comparison.parts import Crops
-from geomim.corpus.comparison.sides import Side, common_bands, side
+from geomim.corpus.comparison.sides import Side, common_bands, same_corpus, side
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.report.matches import counts, counts_html, counts_table, describe, figures, unreadable_html
 from geomim.corpus.report.page import html_page, html_table
@@ -109,10 +109,10 @@ def _in_order(bands: Sequence[str], first: Any, second: Any) -> tuple[str, ...]:
 
 
 def _same(left: Side, right: Side) -> bool:
-    if left.corpus is not None and right.corpus is not None:
-        return left.corpus.path.resolve() == right.corpus.path.resolve() and left.splits == right.splits
+    if left.corpus is not None or right.corpus is not None:
+        return same_corpus(left.corpus, right.corpus) and left.splits == right.splits
     uris = [[os.path.realpath(item.uri) for item in one.items] for one in (left, right)]
-    return left.corpus is right.corpus and uris[0] == uris[1]
+    return uris[0] == uris[1]
 
 
 def check_readable(sides: Sequence[Collection], accept: bool, where: Path) -> None:

@@ -27,7 +27,7 @@ from geomim.corpus.audit import check_readable, collect_both, compared_html, cou
 from geomim.corpus.comparison.collection import Collection
 from geomim.corpus.comparison.matching import KINDS, Footprint, match
 from geomim.corpus.comparison.parts import Crops
-from geomim.corpus.comparison.sides import Side, side
+from geomim.corpus.comparison.sides import Side, same_corpus, side
 from geomim.corpus.pipeline.conclude import conclude
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.report.matches import WORDS, counts_html, counts_table, describe, figures, unreadable_html
@@ -98,6 +98,10 @@ def exclude(
         CorpusError: The folder is no corpus, or its exclusions are those of another one.
     """
     opened = Corpus.open(corpus)
+    if not isinstance(opened.path, Path):
+        raise InputError(
+            f"'{corpus}' lies in a remote store and cannot be changed there: copy it here, and publish again"
+        )
     console = Console(stderr=True, markup=False, highlight=False)
     sides = [side(one, True, sensor, bands, download) for one in against]
     _check_names(opened.path / "audit", sides)
@@ -125,7 +129,7 @@ def _search(
 ) -> tuple[Collection, pa.Table]:
     """The benchmark's images and the `EXCLUSIONS` that they cause; the evidence is written."""
     radius, crops, footprint, buffer = asked
-    if benchmark.corpus is not None and benchmark.corpus.path.resolve() == corpus.path.resolve():
+    if same_corpus(benchmark.corpus, corpus):
         raise InputError(f"'{benchmark.given}' is the corpus itself: its own splits are kept apart by `corpus split`")
     own = Side(corpus.path.resolve().name, str(corpus.path), (), corpus)
     one, two = collect_both(own, benchmark, min(corpus.sizes), pool)

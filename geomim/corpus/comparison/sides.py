@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from geomim.corpus.remote import place
-from geomim.corpus.scenes import Scene, open_scene
+from geomim.corpus.scenes import SUFFIXES, Scene, open_scene
 from geomim.corpus.sources.items import Item, list_items
 from geomim.corpus.store import Corpus, Place
 from geomim.errors import BandError, GeomimError, InputError, nearest
@@ -84,9 +84,9 @@ def side(
         CorpusError: A corpus of a newer format.
     """
     name, path, splits = _parts(given)
-    folder = place(path.removesuffix("/catalogue.parquet"))
+    folder = _corpus_folder(path)
     known = get_sensor(sensor) if sensor else None
-    if (folder / "corpus.json").is_file():
+    if folder is not None:
         wanted = splits or (("val", "test") if held_out else None)
         return _of_corpus(name or _called(_folder_name(folder), splits, held_out), given, Corpus.open(folder), wanted)
     items = list_items(path, download)
@@ -108,8 +108,24 @@ def side(
     return Side(called, given, tuple(items), None, splits, known, tuple(bands) if bands else None)
 
 
+def _corpus_folder(path: str) -> Place | None:
+    """The corpus that a path names, or None."""
+    if path.lower().endswith(SUFFIXES) or "@" in path.partition("://")[0]:
+        return None
+    folder = place(path.removesuffix("/catalogue.parquet"))
+    return folder if (folder / "corpus.json").is_file() else None
+
+
 def _folder_name(folder: Place) -> str:
     return folder.resolve().name if isinstance(folder, Path) else folder.name
+
+
+def same_corpus(one: Corpus | None, two: Corpus | None) -> bool:
+    """Whether both are the same folder."""
+    if one is None or two is None:
+        return False
+    places = [each.path.resolve() if isinstance(each.path, Path) else each.path for each in (one, two)]
+    return str(places[0]) == str(places[1])
 
 
 def _called(name: str, splits: tuple[str, ...] | None, held_out: bool) -> str:
