@@ -276,11 +276,29 @@ def moments(pixels: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarr
     Returns:
         Means `(n, C)` and sums `(n, C)` float64, zeros where a tile has no valid pixel; valid pixels `(n,)` int64.
     """
-    mean, squares = np.zeros(pixels.shape[:2]), np.zeros(pixels.shape[:2])
     counts = valid.reshape(len(valid), -1).sum(1)
     flat = np.ascontiguousarray(pixels).reshape(*pixels.shape[:2], -1)
+    if pixels.dtype.kind in "iu" and pixels.dtype.itemsize <= 2 and valid.all():
+        total, square = _sums(flat)  # whole numbers add up in any order, so many at once
+        mean = total / counts[:, None]
+        return mean, square - total * mean, counts
+    mean, squares = np.zeros(pixels.shape[:2]), np.zeros(pixels.shape[:2])
     _moments(flat, np.ascontiguousarray(valid).reshape(len(valid), -1), mean, squares)
     return mean, squares, counts
+
+
+@numba.njit(cache=True, nogil=True)
+def _sums(pixels):  # pragma: no cover - compiled
+    total, square = np.empty(pixels.shape[:2], np.int64), np.empty(pixels.shape[:2], np.int64)
+    for n in range(pixels.shape[0]):
+        for c in range(pixels.shape[1]):
+            one, two = np.int64(0), np.int64(0)
+            for value in pixels[n, c]:
+                number = np.int64(value)
+                one += number
+                two += number * number
+            total[n, c], square[n, c] = one, two
+    return total, square
 
 
 @numba.njit(cache=True, nogil=True)
