@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from geomim.corpus.remote import place
+from geomim.corpus.remote import Place, place
 from geomim.corpus.scenes import SUFFIXES, Scene, open_scene
 from geomim.corpus.sources.items import Item, list_items
-from geomim.corpus.store import Corpus, Place
+from geomim.corpus.store import Corpus
 from geomim.errors import BandError, GeomimError, InputError, nearest
 from geomim.sensors import Sensor, get_sensor, match_bands
 

@@ -98,7 +98,7 @@ def licences_html(corpus: Corpus, facts: Facts) -> str:
 
 def origin_rows(facts: Facts) -> list[tuple[str, ...]]:
     """Dataset, licence, commercial use, tiles and kept tiles, most tiles first."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for (dataset, licence, closed), (tiles, kept) in sorted(facts.origins.items(), key=lambda one: -one[1][0]):
         allowed = "not allowed, or not known to be" if closed else "allowed" if licence else "not known"
         rows.append((dataset or "files", licence or "none stated", allowed, f"{tiles:,}", f"{kept:,}"))
