@@ -17,7 +17,7 @@ from geomim.corpus.duplicates.fingerprint import orient
 CELLS = 64
 """Edge of the grid of details."""
 MIN_LIKENESS = 0.41
-"""From here on two views show the same. In RSICD's 10,921 images, 46 pairs of views or parts score as much; by eye 45 of
+"""From here on two views show the same. In RSICD's 10,921 images 46 pairs of views or parts score as much; by eye 45 of
 them show one place, and one two stadiums. Candidates that score 0.3 to 0.4 are mostly true too, but no longer all."""
 _SHIFT = 4  # cells, a sixteenth of the edge
 _BROAD = 2.0  # cells, standard deviation of the blur that holds the broad shapes, and of what is around
