@@ -289,15 +289,17 @@ def moments(pixels: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 @numba.njit(cache=True, nogil=True)
 def _sums(pixels):  # pragma: no cover - compiled
-    total, square = np.empty(pixels.shape[:2], np.int64), np.empty(pixels.shape[:2], np.int64)
+    """Sums of numbers and of their squares; runs of 4096 stay in 32 bits, which a processor adds many at once."""
+    total, square = np.zeros(pixels.shape[:2], np.int64), np.zeros(pixels.shape[:2], np.int64)
     for n in range(pixels.shape[0]):
         for c in range(pixels.shape[1]):
-            one, two = np.int64(0), np.int64(0)
-            for value in pixels[n, c]:
-                number = np.int64(value)
-                one += number
-                two += number * number
-            total[n, c], square[n, c] = one, two
+            for start in range(0, pixels.shape[2], 4096):
+                one, two = np.int32(0), np.int64(0)
+                for value in pixels[n, c, start : start + 4096]:
+                    one += np.int32(value)
+                    two += np.int64(np.uint32(np.int32(value) * np.int32(value)))
+                total[n, c] += one
+                square[n, c] += two
     return total, square
 
 
