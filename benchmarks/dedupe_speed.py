@@ -64,14 +64,13 @@ def hashing(rounds: int) -> None:
     rng = np.random.default_rng(0)
     for bands, mode in ((1, "grey"), (3, "RGB")):
         tiles = rng.integers(0, 256, (512, bands, 256, 256), dtype=np.uint8)
-        valid = np.ones((512, 256, 256), bool)
         images = [Image.fromarray(tile[0] if bands == 1 else tile.transpose(1, 2, 0).copy()) for tile in tiles[:256]]
         contenders: dict[str, tuple[int, Callable[[], object]]] = {
             "imagehash.phash": (256, lambda images=images: [imagehash.phash(image) for image in images]),
-            "geomim": (512, lambda tiles=tiles, valid=valid: perceptual_hash(block_means(tiles, valid))),
+            "geomim": (512, lambda tiles=tiles: perceptual_hash(block_means(tiles))),
             "geomim, eight orientations": (
                 512,
-                lambda tiles=tiles, valid=valid: orientations(perceptual_hash(block_means(tiles, valid))),
+                lambda tiles=tiles: orientations(perceptual_hash(block_means(tiles))),
             ),
         }
         rates: dict[str, list[float]] = {name: [] for name in contenders}

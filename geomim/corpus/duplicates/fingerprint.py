@@ -45,7 +45,7 @@ def content_hash(tile: np.ndarray) -> str:
     return state.hexdigest()
 
 
-def block_means(tiles: np.ndarray, valid: np.ndarray) -> np.ndarray:
+def block_means(tiles: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
     """Mean over the bands and over each cell of a 32 x 32 grid.
 
     Where a tile's edge is no multiple of 32, neighbouring cells share the pixel that their border crosses, so the grid
@@ -54,15 +54,21 @@ def block_means(tiles: np.ndarray, valid: np.ndarray) -> np.ndarray:
     Args:
         tiles: `(n, C, H, W)`, any real numbers.
         valid: `(n, H, W)` bool. A cell without a valid pixel gets the mean of the tile's valid pixels.
+            All are valid where None.
 
     Returns:
         `(n, 32, 32)` float32 in the tiles' unit; zeros where a tile has no valid pixel.
     """
-    tiles, valid = np.ascontiguousarray(tiles, tiles.dtype.newbyteorder("=")), np.ascontiguousarray(valid)
+    tiles = np.ascontiguousarray(tiles, tiles.dtype.newbyteorder("="))
+    if valid is None:
+        whole, valid = np.ones(len(tiles), bool), np.ones((1, *tiles.shape[2:]), bool)
+    else:
+        valid = np.ascontiguousarray(valid)
+        whole = valid.reshape(len(valid), -1).all(1)
     rows, columns = (_edges(length) for length in tiles.shape[2:])
     means = np.empty((len(tiles), GRID, GRID), np.float32)
-    sums = np.empty(tiles.shape[3], _sum_type(tiles.dtype, tiles.shape[1] * int((rows[:, 1] - rows[:, 0]).max())))
-    whole = valid.reshape(len(valid), -1).all(1)
+    terms = tiles.shape[1] * int(np.diff(rows).max() * np.diff(columns).max())
+    sums = np.empty(tiles.shape[3], _sum_type(tiles.dtype, terms))
     _block_means(tiles, valid, whole, rows, columns, sums, means)
     return means
 
@@ -85,6 +91,7 @@ def _block_means(tiles, valid, all_valid, rows, columns, sums, means):  # pragma
     """Each row of cells is summed down its columns first, in loops over neighbours in memory, then across."""
     count, bands, _, width = tiles.shape
     seen = np.empty(width, np.int64)
+    number = sums.dtype.type
     for n in range(count):
         whole = all_valid[n]
         empty = False
@@ -95,18 +102,19 @@ def _block_means(tiles, valid, all_valid, rows, columns, sums, means):  # pragma
                 for c in range(bands):
                     if whole:
                         for x in range(width):
-                            sums[x] += tiles[n, c, y, x] if np.isfinite(tiles[n, c, y, x]) else 0
+                            use = np.isfinite(tiles[n, c, y, x])
+                            sums[x] = number(sums[x] + (number(tiles[n, c, y, x]) if use else number(0)))
                     else:
                         for x in range(width):
                             use = valid[n, y, x] and np.isfinite(tiles[n, c, y, x])
-                            sums[x] += tiles[n, c, y, x] if use else 0
+                            sums[x] = number(sums[x] + (number(tiles[n, c, y, x]) if use else number(0)))
                 if not whole:
                     for x in range(width):
                         seen[x] += valid[n, y, x]
             for j in range(GRID):
-                total = sums[0] * 0
+                total = number(0)
                 for x in range(columns[j, 0], columns[j, 1]):
-                    total += sums[x]
+                    total = number(total + sums[x])
                 pixels = (rows[i, 1] - rows[i, 0]) * (columns[j, 1] - columns[j, 0])
                 if not whole:
                     pixels = seen[columns[j, 0] : columns[j, 1]].sum()

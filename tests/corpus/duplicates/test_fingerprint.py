@@ -85,7 +85,9 @@ def test_block_means_of_any_type_are_those_of_a_plain_loop(dtype, size):
 
 def test_large_numbers_do_not_overflow():
     tiles = np.full((1, 12, 1024, 1024), 65535, np.uint16)
+    assert (block_means(tiles) == 65535).all()
     assert (block_means(tiles, np.ones((1, 1024, 1024), bool)) == 65535).all()
+    assert (block_means(tiles.repeat(4, 1)) == 65535).all()  # does not fit 32 bits
 
 
 def test_perceptual_hash_survives_gain_noise_and_a_small_shift_but_tells_places_apart():
