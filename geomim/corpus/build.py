@@ -218,7 +218,7 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     if recipe.against:
         from geomim.corpus.exclusion import exclude
 
-        exclude(str(folder), recipe.against)
+        exclude(str(folder), recipe.against, download=download, workers=pool.count)
     os.replace(work, folder / "work.done")
     shutil.rmtree(folder / "work.done")
 

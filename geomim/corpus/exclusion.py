@@ -117,11 +117,27 @@ def exclude(
     if not report_only:
         write_table(opened.path / "catalogue" / "exclusions.parquet", _sorted(known, ["benchmark"]))
     _overview(opened)
-    conclude(opened.path)
+    asked = {
+        "radius": radius,
+        "crops": crops,
+        "footprint": footprint,
+        "buffer": buffer,
+        "sensor": sensor,
+        "bands": bands,
+    }
+    conclude(opened.path, None if report_only else _change(opened, against, asked))
     write_report(opened.path)
     console.print(f"look at: {opened.path / 'audit' / 'index.html'}", soft_wrap=True)
     check_readable(searched, skip_unreadable, opened.path / "audit")
     return opened.path / "audit" / "index.html"
+
+
+def _change(corpus: Corpus, against: list[str], asked: dict[str, Any]) -> dict[str, Any]:
+    """What the lock says of it: all benchmarks but those that the build's recipe names itself."""
+    before = corpus.meta.get("changes", {}).get("exclude", {}).get("against", [])
+    named = dict.fromkeys([*before, *against])
+    more = [one for one in named if one not in (corpus.meta["recipe"].get("against") or [])]
+    return {"exclude": {"against": more, **asked} if more else None}
 
 
 def _search(

@@ -32,11 +32,14 @@ class Workers:
         progress: Shows how far a stage is.
         count: Processes; one a core where None. Ignored on a cluster.
         cluster: Address of a Dask scheduler (`tcp://...`), or a YAML file for dask-jobqueue; see `connect`.
+
+    Attributes:
+        count: Processes.
     """
 
     def __init__(self, progress: Progress, count: int | None = None, cluster: str | None = None) -> None:
         self._progress = progress
-        self._count = max(1, cores() if count is None else count)
+        self.count = max(1, cores() if count is None else count)
         self._cluster = cluster
         self._exit = ExitStack()
         self._executor: Executor | None = None
@@ -62,7 +65,7 @@ class Workers:
             What the calls returned, in the order of the tasks.
         """
         bar = self._progress.add_task(what, total=len(tasks))
-        if self._cluster is None and (inline or self._count == 1 or len(tasks) < 2):
+        if self._cluster is None and (inline or self.count == 1 or len(tasks) < 2):
             results = []
             for task in tasks:
                 results.append(function(*task))
@@ -80,7 +83,7 @@ class Workers:
             if self._cluster is None:
                 # "spawn": a fork would copy GDAL's and numba's threads in an undefined state
                 context = multiprocessing.get_context("spawn")
-                self._executor = self._exit.enter_context(ProcessPoolExecutor(self._count, mp_context=context))
+                self._executor = self._exit.enter_context(ProcessPoolExecutor(self.count, mp_context=context))
             else:
                 self._executor = connect(self._cluster, self._exit)
         return self._executor
