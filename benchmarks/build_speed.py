@@ -3,7 +3,7 @@
 Scenes are deflate GeoTIFFs of 4 bands uint16 with 512 px blocks, made of smooth fields and noise. Slicing alone reads
 the same scenes with the same number of processes and keeps nothing. Figures come last, one `name: value` a line.
 
-    python benchmarks/build_speed.py            # 10 minutes on 2 idle cores, 25 GB on disk
+    python benchmarks/build_speed.py            # 10 minutes on 2 idle cores, 15 GB on disk
     python benchmarks/build_speed.py --quick    # does it run: small scenes, 1 minute
 """
 
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small scenes, one round")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    edge, few, many, rounds = (1024, 2, 4, 1) if arguments.quick else (8192, 4, 12, arguments.rounds)
+    edge, few, many, rounds = (1024, 2, 4, 1) if arguments.quick else (8192, 4, 8, arguments.rounds)
     workers = min(2, os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as folder:
         paths = []

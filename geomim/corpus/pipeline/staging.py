@@ -61,6 +61,7 @@ HASHES = pa.schema(
 )
 """A row a source that was cut; `xxh3` is null where the file is remote; `classes` are those of its own mask."""
 
+_CORNERS = 32  # block hashes of a tile up to 256 px; larger ones get more, as their area is
 _BATCH_BYTES = 16 * 2**20  # pixels that are fingerprinted at once
 
 
@@ -230,7 +231,8 @@ class Staging:
         ]
 
     def _take_blocks(self, number: int, tile: Tile) -> None:
-        hashes, xy = block_hashes(grey(tile.pixels), tile.valid)
+        count = int(_CORNERS * max(1.0, (tile.size / 256) ** 2))
+        hashes, xy = block_hashes(grey(tile.pixels), tile.valid, count)
         self._blocks += [
             {"id": number, "size": tile.size, "hash": int(one), "x": int(x), "y": int(y)}
             for one, (x, y) in zip(hashes, xy, strict=True)
