@@ -222,7 +222,9 @@ def _is_list(parameter: inspect.Parameter) -> bool:
 def _value(parameter: inspect.Parameter, given: list[str]) -> str:
     if not _is_list(parameter) or (len(given) == 1 and given[0][:1] in ("[", "{")):
         return given[0]
-    return json.dumps([part for word in given for part in ([word] if os.path.exists(word) else word.split(","))])
+    return json.dumps(
+        [part for word in given for part in ([word] if os.path.exists(word) or "@" in word else word.split(","))]
+    )
 
 
 def _description(function: Callable[..., Any]) -> str:

@@ -37,11 +37,14 @@ from geomim.corpus.pipeline.staged import Staged, staged
 from geomim.corpus.pipeline.staging import HASHES, cut
 from geomim.corpus.recipe import Recipe
 from geomim.corpus.report.report import print_funnel, print_summary, write_report
-from geomim.corpus.store import SKIPPED, Corpus, write_table
+from geomim.corpus.store import SKIPPED, Corpus, write_json, write_table
 from geomim.errors import CorpusError, InputError
 
 _INLINE_PIXELS = 32 * 2**20  # below this, starting a process costs more than it saves
 _INLINE_TILES = 20_000
+LATER = {"min_valid", "max_cloud", "where", "quota", "overlap", "only_licence", "non_commercial", "against"}
+LATER |= {"skip_unreadable"}
+"""What of a recipe counts after cutting: an unfinished build goes on with other values of these."""
 RADIUS = 8
 """Bits within which near-copies are looked for at least; which of them count is decided later."""
 
@@ -65,6 +68,7 @@ def build(
     overlap: float | None = 0.5,
     crops: bool = True,
     against: list[str] | None = None,
+    skip_unreadable: bool = False,
     labels: str | None = None,
     masks: str | None = None,
     split: str | None = None,
@@ -108,6 +112,7 @@ def build(
         overlap: Share of the smaller of two overlapping tiles of different files from which one is dropped.
         crops: Look for partly overlapping crops among tiles without a place on Earth.
         against: Benchmarks whose held-out images must not be in the corpus: folders, corpora, or CARD@FOLDER.
+        skip_unreadable: Be content where some images of a benchmark cannot be read.
         labels: `folder` (the class is the name of the folder), or a CSV or JSONL file with columns `image` and
             `label`.
         masks: Folder of label rasters named like the scenes, with the names of the classes in
@@ -141,6 +146,7 @@ def build(
     recipe.check()
     remote = "://" in str(out)
     folder = Path(work or str(out).rstrip("/").rsplit("/", 1)[-1]) if remote else Path(out)
+    folder = folder.absolute() if cluster else folder  # workers elsewhere have other working folders
     console = Console(stderr=True, markup=False, highlight=False)
     if _finished(folder, recipe, overwrite):
         console.print(f"'{folder}' is built already with this recipe; --overwrite builds it again", soft_wrap=True)
@@ -175,8 +181,11 @@ def _finished(folder: Path, recipe: Recipe, overwrite: bool) -> bool:
     if made is None and not _just_begun(folder) and any(folder.iterdir()):
         raise CorpusError(f"'{folder}' holds files that are no corpus: give another --out")
     if made is not None and made != wanted and not overwrite:
-        names = [name for name in wanted if made.get(name) != wanted[name]]
-        changed = ", ".join(f"{name}: {made.get(name)!r} there, {wanted[name]!r} given" for name in names)
+        names = [name for name in {**wanted, **made} if made.get(name) != wanted.get(name)]
+        if (folder / "work").exists() and set(names) <= LATER:
+            write_json(folder / "work" / "recipe.json", wanted)  # what is cut is cut
+            return False
+        changed = ", ".join(f"{name}: {made.get(name)!r} there, {wanted.get(name)!r} given" for name in names)
         raise CorpusError(
             f"'{folder}' was made by another recipe ({changed}): give another --out, or --overwrite to replace it"
         )
@@ -195,15 +204,16 @@ def _just_begun(folder: Path) -> bool:
 def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: Console) -> None:
     """All stages; each does nothing where its outcome is there already."""
     work = folder / "work"
+    benchmarks = _benchmarks(recipe, download)  # a wrong one is an error now, not after a night
     given, published = list_sources(recipe, download)
     sources = scan_sources(recipe, given, folder, pool, console)
     plan = recipe.plan()
     dealt = tasks(plan, sources)
     _cut(plan, dealt, work, pool)
     Staged.write(work, dealt)
-    staged.cache_clear()
-    found = json.loads(sources.filter(pc.equal(sources["refused"], ""))["found"][0].as_py())
-    pixels = Pixels(next(filter(None, sources["dtype"].to_pylist())), len(found["bands"]), recipe.compression)
+    usable = sources.filter(pc.equal(sources["refused"], ""))
+    found = json.loads(usable["found"][0].as_py())
+    pixels = Pixels(usable["dtype"][0].as_py(), len(found["bands"]), recipe.compression)
     tiles = pc.sum(sources["tiles"]).as_py()
     _check_some_cut(work, _skipped(sources, work))
     if not (folder / "catalogue").exists():
@@ -215,12 +225,23 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     meta = {"searched": searched, "sensor": found, "recipe": asdict(recipe), "changes": {}, "protect": published}
     meta["classes"] = classes
     finish(folder, meta, rules_of(meta), pool)
-    if recipe.against:
+    if benchmarks:
         from geomim.corpus.exclusion import exclude
 
-        exclude(str(folder), recipe.against, download=download, workers=pool.count)
+        skip = recipe.skip_unreadable
+        exclude(str(folder), benchmarks, download=download, skip_unreadable=skip, workers=pool.count)
     os.replace(work, folder / "work.done")
     shutil.rmtree(folder / "work.done")
+
+
+def _benchmarks(recipe: Recipe, download: bool) -> list[str]:
+    """The benchmarks to keep clear of, each looked up."""
+    if recipe.against:
+        from geomim.corpus.comparison.sides import side
+
+        for one in recipe.against:
+            side(one, True, None, None, download)
+    return recipe.against or []
 
 
 def _cut(plan: Plan, dealt: list[Any], work: Path, pool: Workers) -> None:

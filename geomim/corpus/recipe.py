@@ -31,6 +31,7 @@ class Recipe:
     test_share: float
     crops: bool
     against: list[str] | None
+    skip_unreadable: bool
     licence: str | None
     attribution: str | None
     compression: str | None

@@ -226,6 +226,33 @@ def test_a_changed_source_is_cut_again_and_no_other(tmp_path, monkeypatch, capsy
     assert digest(tmp_path / "c") == digest(tmp_path / "d")
 
 
+def test_the_first_source_may_be_of_the_type_that_is_skipped(tmp_path):
+    folder = photographs(tmp_path / "photos", 3)
+    write_image(folder / "a" / "-first.png", np.ones((3, 64, 64), np.uint16), photometric="RGB")
+    corpus = Corpus.open(build([str(folder)], str(tmp_path / "c"), tile=64, workers=1))
+    assert corpus.tiles().dtype == np.uint8 and len(corpus.tiles()) == 3
+    with rasterio.open(corpus.table(["source"])["source"][0].as_py()) as raster:
+        np.testing.assert_array_equal(corpus.tiles().read([0])[0], raster.read())
+
+
+def test_a_condition_is_checked_before_anything_is_cut_and_may_change_while_a_build_is_stopped(tmp_path, monkeypatch):
+    folder = photographs(tmp_path / "photos")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(InputError, match="did you mean 'gsd'"):
+        build([str(folder)], str(tmp_path / "c"), tile=64, where="gds < 1")
+    assert not (tmp_path / "c").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "find_copies", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build([str(folder)], str(tmp_path / "c"), tile=64)
+    monkeypatch.setattr(building, "cut", stop)  # nothing is cut again
+    build([str(folder)], str(tmp_path / "c"), tile=64, where="information > 0", workers=1)
+    assert Corpus.open(tmp_path / "c").meta["recipe"]["where"] == "information > 0"
+
+
 def test_a_finished_corpus_is_left_alone_and_another_recipe_refused(planted, tmp_path, capsys):
     out = photographs(tmp_path / "photos") and tmp_path / "corpus"
     build([str(tmp_path / "photos")], str(out), tile=64, workers=1)

@@ -1,4 +1,4 @@
-"""Exact copies: tiles with the same content hash share the pixels of the first."""
+"""Exact copies: tiles with the same content hash, validity and mask share the pixels of the first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.pipeline.shuffle import gather, parts, read_tables, scatter, stage_folder
 
-_KEYS = pa.schema([("xxh3", pa.string()), ("valid_fraction", pa.float64()), ("id", pa.int64())])
+_KEYS = pa.schema([("xxh3", pa.string()), ("beside", pa.string()), ("id", pa.int64())])
 COPIES = pa.schema([("id", pa.int64()), ("original", pa.int64())])
 """A row a tile whose pixels another tile with a lower id has too, in id order."""
 
@@ -50,6 +50,6 @@ def _scatter(task: Path, folder: Path, count: int) -> None:
 
 def _copies(folder: Path, part: int) -> pa.Table:
     table = gather(folder, part, _KEYS)
-    first = table.group_by(["xxh3", "valid_fraction"]).aggregate([("id", "min")])
-    both = table.join(first, ["xxh3", "valid_fraction"]).select(["id", "id_min"]).rename_columns(COPIES.names)
+    first = table.group_by(["xxh3", "beside"]).aggregate([("id", "min")])
+    both = table.join(first, ["xxh3", "beside"]).select(["id", "id_min"]).rename_columns(COPIES.names)
     return both.filter(pc.not_equal(both["id"], both["original"])).cast(COPIES).sort_by("id")

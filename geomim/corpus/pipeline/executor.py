@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -43,13 +43,15 @@ class Workers:
         self._cluster = cluster
         self._exit = ExitStack()
         self._executor: Executor | None = None
+        self._futures: list[Future[Any]] = []  # of the stage that runs
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is not None and self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+        if kind is not None:
+            for future in self._futures:
+                future.cancel()
         self._exit.close()
 
     def run(self, what: str, function: Callable[..., Any], tasks: Sequence[tuple], inline: bool = False) -> list[Any]:
@@ -72,11 +74,11 @@ class Workers:
                 self._progress.advance(bar)
             return results
         executor = self._start()
-        futures = [executor.submit(function, *task) for task in tasks]
-        for future in as_completed(futures):
+        self._futures = [executor.submit(function, *task) for task in tasks]
+        for future in as_completed(self._futures):
             future.result()
             self._progress.advance(bar)
-        return [future.result() for future in futures]
+        return [future.result() for future in self._futures]
 
     def _start(self) -> Executor:
         if self._executor is None:

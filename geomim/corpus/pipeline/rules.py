@@ -11,7 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from geomim.corpus.store import CATALOGUE
 from geomim.errors import InputError, nearest
+
+DECIDED = ("kept", "reason", "duplicate_of", "cluster")
+"""Columns that say what was decided: no condition can ask for them."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Rules:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise InputError(f"--{name.replace('_', '-')} is a share, 0 to 1; given {value}")
+        if self.where:
+            matching(CATALOGUE.empty_table().drop_columns(list(DECIDED)), self.where)
         if self.quota < 0:
             raise InputError(f"--quota is a number of tiles, 0 or more; given {self.quota}")
 
@@ -103,7 +109,8 @@ def _floor(share: float) -> str:
 
 def _beyond_quota(tiles: pa.Table, usable: np.ndarray, quota: int) -> np.ndarray:
     """Low-information tiles after the first `quota` of their scene, in the order of their content hashes."""
-    low = np.flatnonzero(tiles["low_information"].to_numpy(zero_copy_only=False) & usable)
+    own = pc.equal(tiles["original"], tiles["id"]).to_numpy(zero_copy_only=False)  # copies go as copies
+    low = np.flatnonzero(tiles["low_information"].to_numpy(zero_copy_only=False) & usable & own)
     beyond = np.zeros(len(tiles), bool)
     if len(low):
         scene = pc.dictionary_encode(tiles["source"].take(low)).combine_chunks().indices.to_numpy()

@@ -78,7 +78,11 @@ class Staged:
         return result
 
 
-@lru_cache(maxsize=2)
 def staged(work: Path) -> Staged:
-    """`Staged`, opened once a process."""
+    """`Staged`, opened once a process and again when the tasks changed: workers of a cluster outlive a build."""
+    return _opened(work, (work / "tasks.parquet").stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _opened(work: Path, changed: int) -> Staged:
     return Staged(work)

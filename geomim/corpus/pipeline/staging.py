@@ -29,7 +29,7 @@ from geomim.corpus.quality import assess
 from geomim.corpus.scenes import Scene
 from geomim.corpus.slicing import Tile, slice_scene
 from geomim.corpus.store import CATALOGUE, IGNORE, SKIPPED
-from geomim.errors import GeomimError
+from geomim.errors import GeomimError, InputError
 
 _DECIDED = ("slot", "kept", "reason", "duplicate_of", "cluster")
 FACTS = pa.schema(
@@ -37,18 +37,20 @@ FACTS = pa.schema(
         *(field for field in CATALOGUE if field.name not in _DECIDED),
         pa.field("place", pa.int64(), nullable=False),
         pa.field("mask_place", pa.int64()),
+        pa.field("beside", pa.string(), nullable=False),
         pa.field("pixels", pa.int64(), nullable=False),
         pa.field("mean", pa.list_(pa.float64()), nullable=False),
         pa.field("squares", pa.list_(pa.float64()), nullable=False),
     ]
 )
 """What cutting knows of a tile. `place` counts the tiles of its size in the task, and `mask_place` those of them that
-have a mask; `pixels` valid ones have `mean` and sum of squared deviations `squares`, a number a band."""
+have a mask; `beside` is a hash of validity and mask, which exact copies share, too; `pixels` valid ones have `mean` and
+sum of squared deviations `squares`, a number a band."""
 
 BLOCKS = pa.schema(
     [("id", pa.int64()), ("size", pa.int32()), ("hash", pa.uint64()), ("x", pa.int16()), ("y", pa.int16())]
 )
-"""Block hashes of tiles without a place on Earth."""
+"""Block hashes of tiles without a place on Earth or a time: footprints cannot tell of them what overlaps."""
 
 HASHES = pa.schema(
     [
@@ -84,11 +86,13 @@ def cut(plan: Plan, task: Task, folder: Path) -> None:
             try:
                 with plan.open(source["uri"], source["card"]) as scene:
                     staging.add_scene(scene, source, first)
+                    if len(staging) - mark != source["tiles"]:
+                        raise InputError(f"'{source['uri']}' changed while the corpus was built: run the build again")
                     classes = list(scene.annotations.classes) if scene.annotations else []
                 size, digest = source_hash(source["uri"]) or (-1, None)
                 row = {"uri": source["uri"], "bytes": size, "xxh3": digest, "tiles": source["tiles"]}
                 hashes.append(row | {"classes": classes})
-            except GeomimError as error:
+            except (GeomimError, FileNotFoundError) as error:  # the file may vanish after it was read
                 staging.roll_back(mark)
                 skipped.append({"source": source["uri"], "reason": str(error)})
             first += source["tiles"]
@@ -158,8 +162,8 @@ class Staging:
         shared = _scene_facts(scene, source)
         for number, tile in enumerate(slice_scene(scene, self._plan.grid)):
             facts = shared | _tile_facts(scene, tile) | {"id": first_id + number}
-            if self._waiting and self._waiting[0][1].size != tile.size:
-                self._flush()  # a batch is of one size
+            if self._waiting and not _alike(self._waiting[0][1], tile):
+                self._flush()
             self._waiting.append((facts, tile, None if labels is None else _part(labels, tile)))
             self._waiting_bytes += tile.pixels.nbytes
             if self._waiting_bytes >= _BATCH_BYTES:
@@ -187,13 +191,15 @@ class Staging:
         masks = [mask for _, _, mask in self._waiting if mask is not None]
         masked = self._masked[size]
         for row, (own, tile, mask) in zip(facts, self._waiting, strict=True):
+            row["beside"] = content_hash(tile.valid) + (content_hash(mask) if mask is not None else "")
             if mask is not None:
                 row["mask_place"] = masked
                 masked += 1
                 if self._masks is not None:
                     row["label"] = majority(mask, tile.valid, self._masks.classes)
             self._rows.append(own | row)
-            if self._plan.crops and own.get("geometry") is None and not row["low_information"]:
+            placed = own.get("geometry") is not None and own["time"] is not None  # compared by footprint
+            if self._plan.crops and not placed and not row["low_information"]:
                 self._take_blocks(own["id"], tile)
         self._write(f"image-{size}", pixels)
         self._write(f"valid-{size}", np.packbits(valid.reshape(len(valid), -1), axis=1))
@@ -320,6 +326,11 @@ def _moments(pixels, valid, mean, squares):  # pragma: no cover - compiled
                     if valid[n, p]:
                         square += (pixels[n, c, p] - middle) ** 2
                 mean[n, c], squares[n, c] = middle, square
+
+
+def _alike(one: Tile, two: Tile) -> bool:
+    """Whether two tiles may be in one batch: of one size, and clouds known of both or of none."""
+    return one.size == two.size and (one.clouds is None) == (two.clouds is None)
 
 
 @lru_cache(maxsize=1)

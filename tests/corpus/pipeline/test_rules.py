@@ -10,6 +10,8 @@ def tiles(**columns):
     """Usable tiles of one scene, with some columns of their own."""
     count = len(next(iter(columns.values())))
     usual = {
+        "id": pa.array(range(count), pa.int64()),
+        "original": pa.array(range(count), pa.int64()),
         "source": ["a.tif"] * count,
         "xxh3": [f"{number:032x}" for number in range(count)],
         "valid_fraction": [1.0] * count,
