@@ -1,5 +1,7 @@
 """What scenes bring with them reaches the catalogue: several sizes, sentences, boxes and masks of their own."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import rasterio
@@ -93,3 +95,44 @@ def test_masks_of_different_classes_are_refused(pictures, tmp_path, monkeypatch)
     monkeypatch.setattr(plan, "open_item", other)
     with pytest.raises(InputError, match=r"other classes|different classes"):
         build([str(pictures)], str(tmp_path / "c"), tile=64, workers=1)
+
+
+def test_exact_copies_with_different_masks_keep_their_own(pictures, tmp_path, monkeypatch):
+    def same(item, *_, **__):
+        number = int(item.uri.rpartition("/")[2][0])
+        mask = np.full((128, 128), min(number, 1), np.uint8)
+        said = Annotations(mask=mask, classes=("land", "water"))
+        return array_scene(item.uri, texture(0), get_sensor("rgb"), annotations=said)
+
+    monkeypatch.setattr(plan, "open_item", same)
+    corpus = Corpus.open(build([str(pictures)], str(tmp_path / "c"), tile=128, workers=1))
+    slots = [row["slot"] for row in corpus.table(["slot"]).to_pylist()]
+    assert slots == [0, 1, 1]
+    mask = corpus.array("mask", 128)
+    assert [int(mask.read([slot])[0, 0, 0]) for slot in slots] == [0, 1, 1]
+
+
+def test_clouds_of_one_scene_are_known_whatever_its_neighbours_know(pictures, tmp_path, monkeypatch):
+    class Cloudy:
+        """The upper half is clouds."""
+
+        def read(self, window):
+            rows = np.arange(window.row_off, window.row_off + window.height)
+            return np.broadcast_to((rows < 64)[:, None], (window.height, window.width)).copy()
+
+        def close(self):
+            """Nothing is open."""
+
+    def opened(item, *_, **__):
+        number = int(item.uri.rpartition("/")[2][0])
+        scene = array_scene(item.uri, texture(number), get_sensor("rgb"))
+        return dataclasses.replace(scene, masks=Cloudy()) if number == 1 else scene
+
+    monkeypatch.setattr(plan, "open_item", opened)
+    out = build([str(pictures)], str(tmp_path / "c"), tile=64, max_cloud=0.2, workers=1)
+    rows = Corpus.open(out).table(["source", "row", "cloud_fraction", "kept", "reason"]).to_pylist()
+    for row in rows:
+        known = {0: 1.0, 64: 0.0}[row["row"]] if "1.png" in row["source"] else None
+        assert row["cloud_fraction"] == known
+        assert row["kept"] == (known != 1.0)
+    assert {row["reason"] for row in rows} == {"", "cloud fraction 1 > 0.2"}
