@@ -93,8 +93,9 @@ def main() -> None:
         for number in range(many):
             group = Path(folder) / ("few" if number < few else "many")
             group.mkdir(exist_ok=True)
-            write_scene(group / f"{number}.tif", edge, number)
-            paths.append(str(group / f"{number}.tif"))
+            paths.append(str(group / f"202406{number + 1:02d}.tif"))  # a date: footprints of another one are no copies
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:  # its memory ends with it
+            list(pool.map(write_scene, map(Path, paths), [edge] * many, range(many)))
         small, out = Path(folder) / "few", Path(folder) / "corpus"
         tiles = few * (edge // 256) ** 2
         build(small, out, workers)  # compiles what is compiled once

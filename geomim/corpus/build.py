@@ -43,7 +43,7 @@ from geomim.errors import CorpusError, InputError
 _INLINE_PIXELS = 32 * 2**20  # below this, starting a process costs more than it saves
 _INLINE_TILES = 20_000
 LATER = {"min_valid", "max_cloud", "where", "quota", "overlap", "only_licence", "non_commercial", "against"}
-LATER |= {"skip_unreadable"}
+LATER |= {"skip_unreadable", "crops"}
 """What of a recipe counts after cutting: an unfinished build goes on with other values of these."""
 RADIUS = 8
 """Bits within which near-copies are looked for at least; which of them count is decided later."""
@@ -110,7 +110,8 @@ def build(
         quota: Tiles of low information (sea, desert, snow) that are kept of each scene.
         near: Bits, 0 to 12, in which the perceptual hashes of near duplicates may differ; null keeps near duplicates.
         overlap: Share of the smaller of two overlapping tiles of different files from which one is dropped.
-        crops: Look for partly overlapping crops among tiles without a place on Earth.
+        crops: Look for partly overlapping crops among tiles without a place on Earth or a time; suits up to about a
+            million of them.
         against: Benchmarks whose held-out images must not be in the corpus: folders, corpora, or CARD@FOLDER.
         skip_unreadable: Be content where some images of a benchmark cannot be read.
         labels: `folder` (the class is the name of the folder), or a CSV or JSONL file with columns `image` and
@@ -183,6 +184,8 @@ def _finished(folder: Path, recipe: Recipe, overwrite: bool) -> bool:
     if made is not None and made != wanted and not overwrite:
         names = [name for name in {**wanted, **made} if made.get(name) != wanted.get(name)]
         if (folder / "work").exists() and set(names) <= LATER:
+            if "crops" in names:  # its edges are among the others
+                shutil.rmtree(folder / "catalogue", ignore_errors=True)
             write_json(folder / "work" / "recipe.json", wanted)  # what is cut is cut
             return False
         changed = ", ".join(f"{name}: {made.get(name)!r} there, {wanted.get(name)!r} given" for name in names)
@@ -251,6 +254,10 @@ def _cut(plan: Plan, dealt: list[Any], work: Path, pool: Workers) -> None:
     for folder in (work / "tasks").iterdir():
         if folder.name not in names:
             shutil.rmtree(folder)
+    for task in dealt:
+        folder = work / "tasks" / task.name
+        if plan.crops and folder.exists() and not (folder / "blocks.parquet").exists():
+            shutil.rmtree(folder)  # cut without what crops need
     missing = [task for task in dealt if not (work / "tasks" / task.name).exists()]
     calls = [(plan, task, work / "tasks" / task.name) for task in missing]
     pixels = sum(pc.sum(task.sources["tiles"]).as_py() for task in missing) * plan.grid.largest**2

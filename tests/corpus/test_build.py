@@ -392,3 +392,29 @@ def test_copies_planted_among_real_photographs(data_dir, tmp_path):
     found = sum(rows[f"{n:03d}_near.jpg"]["duplicate_of"] == rows[f"{n:03d}.png"]["id"] for n in range(30, 40))
     assert found >= 9
     assert sum(row["kept"] for row in rows.values()) == 40 + (10 - found)
+
+
+def test_crops_may_be_given_up_while_a_build_is_stopped_and_asked_for_again(tmp_path, monkeypatch):
+    folder = photographs(tmp_path / "photos")
+    cut, cuts = building.cut, []
+
+    def noted(*given):
+        cuts.append(given)
+        cut(*given)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(building, "cut", noted)
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "find_crops", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build([str(folder)], str(tmp_path / "c"), tile=64, workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build([str(folder)], str(tmp_path / "c"), tile=64, crops=False, workers=1)
+    assert len(cuts) == 1
+    build([str(folder)], str(tmp_path / "c"), tile=64, crops=True, workers=1)
+    build([str(folder)], str(tmp_path / "d"), tile=64, workers=1)
+    assert digest(tmp_path / "c") == digest(tmp_path / "d")

@@ -10,17 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from geomim.corpus.duplicates.blocks import MIN_CORRELATION, RADIUS, Blocks, crop_pairs, overlap
+from geomim.corpus.duplicates.blocks import MIN_CORRELATION, RADIUS, Blocks, Crops, crop_pairs, overlap
 from geomim.corpus.duplicates.fingerprint import inverse, orientations
 from geomim.corpus.duplicates.hamming import Band, choose_bands, search_band
 from geomim.corpus.pipeline.edges import EDGES, edge_table
 from geomim.corpus.pipeline.executor import Workers
-from geomim.corpus.pipeline.near import QUERIES, index_all, load_index
+from geomim.corpus.pipeline.near import QUERIES, index_all, join_hashes, load_index, partition, sort_hashes
 from geomim.corpus.pipeline.pixels import Pixels
-from geomim.corpus.pipeline.shuffle import stage_folder
+from geomim.corpus.pipeline.shuffle import parts, scatter, stage_folder
 from geomim.corpus.pipeline.staged import staged
 from geomim.corpus.pipeline.staging import BLOCKS
 from geomim.corpus.store import write_table
+from geomim.errors import CorpusError
 
 MIN_SHARE = 0.1
 """Share of the smaller tile from which an overlap is written down; which ones count is decided later."""
@@ -42,10 +43,15 @@ def find_crops(work: Path, copies: pa.Table, pixels: Pixels, workers: Workers) -
     done = work / "crops"
     if done.exists():
         return done
-    folder = stage_folder(done)
+    folder, tasks = stage_folder(done), staged(work).folders
     write_table(folder / "copies.parquet", copies)
-    (unique,) = workers.run("sorting block hashes", _sort, [(work, folder)])
-    bands, inline = choose_bands(unique, RADIUS), unique < QUERIES
+    count = parts(sum(pq.read_metadata(task / "blocks.parquet").num_rows for task in tasks))
+    inline = count == 1
+    workers.run("hashing apart", _scatter, [(task, folder, count) for task in tasks], inline)
+    sizes = workers.run("sorting block hashes", sort_hashes, [(folder, part) for part in range(count)], inline)
+    join_hashes(folder, sizes)
+    unique = sum(size for size, _ in sizes)
+    bands = choose_bands(unique, RADIUS)
     index_all(folder, bands, workers, inline)
     alone = [(folder, bands, low, min(low + QUERIES, unique)) for low in range(0, unique, QUERIES)]
     workers.run("searching blocks", _accompanied, alone, inline)
@@ -56,28 +62,23 @@ def find_crops(work: Path, copies: pa.Table, pixels: Pixels, workers: Workers) -
     return done
 
 
-def _blocks(work: Path, folder: Path, columns: list[str]) -> pa.Table:
-    """Blocks of all tiles but exact copies."""
+def _blocks(task: Path, folder: Path) -> pa.Table:
+    """Blocks of a task's tiles but exact copies."""
     copies = pq.read_table(folder / "copies.parquet", columns=["id"])["id"]
-    files = [task / "blocks.parquet" for task in staged(work).folders]
-    tables = [BLOCKS.empty_table().select(columns)]
-    for file in files:
-        table = pq.read_table(file)
-        tables.append(table.filter(pc.invert(pc.is_in(table["id"], copies))).select(columns))
-    return pa.concat_tables(tables)
+    blocks = pq.read_table(task / "blocks.parquet")
+    return blocks.filter(pc.invert(pc.is_in(blocks["id"], copies)))
 
 
-def _sort(work: Path, folder: Path) -> int:
-    """Distinct hashes of all blocks, in a file; how many."""
-    hashes, counts = np.unique(_blocks(work, folder, ["hash"])["hash"].to_numpy(), return_counts=True)
-    np.save(folder / "hashes.npy", hashes)
-    np.save(folder / "repeated.npy", counts > 1)
-    return len(hashes)
+def _scatter(task: Path, folder: Path, count: int) -> None:
+    blocks = _blocks(task, folder)
+    hashes = blocks["hash"].to_numpy()
+    table = pa.table({"phash": hashes, "id": blocks["id"]})
+    scatter(folder / "keys", task.name, table, partition(hashes, count), count)
 
 
 def _accompanied(folder: Path, bands: tuple[Band, ...], low: int, high: int) -> None:
     """Which hashes of a slice any other block comes near, in any orientation: the others match nothing."""
-    found = np.load(folder / "repeated.npy", mmap_mode="r")[low:high].copy()
+    found = np.diff(np.load(folder / "groups.npy", mmap_mode="r")[low : high + 1]) > 1  # of several tiles
     queries = orientations(np.load(folder / "hashes.npy", mmap_mode="r")[low:high])
     for which in range(len(bands)):
         pairs, _ = search_band(bands, which, load_index(folder, which), queries.ravel())
@@ -90,15 +91,28 @@ def _match(work: Path, folder: Path) -> int:
     """Candidates from the block hashes that are not alone; how many."""
     near = np.concatenate([np.zeros(0, bool), *(np.load(file) for file in sorted(folder.glob("near-*.npy")))])
     wanted = np.load(folder / "hashes.npy")[near]
-    blocks = _blocks(work, folder, BLOCKS.names)
-    place = np.minimum(np.searchsorted(wanted, blocks["hash"].to_numpy()), max(len(wanted) - 1, 0))
-    blocks = blocks.filter(pa.array(wanted[place] == blocks["hash"].to_numpy())) if len(wanted) else blocks.slice(0, 0)
+    some = [BLOCKS.empty_table()]
+    for task in staged(work).folders if len(wanted) else []:
+        blocks = _blocks(task, folder)
+        place = np.minimum(np.searchsorted(wanted, blocks["hash"].to_numpy()), len(wanted) - 1)
+        some.append(blocks.filter(pa.array(wanted[place] == blocks["hash"].to_numpy())))
+    blocks = pa.concat_tables(some)
     number, size = blocks["id"].to_numpy(), blocks["size"].to_numpy()
     xy = np.stack([blocks["x"].to_numpy(), blocks["y"].to_numpy()], 1)
-    found = crop_pairs(Blocks(number, blocks["hash"].to_numpy(), xy, np.stack([size, size], 1)))
+    found = _candidates(Blocks(number, blocks["hash"].to_numpy(), xy, np.stack([size, size], 1)))
     columns = {"a": found.one, "b": found.two, "turn": found.orientation, "x": found.offset[:, 0]}
     write_table(folder / "candidates.parquet", pa.table(columns | {"y": found.offset[:, 1]}))
     return len(found.one)
+
+
+def _candidates(blocks: Blocks) -> Crops:
+    try:
+        return crop_pairs(blocks)
+    except CorpusError as error:
+        raise CorpusError(
+            f"too many of {len(blocks.tile):,} block hashes look alike to tell crops ({error}): go on with "
+            "--crops false; nothing is cut again"
+        ) from error
 
 
 def _compare(work: Path, folder: Path, pixels: Pixels, low: int) -> None:

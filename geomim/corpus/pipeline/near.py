@@ -49,8 +49,8 @@ def find_near(work: Path, copies: pa.Table, tiles: int, radius: int, workers: Wo
     count = parts(tiles)
     write_table(work / "copies-of-near.parquet", copies)
     workers.run("hashing apart", _scatter, [(task, work, folder, count) for task in staged(work).folders], inline)
-    sizes = workers.run("sorting hashes", _sort, [(folder, part) for part in range(count)], inline)
-    _join(folder, sizes)
+    sizes = workers.run("sorting hashes", sort_hashes, [(folder, part) for part in range(count)], inline)
+    join_hashes(folder, sizes)
     unique = sum(size for size, _ in sizes)
     search_all(work, folder, radius, unique, workers, inline)
     os.replace(folder, done)
@@ -77,11 +77,16 @@ def _scatter(task: Path, work: Path, folder: Path, count: int) -> None:
     usable = pc.and_(pc.greater(table["valid_fraction"], 0), pc.invert(table["low_information"]))
     table = table.filter(pc.and_(usable, pc.invert(pc.is_in(table["id"], copies))))
     hashes = table["phash"].to_numpy().view(np.uint64)
-    key = (hashes >> np.uint64(32)).astype(np.int64) * count >> 32
-    scatter(folder / "keys", task.name, pa.table({"phash": hashes, "id": table["id"]}), key, count)
+    table = pa.table({"phash": hashes, "id": table["id"]})
+    scatter(folder / "keys", task.name, table, partition(hashes, count), count)
 
 
-def _sort(folder: Path, part: int) -> tuple[int, int]:
+def partition(hashes: np.ndarray, count: int) -> np.ndarray:
+    """The partition of each hash, so that partitions follow one another in the order of hashes."""
+    return (hashes >> np.uint64(32)).astype(np.int64) * count >> 32
+
+
+def sort_hashes(folder: Path, part: int) -> tuple[int, int]:
     """Distinct hashes of a partition, and the tiles that have each; returns how many of both."""
     table = gather(folder / "keys", part, _KEYS).sort_by([("phash", "ascending"), ("id", "ascending")])
     unique, starts = np.unique(table["phash"].to_numpy(), return_index=True)
@@ -91,7 +96,7 @@ def _sort(folder: Path, part: int) -> tuple[int, int]:
     return len(unique), len(table)
 
 
-def _join(folder: Path, sizes: list[tuple[int, int]]) -> None:
+def join_hashes(folder: Path, sizes: list[tuple[int, int]]) -> None:
     """Partitions one behind the other, without holding them."""
     unique, members = (sum(column) for column in zip(*sizes, strict=True))
     create = np.lib.format.open_memmap

@@ -213,7 +213,9 @@ def tasks(plan: Plan, sources: pa.Table) -> list[Task]:
         size += more
     dealt.append((start, len(usable)))
     first = np.concatenate([[0], np.cumsum(usable["tiles"].to_numpy())])
-    how = json.dumps(asdict(plan) | {"sensor": plan.sensor.to_dict() if plan.sensor else None}, sort_keys=True)
+    how = json.dumps(
+        asdict(plan) | {"crops": None, "sensor": plan.sensor.to_dict() if plan.sensor else None}, sort_keys=True
+    )
     result = []
     for number, (start, end) in enumerate(dealt):
         rows = usable.slice(start, end - start)

@@ -178,7 +178,8 @@ class Staging:
         """Write what waits, and the facts of all tiles."""
         self._flush()
         pq.write_table(pa.Table.from_pylist(self._rows, FACTS), self._folder / "tiles.parquet", compression="zstd")
-        pq.write_table(pa.Table.from_pylist(self._blocks, BLOCKS), self._folder / "blocks.parquet")
+        if self._plan.crops:
+            pq.write_table(pa.Table.from_pylist(self._blocks, BLOCKS), self._folder / "blocks.parquet")
 
     def _flush(self) -> None:
         if not self._waiting:
