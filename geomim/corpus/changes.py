@@ -14,10 +14,10 @@ from rich.console import Console
 
 from geomim.corpus.duplicates.keep import components
 from geomim.corpus.labels import SPLITS
-from geomim.corpus.pipeline.conclude import conclude
+from geomim.corpus.pipeline.conclude import conclude, open_to_change
 from geomim.corpus.report.report import print_funnel, write_report
-from geomim.corpus.store import Corpus, write_table
-from geomim.errors import CorpusError, InputError
+from geomim.corpus.store import Corpus
+from geomim.errors import InputError
 
 
 def decide(
@@ -53,16 +53,15 @@ def decide(
     """
     given = {name: value for name, value in locals().items() if name != "corpus" and value is not None}
     given |= {name: None for name, off in (("near", near == -1), ("overlap", (overlap or 0) > 1)) if off}
-    folder = Path(corpus)
-    searched = Corpus.open(folder).meta.get("searched", 0)
-    if near is not None and near > searched:
+    opened = open_to_change(corpus)
+    searched = opened.meta.get("searched", 0)
+    if near is not None and not -1 <= near <= searched:
         raise InputError(
-            f"the build looked for near duplicates within {searched} bits; --near {near} needs a new build"
+            f"the build looked for near duplicates within {searched} bits, and -1 keeps them; --near {near} needs a "
+            "new build"
         )
-    conclude(folder, **given)
-    write_report(folder)
-    print_funnel(Corpus.open(folder), Console(stderr=True, markup=False, highlight=False))
-    return folder
+    conclude(opened.path, **given)
+    return _shown(opened.path)
 
 
 def split(
@@ -100,16 +99,17 @@ def split(
             f"{test_share}, val {val_share}, block {block} km"
         )
     asked = {"by": by, "test_share": test_share, "val_share": val_share, "block": block, "seed": seed}
-    folder = Path(corpus)
-    opened = Corpus.open(folder)
-    if not (folder / "catalogue" / "edges.parquet").exists():
-        raise CorpusError(f"'{folder}' holds no edges between its tiles: build it again")
+    opened = open_to_change(corpus)
     tiles = opened.table(["id", "source", "geometry", "kept"])
-    group = _together(folder, tiles["id"].to_numpy(), _places(tiles, by, block))
+    group = _together(opened.path, tiles["id"].to_numpy(), _places(tiles, by, block))
     kept = tiles["kept"].to_numpy(zero_copy_only=False)
     names = _draw(group, kept, test_share, val_share, seed)
-    write_table(folder / "catalogue" / "split.parquet", pa.table({"id": tiles["id"], "split": names}))
-    conclude(folder, {"split": asked})
+    conclude(opened.path, {"split": asked}, {"split": pa.table({"id": tiles["id"], "split": names})})
+    return _shown(opened.path)
+
+
+def _shown(folder: Path) -> Path:
+    """Write the report anew, and print the short one."""
     write_report(folder)
     print_funnel(Corpus.open(folder), Console(stderr=True, markup=False, highlight=False))
     return folder
@@ -123,7 +123,10 @@ def _places(tiles: pa.Table, by: str, block: float) -> list[str]:
     if by == "source":
         return sources
     outlines = shapely.from_wkb(np.array(tiles["geometry"].to_pylist(), object))
-    middle = shapely.get_coordinates(shapely.centroid(outlines[~shapely.is_missing(outlines)]))
+    # A tile across the antimeridian has a part on either side: the middle of both would lie on the other side of the
+    # Earth.
+    first = shapely.get_geometry(outlines[~shapely.is_missing(outlines)], 0)
+    middle = shapely.get_coordinates(shapely.centroid(first))
     row = np.floor(middle[:, 1] * _KM_A_DEGREE / block)
     # Squares of a row of latitude are equally wide on the ground.
     width = block / (_KM_A_DEGREE * np.cos(np.radians((row + 0.5) * block / _KM_A_DEGREE)).clip(0.01))

@@ -18,7 +18,7 @@ from rich.progress import track
 
 from geomim.corpus.duplicates.embedding import Subset, semantic_pairs
 from geomim.corpus.duplicates.embedding import balance as choose
-from geomim.corpus.store import Corpus, write_json, write_table
+from geomim.corpus.store import Corpus, write_json
 from geomim.data.labelled import Labelled, LabelledData
 from geomim.errors import CorpusError, InputError
 from geomim.evaluate.features import Extractor, Pool, fast_half, frozen
@@ -208,8 +208,8 @@ def semantic(
         CorpusError: There are no such vectors, they are of other tiles, or there are too many pairs.
         InputError: The threshold is out of range.
     """
-    folder = Path(corpus)
-    edges = _edges(folder)
+    folder = _open(corpus)
+    edges = pq.read_table(folder / "catalogue" / "edges.parquet")
     found = edges.slice(0, 0)
     if threshold <= 1:
         ids, features = _embedding(folder, embedding)
@@ -219,9 +219,9 @@ def semantic(
         pairs, cosine = semantic_pairs(Subset(features, rows), threshold, clusters, seed, probes)
         found = _edge_table(ids[rows][pairs], cosine)
     others = edges.filter(pc.not_equal(edges["kind"], "embedding"))
-    write_table(folder / "catalogue" / "edges.parquet", pa.concat_tables([others, found]))
     asked = {"threshold": threshold, "embedding": embedding, "clusters": clusters, "probes": probes, "seed": seed}
-    return _conclude(folder, {"semantic": asked if threshold <= 1 else None})
+    tables = {"edges": pa.concat_tables([others, found])}
+    return _conclude(folder, {"semantic": asked if threshold <= 1 else None}, tables)
 
 
 def balance(
@@ -251,12 +251,9 @@ def balance(
         CorpusError: There are no such vectors, or they are of other tiles.
         InputError: There are not as many tiles.
     """
-    folder = Path(corpus)
-    _edges(folder)
-    table = folder / "catalogue" / "balance.parquet"
+    folder = _open(corpus)
     if keep == 0:
-        table.unlink(missing_ok=True)
-        return _conclude(folder, {"balance": None})
+        return _conclude(folder, {"balance": None}, {"balance": None})
     ids, features = _embedding(folder, embedding)
     in_train = pc.equal(pc.field("split"), "train") & (pc.field("kept") | pc.starts_with(pc.field("reason"), "balance"))
     train = Corpus.open(folder).table(["id"], where=in_train)["id"].to_numpy()
@@ -267,9 +264,8 @@ def balance(
         )
     wanted = [round(len(train) ** 0.5), round(len(train) ** 0.25)] if levels is None else levels
     chosen = choose(Subset(features, np.searchsorted(ids, train)), count, wanted, seed)
-    write_table(table, pa.table({"id": train, "chosen": chosen}))
     asked = {"keep": keep, "embedding": embedding, "levels": levels, "seed": seed}
-    return _conclude(folder, {"balance": asked})
+    return _conclude(folder, {"balance": asked}, {"balance": pa.table({"id": train, "chosen": chosen})})
 
 
 def _embedding(folder: Path, name: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -286,12 +282,11 @@ def _embedding(folder: Path, name: str | None) -> tuple[np.ndarray, np.ndarray]:
     return ids, np.load(folder / "embeddings" / f"{name}.npy", mmap_mode="r")
 
 
-def _edges(folder: Path) -> pa.Table:
-    file = folder / "catalogue" / "edges.parquet"
-    Corpus.open(folder)
-    if not file.exists():
-        raise CorpusError(f"'{folder}' holds no edges between its tiles: build it again")
-    return pq.read_table(file)
+def _open(corpus: str) -> Path:
+    """Folder of a corpus that can be changed. Imported here: `embed` needs no rasterio."""
+    from geomim.corpus.pipeline.conclude import open_to_change
+
+    return open_to_change(corpus).path
 
 
 def _edge_table(ids: np.ndarray, cosine: np.ndarray) -> pa.Table:
@@ -300,12 +295,12 @@ def _edge_table(ids: np.ndarray, cosine: np.ndarray) -> pa.Table:
     return edge_table(ids[:, 0], ids[:, 1], "embedding", correlation=cosine)
 
 
-def _conclude(folder: Path, change: dict[str, Any]) -> Path:
+def _conclude(folder: Path, change: dict[str, Any], tables: dict[str, pa.Table | None]) -> Path:
     """Decide again and show it. Imported here: `embed` needs no rasterio."""
     from geomim.corpus.pipeline.conclude import conclude
     from geomim.corpus.report.report import print_funnel, write_report
 
-    conclude(folder, change)
+    conclude(folder, change, tables)
     write_report(folder)
     print_funnel(Corpus.open(folder), Console(stderr=True, markup=False, highlight=False))
     return folder

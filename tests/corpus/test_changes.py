@@ -1,10 +1,17 @@
+import os
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rasterio
+import shapely
 
 from geomim.corpus.build import build
-from geomim.corpus.changes import decide, split
+from geomim.corpus.changes import _places, decide, split
+from geomim.corpus.pipeline import conclude as conclusion
+from geomim.corpus.pipeline.conclude import conclude
 from geomim.corpus.store import Corpus
 from geomim.corpus.synthetic import write_scenes
 from geomim.errors import CorpusError, InputError
@@ -44,6 +51,10 @@ def test_a_wrong_threshold_changes_nothing(corpus):
         ({"near": 9}, "within 8 bits"),
         ({"where": "colour = 'red'"}, "no condition"),
         ({"where": "false"}, "no tile is kept"),
+        ({"quota": -1}, "--quota"),
+        ({"min_valid": 5}, "--min-valid"),
+        ({"max_cloud": -1}, "--max-cloud"),
+        ({"near": -2}, "-1 keeps them"),
     ]:
         with pytest.raises(InputError, match=words):
             decide(str(corpus), **wrong)
@@ -65,6 +76,76 @@ def test_no_split_divides_what_is_alike(corpus, by):
     train = np.flatnonzero(tiles.splits == "train")
     pixels = tiles.read(train).transpose(1, 0, 2, 3)[:, tiles.valid(train)]
     np.testing.assert_allclose(opened.contract.mean, pixels.mean(1, dtype=float), rtol=1e-12)
+
+
+def test_a_split_that_cannot_be_concluded_leaves_the_one_before(corpus, monkeypatch):
+    split(str(corpus), by="cluster", test_share=0.3)
+    files = [corpus / "corpus.json", corpus / "catalogue" / "split.parquet", corpus / "catalogue.parquet"]
+    before = [file.read_bytes() for file in files]
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(conclusion, "write_lock", killed)
+        with pytest.raises(KeyboardInterrupt):
+            split(str(corpus), by="cluster", test_share=0.3, seed=1)
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_a_change_that_was_stopped_between_two_files_is_finished_by_the_next(corpus, monkeypatch):
+    ids = Corpus.open(corpus).table(["id"])["id"]
+    conclude(corpus, tables={"balance": pa.table({"id": ids[:4], "chosen": [False] * 4})})
+    drawn = pa.table({"id": ids, "split": ["test"] * 5 + ["train"] * (len(ids) - 5)})
+    original, renamed = os.replace, []
+
+    def stops(one, two):
+        if Path(two).parent == corpus and Path(two).name == "corpus.lock":
+            raise KeyboardInterrupt
+        renamed.append(Path(two).name)
+        original(one, two)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stops)
+        with pytest.raises(KeyboardInterrupt):
+            conclude(corpus, {"split": {}}, {"split": drawn, "balance": None})
+    assert "split.parquet" in renamed and (corpus / "next" / "catalogue" / "balance.removed").exists()
+    conclude(corpus)
+    rows = Corpus.open(corpus).table(["split", "reason"]).to_pydict()
+    assert rows["split"] == drawn["split"].to_pylist() and not any("balance" in reason for reason in rows["reason"])
+    assert not (corpus / "next").exists() and not (corpus / "catalogue" / "balance.parquet").exists()
+    assert "split" in Corpus.open(corpus).meta["changes"]
+
+
+def test_copies_go_from_a_split_that_was_drawn_and_stay_in_a_published_one(tmp_path):
+    pixels = np.kron(np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8), np.ones((8, 8), np.uint8))
+    for name in "ab":
+        write_picture(tmp_path / f"{name}.png", pixels)
+    for number in range(6):
+        other = np.kron(np.random.default_rng(number + 1).integers(0, 256, (3, 8, 8)), np.ones((8, 8))).astype(np.uint8)
+        write_picture(tmp_path / f"{number}.png", other)
+    names = [*"012345ab"]
+    table = "image,split\n" + "".join(f"{name}.png,{'test' if name in 'ab' else 'train'}\n" for name in names)
+    (tmp_path / "split.csv").write_text(table)
+    out = build([str(tmp_path / "*.png")], str(tmp_path / "c"), tile=64, split=str(tmp_path / "split.csv"), workers=1)
+    assert all(Corpus.open(out).table(["kept"])["kept"].to_pylist())
+    split(str(out), by="cluster", test_share=0.4)
+    assert Corpus.open(out).table(["kept"])["kept"].to_pylist().count(False) == 1
+
+
+def test_a_corpus_at_an_address_is_not_changed():
+    for verb in (decide, split):
+        with pytest.raises(InputError, match=r"'s3://bucket/corpus' lies in a remote store.*copy it here"):
+            verb("s3://bucket/corpus")
+
+
+def test_a_tile_across_the_antimeridian_is_where_its_first_part_is():
+    across = shapely.MultiPolygon([shapely.box(179.99, 10, 180, 10.01), shapely.box(-180, 10, -179.99, 10.01)])
+    beside = shapely.box(179.98, 10, 179.99, 10.01)
+    wkb = [shapely.to_wkb(one) for one in (across, beside, shapely.box(0, 10, 0.01, 10.01))]
+    tiles = pa.table({"id": range(3), "source": ["a"] * 3, "geometry": wkb})
+    names = _places(tiles, "place", 100.0)
+    assert names[0] == names[1] != names[2]
 
 
 def write_picture(file, pixels):

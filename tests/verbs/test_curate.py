@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from geomim.corpus.build import build
+from geomim.corpus.pipeline import conclude as conclusion
 from geomim.corpus.store import Corpus
 from geomim.errors import BandError, CorpusError, InputError
 from geomim.models.vit import ViT
@@ -136,6 +137,32 @@ def test_a_balanced_choice_is_kept_and_taken_back(corpus):
     assert sum(reason == "balance: not among the chosen" for reason in catalogue(corpus)["reason"]) == len(train) - 8
     balance(str(corpus), 0)
     assert (corpus / "catalogue.parquet").read_bytes() == before
+
+
+def test_a_choice_that_keeps_nothing_changes_nothing(corpus, monkeypatch):
+    balance(str(corpus), 8)
+    files = [corpus / "corpus.json", *sorted((corpus / "catalogue").glob("*.parquet"))]
+    before = [file.read_bytes() for file in files]
+    monkeypatch.setattr(curate, "choose", lambda subset, *_: np.zeros(len(subset), bool))
+    monkeypatch.setattr(conclusion, "_check_some_kept", refused)
+    for change in (
+        lambda: balance(str(corpus), 4),
+        lambda: balance(str(corpus), 0),
+        lambda: semantic(str(corpus), 0.5),
+    ):
+        with pytest.raises(InputError, match="no tile is kept"):
+            change()
+        assert [file.read_bytes() for file in files] == before
+
+
+def refused(*_):
+    raise InputError("no tile is kept")
+
+
+def test_a_corpus_at_an_address_is_not_changed():
+    for change in (lambda: balance("s3://bucket/corpus", 4), lambda: semantic("s3://bucket/corpus", 0.5)):
+        with pytest.raises(InputError, match=r"'s3://bucket/corpus' lies in a remote store.*copy it here"):
+            change()
 
 
 def test_what_is_missing_is_named(corpus, encoder):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import rasterio
 import xxhash
 import zarr
+from rich.console import Console
 from rich.progress import Progress
 
 from geomim import __version__
@@ -29,50 +30,87 @@ from geomim.corpus.pipeline.edges import EDGES
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.pipeline.rules import Rules, rules_of
 from geomim.corpus.pipeline.shuffle import stage_folder
+from geomim.corpus.remote import Url, place
 from geomim.corpus.store import CATALOGUE, FORMAT_VERSION, Corpus, write_catalogue, write_json, write_table
 from geomim.errors import CorpusError, InputError
 
 _ROWS = 65536  # of a row group of the catalogue
 _FILES = ("catalogue.parquet", "corpus.lock", "corpus.json")  # in this order; the last says that all is there
+_REMOVED = ".removed"
 _NEXT = "next"  # holds the files of a change that is made and not yet in place
 _INLINE_TILES = 100_000
+
+SmallTables = Mapping[str, pa.Table | None]
 
 
 def complete(folder: Path) -> None:
     """Put the files of a change into place that was stopped while it did so."""
     if (folder / _NEXT).is_dir():
+        for file in sorted((folder / _NEXT / "catalogue").glob("*")):
+            if file.suffix == _REMOVED:  # the mark stays until all is done, so that a second try finds it
+                (folder / "catalogue" / file.name).with_suffix(".parquet").unlink(missing_ok=True)
+            else:
+                os.replace(file, folder / "catalogue" / file.name)
         for name in _FILES:
             if (folder / _NEXT / name).exists():
                 os.replace(folder / _NEXT / name, folder / name)
         shutil.rmtree(folder / _NEXT)
 
 
-def conclude(folder: str | Path, change: dict[str, Any] | None = None, **recipe: Any) -> None:
+def open_to_change(corpus: str | Path) -> Corpus:
+    """Open a corpus that is about to be changed; a change that was stopped is finished first.
+
+    Raises:
+        InputError: It lies in a remote store.
+        CorpusError: It is no corpus, or one of the first format, which holds no tables that decide.
+    """
+    folder = place(corpus)
+    if isinstance(folder, Url):
+        raise InputError(
+            f"'{corpus}' lies in a remote store and cannot be changed there: copy it here, and publish again"
+        )
+    complete(folder)
+    opened = Corpus.open(folder)
+    if not (folder / "catalogue" / "edges.parquet").exists():
+        made = opened.meta.get("geomim_version")
+        raise CorpusError(
+            f"'{folder}' was built by geomim {made} and holds no edges between its tiles: build it again to change it"
+        )
+    return opened
+
+
+def conclude(
+    folder: str | Path, change: dict[str, Any] | None = None, tables: SmallTables | None = None, **recipe: Any
+) -> None:
     """Decide again about a finished corpus, after one of its small tables or some entries of its recipe changed.
 
     Args:
         folder: Of the corpus.
-        change: The verb that changed a table, and its arguments, for the lock; it replaces an earlier one of that verb,
-            and None takes that back.
+        change: The verb that changed a table, and its arguments, for the lock; None as arguments takes back what that
+            verb did.
+        tables: New small tables of the folder `catalogue` by name; None removes one.
         recipe: New values of entries of the recipe.
 
     Raises:
         CorpusError: It is no corpus, or one of the first format, which holds no such tables.
-        InputError: No tile would be kept; nothing is changed then.
+        InputError: A value of the recipe makes no sense, or no tile would be kept; nothing is changed then.
     """
-    folder = Path(folder)
-    complete(folder)
-    meta = dict(Corpus.open(folder).meta)
-    if not (folder / "catalogue" / "edges.parquet").exists():
-        raise CorpusError(f"'{folder}' was built by geomim {meta.get('geomim_version')}: build it again to change it")
+    opened = open_to_change(folder)
+    meta = dict(opened.meta)
     meta["recipe"] = meta["recipe"] | recipe
     changes = meta.get("changes", {}) | (change or {})
     meta["changes"] = {verb: asked for verb, asked in changes.items() if asked is not None}
-    with Progress(transient=True) as progress, Workers(progress) as workers:
-        finish(folder, meta, rules_of(meta), workers)
+    if tables and tables.get("split") is not None:
+        meta["protect"] = False  # nobody is compared by a split that was drawn here: its near copies may go
+    rules = rules_of(meta)
+    rules.check()
+    with Progress(console=Console(stderr=True), transient=True) as progress, Workers(progress) as workers:
+        finish(opened.path, meta, rules, workers, tables)
 
 
-def finish(folder: Path, meta: dict[str, Any], rules: Rules, workers: Workers) -> None:
+def finish(
+    folder: Path, meta: dict[str, Any], rules: Rules, workers: Workers, tables: SmallTables | None = None
+) -> None:
     """Decide about all tiles and write the catalogue, the lock and `corpus.json`.
 
     Args:
@@ -80,17 +118,18 @@ def finish(folder: Path, meta: dict[str, Any], rules: Rules, workers: Workers) -
         meta: What `corpus.json` says besides decisions: `sensor`, `recipe`, `protect`, `classes`.
         rules: What is asked of a tile.
         workers: Runs it.
+        tables: New small tables of the folder `catalogue` by name; None removes one.
 
     Raises:
         InputError: No tile is kept; nothing is changed then.
     """
     complete(folder)
     part = stage_folder(folder / _NEXT)
-    tables = Tables(folder / "catalogue")
-    files = tables.parts()
+    deciding = Tables(folder / "catalogue", _stage(part / "catalogue", tables or {}))
+    files = deciding.parts()
     inline = sum(pq.read_metadata(file).num_rows for file in files) < _INLINE_TILES
-    fates = _fates(tables, files, rules, part, workers, inline)
-    calls = [(tables, file, rules, fates, part / f"decided-{file.stem}.parquet") for file in files]
+    fates = _fates(deciding, files, rules, part, workers, inline)
+    calls = [(deciding, file, rules, fates, part / f"decided-{file.stem}.parquet") for file in files]
     sums = workers.run("deciding", _decide, calls, inline)
     _check_some_kept(folder, sums, part)
     write_catalogue(part / "catalogue.parquet", _row_groups([call[-1] for call in calls]))
@@ -104,8 +143,19 @@ def finish(folder: Path, meta: dict[str, Any], rules: Rules, workers: Workers) -
     complete(folder)
 
 
+def _stage(folder: Path, tables: SmallTables) -> Path:
+    """Write new small tables aside, and a mark for each that goes."""
+    folder.mkdir()
+    for name, table in tables.items():
+        if table is None:
+            (folder / f"{name}{_REMOVED}").touch()
+        else:
+            write_table(folder / f"{name}.parquet", table)
+    return folder
+
+
 def _fates(tables: Tables, files: list[Path], rules: Rules, part: Path, workers: Workers, inline: bool) -> Path:
-    edges = counting(pq.read_table(tables.catalogue / "edges.parquet").cast(EDGES), rules)
+    edges = counting(pq.read_table(tables.file("edges")).cast(EDGES), rules)
     copies = pq.read_table(tables.catalogue / "copies.parquet")
     crowded = [edges["a"], edges["b"], copies["id"], copies["original"]]
     np.save(part / "crowd.npy", np.unique(np.concatenate([column.to_numpy() for column in crowded])))

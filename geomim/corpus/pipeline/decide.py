@@ -33,18 +33,30 @@ class Tables:
     Attributes:
         catalogue: Folder with `tiles-*.parquet`, `edges.parquet`, and perhaps `exclusions.parquet`,
             `split.parquet` (`id`, `split`) and `balance.parquet` (`id`, `chosen`).
+        staged: Folder with tables that are about to replace those, or None; an empty `NAME.removed` removes one.
     """
 
     catalogue: Path
+    staged: Path | None = None
 
     def parts(self) -> list[Path]:
         """Files of tiles, in id order."""
         return sorted(self.catalogue.glob("tiles-*.parquet"))
 
+    def file(self, name: str) -> Path | None:
+        """The file of a table, or None where there is no such table."""
+        file = self.catalogue / f"{name}.parquet"
+        if self.staged is not None:
+            if (self.staged / f"{name}.removed").exists():
+                return None
+            staged = self.staged / file.name
+            file = staged if staged.exists() else file
+        return file if file.exists() else None
+
     def read(self, name: str, low: int = 0, high: int = 2**62) -> pa.Table | None:
         """Rows of a table whose `id` lies in `low ... high`, or None where there is no such table."""
-        file = self.catalogue / f"{name}.parquet"
-        if not file.exists():
+        file = self.file(name)
+        if file is None:
             return None
         return pq.read_table(file, filters=(pc.field("id") >= low) & (pc.field("id") <= high))
 
