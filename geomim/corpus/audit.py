@@ -40,7 +40,7 @@ def audit(
 ) -> Path:
     """Find what two sets of images have in common: copies, near-copies in any orientation, overlaps, equal places.
 
-    Either set is a folder, a pattern, a raster, CARD@ROOT, or a corpus; `:train,test` behind it takes some of its
+    Either set is a folder, a pattern, a raster, CARD@ROOT, or a corpus; `:train+test` behind it takes some of its
     splits, `NAME=` before it names it. A set beside itself is searched for pairs within it.
 
     Args:

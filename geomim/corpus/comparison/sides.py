@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from geomim.corpus.remote import Place, place
-from geomim.corpus.scenes import SUFFIXES, Scene, open_scene
-from geomim.corpus.sources.items import Item, list_items
+from geomim.corpus.scenes import SUFFIXES, Scene
+from geomim.corpus.sources.items import Item, list_items, open_item, split_source
 from geomim.corpus.store import Corpus
 from geomim.errors import BandError, GeomimError, InputError, nearest
 from geomim.sensors import Sensor, get_sensor, match_bands
@@ -41,9 +41,8 @@ class Side:
     bands: tuple[str, ...] | None = None
 
     def open(self, item: Item) -> Scene:
-        """Open an image; what the user says of the sensor comes before the card."""
-        sensor = self.sensor or (get_sensor(item.sensor) if item.sensor else None)
-        return open_scene(item.uri, sensor, self.bands)
+        """Open an image; what the user says of sensor and bands comes before the card."""
+        return open_item(item, self.sensor, self.bands)
 
     def found(self) -> Sensor | None:
         """Sensor of the corpus, or of the first image that can be opened; None where none can."""
@@ -58,7 +57,7 @@ class Side:
         return None
 
 
-_SPLITS = re.compile(r"(?P<path>.+?):(?P<splits>[A-Za-z_]\w*(?:,[A-Za-z_]\w*)*)")
+_SPLITS = re.compile(r"(?P<path>.+?):(?P<splits>[A-Za-z_][\w-]*(?:[+,][A-Za-z_][\w-]*)*)")
 
 
 def side(
@@ -72,7 +71,7 @@ def side(
 
     Args:
         given: A corpus (or its `catalogue.parquet`), a raster, a folder, a pattern, or `CARD@ROOT`; with `NAME=` before
-            it to call it so, and `:train,test` behind it for some of its splits.
+            it to call it so, and `:train+test` behind it for some of its splits.
         held_out: Where no splits are given, take those that a benchmark is scored on: a card's held-out ones, a
             corpus's val and test. Of plain images, all.
         sensor: Name of a built-in sensor or a YAML file, for rasters that do not name their bands.
@@ -84,12 +83,17 @@ def side(
         CorpusError: A corpus of a newer format.
     """
     name, path, splits = _parts(given)
+    card = split_source(path)
     folder = _corpus_folder(path)
     known = get_sensor(sensor) if sensor else None
     if folder is not None:
         wanted = splits or (("val", "test") if held_out else None)
         return _of_corpus(name or _called(_folder_name(folder), splits, held_out), given, Corpus.open(folder), wanted)
     items = list_items(path, download)
+    if card is not None and card.splits:
+        splits = card.splits  # those of the card are listed already
+        if not items:
+            raise InputError(f"'{path}' holds no image of {' or '.join(splits)}: its files do not say their splits")
     named = {item.split for item in items if item.split}
     if splits:
         for split in splits:
@@ -130,20 +134,20 @@ def same_corpus(one: Corpus | None, two: Corpus | None) -> bool:
 
 def _called(name: str, splits: tuple[str, ...] | None, held_out: bool) -> str:
     """A benchmark goes by its name; two sides of an audit may be two splits of one."""
-    return f"{name}:{','.join(splits)}" if splits and not held_out else name
+    return f"{name}:{'+'.join(splits)}" if splits and not held_out else name
 
 
 def _parts(given: str) -> tuple[str, str, tuple[str, ...] | None]:
-    """`NAME=PATH:SPLITS` apart; what exists as it stands is a path."""
+    """`NAME=PATH:SPLITS` apart; what exists as it stands is a path, and a card takes its splits apart itself."""
     if os.path.exists(given):
         return "", given, None
     name, equals, path = given.partition("=")
     if not equals or "/" in name:
         name, path = "", given
-    found = None if os.path.exists(path) else _SPLITS.fullmatch(path)
+    found = None if os.path.exists(path) or split_source(path) else _SPLITS.fullmatch(path)
     if found is None or found["path"].endswith(":"):
         return name, path, None
-    return name, found["path"], tuple(found["splits"].split(","))
+    return name, found["path"], tuple(re.split("[+,]", found["splits"]))
 
 
 def _of_corpus(name: str, given: str, corpus: Corpus, splits: tuple[str, ...] | None) -> Side:
