@@ -121,7 +121,7 @@ def _places(tiles: pa.Table, by: str, block: float) -> list[str]:
     if by == "cluster":
         return [str(number) for number in numbers]
     if by == "source":
-        return sources
+        return list(sources)
     outlines = shapely.from_wkb(np.array(tiles["geometry"].to_pylist(), object))
     # A tile across the antimeridian has a part on either side: the middle of both would lie on the other side of the
     # Earth.

@@ -102,7 +102,8 @@ def write_lock(file: Path, catalogue: Path, sources: pa.Table | ds.Dataset, head
         file: The lock.
         catalogue: The corpus's `catalogue.parquet`.
         sources: Columns `uri`, `bytes` and `xxh3` as of `source_hash`, in the order of their tiles' ids.
-        header: `geomim_version`, `recipe` and `versions`.
+        header: `geomim_version`, `recipe` and `versions`; where it was changed, `built` (the recipe of the build) and
+            `changes` as of `listed`; names of sources that were `skipped`.
     """
     content, decisions, tiles, count = xxhash.xxh3_128(), xxhash.xxh3_128(), 0, 0
     with tempfile.TemporaryFile("w+b", dir=file.parent) as body:
@@ -200,6 +201,13 @@ def _text(batch: pa.RecordBatch, names: Iterable[str]) -> tuple[np.ndarray, memo
     lines = pc.binary_join_element_wise(*columns, ends, "\t", null_handling="replace", null_replacement="")
     _, offsets, raw = lines.buffers()
     return np.frombuffer(offsets, np.int32)[lines.offset : lines.offset + len(lines) + 1], memoryview(raw)
+
+
+def listed(changes: Any) -> list[dict[str, Any]]:
+    """What was done to a corpus after its build, in its order: `verb` and `asked` of each, also of older locks."""
+    if isinstance(changes, dict):
+        return [{"verb": verb, "asked": asked} for verb, asked in changes.items()]
+    return list(changes or [])
 
 
 class _Findings:
@@ -334,7 +342,7 @@ def rebuild(lock: str, out: str, workers: int | None = None, cluster: str | None
         The folder.
 
     Raises:
-        CorpusError: A source vanished or was changed, or the outcome differs.
+        CorpusError: A source vanished, was changed or was added, or the outcome differs.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -347,14 +355,18 @@ def rebuild(lock: str, out: str, workers: int | None = None, cluster: str | None
         _verify_sources(head, lines, found, progress)
     if found.counts:
         raise CorpusError(f"'{lock}' cannot be rebuilt: {found}")
+    recipe = head.get("built", head["recipe"])
+    _find_added(recipe["source"], lock, found)
+    if found.counts:
+        raise CorpusError(f"'{lock}' cannot be rebuilt: {found}")
     from geomim.corpus.build import build  # late: it needs all of curation
     from geomim.corpus.pipeline.conclude import versions
 
     for name, now in versions().items():
         if head["versions"].get(name) != now:
             console.print(f"{name} is {now}, and was {head['versions'].get(name)}", soft_wrap=True)
-    folder = build(**head["recipe"], out=out, workers=workers, cluster=cluster)
-    _change_again(folder, head.get("changes", {}))
+    folder = build(**recipe, out=out, workers=workers, cluster=cluster)
+    _change_again(folder, listed(head.get("changes")))
     for line, again in zip_longest(read_lock(lock)[1], read_lock(folder)[1]):
         if line != again:
             found.say("sources", f"tiles of '{(line or again).uri}' came out otherwise")
@@ -364,15 +376,30 @@ def rebuild(lock: str, out: str, workers: int | None = None, cluster: str | None
     return folder
 
 
-def _change_again(folder: Path, changes: dict[str, dict[str, Any]]) -> None:
-    """Do what was done to the corpus after its build."""
+def _find_added(sources: list[str], lock: str, found: _Findings) -> None:
+    """Say which files the recipe finds now and did not find then."""
+    from geomim.corpus.sources.items import list_items
+
+    head, lines = read_lock(lock)
+    if "skipped" not in head:
+        return
+    known = {line.uri for line in lines} | set(head["skipped"])
+    for uri in sorted({item.uri for source in sources for item in list_items(source)} - known):
+        found.say("added sources", f"source '{uri}' was added")
+
+
+def _change_again(folder: Path, changes: list[dict[str, Any]]) -> None:
+    """Do what was done to the corpus after its build, in the same order."""
     from geomim.corpus.changes import split
     from geomim.corpus.exclusion import exclude
+    from geomim.corpus.pipeline.conclude import conclude
+    from geomim.corpus.report.report import write_report
 
-    verbs: dict[str, Callable[..., Path]] = {"split": split, "exclude": exclude}
-    if other := changes.keys() - verbs.keys():
-        raise CorpusError(
-            f"'{folder}' is built; {', '.join(sorted(other))} then changed the first one: do it again, with its encoder"
-        )
-    for verb, asked in changes.items():
-        verbs[verb](str(folder), **asked)
+    verbs: dict[str, Callable[..., Any]] = {"split": split, "exclude": exclude, "decide": conclude}
+    for place, change in enumerate(changes):
+        if change["verb"] not in verbs:
+            left = ", ".join(dict.fromkeys(later["verb"] for later in changes[place:]))
+            raise CorpusError(f"'{folder}' is built; {left} then changed the first one: do it again, with its encoder")
+        verbs[change["verb"]](str(folder), **change["asked"])
+    if changes:
+        write_report(folder)

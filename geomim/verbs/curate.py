@@ -286,7 +286,8 @@ def _open(corpus: str) -> Path:
     """Folder of a corpus that can be changed. Imported here: `embed` needs no rasterio."""
     from geomim.corpus.pipeline.conclude import open_to_change
 
-    return open_to_change(corpus).path
+    folder: Path = open_to_change(corpus).path
+    return folder
 
 
 def _edge_table(ids: np.ndarray, cosine: np.ndarray) -> pa.Table:

@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import shapely
 
 from geomim.corpus.build import build
 from geomim.corpus.changes import _places, decide, split
+from geomim.corpus.lock import read_lock, rebuild
 from geomim.corpus.pipeline import conclude as conclusion
 from geomim.corpus.pipeline.conclude import conclude
 from geomim.corpus.store import Corpus
@@ -41,8 +43,42 @@ def test_a_threshold_lets_a_tile_back_in_and_the_bytes_are_those_of_such_a_build
     assert sorted((file, file.stat().st_mtime_ns) for file in (corpus / "tiles.zarr").rglob("*")) == pixels
     scenes = str(tmp_path / "synthetic" / "scenes")
     same = build([scenes], str(tmp_path / "same"), tile=64, min_valid=0.2, where="row < 192", near=None, workers=1)
-    for name in ("catalogue.parquet", "corpus.json", "corpus.lock"):
+    names = [file.relative_to(same) for file in (same / "tiles.zarr").rglob("*") if file.is_file()]
+    for name in ("catalogue.parquet", *names):
         assert (corpus / name).read_bytes() == (same / name).read_bytes()
+    assert Corpus.open(corpus).meta["recipe"] == Corpus.open(same).meta["recipe"]
+
+
+def test_what_was_done_one_after_the_other_is_done_again_in_that_order(corpus, tmp_path):
+    decide(str(corpus), min_valid=0.2, near=-1)
+    split(str(corpus), by="cluster", test_share=0.3)
+    decide(str(corpus), min_valid=0.9, near=4)
+    split(str(corpus), by="place", block=0.5, test_share=0.4, seed=3)
+    decide(str(corpus), quota=3, min_valid=0.5)
+    head = read_lock(corpus)[0]
+    assert [change["verb"] for change in head["changes"]] == ["decide", "split", "decide", "split", "decide"]
+    assert head["changes"][0]["asked"] == {"min_valid": 0.2, "near": None}
+    assert head["built"]["quota"] == 16 and head["built"]["near"] == 4 and head["recipe"]["quota"] == 3
+    again = rebuild(str(corpus), str(tmp_path / "again"), workers=1)
+    for name in ("catalogue.parquet", "corpus.json", "corpus.lock"):
+        assert (again / name).read_bytes() == (corpus / name).read_bytes()
+
+
+def test_a_source_that_was_added_since_is_named_before_anything_is_built(corpus, tmp_path):
+    scenes = tmp_path / "synthetic" / "scenes"
+    file = sorted(scenes.iterdir())[0]
+    shutil.copy(file, scenes / f"added{file.suffix}")
+    with pytest.raises(CorpusError, match=r"cannot be rebuilt: source '.*added.*' was added \(added sources: 1\)"):
+        rebuild(str(corpus), str(tmp_path / "again"), workers=1)
+    assert not (tmp_path / "again").exists()
+
+
+def test_an_unreadable_source_is_none_that_was_added(tmp_path):
+    write_scenes(tmp_path / "synthetic", scenes=2, size=256)
+    (tmp_path / "synthetic" / "scenes" / "broken.tif").write_text("no raster")
+    out = build([str(tmp_path / "synthetic" / "scenes")], str(tmp_path / "c"), tile=64, workers=1)
+    assert len(read_lock(out)[0]["skipped"]) == 1
+    rebuild(str(out), str(tmp_path / "again"), workers=1)
 
 
 def test_a_wrong_threshold_changes_nothing(corpus):
@@ -114,7 +150,7 @@ def test_a_change_that_was_stopped_between_two_files_is_finished_by_the_next(cor
     rows = Corpus.open(corpus).table(["split", "reason"]).to_pydict()
     assert rows["split"] == drawn["split"].to_pylist() and not any("balance" in reason for reason in rows["reason"])
     assert not (corpus / "next").exists() and not (corpus / "catalogue" / "balance.parquet").exists()
-    assert "split" in Corpus.open(corpus).meta["changes"]
+    assert [change["verb"] for change in Corpus.open(corpus).meta["changes"]] == ["split"]
 
 
 def test_copies_go_from_a_split_that_was_drawn_and_stay_in_a_published_one(tmp_path):

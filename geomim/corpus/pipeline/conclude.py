@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from geomim import __version__
-from geomim.corpus.lock import write_lock
+from geomim.corpus.lock import listed, write_lock
 from geomim.corpus.pipeline.decide import FATES, Tables, counting, crowd, decide_part, settle
 from geomim.corpus.pipeline.edges import EDGES
 from geomim.corpus.pipeline.executor import Workers
@@ -86,8 +86,8 @@ def conclude(
 
     Args:
         folder: Of the corpus.
-        change: The verb that changed a table, and its arguments, for the lock; None as arguments takes back what that
-            verb did.
+        change: The verb that changed a table, and its arguments, for the lock, after what was done before; None as
+            arguments takes back all that this verb did.
         tables: New small tables of the folder `catalogue` by name; None removes one.
         recipe: New values of entries of the recipe.
 
@@ -97,15 +97,24 @@ def conclude(
     """
     opened = open_to_change(folder)
     meta = dict(opened.meta)
-    meta["recipe"] = meta["recipe"] | recipe
-    changes = meta.get("changes", {}) | (change or {})
-    meta["changes"] = {verb: asked for verb, asked in changes.items() if asked is not None}
+    other = {name: value for name, value in recipe.items() if meta["recipe"].get(name) != value}
+    _note(meta, (change or {}) | ({"decide": other} if other else {}))
+    meta["recipe"] = meta["recipe"] | other
     if tables and tables.get("split") is not None:
         meta["protect"] = False  # nobody is compared by a split that was drawn here: its near copies may go
     rules = rules_of(meta)
     rules.check()
     with Progress(console=Console(stderr=True), transient=True) as progress, Workers(progress) as workers:
         finish(opened.path, meta, rules, workers, tables)
+
+
+def _note(meta: dict[str, Any], change: dict[str, Any]) -> None:
+    """Add to the list of what was done after the build, in its order; the first time with the build's own recipe."""
+    if not change:
+        return
+    meta.setdefault("built", meta["recipe"])
+    before = [one for one in listed(meta.get("changes")) if change.get(one["verb"], one) is not None]
+    meta["changes"] = before + [{"verb": verb, "asked": asked} for verb, asked in change.items() if asked is not None]
 
 
 def finish(
@@ -133,7 +142,7 @@ def finish(
     sums = workers.run("deciding", _decide, calls, inline)
     _check_some_kept(folder, sums, part)
     write_catalogue(part / "catalogue.parquet", _row_groups([call[-1] for call in calls]))
-    write_lock(part / "corpus.lock", part / "catalogue.parquet", _sources(folder), _locked(meta))
+    write_lock(part / "corpus.lock", part / "catalogue.parquet", _sources(folder), _locked(folder, meta))
     write_json(part / "corpus.json", meta | _facts(folder, meta, sums, part / "corpus.lock"))
     for call in calls:
         call[-1].unlink()
@@ -245,9 +254,16 @@ def _sources(folder: Path) -> pa.Table:
     return pq.read_table(folder / "catalogue" / "sources.parquet")
 
 
-def _locked(meta: dict[str, Any]) -> dict[str, Any]:
-    changes = meta.get("changes", {})
-    return {"geomim_version": __version__, "recipe": meta["recipe"], "changes": changes, "versions": versions()}
+def _locked(folder: Path, meta: dict[str, Any]) -> dict[str, Any]:
+    changed: dict[str, Any] = {name: meta[name] for name in ("built", "changes") if name in meta}
+    skipped = pq.read_table(folder / "skipped.parquet", columns=["source"])["source"].unique().to_pylist()
+    return {
+        "geomim_version": __version__,
+        "recipe": meta["recipe"],
+        **changed,
+        "skipped": skipped,
+        "versions": versions(),
+    }
 
 
 def versions() -> dict[str, str]:
