@@ -134,10 +134,8 @@ def exclude(
 
 def _change(corpus: Corpus, against: list[str], asked: dict[str, Any]) -> dict[str, Any]:
     """What the lock says of it: all benchmarks but those that the build's recipe names itself."""
-    before = corpus.meta.get("changes", {}).get("exclude", {}).get("against", [])
-    named = dict.fromkeys([*before, *against])
-    more = [one for one in named if one not in (corpus.meta["recipe"].get("against") or [])]
-    return {"exclude": {"against": more, **asked} if more else None}
+    more = [one for one in against if one not in (corpus.meta["recipe"].get("against") or [])]
+    return {"exclude": {"against": more, **asked}} if more else {}
 
 
 def _search(
