@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from rich.console import Console
 
 from geomim.corpus.assemble import (
     ARRAYS,
@@ -42,7 +43,10 @@ from geomim.errors import BandError, CorpusError, InputError
 def merge(corpora: list[str], out: str) -> Path:
     """Put corpora of one sensor together into a new one; pixels are shared, not written again, where the disk can.
 
-    Duplicates between them are looked for, and what is kept is decided anew by the thresholds of the first.
+    Duplicates between them are looked for, and what is kept is decided anew by the thresholds of the first. Pairs of
+    tiles of different corpora are verified as an audit does it, by their details (`comparison.likeness`), not by the
+    correlation that a build asks for: the same tiles built together may give a few other pairs. Tiles that benchmarks
+    excluded stay excluded, but the audits of the parts do not cover the others: exclude the benchmarks again.
 
     Args:
         corpora: Folders of two corpora or more.
@@ -73,6 +77,7 @@ def merge(corpora: list[str], out: str) -> Path:
             _joined(opened) | {"recipe": first["recipe"] | {"merged": [_made(piece) for piece in pieces]}},
             workers,
         )
+    _say_uncovered(out, _benchmarks(opened))
     return Path(out)
 
 
@@ -80,7 +85,10 @@ def append(corpus: str, more: str) -> Path:
     """Add the tiles of another corpus to one, without touching the shards that are there.
 
     New tiles start in a shard of their own; the slots before them stay a gap that no row of the catalogue names.
-    Duplicates are looked for, and what is kept is decided anew. Stopped and started again, it goes on.
+    Duplicates are looked for, and what is kept is decided anew. Stopped and started again, it goes on. Pairs of an old
+    and a new tile are verified as an audit does it, by their details (`comparison.likeness`), not by the correlation
+    that a build asks for: the same tiles built together may give a few other pairs. Tiles that benchmarks excluded stay
+    excluded; the evidence in `audit` goes, since the new tiles were never compared: exclude the benchmarks again.
 
     Args:
         corpus: Folder of the corpus that grows.
@@ -113,7 +121,7 @@ def append(corpus: str, more: str) -> Path:
         write_tables(part, pieces, len(parts), workers)
         done = [*first.meta["recipe"].get("appended", []), _made(pieces[1])]
         meta = _joined([first, second]) | {"recipe": first.meta["recipe"] | {"appended": done}}
-        write_json(part / _MARK, {"more": added, "meta": meta})
+        write_json(part / _MARK, {"more": added, "meta": meta, "benchmarks": _benchmarks([first, second])})
     _finish_append(folder)
     return folder
 
@@ -134,11 +142,30 @@ def _finish_append(folder: Path) -> str | None:
     mark = json.loads((catalogue / _MARK).read_text())
     shutil.rmtree(former, ignore_errors=True)
     write_groups(folder / "tiles.zarr")
+    shutil.rmtree(folder / "audit", ignore_errors=True)  # of the corpus as it was: no claim on the new tiles
     with working() as workers:
         decide_anew(folder, mark["meta"], workers)
     (catalogue / _MARK).unlink()
     report(folder)
+    _say_uncovered(str(folder), mark.get("benchmarks", []))
     return str(mark["more"])
+
+
+def _benchmarks(corpora: Sequence[Corpus]) -> list[str]:
+    """What some of several corpora were compared with, as it was given."""
+    files = [corpus.path / "audit" / "audit.json" for corpus in corpora]
+    records = [json.loads(file.read_text())["benchmarks"] for file in files if file.is_file()]
+    return list(dict.fromkeys(record["given"] for some in records for record in some))
+
+
+def _say_uncovered(folder: str, benchmarks: Sequence[str]) -> None:
+    """Say that audits of the parts are none of the whole."""
+    if benchmarks:
+        Console(stderr=True, markup=False, highlight=False).print(
+            f"excluded tiles stay excluded, but audits of the parts do not cover all tiles of '{folder}': exclude "
+            f"{', '.join(benchmarks)} again",
+            soft_wrap=True,
+        )
 
 
 def filter(corpus: str, where: str, out: str, licence: list[str] | None = None) -> Path:

@@ -12,8 +12,10 @@ from parts_corpus import textures, write_parts
 
 from geomim.corpus import assemble, combine, pieces
 from geomim.corpus.combine import append, filter, merge
+from geomim.corpus.exclusion import EXCLUSIONS
 from geomim.corpus.lock import read_lock, rebuild, verify
-from geomim.corpus.store import Corpus, write_table
+from geomim.corpus.pipeline.conclude import conclude
+from geomim.corpus.store import Corpus, write_json, write_table
 from geomim.errors import BandError, CorpusError, InputError
 
 
@@ -176,6 +178,30 @@ def test_appending_touches_no_shard(two, tmp_path):
     assert sorted(file.name for file in two[0].glob("catalogue*")) == ["catalogue", "catalogue.parquet"]
     with pytest.raises(InputError, match="appended to itself"):
         append(str(two[0]), str(two[0]))
+
+
+def audited(corpus):
+    """Pretend that tile 2 was excluded for a benchmark."""
+    write_json(corpus / "audit" / "audit.json", {"benchmarks": [{"given": "aid@data/aid", "benchmark": "aid"}]})
+    write_json(corpus / "audit" / "aid" / "audit.json", {"given": "aid@data/aid", "benchmark": "aid"})
+    row = dict.fromkeys(EXCLUSIONS.names) | {"id": 2, "benchmark": "aid", "item": "a.png", "kind": "exact"}
+    write_table(corpus / "catalogue" / "exclusions.parquet", pa.Table.from_pylist([row], EXCLUSIONS))
+    conclude(corpus)
+    assert Corpus.open(corpus).meta["audit"] and not Corpus.open(corpus).table()["kept"][2].as_py()
+
+
+@pytest.mark.parametrize("way", ["append", "merge"])
+def test_audits_of_the_parts_are_not_claimed_and_exclusions_stay(two, tmp_path, capsys, way):
+    (two[0] / "audit" / "aid").mkdir(parents=True)
+    audited(two[0])
+    if way == "append":
+        out = append(str(two[0]), str(two[1]))
+    else:
+        out = merge([str(path) for path in two], str(tmp_path / "all"))
+    assert "exclude aid@data/aid again" in capsys.readouterr().err
+    opened = Corpus.open(out)
+    assert opened.meta["audit"] is None and not (out / "audit").exists()
+    assert opened.table()["reason"][2].as_py().startswith("touches aid")
 
 
 def test_a_corpus_grows_again_and_by_a_gap(tmp_path):
