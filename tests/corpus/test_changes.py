@@ -11,6 +11,7 @@ import shapely
 
 from geomim.corpus.build import build
 from geomim.corpus.changes import _places, decide, split
+from geomim.corpus.exclusion import exclude
 from geomim.corpus.lock import read_lock, rebuild
 from geomim.corpus.pipeline import conclude as conclusion
 from geomim.corpus.pipeline.conclude import conclude
@@ -250,3 +251,23 @@ def test_a_quota_of_flat_tiles_a_scene(tmp_path):
     decide(str(out), quota=100)
     table = Corpus.open(out).table()
     assert all(table["kept"].to_pylist())
+
+
+def test_exclusions_are_done_again_each_as_it_was_asked_for(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        pixels = np.kron(rng.integers(0, 256, (3, 8, 8), dtype=np.uint8), np.ones((8, 8), np.uint8))
+        for folder in ("train", *(("a",) if number == 1 else ()), *(("b",) if number == 2 else ())):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            write_picture(tmp_path / folder / f"{number}.png", pixels)
+    out = build([str(tmp_path / "train")], str(tmp_path / "c"), tile=64, workers=1)
+    exclude(str(out), [str(tmp_path / "a")], radius=2, crops="off", workers=1)
+    exclude(str(out), [str(tmp_path / "b")], radius=4, crops="off", workers=1)
+    done = [change["asked"] for change in read_lock(out)[0]["changes"]]
+    assert [(one["against"], one["radius"]) for one in done] == [
+        ([str(tmp_path / "a")], 2),
+        ([str(tmp_path / "b")], 4),
+    ]
+    again = rebuild(str(out), str(tmp_path / "again"), workers=1)
+    assert (again / "catalogue.parquet").read_bytes() == (out / "catalogue.parquet").read_bytes()
+    assert Corpus.open(again).table(["kept"])["kept"].to_pylist().count(False) == 2
