@@ -107,15 +107,16 @@ def decide_anew(folder: Path, meta: Mapping[str, Any], workers: Workers) -> None
     finish(folder, kept, rules_of(kept), workers)
 
 
-def originals(tiles: pa.Table) -> np.ndarray:
-    """For each tile the lowest id among those with the same pixels and validity, `(n,)` int64.
+def originals(tiles: pa.Table, beside: str = "valid_fraction") -> np.ndarray:
+    """For each tile the lowest id among those with the same pixels and the same beside them, `(n,)` int64.
 
     Args:
-        tiles: Columns `id`, `xxh3` and `valid_fraction`.
+        tiles: Columns `id`, `xxh3` and `beside`.
+        beside: Column that is equal where validity is, and masks where they count.
     """
     ids: np.ndarray = tiles["id"].to_numpy()
-    pixels = pc.dictionary_encode(tiles["xxh3"]).combine_chunks().indices.to_numpy()
-    groups = np.stack([pixels.astype(np.float64), tiles["valid_fraction"].to_numpy()], 1)
+    columns = [pc.dictionary_encode(tiles[name]).combine_chunks() for name in ("xxh3", beside)]
+    groups = np.stack([column.indices.to_numpy() for column in columns], 1)
     _, group = np.unique(groups, axis=0, return_inverse=True)
     first = np.full(group.max(initial=-1) + 1, np.iinfo(np.int64).max)
     np.minimum.at(first, group.reshape(-1), ids)

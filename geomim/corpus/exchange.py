@@ -43,13 +43,15 @@ _STAGED = pa.schema(
     [
         *_FACTS,
         ("dtype", pa.string()),
+        ("beside", pa.string()),
         ("pixels", pa.int64()),
         ("mean", pa.list_(pa.float64())),
         ("squares", pa.list_(pa.float64())),
         *((name, pa.int64()) for name in ARRAYS),
     ]
 )
-"""Facts of an archived tile, moments of its bands, and the byte of the archive at which each of its arrays starts."""
+"""Facts of an archived tile, a hash of its validity and mask (exact copies share both), moments of its bands, and the
+byte of the archive at which each of its arrays starts."""
 
 
 def pack(corpus: str, out: str, per_shard: int = 1000, kept_only: bool = True) -> Path:
@@ -246,17 +248,22 @@ def _checked(file: str, key: str, sample: dict[str, Any]) -> dict[str, Any]:
     row |= {"geometry": bytes.fromhex(row["geometry"])} if "geometry" in row else {}
     row |= {"time": datetime.fromisoformat(row["time"])} if "time" in row else {}
     row |= {"pixels": int(pixels[0]), "mean": mean[0].tolist(), "squares": squares[0].tolist()}
-    return row | {"dtype": image.dtype.name} | {name: sample[name][1] for name in ARRAYS if name in sample}
+    beside = content_hash(valid) + (content_hash(sample["mask"][0]) if "mask" in sample else "")
+    return (
+        row
+        | {"dtype": image.dtype.name, "beside": beside}
+        | {name: sample[name][1] for name in ARRAYS if name in sample}
+    )
 
 
 def _write_unpacked(
     folder: Path, files: Sequence[str], tables: Sequence[pa.Table], meta: dict[str, Any], workers: Workers
 ) -> None:
     """Write arrays and tables of tiles; pixels go from the archives to the shards as they are."""
-    light = ["id", "size", "xxh3", "valid_fraction", "dtype", *ARRAYS]
+    light = ["id", "size", "xxh3", "beside", "dtype", *ARRAYS]
     tiles = pa.concat_tables([table.select(light) for table in tables])
     archive = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-    ids, sizes, original = tiles["id"].to_numpy(), tiles["size"].to_numpy(), originals(tiles)
+    ids, sizes, original = tiles["id"].to_numpy(), tiles["size"].to_numpy(), originals(tiles, "beside")
     slots, calls = np.zeros(len(ids), np.int64), []
     (dtype, *others) = tiles["dtype"].unique().to_pylist()
     if others:
@@ -283,7 +290,7 @@ def _write_unpacked(
     slots = slots[np.searchsorted(ids, original)]
     for number, table in enumerate(tables):
         rows = np.flatnonzero(archive == number)
-        part = table.drop_columns(["dtype", *ARRAYS]).append_column("slot", pa.array(slots[rows]))
+        part = table.drop_columns(["dtype", "beside", *ARRAYS]).append_column("slot", pa.array(slots[rows]))
         part = part.append_column("original", pa.array(original[rows]))
         write_table(folder / "catalogue" / f"tiles-{number:06d}.parquet", part)
     write_copies(folder / "catalogue", ids, original)

@@ -50,7 +50,7 @@ def corpus(tmp_path):
     valid[9, 5:] = False
     valid[20, :3] = False
     masks = np.random.default_rng(0).integers(0, 2, (40, 32, 32), dtype=np.uint8)
-    masks[30:] = 255
+    masks[7], masks[30:] = masks[3], 255
     sources = [f"{number // 10}.tif" for number in range(40)]
     return write_parts(tmp_path / "corpus", tiles, sources, valid, masks, ("a", "b"), **placed(40))
 
@@ -77,6 +77,19 @@ def test_an_unpacked_corpus_has_the_same_tiles(corpus, tmp_path, kept_only):
         np.testing.assert_array_equal(getattr(one, what)(every), getattr(two, what)(every))
     verify(str(again))
     assert [line.uri for line in read_lock(again)[1]] == ["0.tif", "1.tif", "2.tif", "3.tif"]
+
+
+def test_copies_with_other_masks_keep_their_own(tmp_path):
+    tiles = textures(4)
+    tiles[1:] = tiles[0]
+    masks = np.zeros((4, 32, 32), np.uint8)
+    masks[2], masks[3] = 1, 255
+    corpus = write_parts(tmp_path / "corpus", tiles, masks=masks, classes=("a", "b"))
+    shards = pack(str(corpus), str(tmp_path / "shards"), kept_only=False)
+    opened = Corpus.open(unpack([str(shards)], str(tmp_path / "again")))
+    slots = opened.table(["slot"])["slot"].to_pylist()
+    assert slots == [0, 0, 1, 2]
+    assert [int(opened.array("mask", 32).read([slot])[0, 0, 0]) for slot in slots] == [0, 0, 1, 255]
 
 
 def test_webdataset_reads_the_shards(corpus, tmp_path):
