@@ -76,7 +76,7 @@ def exclude(
     Args:
         corpus: Folder of the corpus.
         against: Benchmarks: CARD@ROOT (its held-out splits), a folder of images (all of them), or a corpus or its
-            catalogue (its val and test tiles); `:train,test` behind one takes those splits, `NAME=` before it names it.
+            catalogue (its val and test tiles); `:train+test` behind one takes those splits, `NAME=` before it names it.
         report_only: Write the evidence, and drop nothing.
         radius: Bits, 0 to 12, in which perceptual hashes may differ.
         crops: How to look for parts that overlap at any offset: `fast`, `thorough` (finds more of the small overlaps;
@@ -124,6 +124,7 @@ def exclude(
         "buffer": buffer,
         "sensor": sensor,
         "bands": bands,
+        "skip_unreadable": skip_unreadable,
     }
     conclude(opened.path, None if report_only else _change(opened, against, asked))
     write_report(opened.path)
@@ -199,10 +200,15 @@ def _known(corpus: Corpus) -> pa.Table:
     return table.cast(EXCLUSIONS)
 
 
+def _records(folder: Path) -> list[Path]:
+    """`audit.json` of each benchmark; what an interrupted run left aside is none."""
+    return sorted(file for file in folder.glob("*/audit.json") if file.parent.suffix != ".part")
+
+
 def _check_names(folder: Path, sides: Sequence[Side]) -> None:
     """Refuse to let one benchmark replace another that is called the same."""
     given: dict[str, str] = {}
-    for file in sorted(folder.glob("*/audit.json")):
+    for file in _records(folder):
         record = json.loads(file.read_text())
         given[record["benchmark"]] = record["given"]
     for one in sides:
@@ -262,7 +268,7 @@ def _overview(corpus: Corpus) -> None:
     """`matches.parquet`, `audit.json` and the page of all benchmarks together; the same facts give the same bytes."""
     folder = corpus.path / "audit"
     records, tables = [], []
-    for file in sorted(folder.glob("*/audit.json")):
+    for file in _records(folder):
         record = json.loads(file.read_text())
         records.append(record)
         table = pq.read_table(file.with_name("matches.parquet"))

@@ -98,6 +98,9 @@ def test_benchmarks_add_up_and_the_same_one_replaces_itself(made, corpus, tmp_pa
 
 def test_report_only_drops_nothing(made, corpus):
     before = Corpus.open(corpus).table().to_pylist()
+    part = corpus / "audit" / "gone.part"  # of a run that was stopped
+    part.mkdir(parents=True)
+    (part / "audit.json").write_text('{"benchmark": "one", "given": "elsewhere"}')
     exclude(str(corpus), [str(made / "one")], report_only=True, workers=1)
     assert Corpus.open(corpus).table().to_pylist() == before
     assert not (corpus / "catalogue" / "exclusions.parquet").exists()
@@ -113,7 +116,7 @@ def test_a_corpus_as_benchmark_counts_by_its_splits(made, corpus, tmp_path):
     exclude(str(corpus), [str(tmp_path / "b" / "catalogue.parquet")], report_only=True, workers=1)
     found = pq.read_table(corpus / "audit" / "matches.parquet").to_pylist()
     assert [(row["item_a"].split("/")[-1], row["split_b"]) for row in found] == [("05.png", "test")]
-    exclude(str(corpus), [f"b={tmp_path / 'b'}:train,test"], workers=1)
+    exclude(str(corpus), [f"b={tmp_path / 'b'}:train+test"], workers=1)
     assert _touched(corpus) == {"04.png": "touches b train: exact", "05.png": "touches b test: exact"}
 
 
@@ -125,6 +128,7 @@ def test_only_part_of_a_benchmark_can_be_read(made, corpus, tmp_path):
     assert _touched(corpus).keys() == {"00.png", "01.png"}  # what could be done is done
     exclude(str(corpus), [str(folder)], skip_unreadable=True, workers=1)
     assert "broken.png" in (corpus / "audit" / "bench" / "index.html").read_text()
+    assert Corpus.open(corpus).meta["changes"][-1]["asked"]["skip_unreadable"]  # so that a rebuild is content, too
 
 
 def test_refuses_names_that_clash_and_foreign_exclusions(made, corpus, tmp_path):
