@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import rasterio
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
+from rasterio.errors import RasterioIOError
 
 from geomim.corpus.assemble import ARRAYS, working
 from geomim.corpus.pipeline.rules import matching
@@ -27,7 +28,7 @@ def to_geotiff(corpus: str, out: str, where: str | None = None, kept_only: bool 
     """Write each tile as a GeoTIFF that opens in QGIS: placed, its bands named, its rights in its tags.
 
     Pixels that are no measurements are masked. Labels come as `<id>_labels.tif`. Files that are there are not written
-    again.
+    again, and must be of the same tiles.
 
     Args:
         corpus: Folder or address of the corpus.
@@ -40,7 +41,7 @@ def to_geotiff(corpus: str, out: str, where: str | None = None, kept_only: bool 
 
     Raises:
         CorpusError: It is no corpus.
-        InputError: The condition is wrong, or no tile meets it.
+        InputError: The condition is wrong, no tile meets it, or `out` holds a file of that name that is another tile.
     """
     opened, folder = Corpus.open(corpus), Path(out)
     tiles = opened.table(where=pc.field("kept") if kept_only else None)
@@ -89,9 +90,12 @@ def write_geotiff(
         row: Of the catalogue.
         sensor: Names of the bands; None for labels.
         classes: Names of the labels.
+
+    Raises:
+        InputError: What is there is another tile.
     """
     if file.exists():
-        return
+        return _check_same(file, row)
     count, height, width = pixels.shape
     # A label of 255 is none; measurements may have any number, so that theirs is a mask.
     placed = {"crs": _crs(row), "transform": rasterio.Affine(*row["transform"]) if row["transform"] else None}
@@ -109,6 +113,20 @@ def write_geotiff(
             raster.update_tags(**_tags(row), **({"CLASSES": ",".join(classes)} if classes else {}))
         with aside(file) as out:
             out.write(memory.read())
+
+
+def _check_same(file: Path, row: dict[str, Any]) -> None:
+    """Refuse to take a file of another corpus for the one that was asked for."""
+    try:
+        with rasterio.open(file) as raster:
+            found = raster.tags().get("XXH3")
+    except RasterioIOError:
+        found = None
+    if found != row["xxh3"]:
+        raise InputError(
+            f"'{file}' is there and is another tile than {row['id']} of '{row['source']}': it is of another corpus or "
+            "damaged; give another --out, or remove it"
+        )
 
 
 def _colours(sensor: Sensor | None) -> list[str]:

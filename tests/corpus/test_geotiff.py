@@ -58,11 +58,22 @@ def test_tiles_open_as_placed_rasters(corpus, tmp_path):
 def test_some_tiles_are_chosen_and_files_that_are_there_stay(corpus, tmp_path):
     out = to_geotiff(str(corpus), str(tmp_path / "tif"), where="label = 'b'", kept_only=False)
     assert sorted(int(file.stem) for file in out.iterdir()) == [1, 3, 5, 7]
-    (out / "000000001.tif").write_bytes(b"mine")
+    before = (out / "000000001.tif").stat().st_mtime_ns
     to_geotiff(str(corpus), str(out))
-    assert (out / "000000001.tif").read_bytes() == b"mine" and (out / "000000006.tif").exists()
+    assert (out / "000000001.tif").stat().st_mtime_ns == before and (out / "000000006.tif").exists()
     with pytest.raises(InputError, match="no tile of"):
         to_geotiff(str(corpus), str(tmp_path / "none"), where="label = 'c'")
     with pytest.raises(InputError, match="did you mean 'label'"):
         to_geotiff(str(corpus), str(tmp_path / "none"), where="lable = 'c'")
     assert not (tmp_path / "none").exists()
+
+
+def test_files_of_another_corpus_are_not_taken_for_tiles(corpus, tmp_path):
+    out = to_geotiff(str(corpus), str(tmp_path / "tif"))
+    other = write_parts(tmp_path / "other", textures(2, seed=1).astype(np.uint16))
+    with pytest.raises(InputError, match=r"another tile than 0 of 'other-0.tif'.*--out"):
+        to_geotiff(str(other), str(out))
+    (out / "000000000.tif").write_bytes(b"mine")
+    with pytest.raises(InputError, match="or damaged"):
+        to_geotiff(str(corpus), str(out))
+    assert (out / "000000000.tif").read_bytes() == b"mine"
