@@ -124,7 +124,8 @@ def exclude(
         "buffer": buffer,
         "sensor": sensor,
         "bands": bands,
-        "skip_unreadable": skip_unreadable,
+        # it is done even where it is an error in the end, so that a rebuild goes on behind it
+        "skip_unreadable": skip_unreadable or any(one.unreadable for one in searched),
     }
     conclude(opened.path, None if report_only else _change(opened, against, asked))
     write_report(opened.path)
