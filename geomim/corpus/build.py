@@ -225,7 +225,7 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     write_table(folder / "skipped.parquet", _skipped(sources, work))
     classes = Masks(recipe.masks).classes if recipe.masks else _own_classes(folder)
     searched = max(RADIUS, recipe.near or 0)
-    meta = {"searched": searched, "sensor": found, "recipe": asdict(recipe), "changes": {}, "protect": published}
+    meta = {"searched": searched, "sensor": found, "recipe": asdict(recipe), "changes": [], "protect": published}
     meta["classes"] = classes
     finish(folder, meta, rules_of(meta), pool)
     if benchmarks:

@@ -114,9 +114,6 @@ def exclude(
             known = pa.concat_tables([known.filter(pc.not_equal(known["benchmark"], benchmark.name)), rows])
             what = "would be dropped" if report_only else "are excluded"
             console.print(f"{benchmark.name}: {len(pc.unique(rows['id'])):,} of {tiles:,} tiles touch it and {what}")
-    if not report_only:
-        write_table(opened.path / "catalogue" / "exclusions.parquet", _sorted(known, ["benchmark"]))
-    _overview(opened)
     asked = {
         "radius": radius,
         "crops": crops,
@@ -127,7 +124,11 @@ def exclude(
         # it is done even where it is an error in the end, so that a rebuild goes on behind it
         "skip_unreadable": skip_unreadable or any(one.unreadable for one in searched),
     }
-    conclude(opened.path, None if report_only else _change(opened, against, asked))
+    if report_only:
+        conclude(opened.path)  # for the checksum of the evidence
+    else:
+        conclude(opened.path, _change(opened, against, asked), {"exclusions": _sorted(known, ["benchmark"])})
+    _overview(opened)
     write_report(opened.path)
     console.print(f"look at: {opened.path / 'audit' / 'index.html'}", soft_wrap=True)
     check_readable(searched, skip_unreadable, opened.path / "audit")

@@ -301,6 +301,7 @@ def _facts(folder: Path, meta: dict[str, Any], sums: list[dict[str, Any]], lock:
 def _audit(folder: Path) -> str | None:
     """Checksum of the evidence of all benchmarks that were excluded, or None."""
     files = [file for name in ("audit.json", "matches.parquet") for file in sorted(folder.glob(f"audit/*/{name}"))]
+    files = [file for file in files if file.parent.suffix != ".part"]  # which a kill left half-way
     state = xxhash.xxh3_128()
     for file in files:
         state.update(file.read_bytes())
