@@ -100,9 +100,16 @@ def _match(work: Path, folder: Path) -> int:
     number, size = blocks["id"].to_numpy(), blocks["size"].to_numpy()
     xy = np.stack([blocks["x"].to_numpy(), blocks["y"].to_numpy()], 1)
     found = _candidates(Blocks(number, blocks["hash"].to_numpy(), xy, np.stack([size, size], 1)))
+    found = found[_source(work, found.one) != _source(work, found.two)]  # within a file only a stride overlaps
     columns = {"a": found.one, "b": found.two, "turn": found.orientation, "x": found.offset[:, 0]}
     write_table(folder / "candidates.parquet", pa.table(columns | {"y": found.offset[:, 1]}))
     return len(found.one)
+
+
+def _source(work: Path, ids: np.ndarray) -> np.ndarray:
+    """Number of the file that each tile was cut from."""
+    sources = pq.read_table(work / "sources.parquet", columns=["tiles"])["tiles"].to_numpy()
+    return np.searchsorted(np.cumsum(sources), ids, side="right")
 
 
 def _candidates(blocks: Blocks) -> Crops:

@@ -181,10 +181,11 @@ def _first_of_group(original: np.ndarray, rank: np.ndarray) -> np.ndarray:
 
 
 def _edge_between(one: np.ndarray, two: np.ndarray, ends: np.ndarray, edges: pa.Table) -> pa.Table:
-    """The strongest edge between each two tiles; null where they are the same."""
+    """The surest edge between each two tiles; null where they are the same."""
     size = int(max(ends.max(initial=0), one.max(initial=0), two.max(initial=0))) + 1
     keys = np.minimum(ends[:, 0], ends[:, 1]) * size + np.maximum(ends[:, 0], ends[:, 1])
-    order = np.lexsort((-edges["correlation"].to_numpy(), keys))
+    kind = pc.index_in(edges["kind"], value_set=pa.array(list(_WORDS))).to_numpy()
+    order = np.lexsort((-edges["correlation"].to_numpy(), kind, keys))
     wanted = np.minimum(one, two) * size + np.maximum(one, two)
     at = np.searchsorted(keys[order], wanted)
     same = one == two

@@ -144,3 +144,15 @@ def test_no_patches_no_pairs():
     none = blocks_of([np.zeros((64, 64), np.float32)])
     assert len(crop_pairs(none).one) == 0
     assert len(crop_matches(none, blocks_of([ground(128)])).one) == 0
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -3.4e38])
+def test_numbers_that_are_no_measurements_do_no_harm(odd):
+    gray = np.random.default_rng(0).random((96, 96)).astype(np.float32)
+    valid = np.ones(gray.shape, bool)
+    valid[:20] = False
+    plain, xy = block_hashes(np.where(valid, gray, 0), valid)
+    hashes, places = block_hashes(np.where(valid, gray, np.float32(odd)), valid)
+    assert len(plain) and np.array_equal(plain, hashes) and np.array_equal(xy, places)
+    huge, _ = block_hashes(gray * np.float32(1e30), valid)
+    assert len(huge)
