@@ -7,6 +7,7 @@ on how often it was stopped.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -29,10 +30,11 @@ from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.pipeline.intake import list_sources, made_by, scan_sources
 from geomim.corpus.pipeline.near import find_near
 from geomim.corpus.pipeline.overlaps import find_overlaps
-from geomim.corpus.pipeline.pixels import Pixels, assign_slots, write_pixels
+from geomim.corpus.pipeline.pixels import Pixels, write_pixels
 from geomim.corpus.pipeline.plan import Plan, tasks
 from geomim.corpus.pipeline.rules import rules_of
 from geomim.corpus.pipeline.shuffle import read_tables, stage_folder
+from geomim.corpus.pipeline.slots import assign_slots
 from geomim.corpus.pipeline.staged import Staged, staged
 from geomim.corpus.pipeline.staging import HASHES, cut
 from geomim.corpus.recipe import Recipe
@@ -153,7 +155,10 @@ def build(
         console.print(f"'{folder}' is built already with this recipe; --overwrite builds it again", soft_wrap=True)
     else:
         with Progress(console=console, transient=True) as progress, Workers(progress, workers, cluster) as pool:
-            _run(recipe, folder, pool, download, console)
+            try:
+                _run(recipe, folder, pool, download, console)
+            except OSError as error:
+                raise _no_room(folder, error) from error
     if not (folder / "report" / "index.html").exists():
         write_report(folder)
     if remote:
@@ -237,6 +242,16 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     shutil.rmtree(folder / "work.done")
 
 
+def _no_room(folder: Path, error: OSError) -> Exception:
+    """A sentence for a full disk; other errors stay as they are."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    return CorpusError(
+        f"no room is left for '{folder}', or for temporary files: make room and run the build again; what was "
+        "finished is kept"
+    )
+
+
 def _benchmarks(recipe: Recipe, download: bool) -> list[str]:
     """The benchmarks to keep clear of, each looked up."""
     if recipe.against:
@@ -278,7 +293,7 @@ def _catalogue(recipe: Recipe, folder: Path, pixels: Pixels, tiles: int, pool: W
     if recipe.crops:
         found.append(find_crops(work, copies, pixels, pool))
     part = stage_folder(work / "catalogue")
-    assign_slots(work, part, copies, pool, inline)
+    assign_slots(work, part, copies, pixels, pool, inline)
     edges = read_tables([file for one in found for file in sorted(one.glob("edges-*.parquet"))], EDGES)
     write_table(part / "edges.parquet", edges.sort_by([("a", "ascending"), ("b", "ascending"), ("kind", "ascending")]))
     hashes = read_tables([task / "sources.parquet" for task in staged(work).folders], HASHES)

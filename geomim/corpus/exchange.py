@@ -237,7 +237,7 @@ def _samples(file: str, tar: tarfile.TarFile, meta: dict[str, Any]) -> Iterator[
 
 def _checked(file: str, key: str, sample: dict[str, Any]) -> dict[str, Any]:
     """The row of one tile, with the moments of its pixels; its hash must be the one in the row."""
-    from geomim.corpus.pipeline.staging import moments
+    from geomim.corpus.statistics import moments
 
     row: dict[str, Any] = sample["row"]
     image = sample["image"][0]

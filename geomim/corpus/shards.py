@@ -102,10 +102,15 @@ class ArrayLayout:
         return "/".join(["c", str(number), *("0" for _ in self.tile)])
 
 
+def whole_shard(tile_bytes: int) -> int:
+    """How many tiles of so many bytes a shard of a large corpus holds: about `SHARD_BYTES`."""
+    return max(_LEAST_TILES, SHARD_BYTES // max(tile_bytes, 1))
+
+
 def tiles_per_shard(shape: Sequence[int], dtype: Any) -> int:
     """How many tiles a shard of an array `(N, *tile)` holds: about `SHARD_BYTES`, and no more than there are."""
     size = int(np.prod(shape[1:]) * np.dtype(dtype).itemsize)
-    return max(_LEAST_TILES, min(SHARD_BYTES // max(size, 1), int(shape[0])))
+    return max(_LEAST_TILES, min(whole_shard(size), int(shape[0])))
 
 
 def create_array(
@@ -228,7 +233,7 @@ def write_shard(path: Path, layout: ArrayLayout, number: int, tiles: Iterable[np
             file.write(data)
         if count != len(slots):
             raise ValueError(f"'{path}': shard {number} holds {len(slots)} tiles, given {count}")
-        _write_index(file, index)
+        file.write(_checked(index))
 
 
 def copy_runs(path: Path, layout: ArrayLayout, number: int, runs: Iterable[tuple[Path, int, int]]) -> None:
@@ -247,15 +252,30 @@ def copy_runs(path: Path, layout: ArrayLayout, number: int, runs: Iterable[tuple
     if layout.compression:
         raise ValueError(f"'{path}' is compressed: its tiles cannot be copied as they are")
     count, size = len(layout.slots(number)), layout.tile_bytes
-    index = np.full((layout.per_shard, 2), MISSING, "<u8")
-    index[:count, 0] = np.arange(count) * size
-    index[:count, 1] = size
     with aside(path / layout.file(number)) as target:
         for source, start, length in runs:
             _copy(source, start, length, target)
         if target.tell() != count * size:
             raise ValueError(f"'{path}': shard {number} has {count * size} bytes, given {target.tell()}")
-        _write_index(target, index)
+        target.write(full_index(count, size, layout.per_shard))
+
+
+def link_shard(path: Path, layout: ArrayLayout, number: int, file: Path) -> None:
+    """Take a file over as a shard: one that holds the tiles and `full_index`, byte for byte.
+
+    Both names then lead to the same bytes, so neither may be written to; where a file system knows no second names,
+    the bytes are copied.
+
+    Raises:
+        CorpusError: The disk is full.
+    """
+    target = path / layout.file(number)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file, target)
+    except OSError:
+        with aside(target) as out:
+            _copy(file, 0, file.stat().st_size, out)
 
 
 def _copy(source: Path, start: int, length: int, target: BinaryIO) -> None:
@@ -278,9 +298,23 @@ def _copy(source: Path, start: int, length: int, target: BinaryIO) -> None:
     target.seek(0, os.SEEK_END)
 
 
-def _write_index(file: BinaryIO, index: np.ndarray) -> None:
+def full_index(count: int, tile_bytes: int, per_shard: int | None = None) -> bytes:
+    """The end of a shard whose `count` tiles lie one behind the other, not compressed.
+
+    Args:
+        count: Tiles that are there.
+        tile_bytes: Of each.
+        per_shard: Tiles that there is room for; `count` where None.
+    """
+    index = np.full((per_shard or count, 2), MISSING, "<u8")
+    index[:count, 0] = np.arange(count) * tile_bytes
+    index[:count, 1] = tile_bytes
+    return _checked(index)
+
+
+def _checked(index: np.ndarray) -> bytes:
     raw = index.tobytes()
-    file.write(raw + google_crc32c.value(raw).to_bytes(4, "little"))
+    return raw + google_crc32c.value(raw).to_bytes(4, "little")
 
 
 def write_groups(path: Path) -> None:

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import shutil
@@ -10,6 +11,7 @@ import xarray
 from geomim.corpus import build as building
 from geomim.corpus.build import build, inspect
 from geomim.corpus.pipeline import intake, plan
+from geomim.corpus.pipeline.raw import RawFile
 from geomim.corpus.store import Corpus
 from geomim.corpus.synthetic import write_scenes
 from geomim.errors import BandError, CorpusError, InputError
@@ -416,5 +418,26 @@ def test_crops_may_be_given_up_while_a_build_is_stopped_and_asked_for_again(tmp_
             build([str(folder)], str(tmp_path / "c"), tile=64, crops=False, workers=1)
     assert len(cuts) == 1
     build([str(folder)], str(tmp_path / "c"), tile=64, crops=True, workers=1)
+    build([str(folder)], str(tmp_path / "d"), tile=64, workers=1)
+    assert digest(tmp_path / "c") == digest(tmp_path / "d")
+
+
+def test_a_full_disk_is_a_sentence_and_what_is_done_stays(tmp_path, monkeypatch):
+    folder = photographs(tmp_path / "photos")
+    monkeypatch.setattr(plan, "SCENES_PER_TASK", 2)
+    written, append = [], RawFile.append
+
+    def until_full(file, values):
+        if len(written) == 8:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(append(file, values))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RawFile, "append", until_full)
+        with pytest.raises(CorpusError, match=r"no room is left for .* make room and run the build again"):
+            build([str(folder)], str(tmp_path / "c"), tile=64, workers=1)
+    done = [task.name for task in (tmp_path / "c" / "work" / "tasks").iterdir() if task.suffix != ".part"]
+    assert len(done) == 2
+    build([str(folder)], str(tmp_path / "c"), tile=64, workers=1)
     build([str(folder)], str(tmp_path / "d"), tile=64, workers=1)
     assert digest(tmp_path / "c") == digest(tmp_path / "d")

@@ -21,7 +21,8 @@ from geomim.corpus.sources.items import Item, open_item
 from geomim.errors import BandError, GeomimError, InputError
 from geomim.sensors import Sensor
 
-SCENES_PER_TASK = 256
+SCENES_PER_TASK = 4096
+SCENES_PER_SCAN = 256
 BYTES_PER_TASK = 128 * 2**20  # of pixels: a task is worth starting, and losing one loses little
 _INLINE_SOURCES = 2000  # below this, starting a process costs more than it saves
 
@@ -133,7 +134,7 @@ def scan_all(plan: Plan, given: pa.Table, workers: Workers) -> pa.Table:
         BandError: They have different bands.
         InputError: None can be used.
     """
-    chunks = [(plan, given.slice(start, SCENES_PER_TASK)) for start in range(0, len(given), SCENES_PER_TASK)]
+    chunks = [(plan, given.slice(at, SCENES_PER_SCAN)) for at in range(0, len(given), SCENES_PER_SCAN)]
     tables = workers.run("opening sources", scan, chunks, inline=len(given) < _INLINE_SOURCES)
     sources = _of_one_type(_of_one_sensor(pa.concat_tables(tables)))
     if all(sources["refused"].to_pylist()):

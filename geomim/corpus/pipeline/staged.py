@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 
 from geomim.corpus.duplicates.fingerprint import GRID
 from geomim.corpus.pipeline.plan import Task
-from geomim.corpus.pipeline.staging import grey, read_raw
+from geomim.corpus.pipeline.raw import image_file, read_raw
+from geomim.corpus.pipeline.staging import grey
+from geomim.corpus.shards import whole_shard
 from geomim.corpus.store import write_table
 
 SIGNATURE = (GRID * GRID,)
@@ -59,7 +61,7 @@ class Staged:
         """Block means of tiles, `(n, 1024)` float16."""
         result = np.empty((len(ids), *SIGNATURE), np.float16)
         for number, group, rows in self._by_task(ids):
-            result[group] = self._raw(self.folders[number], "signature", np.float16, SIGNATURE)[rows]
+            result[group] = self._raw(self.folders[number] / "signature.raw", np.float16, SIGNATURE)[rows]
         return result
 
     def greys(self, ids: np.ndarray, dtype: np.dtype, bands: int) -> list[np.ndarray]:
@@ -70,9 +72,11 @@ class Staged:
             tiles = pq.read_table(folder / "tiles.parquet", columns=["size", "place", "pixels"]).take(rows).to_pylist()
             for slot, tile in zip(group.tolist(), tiles, strict=True):
                 size, place = tile["size"], tile["place"]
-                image = grey(self._raw(folder, f"image-{size}", dtype, (bands, size, size))[place])
+                shape = (bands, size, size)
+                file, place_there = divmod(place, whole_shard(int(np.prod(shape)) * dtype.itemsize))
+                image = grey(self._raw(image_file(folder, size, file), dtype, shape)[place_there])
                 if tile["pixels"] < size**2:
-                    bits = self._raw(folder, f"valid-{size}", np.dtype(np.uint8), (-(-(size**2) // 8),))[place]
+                    bits = self._raw(folder / f"valid-{size}.raw", np.dtype(np.uint8), (-(-(size**2) // 8),))[place]
                     image[np.unpackbits(bits, count=size**2).reshape(size, size) == 0] = np.nan
                 result[slot] = image
         return result

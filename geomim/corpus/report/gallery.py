@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,8 @@ from geomim.corpus.report.page import html_table
 from geomim.corpus.store import Corpus
 
 _SHEET = 800 * 800 * 4  # pixels of a sheet of kept tiles
-_POOL = 2**27  # numbers of the tiles that histograms and limits are taken from
+_POOL = 2**27  # numbers of the tiles that histograms and limits are taken from,
+_NUMBERS = 2**23  # and of those that are taken, evenly over each tile
 _EDGE = 224  # pixels of a tile beside others
 _FOOTPRINTS = 4000  # outlines on the map
 _CROSSING = 60  # pairs of tiles of different splits
@@ -47,7 +49,11 @@ class Gallery:
         """Some kept tiles of the size that has most of them."""
         size, rows = max(self._facts.sample.items(), key=lambda one: (len(one[1]), -one[0]), default=(0, []))
         count = min(len(rows), SAMPLE, max(4, _POOL // max(1, len(self._corpus.sensor.bands) * size**2)))
-        return self._read([row["slot"] for row in rows[:count]], size) if rows else None
+        if not rows:
+            return None
+        pixels, valid = self._read([row["slot"] for row in rows[:count]], size)
+        step = max(1, math.ceil((pixels.size / _NUMBERS) ** 0.5))
+        return pixels[..., ::step, ::step], valid[..., ::step, ::step]
 
     def _read(self, slots: Sequence[int], size: int) -> tuple[np.ndarray, np.ndarray]:
         image, valid = self._arrays[size]

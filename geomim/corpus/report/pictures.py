@@ -157,13 +157,13 @@ def save_histograms(path: Path, tiles: np.ndarray, valid: np.ndarray, sensor: Se
     bins = np.arange(low, high + 2) - 0.5 if whole else np.linspace(low, max(high, low + 1e-9), 128)
     for number, band in enumerate(values):
         style = {"color": _LINES[number % len(_LINES)], "linestyle": "-" if number < len(_LINES) else "--"}
-        counts, _ = np.histogram(band, bins)
+        counts, _ = np.histogram(band, len(bins) - 1, (bins[0], bins[-1]))  # even bins are not searched for
         axes.stairs(counts / max(len(band), 1), bins, label=sensor.names[number], linewidth=1.2, **style)
     plain = (sensor.scale, sensor.offset) == (1, 0)
     meaning = sensor.unit if plain else f"{sensor.unit} = {sensor.scale:g} x number + {sensor.offset:g}"
     axes.set(xlabel=f"stored number ({meaning})", yticks=[])
     axes.set_ylabel("share of pixels")
-    axes.legend(frameon=False, fontsize=8, ncols=2 if len(values) > 6 else 1)
+    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=120)
 
 
@@ -188,7 +188,8 @@ def save_footprints(path: Path, kept: Sequence[bytes], dropped: Sequence[bytes])
     axes.set_aspect(1 / max(np.cos(np.radians(np.mean(latitude))), 0.1), adjustable="datalim")
     axes.ticklabel_format(useOffset=False)
     axes.tick_params(labelsize=8)
-    axes.legend(frameon=False, fontsize=8)
+    if latitude:
+        figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=120)
 
 

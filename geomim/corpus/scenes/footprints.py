@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -45,71 +45,89 @@ def affine(transform: Affine) -> Placement:
     return lambda cols, rows: (a * cols + b * rows + c, d * cols + e * rows + f)
 
 
-def _project(crs: Any, place: Placement, cols: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
-    """Pixel corners `(P,)` to `(P, 2)` degrees; None where a point lies outside the projection."""
+def _project(crs: Any, place: Placement, cols: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Pixel corners `(..., P)` to degrees `(..., P, 2)`; all NaN in a row with a point outside the projection."""
+    degrees = np.full((*cols.shape, 2), np.nan)
     transformer = _to_degrees(crs.to_wkt())
     if transformer is None:
-        return None
+        return degrees
     try:
-        degrees = np.stack(transformer.transform(*place(cols, rows)), axis=1)
+        x, y = transformer.transform(*place(cols.ravel(), rows.ravel()))
     except pyproj.exceptions.ProjError:
-        return None
-    inside = np.isfinite(degrees).all() and np.abs(degrees[:, 1]).max() <= 90 + 1e-9
-    return degrees if inside else None
+        return degrees
+    degrees[..., 0], degrees[..., 1] = x.reshape(cols.shape), y.reshape(cols.shape)
+    with np.errstate(invalid="ignore"):
+        inside = (np.isfinite(degrees).all(-1) & (np.abs(degrees[..., 1]) <= 90 + 1e-9)).all(-1)
+    degrees[~inside] = np.nan
+    return degrees
 
 
 def footprint(crs: Any, place: Placement | None, window: Window) -> BaseGeometry | None:
-    """Outline of a window on Earth, edges densified where they are curves.
+    """Outline of a window on Earth: `footprints` of one."""
+    outline: BaseGeometry | None = footprints(crs, place, [window])[0]
+    return outline
+
+
+def footprints(crs: Any, place: Placement | None, windows: Sequence[Window]) -> np.ndarray:
+    """Outlines of windows on Earth, edges densified where they are curves.
 
     Args:
         crs: `rasterio.crs.CRS` or None.
         place: Where the pixels of the scene lie, or None.
-        window: Part of the scene; may reach beyond it.
+        windows: Parts of the scene; may reach beyond it.
 
     Returns:
-        A polygon in OGC:CRS84, two where it crosses the date line; None without a georeference, off Earth, where a
-        corner lies outside the projection (a geostationary disc) or where the window holds a pole.
+        `(n,)` polygons in OGC:CRS84, two in one where a window crosses the date line; None without a georeference, off
+        Earth, where a corner lies outside the projection (a geostationary disc) or where the window holds a pole.
     """
-    if crs is None or place is None:
-        return None
-    ring = _ring(crs, place, window, 2)
-    if ring is None:
-        return None
+    outlines = np.full(len(windows), None)
+    if crs is None or place is None or not len(windows):
+        return outlines
+    spans = np.array([(one.col_off, one.row_off, one.width, one.height) for one in windows], float)
     # Vertices are corner, middle, corner, ...: how far does a middle lie from its chord, in pixels?
-    unwrapped = np.unwrap(ring, axis=0, period=360.0)
-    middles, corners = unwrapped[1::2], unwrapped[0::2]
-    pixel = np.abs(unwrapped[2] - unwrapped[0]).max() / window.width
-    if np.abs(middles - (corners[:-1] + corners[1:]) / 2).max() > 0.5 * pixel:
-        ring = _ring(crs, place, window, _SEGMENTS)
-        if ring is None:
-            return None
-        unwrapped = np.unwrap(ring, axis=0, period=360.0)
-    else:
-        unwrapped = corners
-    return _outline(unwrapped)
+    rings = np.unwrap(_rings(crs, place, spans, 2), axis=1, period=360.0)
+    middles, corners = rings[:, 1::2], rings[:, 0::2]
+    pixel = np.abs(rings[:, 2] - rings[:, 0]).max(1) / spans[:, 2]
+    with np.errstate(invalid="ignore"):
+        curved = np.abs(middles - (corners[:, :-1] + corners[:, 1:]) / 2).max((1, 2)) > 0.5 * pixel
+    outlines[~curved] = _outlines(corners[~curved])
+    if curved.any():
+        dense = _rings(crs, place, spans[curved], _SEGMENTS)
+        outlines[curved] = _outlines(np.unwrap(dense, axis=1, period=360.0))
+    return outlines
 
 
-def _ring(crs: Any, place: Placement, window: Window, segments: int) -> np.ndarray | None:
-    """Closed ring `(4 * segments + 1, 2)` around the window, in degrees."""
+def _rings(crs: Any, place: Placement, spans: np.ndarray, segments: int) -> np.ndarray:
+    """Closed rings `(n, 4 * segments + 1, 2)` around windows, in degrees; NaN where one cannot be told."""
     along = np.arange(segments) / segments
-    cols = np.concatenate([along, np.ones(segments), 1 - along, np.zeros(segments), [0.0]])
-    rows = np.concatenate([np.zeros(segments), along, np.ones(segments), 1 - along, [0.0]])
-    return _project(crs, place, window.col_off + cols * window.width, window.row_off + rows * window.height)
+    across = np.concatenate([along, np.ones(segments), 1 - along, np.zeros(segments), [0.0]])
+    down = np.concatenate([np.zeros(segments), along, np.ones(segments), 1 - along, [0.0]])
+    col, row, width, height = spans.T[..., None]
+    return _project(crs, place, col + across * width, row + down * height)
 
 
-def _outline(ring: np.ndarray) -> BaseGeometry | None:
-    if abs(ring[-1, 0] - ring[0, 0]) > 180:  # the ring goes round a pole
-        return None
-    # Unwrapping leaves the last corner a rounding error beside the first, which makes an invalid polygon.
-    polygon = shapely.Polygon(np.round(ring[:-1], 9))
-    west, _, east, _ = polygon.bounds
-    if west >= -180 and east <= 180:
-        return shapely.normalize(polygon)
+def _outlines(rings: np.ndarray) -> np.ndarray:
+    """Polygons of rings `(n, P, 2)`; None for NaN, and for a ring that goes round a pole."""
+    outlines = np.full(len(rings), None)
+    good = np.isfinite(rings).all((1, 2))
+    good[good] = np.abs(rings[good, -1, 0] - rings[good, 0, 0]) <= 180
+    if good.any():
+        # Unwrapping leaves the last corner a rounding error beside the first, which makes an invalid polygon.
+        polygons = shapely.polygons(np.round(rings[good, :-1], 9))
+        west, _, east, _ = shapely.bounds(polygons).T
+        for beyond in np.flatnonzero((west < -180) | (east > 180)):
+            polygons[beyond] = _divided(polygons[beyond])
+        outlines[good] = shapely.normalize(polygons)
+    return outlines
+
+
+def _divided(polygon: BaseGeometry) -> BaseGeometry:
+    """A polygon that crosses the date line in its parts on either side."""
     parts = [
         shapely.transform(polygon & shapely.box(-180 + turn, -90, 180 + turn, 90), lambda xy, by=turn: xy - [by, 0.0])
         for turn in (-360.0, 0.0, 360.0)
     ]
-    return shapely.normalize(shapely.union_all([part for part in parts if part.area > 0]))
+    return shapely.union_all([part for part in parts if part.area > 0])
 
 
 def ground_sample_distance(crs: Any, place: Placement | None, height: int, width: int) -> float | None:
@@ -118,7 +136,7 @@ def ground_sample_distance(crs: Any, place: Placement | None, height: int, width
         return None
     col, row = width / 2, height / 2
     points = _project(crs, place, np.array([col, col + 1, col]), np.array([row, row, row + 1]))
-    if points is None:
+    if np.isnan(points).any():
         return None
     (x, y), (right, right_y), (down_x, down) = points
     _, _, across = _GEOD.inv(x, y, right, right_y)

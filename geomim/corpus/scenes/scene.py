@@ -17,7 +17,7 @@ from shapely.geometry.base import BaseGeometry
 
 from geomim.corpus.scenes.annotations import Annotations
 from geomim.corpus.scenes.files import cause
-from geomim.corpus.scenes.footprints import Placement, affine, footprint
+from geomim.corpus.scenes.footprints import Placement, affine, footprints
 from geomim.corpus.scenes.grids import Grid
 from geomim.errors import InputError
 from geomim.sensors import Sensor
@@ -182,9 +182,13 @@ class Scene:
         Args:
             window: May reach beyond the raster, as padded tiles do; the whole raster where None.
         """
-        window = window or Window(0, 0, self.width, self.height)
+        outline: BaseGeometry | None = self.footprints([window or Window(0, 0, self.width, self.height)])[0]
+        return outline
+
+    def footprints(self, windows: Sequence[Window]) -> np.ndarray:
+        """The same for many windows at once: `(n,)` geometries or None."""
         place = affine(self.transform) if self.transform is not None else self.placement
-        return footprint(self.crs, place, window)
+        return footprints(self.crs, place, windows)
 
     def window_transform(self, window: Window) -> Affine | None:
         """Affine of a window's own pixel grid, or None."""

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from geomim.corpus.pipeline.staging import moments
+from geomim.corpus.statistics import moments
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "float32"])

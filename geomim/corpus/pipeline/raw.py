@@ -1,0 +1,111 @@
+"""Raw files of a task: what belongs to its tiles, one behind the other, images in files that are shards already.
+
+Images go to a file for each `whole_shard` of them. One that came out full gets the index of a shard behind its tiles,
+so that the corpus takes it over without copying a byte (`pixels.write_pixels`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from geomim.corpus.shards import full_index, whole_shard
+
+
+def image_file(folder: Path, size: int, number: int) -> Path:
+    """File of a task that holds the images of one size whose `place // whole_shard` is `number`."""
+    return folder / f"image-{size}-{number:05d}.raw"
+
+
+class RawFile:
+    """Equal pieces of bytes on their way to disk, one for each tile; `close` it.
+
+    Args:
+        file: Receives all of them.
+        record: Bytes of a piece.
+    """
+
+    def __init__(self, file: Path, record: int) -> None:
+        self._file: BinaryIO = open(file, "wb")
+        self._record = record
+
+    def append(self, values: np.ndarray) -> None:
+        """Add those of some tiles, `(n, ...)`, as little-endian bytes."""
+        self._file.write(little_endian(values).data)
+
+    def truncate(self, count: int) -> None:
+        """Forget all but the first `count`."""
+        self._file.seek(count * self._record)
+        self._file.truncate()
+
+    def close(self) -> None:
+        """Write what waits."""
+        self._file.close()
+
+
+class ImageFiles:
+    """Images of one size on their way to disk, in files of a shard each; `close` them.
+
+    Args:
+        folder: Of the task.
+        size: Edge of the tiles.
+        record: Bytes of an image.
+    """
+
+    def __init__(self, folder: Path, size: int, record: int) -> None:
+        self._folder, self._size, self._record = folder, size, record
+        self._per_file = whole_shard(record)
+        self._files: list[RawFile] = []
+        self._count = 0
+
+    def append(self, values: np.ndarray) -> None:
+        """Add images `(n, C, size, size)`, as little-endian bytes."""
+        while len(values):
+            number, place = divmod(self._count, self._per_file)
+            if number == len(self._files):
+                self._files.append(RawFile(image_file(self._folder, self._size, number), self._record))
+            some = values[: self._per_file - place]
+            self._files[number].append(some)
+            self._count += len(some)
+            values = values[len(some) :]
+
+    def truncate(self, count: int) -> None:
+        """Forget all but the first `count`."""
+        for number, file in enumerate(self._files):
+            file.truncate(min(max(count - number * self._per_file, 0), self._per_file))
+        self._count = count
+
+    def close(self) -> None:
+        """Make shards of the files that are full."""
+        for number, file in enumerate(self._files):
+            if (number + 1) * self._per_file <= self._count:
+                file.append(np.frombuffer(full_index(self._per_file, self._record), np.uint8))
+            file.close()
+
+
+def little_endian(values: np.ndarray) -> np.ndarray:
+    """The same numbers as they are stored."""
+    return np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+
+
+def read_raw(file: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Map a raw file of a finished task.
+
+    Args:
+        file: `valid-<size>.raw` (packed bits), `mask-<size>.raw` (uint8), `signature.raw` (float16), or an
+            `image_file`.
+        dtype: Type of its numbers.
+        shape: Of one tile.
+
+    Returns:
+        `(n, *shape)`, read-only.
+    """
+    record = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    count = file.stat().st_size // record if file.exists() else 0
+    if file.name.startswith("image"):
+        count = min(count, whole_shard(record))  # the index of a shard lies behind
+    if not count:
+        return np.empty((0, *shape), dtype)
+    return np.memmap(file, np.dtype(dtype).newbyteorder("<"), "r", shape=(count, *shape))
