@@ -9,6 +9,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,7 @@ def _name(band: str | Band) -> str:
     return band if isinstance(band, str) else band.name
 
 
+@lru_cache(maxsize=4096)  # asked for every band of every file
 def _plain(name: str) -> str:
     """`B4`, `b04` and `B_04` are one band."""
     return re.sub(r"(?<=[a-z])0+(?=\d)", "", re.sub(r"[^a-z0-9]", "", name.lower()))
