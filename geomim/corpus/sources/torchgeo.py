@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
@@ -246,12 +247,24 @@ def _pixels(uri: str, values: Mapping[str, Any], sample: Sample, card: Card | No
     return np.ascontiguousarray(pixels)
 
 
+class _Utf8:
+    """A tokenizer whose tokens are the bytes of a sentence: torchgeo 0.10 gives captions as tokens alone."""
+
+    def encode(self, sentence: str) -> SimpleNamespace:
+        return SimpleNamespace(ids=list(sentence.encode()))
+
+    def decode(self, tokens: Any) -> str:
+        return bytes(tokens.tolist()).decode()
+
+
 def _read(dataset: Any, sample: Sample) -> Mapping[str, Any]:
     """One sample. Classes that draw a season at random are made to draw the same one every time."""
     state = random.getstate()
     random.seed(sample.index)
     try:
         values: Mapping[str, Any] = dataset[sample.index]
+        if isinstance(tokenizer := getattr(dataset, "tokenizer", None), _Utf8):
+            values = {**values, "caption": tokenizer.decode(values["caption"])}
     except Exception as error:  # whatever a dataset class raises for a broken file
         raise InputError(
             f"'{sample.uri}' cannot be read by torchgeo ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
@@ -329,14 +342,22 @@ def _kind(name: str) -> Any:
     return kind
 
 
+def _parameters(kind: Any) -> list[str]:
+    """What a dataset class takes; a class marked as deprecated tells it only at `__init__`."""
+    return list(inspect.signature(kind.__init__).parameters)[1:]
+
+
 @lru_cache(maxsize=64)
 def _construct(name: str, root: str, args: str, download: bool = False) -> Any:
     """The dataset object, built once a process: some classes read whole tables when they are built."""
     kind = _kind(name)
     from torchgeo import datasets
 
-    parameters = inspect.signature(kind).parameters
-    given = json.loads(args) | {"root" if "root" in parameters else "paths": root}
+    parameters = _parameters(kind)
+    # What is fetched is checked; what lies there is not hashed again at every opening, as torchgeo 0.10 would.
+    defaults = {"checksum": download, "tokenizer": _Utf8()}
+    given = {key: value for key, value in defaults.items() if key in parameters} | json.loads(args)
+    given |= {"root" if "root" in parameters else "paths": root}
     given |= {"download": download} if "download" in parameters else {}
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # some classes print
@@ -366,7 +387,7 @@ def check_class(card: Card) -> None:
         MissingExtraError: torchgeo is not installed.
     """
     name = card.options["dataset"]
-    parameters = inspect.signature(_kind(name)).parameters
+    parameters = _parameters(_kind(name))
     for _, args in _splits(card):
         unknown = [key for key in args if key not in parameters]
         if unknown:

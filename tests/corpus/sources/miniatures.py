@@ -104,7 +104,7 @@ def skyscript(root: Path) -> None:
         picture(root / f"images{number}" / "a_US.jpg", number)
     for split, kept in (("train", "train_top30pct"), ("val", "val_5K"), ("test", "test_30K")):
         file = root / f"SkyScript_{kept}_filtered_by_CLIP_openai.csv"
-        lines(file, ["filepath,title", f"images2/a_US.jpg,a {split} river", "images3/a_US.jpg,a harbour with ships"])
+        lines(file, ["filepath,title", f"images2/a_US.jpg,a {split} rivière", "images3/a_US.jpg,a harbour with ships"])
 
 
 def bigearthnet(root: Path) -> None:
@@ -135,12 +135,14 @@ def oscd(root: Path) -> None:
 
 
 def cloud_cover(root: Path) -> None:
-    for place, split in enumerate(("train", "test")):
-        lines(root / split / f"{split}_metadata.csv", ["chip_id,location", f"chip{place},x"])
+    # torchgeo 0.8 names the folders by split, 0.10 as the publisher does
+    for folder, split in (("train", "train"), ("test", "test"), ("public", "train"), ("private", "test")):
+        place = ("train", "test").index(split)
+        lines(root / folder / f"{split}_metadata.csv", ["chip_id,location", f"chip{place},x"])
         for number, band in enumerate(("B02", "B03", "B04", "B08")):
             array = pixels(place, number, bands=1, high=9000, dtype="uint16")
-            raster(root / split / f"{split}_features" / f"chip{place}" / f"{band}.tif", array)
-        raster(root / split / f"{split}_labels" / f"chip{place}.tif", mask((0, 1))[None])
+            raster(root / folder / f"{split}_features" / f"chip{place}" / f"{band}.tif", array)
+        raster(root / folder / f"{split}_labels" / f"chip{place}.tif", mask((0, 1))[None])
 
 
 def sen12ms(root: Path) -> None:
@@ -176,7 +178,10 @@ def l8biome(root: Path) -> None:
 def chesapeake(root: Path) -> None:
     from torchgeo.datasets import ChesapeakeCVPR
 
-    for name in ChesapeakeCVPR._files:  # what the class looks for to tell that all was extracted
+    files = ChesapeakeCVPR._files  # what the class looks for to tell that all was extracted
+    if isinstance(files, dict):  # by part of the dataset from torchgeo 0.10 on
+        files = [name for part in files.values() for name in part]
+    for name in files:
         if "." in Path(name).name:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).touch()

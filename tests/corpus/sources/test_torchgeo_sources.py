@@ -171,7 +171,7 @@ def test_boxes_keep_corners_and_classes() -> None:
 
 
 def test_captions_and_multi_label_images() -> None:
-    assert open_scene(first("skyscript").uri).annotations.captions == ("a train river",)
+    assert open_scene(first("skyscript").uri).annotations.captions == ("a train rivière",)
     assert open_scene(first("bigearthnet", "train").uri).annotations.label == "Pastures"
     assert open_scene(first("bigearthnet", "val").uri).annotations.label is None  # it has two
 
@@ -209,10 +209,10 @@ def test_missing_sources_say_what_to_do(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(InputError, match="fetch it by hand"):
         list_items(f"deepglobe-landcover@{tmp_path}")
     asked = []
-    monkeypatch.setattr(EuroSAT, "_verify", lambda self: asked.append(self.download))
+    monkeypatch.setattr(EuroSAT, "_verify", lambda self: asked.append((self.download, self.checksum)))
     with pytest.raises(InputError):
         list_items(f"eurosat@{tmp_path}", download=True)
-    assert asked[0] is True
+    assert asked[0] == (True, True)  # what is fetched is checked
 
 
 def test_a_missing_split_is_said_and_can_be_left_out() -> None:
