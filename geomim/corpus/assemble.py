@@ -185,20 +185,3 @@ def bring_shard(path: Path, layout: ArrayLayout, number: int, source: Path | Non
             yield None if tile is None or (tile == layout.fill).all() else tile
 
     write_shard(path, layout, number, tiles())
-
-
-def link_shard(path: Path, layout: ArrayLayout, number: int, source: Path, other: int) -> None:
-    """Take over shard `other` of an array of equal layout as shard `number`, without reading it; a task.
-
-    Shards never change, so two corpora may share one file; where the disk cannot, it is copied.
-    """
-    target, part = path / layout.file(number), path / f"{layout.file(number)}.part"
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part.unlink(missing_ok=True)
-    try:
-        os.link(source / layout.file(other), part)
-    except OSError:
-        shutil.copyfile(source / layout.file(other), part)
-    os.replace(part, target)

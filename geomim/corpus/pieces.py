@@ -20,7 +20,6 @@ from geomim.corpus.assemble import (
     BY_ID,
     INLINE_SHARDS,
     bring_shard,
-    link_shard,
     originals,
     put,
     read_small,
@@ -29,7 +28,7 @@ from geomim.corpus.assemble import (
 )
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.reader import TileArray
-from geomim.corpus.shards import ArrayLayout, create_array, extend_array, read_layout, tiles_per_shard
+from geomim.corpus.shards import ArrayLayout, create_array, extend_array, link_shard, read_layout, tiles_per_shard
 from geomim.corpus.store import Corpus, write_table
 
 _RADIUS = 8  # bits within which near-copies are looked for at least
@@ -196,7 +195,7 @@ def _shards(
     for number in range(-(-used // per_shard)):
         there = first // per_shard + number
         if array is not None and equal:
-            calls.append((target, layout, there, array.path, number))
+            calls.append((target, layout, there, array.path / layout.file(number)))
             continue
         slots = np.full(len(layout.slots(there)), -1)
         own = np.arange(number * per_shard, min((number + 1) * per_shard, used))

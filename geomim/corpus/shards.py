@@ -261,15 +261,23 @@ def copy_runs(path: Path, layout: ArrayLayout, number: int, runs: Iterable[tuple
 
 
 def link_shard(path: Path, layout: ArrayLayout, number: int, file: Path) -> None:
-    """Take a file over as a shard: one that holds the tiles and `full_index`, byte for byte.
+    """Take a file over as a shard without reading it, as one of another corpus; nothing happens where it is there.
 
     Both names then lead to the same bytes, so neither may be written to; where a file system knows no second names,
     the bytes are copied.
+
+    Args:
+        path: Folder of the array.
+        layout: From `create_array`.
+        number: Of the shard.
+        file: Holds the tiles and the index of a shard (`full_index`), byte for byte.
 
     Raises:
         CorpusError: The disk is full.
     """
     target = path / layout.file(number)
+    if target.exists():
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(file, target)
