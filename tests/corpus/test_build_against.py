@@ -8,8 +8,9 @@ import pytest
 import rasterio
 
 from geomim.corpus.build import build
-from geomim.corpus.lock import read_lock, rebuild
+from geomim.corpus.lock import read_lock
 from geomim.corpus.store import Corpus
+from geomim.corpus.verify import rebuild
 from geomim.errors import InputError
 
 

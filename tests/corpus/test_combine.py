@@ -13,9 +13,10 @@ from parts_corpus import textures, write_parts
 from geomim.corpus import assemble, combine, pieces
 from geomim.corpus.combine import append, filter, merge
 from geomim.corpus.exclusion import EXCLUSIONS
-from geomim.corpus.lock import read_lock, rebuild, verify
+from geomim.corpus.lock import read_lock
 from geomim.corpus.pipeline.conclude import conclude
 from geomim.corpus.store import Corpus, write_json, write_table
+from geomim.corpus.verify import rebuild, verify
 from geomim.errors import BandError, CorpusError, InputError
 
 

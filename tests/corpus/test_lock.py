@@ -9,9 +9,10 @@ import xxhash
 
 from geomim.corpus import lock as locks
 from geomim.corpus.duplicates.fingerprint import content_hash
-from geomim.corpus.lock import read_lock, rebuild, source_hash, verify, write_lock
+from geomim.corpus.lock import read_lock, source_hash, write_lock
 from geomim.corpus.shards import write_array, write_groups
 from geomim.corpus.store import CATALOGUE, write_catalogue, write_json
+from geomim.corpus.verify import rebuild, verify
 from geomim.errors import CorpusError
 from geomim.sensors import get_sensor
 
