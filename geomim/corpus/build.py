@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from geomim.corpus.labels import Masks
+from geomim.corpus.lock import hash_files
 from geomim.corpus.pipeline.conclude import finish
 from geomim.corpus.pipeline.copies import find_copies
 from geomim.corpus.pipeline.crops import find_crops
@@ -30,7 +31,7 @@ from geomim.corpus.pipeline.intake import list_sources, made_by, scan_sources
 from geomim.corpus.pipeline.near import find_near
 from geomim.corpus.pipeline.overlaps import find_overlaps
 from geomim.corpus.pipeline.pixels import Pixels, assign_slots, write_pixels
-from geomim.corpus.pipeline.plan import Plan, tasks
+from geomim.corpus.pipeline.plan import SCENES_PER_TASK, Plan, tasks
 from geomim.corpus.pipeline.rules import rules_of
 from geomim.corpus.pipeline.shuffle import read_tables, stage_folder
 from geomim.corpus.pipeline.staged import Staged, staged
@@ -220,7 +221,7 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     tiles = pc.sum(sources["tiles"]).as_py()
     _check_some_cut(work, _skipped(sources, work))
     if not (folder / "catalogue").exists():
-        _catalogue(recipe, folder, pixels, tiles, pool)
+        _catalogue(recipe, plan, folder, pixels, tiles, pool)
     write_pixels(work, folder, pixels, pool, inline=tiles < _INLINE_TILES)
     write_table(folder / "skipped.parquet", _skipped(sources, work))
     classes = Masks(recipe.masks).classes if recipe.masks else _own_classes(folder)
@@ -270,7 +271,7 @@ def _check_some_cut(work: Path, skipped: pa.Table) -> None:
         raise InputError(f"no tile is kept, of 0 tiles and {len(skipped)} skipped sources: {listed}")
 
 
-def _catalogue(recipe: Recipe, folder: Path, pixels: Pixels, tiles: int, pool: Workers) -> None:
+def _catalogue(recipe: Recipe, plan: Plan, folder: Path, pixels: Pixels, tiles: int, pool: Workers) -> None:
     """Find all duplicates and write the folder of small tables."""
     work, inline = folder / "work", tiles < _INLINE_TILES
     copies = find_copies(staged(work).folders, work / "copies.parquet", tiles, pool)
@@ -282,8 +283,16 @@ def _catalogue(recipe: Recipe, folder: Path, pixels: Pixels, tiles: int, pool: W
     edges = read_tables([file for one in found for file in sorted(one.glob("edges-*.parquet"))], EDGES)
     write_table(part / "edges.parquet", edges.sort_by([("a", "ascending"), ("b", "ascending"), ("kind", "ascending")]))
     hashes = read_tables([task / "sources.parquet" for task in staged(work).folders], HASHES)
-    write_table(part / "sources.parquet", hashes)
+    write_table(part / "sources.parquet", pa.concat_tables([hashes, _beside(plan, hashes["uri"].to_pylist(), pool)]))
     os.replace(part, folder / "catalogue")
+
+
+def _beside(plan: Plan, sources: list[str], pool: Workers) -> pa.Table:
+    """Label rasters and cloud masks that were given beside the sources, hashed as these are."""
+    files = sorted({file for uri in sources for file in plan.beside(uri)} - set(sources))
+    chunks = [(files[start : start + SCENES_PER_TASK],) for start in range(0, len(files), SCENES_PER_TASK)]
+    found = pool.run("hashing masks", hash_files, chunks, inline=len(chunks) < 4)
+    return pa.Table.from_pylist([row for rows in found for row in rows], HASHES)
 
 
 def _own_classes(folder: Path) -> list[str]:

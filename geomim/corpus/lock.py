@@ -1,7 +1,8 @@
 """`corpus.lock`: what a corpus was made of, and what came out, as hashes.
 
 JSON lines: the first holds recipe, versions and digests of the whole; then comes one a source, in the order of their
-tiles' ids, so that a lock of millions of sources is written, read and compared line by line.
+tiles' ids, and one a label raster or cloud mask that was given beside them, so that a lock of millions of sources is
+written, read and compared line by line.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -68,6 +69,12 @@ def source_hash(uri: str) -> tuple[int, str] | None:
     return _hash_unchanged(
         uri if os.path.isdir(uri) else None, tuple((file, os.stat(file).st_mtime_ns) for file in files)
     )
+
+
+def hash_files(files: Sequence[str]) -> list[dict[str, Any]]:
+    """What the lock says of files that tiles were made of besides their scenes; a task."""
+    found = [(file, source_hash(file)) for file in files]
+    return [{"uri": file, "bytes": known[0], "xxh3": known[1], "tiles": 0} for file, known in found if known]
 
 
 @lru_cache(8)  # the images of an archive follow one another

@@ -171,7 +171,8 @@ def rebuild(lock: str, out: str, workers: int | None = None, cluster: str | None
             console.print(f"{name} is {now}, and was {head['versions'].get(name)}", soft_wrap=True)
     folder = build(**recipe, out=out, workers=workers, cluster=cluster)
     _change_again(folder, listed(head.get("changes")))
-    for line, again in zip_longest(read_lock(lock)[1], read_lock(folder)[1]):
+    old, new = ((line for line in read_lock(one)[1] if line.tiles) for one in (lock, folder))
+    for line, again in zip_longest(old, new):
         if line != again:
             found.say("sources", f"tiles of '{(line or again).uri}' came out otherwise")
     if found.counts:

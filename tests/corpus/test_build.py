@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import shutil
 
 import numpy as np
@@ -9,9 +10,11 @@ import xarray
 
 from geomim.corpus import build as building
 from geomim.corpus.build import build, inspect
+from geomim.corpus.lock import read_lock
 from geomim.corpus.pipeline import intake, plan
 from geomim.corpus.store import Corpus
 from geomim.corpus.synthetic import write_scenes
+from geomim.corpus.verify import rebuild, verify
 from geomim.errors import BandError, CorpusError, InputError
 
 
@@ -224,6 +227,48 @@ def test_a_changed_source_is_cut_again_and_no_other(tmp_path, monkeypatch, capsy
     )
     build([str(folder)], str(tmp_path / "d"), tile=64, workers=1)
     assert digest(tmp_path / "c") == digest(tmp_path / "d")
+
+
+@pytest.mark.parametrize("of", ["masks", "clouds"])
+def test_a_changed_mask_is_cut_again_and_told_by_the_lock(tmp_path, monkeypatch, of):
+    scenes, masks = photographs(tmp_path / "photos"), tmp_path / of
+    for number in range(6):
+        write_image(masks / f"{number}.tif", np.ones((1, 64, 64), np.uint8))
+    (masks / "classes.json").write_text('["field", "forest"]')
+    options = {of: str(masks), "tile": 64, "workers": 1}
+    monkeypatch.setattr(plan, "SCENES_PER_TASK", 2)
+    tasks, cut = [], building.cut
+
+    def noted(how, task, out):
+        tasks.append(task.sources["uri"].to_pylist())
+        cut(how, task, out)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(building, "cut", noted)
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "find_copies", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build([str(scenes)], str(tmp_path / "c"), **options)
+    tasks.clear()
+    kept = os.stat(masks / "3.tif")
+    write_image(masks / "3.tif", np.zeros((1, 64, 64), np.uint8))
+    os.utime(masks / "3.tif", ns=(0, kept.st_mtime_ns - 1))  # as a copy that keeps its time: older than the scene
+    build([str(scenes)], str(tmp_path / "c"), **options)
+    assert len(tasks) == 1 and str(scenes / "b" / "3.png") in tasks[0]
+    build([str(scenes)], str(tmp_path / "d"), **options)
+    assert digest(tmp_path / "c") == digest(tmp_path / "d")
+    listed = [line.uri for line in read_lock(tmp_path / "c")[1] if not line.tiles]
+    names = [f"{number}.tif" for number in range(6)] + (["classes.json"] if of == "masks" else [])
+    assert listed == [str(masks / name) for name in names]
+    verify(str(tmp_path / "c"), sources=True)
+    rebuild(str(tmp_path / "c"), str(tmp_path / "again"), workers=1)
+    write_image(masks / "5.tif", np.zeros((1, 64, 64), np.uint8))
+    with pytest.raises(CorpusError, match=r"5\.tif' was changed \(sources: 1\)"):
+        verify(str(tmp_path / "c"), sources=True)
+    with pytest.raises(CorpusError, match=r"cannot be rebuilt: source '.*5\.tif' was changed"):
+        rebuild(str(tmp_path / "c"), str(tmp_path / "more"), workers=1)
 
 
 def test_the_first_source_may_be_of_the_type_that_is_skipped(tmp_path):
