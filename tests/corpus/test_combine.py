@@ -65,6 +65,24 @@ def test_merged_corpora_hold_all_tiles_once(two, tmp_path):
         rebuild(str(out), str(tmp_path / "again"))
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_equal_pixels_under_another_mask_are_no_exact_copies(tmp_path, old):
+    masks = np.random.default_rng(0).integers(0, 2, (6, 32, 32), dtype=np.uint8)
+    others = masks.copy()
+    others[4] = 1 - others[4]
+    paths = []
+    for name, labels in (("one", masks), ("two", others)):
+        paths.append(write_parts(tmp_path / name, textures(6), masks=labels, classes=("a", "b")))
+    if old:  # built before tiles said what lies beside their pixels
+        file = paths[1] / "catalogue" / "tiles-000000.parquet"
+        write_table(file, pq.read_table(file).drop_columns("beside"))
+    out = Corpus.open(merge([str(path) for path in paths], str(tmp_path / "all")))
+    reasons = out.table(["reason"])["reason"].to_pylist()
+    expected = [f"exact duplicate of {number}" for number in range(6)]
+    expected[4] = expected[4] if old else "near duplicate of 4 (distance 0)"
+    assert reasons == [""] * 6 + expected
+
+
 def test_statistics_of_a_merged_corpus_are_those_of_its_kept_tiles(two, tmp_path):
     out = Corpus.open(merge([str(path) for path in two], str(tmp_path / "all")))
     tiles = out.tiles()
