@@ -71,6 +71,11 @@ def source_hash(uri: str) -> tuple[int, str] | None:
     )
 
 
+def file_hash(file: str | Path) -> str:
+    """Hash (xxh3, 128 bits) of one file of a corpus."""
+    return _hash_files([(b"", str(file))])[1]
+
+
 def hash_files(files: Sequence[str]) -> list[dict[str, Any]]:
     """What the lock says of files that tiles were made of besides their scenes; a task."""
     found = [(file, source_hash(file)) for file in files]

@@ -8,13 +8,18 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import xxhash
 from rich.console import Console
 from rich.progress import Progress
 
-from geomim.corpus.lock import Locked, digests, listed, read_lock, source_hash
+from geomim.corpus.duplicates.fingerprint import content_hash
+from geomim.corpus.lock import Locked, digests, file_hash, listed, read_lock, source_hash
+from geomim.corpus.reader import TileArray
 from geomim.corpus.remote import Url
-from geomim.corpus.store import Corpus
+from geomim.corpus.store import IGNORE, Corpus
 from geomim.errors import CorpusError
 
 _PUT_TOGETHER = {"merged", "appended", "filtered", "unpacked"}  # entries of a recipe that starts from other corpora
@@ -40,7 +45,7 @@ class _Findings:
 
 
 def verify(corpus: str, sources: bool = False) -> None:
-    """Check a corpus against its lock: every tile's pixels, every decision, and on request every source file.
+    """Check a corpus against its lock: every tile, every decision, every table, and on request every source file.
 
     Args:
         corpus: Folder of the corpus.
@@ -57,7 +62,8 @@ def verify(corpus: str, sources: bool = False) -> None:
     found, console = _Findings(), Console(stderr=True, markup=False, highlight=False)
     with Progress(console=console, transient=True) as progress:
         _verify_rows(opened, lines, found)
-        _verify_tiles(opened, found, progress)
+        tables = _verify_tables(opened, found)
+        _verify_tiles(opened, found, progress, tables)
         if sources:
             _verify_sources(head, read_lock(corpus)[1], found, progress)
     if found.counts:
@@ -94,31 +100,66 @@ def _verify_rows(corpus: Corpus, lines: Iterator[Locked], found: _Findings) -> N
             found.say("sources with other decisions", f"decisions about '{line.uri}' were changed")
 
 
-def _verify_tiles(corpus: Corpus, found: _Findings, progress: Progress) -> None:
-    """Hash the pixels of every tile again, in the order of the shards."""
-    from geomim.corpus.duplicates.fingerprint import content_hash
+def _verify_tables(corpus: Corpus, found: _Findings) -> bool:
+    """Hash the small tables again, which decide what is kept; whether they are there and sound."""
+    known = corpus.meta.get("tables")
+    if known is None:  # of a corpus that was built before they were hashed
+        return False
+    there = {file.name: file_hash(file) for file in corpus.path.glob("catalogue/*.parquet")}
+    for name in sorted(known.keys() | there.keys()):
+        if known.get(name) != there.get(name):
+            what = "is missing" if name not in there else "was changed" if name in known else "was added"
+            found.say("tables", f"'{corpus.path / 'catalogue' / name}' {what}")
+    return known == there
 
+
+def _verify_tiles(corpus: Corpus, found: _Findings, progress: Progress, tables: bool) -> None:
+    """Hash the pixels of every tile again, in the order of the shards, and what lies beside them."""
     bar = progress.add_task("hashing tiles", total=corpus.rows().count_rows())
-    arrays = {size: (corpus.array("image", size), corpus.array("valid", size)) for size in corpus.sizes}
+    arrays = {size: [corpus.array(name, size) for name in ("image", "valid", "mask")] for size in corpus.sizes}
     broken: set[str] = set()
-    columns = ["id", "size", "slot", "xxh3", "valid_fraction", "source"]
-    for batch in corpus.rows().to_batches(columns=columns, batch_size=4096):
+    for batch in _tiles(corpus, tables):
         for row in batch.to_pylist():
             progress.advance(bar)
-            image, valid = arrays[row["size"]]
-            if row["slot"] < 0 or image is None:
-                continue
             try:
-                same = content_hash(image.read([row["slot"]])[0]) == row["xxh3"]
-                if same and valid is not None:
-                    same = abs(float(valid.read([row["slot"]]).mean()) - row["valid_fraction"]) < 1e-6
+                changed = _changed(row, *arrays[row["size"]])
             except (CorpusError, IndexError) as error:
                 if str(error) not in broken:
                     found.say("shards", str(error))
                 broken.add(str(error))
                 continue
-            if not same:
-                found.say("tiles", f"pixels of tile {row['id']} of '{row['source']}' were changed")
+            if changed:
+                found.say("tiles", f"{changed} of tile {row['id']} of '{row['source']}' were changed")
+
+
+def _tiles(corpus: Corpus, tables: bool) -> Iterator[pa.RecordBatch]:
+    """Rows of all tiles: of the small tables, which say more, where these are sound; else of the catalogue."""
+    columns = ["id", "size", "slot", "xxh3", "valid_fraction", "source"]
+    parts = [pq.ParquetFile(file) for file in sorted(corpus.path.glob("catalogue/tiles-*.parquet"))] if tables else []
+    if not parts:
+        yield from corpus.rows().to_batches(columns=columns, batch_size=4096)
+    for part in parts:
+        more = ["beside"] if "beside" in part.schema_arrow.names else []
+        yield from part.iter_batches(4096, columns=columns + more)
+
+
+def _changed(row: dict[str, Any], image: TileArray | None, valid: TileArray | None, mask: TileArray | None) -> str:
+    """What of a tile is no longer what it was; "" where all is."""
+    if row["slot"] < 0:
+        return ""
+    if image is None:
+        raise CorpusError(f"the array of images of {row['size']} pixels is missing: copy the corpus again")
+    slot = [row["slot"]]
+    if content_hash(image.read(slot)[0]) != row["xxh3"]:
+        return "pixels"
+    if row.get("beside") is None:
+        same = valid is None or abs(float(valid.read(slot).mean()) - row["valid_fraction"]) < 1e-6
+        return "" if same else "valid pixels"
+    good = np.ones(image.shape[2:], bool) if valid is None else valid.read(slot)[0]
+    labels = np.full(image.shape[2:], IGNORE, np.uint8) if mask is None else mask.read(slot)[0]
+    told = content_hash(good)
+    unlabelled = row["beside"] == told and (labels == IGNORE).all()
+    return "" if unlabelled or row["beside"] == told + content_hash(labels) else "valid pixels or labels"
 
 
 def _verify_sources(head: dict[str, Any], lines: Iterator[Locked], found: _Findings, progress: Progress) -> None:

@@ -83,6 +83,35 @@ def test_equal_pixels_under_another_mask_are_no_exact_copies(tmp_path, old):
     assert reasons == [""] * 6 + expected
 
 
+def test_damaged_tables_masks_and_validity_are_told_by_name(tmp_path):
+    valid = np.ones((6, 32, 32), bool)
+    valid[2, :9] = False
+    masks = np.random.default_rng(0).integers(0, 2, (6, 32, 32), dtype=np.uint8)
+    path = write_parts(tmp_path / "one", textures(6), valid=valid, masks=masks, classes=("a", "b"))
+    verify(str(path))
+    for name, number, at in (("mask", 4, 4 * 32 * 32), ("valid", 2, 0)):  # only one tile's validity is stored
+        shard = path / "tiles.zarr" / "32" / name / "c" / "0" / "0" / "0"
+        whole = shard.read_bytes()
+        other = next(place for place in range(at, at + 1024) if whole[place] != whole[at])
+        raw = bytearray(whole)
+        raw[at], raw[other] = raw[other], raw[at]  # as many pixels as before are valid
+        shard.write_bytes(raw)
+        with pytest.raises(CorpusError, match=rf"valid pixels or labels of tile {number} .*\(tiles: 1\)"):
+            verify(str(path))
+        shard.write_bytes(whole)
+    catalogue = path / "catalogue"
+    (catalogue / "copies.parquet").unlink()
+    write_table(catalogue / "exclusions.parquet", EXCLUSIONS.empty_table())
+    raw = bytearray((catalogue / "tiles-000000.parquet").read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (catalogue / "tiles-000000.parquet").write_bytes(raw)
+    words = (
+        r"copies\.parquet' is missing; .*exclusions\.parquet' was added; .*tiles-0+\.parquet' was changed \(tables: 3"
+    )
+    with pytest.raises(CorpusError, match=words):
+        verify(str(path))
+
+
 def test_statistics_of_a_merged_corpus_are_those_of_its_kept_tiles(two, tmp_path):
     out = Corpus.open(merge([str(path) for path in two], str(tmp_path / "all")))
     tiles = out.tiles()

@@ -139,7 +139,7 @@ def test_a_changed_mask_of_validity_is_found(corpus):
     raw = bytearray(shard.read_bytes())
     raw[0] ^= 1
     shard.write_bytes(raw)
-    with pytest.raises(CorpusError, match=r"pixels of tile 5 .*\(tiles: 1\)"):
+    with pytest.raises(CorpusError, match=r"valid pixels of tile 5 .*\(tiles: 1\)"):
         verify(str(corpus))
 
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from geomim import __version__
-from geomim.corpus.lock import listed, write_lock
+from geomim.corpus.lock import file_hash, listed, write_lock
 from geomim.corpus.pipeline.decide import FATES, Tables, counting, crowd, decide_part, settle
 from geomim.corpus.pipeline.edges import EDGES
 from geomim.corpus.pipeline.executor import Workers
@@ -143,7 +143,8 @@ def finish(
     _check_some_kept(folder, sums, part)
     write_catalogue(part / "catalogue.parquet", _row_groups([call[-1] for call in calls]))
     write_lock(part / "corpus.lock", part / "catalogue.parquet", _sources(folder), _locked(folder, meta))
-    write_json(part / "corpus.json", meta | _facts(folder, meta, sums, part / "corpus.lock"))
+    facts = _facts(folder, meta, sums, part / "corpus.lock")
+    write_json(part / "corpus.json", meta | facts | {"tables": {file.name: file_hash(file) for file in deciding.all()}})
     for call in calls:
         call[-1].unlink()
     fates.unlink()
