@@ -12,7 +12,7 @@ import os
 import shutil
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -40,6 +40,9 @@ from geomim.corpus.recipe import Recipe
 from geomim.corpus.report.report import print_funnel, print_summary, write_report
 from geomim.corpus.store import SKIPPED, Corpus, write_json, write_table
 from geomim.errors import CorpusError, InputError
+
+if TYPE_CHECKING:
+    from geomim.corpus.comparison.sides import Side
 
 _INLINE_PIXELS = 32 * 2**20  # below this, starting a process costs more than it saves
 _INLINE_TILES = 20_000
@@ -230,22 +233,21 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     meta["classes"] = classes
     finish(folder, meta, rules_of(meta), pool)
     if benchmarks:
-        from geomim.corpus.exclusion import exclude
+        from geomim.corpus.exclusion import Search, exclude_sides
 
-        skip = recipe.skip_unreadable
-        exclude(str(folder), benchmarks, download=download, skip_unreadable=skip, workers=pool.count)
+        search = Search(skip_unreadable=recipe.skip_unreadable)
+        exclude_sides(Corpus.open(folder), benchmarks, search, pool, console)
     os.replace(work, folder / "work.done")
     shutil.rmtree(folder / "work.done")
 
 
-def _benchmarks(recipe: Recipe, download: bool) -> list[str]:
+def _benchmarks(recipe: Recipe, download: bool) -> list[Side]:
     """The benchmarks to keep clear of, each looked up."""
-    if recipe.against:
-        from geomim.corpus.comparison.sides import side
+    if not recipe.against:
+        return []
+    from geomim.corpus.comparison.sides import side
 
-        for one in recipe.against:
-            side(one, True, None, None, download)
-    return recipe.against or []
+    return [side(one, True, None, None, download) for one in recipe.against]
 
 
 def _cut(plan: Plan, dealt: list[Any], work: Path, pool: Workers) -> None:
