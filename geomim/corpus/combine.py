@@ -303,9 +303,11 @@ def _made(piece: Piece) -> dict[str, Any]:
 def _check_alike(one: Corpus, two: Corpus) -> None:
     """Refuse what cannot be one corpus."""
     if one.sensor != two.sensor:
+        alike = one.sensor.names == two.sensor.names
         raise BandError(
             f"a corpus holds one sensor: '{one.path}' has {one.sensor.name} ({', '.join(one.sensor.names)}), "
             f"'{two.path}' has {two.sensor.name} ({', '.join(two.sensor.names)})"
+            + (f" with {two.sensor.deviation(one.sensor)}" if alike else "")
         )
     if dtype_of(one) != dtype_of(two):
         raise CorpusError(f"a corpus holds one type: '{one.path}' holds {dtype_of(one)}, '{two.path}' {dtype_of(two)}")

@@ -348,6 +348,18 @@ def test_mixed_sensors_are_refused_by_name_before_anything_is_written(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+def test_sources_that_differ_in_what_their_numbers_mean_are_told_apart(tmp_path):
+    folder = photographs(tmp_path / "photos", 3)
+    with rasterio.open(
+        folder / "a" / "scaled.tif", "w", driver="GTiff", dtype="uint8", count=3, height=64, width=64
+    ) as raster:
+        raster.write(np.ones((3, 64, 64), np.uint8))
+        raster.scales, raster.offsets = (0.5,) * 3, (-1.0,) * 3
+    words = r"1 of rgb .*scaled\.tif', with scale 0\.5 \(not 1\.0\), offset -1\.0 \(not 0\.0\)"
+    with pytest.raises(BandError, match=words):
+        build([str(folder)], str(tmp_path / "c"), tile=64, workers=1)
+
+
 def test_another_type_of_numbers_is_skipped_with_a_sentence(tmp_path):
     folder = photographs(tmp_path / "photos", 3)
     write_image(folder / "deep.png", np.ones((3, 64, 64), np.uint16), photometric="RGB")

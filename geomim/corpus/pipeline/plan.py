@@ -160,12 +160,14 @@ def _of_one_sensor(sources: pa.Table) -> pa.Table:
             kinds.setdefault(found, []).append(uri)
     if len(kinds) > 1:
         named = [(Sensor.from_dict(json.loads(kind)), uris) for kind, uris in kinds.items()]
-        listed = "; ".join(
-            f"{len(uris)} of {sensor.name} ({', '.join(sensor.names)}), such as '{uris[0]}'"
-            for sensor, uris in sorted(named, key=lambda kind: -len(kind[1]))
-        )
+        named.sort(key=lambda kind: -len(kind[1]))
+        usual, listed = named[0][0], []
+        for sensor, uris in named:
+            listed.append(f"{len(uris)} of {sensor.name} ({', '.join(sensor.names)}), such as '{uris[0]}'")
+            if sensor.names == usual.names and sensor is not usual:
+                listed[-1] += f", with {sensor.deviation(usual)}"
         raise BandError(
-            f"a corpus holds one sensor; the sources are of {len(kinds)} kinds: {listed}. "
+            f"a corpus holds one sensor; the sources are of {len(kinds)} kinds: {'; '.join(listed)}. "
             "Build a corpus of each, or choose common bands with --sensor or --bands"
         )
     return sources
