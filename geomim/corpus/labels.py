@@ -14,7 +14,7 @@ import rasterio
 import xxhash
 from rasterio.errors import RasterioError
 
-from geomim.corpus.scenes import SUFFIXES
+from geomim.corpus.scenes import SUFFIXES, scene_name
 from geomim.corpus.store import IGNORE
 from geomim.errors import InputError
 
@@ -107,7 +107,7 @@ def assign_splits(uris: Sequence[str], file: str | None, test_share: float) -> l
     if not 0 <= test_share < 1:
         raise InputError(f"the share of test scenes must lie in 0..1, given {test_share}")
     count = min(max(1, round(test_share * len(uris))), len(uris) - 1) if test_share else 0
-    ranked = sorted(range(len(uris)), key=lambda i: (xxhash.xxh3_64_intdigest(Path(uris[i]).name.encode()), uris[i]))
+    ranked = sorted(range(len(uris)), key=lambda i: (xxhash.xxh3_64_intdigest(scene_name(uris[i]).encode()), uris[i]))
     held_out = set(ranked[:count])
     return ["test" if i in held_out else "train" for i in range(len(uris))]
 
