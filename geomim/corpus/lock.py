@@ -26,7 +26,7 @@ import xxhash
 from geomim.corpus.remote import aside
 from geomim.corpus.scenes import source_files
 from geomim.corpus.store import CATALOGUE
-from geomim.errors import CorpusError
+from geomim.errors import CorpusError, InputError
 
 LOCK_VERSION = 1
 _BLOCK = 8 * 2**20  # bytes of a source that are read at once
@@ -62,13 +62,19 @@ def source_hash(uri: str) -> tuple[int, str] | None:
 
     Returns:
         None where there is no local file, as for a remote source.
+
+    Raises:
+        InputError: A file cannot be read, or vanished meanwhile.
     """
     files = source_files(uri)
     if not files:
         return None
-    return _hash_unchanged(
-        uri if os.path.isdir(uri) else None, tuple((file, os.stat(file).st_mtime_ns) for file in files)
-    )
+    try:
+        return _hash_unchanged(
+            uri if os.path.isdir(uri) else None, tuple((file, os.stat(file).st_mtime_ns) for file in files)
+        )
+    except OSError as error:
+        raise InputError(f"'{uri}' cannot be read to its end ({error}): fetch it again") from error
 
 
 def file_hash(file: str | Path) -> str:

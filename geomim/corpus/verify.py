@@ -20,7 +20,7 @@ from geomim.corpus.lock import Locked, digests, file_hash, listed, read_lock, so
 from geomim.corpus.reader import TileArray
 from geomim.corpus.remote import Url
 from geomim.corpus.store import IGNORE, Corpus
-from geomim.errors import CorpusError
+from geomim.errors import CorpusError, InputError
 
 _PUT_TOGETHER = {"merged", "appended", "filtered", "unpacked"}  # entries of a recipe that starts from other corpora
 
@@ -168,7 +168,11 @@ def _verify_sources(head: dict[str, Any], lines: Iterator[Locked], found: _Findi
         progress.advance(bar)
         if line.xxh3 is None:
             continue
-        now = source_hash(line.file or line.uri)
+        try:
+            now = source_hash(line.file or line.uri)
+        except InputError as error:
+            found.say("sources", str(error))
+            continue
         if now is None:
             found.say("sources", f"source '{line.uri}' vanished")
         elif now != (line.bytes, line.xxh3):
