@@ -82,6 +82,17 @@ class Sensor:
         """
         return dataclasses.replace(self, bands=tuple(self.bands[i] for i in match_bands(names, self.bands)))
 
+    def deviation(self, usual: Sensor) -> str:
+        """In what it differs from a sensor whose bands are called the same: `scale 0.0001 (not 1.0)`; "" in nothing."""
+        pairs = [("", self, usual), *((f" of {b.name}", b, u) for b, u in zip(self.bands, usual.bands, strict=True))]
+        found = [
+            f"{name}{of} {value} (not {vars(two)[name]})"
+            for of, one, two in pairs
+            for name, value in vars(one).items()
+            if name != "bands" and value != vars(two)[name]
+        ]
+        return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and YAML; `from_dict` reads them back."""
         return dataclasses.asdict(self) | {"bands": [dataclasses.asdict(band) for band in self.bands]}

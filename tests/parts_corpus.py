@@ -57,6 +57,7 @@ def write_parts(path, tiles, sources=None, valid=None, masks=None, classes=(), r
                     "width": size,
                     "xxh3": content_hash(tile),
                     "phash": int(phash[slot]),
+                    "beside": content_hash(good[slot]) + ("" if masks is None else content_hash(masks[slot])),
                     "valid_fraction": float(good[slot].mean()),
                     "information": 9.0,
                     "low_information": False,
@@ -74,13 +75,14 @@ def write_parts(path, tiles, sources=None, valid=None, masks=None, classes=(), r
     schema = pa.schema(
         [
             *(field for field in CATALOGUE if field.name not in decided),
+            ("beside", pa.string()),
             ("pixels", pa.int64()),
             ("mean", pa.list_(pa.float64())),
             ("squares", pa.list_(pa.float64())),
         ]
     )
     table = pa.Table.from_pylist(rows, schema)
-    original = originals(table)
+    original = originals(table, "beside")
     write_groups(path / "tiles.zarr")
     write_table(path / "catalogue" / "tiles-000000.parquet", table.append_column("original", pa.array(original)))
     write_copies(path / "catalogue", table["id"].to_numpy(), original)

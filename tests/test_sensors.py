@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -53,6 +54,16 @@ def test_user_s_own_sensor(tmp_path: Path) -> None:
         get_sensor("sentinel3")
     with pytest.raises(InputError, match="does not exist"):
         get_sensor(tmp_path / "none.yaml")
+
+
+def test_a_deviation_is_told_by_what_differs() -> None:
+    usual = get_sensor("rgb")
+    assert usual.deviation(usual) == ""
+    bands = (usual.bands[0], *(dataclasses.replace(band, wavelength=1.0) for band in usual.bands[1:]))
+    other = dataclasses.replace(usual, bands=bands, nodata=0, unit="radiance")
+    one, two = (f"{usual.unit})", f"{usual.bands[1].wavelength})")
+    told = f"unit radiance (not {one}, nodata 0 (not None), wavelength of green 1.0 (not {two} and 1 more"
+    assert other.deviation(usual) == told
 
 
 def test_contract_checks_and_round_trips() -> None:

@@ -13,7 +13,7 @@ import os
 import shutil
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from geomim.corpus.labels import Masks
+from geomim.corpus.lock import hash_files
 from geomim.corpus.pipeline.conclude import finish
 from geomim.corpus.pipeline.copies import find_copies
 from geomim.corpus.pipeline.crops import find_crops
@@ -31,7 +32,7 @@ from geomim.corpus.pipeline.intake import list_sources, made_by, scan_sources
 from geomim.corpus.pipeline.near import find_near
 from geomim.corpus.pipeline.overlaps import find_overlaps
 from geomim.corpus.pipeline.pixels import Pixels, write_pixels
-from geomim.corpus.pipeline.plan import Plan, tasks
+from geomim.corpus.pipeline.plan import SCENES_PER_SCAN, Plan, tasks
 from geomim.corpus.pipeline.rules import rules_of
 from geomim.corpus.pipeline.shuffle import read_tables, stage_folder
 from geomim.corpus.pipeline.slots import assign_slots
@@ -41,6 +42,9 @@ from geomim.corpus.recipe import Recipe
 from geomim.corpus.report.report import print_funnel, print_summary, write_report
 from geomim.corpus.store import SKIPPED, Corpus, write_json, write_table
 from geomim.errors import CorpusError, InputError
+
+if TYPE_CHECKING:
+    from geomim.corpus.comparison.sides import Side
 
 _INLINE_PIXELS = 32 * 2**20  # below this, starting a process costs more than it saves
 _INLINE_TILES = 20_000
@@ -225,7 +229,7 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     tiles = pc.sum(sources["tiles"]).as_py()
     _check_some_cut(work, _skipped(sources, work))
     if not (folder / "catalogue").exists():
-        _catalogue(recipe, folder, pixels, tiles, pool)
+        _catalogue(recipe, plan, folder, pixels, tiles, pool)
     write_pixels(work, folder, pixels, pool, inline=tiles < _INLINE_TILES)
     write_table(folder / "skipped.parquet", _skipped(sources, work))
     classes = Masks(recipe.masks).classes if recipe.masks else _own_classes(folder)
@@ -234,10 +238,10 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     meta["classes"] = classes
     finish(folder, meta, rules_of(meta), pool)
     if benchmarks:
-        from geomim.corpus.exclusion import exclude
+        from geomim.corpus.exclusion import Search, exclude_sides
 
-        skip = recipe.skip_unreadable
-        exclude(str(folder), benchmarks, download=download, skip_unreadable=skip, workers=pool.count)
+        search = Search(skip_unreadable=recipe.skip_unreadable)
+        exclude_sides(Corpus.open(folder), benchmarks, search, pool, console)
     os.replace(work, folder / "work.done")
     shutil.rmtree(folder / "work.done")
 
@@ -252,14 +256,13 @@ def _no_room(folder: Path, error: OSError) -> Exception:
     )
 
 
-def _benchmarks(recipe: Recipe, download: bool) -> list[str]:
+def _benchmarks(recipe: Recipe, download: bool) -> list[Side]:
     """The benchmarks to keep clear of, each looked up."""
-    if recipe.against:
-        from geomim.corpus.comparison.sides import side
+    if not recipe.against:
+        return []
+    from geomim.corpus.comparison.sides import side
 
-        for one in recipe.against:
-            side(one, True, None, None, download)
-    return recipe.against or []
+    return [side(one, True, None, None, download) for one in recipe.against]
 
 
 def _cut(plan: Plan, dealt: list[Any], work: Path, pool: Workers) -> None:
@@ -285,7 +288,7 @@ def _check_some_cut(work: Path, skipped: pa.Table) -> None:
         raise InputError(f"no tile is kept, of 0 tiles and {len(skipped)} skipped sources: {listed}")
 
 
-def _catalogue(recipe: Recipe, folder: Path, pixels: Pixels, tiles: int, pool: Workers) -> None:
+def _catalogue(recipe: Recipe, plan: Plan, folder: Path, pixels: Pixels, tiles: int, pool: Workers) -> None:
     """Find all duplicates and write the folder of small tables."""
     work, inline = folder / "work", tiles < _INLINE_TILES
     copies = find_copies(staged(work).folders, work / "copies.parquet", tiles, pool)
@@ -297,8 +300,16 @@ def _catalogue(recipe: Recipe, folder: Path, pixels: Pixels, tiles: int, pool: W
     edges = read_tables([file for one in found for file in sorted(one.glob("edges-*.parquet"))], EDGES)
     write_table(part / "edges.parquet", edges.sort_by([("a", "ascending"), ("b", "ascending"), ("kind", "ascending")]))
     hashes = read_tables([task / "sources.parquet" for task in staged(work).folders], HASHES)
-    write_table(part / "sources.parquet", hashes)
+    write_table(part / "sources.parquet", pa.concat_tables([hashes, _beside(plan, hashes["uri"].to_pylist(), pool)]))
     os.replace(part, folder / "catalogue")
+
+
+def _beside(plan: Plan, sources: list[str], pool: Workers) -> pa.Table:
+    """Label rasters and cloud masks that were given beside the sources, hashed as these are."""
+    files = sorted({file for uri in sources for file in plan.beside(uri)} - set(sources))
+    chunks = [(files[at : at + SCENES_PER_SCAN],) for at in range(0, len(files), SCENES_PER_SCAN)]
+    found = pool.run("hashing masks", hash_files, chunks, inline=len(chunks) < 4)
+    return pa.Table.from_pylist([row for rows in found for row in rows], HASHES)
 
 
 def _own_classes(folder: Path) -> list[str]:

@@ -244,13 +244,15 @@ def _pick(corpus: Corpus, ids: np.ndarray, folder: Path, workers: Workers) -> No
 
 
 def _pick_sources(corpus: Corpus, folder: Path) -> None:
-    """Of the sources those that gave a tile."""
+    """Of the sources those that gave a tile, and the masks beside them."""
     named: set[str] = set()
     for file in sorted((folder / "catalogue").glob("tiles-*.parquet")):
         named.update(pq.read_table(file, columns=["source"])["source"].unique().to_pylist())
     sources = pq.read_table(corpus.path / "catalogue" / "sources.parquet")
-    some = sources.filter(pc.is_in(sources["uri"], pa.array(sorted(named), pa.string())))
-    write_table(folder / "catalogue" / "sources.parquet", some)
+    some = pc.is_in(sources["uri"], pa.array(sorted(named), pa.string()))
+    if "tiles" in sources.column_names:
+        some = pc.or_kleene(some, pc.equal(sources["tiles"], 0))
+    write_table(folder / "catalogue" / "sources.parquet", sources.filter(some))
     write_table(folder / "skipped.parquet", corpus.skipped())
 
 
@@ -301,9 +303,11 @@ def _made(piece: Piece) -> dict[str, Any]:
 def _check_alike(one: Corpus, two: Corpus) -> None:
     """Refuse what cannot be one corpus."""
     if one.sensor != two.sensor:
+        alike = one.sensor.names == two.sensor.names
         raise BandError(
             f"a corpus holds one sensor: '{one.path}' has {one.sensor.name} ({', '.join(one.sensor.names)}), "
             f"'{two.path}' has {two.sensor.name} ({', '.join(two.sensor.names)})"
+            + (f" with {two.sensor.deviation(one.sensor)}" if alike else "")
         )
     if dtype_of(one) != dtype_of(two):
         raise CorpusError(f"a corpus holds one type: '{one.path}' holds {dtype_of(one)}, '{two.path}' {dtype_of(two)}")

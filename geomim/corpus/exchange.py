@@ -290,7 +290,7 @@ def _write_unpacked(
     slots = slots[np.searchsorted(ids, original)]
     for number, table in enumerate(tables):
         rows = np.flatnonzero(archive == number)
-        part = table.drop_columns(["dtype", "beside", *ARRAYS]).append_column("slot", pa.array(slots[rows]))
+        part = table.drop_columns(["dtype", *ARRAYS]).append_column("slot", pa.array(slots[rows]))
         part = part.append_column("original", pa.array(original[rows]))
         write_table(folder / "catalogue" / f"tiles-{number:06d}.parquet", part)
     write_copies(folder / "catalogue", ids, original)

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,34 +105,48 @@ def exclude(
         )
     console = Console(stderr=True, markup=False, highlight=False)
     sides = [side(one, True, sensor, bands, download) for one in against]
+    search = Search(radius, crops, footprint, buffer, sensor, bands, skip_unreadable)
+    with Progress(console=console, transient=True) as progress, Workers(progress, workers) as pool:
+        return exclude_sides(opened, sides, search, pool, console, report_only)
+
+
+@dataclass(frozen=True)
+class Search:
+    """How benchmarks are searched for; see `exclude`."""
+
+    radius: int = 8
+    crops: Crops = "fast"
+    footprint: Footprint = "any"
+    buffer: float = 0.0
+    sensor: str | None = None
+    bands: list[str] | None = None
+    skip_unreadable: bool = False
+
+
+def exclude_sides(
+    opened: Corpus, sides: Sequence[Side], search: Search, pool: Workers, console: Console, report_only: bool = False
+) -> Path:
+    """`exclude` for benchmarks that are looked up, by workers that are there."""
     _check_names(opened.path / "audit", sides)
     known = _known(opened)
     searched, tiles = [], len(opened.table(["id"]))
-    with Progress(console=console, transient=True) as progress, Workers(progress, workers) as pool:
-        for benchmark in sides:
-            collection, rows = _search(benchmark, opened, (radius, crops, footprint, buffer), pool)
-            searched.append(collection)
-            known = pa.concat_tables([known.filter(pc.not_equal(known["benchmark"], benchmark.name)), rows])
-            what = "would be dropped" if report_only else "are excluded"
-            console.print(f"{benchmark.name}: {len(pc.unique(rows['id'])):,} of {tiles:,} tiles touch it and {what}")
-    asked = {
-        "radius": radius,
-        "crops": crops,
-        "footprint": footprint,
-        "buffer": buffer,
-        "sensor": sensor,
-        "bands": bands,
-        # it is done even where it is an error in the end, so that a rebuild goes on behind it
-        "skip_unreadable": skip_unreadable or any(one.unreadable for one in searched),
-    }
+    for benchmark in sides:
+        collection, rows = _search(benchmark, opened, search, pool)
+        searched.append(collection)
+        known = pa.concat_tables([known.filter(pc.not_equal(known["benchmark"], benchmark.name)), rows])
+        what = "would be dropped" if report_only else "are excluded"
+        console.print(f"{benchmark.name}: {len(pc.unique(rows['id'])):,} of {tiles:,} tiles touch it and {what}")
     if report_only:
-        conclude(opened.path)  # for the checksum of the evidence
+        conclude(opened.path, workers=pool)  # for the checksum of the evidence
     else:
-        conclude(opened.path, _change(opened, against, asked), {"exclusions": _sorted(known, ["benchmark"])})
+        # it is done even where it is an error in the end, so that a rebuild goes on behind it
+        done = replace(search, skip_unreadable=search.skip_unreadable or any(one.unreadable for one in searched))
+        change = _change(opened, [one.given for one in sides], asdict(done))
+        conclude(opened.path, change, {"exclusions": _sorted(known, ["benchmark"])}, workers=pool)
     _overview(opened)
     write_report(opened.path)
     console.print(f"look at: {opened.path / 'audit' / 'index.html'}", soft_wrap=True)
-    check_readable(searched, skip_unreadable, opened.path / "audit")
+    check_readable(searched, search.skip_unreadable, opened.path / "audit")
     return opened.path / "audit" / "index.html"
 
 
@@ -141,18 +156,15 @@ def _change(corpus: Corpus, against: list[str], asked: dict[str, Any]) -> dict[s
     return {"exclude": {"against": more, **asked}} if more else {}
 
 
-def _search(
-    benchmark: Side, corpus: Corpus, asked: tuple[int, Crops, Footprint, float], pool: Workers
-) -> tuple[Collection, pa.Table]:
+def _search(benchmark: Side, corpus: Corpus, search: Search, pool: Workers) -> tuple[Collection, pa.Table]:
     """The benchmark's images and the `EXCLUSIONS` that they cause; the evidence is written."""
-    radius, crops, footprint, buffer = asked
     if same_corpus(benchmark.corpus, corpus):
         raise InputError(f"'{benchmark.given}' is the corpus itself: its own splits are kept apart by `corpus split`")
     own = Side(corpus.path.resolve().name, str(corpus.path), (), corpus)
     one, two = collect_both(own, benchmark, min(corpus.sizes), pool)
-    found = match(one, two, pool, radius, crops, footprint, buffer)
+    found = match(one, two, pool, search.radius, search.crops, search.footprint, search.buffer)
     described = describe(found, one, two)
-    words = {"radius": radius, "crops": crops, "footprint": footprint, "buffer": buffer}
+    words = {name: getattr(search, name) for name in ("radius", "crops", "footprint", "buffer")}
     _write_evidence(corpus.path / "audit", benchmark, one, two, found, described, words)
     Console(markup=False, highlight=False).print(counts_table(described, benchmark.name))
     return two, exclusions(described, benchmark.name)

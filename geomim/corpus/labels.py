@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import rasterio
 import xxhash
 from rasterio.errors import RasterioError
 
-from geomim.corpus.scenes import SUFFIXES
+from geomim.corpus.scenes import SUFFIXES, scene_name
 from geomim.corpus.store import IGNORE
 from geomim.errors import InputError
 
@@ -105,7 +107,7 @@ def assign_splits(uris: Sequence[str], file: str | None, test_share: float) -> l
     if not 0 <= test_share < 1:
         raise InputError(f"the share of test scenes must lie in 0..1, given {test_share}")
     count = min(max(1, round(test_share * len(uris))), len(uris) - 1) if test_share else 0
-    ranked = sorted(range(len(uris)), key=lambda i: (xxhash.xxh3_64_intdigest(Path(uris[i]).name.encode()), uris[i]))
+    ranked = sorted(range(len(uris)), key=lambda i: (xxhash.xxh3_64_intdigest(scene_name(uris[i]).encode()), uris[i]))
     held_out = set(ranked[:count])
     return ["test" if i in held_out else "train" for i in range(len(uris))]
 
@@ -159,6 +161,12 @@ class Masks:
         self._table = np.full(256, IGNORE, np.uint8)
         self._table[numbers] = np.arange(len(numbers))
 
+    def files(self, uri: str) -> list[str]:
+        """The files that a scene's labels are read from: its label raster, and those that name the classes."""
+        file = self.find(uri)
+        naming = (self.folder / "classes.json", next(iter(self._files.values())))
+        return [] if file is None else [str(one) for one in dict.fromkeys((file, *naming)) if one.exists()]
+
     def find(self, uri: str) -> Path | None:
         """The label raster of a scene, or None."""
         stem = Path(uri).stem
@@ -195,6 +203,17 @@ class Masks:
             raise InputError(f"label raster '{file}' holds {numbers.dtype} numbers; expected whole numbers 0..255")
         inside = (numbers >= 0) & (numbers <= 255)
         return np.where(inside, self._table[np.where(inside, numbers, 0).astype(np.uint8)], IGNORE).astype(np.uint8)
+
+
+def open_masks(folder: str) -> Masks:
+    """The masks of a folder; listed again only where it changed."""
+    names = (folder, os.path.join(folder, "classes.json"))
+    return _listed(folder, tuple(os.stat(name).st_mtime_ns for name in names if os.path.exists(name)))
+
+
+@lru_cache(maxsize=1)
+def _listed(folder: str, changed: tuple[int, ...]) -> Masks:
+    return Masks(folder)
 
 
 def _class_names(file: Path, raster: Path) -> tuple[list[int], list[str]]:

@@ -26,6 +26,7 @@ from geomim.corpus.assemble import (
     write_copies,
     write_edges,
 )
+from geomim.corpus.pipeline.edges import edge_table
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.reader import TileArray
 from geomim.corpus.shards import ArrayLayout, create_array, extend_array, link_shard, read_layout, tiles_per_shard
@@ -213,9 +214,9 @@ def write_tables(folder: Path, pieces: Sequence[Piece], number: int, workers: Wo
         number: Files of tiles that are there already: those of the first piece, or none.
         workers: Runs the search for duplicates.
     """
-    columns = ["id", "xxh3", "valid_fraction"]
-    tiles = pa.concat_tables(part.select(columns) for piece in pieces for part in piece.parts())
-    ids, original = tiles["id"].to_numpy(), originals(tiles)
+    tiles = _contents(pieces)
+    exactly = "beside" in tiles.column_names and not tiles["beside"].null_count  # older corpora did not keep it
+    ids, original = tiles["id"].to_numpy(), originals(tiles, "beside" if exactly else "valid_fraction")
     write_copies(folder, ids, original)
     for piece in pieces[1:] if number else pieces:
         for part in piece.parts():
@@ -223,13 +224,32 @@ def write_tables(folder: Path, pieces: Sequence[Piece], number: int, workers: Wo
             write_table(folder / f"tiles-{number:06d}.parquet", put(part, "original", original[at]))
             number += 1
     found = [piece.table("edges", ("a", "b")) for piece in pieces]
-    write_edges(folder, [table for table in found if table is not None] + _edges_between(pieces, workers))
+    found += [*_edges_between(pieces, workers), _differ_beside(pieces, tiles.filter(pa.array(ids == original)))]
+    write_edges(folder, [table for table in found if table is not None])
     for name in BY_ID:
         tables = [table for piece in pieces if (table := piece.table(name, ("id",))) is not None]
         if tables:
             write_table(folder / f"{name}.parquet", pa.concat_tables(tables))
     sources = pa.concat_tables([piece.sources() for piece in pieces], promote_options="default")
     write_table(folder / "sources.parquet", sources)
+
+
+def _contents(pieces: Sequence[Piece]) -> pa.Table:
+    """What tells copies among the tiles of all pieces, in id order."""
+    columns = ("id", "xxh3", "valid_fraction", "low_information", "beside")
+    parts = (part for piece in pieces for part in piece.parts())
+    some = [part.select([name for name in columns if name in part.column_names]) for part in parts]
+    return pa.concat_tables(some, promote_options="default")
+
+
+def _differ_beside(pieces: Sequence[Piece], tiles: pa.Table) -> pa.Table:
+    """Edges between tiles of different pieces that have equal pixels and another validity or mask, as in a build."""
+    informative = pc.and_(pc.greater(tiles["valid_fraction"], 0), pc.invert(tiles["low_information"]))
+    tiles = tiles.filter(informative).select(["id", "xxh3"])
+    pairs = tiles.join(tiles.rename_columns(["other", "xxh3"]), "xxh3", join_type="inner").sort_by("id")
+    a, b = pairs["id"].to_numpy(), pairs["other"].to_numpy()
+    first, second = (np.searchsorted([piece.shift for piece in pieces], end, side="right") for end in (a, b))
+    return edge_table(a[first < second], b[first < second], "perceptual", distance=0, correlation=1.0)
 
 
 def _edges_between(pieces: Sequence[Piece], workers: Workers) -> list[pa.Table]:

@@ -12,11 +12,12 @@ import shapely
 from geomim.corpus.build import build
 from geomim.corpus.changes import _places, decide, split
 from geomim.corpus.exclusion import exclude
-from geomim.corpus.lock import read_lock, rebuild
+from geomim.corpus.lock import read_lock
 from geomim.corpus.pipeline import conclude as conclusion
 from geomim.corpus.pipeline.conclude import conclude
 from geomim.corpus.store import Corpus
 from geomim.corpus.synthetic import write_scenes
+from geomim.corpus.verify import rebuild
 from geomim.errors import CorpusError, InputError
 
 

@@ -13,9 +13,10 @@ from parts_corpus import textures, write_parts
 from geomim.corpus import assemble, combine, pieces
 from geomim.corpus.combine import append, filter, merge
 from geomim.corpus.exclusion import EXCLUSIONS
-from geomim.corpus.lock import read_lock, rebuild, verify
+from geomim.corpus.lock import read_lock
 from geomim.corpus.pipeline.conclude import conclude
 from geomim.corpus.store import Corpus, write_json, write_table
+from geomim.corpus.verify import rebuild, verify
 from geomim.errors import BandError, CorpusError, InputError
 
 
@@ -62,6 +63,53 @@ def test_merged_corpora_hold_all_tiles_once(two, tmp_path):
     assert (out / "report" / "index.html").exists() and not (tmp_path / "all.part").exists()
     with pytest.raises(CorpusError, match="put together from others"):
         rebuild(str(out), str(tmp_path / "again"))
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_equal_pixels_under_another_mask_are_no_exact_copies(tmp_path, old):
+    masks = np.random.default_rng(0).integers(0, 2, (6, 32, 32), dtype=np.uint8)
+    others = masks.copy()
+    others[4] = 1 - others[4]
+    paths = []
+    for name, labels in (("one", masks), ("two", others)):
+        paths.append(write_parts(tmp_path / name, textures(6), masks=labels, classes=("a", "b")))
+    if old:  # built before tiles said what lies beside their pixels
+        file = paths[1] / "catalogue" / "tiles-000000.parquet"
+        write_table(file, pq.read_table(file).drop_columns("beside"))
+    out = Corpus.open(merge([str(path) for path in paths], str(tmp_path / "all")))
+    reasons = out.table(["reason"])["reason"].to_pylist()
+    expected = [f"exact duplicate of {number}" for number in range(6)]
+    expected[4] = expected[4] if old else "near duplicate of 4 (distance 0)"
+    assert reasons == [""] * 6 + expected
+
+
+def test_damaged_tables_masks_and_validity_are_told_by_name(tmp_path):
+    valid = np.ones((6, 32, 32), bool)
+    valid[2, :9] = False
+    masks = np.random.default_rng(0).integers(0, 2, (6, 32, 32), dtype=np.uint8)
+    path = write_parts(tmp_path / "one", textures(6), valid=valid, masks=masks, classes=("a", "b"))
+    verify(str(path))
+    for name, number, at in (("mask", 4, 4 * 32 * 32), ("valid", 2, 0)):  # only one tile's validity is stored
+        shard = path / "tiles.zarr" / "32" / name / "c" / "0" / "0" / "0"
+        whole = shard.read_bytes()
+        other = next(place for place in range(at, at + 1024) if whole[place] != whole[at])
+        raw = bytearray(whole)
+        raw[at], raw[other] = raw[other], raw[at]  # as many pixels as before are valid
+        shard.write_bytes(raw)
+        with pytest.raises(CorpusError, match=rf"valid pixels or labels of tile {number} .*\(tiles: 1\)"):
+            verify(str(path))
+        shard.write_bytes(whole)
+    catalogue = path / "catalogue"
+    (catalogue / "copies.parquet").unlink()
+    write_table(catalogue / "exclusions.parquet", EXCLUSIONS.empty_table())
+    raw = bytearray((catalogue / "tiles-000000.parquet").read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (catalogue / "tiles-000000.parquet").write_bytes(raw)
+    words = (
+        r"copies\.parquet' is missing; .*exclusions\.parquet' was added; .*tiles-0+\.parquet' was changed \(tables: 3"
+    )
+    with pytest.raises(CorpusError, match=words):
+        verify(str(path))
 
 
 def test_statistics_of_a_merged_corpus_are_those_of_its_kept_tiles(two, tmp_path):

@@ -12,8 +12,9 @@ from parts_corpus import textures, write_parts
 
 from geomim.corpus import assemble
 from geomim.corpus.exchange import pack, unpack
-from geomim.corpus.lock import read_lock, verify
+from geomim.corpus.lock import read_lock
 from geomim.corpus.store import Corpus
+from geomim.corpus.verify import verify
 from geomim.errors import CorpusError, InputError
 
 

@@ -9,9 +9,10 @@ import xxhash
 
 from geomim.corpus import lock as locks
 from geomim.corpus.duplicates.fingerprint import content_hash
-from geomim.corpus.lock import read_lock, rebuild, source_hash, verify, write_lock
+from geomim.corpus.lock import read_lock, source_hash, write_lock
 from geomim.corpus.shards import write_array, write_groups
 from geomim.corpus.store import CATALOGUE, write_catalogue, write_json
+from geomim.corpus.verify import rebuild, verify
 from geomim.errors import CorpusError
 from geomim.sensors import get_sensor
 
@@ -138,7 +139,7 @@ def test_a_changed_mask_of_validity_is_found(corpus):
     raw = bytearray(shard.read_bytes())
     raw[0] ^= 1
     shard.write_bytes(raw)
-    with pytest.raises(CorpusError, match=r"pixels of tile 5 .*\(tiles: 1\)"):
+    with pytest.raises(CorpusError, match=r"valid pixels of tile 5 .*\(tiles: 1\)"):
         verify(str(corpus))
 
 

@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from geomim import __version__
-from geomim.corpus.lock import listed, write_lock
+from geomim.corpus.lock import file_hash, listed, write_lock
 from geomim.corpus.pipeline.decide import FATES, Tables, counting, crowd, decide_part, settle
 from geomim.corpus.pipeline.edges import EDGES
 from geomim.corpus.pipeline.executor import Workers
@@ -80,7 +81,11 @@ def open_to_change(corpus: str | Path) -> Corpus:
 
 
 def conclude(
-    folder: str | Path, change: dict[str, Any] | None = None, tables: SmallTables | None = None, **recipe: Any
+    folder: str | Path,
+    change: dict[str, Any] | None = None,
+    tables: SmallTables | None = None,
+    workers: Workers | None = None,
+    **recipe: Any,
 ) -> None:
     """Decide again about a finished corpus, after one of its small tables or some entries of its recipe changed.
 
@@ -89,6 +94,7 @@ def conclude(
         change: The verb that changed a table, and its arguments, for the lock, after what was done before; None as
             arguments takes back all that this verb did.
         tables: New small tables of the folder `catalogue` by name; None removes one.
+        workers: Runs it; processes of its own where None.
         recipe: New values of entries of the recipe.
 
     Raises:
@@ -104,7 +110,10 @@ def conclude(
         meta["protect"] = False  # nobody is compared by a split that was drawn here: its near copies may go
     rules = rules_of(meta)
     rules.check()
-    with Progress(console=Console(stderr=True), transient=True) as progress, Workers(progress) as workers:
+    with ExitStack() as own:
+        if workers is None:
+            progress = own.enter_context(Progress(console=Console(stderr=True), transient=True))
+            workers = own.enter_context(Workers(progress))
         finish(opened.path, meta, rules, workers, tables)
 
 
@@ -143,7 +152,8 @@ def finish(
     _check_some_kept(folder, sums, part)
     write_catalogue(part / "catalogue.parquet", _row_groups([call[-1] for call in calls]))
     write_lock(part / "corpus.lock", part / "catalogue.parquet", _sources(folder), _locked(folder, meta))
-    write_json(part / "corpus.json", meta | _facts(folder, meta, sums, part / "corpus.lock"))
+    facts = _facts(folder, meta, sums, part / "corpus.lock")
+    write_json(part / "corpus.json", meta | facts | {"tables": {file.name: file_hash(file) for file in deciding.all()}})
     for call in calls:
         call[-1].unlink()
     fates.unlink()

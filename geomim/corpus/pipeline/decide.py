@@ -43,6 +43,12 @@ class Tables:
         """Files of tiles, in id order."""
         return sorted(self.catalogue.glob("tiles-*.parquet"))
 
+    def all(self) -> list[Path]:
+        """Files of all tables, by name."""
+        folders = [folder for folder in (self.catalogue, self.staged) if folder is not None]
+        names = sorted({file.stem for folder in folders for file in folder.glob("*.parquet")})
+        return [file for name in names if (file := self.file(name)) is not None]
+
     def file(self, name: str) -> Path | None:
         """The file of a table, or None where there is no such table."""
         file = self.catalogue / f"{name}.parquet"

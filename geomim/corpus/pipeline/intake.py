@@ -79,7 +79,8 @@ def scan_sources(recipe: Recipe, given: pa.Table, folder: Path, pool: Workers, c
     mine = (work / "recipe.json").exists() and made_by(folder) == asdict(recipe)
     if mine and not (work / "deleting").exists() and file.exists():
         known = read_tables([file], SOURCES)
-        now = [state(uri) for uri in given["uri"].to_pylist()]
+        plan = recipe.plan()
+        now = [state(plan, uri) for uri in given["uri"].to_pylist()]
         then = list(zip(known["bytes"].to_pylist(), known["modified"].to_pylist(), strict=True))
         drawn = ["split"] if recipe.test_share else []
         same = known.select(GIVEN.names).drop_columns(drawn).equals(given.drop_columns(drawn))

@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from geomim.corpus.labels import open_masks
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.scenes import Scene, source_files
+from geomim.corpus.scenes.clouds import cloud_file
 from geomim.corpus.slicing import Grid, windows
 from geomim.corpus.sources.items import Item, open_item
 from geomim.errors import BandError, GeomimError, InputError
@@ -51,7 +53,7 @@ _FOUND = [
 ]
 SOURCES = pa.schema([*GIVEN, *_FOUND])
 """A row a source. `tiles` lie on its grid; `found` is its sensor as JSON; `refused` says why it cannot be used, or
-""; `bytes` and `modified` (ns) are those of a local file, else -1."""
+""; `bytes` and `modified` (ns) are those of its local files and of the masks beside them, else -1."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,25 @@ class Plan:
         options = {"resolution": self.resolution, "warp": self.warp, "clouds": self.clouds}
         return open_item(Item(uri, card=card), self.sensor, self.bands, **options)
 
+    def beside(self, uri: str) -> list[str]:
+        """Files that a source's labels and clouds are read from, where folders of them are given.
 
-def state(uri: str) -> tuple[int, int]:
-    """Size and last change of the local files of a source; -1 where there is none."""
+        Raises:
+            InputError: A folder is not there, or holds several masks for the source.
+        """
+        clouds = cloud_file(self.clouds, uri)
+        return (open_masks(self.masks).files(uri) if self.masks else []) + ([clouds] if clouds else [])
+
+
+def state(plan: Plan, uri: str) -> tuple[int, int]:
+    """Size and last change of the local files that a source's tiles are made of; -1 where there is none."""
     plain = uri.lower().endswith(_PLAIN) and not uri.startswith("/vsi")
     try:
-        status = [os.stat(file) for file in ([uri] if plain else source_files(uri))]
-    except OSError:
+        status = [os.stat(file) for file in ([uri] if plain else source_files(uri)) + plan.beside(uri)]
+    except (OSError, InputError):
         return -1, -1
-    return sum(one.st_size for one in status) or -1, max((one.st_mtime_ns for one in status), default=-1)
+    # the sum, not the latest: a file that an older one takes the place of has changed, too
+    return sum(one.st_size for one in status) or -1, sum(one.st_mtime_ns for one in status) % 2**62 if status else -1
 
 
 _PLAIN = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2")  # one file each
@@ -121,7 +133,7 @@ def scan(plan: Plan, given: pa.Table) -> pa.Table:
                 kind, dtype = json.dumps(scene.sensor.to_dict()), scene.dtype.name
         except GeomimError as error:
             refused = str(error)
-        for name, value in zip(found, (tiles, kind, dtype, refused, *state(uri)), strict=True):
+        for name, value in zip(found, (tiles, kind, dtype, refused, *state(plan, uri)), strict=True):
             found[name].append(value)
     columns = [*given.select(GIVEN.names).columns, *(pa.array(found[field.name], field.type) for field in _FOUND)]
     return pa.Table.from_arrays(columns, schema=SOURCES)
@@ -149,12 +161,14 @@ def _of_one_sensor(sources: pa.Table) -> pa.Table:
             kinds.setdefault(found, []).append(uri)
     if len(kinds) > 1:
         named = [(Sensor.from_dict(json.loads(kind)), uris) for kind, uris in kinds.items()]
-        listed = "; ".join(
-            f"{len(uris)} of {sensor.name} ({', '.join(sensor.names)}), such as '{uris[0]}'"
-            for sensor, uris in sorted(named, key=lambda kind: -len(kind[1]))
-        )
+        named.sort(key=lambda kind: -len(kind[1]))
+        usual, listed = named[0][0], []
+        for sensor, uris in named:
+            listed.append(f"{len(uris)} of {sensor.name} ({', '.join(sensor.names)}), such as '{uris[0]}'")
+            if sensor.names == usual.names and sensor is not usual:
+                listed[-1] += f", with {sensor.deviation(usual)}"
         raise BandError(
-            f"a corpus holds one sensor; the sources are of {len(kinds)} kinds: {listed}. "
+            f"a corpus holds one sensor; the sources are of {len(kinds)} kinds: {'; '.join(listed)}. "
             "Build a corpus of each, or choose common bands with --sensor or --bands"
         )
     return sources

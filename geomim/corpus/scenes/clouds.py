@@ -214,6 +214,11 @@ def with_clouds(scene: Scene, clouds: str | None) -> Scene:
     return dataclasses.replace(scene, masks=masks)
 
 
+def cloud_file(clouds: str | None, uri: str) -> str | None:
+    """The file that `with_clouds` reads the clouds of a scene from, where a folder holds it; else None."""
+    return None if clouds in (None, DETECTOR) else find_mask(_parsed(clouds)[0], uri)
+
+
 def _parsed(clouds: str) -> tuple[str, str | None]:
     if os.path.isdir(clouds):
         return clouds, None
@@ -238,7 +243,7 @@ def find_mask(folder: str, uri: str) -> str | None:
         raise InputError(f"--clouds: no raster in '{folder}'")
     if stem in files:
         return files[stem]
-    begun = sorted(key for key in files if re.match(rf"{re.escape(stem)}[._-]", key))
+    begun = sorted(key for key in files if key.startswith((f"{stem}.", f"{stem}_", f"{stem}-")))
     telling = [key for key in begun if named_kind(key[len(stem) :])]
     matches = telling or begun
     if len(matches) > 1:

@@ -94,6 +94,17 @@ def source_files(uri: str) -> list[str]:
     return sorted({path, *filter(os.path.isfile, parts)})
 
 
+def scene_name(uri: str) -> str:
+    """What a scene is called wherever its data lie, so that draws by it outlast a move of the data.
+
+    Returns:
+        The name of its file or folder; of a torchgeo sample its address without the paths of the dataset and the card.
+    """
+    if uri.startswith("torchgeo://"):
+        return re.sub(r"(?<=[?&])(root|card)=[^&]*&?", "", uri)
+    return os.path.basename(uri.rstrip("/"))
+
+
 def is_item(uri: str) -> bool:
     """Whether an address is one of a JSON file, which a STAC item is."""
     return re.search(r"\.json(\?.*)?$", uri, re.IGNORECASE) is not None

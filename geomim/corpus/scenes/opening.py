@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 from geomim.corpus.scenes.clouds import with_clouds
 from geomim.corpus.scenes.cubes import is_cube, open_cube
+from geomim.corpus.scenes.files import cause
 from geomim.corpus.scenes.finding import is_item
 from geomim.corpus.scenes.products import open_product
 from geomim.corpus.scenes.raster import open_raster
 from geomim.corpus.scenes.scene import Scene, Wanted
 from geomim.corpus.scenes.warping import check_grid
+from geomim.errors import GeomimError, InputError
 from geomim.sensors import Sensor
 
 
@@ -37,7 +39,13 @@ def open_scene(
         InputError: Not a scene, or one whose numbers or place geomim cannot carry; one sentence.
         BandError: The bands have no names or other ones; the sentence gives the flag.
     """
-    return with_clouds(_open(str(uri), Wanted(sensor, bands, resolution, warp)), clouds)
+    wanted = Wanted(sensor, bands, resolution, warp)
+    try:
+        return with_clouds(_open(str(uri), wanted), clouds)
+    except (GeomimError, MemoryError):
+        raise
+    except Exception as error:  # whatever the many libraries raise for a broken file, or for one that vanishes
+        raise InputError(f"'{uri}' cannot be opened ({type(error).__name__}: {cause(error)})") from error
 
 
 def _open(uri: str, wanted: Wanted) -> Scene:

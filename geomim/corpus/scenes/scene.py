@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.errors import RasterioError
 from rasterio.windows import Window
 from shapely.geometry.base import BaseGeometry
 
@@ -19,7 +18,7 @@ from geomim.corpus.scenes.annotations import Annotations
 from geomim.corpus.scenes.files import cause
 from geomim.corpus.scenes.footprints import Placement, affine, footprints
 from geomim.corpus.scenes.grids import Grid
-from geomim.errors import InputError
+from geomim.errors import GeomimError, InputError
 from geomim.sensors import Sensor
 
 
@@ -171,7 +170,9 @@ class Scene:
             raise InputError(f"'{self.uri}' is {self.height} x {self.width}; {window} is not inside it")
         try:
             return read(window)
-        except (RasterioError, OSError) as error:
+        except (GeomimError, MemoryError):
+            raise
+        except Exception as error:  # whatever GDAL, HDF5 or a codec of zarr raises for a broken file
             raise InputError(
                 f"'{self.uri}' cannot be read at row {row}, column {col} ({cause(error)}): fetch the file again"
             ) from error

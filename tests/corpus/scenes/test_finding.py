@@ -3,7 +3,8 @@ import shutil
 
 import pytest
 
-from geomim.corpus.scenes import find_scenes, source_files
+from geomim.corpus.labels import assign_splits
+from geomim.corpus.scenes import find_scenes, scene_name, source_files
 from geomim.corpus.scenes.files import gdal_address
 from geomim.errors import InputError
 
@@ -79,3 +80,21 @@ def test_a_scene_s_own_files_are_told(tmp_path):
     packed = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "item")
     assert source_files(find_scenes(packed)[0]) == [packed]
     assert source_files("https://example.org/a.tif") == []
+
+
+def test_a_scene_is_called_the_same_wherever_its_data_lie():
+    sample = "torchgeo://EuroSAT/train/3?root={}&args=%7B%22split%22%3A%20%22train%22%7D&card={}&date=1"
+    here, there = sample.format("%2Fdata", "eurosat"), sample.format("%2Fmoved%2Fdata", "%2Fmine%2Feurosat.yaml")
+    assert scene_name(here) == scene_name(there) != scene_name(here.replace("/3?", "/4?"))
+    assert scene_name(here) != scene_name(here.replace("date=1", "date=2"))
+    assert scene_name("/data/a.tif") == scene_name("b/a.tif") == "a.tif"
+    assert scene_name("/data/x.zarr/") == "x.zarr" and scene_name("/data/a.nc#time=1") == "a.nc#time=1"
+
+
+def test_held_out_scenes_stay_held_out_when_their_data_move():
+    roots = ("%2Fdata", "%2Fscratch%2Fmoved")
+    drawn = [
+        assign_splits([f"torchgeo://EuroSAT/all/{n}?root={root}&args=%7B%7D" for n in range(40)], None, 0.3)
+        for root in roots
+    ]
+    assert drawn[0] == drawn[1] and drawn[0].count("test") == 12

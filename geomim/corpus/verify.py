@@ -1,0 +1,255 @@
+"""A corpus checked against its lock, and built again from it: `verify`, `rebuild`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from rich.console import Console
+from rich.progress import Progress
+
+from geomim.corpus.duplicates.fingerprint import content_hash
+from geomim.corpus.lock import Locked, digests, file_hash, listed, read_lock, source_hash
+from geomim.corpus.reader import TileArray
+from geomim.corpus.remote import Url
+from geomim.corpus.store import IGNORE, Corpus
+from geomim.errors import CorpusError, InputError
+
+_PUT_TOGETHER = {"merged", "appended", "filtered", "unpacked"}  # entries of a recipe that starts from other corpora
+
+
+class _Findings:
+    """What differs: counted by kind, and the first of each kept in words."""
+
+    _SHOWN = 5
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.said: list[str] = []
+
+    def say(self, kind: str, sentence: str) -> None:
+        self.counts[kind] += 1
+        if self.counts[kind] <= self._SHOWN:
+            self.said.append(sentence)
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{kind}: {count}" for kind, count in self.counts.items())
+        return f"{'; '.join(self.said)} ({counts})"
+
+
+def verify(corpus: str, sources: bool = False) -> None:
+    """Check a corpus against its lock: every tile, every decision, every table, and on request every source file.
+
+    Args:
+        corpus: Folder of the corpus.
+        sources: Also hash the files that it was made of again.
+
+    Raises:
+        CorpusError: Something differs; the sentence says how much, and the first of it by name.
+    """
+    opened = Corpus.open(corpus)
+    if isinstance(opened.path, Url):
+        raise CorpusError(f"'{corpus}' is in a remote store: verify the folder that was published there")
+    head, lines = read_lock(corpus)
+    _check_belongs(opened, head)
+    found, console = _Findings(), Console(stderr=True, markup=False, highlight=False)
+    with Progress(console=console, transient=True) as progress:
+        _verify_rows(opened, lines, found)
+        tables = _verify_tables(opened, found)
+        _verify_tiles(opened, found, progress, tables)
+        if sources:
+            _verify_sources(head, read_lock(corpus)[1], found, progress)
+    if found.counts:
+        raise CorpusError(f"'{corpus}' is not what its lock says: {found}")
+    also = f", {head['sources']:,} sources" if sources else ""
+    Console(markup=False, highlight=False).print(
+        f"'{corpus}' is what its lock says: {head['tiles']:,} tiles{also}", soft_wrap=True
+    )
+
+
+def _check_belongs(corpus: Corpus, head: dict[str, Any]) -> None:
+    """Refuse a lock or a catalogue that came from elsewhere: comparing tile by tile would say nothing."""
+    lock = corpus.path / "corpus.lock"
+    if corpus.meta.get("lock") not in (None, xxhash.xxh3_128_hexdigest(lock.read_bytes())):
+        raise CorpusError(f"'{lock}' is not the lock that '{corpus.path / 'corpus.json'}' was written with: copy both")
+    rows = corpus.rows().count_rows()
+    if rows != head["tiles"]:
+        raise CorpusError(
+            f"'{corpus.path / 'catalogue.parquet'}' belongs to another corpus: it has {rows:,} rows, and the lock "
+            f"{head['tiles']:,} tiles"
+        )
+
+
+def _verify_rows(corpus: Corpus, lines: Iterator[Locked], found: _Findings) -> None:
+    locked = (line for line in lines if line.tiles)
+    for line, run in zip_longest(locked, digests(corpus.rows())):
+        if line is None or run is None or line.uri != run[0]:
+            names = [line.uri if line else "nothing", run[0] if run else "nothing"]
+            found.say("sources", f"the lock has '{names[0]}' where the catalogue has '{names[1]}'")
+            return
+        if (line.tiles, line.content) != run[1:3]:
+            found.say("sources with other tiles", f"rows of '{line.uri}' in the catalogue were changed")
+        elif line.decisions != run[3]:
+            found.say("sources with other decisions", f"decisions about '{line.uri}' were changed")
+
+
+def _verify_tables(corpus: Corpus, found: _Findings) -> bool:
+    """Hash the small tables again, which decide what is kept; whether they are there and sound."""
+    known = corpus.meta.get("tables")
+    if known is None:  # of a corpus that was built before they were hashed
+        return False
+    there = {file.name: file_hash(file) for file in corpus.path.glob("catalogue/*.parquet")}
+    for name in sorted(known.keys() | there.keys()):
+        if known.get(name) != there.get(name):
+            what = "is missing" if name not in there else "was changed" if name in known else "was added"
+            found.say("tables", f"'{corpus.path / 'catalogue' / name}' {what}")
+    return known == there
+
+
+def _verify_tiles(corpus: Corpus, found: _Findings, progress: Progress, tables: bool) -> None:
+    """Hash the pixels of every tile again, in the order of the shards, and what lies beside them."""
+    bar = progress.add_task("hashing tiles", total=corpus.rows().count_rows())
+    arrays = {size: [corpus.array(name, size) for name in ("image", "valid", "mask")] for size in corpus.sizes}
+    broken: set[str] = set()
+    for batch in _tiles(corpus, tables):
+        for row in batch.to_pylist():
+            progress.advance(bar)
+            try:
+                changed = _changed(row, *arrays[row["size"]])
+            except (CorpusError, IndexError) as error:
+                if str(error) not in broken:
+                    found.say("shards", str(error))
+                broken.add(str(error))
+                continue
+            if changed:
+                found.say("tiles", f"{changed} of tile {row['id']} of '{row['source']}' were changed")
+
+
+def _tiles(corpus: Corpus, tables: bool) -> Iterator[pa.RecordBatch]:
+    """Rows of all tiles: of the small tables, which say more, where these are sound; else of the catalogue."""
+    columns = ["id", "size", "slot", "xxh3", "valid_fraction", "source"]
+    parts = [pq.ParquetFile(file) for file in sorted(corpus.path.glob("catalogue/tiles-*.parquet"))] if tables else []
+    if not parts:
+        yield from corpus.rows().to_batches(columns=columns, batch_size=4096)
+    for part in parts:
+        more = ["beside"] if "beside" in part.schema_arrow.names else []
+        yield from part.iter_batches(4096, columns=columns + more)
+
+
+def _changed(row: dict[str, Any], image: TileArray | None, valid: TileArray | None, mask: TileArray | None) -> str:
+    """What of a tile is no longer what it was; "" where all is."""
+    if row["slot"] < 0:
+        return ""
+    if image is None:
+        raise CorpusError(f"the array of images of {row['size']} pixels is missing: copy the corpus again")
+    slot = [row["slot"]]
+    if content_hash(image.read(slot)[0]) != row["xxh3"]:
+        return "pixels"
+    if row.get("beside") is None:
+        same = valid is None or abs(float(valid.read(slot).mean()) - row["valid_fraction"]) < 1e-6
+        return "" if same else "valid pixels"
+    good = np.ones(image.shape[2:], bool) if valid is None else valid.read(slot)[0]
+    labels = np.full(image.shape[2:], IGNORE, np.uint8) if mask is None else mask.read(slot)[0]
+    told = content_hash(good)
+    unlabelled = row["beside"] == told and (labels == IGNORE).all()
+    return "" if unlabelled or row["beside"] == told + content_hash(labels) else "valid pixels or labels"
+
+
+def _verify_sources(head: dict[str, Any], lines: Iterator[Locked], found: _Findings, progress: Progress) -> None:
+    bar = progress.add_task("hashing sources", total=head["sources"])
+    for line in lines:
+        progress.advance(bar)
+        if line.xxh3 is None:
+            continue
+        try:
+            now = source_hash(line.file or line.uri)
+        except InputError as error:
+            found.say("sources", str(error))
+            continue
+        if now is None:
+            found.say("sources", f"source '{line.uri}' vanished")
+        elif now != (line.bytes, line.xxh3):
+            found.say("sources", f"source '{line.uri}' was changed")
+
+
+def rebuild(lock: str, out: str, workers: int | None = None, cluster: str | None = None) -> Path:
+    """Build a corpus again from its lock, and compare.
+
+    It is run where the first build was run, since sources are looked for by the names in the lock.
+
+    Args:
+        lock: A corpus.lock, or the folder of the corpus that holds it.
+        out: Folder of the new corpus.
+        workers: Processes; one a core where not given.
+        cluster: Address of a Dask scheduler, or a YAML file for dask-jobqueue.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CorpusError: A source vanished, was changed or was added, or the outcome differs.
+    """
+    head, lines = read_lock(lock)
+    found, console = _Findings(), Console(stderr=True, markup=False, highlight=False)
+    if not _PUT_TOGETHER.isdisjoint(head["recipe"]):
+        raise CorpusError(f"'{lock}' is of a corpus that was put together from others: rebuild those, then do it again")
+    with Progress(console=console, transient=True) as progress:
+        _verify_sources(head, lines, found, progress)
+    if found.counts:
+        raise CorpusError(f"'{lock}' cannot be rebuilt: {found}")
+    recipe = head.get("built", head["recipe"])
+    _find_added(recipe["source"], lock, found)
+    if found.counts:
+        raise CorpusError(f"'{lock}' cannot be rebuilt: {found}")
+    from geomim.corpus.build import build  # late: it needs all of curation
+    from geomim.corpus.pipeline.conclude import versions
+
+    for name, now in versions().items():
+        if head["versions"].get(name) != now:
+            console.print(f"{name} is {now}, and was {head['versions'].get(name)}", soft_wrap=True)
+    folder = build(**recipe, out=out, workers=workers, cluster=cluster)
+    _change_again(folder, listed(head.get("changes")))
+    old, new = ((line for line in read_lock(one)[1] if line.tiles) for one in (lock, folder))
+    for line, again in zip_longest(old, new):
+        if line != again:
+            found.say("sources", f"tiles of '{(line or again).uri}' came out otherwise")
+    if found.counts:
+        raise CorpusError(f"'{folder}' differs from '{lock}': {found}")
+    console.print(f"'{folder}' is the same: {head['tiles']:,} tiles of {head['sources']:,} sources", soft_wrap=True)
+    return folder
+
+
+def _find_added(sources: list[str], lock: str, found: _Findings) -> None:
+    """Say which files the recipe finds now and did not find then."""
+    from geomim.corpus.sources.items import list_items
+
+    head, lines = read_lock(lock)
+    if "skipped" not in head:
+        return
+    known = {line.uri for line in lines} | set(head["skipped"])
+    for uri in sorted({item.uri for source in sources for item in list_items(source)} - known):
+        found.say("added sources", f"source '{uri}' was added")
+
+
+def _change_again(folder: Path, changes: list[dict[str, Any]]) -> None:
+    """Do what was done to the corpus after its build, in the same order."""
+    from geomim.corpus.changes import split
+    from geomim.corpus.exclusion import exclude
+    from geomim.corpus.pipeline.conclude import conclude
+    from geomim.corpus.report.report import write_report
+
+    verbs: dict[str, Callable[..., Any]] = {"split": split, "exclude": exclude, "decide": conclude}
+    for place, change in enumerate(changes):
+        if change["verb"] not in verbs:
+            left = ", ".join(dict.fromkeys(later["verb"] for later in changes[place:]))
+            raise CorpusError(f"'{folder}' is built; {left} then changed the first one: do it again, with its encoder")
+        verbs[change["verb"]](str(folder), **change["asked"])
+    if changes:
+        write_report(folder)
