@@ -278,7 +278,7 @@ def _cut(plan: Plan, dealt: list[Any], work: Path, pool: Workers) -> None:
             shutil.rmtree(folder)  # cut without what crops need
     missing = [task for task in dealt if not (work / "tasks" / task.name).exists()]
     calls = [(plan, task, work / "tasks" / task.name) for task in missing]
-    pixels = sum(pc.sum(task.sources["tiles"]).as_py() for task in missing) * plan.grid.largest**2
+    pixels = sum(pc.sum(task.sources.table["tiles"]).as_py() for task in missing) * plan.grid.largest**2
     pool.run("cutting tiles", cut, calls, inline=pixels < _INLINE_PIXELS)
 
 

@@ -210,7 +210,7 @@ def test_a_changed_source_is_cut_again_and_no_other(tmp_path, monkeypatch, capsy
     tasks, cut = [], building.cut
 
     def noted(how, task, out):
-        tasks.append(task.sources["uri"].to_pylist())
+        tasks.append(task.sources.table["uri"].to_pylist())
         cut(how, task, out)
 
     def stop(*_):
@@ -245,7 +245,7 @@ def test_a_changed_mask_is_cut_again_and_told_by_the_lock(tmp_path, monkeypatch,
     tasks, cut = [], building.cut
 
     def noted(how, task, out):
-        tasks.append(task.sources["uri"].to_pylist())
+        tasks.append(task.sources.table["uri"].to_pylist())
         cut(how, task, out)
 
     def stop(*_):

@@ -7,10 +7,12 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pyarrow as pa
 import yaml
 from rich.progress import Progress
 
@@ -20,6 +22,28 @@ from geomim.errors import ConfigError, InputError, MissingExtraError
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a table that go to a worker alone: pyarrow sends the whole table along with a slice of it.
+
+    Attributes:
+        table: The rows.
+    """
+
+    table: pa.Table
+
+    def __reduce__(self) -> tuple[Callable[[bytes], Rows], tuple[bytes]]:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self.table.schema) as stream:
+            stream.write_table(self.table)
+        return _rows, (sink.getvalue().to_pybytes(),)
+
+
+def _rows(sent: bytes) -> Rows:
+    with pa.ipc.open_stream(sent) as stream:
+        return Rows(stream.read_all())
 
 
 class Workers:

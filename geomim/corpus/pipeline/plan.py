@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from geomim.corpus.labels import open_masks
-from geomim.corpus.pipeline.executor import Workers
+from geomim.corpus.pipeline.executor import Rows, Workers
 from geomim.corpus.scenes import Scene, source_files
 from geomim.corpus.scenes.clouds import cloud_file
 from geomim.corpus.slicing import Grid, windows
@@ -45,7 +45,7 @@ GIVEN = pa.schema(
 
 _FOUND = [
     pa.field("tiles", pa.int64(), nullable=False),
-    pa.field("found", pa.string(), nullable=False),
+    pa.field("found", pa.dictionary(pa.int32(), pa.string()), nullable=False),  # or it were most of the bytes
     pa.field("dtype", pa.string(), nullable=False),
     pa.field("refused", pa.string(), nullable=False),
     pa.field("bytes", pa.int64(), nullable=False),
@@ -114,29 +114,35 @@ def state(plan: Plan, uri: str) -> tuple[int, int]:
 _PLAIN = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2")  # one file each
 
 
-def scan(plan: Plan, given: pa.Table) -> pa.Table:
+def scan(plan: Plan, rows: Rows) -> pa.Table:
     """Open sources without reading their pixels.
 
     Args:
         plan: How.
-        given: Rows of `GIVEN`.
+        rows: Of `GIVEN`.
 
     Returns:
         Rows of `SOURCES`.
     """
+    given = rows.table
     found: dict[str, list[Any]] = {field.name: [] for field in _FOUND}
     for uri, card in zip(given["uri"].to_pylist(), given["card"].to_pylist(), strict=True):
         tiles, kind, dtype, refused = 0, "", "", ""
         try:
             with plan.open(uri, card) as scene:
                 tiles = len(windows(scene.height, scene.width, plan.grid, Path(uri).name))
-                kind, dtype = json.dumps(scene.sensor.to_dict()), scene.dtype.name
+                kind, dtype = _as_json(scene.sensor), scene.dtype.name
         except GeomimError as error:
             refused = str(error)
         for name, value in zip(found, (tiles, kind, dtype, refused, *state(plan, uri)), strict=True):
             found[name].append(value)
     columns = [*given.select(GIVEN.names).columns, *(pa.array(found[field.name], field.type) for field in _FOUND)]
     return pa.Table.from_arrays(columns, schema=SOURCES)
+
+
+@lru_cache(maxsize=64)
+def _as_json(sensor: Sensor) -> str:
+    return json.dumps(sensor.to_dict())
 
 
 def scan_all(plan: Plan, given: pa.Table, workers: Workers) -> pa.Table:
@@ -146,54 +152,51 @@ def scan_all(plan: Plan, given: pa.Table, workers: Workers) -> pa.Table:
         BandError: They have different bands.
         InputError: None can be used.
     """
-    chunks = [(plan, given.slice(at, SCENES_PER_SCAN)) for at in range(0, len(given), SCENES_PER_SCAN)]
+    chunks = [(plan, Rows(given.slice(at, SCENES_PER_SCAN))) for at in range(0, len(given), SCENES_PER_SCAN)]
     tables = workers.run("opening sources", scan, chunks, inline=len(given) < _INLINE_SOURCES)
-    sources = _of_one_type(_of_one_sensor(pa.concat_tables(tables)))
-    if all(sources["refused"].to_pylist()):
+    sources = pa.concat_tables(tables).unify_dictionaries()
+    _check_one_sensor(sources)
+    sources = _of_one_type(sources)
+    if pc.all(pc.not_equal(sources["refused"], "")).as_py():
         raise InputError(_nothing(sources))
     return sources
 
 
-def _of_one_sensor(sources: pa.Table) -> pa.Table:
-    kinds: dict[str, list[str]] = {}
-    for uri, found in zip(sources["uri"].to_pylist(), sources["found"].to_pylist(), strict=True):
-        if found:
-            kinds.setdefault(found, []).append(uri)
+def _check_one_sensor(sources: pa.Table) -> None:
+    kinds = sources.group_by("found").aggregate([("uri", "count"), ("uri", "min")]).to_pylist()
+    kinds = [kind for kind in kinds if kind["found"]]  # the others are refused
     if len(kinds) > 1:
-        named = [(Sensor.from_dict(json.loads(kind)), uris) for kind, uris in kinds.items()]
-        named.sort(key=lambda kind: -len(kind[1]))
+        kinds.sort(key=lambda kind: (-kind["uri_count"], kind["uri_min"]))
+        named = [(Sensor.from_dict(json.loads(kind["found"])), kind["uri_count"], kind["uri_min"]) for kind in kinds]
         usual, listed = named[0][0], []
-        for sensor, uris in named:
-            listed.append(f"{len(uris)} of {sensor.name} ({', '.join(sensor.names)}), such as '{uris[0]}'")
+        for sensor, count, uri in named:
+            listed.append(f"{count} of {sensor.name} ({', '.join(sensor.names)}), such as '{uri}'")
             if sensor.names == usual.names and sensor is not usual:
                 listed[-1] += f", with {sensor.deviation(usual)}"
         raise BandError(
             f"a corpus holds one sensor; the sources are of {len(kinds)} kinds: {'; '.join(listed)}. "
             "Build a corpus of each, or choose common bands with --sensor or --bands"
         )
-    return sources
 
 
 def _of_one_type(sources: pa.Table) -> pa.Table:
     """Skip the scenes whose numbers are of another type than most: one array holds one type, and none is converted."""
-    dtypes = sources["dtype"].to_pylist()
-    counts = Counter(dtype for dtype in dtypes if dtype)
+    counts = {row["values"]: row["counts"] for row in pc.value_counts(sources["dtype"]).to_pylist() if row["values"]}
     if len(counts) < 2:
         return sources
     (usual, count), *_ = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    rows = sources.to_pylist()
-    for row in rows:
-        if row["dtype"] not in ("", usual):
-            row["refused"] = (
-                f"'{row['uri']}' stores {row['dtype']} and {count} other sources {usual}, and a corpus holds one "
-                "type: build a corpus of its own, or convert it"
-            )
-            row["tiles"] = 0
-    return pa.Table.from_pylist(rows, SOURCES)
+    dtype = sources["dtype"]
+    other = pc.and_(pc.not_equal(dtype, ""), pc.not_equal(dtype, usual))
+    why = f" and {count} other sources {usual}, and a corpus holds one type: build a corpus of its own, or convert it"
+    refused = pc.binary_join_element_wise("'", sources["uri"], "' stores ", dtype, why, "")
+    new = {"refused": pc.if_else(other, refused, sources["refused"]), "tiles": pc.if_else(other, 0, sources["tiles"])}
+    for name, column in new.items():
+        sources = sources.set_column(sources.column_names.index(name), SOURCES.field(name), column)
+    return sources
 
 
 def _nothing(sources: pa.Table) -> str:
-    reasons = list(dict.fromkeys(sources["refused"].to_pylist()))
+    reasons = sources["refused"].unique().to_pylist()
     more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
     return f"none of the {len(sources)} sources can be used: {'; '.join(reasons[:5])}{more}"
 
@@ -205,12 +208,12 @@ class Task:
     Attributes:
         name: Number and digest: the same name means the same outcome, so a finished task is never done again, and
             one whose source changed is.
-        sources: Rows of `SOURCES`.
+        sources: Of `SOURCES`.
         first_id: Id of its first tile.
     """
 
     name: str
-    sources: pa.Table
+    sources: Rows
     first_id: int
 
 
@@ -235,5 +238,5 @@ def tasks(plan: Plan, sources: pa.Table) -> list[Task]:
     for number, (start, end) in enumerate(dealt):
         rows = usable.slice(start, end - start)
         digest = xxhash.xxh3_64_hexdigest((how + json.dumps(rows.to_pylist())).encode())
-        result.append(Task(f"{number:06d}-{digest}", rows, int(first[start])))
+        result.append(Task(f"{number:06d}-{digest}", Rows(rows), int(first[start])))
     return result

@@ -66,7 +66,7 @@ def cut(plan: Plan, task: Task, folder: Path) -> None:
     skipped, hashes = [], []
     first = task.first_id
     with Staging(plan, part) as staging:
-        for source in task.sources.to_pylist():
+        for source in task.sources.table.to_pylist():
             mark = len(staging)
             try:
                 with plan.open(source["uri"], source["card"]) as scene:

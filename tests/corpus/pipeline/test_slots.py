@@ -7,10 +7,10 @@ from rasterio.windows import Window
 
 from geomim.corpus import shards
 from geomim.corpus.build import build
-from geomim.corpus.lock import verify
 from geomim.corpus.pipeline import pixels, plan
 from geomim.corpus.pipeline.slots import _Count, _share
 from geomim.corpus.store import Corpus
+from geomim.corpus.verify import verify
 
 
 @pytest.mark.parametrize("seed", range(20))
