@@ -162,10 +162,9 @@ class Masks:
         self._table[numbers] = np.arange(len(numbers))
 
     def files(self, uri: str) -> list[str]:
-        """The files that a scene's labels are read from: its label raster, and those that name the classes."""
+        """The files that a scene's labels are read from: its label raster, and the names of the classes."""
         file = self.find(uri)
-        naming = (self.folder / "classes.json", next(iter(self._files.values())))
-        return [] if file is None else [str(one) for one in dict.fromkeys((file, *naming)) if one.exists()]
+        return [] if file is None else [str(one) for one in (file, self.folder / "classes.json") if one.exists()]
 
     def find(self, uri: str) -> Path | None:
         """The label raster of a scene, or None."""

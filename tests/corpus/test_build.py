@@ -257,11 +257,11 @@ def test_a_changed_mask_is_cut_again_and_told_by_the_lock(tmp_path, monkeypatch,
         with pytest.raises(KeyboardInterrupt):
             build([str(scenes)], str(tmp_path / "c"), **options)
     tasks.clear()
-    kept = os.stat(masks / "3.tif")
-    write_image(masks / "3.tif", np.zeros((1, 64, 64), np.uint8))
-    os.utime(masks / "3.tif", ns=(0, kept.st_mtime_ns - 1))  # as a copy that keeps its time: older than the scene
+    kept = os.stat(masks / "0.tif")
+    write_image(masks / "0.tif", np.zeros((1, 64, 64), np.uint8))
+    os.utime(masks / "0.tif", ns=(0, kept.st_mtime_ns - 1))  # as a copy that keeps its time: older than the scene
     build([str(scenes)], str(tmp_path / "c"), **options)
-    assert len(tasks) == 1 and str(scenes / "b" / "3.png") in tasks[0]
+    assert len(tasks) == 1 and str(scenes / "a" / "0.png") in tasks[0]
     build([str(scenes)], str(tmp_path / "d"), **options)
     assert digest(tmp_path / "c") == digest(tmp_path / "d")
     listed = [line.uri for line in read_lock(tmp_path / "c")[1] if not line.tiles]
