@@ -5,14 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import xxhash
 from affine import Affine
 from rasterio.windows import Window
 
-from geomim.corpus.scenes import Scene
+from geomim.corpus.scenes import Scene, scene_name
 from geomim.errors import InputError
 
 _HELD_BYTES = 256 * 2**20  # of decoded pixels in memory; more of them wait in scratch files
@@ -120,7 +119,7 @@ def windows(height: int, width: int, grid: Grid, name: str) -> list[Window]:
         height: Rows of the scene.
         width: Columns of the scene.
         grid: Sizes and places.
-        name: File name of the source, which decides sizes where there are several.
+        name: Name of the source (`scene_name`), which decides sizes where there are several.
 
     Returns:
         Squares, of which those at the lower and right border may reach beyond the scene.
@@ -162,7 +161,7 @@ def slice_scene(scene: Scene, grid: Grid) -> Iterator[Tile]:
     rows = _Rows(scene)
     for top in starts(scene.height, grid.largest, grid.step):
         rows.hold(top, min(top + grid.largest, scene.height))
-        for row, col, size in _row_of_blocks(top, scene.height, scene.width, grid, Path(scene.uri).name):
+        for row, col, size in _row_of_blocks(top, scene.height, scene.width, grid, scene_name(scene.uri)):
             yield rows.cut(row, col, size)
 
 

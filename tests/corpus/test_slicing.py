@@ -9,7 +9,8 @@ import rasterio
 from affine import Affine
 
 from geomim.corpus import slicing
-from geomim.corpus.scenes import Scene, find_scenes, open_scene
+from geomim.corpus.scenes import Scene, find_scenes, open_scene, scene_name
+from geomim.corpus.scenes.arrays import array_scene
 from geomim.corpus.slicing import Grid, slice_scene, starts, windows
 from geomim.errors import InputError
 from geomim.sensors import get_sensor
@@ -52,6 +53,16 @@ def test_starts_reach_the_border_and_stop(length, stride):
     assert first[-1] < length
     assert first[-1] + max(64, stride) >= length  # nothing is left but a gap of the stride
     assert len(first) == 1 or first[-2] + 64 < length  # no tile only repeats
+
+
+def test_sizes_stay_as_drawn_when_the_data_move():
+    grid, pixels = Grid((16, 32, 64)), np.zeros((3, 300, 300), np.uint8)
+    uris = [f"torchgeo://EuroSAT/all/3?root={root}&args=%7B%7D" for root in ("%2Fdata", "%2Fmoved%2Fdata")]
+    drawn = [
+        [(t.row, t.col, t.size) for t in slice_scene(array_scene(u, pixels, get_sensor("rgb")), grid)] for u in uris
+    ]
+    places = [(w.row_off, w.col_off, w.width) for w in windows(300, 300, grid, scene_name(uris[0]))]
+    assert drawn[0] == drawn[1] == places
 
 
 @pytest.mark.parametrize(("tile", "stride"), [(0, None), (64, 0), (-1, 3)])

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -98,7 +98,8 @@ class Workers:
                 self._progress.advance(bar)
             return results
         executor = self._start()
-        self._futures = [executor.submit(function, *task) for task in tasks]
+        here = os.getcwd() if self._cluster else None
+        self._futures = [executor.submit(_call, here, function, *task) for task in tasks]
         for future in as_completed(self._futures):
             future.result()
             self._progress.advance(bar)
@@ -113,6 +114,14 @@ class Workers:
             else:
                 self._executor = connect(self._cluster, self._exit)
         return self._executor
+
+
+def _call(here: str | None, function: Callable[..., Any], *task: Any) -> Any:
+    """Call a function in the folder that relative paths start from: workers of a cluster were started elsewhere."""
+    if here is not None:
+        with suppress(OSError):  # a folder of this machine alone: whoever works so gives absolute paths
+            os.chdir(here)
+    return function(*task)
 
 
 def connect(cluster: str, until: ExitStack) -> Executor:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import shapely
 
-from geomim.corpus.scenes import Scene
+from geomim.corpus.scenes import Scene, scene_name
 from geomim.corpus.slicing import Grid, Tile, windows
 from geomim.corpus.store import CATALOGUE
 
@@ -56,7 +55,7 @@ def scene_facts(scene: Scene, source: dict[str, Any]) -> dict[str, Any]:
 
 def outlines(scene: Scene, grid: Grid) -> Iterator[dict[str, Any]]:
     """Footprint and bounding box of each tile that `slice_scene` gives, nothing where it has no place on Earth."""
-    squares = windows(scene.height, scene.width, grid, Path(scene.uri).name)
+    squares = windows(scene.height, scene.width, grid, scene_name(scene.uri))
     for start in range(0, len(squares), _AT_ONCE):
         found = scene.footprints(squares[start : start + _AT_ONCE])
         corners = shapely.bounds(found).tolist()

@@ -6,7 +6,6 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import xxhash
 
 from geomim.corpus.labels import open_masks
 from geomim.corpus.pipeline.executor import Rows, Workers
-from geomim.corpus.scenes import Scene, source_files
+from geomim.corpus.scenes import Scene, scene_name, source_files
 from geomim.corpus.scenes.clouds import cloud_file
 from geomim.corpus.slicing import Grid, windows
 from geomim.corpus.sources.items import Item, open_item
@@ -130,7 +129,7 @@ def scan(plan: Plan, rows: Rows) -> pa.Table:
         tiles, kind, dtype, refused = 0, "", "", ""
         try:
             with plan.open(uri, card) as scene:
-                tiles = len(windows(scene.height, scene.width, plan.grid, Path(uri).name))
+                tiles = len(windows(scene.height, scene.width, plan.grid, scene_name(uri)))
                 kind, dtype = _as_json(scene.sensor), scene.dtype.name
         except GeomimError as error:
             refused = str(error)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 
 from geomim.corpus.duplicates.blocks import block_hashes
 from geomim.corpus.duplicates.fingerprint import block_means, content_hash, perceptual_hash, signature
-from geomim.corpus.labels import Masks, majority
+from geomim.corpus.labels import majority, open_masks
 from geomim.corpus.lock import source_hash
 from geomim.corpus.pipeline.facts import FACTS, outlines, scene_facts, tile_facts
 from geomim.corpus.pipeline.plan import Plan, Task
@@ -77,7 +76,7 @@ def cut(plan: Plan, task: Task, folder: Path) -> None:
                 size, digest = source_hash(source["uri"]) or (-1, None)
                 row = {"uri": source["uri"], "bytes": size, "xxh3": digest, "tiles": source["tiles"]}
                 hashes.append(row | {"classes": classes})
-            except (GeomimError, FileNotFoundError) as error:  # the file may vanish after it was read
+            except GeomimError as error:
                 staging.roll_back(mark)
                 skipped.append({"source": source["uri"], "reason": str(error)})
             first += source["tiles"]
@@ -98,7 +97,7 @@ class Staging:
     def __init__(self, plan: Plan, folder: Path) -> None:
         self._plan = plan
         self._folder = folder
-        self._masks = _masks(plan.masks) if plan.masks else None
+        self._masks = open_masks(plan.masks) if plan.masks else None
         self._waiting: list[tuple[dict[str, Any], Tile, np.ndarray | None]] = []
         self._waiting_bytes = 0
         self._tiles = FACTS.empty_table()  # those that are written
@@ -246,11 +245,6 @@ def grey(pixels: np.ndarray) -> np.ndarray:
 def _alike(one: Tile, two: Tile) -> bool:
     """Whether two tiles may be in one batch: of one size, and clouds known of both or of none."""
     return one.size == two.size and (one.clouds is None) == (two.clouds is None)
-
-
-@lru_cache(maxsize=1)
-def _masks(folder: str) -> Masks:
-    return Masks(folder)
 
 
 def _part(labels: np.ndarray, tile: Tile) -> np.ndarray:

@@ -20,9 +20,9 @@ def test_a_dask_cluster_gives_the_same_bytes(tmp_path, monkeypatch):
 
     monkeypatch.setattr(plan, "SCENES_PER_TASK", 2)
     write_scenes(tmp_path / "synthetic", scenes=4, size=256)
-    scenes = [str(tmp_path / "synthetic" / "scenes")]
-    alone = build(scenes, str(tmp_path / "alone"), tile=64, workers=1)
     options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
     with LocalCluster(**options) as cluster:
-        far = build(scenes, str(tmp_path / "far"), tile=64, cluster=cluster.scheduler_address)
+        monkeypatch.chdir(tmp_path)  # the worker runs in another folder
+        alone = build(["synthetic/scenes"], "alone", tile=64, masks="synthetic/labels", workers=1)
+        far = build(["synthetic/scenes"], "far", tile=64, masks="synthetic/labels", cluster=cluster.scheduler_address)
     assert digest(far) == digest(alone)
