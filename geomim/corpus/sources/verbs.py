@@ -32,20 +32,14 @@ def list_(task: str | None = None, licence: str | None = None) -> None:
         asked = [f"--{name} {value}" for name, value in (("task", task), ("licence", licence)) if value]
         raise ConfigError(f"no source card fits {' '.join(asked)}: geomim sources list shows all {len(cards())}")
     table = Table(title=f"{len(found)} sources", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("name", "task", "sensor", "GSD (m)", "licence", "commercial use", "labels", "opened"):
-        table.add_column(column, no_wrap=column == "name", overflow="fold")
+    for column in ("name", "task", "sensor", "sold", "licence"):
+        table.add_column(column, min_width=18 if column == "task" else 4, overflow="fold", no_wrap=column == "name")
     for card in found:
-        table.add_row(
-            card.name,
-            ", ".join(card.task),
-            card.sensor,
-            _metres(card),
-            card.licence,
-            _commercial(card),
-            ", ".join(kind.replace("_", " ") for kind in card.labels),
-            card.opened,
-        )
-    Console().print(table)
+        sold = {"allowed": "yes", "forbidden": "no", "unknown": "?"}[_commercial(card)]
+        table.add_row(card.name, ", ".join(card.task), card.sensor, sold, card.licence.replace("unverified", "?"))
+    console = Console()
+    console.print(table)
+    console.print("sold: commercial use is allowed; ?: not verified. All else: geomim sources show NAME")
 
 
 def show(name: str) -> None:
