@@ -535,3 +535,21 @@ def test_a_full_disk_is_a_sentence_and_what_is_done_stays(tmp_path, monkeypatch)
     build([str(folder)], str(tmp_path / "c"), tile=64, workers=1)
     build([str(folder)], str(tmp_path / "d"), tile=64, workers=1)
     assert digest(tmp_path / "c") == digest(tmp_path / "d")
+
+
+def test_a_sensor_file_that_was_edited_while_a_build_was_stopped_begins_it_anew(tmp_path, monkeypatch):
+    sensor = tmp_path / "mine.yaml"
+    text = "name: mine\nunit: reflectance\nscale: {scale}\nbands:\n- {{name: one, wavelength: 560}}\n"
+    write_image(tmp_path / "s" / "a.tif", np.arange(64 * 64, dtype=np.uint16).reshape(1, 64, 64))
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    sensor.write_text(text.format(scale=0.1))
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "write_pixels", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build([str(tmp_path / "s")], str(tmp_path / "c"), tile=32, sensor=str(sensor), workers=1)
+    sensor.write_text(text.format(scale=0.5))
+    build([str(tmp_path / "s")], str(tmp_path / "c"), tile=32, sensor=str(sensor), workers=1)
+    assert Corpus.open(tmp_path / "c").sensor.scale == 0.5

@@ -17,7 +17,7 @@ from geomim.corpus.pipeline.plan import GIVEN, SOURCES, scan_all, state
 from geomim.corpus.pipeline.shuffle import read_tables
 from geomim.corpus.recipe import Recipe
 from geomim.corpus.sources.items import Item, list_items
-from geomim.corpus.store import write_json, write_table
+from geomim.corpus.store import write_json, write_table, write_text
 
 _OWN = ("corpus.json", "corpus.lock", "skipped.parquet", "catalogue.parquet", "catalogue", "tiles.zarr")
 _OTHERS = ("report", "audit", "embeddings", "next", "next.part")
@@ -76,10 +76,11 @@ def scan_sources(recipe: Recipe, given: pa.Table, folder: Path, pool: Workers, c
     done again, and what was derived from all.
     """
     work, file = folder / "work", folder / "work" / "sources.parquet"
+    plan, described = recipe.plan(), work / "plan.json"
     mine = (work / "recipe.json").exists() and made_by(folder) == asdict(recipe)
+    mine = mine and described.exists() and described.read_text() == plan.described()
     if mine and not (work / "deleting").exists() and file.exists():
         known = read_tables([file], SOURCES)
-        plan = recipe.plan()
         now = [state(plan, uri) for uri in given["uri"].to_pylist()]
         then = list(zip(known["bytes"].to_pylist(), known["modified"].to_pylist(), strict=True))
         drawn = ["split"] if recipe.test_share else []
@@ -94,8 +95,9 @@ def scan_sources(recipe: Recipe, given: pa.Table, folder: Path, pool: Workers, c
             f"{len(names)} sources changed since the build was stopped, such as '{names[0]}': it cuts them anew",
             soft_wrap=True,
         )
-    sources = _draw_splits(recipe, scan_all(recipe.plan(), given, pool))
+    sources = _draw_splits(recipe, scan_all(plan, given, pool))
     _begin(folder, recipe, keep_tasks=mine)
+    write_text(described, plan.described())
     write_table(file, sources)
     return sources
 
@@ -128,6 +130,6 @@ def _begin(folder: Path, recipe: Recipe, keep_tasks: bool) -> None:
     for path in [*(folder / name for name in (*_OWN, *_OTHERS)), *work.iterdir()]:
         if path.is_dir() and path.name != "tasks":
             shutil.rmtree(path)
-        elif path.is_file() and path.name not in ("recipe.json", "deleting"):
+        elif path.is_file() and path.name not in ("recipe.json", "plan.json", "deleting"):
             path.unlink()
     (work / "deleting").unlink()

@@ -89,6 +89,11 @@ class Plan:
         options = {"resolution": self.resolution, "warp": self.warp, "clouds": self.clouds}
         return open_item(Item(uri, card=card), self.sensor, self.bands, **options)
 
+    def described(self) -> str:
+        """All that decides what is cut, as JSON, with what the sensor's file says."""
+        values = asdict(self) | {"crops": None, "sensor": self.sensor.to_dict() if self.sensor else None}
+        return json.dumps(values, sort_keys=True)
+
     def beside(self, uri: str) -> list[str]:
         """Files that a source's labels and clouds are read from, where folders of them are given.
 
@@ -230,9 +235,7 @@ def tasks(plan: Plan, sources: pa.Table) -> list[Task]:
         size += more
     dealt.append((start, len(usable)))
     first = np.concatenate([[0], np.cumsum(usable["tiles"].to_numpy())])
-    how = json.dumps(
-        asdict(plan) | {"crops": None, "sensor": plan.sensor.to_dict() if plan.sensor else None}, sort_keys=True
-    )
+    how = plan.described()
     result = []
     for number, (start, end) in enumerate(dealt):
         rows = usable.slice(start, end - start)
