@@ -158,7 +158,7 @@ def scan_all(plan: Plan, given: pa.Table, workers: Workers) -> pa.Table:
     """
     chunks = [(plan, Rows(given.slice(at, SCENES_PER_SCAN))) for at in range(0, len(given), SCENES_PER_SCAN)]
     tables = workers.run("opening sources", scan, chunks, inline=len(given) < _INLINE_SOURCES)
-    sources = pa.concat_tables(tables).unify_dictionaries()
+    sources = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
     _check_one_sensor(sources)
     sources = _of_one_type(sources)
     if pc.all(pc.not_equal(sources["refused"], "")).as_py():
