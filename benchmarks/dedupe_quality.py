@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from geomim.corpus.duplicates import blocks, verify
+from geomim.corpus.duplicates import blocks, verify, votes
 from geomim.corpus.duplicates.fingerprint import (
     ORIENTATIONS,
     block_means,
@@ -202,13 +202,13 @@ def by_crops(tiles: np.ndarray) -> dict[Pair, int]:
     corners = max(32, 32 * grays[0].size // 256**2)
     parts = [blocks.block_hashes(gray, valid, corners) for gray in grays]
     counts = [len(hashes) for hashes, _ in parts]
-    everything = blocks.Blocks(
+    everything = votes.Blocks(
         np.repeat(np.arange(len(tiles)), counts),
         np.concatenate([hashes for hashes, _ in parts]),
         np.concatenate([xy for _, xy in parts]),
         np.tile(np.array(grays.shape[1:]), (sum(counts), 1)),
     )
-    crops, found = blocks.crop_pairs(everything), {}
+    crops, found = votes.crop_pairs(everything), {}
     for one, two, turn, (x, y) in zip(crops.one, crops.two, crops.orientation, crops.offset.tolist(), strict=True):
         share, alike = blocks.overlap(grays[one], grays[two], int(turn), (x, y))
         if share >= MIN_SHARE and alike >= blocks.MIN_CORRELATION:

@@ -11,7 +11,7 @@ import numpy as np
 
 from geomim.corpus.comparison.collection import Collection, Reader, contents, gather_blocks, image_names
 from geomim.corpus.comparison.likeness import CELLS, MIN_LIKENESS, details, likeness
-from geomim.corpus.duplicates import blocks
+from geomim.corpus.duplicates import votes as voting
 from geomim.corpus.duplicates.fingerprint import orient
 from geomim.corpus.pipeline.executor import Workers
 
@@ -72,18 +72,18 @@ def find_parts(a: Collection, b: Collection, one: np.ndarray, two: np.ndarray, c
 
 def _propose(
     a: Collection, b: Collection, one: np.ndarray, two: np.ndarray, votes: int, workers: Workers
-) -> Iterator[blocks.Crops]:
+) -> Iterator[voting.Crops]:
     """Candidates; of two different sides a chunk at a time, so that memory does not grow with the first."""
     if a is b:
-        yield blocks.crop_pairs(gather_blocks(a, one, workers), RADIUS, votes, CROWD)
+        yield voting.crop_pairs(gather_blocks(a, one, workers), RADIUS, votes, CROWD)
         return
     theirs = gather_blocks(b, two, workers)
     for start in range(0, max(len(one), 1), _CHUNK):
         mine = gather_blocks(a, one[start : start + _CHUNK], workers)
-        yield blocks.crop_matches(mine, theirs, RADIUS, votes, CROWD)
+        yield voting.crop_matches(mine, theirs, RADIUS, votes, CROWD)
 
 
-def _check(a: Collection, b: Collection, pairs: blocks.Crops, workers: Workers) -> Parts:
+def _check(a: Collection, b: Collection, pairs: voting.Crops, workers: Workers) -> Parts:
     """The candidates whose pixels agree."""
     calls = []
     for start in range(0, len(pairs.one), _PER_TASK):
