@@ -208,7 +208,7 @@ def by_crops(tiles: np.ndarray) -> dict[Pair, int]:
         np.concatenate([xy for _, xy in parts]),
         np.tile(np.array(grays.shape[1:]), (sum(counts), 1)),
     )
-    crops, found = votes.crop_pairs(everything), {}
+    crops, found = votes.crop_pairs(everything, min_votes=1), {}  # as a build of few tiles does
     for one, two, turn, (x, y) in zip(crops.one, crops.two, crops.orientation, crops.offset.tolist(), strict=True):
         share, alike = blocks.overlap(grays[one], grays[two], int(turn), (x, y))
         if share >= MIN_SHARE and alike >= blocks.MIN_CORRELATION:

@@ -54,19 +54,21 @@ _ALIKE = pa.schema([("query", pa.int64()), ("place", pa.int64()), ("turn", pa.in
 _MATCHES = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("turn", pa.int8()), ("x", pa.int32()), ("y", pa.int32())])
 
 
-def propose(folder: Path, tasks: Sequence[Path], rows: Sequence[int], workers: Workers, count: int = 0) -> list[int]:
+def propose(
+    folder: Path, tasks: Sequence[Path], rows: Sequence[int], workers: Workers, count: int = 0
+) -> list[tuple[int, int]]:
     """Find the candidates: `votes.crop_pairs` over partitions, but of different sources only.
 
     Args:
         folder: Holds `copies.parquet`, tiles to leave out, and `sources.npy`, the end of each source's ids; receives
-            `candidates-*.parquet`, sorted, a file a partition of tiles.
+            `candidates-*.parquet`, a file a partition of tiles: those of `MIN_VOTES` first, each part sorted.
         tasks: Folders with `blocks.parquet`.
         rows: How many each has.
         workers: Runs it.
         count: Partitions; as many as rows ask for where 0. It does not change the candidates.
 
     Returns:
-        How many candidates each file has.
+        How many candidates each file has, and how many of them have `MIN_VOTES`.
     """
     inline, count = sum(rows) <= ROWS, count or parts(sum(rows))
     workers.run("hashing apart", _scatter, [(some, folder, count) for some in _batches(tasks, rows)], inline)
@@ -200,12 +202,14 @@ def _matches(one: np.ndarray, two: np.ndarray, turn: np.ndarray, ends: np.ndarra
     return pa.table(columns, _MATCHES)
 
 
-def _vote(folder: Path, part: int) -> int:
-    """Candidates of a partition of tiles; how many."""
+def _vote(folder: Path, part: int) -> tuple[int, int]:
+    """Candidates of a partition of tiles; how many, and of how many more than one match tells."""
     table = gather(folder / "matches", part, _MATCHES)
     a, b, turn, x, y = (table[name].to_numpy() for name in _MATCHES.names)
-    found = vote(a, b, turn, np.stack([x, y], 1), MIN_VOTES)
+    found = vote(a, b, turn, np.stack([x, y], 1), 1)
+    several = found.votes >= MIN_VOTES
+    found = found[np.argsort(~several, kind="stable")]
     columns = {"a": found.one, "b": found.two, "turn": found.orientation, "x": found.offset[:, 0]}
     columns |= {"y": found.offset[:, 1], "votes": found.votes}
     write_table(folder / f"candidates-{part:05d}.parquet", pa.table(columns))
-    return len(found.one)
+    return len(found.one), int(several.sum())

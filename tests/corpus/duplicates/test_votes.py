@@ -35,7 +35,8 @@ def test_a_search_of_forms_finds_what_eight_searches_of_hashes_find(radius):
         for which, band in enumerate(bands):
             query, place = search_forms(forms, k, bands, which, index_band(forms, band), 10**6)
             turn = composed(np.full(len(query), k), flips[place], flips[query])
-            assert not found & (new := set(zip(query.tolist(), place.tolist(), turn.tolist(), strict=True)))
+            new = set(zip(query.tolist(), place.tolist(), turn.tolist(), strict=True))
+            assert not found & new
             found |= new
     brute = set()
     for k, turned in enumerate(orientations(hashes)):
