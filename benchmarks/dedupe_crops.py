@@ -27,14 +27,13 @@ from rich.progress import Progress
 from geomim.corpus.duplicates.blocks import block_hashes
 from geomim.corpus.duplicates.hamming import index_band
 from geomim.corpus.duplicates.votes import CROWD, RADIUS, choose_form_bands, search_forms, upright
-from geomim.corpus.pipeline.candidates import QUERIES, propose
+from geomim.corpus.pipeline.candidates import propose
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.pipeline.staging import BLOCKS
 
 EACH, EDGE = 32, 256  # patches of a tile, and its edge
 PLANTED, SHARED, MOVED = 0.01, 8, (70, 40)  # share of tiles that hold patches of another one, how many, and where
-MOST = 50_000_000  # beyond, a slice of the queries is searched and the rest extrapolated
-TILES = 13_000_000
+SAMPLE, MOST = 1_000_000, 50_000_000  # beyond, a slice of the queries is searched and the rest extrapolated
 _CLASSES = [sum(1 << (8 * i + j) for i in range(a, 8, 2) for j in range(b, 8, 2)) for a in (0, 1) for b in (0, 1)]
 
 
@@ -167,24 +166,24 @@ def sampled(pool_file: str, count: int) -> None:
         forms = upright(make_hashes(stored["pool"], stored["kin"], count, np.random.default_rng(1)))[0]
         forms.sort()
         bands, search, sort, pairs = choose_form_bands(count, RADIUS), 0.0, 0.0, 0
-        low = int(np.random.default_rng(2).integers(0, max(1, count - QUERIES)))
+        low = int(np.random.default_rng(2).integers(0, max(1, count - SAMPLE)))
         for which, band in enumerate(bands):
             start = time.process_time()
             index = index_band(forms, band)
             sort += time.process_time() - start
             for turn in (0, 1, 3):  # 4 is as 0; 2, 5 and 6 are as 1; 7 is as 3
                 start = time.process_time()
-                query, _ = search_forms(forms[low : low + QUERIES], turn, bands, which, index, CROWD)
-                share = {0: 2, 1: 4, 3: 2}[turn] * count / min(count, QUERIES)
+                query, _ = search_forms(forms[low : low + SAMPLE], turn, bands, which, index, CROWD)
+                share = {0: 2, 1: 4, 3: 2}[turn] * count / min(count, SAMPLE)
                 search, pairs = search + (time.process_time() - start) * share, pairs + int(len(query) * share)
             del index
     name = f"crops_{count / 1e6:.0f}M"
     print(f"{name}_bands: {'+'.join(f'{len(band.bits)}/{band.radius}' for band in bands)}")
     print(f"{name}_index_CPU_s: {sort:.0f}")
-    print(f"{name}_search_CPU_s_extrapolated: {search:.0f} ({QUERIES:,} queries measured)")
+    print(f"{name}_search_CPU_s_extrapolated: {search:.0f} ({SAMPLE:,} queries measured)")
     print(f"{name}_search_CPU_s_a_million: {search / count * 1e6:.2f}")
     print(f"{name}_pairs_extrapolated: {pairs}")
-    print(f"{name}_private_MB: {peak.highest:.0f}", flush=True)
+    print(f"{name}_private_MB: {peak.highest:.0f} (hashes included)", flush=True)
 
 
 def crops(photographs: Path, millions: Sequence[float], alone: Callable[..., None]) -> None:

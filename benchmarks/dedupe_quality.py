@@ -209,9 +209,11 @@ def by_crops(tiles: np.ndarray) -> dict[Pair, int]:
         np.tile(np.array(grays.shape[1:]), (sum(counts), 1)),
     )
     crops, found = votes.crop_pairs(everything, min_votes=1), {}  # as a build of few tiles does
-    for one, two, turn, (x, y) in zip(crops.one, crops.two, crops.orientation, crops.offset.tolist(), strict=True):
+    least = np.where(crops.votes > 1, blocks.MIN_CORRELATION, blocks.MIN_SINGLE_CORRELATION)
+    columns = (crops.one, crops.two, crops.orientation, crops.offset.tolist(), least)
+    for one, two, turn, (x, y), sure in zip(*columns, strict=True):
         share, alike = blocks.overlap(grays[one], grays[two], int(turn), (x, y))
-        if share >= MIN_SHARE and alike >= blocks.MIN_CORRELATION:
+        if share >= MIN_SHARE and alike >= sure:
             found[int(one), int(two)] = int(turn)
     return found
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geomim.corpus.duplicates.blocks import MIN_CORRELATION, overlap
+from geomim.corpus.duplicates.blocks import MIN_CORRELATION, MIN_SINGLE_CORRELATION, overlap
 from geomim.corpus.duplicates.fingerprint import inverse
 from geomim.corpus.pipeline.candidates import propose
 from geomim.corpus.pipeline.edges import EDGES, edge_table
@@ -23,7 +23,7 @@ MIN_SHARE = 0.1
 """Share of the smaller tile from which an overlap is written down; which ones count is decided later."""
 SINGLE = 1.0
 """Pairs a tile that are compared although a single match tells of them. They are by chance, and grow faster than the
-tiles: 0.3 a tile in RSICD, of which 12 more overlaps come than the 27 that two matches tell of, all true by eye. Where
+tiles: 0.6 a tile in RSICD, of which 10 more overlaps come than the 27 that two matches tell of, all true by eye. Where
 there are more, comparing them would cost more than the build, and only pairs that two matches tell of are compared."""
 _PAIRS = 2000  # of a task
 
@@ -68,7 +68,8 @@ def _compare(work: Path, folder: Path, pixels: Pixels, part: int, low: int, end:
     for row in range(len(a)):
         one, two = tiles[places[row]], tiles[places[len(a) + row]]
         shares[row], alike[row] = overlap(one, two, int(turn[row]), (int(x[row]), int(y[row])))
-    good = (shares >= MIN_SHARE) & (alike >= MIN_CORRELATION)
+    least = np.where(found["votes"].to_numpy() > 1, MIN_CORRELATION, MIN_SINGLE_CORRELATION)
+    good = (shares >= MIN_SHARE) & (alike >= least)
     back = np.array([inverse(k) for k in range(8)])[turn]  # `turn` turns b into a
     edges = edge_table(a, b, "crop", orientation=back, correlation=alike, share=shares).filter(pa.array(good))
     edges = edges.sort_by([("a", "ascending"), ("b", "ascending"), ("share", "descending")])
