@@ -1,6 +1,6 @@
 """Planted copies on real pixels: which near-duplicates are found, by kind, and what else is matched.
 
-    python benchmarks/dedupe_quality.py [FOLDER] [--tiles 1000]    # 2 minutes on one core
+    python benchmarks/dedupe_quality.py [FOLDER] [--tiles 1000]    # 3 minutes on one core
 
 FOLDER holds `rsicd/` (photographs of 128 px) and `airbus/` (scenes of 2560 px, cut to 256 px); default is
 $GEOMIM_TEST_DATA, or ../shared/data. Of each kind, originals and copies are searched together: by the hash of the whole

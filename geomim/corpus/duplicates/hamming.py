@@ -347,8 +347,8 @@ def _told(pairs: np.ndarray, distances: np.ndarray, full: np.ndarray) -> tuple[n
 
 def _too_many(limit: int, radius: int) -> str:
     return (
-        f"more than {limit:,} pairs of hashes lie within {radius} bits: the tiles are nearly all alike; lower the "
-        "radius of near duplicates, or leave out the sources of little information"
+        f"more than {limit:,} pairs of hashes lie within {radius} bits: the images are nearly all alike; search within "
+        "fewer bits (--near of a build, --radius elsewhere)"
     )
 
 

@@ -36,8 +36,8 @@ from geomim.corpus.pipeline.near import index_all, load_index, partition
 from geomim.corpus.pipeline.shuffle import ROWS, gather, parts, scatter
 from geomim.corpus.store import write_table
 
-QUERIES = 16_000_000
-"""Hashes of a search task: sorted by key, so many read the index in order; they take some 700 MB."""
+QUERIES = 4_000_000
+"""Hashes of a search task: sorted by key, so many read the index in order, and they take some 500 MB."""
 _EXPANDED = 1_000_000  # pairs of forms that become pairs of patches at once
 _MEMBER = np.dtype([("tile", "<i8"), ("x", "<i2"), ("y", "<i2"), ("size", "<u2"), ("flip", "<u2")])
 _FORMS = pa.schema(

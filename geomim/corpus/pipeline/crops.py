@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from geomim.corpus.pipeline.pixels import Pixels
 from geomim.corpus.pipeline.shuffle import stage_folder
 from geomim.corpus.pipeline.staged import staged
 from geomim.corpus.store import write_table
+from geomim.errors import CorpusError
 
 MIN_SHARE = 0.1
 """Share of the smaller tile from which an overlap is written down; which ones count is decided later."""
@@ -39,10 +42,26 @@ def find_crops(work: Path, copies: pa.Table, pixels: Pixels, workers: Workers) -
 
     Returns:
         Folder with Parquet files of `EDGES`.
+
+    Raises:
+        CorpusError: Memory or disk do not suffice.
     """
     done = work / "crops"
-    if done.exists():
-        return done
+    try:
+        if not done.exists():
+            _find(work, done, copies, pixels, workers)
+    except (MemoryError, BrokenExecutor, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOSPC:
+            raise
+        lacking = "disk" if isinstance(error, OSError) else "memory"
+        raise CorpusError(
+            f"looking for crops needs more {lacking} than there is: go on with fewer --workers, or with --crops false; "
+            "nothing is cut again"
+        ) from error
+    return done
+
+
+def _find(work: Path, done: Path, copies: pa.Table, pixels: Pixels, workers: Workers) -> None:
     folder, tasks = stage_folder(done), staged(work).folders
     write_table(folder / "copies.parquet", copies)
     sources = pq.read_table(work / "sources.parquet", columns=["tiles"])["tiles"].to_numpy()
@@ -55,7 +74,6 @@ def find_crops(work: Path, copies: pa.Table, pixels: Pixels, workers: Workers) -
     slices = [(work, folder, pixels, part, low, end) for part, end in ends for low in range(0, end, _PAIRS)]
     workers.run("comparing crops", _compare, slices, inline=(found, several)[which] < _PAIRS)
     os.replace(folder, done)
-    return done
 
 
 def _compare(work: Path, folder: Path, pixels: Pixels, part: int, low: int, end: int) -> None:

@@ -1,3 +1,6 @@
+import errno
+from concurrent.futures import BrokenExecutor
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -6,9 +9,10 @@ from rich.progress import Progress
 
 from geomim.corpus.duplicates.fingerprint import orientations
 from geomim.corpus.duplicates.votes import Blocks, crop_pairs
-from geomim.corpus.pipeline import candidates
+from geomim.corpus.pipeline import candidates, crops
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.pipeline.staging import BLOCKS
+from geomim.errors import CorpusError
 
 EDGE = 96
 SOURCE = 5  # tiles of each
@@ -91,3 +95,20 @@ def test_no_blocks_no_candidates(tmp_path):
     pq.write_table(BLOCKS.empty_table(), names[0] / "blocks.parquet")
     with Progress(disable=True) as progress, Workers(progress, 1) as pool:
         assert candidates.propose(made, names, [0], pool) == [(0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "more memory"),
+        (BrokenExecutor("a child process terminated abruptly"), "more memory"),
+        (OSError(errno.ENOSPC, "No space left on device"), "more disk"),
+    ],
+)
+def test_a_corpus_too_large_for_the_machine_is_one_sentence(tmp_path, monkeypatch, error, words):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(crops, "_find", fail)
+    with pytest.raises(CorpusError, match=f"needs {words} than there is: .* --crops false"):
+        crops.find_crops(tmp_path, None, None, None)
