@@ -4,6 +4,7 @@
     python benchmarks/dedupe_speed.py --only hash                    # one core
     python benchmarks/dedupe_speed.py --only join --millions 1 10    # each join in a process of its own
     python benchmarks/dedupe_speed.py --only faiss --millions 1      # a sample of the queries, extrapolated
+    python benchmarks/dedupe_speed.py --only crops --millions 4 32   # block hashes; see dedupe_crops.py
 
 Hashes to join are uniform, or real-like: 32 ones each, and bits that are correlated about twice as strongly as those of
 perceptual hashes of real photographs (mean |r| 0.04 against 0.02 on RSICD). One in a hundred has a planted neighbour at
@@ -23,8 +24,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+from dedupe_crops import crops
 
 from geomim.corpus.duplicates.fingerprint import block_means, orientations, perceptual_hash
 from geomim.corpus.duplicates.hamming import choose_bands, index_band, join_band, near_pairs
@@ -35,10 +38,12 @@ PLANTED = 0.01
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["hash", "join", "faiss"])
+    parser.add_argument("--only", choices=["hash", "join", "faiss", "crops"])
     parser.add_argument("--millions", type=float, nargs="+", default=[1, 10])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
+    default = Path(os.environ.get("GEOMIM_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    parser.add_argument("--data", type=Path, default=default, help="holds rsicd/, for crops")
     arguments = parser.parse_args()
     if arguments.only in (None, "hash"):
         hashing(arguments.rounds)
@@ -54,6 +59,8 @@ def main() -> None:
     if arguments.only in (None, "faiss"):
         for millions in arguments.millions:
             _alone(_faiss, int(millions * 1e6), arguments.threads)
+    if arguments.only == "crops":
+        crops(arguments.data / "rsicd", arguments.millions, _alone)
 
 
 def hashing(rounds: int) -> None:

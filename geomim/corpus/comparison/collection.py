@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from geomim.corpus.comparison.sides import Side
-from geomim.corpus.duplicates.blocks import Blocks, block_hashes
+from geomim.corpus.duplicates.blocks import block_hashes
 from geomim.corpus.duplicates.fingerprint import block_means, content_hash, perceptual_hash
+from geomim.corpus.duplicates.votes import Blocks
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.quality import assess
 from geomim.corpus.scenes import Scene

@@ -19,10 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
-import numba
 import numpy as np
-from numba.extending import intrinsic
 
+from geomim.corpus.duplicates.bandscan import keys_of, scan, sort
 from geomim.errors import CorpusError
 
 MAX_RADIUS = 12
@@ -30,7 +29,7 @@ MAX_RADIUS = 12
 MAX_PAIRS = 200_000_000
 """Pairs that a join may return, 3.4 GB."""
 _WIDEST = 28  # bits of a key: the index has a place for each of its values
-_BLOCK = 1024  # keys that are walked at once: with their hashes they fit into the nearest caches
+_PIECE = 500_000  # hashes that are searched at once, so that memory for what they find stays small
 _COMPARE, _PROBE, _SORT, _KEY = 0.6e-9, 4e-9, 30e-9, 2e-9  # seconds, measured on one core
 
 
@@ -73,7 +72,7 @@ class BandIndex:
     hashes: np.ndarray
 
 
-def choose_bands(count: int, radius: int) -> tuple[Band, ...]:
+def choose_bands(count: int, radius: int, bits: Sequence[int] = range(64)) -> tuple[Band, ...]:
     """The bands that should take the least time.
 
     The estimate assumes even bits: 0.6 ns a comparison, 4 ns to bring a hash to the hashes of a near key, 30 ns to
@@ -82,6 +81,7 @@ def choose_bands(count: int, radius: int) -> tuple[Band, ...]:
     Args:
         count: Number of hashes, of the larger side.
         radius: Largest distance, 0..12 bits.
+        bits: Places that may make keys: those where hashes differ at all.
 
     Returns:
         Bands that complete each other; a single one without bits where comparing all pairs is cheapest.
@@ -95,12 +95,24 @@ def choose_bands(count: int, radius: int) -> tuple[Band, ...]:
     for bands in range(1, radius + 2):
         share, more = divmod(radius + 1, bands)  # a band of radius r uses up r + 1 of radius + 1
         radii = [share - 1 + (number < more) for number in range(bands)]
-        widths = [_width(count, len(range(number, 64, bands)), radii[number]) for number in range(bands)]
+        widths = [_width(count, len(bits[number::bands]), radii[number]) for number in range(bands)]
         cost = sum(_seconds(count, width, near) for width, near in zip(widths, radii, strict=True))
         if cost < least:
-            spread = [tuple(range(number, 64, bands)[:width]) for number, width in enumerate(widths)]
-            best, least = tuple(Band(bits, near) for bits, near in zip(spread, radii, strict=True)), cost
+            spread = [tuple(bits[number::bands][:width]) for number, width in enumerate(widths)]
+            best, least = tuple(Band(key, near) for key, near in zip(spread, radii, strict=True)), cost
     return best
+
+
+def narrow(bands: Sequence[Band], radius: int) -> tuple[Band, ...]:
+    """The same keys for a smaller radius, so that an index serves both; bands that it does not need are left out.
+
+    Args:
+        bands: From `choose_bands`.
+        radius: At most the one they were chosen for; none are needed below 0.
+    """
+    share, more = divmod(max(radius, -1) + 1, len(bands))
+    radii = [share - 1 + (number < more) for number in range(len(bands))]
+    return tuple(Band(band.bits, near) for band, near in zip(bands, radii, strict=True) if near >= 0)
 
 
 def _width(count: int, most: int, radius: int) -> int:
@@ -126,33 +138,8 @@ def index_band(hashes: np.ndarray, band: Band) -> BandIndex:
     number = np.uint32 if len(hashes) < 2**32 else np.int64
     order, sorted_ = np.empty(len(hashes), number), np.empty(len(hashes), np.uint64)
     starts = np.zeros((1 << len(band.bits)) + 1, number)
-    _sort(hashes, np.array(band.bits, np.uint64), order, starts, sorted_)
+    sort(hashes, np.array(band.bits, np.uint64), order, starts, sorted_)
     return BandIndex(order, starts, sorted_)
-
-
-@numba.njit(cache=True, nogil=True)
-def _key(hash_, bits):  # pragma: no cover - compiled
-    key = np.uint64(0)
-    for place in range(len(bits)):
-        key |= ((hash_ >> bits[place]) & np.uint64(1)) << np.uint64(place)
-    return np.int64(key)
-
-
-@numba.njit(cache=True, nogil=True)
-def _sort(hashes, bits, order, starts, sorted_):  # pragma: no cover - compiled
-    """Counting sort; while hashes are placed, `starts[key]` is the end of what is placed, shifted by one key."""
-    for n in range(len(hashes)):
-        starts[_key(hashes[n], bits) + 1] += 1
-    total = 0
-    for key in range(len(starts) - 1):
-        count = starts[key + 1]
-        starts[key + 1] = total
-        total += count
-    for n in range(len(hashes)):
-        key = _key(hashes[n], bits) + 1
-        order[starts[key]] = n
-        sorted_[starts[key]] = hashes[n]
-        starts[key] += 1
 
 
 def join_band(
@@ -181,7 +168,9 @@ def join_band(
     Raises:
         CorpusError: There are more pairs than `limit`; nothing is cut off silently.
     """
-    return _run(bands, which, index, index, True, (part, parts), limit, threads)
+    keys = np.flatnonzero(index.starts[1:] != index.starts[:-1])
+    begins = np.append(index.starts[keys], np.array([len(index.order)], index.starts.dtype))
+    return _run(bands, which, _Side(index.hashes, index.order, keys, begins), index, (part, parts), limit, threads)
 
 
 def search_band(
@@ -191,6 +180,7 @@ def search_band(
     queries: np.ndarray,
     limit: int = MAX_PAIRS,
     threads: int = 1,
+    most: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of a query and a hash that are near in this band and in none before it.
 
@@ -201,6 +191,7 @@ def search_band(
         queries: `(q,)` uint64, any slice of all queries.
         limit: Pairs beyond which the search gives up.
         threads: How many work at once; they do not change the outcome.
+        most: Pairs of a query beyond which they are not sought on: it gets a single one, with place -1.
 
     Returns:
         Pairs `(m, 2)` int64, the place in `queries` and the place of the hash, sorted, and their distances
@@ -209,7 +200,7 @@ def search_band(
     Raises:
         CorpusError: There are more pairs than `limit`; nothing is cut off silently.
     """
-    return _run(bands, which, index_band(queries, bands[which]), index, False, (0, 1), limit, threads)
+    return _run(bands, which, _by_key(queries, bands[which]), index, None, limit, threads, most)
 
 
 def near_pairs(
@@ -279,37 +270,62 @@ def _joined(found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.
     return pairs[order], distances[order]
 
 
+@dataclass(frozen=True)
+class _Side:
+    """Hashes sorted by key, and where those of each key that occurs begin: small where few of all keys do."""
+
+    hashes: np.ndarray
+    order: np.ndarray
+    keys: np.ndarray
+    begins: np.ndarray
+
+
+def _by_key(hashes: np.ndarray, band: Band) -> _Side:
+    hashes = np.ascontiguousarray(hashes, np.uint64)
+    key = keys_of(hashes, np.array(band.bits, np.uint64))
+    order = np.argsort(key, kind="stable")
+    key = key[order]
+    first = np.flatnonzero(np.append(True, key[1:] != key[:-1])) if len(key) else np.empty(0, np.int64)
+    return _Side(hashes[order], order, key[first].astype(np.int64), np.append(first, len(key)))
+
+
 def _run(
     bands: Sequence[Band],
     which: int,
-    left: BandIndex,
+    left: _Side,
     right: BandIndex,
-    within: bool,
-    piece: tuple[int, int],
+    piece: tuple[int, int] | None,
     limit: int,
     threads: int,
+    most: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Share a piece of the keys among threads, in more runs than threads."""
-    part, parts = piece
-    runs = 32 * threads if threads > 1 else 1
-    keys = np.flatnonzero(left.starts[1:] != left.starts[:-1])
-    edges = _cut(left.starts[keys], len(left.order), parts * runs)[part * runs : (part + 1) * runs + 1]
+    """Share the keys among threads, in more runs than threads; or a piece of them, with each pair once."""
+    part, parts = piece or (0, 1)
+    runs = max(32 * threads if threads > 1 else 1, -(-len(left.order) // (parts * _PIECE)))
+    edges = _cut(left.begins[:-1], len(left.order), parts * runs)[part * runs : (part + 1) * runs + 1]
     radius = sum(band.radius + 1 for band in bands) - 1
     earlier = np.array([band.mask for band in bands[:which]], np.uint64)
     radii = np.array([band.radius for band in bands[:which]], np.int64)
-    masks = bands[which].masks()
-    sides = (left.hashes, left.order, left.starts, right.hashes, right.order, right.starts)
+    masks, stop = bands[which].masks(), limit if most is None else most
 
     def work(first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        begins = left.begins[first : end + 1].astype(np.int64)
+        tally = np.empty(begins[-1] - begins[0], np.int64)
+        sides = (left.hashes, left.order, left.keys[first:end], begins, right.hashes, right.order, right.starts)
         room = 1 << 14
         while True:
             pairs, distances = np.empty((room, 2), np.int64), np.empty(room, np.uint8)
-            found = _scan(*sides, keys[first:end], masks, earlier, radii, within, radius, limit, pairs, distances)
+            rest = (masks, earlier, radii, piece is not None, radius, stop, limit, pairs, distances, tally)
+            found = scan(*sides, *rest)
             if found > limit:
                 raise CorpusError(_too_many(limit, radius))
             if found <= room:
-                return pairs[:found].copy(), distances[:found].copy()
+                break
             room = found  # the second time all fit
+        pairs, distances = pairs[:found], distances[:found]
+        if most is None:
+            return pairs.copy(), distances.copy()
+        return _told(pairs, distances, left.order[begins[0] : begins[-1]][tally > most])
 
     spans = [(int(first), int(end)) for first, end in pairwise(edges) if first < end]
     if threads > 1:
@@ -317,16 +333,22 @@ def _run(
             found = list(pool.map(lambda span: work(*span), spans))
     else:
         found = [work(*span) for span in spans]
-    total = sum(len(pairs) for pairs, _ in found)
-    if total > limit:
+    if sum(len(pairs) for pairs, _ in found) > limit:
         raise CorpusError(_too_many(limit, radius))
     return _joined(found)
 
 
+def _told(pairs: np.ndarray, distances: np.ndarray, full: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs but those of full queries, which get one without a partner."""
+    kept = ~np.isin(pairs[:, 0], full)
+    alone = np.stack([full, np.full(len(full), -1)], 1).astype(np.int64)
+    return np.concatenate([pairs[kept], alone]), np.append(distances[kept], np.full(len(full), 255, np.uint8))
+
+
 def _too_many(limit: int, radius: int) -> str:
     return (
-        f"more than {limit:,} pairs of hashes lie within {radius} bits: the tiles are nearly all alike; lower the "
-        "radius of near duplicates, or leave out the sources of little information"
+        f"more than {limit:,} pairs of hashes lie within {radius} bits: the images are nearly all alike; search within "
+        "fewer bits (--near of a build, --radius elsewhere)"
     )
 
 
@@ -334,66 +356,3 @@ def _cut(starts: np.ndarray, count: int, parts: int) -> np.ndarray:
     """Places that cut a list of keys, whose hashes start at `starts`, into parts with about equally many hashes."""
     inner = np.searchsorted(starts, np.arange(1, parts) * (count / parts)) if parts > 1 else []
     return np.concatenate([[0], inner, [len(starts)]]).astype(np.int64)
-
-
-@intrinsic
-def _ones(_context, number):
-    """Number of ones in a uint64, one instruction."""
-
-    def code(context, builder, signature, arguments):
-        return builder.ctpop(arguments[0])
-
-    return numba.types.uint64(numba.types.uint64), code
-
-
-@numba.njit(cache=True, nogil=True)
-def _scan(
-    hashes, places, starts, others, other_places, other_starts, keys, masks, earlier, radii, within, radius, limit,
-    pairs, distances,
-):  # pragma: no cover - compiled  # fmt: skip
-    """Pairs of some keys with all near keys; counts on where `pairs` is full, up to `limit`."""
-    found = 0
-    for block in range(0, len(keys), _BLOCK):
-        for mask in masks:
-            for key in keys[block : block + _BLOCK]:
-                other = key ^ mask
-                if within and other < key:
-                    continue  # found from the other key's side
-                begin, stop = other_starts[other], other_starts[other + 1]
-                for a in range(starts[key], starts[key + 1]):
-                    if within and mask == 0:
-                        begin = a + 1
-                    hash_ = hashes[a]
-                    if not _any_near(hash_, others, begin, stop, radius):
-                        continue
-                    for b in range(begin, stop):
-                        if _ones(hash_ ^ others[b]) > radius or _seen(hash_ ^ others[b], earlier, radii):
-                            continue
-                        if found < len(pairs):
-                            one, two = np.int64(places[a]), np.int64(other_places[b])
-                            if within and one > two:
-                                one, two = two, one
-                            pairs[found, 0], pairs[found, 1] = one, two
-                            distances[found] = _ones(hash_ ^ others[b])
-                        found += 1
-                        if found > limit:
-                            return found
-    return found
-
-
-@numba.njit(cache=True, nogil=True)
-def _any_near(hash_, others, begin, stop, radius):  # pragma: no cover - compiled
-    """Without a branch inside, so that several are compared at once."""
-    near = 0
-    for b in range(begin, stop):
-        near += _ones(hash_ ^ others[b]) <= radius
-    return near > 0
-
-
-@numba.njit(cache=True, nogil=True)
-def _seen(difference, earlier, radii):  # pragma: no cover - compiled
-    """Whether an earlier band finds the pair."""
-    for band in range(len(earlier)):
-        if _ones(difference & earlier[band]) <= radii[band]:
-            return True
-    return False

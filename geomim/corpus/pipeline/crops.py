@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from geomim.corpus.duplicates.blocks import MIN_CORRELATION, RADIUS, Blocks, Crops, crop_pairs, overlap
-from geomim.corpus.duplicates.fingerprint import inverse, orientations
-from geomim.corpus.duplicates.hamming import Band, choose_bands, search_band
+from geomim.corpus.duplicates.blocks import MIN_CORRELATION, MIN_SINGLE_CORRELATION, overlap
+from geomim.corpus.duplicates.fingerprint import inverse
+from geomim.corpus.pipeline.candidates import propose
 from geomim.corpus.pipeline.edges import EDGES, edge_table
 from geomim.corpus.pipeline.executor import Workers
-from geomim.corpus.pipeline.near import QUERIES, index_all, join_hashes, load_index, partition, sort_hashes
 from geomim.corpus.pipeline.pixels import Pixels
-from geomim.corpus.pipeline.shuffle import parts, scatter, stage_folder
+from geomim.corpus.pipeline.shuffle import stage_folder
 from geomim.corpus.pipeline.staged import staged
-from geomim.corpus.pipeline.staging import BLOCKS
 from geomim.corpus.store import write_table
 from geomim.errors import CorpusError
 
 MIN_SHARE = 0.1
 """Share of the smaller tile from which an overlap is written down; which ones count is decided later."""
+SINGLE = 1.0
+"""Pairs a tile that are compared although a single match tells of them. They are by chance, and grow faster than the
+tiles: 0.6 a tile in RSICD, of which 10 more overlaps come than the 27 that two matches tell of, all true by eye. Where
+there are more, comparing them would cost more than the build, and only pairs that two matches tell of are compared."""
 _PAIRS = 2000  # of a task
 
 
@@ -39,92 +42,43 @@ def find_crops(work: Path, copies: pa.Table, pixels: Pixels, workers: Workers) -
 
     Returns:
         Folder with Parquet files of `EDGES`.
+
+    Raises:
+        CorpusError: Memory or disk do not suffice.
     """
     done = work / "crops"
-    if done.exists():
-        return done
-    folder, tasks = stage_folder(done), staged(work).folders
-    write_table(folder / "copies.parquet", copies)
-    count = parts(sum(pq.read_metadata(task / "blocks.parquet").num_rows for task in tasks))
-    inline = count == 1
-    workers.run("hashing apart", _scatter, [(task, folder, count) for task in tasks], inline)
-    sizes = workers.run("sorting block hashes", sort_hashes, [(folder, part) for part in range(count)], inline)
-    join_hashes(folder, sizes)
-    unique = sum(size for size, _ in sizes)
-    bands = choose_bands(unique, RADIUS)
-    index_all(folder, bands, workers, inline)
-    alone = [(folder, bands, low, min(low + QUERIES, unique)) for low in range(0, unique, QUERIES)]
-    workers.run("searching blocks", _accompanied, alone, inline)
-    (count,) = workers.run("matching crops", _match, [(work, folder)])
-    slices = [(work, folder, pixels, low) for low in range(0, count, _PAIRS)]
-    workers.run("comparing crops", _compare, slices, inline=count < _PAIRS)
-    os.replace(folder, done)
+    try:
+        if not done.exists():
+            _find(work, done, copies, pixels, workers)
+    except (MemoryError, BrokenExecutor, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOSPC:
+            raise
+        lacking = "disk" if isinstance(error, OSError) else "memory"
+        raise CorpusError(
+            f"looking for crops needs more {lacking} than there is: go on with fewer --workers, or with --crops false; "
+            "nothing is cut again"
+        ) from error
     return done
 
 
-def _blocks(task: Path, folder: Path) -> pa.Table:
-    """Blocks of a task's tiles but exact copies."""
-    copies = pq.read_table(folder / "copies.parquet", columns=["id"])["id"]
-    blocks = pq.read_table(task / "blocks.parquet")
-    return blocks.filter(pc.invert(pc.is_in(blocks["id"], copies)))
-
-
-def _scatter(task: Path, folder: Path, count: int) -> None:
-    blocks = _blocks(task, folder)
-    hashes = blocks["hash"].to_numpy()
-    table = pa.table({"phash": hashes, "id": blocks["id"]})
-    scatter(folder / "keys", task.name, table, partition(hashes, count), count)
-
-
-def _accompanied(folder: Path, bands: tuple[Band, ...], low: int, high: int) -> None:
-    """Which hashes of a slice any other block comes near, in any orientation: the others match nothing."""
-    found = np.diff(np.load(folder / "groups.npy", mmap_mode="r")[low : high + 1]) > 1  # of several tiles
-    queries = orientations(np.load(folder / "hashes.npy", mmap_mode="r")[low:high])
-    for which in range(len(bands)):
-        pairs, _ = search_band(bands, which, load_index(folder, which), queries.ravel())
-        query = pairs[:, 0] % (high - low)
-        found[query[query + low != pairs[:, 1]]] = True
-    np.save(folder / f"near-{low:012d}.npy", found)
-
-
-def _match(work: Path, folder: Path) -> int:
-    """Candidates from the block hashes that are not alone; how many."""
-    near = np.concatenate([np.zeros(0, bool), *(np.load(file) for file in sorted(folder.glob("near-*.npy")))])
-    wanted = np.load(folder / "hashes.npy")[near]
-    some = [BLOCKS.empty_table()]
-    for task in staged(work).folders if len(wanted) else []:
-        blocks = _blocks(task, folder)
-        place = np.minimum(np.searchsorted(wanted, blocks["hash"].to_numpy()), len(wanted) - 1)
-        some.append(blocks.filter(pa.array(wanted[place] == blocks["hash"].to_numpy())))
-    blocks = pa.concat_tables(some)
-    number, size = blocks["id"].to_numpy(), blocks["size"].to_numpy()
-    xy = np.stack([blocks["x"].to_numpy(), blocks["y"].to_numpy()], 1)
-    found = _candidates(Blocks(number, blocks["hash"].to_numpy(), xy, np.stack([size, size], 1)))
-    found = found[_source(work, found.one) != _source(work, found.two)]  # within a file only a stride overlaps
-    columns = {"a": found.one, "b": found.two, "turn": found.orientation, "x": found.offset[:, 0]}
-    write_table(folder / "candidates.parquet", pa.table(columns | {"y": found.offset[:, 1]}))
-    return len(found.one)
-
-
-def _source(work: Path, ids: np.ndarray) -> np.ndarray:
-    """Number of the file that each tile was cut from."""
+def _find(work: Path, done: Path, copies: pa.Table, pixels: Pixels, workers: Workers) -> None:
+    folder, tasks = stage_folder(done), staged(work).folders
+    write_table(folder / "copies.parquet", copies)
     sources = pq.read_table(work / "sources.parquet", columns=["tiles"])["tiles"].to_numpy()
-    return np.searchsorted(np.cumsum(sources), ids, side="right")
+    np.save(folder / "sources.npy", np.cumsum(sources))
+    rows = [pq.read_metadata(task / "blocks.parquet").num_rows for task in tasks]
+    counts = propose(folder, tasks, rows, workers)
+    found, several = (sum(column) for column in zip(*counts, strict=True))
+    which = 0 if found - several <= SINGLE * sources.sum() else 1
+    ends = [(part, some[which]) for part, some in enumerate(counts)]
+    slices = [(work, folder, pixels, part, low, end) for part, end in ends for low in range(0, end, _PAIRS)]
+    workers.run("comparing crops", _compare, slices, inline=(found, several)[which] < _PAIRS)
+    os.replace(folder, done)
 
 
-def _candidates(blocks: Blocks) -> Crops:
-    try:
-        return crop_pairs(blocks)
-    except CorpusError as error:
-        raise CorpusError(
-            f"too many of {len(blocks.tile):,} block hashes look alike to tell crops ({error}): go on with "
-            "--crops false; nothing is cut again"
-        ) from error
-
-
-def _compare(work: Path, folder: Path, pixels: Pixels, low: int) -> None:
+def _compare(work: Path, folder: Path, pixels: Pixels, part: int, low: int, end: int) -> None:
     """Verify a slice of the candidates on their pixels."""
-    found = pq.read_table(folder / "candidates.parquet").slice(low, _PAIRS)
+    found = pq.read_table(folder / f"candidates-{part:05d}.parquet").slice(low, min(_PAIRS, end - low))
     a, b, turn, x, y = (found[name].to_numpy() for name in ("a", "b", "turn", "x", "y"))
     numbers, places = np.unique(np.concatenate([a, b]), return_inverse=True)
     tiles = staged(work).greys(numbers, np.dtype(pixels.dtype), pixels.bands)
@@ -132,8 +86,9 @@ def _compare(work: Path, folder: Path, pixels: Pixels, low: int) -> None:
     for row in range(len(a)):
         one, two = tiles[places[row]], tiles[places[len(a) + row]]
         shares[row], alike[row] = overlap(one, two, int(turn[row]), (int(x[row]), int(y[row])))
-    good = (shares >= MIN_SHARE) & (alike >= MIN_CORRELATION)
+    least = np.where(found["votes"].to_numpy() > 1, MIN_CORRELATION, MIN_SINGLE_CORRELATION)
+    good = (shares >= MIN_SHARE) & (alike >= least)
     back = np.array([inverse(k) for k in range(8)])[turn]  # `turn` turns b into a
     edges = edge_table(a, b, "crop", orientation=back, correlation=alike, share=shares).filter(pa.array(good))
     edges = edges.sort_by([("a", "ascending"), ("b", "ascending"), ("share", "descending")])
-    write_table(folder / f"edges-{low:012d}.parquet", edges.cast(EDGES))
+    write_table(folder / f"edges-{part:05d}-{low:012d}.parquet", edges.cast(EDGES))

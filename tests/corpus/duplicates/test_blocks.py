@@ -1,17 +1,9 @@
 import numpy as np
 import pytest
 
-from geomim.corpus.duplicates.blocks import (
-    MIN_CORRELATION,
-    RADIUS,
-    Blocks,
-    block_hashes,
-    crop_matches,
-    crop_pairs,
-    overlap,
-)
+from geomim.corpus.duplicates.blocks import MIN_CORRELATION, block_hashes, overlap
 from geomim.corpus.duplicates.fingerprint import inverse, orient, orientations
-from geomim.errors import CorpusError
+from geomim.corpus.duplicates.votes import Blocks, crop_matches, crop_pairs
 
 
 def ground(size=512, seed=0):
@@ -125,19 +117,6 @@ def test_patches_seen_everywhere_tell_nothing_and_cost_little():
     blocks = blocks_of(tiles, 500)
     assert set(found(crop_pairs(blocks))) == {(60, 61)}
     assert len(crop_pairs(blocks, crowd=10**6).one) > 1000
-    with pytest.raises(CorpusError, match="more than 3 pairs"):
-        crop_pairs(blocks, limit=3)
-
-
-def test_patches_like_no_other_may_be_left_out_before():
-    scene = ground()
-    starts = np.random.default_rng(0).integers(0, 256, (12, 2))
-    blocks = blocks_of([orient(scene[y : y + 256, x : x + 256], y % 8) for y, x in starts])
-    distance = np.bitwise_count(orientations(blocks.hash)[:, :, None] ^ blocks.hash)
-    distance[0, np.arange(len(blocks.hash)), np.arange(len(blocks.hash))] = 64  # itself
-    few = blocks[np.flatnonzero((distance <= RADIUS).any((0, 2)))]
-    assert 0 < len(few.hash) < 0.95 * len(blocks.hash)
-    assert found(crop_pairs(few)) == found(crop_pairs(blocks)) and len(found(crop_pairs(few))) > 10
 
 
 def test_no_patches_no_pairs():
