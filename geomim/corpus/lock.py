@@ -15,18 +15,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import xxhash
 
 from geomim.corpus.remote import aside
 from geomim.corpus.scenes import source_files
 from geomim.corpus.store import CATALOGUE
 from geomim.errors import CorpusError, InputError
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 LOCK_VERSION = 1
 _BLOCK = 8 * 2**20  # bytes of a source that are read at once
@@ -117,9 +119,11 @@ def write_lock(file: Path, catalogue: Path, sources: pa.Table | ds.Dataset, head
         header: `geomim_version`, `recipe` and `versions`; where it was changed, `built` (the recipe of the build) and
             `changes` as of `listed`; names of sources that were `skipped`.
     """
+    from pyarrow.dataset import dataset
+
     content, decisions, tiles, count = xxhash.xxh3_128(), xxhash.xxh3_128(), 0, 0
     with tempfile.TemporaryFile("w+b", dir=file.parent) as body:
-        for line in _lines(sources, ds.dataset(catalogue, CATALOGUE)):
+        for line in _lines(sources, dataset(catalogue, CATALOGUE)):
             content.update(line.content.encode())
             decisions.update(line.decisions.encode())
             tiles, count = tiles + line.tiles, count + 1

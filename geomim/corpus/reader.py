@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
-import zarr
 
 from geomim.corpus.remote import Url, place
 from geomim.corpus.shards import CODECS, COMPLETE, MISSING, ArrayLayout, find_layout, read_meta
@@ -135,6 +134,8 @@ class TileArray:
 
     def _read_zarr(self, slots: np.ndarray, out: np.ndarray) -> np.ndarray:
         if self._zarr is None:
+            import zarr  # for other layouts alone: it takes longer to import than all else here
+
             self._zarr = zarr.open_array(str(self.path), mode="r")  # an address as well, through fsspec
         for row, slot in enumerate(slots.tolist()):  # tile by tile: fancy indexing over shards is 20 times slower
             out[row] = self._zarr[slot]

@@ -15,9 +15,7 @@ from typing import Any, BinaryIO
 
 import google_crc32c  # what zarr-python itself checks shard indices with
 import numpy as np
-import zarr
 from numcodecs import blosc, zstd
-from zarr.codecs import BloscCodec, ZstdCodec
 
 from geomim.corpus.remote import Place, aside
 from geomim.errors import ConfigError, CorpusError, nearest
@@ -29,6 +27,13 @@ MISSING = np.uint64(2**64 - 1)
 """Offset and size of a chunk that is not stored, as the zarr v3 specification says."""
 COMPLETE = "every_shard_exists"
 """Attribute of arrays written here: a shard that is missing is a loss, not fill values."""
+
+
+def _zarr() -> Any:
+    """zarr-python, once it is needed: it takes longer to import than all else here, and most workers never do."""
+    import zarr.codecs
+
+    return zarr
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,16 @@ class Codec:
 CODECS = {
     "lz4": Codec(
         "blosc",
-        lambda size: BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=size),
+        lambda size: _zarr().codecs.BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=size),
         lambda tile: blosc.compress(tile, b"lz4", 5, blosc.SHUFFLE),
         blosc.decompress,
     ),
-    "zstd": Codec("zstd", lambda size: ZstdCodec(level=3), lambda tile: zstd.compress(tile, 3), zstd.decompress),
+    "zstd": Codec(
+        "zstd", lambda size: _zarr().codecs.ZstdCodec(level=3), lambda tile: zstd.compress(tile, 3), zstd.decompress
+    ),
 }
-"""Compressions on offer. blosc runs on one thread, as zarr sets it: with more its bytes would not repeat."""
+"""Compressions on offer."""
+blosc.use_threads = False  # with several its bytes would not repeat
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,7 @@ def create_array(
     count = per_shard or tiles_per_shard(shape, dtype)
     layout = ArrayLayout(tuple(map(int, shape)), np.dtype(dtype).name, fill, count, compression)
     memory: dict[str, Any] = {}
+    zarr = _zarr()
     zarr.create_array(
         zarr.storage.MemoryStore(memory),
         shape=layout.shape,
@@ -331,6 +340,7 @@ def write_groups(path: Path) -> None:
     Args:
         path: The folder `tiles.zarr`, with the arrays in a folder for each tile size.
     """
+    zarr = _zarr()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # zarr says that v3 does not specify this yet; xarray warns where it is missing
         for group in (*sorted(part for part in path.iterdir() if part.is_dir()), path):

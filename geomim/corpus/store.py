@@ -8,18 +8,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from geomim.corpus.reader import TileArray
 from geomim.corpus.remote import Place, Url, aside, place
 from geomim.errors import CorpusError
 from geomim.sensors import BandContract, Sensor
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 FORMAT_VERSION = 1
 """Version of the folder's layout; a corpus of a newer one is refused."""
@@ -269,6 +271,8 @@ def _parquet(path: Place, schema: pa.Schema) -> ds.Dataset:
     Raises:
         CorpusError: It is missing or damaged.
     """
+    import pyarrow.dataset as ds  # here: it brings pandas
+
     try:
         if isinstance(path, Url):
             files, name = path.files()

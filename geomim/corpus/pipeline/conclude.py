@@ -11,6 +11,7 @@ import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import rasterio
 import xxhash
-import zarr
 from rich.console import Console
 from rich.progress import Progress
 
@@ -283,7 +283,7 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "rasterio": rasterio.__version__,
         "gdal": rasterio.__gdal_version__,
-        "zarr": zarr.__version__,
+        "zarr": version("zarr"),
         "pyarrow": pa.__version__,
     }
 
