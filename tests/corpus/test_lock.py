@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xxhash
+from pyarrow.dataset import dataset
 
 from geomim.corpus import lock as locks
 from geomim.corpus.duplicates.fingerprint import content_hash
@@ -106,7 +107,7 @@ def test_digests_do_not_depend_on_how_the_catalogue_is_cut(corpus, tmp_path):
     pieces = [table.slice(0, 2), table.slice(2, 7), table.slice(9)]
     for name, some in {"one": [table], "three": pieces}.items():
         write_catalogue(tmp_path / name, some)
-    whole, cut = (list(locks.digests(locks.ds.dataset(tmp_path / name, CATALOGUE))) for name in ("one", "three"))
+    whole, cut = (list(locks.digests(dataset(tmp_path / name, CATALOGUE))) for name in ("one", "three"))
     assert whole == cut and [line[1] for line in whole] == [5, 7]
 
 

@@ -6,6 +6,7 @@ so that the corpus takes it over without copying a byte (`pixels.write_pixels`).
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,6 +41,15 @@ class RawFile:
         self._file.seek(count * self._record)
         self._file.truncate()
 
+    def let_go(self) -> None:
+        """Let the system write what it holds of the file, and forget what is written.
+
+        A corpus larger than memory would push all else out of it; and pages that are used again are at hand at once.
+        """
+        self._file.flush()
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
     def close(self) -> None:
         """Write what waits."""
         self._file.close()
@@ -65,6 +75,8 @@ class ImageFiles:
         while len(values):
             number, place = divmod(self._count, self._per_file)
             if number == len(self._files):
+                for file in self._files[-2:]:  # the last one is on its way to disk then, the one before has arrived
+                    file.let_go()
                 self._files.append(RawFile(image_file(self._folder, self._size, number), self._record))
             some = values[: self._per_file - place]
             self._files[number].append(some)
