@@ -22,9 +22,9 @@ from geomim.corpus.sources.items import Item, open_item
 from geomim.errors import BandError, GeomimError, InputError
 from geomim.sensors import Sensor
 
-SCENES_PER_TASK = 4096
+SCENES_PER_TASK = 8192
 SCENES_PER_SCAN = 256
-BYTES_PER_TASK = 128 * 2**20  # of pixels: a task is worth starting, and losing one loses little
+BYTES_PER_TASK = 64 * 2**20  # of 8 bits: a shard of small images; worth starting, and losing it loses little
 _INLINE_SOURCES = 2000  # below this, starting a process costs more than it saves
 
 GIVEN = pa.schema(
