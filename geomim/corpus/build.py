@@ -51,6 +51,9 @@ _INLINE_TILES = 20_000
 LATER = {"min_valid", "max_cloud", "where", "quota", "overlap", "only_licence", "non_commercial", "against"}
 LATER |= {"skip_unreadable", "crops"}
 """What of a recipe counts after cutting: an unfinished build goes on with other values of these."""
+_NO_ROOM = (
+    "no room is left for '{}', or for temporary files: make room and run the build again; what was finished is kept"
+)
 RADIUS = 8
 """Bits within which near-copies are looked for at least; which of them count is decided later."""
 
@@ -162,7 +165,9 @@ def build(
             try:
                 _run(recipe, folder, pool, download, console)
             except OSError as error:
-                raise _no_room(folder, error) from error
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise CorpusError(_NO_ROOM.format(folder)) from error
+                raise
     if not (folder / "report" / "index.html").exists():
         write_report(folder)
     if remote:
@@ -244,16 +249,6 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
         exclude_sides(Corpus.open(folder), benchmarks, search, pool, console)
     os.replace(work, folder / "work.done")
     shutil.rmtree(folder / "work.done")
-
-
-def _no_room(folder: Path, error: OSError) -> Exception:
-    """A sentence for a full disk; other errors stay as they are."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return error
-    return CorpusError(
-        f"no room is left for '{folder}', or for temporary files: make room and run the build again; what was "
-        "finished is kept"
-    )
 
 
 def _benchmarks(recipe: Recipe, download: bool) -> list[Side]:
