@@ -34,7 +34,7 @@ from geomim.corpus.pipeline.overlaps import find_overlaps
 from geomim.corpus.pipeline.pixels import Pixels, write_pixels
 from geomim.corpus.pipeline.plan import SCENES_PER_SCAN, Plan, tasks
 from geomim.corpus.pipeline.rules import rules_of
-from geomim.corpus.pipeline.shuffle import read_tables, stage_folder
+from geomim.corpus.pipeline.shuffle import discard, read_tables, stage_folder
 from geomim.corpus.pipeline.slots import assign_slots
 from geomim.corpus.pipeline.staged import Staged, staged
 from geomim.corpus.pipeline.staging import HASHES, cut
@@ -199,7 +199,8 @@ def _finished(folder: Path, recipe: Recipe, overwrite: bool) -> bool:
         names = [name for name in {**wanted, **made} if made.get(name) != wanted.get(name)]
         if (folder / "work").exists() and set(names) <= LATER:
             if "crops" in names:  # its edges are among the others
-                shutil.rmtree(folder / "catalogue", ignore_errors=True)
+                if (folder / "catalogue").exists():
+                    discard(folder / "catalogue", folder / "work" / "old")
             write_json(folder / "work" / "recipe.json", wanted)  # what is cut is cut
             return False
         changed = ", ".join(f"{name}: {made.get(name)!r} there, {wanted.get(name)!r} given" for name in names)
@@ -266,11 +267,11 @@ def _cut(plan: Plan, dealt: list[Any], work: Path, pool: Workers) -> None:
     names = {task.name for task in dealt}
     for folder in (work / "tasks").iterdir():
         if folder.name not in names:
-            shutil.rmtree(folder)
+            discard(folder, work / "old")
     for task in dealt:
         folder = work / "tasks" / task.name
         if plan.crops and folder.exists() and not (folder / "blocks.parquet").exists():
-            shutil.rmtree(folder)  # cut without what crops need
+            discard(folder, work / "old")  # cut without what crops need
     missing = [task for task in dealt if not (work / "tasks" / task.name).exists()]
     calls = [(plan, task, work / "tasks" / task.name) for task in missing]
     pixels = sum(pc.sum(task.sources.table["tiles"]).as_py() for task in missing) * plan.grid.largest**2

@@ -244,7 +244,7 @@ def _pick(corpus: Corpus, ids: np.ndarray, folder: Path, workers: Workers) -> No
 
 
 def _pick_sources(corpus: Corpus, folder: Path) -> None:
-    """Of the sources those that gave a tile, and the masks beside them."""
+    """Of the sources those that gave a tile, and all masks that were given beside sources."""
     named: set[str] = set()
     for file in sorted((folder / "catalogue").glob("tiles-*.parquet")):
         named.update(pq.read_table(file, columns=["source"])["source"].unique().to_pylist())

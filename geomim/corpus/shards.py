@@ -270,7 +270,7 @@ def copy_runs(path: Path, layout: ArrayLayout, number: int, runs: Iterable[tuple
 
 
 def link_shard(path: Path, layout: ArrayLayout, number: int, file: Path) -> None:
-    """Take a file over as a shard without reading it, as one of another corpus; nothing happens where it is there.
+    """Take a file over as a shard without reading it; nothing happens where the shard is there.
 
     Both names then lead to the same bytes, so neither may be written to; where a file system knows no second names,
     the bytes are copied.
@@ -308,7 +308,8 @@ def _copy(source: Path, start: int, length: int, target: BinaryIO) -> None:
                     by_kernel = False
                     continue
             else:
-                done = os.write(target.fileno(), os.pread(file.fileno(), min(length, 2**20), start))
+                file.seek(start)
+                done = os.write(target.fileno(), file.read(min(length, 2**20)))
             if done == 0:
                 raise CorpusError(f"'{source}' is cut off: remove it and run the build again")
             start, length = start + done, length - done

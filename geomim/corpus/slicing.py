@@ -248,6 +248,6 @@ def _bytes_per_pixel(scene: Scene) -> int:
 def _aside(array: np.ndarray) -> np.ndarray:
     """A copy on disk, mapped; it goes with its last reference."""
     with tempfile.TemporaryFile(prefix="geomim-rows-") as file:
-        array.tofile(file)
+        file.write(np.ascontiguousarray(array).data)  # `tofile` does not say of a full disk that it is full
         file.flush()
         return np.memmap(file, array.dtype, "r", shape=array.shape)

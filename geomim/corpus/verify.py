@@ -114,7 +114,7 @@ def _verify_tables(corpus: Corpus, found: _Findings) -> bool:
 
 
 def _verify_tiles(corpus: Corpus, found: _Findings, progress: Progress, tables: bool) -> None:
-    """Hash the pixels of every tile again, in the order of the shards, and what lies beside them."""
+    """Hash the pixels of every tile again, and what lies beside them."""
     bar = progress.add_task("hashing tiles", total=corpus.rows().count_rows())
     arrays = {size: [corpus.array(name, size) for name in ("image", "valid", "mask")] for size in corpus.sizes}
     broken: set[str] = set()

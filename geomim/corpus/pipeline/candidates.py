@@ -3,13 +3,14 @@
 Distinct forms of the block hashes lie sorted in one file, with an index a band beside it. A task takes a slice of them
 as queries in one orientation and one band; what it finds goes into partitions by query, where hashes like which too
 many look are left out. The matches of the others go into partitions by tile and vote there. All tasks map the same
-files and hold one slice or one partition, so their memory does not grow with the number of tiles.
+files and hold one slice or one partition, but for the index of a band: 12 bytes a hash while it is made.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +34,12 @@ from geomim.corpus.duplicates.votes import (
 )
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.pipeline.near import index_all, load_index, partition
-from geomim.corpus.pipeline.shuffle import ROWS, gather, parts, scatter
+from geomim.corpus.pipeline.shuffle import ROWS, gather, parts, save, save_parts, scatter
 from geomim.corpus.store import write_table
 
 QUERIES = 4_000_000
 """Hashes of a search task: sorted by key, so many read the index in order, and they take some 500 MB."""
+_INDEXED = 50_000_000  # forms from which one band is indexed at a time, for memory
 _EXPANDED = 1_000_000  # pairs of forms that become pairs of patches at once
 _MEMBER = np.dtype([("tile", "<i8"), ("x", "<i2"), ("y", "<i2"), ("size", "<u2"), ("flip", "<u2")])
 _FORMS = pa.schema(
@@ -77,7 +79,7 @@ def propose(
     _join(folder, sizes)
     unique = sum(size for size, _ in sizes)
     bands = choose_form_bands(unique, RADIUS)
-    index_all(folder, bands, workers, inline)
+    index_all(folder, bands, workers, inline or unique > _INDEXED)
     lows = range(0, unique, QUERIES)
     slices = [
         (which, k, low, min(low + QUERIES, unique)) for which in range(len(bands)) for k in range(8) for low in lows
@@ -86,7 +88,7 @@ def propose(
     workers.run("searching blocks", _search, calls, inline)
     ranges = [(folder, part, count) for part in range(count)]
     found = sum(workers.run("counting crowds", _count, ranges, inline))
-    np.save(folder / "told.npy", np.concatenate([np.load(folder / f"told-{part:05d}.npy") for part in range(count)]))
+    save(folder / "told.npy", np.concatenate([np.load(folder / f"told-{part:05d}.npy") for part in range(count)]))
     voters = max(count, parts(found // 2))
     workers.run("matching crops", _match, [(*some, voters) for some in ranges], inline)
     shutil.rmtree(folder / "alike", ignore_errors=True)
@@ -124,26 +126,24 @@ def _sort(folder: Path, part: int) -> tuple[int, int]:
     for name, column in (("tile", "id"), ("x", "x"), ("y", "y"), ("size", "size"), ("flip", "flip")):
         members[name] = columns[column][order]
     for name, array in (("hashes", unique), ("groups", starts), ("members", members)):
-        np.save(folder / f"{name}-{part:05d}.npy", array)
+        save(folder / f"{name}-{part:05d}.npy", array)
     return len(unique), len(members)
 
 
 def _join(folder: Path, sizes: list[tuple[int, int]]) -> None:
     """Partitions one behind the other, without holding them."""
     unique, patches = (sum(column) for column in zip(*sizes, strict=True))
-    create = np.lib.format.open_memmap
-    hashes = create(folder / "hashes.npy", "w+", np.uint64, (unique,))
-    starts = create(folder / "groups.npy", "w+", np.int64, (unique + 1,))
-    members = create(folder / "members.npy", "w+", _MEMBER, (patches,))
-    at = into = 0
-    for part, (some, more) in enumerate(sizes):
-        for name, whole, low, number in (("hashes", hashes, at, some), ("members", members, into, more)):
-            whole[low : low + number] = np.load(folder / f"{name}-{part:05d}.npy")
-        starts[at : at + some] = np.load(folder / f"groups-{part:05d}.npy") + into
-        for name in ("hashes", "groups", "members"):
+    ends = np.cumsum([more for _, more in sizes])
+
+    def taken(name: str) -> Iterator[np.ndarray]:
+        for part in range(len(sizes)):
+            yield np.load(folder / f"{name}-{part:05d}.npy")
             (folder / f"{name}-{part:05d}.npy").unlink()
-        at, into = at + some, into + more
-    starts[unique] = patches
+
+    begins = (starts + end - more for starts, end, (_, more) in zip(taken("groups"), ends, sizes, strict=True))
+    save_parts(folder / "hashes.npy", np.dtype(np.uint64), unique, taken("hashes"))
+    save_parts(folder / "groups.npy", np.dtype(np.int64), unique + 1, chain(begins, [np.array([patches])]))
+    save_parts(folder / "members.npy", _MEMBER, patches, taken("members"))
 
 
 def _search(folder: Path, bands: tuple[Band, ...], which: int, turn: int, low: int, high: int, count: int) -> None:
@@ -167,7 +167,7 @@ def _count(folder: Path, part: int, count: int) -> int:
     table = gather(folder / "alike", part, _ALIKE)
     query, place = table["query"].to_numpy() - low, table["place"].to_numpy()
     told = likes(query, place, starts, high - low, CROWD) <= CROWD
-    np.save(folder / f"told-{part:05d}.npy", told)
+    save(folder / f"told-{part:05d}.npy", told)
     return int(told[query].sum())
 
 

@@ -17,7 +17,7 @@ from geomim.corpus.pipeline.candidates import propose
 from geomim.corpus.pipeline.edges import EDGES, edge_table
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.pipeline.pixels import Pixels
-from geomim.corpus.pipeline.shuffle import stage_folder
+from geomim.corpus.pipeline.shuffle import save, stage_folder
 from geomim.corpus.pipeline.staged import staged
 from geomim.corpus.store import write_table
 from geomim.errors import CorpusError
@@ -29,6 +29,7 @@ SINGLE = 1.0
 tiles: 0.6 a tile in RSICD, of which 10 more overlaps come than the 27 that two matches tell of, all true by eye. Where
 there are more, comparing them would cost more than the build, and only pairs that two matches tell of are compared."""
 _PAIRS = 2000  # of a task
+_HELD = 64  # of them whose tiles are held: half a gigabyte at 1024 pixels
 
 
 def find_crops(work: Path, copies: pa.Table, pixels: Pixels, workers: Workers) -> Path:
@@ -65,7 +66,7 @@ def _find(work: Path, done: Path, copies: pa.Table, pixels: Pixels, workers: Wor
     folder, tasks = stage_folder(done), staged(work).folders
     write_table(folder / "copies.parquet", copies)
     sources = pq.read_table(work / "sources.parquet", columns=["tiles"])["tiles"].to_numpy()
-    np.save(folder / "sources.npy", np.cumsum(sources))
+    save(folder / "sources.npy", np.cumsum(sources))
     rows = [pq.read_metadata(task / "blocks.parquet").num_rows for task in tasks]
     counts = propose(folder, tasks, rows, workers)
     found, several = (sum(column) for column in zip(*counts, strict=True))
@@ -80,12 +81,13 @@ def _compare(work: Path, folder: Path, pixels: Pixels, part: int, low: int, end:
     """Verify a slice of the candidates on their pixels."""
     found = pq.read_table(folder / f"candidates-{part:05d}.parquet").slice(low, min(_PAIRS, end - low))
     a, b, turn, x, y = (found[name].to_numpy() for name in ("a", "b", "turn", "x", "y"))
-    numbers, places = np.unique(np.concatenate([a, b]), return_inverse=True)
-    tiles = staged(work).greys(numbers, np.dtype(pixels.dtype), pixels.bands)
     shares, alike = np.zeros(len(a), np.float32), np.zeros(len(a), np.float32)
-    for row in range(len(a)):
-        one, two = tiles[places[row]], tiles[places[len(a) + row]]
-        shares[row], alike[row] = overlap(one, two, int(turn[row]), (int(x[row]), int(y[row])))
+    for start in range(0, len(a), _HELD):
+        rows = range(start, min(start + _HELD, len(a)))
+        numbers, places = np.unique(np.concatenate([a[rows], b[rows]]), return_inverse=True)
+        tiles = staged(work).greys(numbers, np.dtype(pixels.dtype), pixels.bands)
+        for row, one, two in zip(rows, places[: len(rows)], places[len(rows) :], strict=True):
+            shares[row], alike[row] = overlap(tiles[one], tiles[two], int(turn[row]), (int(x[row]), int(y[row])))
     least = np.where(found["votes"].to_numpy() > 1, MIN_CORRELATION, MIN_SINGLE_CORRELATION)
     good = (shares >= MIN_SHARE) & (alike >= least)
     back = np.array([inverse(k) for k in range(8)])[turn]  # `turn` turns b into a

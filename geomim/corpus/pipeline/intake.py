@@ -122,13 +122,13 @@ def _split_name(published: str | None) -> str:
 def _begin(folder: Path, recipe: Recipe, keep_tasks: bool) -> None:
     """Mark the folder as this build's, then remove what another one left."""
     work = folder / "work"
-    if not keep_tasks:
-        shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     (work / "deleting").touch()
+    if not keep_tasks:
+        (work / "plan.json").unlink(missing_ok=True)  # without it nothing here counts, should this be stopped
     write_json(work / "recipe.json", asdict(recipe))
     for path in [*(folder / name for name in (*_OWN, *_OTHERS)), *work.iterdir()]:
-        if path.is_dir() and path.name != "tasks":
+        if path.is_dir() and not (keep_tasks and path.name == "tasks"):
             shutil.rmtree(path)
         elif path.is_file() and path.name not in ("recipe.json", "plan.json", "deleting"):
             path.unlink()

@@ -7,6 +7,8 @@ them as queries in all eight orientations; all tasks map the same files, so memo
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from geomim.corpus.duplicates.hamming import Band, BandIndex, choose_bands, inde
 from geomim.corpus.duplicates.verify import MIN_CORRELATION, correlation
 from geomim.corpus.pipeline.edges import EDGES, edge_table
 from geomim.corpus.pipeline.executor import Workers
-from geomim.corpus.pipeline.shuffle import gather, parts, scatter, stage_folder
+from geomim.corpus.pipeline.shuffle import gather, parts, save, save_parts, scatter, stage_folder
 from geomim.corpus.pipeline.staged import staged
 from geomim.corpus.store import write_table
 
@@ -90,32 +92,30 @@ def sort_hashes(folder: Path, part: int) -> tuple[int, int]:
     """Distinct hashes of a partition, and the tiles that have each; returns how many of both."""
     table = gather(folder / "keys", part, _KEYS).sort_by([("phash", "ascending"), ("id", "ascending")])
     unique, starts = np.unique(table["phash"].to_numpy(), return_index=True)
-    np.save(folder / f"hashes-{part:05d}.npy", unique)
-    np.save(folder / f"groups-{part:05d}.npy", starts)
-    np.save(folder / f"ids-{part:05d}.npy", table["id"].to_numpy())
+    save(folder / f"hashes-{part:05d}.npy", unique)
+    save(folder / f"groups-{part:05d}.npy", starts)
+    save(folder / f"ids-{part:05d}.npy", table["id"].to_numpy())
     return len(unique), len(table)
 
 
 def join_hashes(folder: Path, sizes: list[tuple[int, int]]) -> None:
     """Partitions one behind the other, without holding them."""
     unique, members = (sum(column) for column in zip(*sizes, strict=True))
-    create = np.lib.format.open_memmap
-    hashes = create(folder / "hashes.npy", "w+", np.uint64, (unique,))
-    starts = create(folder / "groups.npy", "w+", np.int64, (unique + 1,))
-    ids = create(folder / "ids.npy", "w+", np.int64, (members,))
-    at = into = 0
-    for part, (some, more) in enumerate(sizes):
-        hashes[at : at + some] = np.load(folder / f"hashes-{part:05d}.npy")
-        starts[at : at + some] = np.load(folder / f"groups-{part:05d}.npy") + into
-        ids[into : into + more] = np.load(folder / f"ids-{part:05d}.npy")
-        at, into = at + some, into + more
-    starts[unique] = members
+    ends = np.cumsum([more for _, more in sizes])
+
+    def loaded(name: str) -> Iterator[np.ndarray]:
+        return (np.load(folder / f"{name}-{part:05d}.npy") for part in range(len(sizes)))
+
+    begins = (starts + end - more for starts, end, (_, more) in zip(loaded("groups"), ends, sizes, strict=True))
+    save_parts(folder / "hashes.npy", np.dtype(np.uint64), unique, loaded("hashes"))
+    save_parts(folder / "groups.npy", np.dtype(np.int64), unique + 1, chain(begins, [np.array([members])]))
+    save_parts(folder / "ids.npy", np.dtype(np.int64), members, loaded("ids"))
 
 
 def _index(folder: Path, bands: tuple[Band, ...], which: int) -> None:
     index = index_band(np.load(folder / "hashes.npy", mmap_mode="r"), bands[which])
     for name in _ARRAYS:
-        np.save(folder / f"{name}-{which}.npy", getattr(index, name))
+        save(folder / f"{name}-{which}.npy", getattr(index, name))
 
 
 _ARRAYS = ("order", "starts", "hashes")

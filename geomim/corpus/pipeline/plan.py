@@ -192,8 +192,10 @@ def _of_one_type(sources: pa.Table) -> pa.Table:
     dtype = sources["dtype"]
     other = pc.and_(pc.not_equal(dtype, ""), pc.not_equal(dtype, usual))
     why = f" and {count} other sources {usual}, and a corpus holds one type: build a corpus of its own, or convert it"
-    refused = pc.binary_join_element_wise("'", sources["uri"], "' stores ", dtype, why, "")
-    new = {"refused": pc.if_else(other, refused, sources["refused"]), "tiles": pc.if_else(other, 0, sources["tiles"])}
+    uris, kinds = sources["uri"].filter(other), dtype.filter(other)
+    reasons = pc.binary_join_element_wise("'", uris, "' stores ", kinds, why, "").combine_chunks()  # of these alone
+    refused = pc.replace_with_mask(sources["refused"].combine_chunks(), other.combine_chunks(), reasons)
+    new = {"refused": refused, "tiles": pc.if_else(other, 0, sources["tiles"])}
     for name, column in new.items():
         sources = sources.set_column(sources.column_names.index(name), SOURCES.field(name), column)
     return sources

@@ -26,11 +26,13 @@ class RawFile:
     Args:
         file: Receives all of them.
         record: Bytes of a piece.
+        count: Pieces that are there already; what lies behind goes.
     """
 
-    def __init__(self, file: Path, record: int) -> None:
-        self._file: BinaryIO = open(file, "wb")
+    def __init__(self, file: Path, record: int, count: int = 0) -> None:
+        self._file: BinaryIO = open(file, "r+b" if count else "wb")
         self._record = record
+        self.truncate(count)
 
     def append(self, values: np.ndarray) -> None:
         """Add those of some tiles, `(n, ...)`, as little-endian bytes."""
@@ -41,22 +43,13 @@ class RawFile:
         self._file.seek(count * self._record)
         self._file.truncate()
 
-    def let_go(self) -> None:
-        """Let the system write what it holds of the file, and forget what is written.
-
-        A corpus larger than memory would push all else out of it; and pages that are used again are at hand at once.
-        """
-        self._file.flush()
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
     def close(self) -> None:
         """Write what waits."""
         self._file.close()
 
 
 class ImageFiles:
-    """Images of one size on their way to disk, in files of a shard each; `close` them.
+    """Images of one size on their way to disk, in files of a shard each, of which one is open; `close` them.
 
     Args:
         folder: Of the task.
@@ -67,34 +60,51 @@ class ImageFiles:
     def __init__(self, folder: Path, size: int, record: int) -> None:
         self._folder, self._size, self._record = folder, size, record
         self._per_file = whole_shard(record)
-        self._files: list[RawFile] = []
         self._count = 0
+        self._file: RawFile | None = None
 
     def append(self, values: np.ndarray) -> None:
         """Add images `(n, C, size, size)`, as little-endian bytes."""
         while len(values):
             number, place = divmod(self._count, self._per_file)
-            if number == len(self._files):
-                for file in self._files[-2:]:  # the last one is on its way to disk then, the one before has arrived
-                    file.let_go()
-                self._files.append(RawFile(image_file(self._folder, self._size, number), self._record))
+            self._file = self._file or RawFile(self._name(number), self._record, place)
             some = values[: self._per_file - place]
-            self._files[number].append(some)
+            self._file.append(some)
             self._count += len(some)
             values = values[len(some) :]
+            if self._count % self._per_file == 0:
+                self._file.append(np.frombuffer(full_index(self._per_file, self._record), np.uint8))
+                self.close()
+                for one in range(max(number - 1, 0), number + 1):  # this is on its way then, the one before has arrived
+                    _let_go(self._name(one))
 
     def truncate(self, count: int) -> None:
         """Forget all but the first `count`."""
-        for number, file in enumerate(self._files):
-            file.truncate(min(max(count - number * self._per_file, 0), self._per_file))
+        self.close()
+        for number in range(-(-count // self._per_file), -(-self._count // self._per_file)):
+            self._name(number).unlink()
+        if count % self._per_file:
+            RawFile(self._name(count // self._per_file), self._record, count % self._per_file).close()
         self._count = count
 
     def close(self) -> None:
-        """Make shards of the files that are full."""
-        for number, file in enumerate(self._files):
-            if (number + 1) * self._per_file <= self._count:
-                file.append(np.frombuffer(full_index(self._per_file, self._record), np.uint8))
-            file.close()
+        """Write what waits."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+
+    def _name(self, number: int) -> Path:
+        return image_file(self._folder, self._size, number)
+
+
+def _let_go(path: Path) -> None:
+    """Let the system write what it holds of a file, and forget what is written.
+
+    A corpus larger than memory would push all else out of it; and pages that are used again are at hand at once.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def little_endian(values: np.ndarray) -> np.ndarray:

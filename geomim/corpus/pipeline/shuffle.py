@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,32 @@ def gather(folder: Path, part: int, schema: pa.Schema) -> pa.Table:
     """All rows of one partition, in the order of the tasks' names."""
     files = sorted((folder / f"part-{part:05d}").glob("*.parquet"))
     return pa.concat_tables([schema.empty_table(), *(pq.read_table(file).cast(schema) for file in files)])
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    """`np.save`, but a full disk is an error that says so."""
+    save_parts(path, array.dtype, len(array), [array])
+
+
+def save_parts(path: Path, dtype: np.dtype, count: int, parts: Iterable[np.ndarray]) -> None:
+    """The same for arrays `(n,)` one behind the other, `count` numbers together, of which one is held at a time."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            file.write(np.ascontiguousarray(part, dtype).view(np.uint8).data)
+
+
+def discard(folder: Path, aside: Path) -> None:
+    """Remove a folder such that a kill leaves nothing under its name.
+
+    Args:
+        folder: What is removed.
+        aside: On the same disk; a name that means nothing.
+    """
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(folder, aside)
+    shutil.rmtree(aside)
 
 
 def stage_folder(folder: Path) -> Path:

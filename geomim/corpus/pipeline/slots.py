@@ -72,7 +72,8 @@ def assign_slots(work: Path, folder: Path, copies: pa.Table, pixels: Pixels, wor
 
 def _count(task: Path, folder: Path) -> dict[int, _Count]:
     tiles = pq.read_table(task / "tiles.parquet", columns=["id", "size", "place"])
-    copied = pc.is_in(tiles["id"], pq.read_table(folder / "copies.parquet", columns=["id"])["id"])
+    ids = tiles["id"].to_numpy()
+    copied = pa.array(_originals(ids, pq.read_table(folder / "copies.parquet")) != ids)
     result = {}
     for size in tiles["size"].unique().to_pylist():
         some = pc.equal(tiles["size"], size)
@@ -117,10 +118,11 @@ def _number(task: Path, folder: Path, number: int, rooms: dict[int, _Room]) -> N
 
 def _originals(ids: np.ndarray, copies: pa.Table) -> np.ndarray:
     """The original of each tile: itself where it is no copy."""
-    original = ids.copy()
-    _, here, there = np.intersect1d(ids, copies["id"].to_numpy(), assume_unique=True, return_indices=True)
-    original[here] = copies["original"].to_numpy()[there]
-    return original
+    if not len(copies):
+        return ids
+    known = copies["id"].to_numpy()
+    at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+    return np.where(known[at] == ids, copies["original"].to_numpy()[at], ids)
 
 
 def _share_slots(folder: Path, copies: pa.Table) -> None:

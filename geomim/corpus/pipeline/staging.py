@@ -101,7 +101,7 @@ class Staging:
         self._waiting: list[tuple[dict[str, Any], Tile, np.ndarray | None]] = []
         self._waiting_bytes = 0
         self._tiles = FACTS.empty_table()  # those that are written
-        self._blocks = BLOCKS.empty_table()
+        self._blocks = [BLOCKS.empty_table()]
         self._files: dict[str, RawFile | ImageFiles] = {}
         self._counts: Counter[int] = Counter()  # tiles of each size that are written
         self._masked: Counter[int] = Counter()  # those of them that have a mask
@@ -126,7 +126,8 @@ class Staging:
         self._tiles = self._tiles.slice(0, count)
         self._counts = Counter(self._tiles["size"].to_pylist())
         self._masked = Counter(self._tiles.filter(self._tiles["mask_place"].is_valid())["size"].to_pylist())
-        self._blocks = self._blocks.filter(pc.is_in(self._blocks["id"], self._tiles["id"]))
+        blocks = pa.concat_tables(self._blocks)
+        self._blocks = [blocks.filter(pc.is_in(blocks["id"], self._tiles["id"]))]
         for name, file in self._files.items():
             kind, _, size = name.partition("-")
             places = {"signature": count, "mask": self._masked[int(size or 0)]}
@@ -160,7 +161,7 @@ class Staging:
         self._flush()
         pq.write_table(self._tiles, self._folder / "tiles.parquet", compression="zstd")
         if self._plan.crops:
-            pq.write_table(self._blocks, self._folder / "blocks.parquet")
+            pq.write_table(pa.concat_tables(self._blocks), self._folder / "blocks.parquet")
 
     def _flush(self) -> None:
         if not self._waiting:
@@ -218,15 +219,14 @@ class Staging:
 
     def _take_blocks(self, rows: list[dict[str, Any]]) -> None:
         """Block hashes of the tiles that wait, but of those that footprints compare and those that hold nothing."""
-        taken = [self._blocks]
         for row, (_, tile, _) in zip(rows, self._waiting, strict=True):
             placed = row.get("geometry") is not None and row["time"] is not None
             if not self._plan.crops or placed or row["low_information"]:
                 continue
             hashes, xy = block_hashes(grey(tile.pixels), tile.valid, int(_CORNERS * max(1.0, (tile.size / 256) ** 2)))
             number, size = np.full(len(xy), row["id"], np.int64), np.full(len(xy), tile.size, np.int32)
-            taken.append(pa.Table.from_arrays([number, size, hashes, xy[:, 0], xy[:, 1]], schema=BLOCKS))
-        self._blocks = pa.concat_tables(taken)
+            columns = [number, size, hashes, xy[:, 0], xy[:, 1]]
+            self._blocks.append(pa.Table.from_arrays(columns, schema=BLOCKS))
 
     def _write(self, name: str, values: np.ndarray) -> None:
         if name not in self._files:

@@ -62,12 +62,6 @@ def _project(crs: Any, place: Placement, cols: np.ndarray, rows: np.ndarray) -> 
     return degrees
 
 
-def footprint(crs: Any, place: Placement | None, window: Window) -> BaseGeometry | None:
-    """Outline of a window on Earth: `footprints` of one."""
-    outline: BaseGeometry | None = footprints(crs, place, [window])[0]
-    return outline
-
-
 def footprints(crs: Any, place: Placement | None, windows: Sequence[Window]) -> np.ndarray:
     """Outlines of windows on Earth, edges densified where they are curves.
 

@@ -10,7 +10,7 @@ from geomim.corpus.scenes.footprints import affine
 
 
 def footprint(crs, transform, height, width):
-    return footprints.footprint(crs, transform and affine(transform), Window(0, 0, width, height))
+    return footprints.footprints(crs, transform and affine(transform), [Window(0, 0, width, height)])[0]
 
 
 def ground_sample_distance(crs, transform, height, width):
