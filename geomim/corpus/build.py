@@ -198,9 +198,8 @@ def _finished(folder: Path, recipe: Recipe, overwrite: bool) -> bool:
     if made is not None and made != wanted and not overwrite:
         names = [name for name in {**wanted, **made} if made.get(name) != wanted.get(name)]
         if (folder / "work").exists() and set(names) <= LATER:
-            if "crops" in names:  # its edges are among the others
-                if (folder / "catalogue").exists():
-                    discard(folder / "catalogue", folder / "work" / "old")
+            if "crops" in names and (folder / "catalogue").exists():  # its edges are among the others
+                discard(folder / "catalogue", folder / "work" / "old")
             write_json(folder / "work" / "recipe.json", wanted)  # what is cut is cut
             return False
         changed = ", ".join(f"{name}: {made.get(name)!r} there, {wanted.get(name)!r} given" for name in names)

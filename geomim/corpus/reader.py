@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import google_crc32c
 import numpy as np
 
+from geomim.corpus.compression import CODECS, zarr_python
 from geomim.corpus.remote import Url, place
-from geomim.corpus.shards import CODECS, COMPLETE, MISSING, ArrayLayout, find_layout, read_meta
+from geomim.corpus.shards import COMPLETE, MISSING, ArrayLayout, find_layout, read_meta
 from geomim.errors import CorpusError
 
 _OPEN_SHARDS = 256  # each holds a file descriptor, and 1024 are usual
@@ -134,9 +135,7 @@ class TileArray:
 
     def _read_zarr(self, slots: np.ndarray, out: np.ndarray) -> np.ndarray:
         if self._zarr is None:
-            import zarr  # for other layouts alone: it takes longer to import than all else here
-
-            self._zarr = zarr.open_array(str(self.path), mode="r")  # an address as well, through fsspec
+            self._zarr = zarr_python().open_array(str(self.path), mode="r")  # an address as well, through fsspec
         for row, slot in enumerate(slots.tolist()):  # tile by tile: fancy indexing over shards is 20 times slower
             out[row] = self._zarr[slot]
         return out

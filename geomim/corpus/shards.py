@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import google_crc32c  # what zarr-python itself checks shard indices with
 import numpy as np
-from numcodecs import blosc, zstd
 
+from geomim.corpus.compression import CODECS, zarr_python
 from geomim.corpus.remote import Place, aside
 from geomim.errors import ConfigError, CorpusError, nearest
 
@@ -27,45 +27,6 @@ MISSING = np.uint64(2**64 - 1)
 """Offset and size of a chunk that is not stored, as the zarr v3 specification says."""
 COMPLETE = "every_shard_exists"
 """Attribute of arrays written here: a shard that is missing is a loss, not fill values."""
-
-
-def _zarr() -> Any:
-    """zarr-python, once it is needed: it takes longer to import than all else here, and most workers never do."""
-    import zarr.codecs
-
-    return zarr
-
-
-@dataclass(frozen=True)
-class Codec:
-    """A compression of single tiles.
-
-    Attributes:
-        name: Of the codec in `zarr.json`.
-        for_zarr: The codec for numbers of so many bytes.
-        encode: A tile to bytes.
-        decode: Bytes into a buffer.
-    """
-
-    name: str
-    for_zarr: Callable[[int], Any]
-    encode: Callable[[np.ndarray], bytes]
-    decode: Callable[[Any, Any], Any]
-
-
-CODECS = {
-    "lz4": Codec(
-        "blosc",
-        lambda size: _zarr().codecs.BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=size),
-        lambda tile: blosc.compress(tile, b"lz4", 5, blosc.SHUFFLE),
-        blosc.decompress,
-    ),
-    "zstd": Codec(
-        "zstd", lambda size: _zarr().codecs.ZstdCodec(level=3), lambda tile: zstd.compress(tile, 3), zstd.decompress
-    ),
-}
-"""Compressions on offer."""
-blosc.use_threads = False  # with several its bytes would not repeat
 
 
 @dataclass(frozen=True)
@@ -150,7 +111,7 @@ def create_array(
     count = per_shard or tiles_per_shard(shape, dtype)
     layout = ArrayLayout(tuple(map(int, shape)), np.dtype(dtype).name, fill, count, compression)
     memory: dict[str, Any] = {}
-    zarr = _zarr()
+    zarr = zarr_python()
     zarr.create_array(
         zarr.storage.MemoryStore(memory),
         shape=layout.shape,
@@ -341,7 +302,7 @@ def write_groups(path: Path) -> None:
     Args:
         path: The folder `tiles.zarr`, with the arrays in a folder for each tile size.
     """
-    zarr = _zarr()
+    zarr = zarr_python()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # zarr says that v3 does not specify this yet; xarray warns where it is missing
         for group in (*sorted(part for part in path.iterdir() if part.is_dir()), path):

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from geomim.corpus.pipeline.executor import Workers
-from geomim.corpus.pipeline.raw import image_file, read_raw
+from geomim.corpus.pipeline.raw import image_at, image_file, read_raw
 from geomim.corpus.pipeline.staged import staged
 from geomim.corpus.shards import (
     ArrayLayout,
@@ -181,12 +181,12 @@ def _runs(layout: ArrayLayout, tiles: pa.Table, parts: _Parts) -> list[tuple[Pat
 def _values(name: str, layout: ArrayLayout, tiles: pa.Table, parts: _Parts) -> Iterator[np.ndarray | None]:
     """A shard's tiles, None where one is all fill."""
     size, mapped = layout.tile[-1], lru_cache(maxsize=64)(read_raw)
-    per_file, bits = whole_shard(layout.tile_bytes), (-(-(size**2) // 8),)
+    bits = (-(-(size**2) // 8),)
     for row in tiles.to_pylist():
         folder = parts[row["part"]][0]
         if name == "image":
-            number, place = divmod(row["place"], per_file)
-            yield mapped(image_file(folder, size, number), layout.dtype, layout.tile)[place]
+            file, place = image_at(folder, size, row["place"], layout.tile_bytes)
+            yield mapped(file, layout.dtype, layout.tile)[place]
         elif name == "mask":
             place = row["mask_place"]
             yield None if place is None else mapped(folder / f"mask-{size}.raw", "uint8", layout.tile)[place]

@@ -15,6 +15,12 @@ import numpy as np
 from geomim.corpus.shards import full_index, whole_shard
 
 
+def image_at(folder: Path, size: int, place: int, record: int) -> tuple[Path, int]:
+    """File of a task that holds an image of so many bytes, and its place there."""
+    number, there = divmod(place, whole_shard(record))
+    return image_file(folder, size, number), there
+
+
 def image_file(folder: Path, size: int, number: int) -> Path:
     """File of a task that holds the images of one size whose `place // whole_shard` is `number`."""
     return folder / f"image-{size}-{number:05d}.raw"

@@ -89,14 +89,14 @@ def _share(counts: list[_Count], per_file: int) -> list[_Room]:
     for count in counts:
         homes.append(min(count.tiles // per_file, left) * per_file)
         left -= homes[-1] // per_file
-    first = np.cumsum([0, *homes])
+    starts, behind = np.cumsum(homes) - homes, sum(homes)
     inside = [count.copies[count.copies < home] for count, home in zip(counts, homes, strict=True)]
-    holes = np.concatenate([slots + start for slots, start in zip(inside, first, strict=False)])
+    holes = np.concatenate([places + start for places, start in zip(inside, starts, strict=True)])
     rooms, taken = [], 0
-    for count, home, start, inner in zip(counts, homes, first, inside, strict=False):
+    for count, home, start, inner in zip(counts, homes, starts, inside, strict=True):
         end = taken + (count.tiles - home) - (len(count.copies) - len(inner))
-        behind = first[-1] + np.arange(max(taken, len(holes)), max(end, len(holes))) - len(holes)
-        rooms.append(_Room(home, int(start), np.concatenate([holes[taken:end], behind])))
+        late = behind + np.arange(max(taken, len(holes)), max(end, len(holes))) - len(holes)
+        rooms.append(_Room(home, int(start), np.concatenate([holes[taken:end], late])))
         taken = end
     return rooms
 

@@ -12,9 +12,8 @@ import pyarrow.parquet as pq
 
 from geomim.corpus.duplicates.fingerprint import GRID
 from geomim.corpus.pipeline.plan import Task
-from geomim.corpus.pipeline.raw import image_file, read_raw
+from geomim.corpus.pipeline.raw import image_at, read_raw
 from geomim.corpus.pipeline.staging import grey
-from geomim.corpus.shards import whole_shard
 from geomim.corpus.store import write_table
 
 SIGNATURE = (GRID * GRID,)
@@ -73,8 +72,8 @@ class Staged:
             for slot, tile in zip(group.tolist(), tiles, strict=True):
                 size, place = tile["size"], tile["place"]
                 shape = (bands, size, size)
-                file, place_there = divmod(place, whole_shard(int(np.prod(shape)) * dtype.itemsize))
-                image = grey(self._raw(image_file(folder, size, file), dtype, shape)[place_there])
+                file, there = image_at(folder, size, place, int(np.prod(shape)) * dtype.itemsize)
+                image = grey(self._raw(file, dtype, shape)[there])
                 if tile["pixels"] < size**2:
                     bits = self._raw(folder / f"valid-{size}.raw", np.dtype(np.uint8), (-(-(size**2) // 8),))[place]
                     image[np.unpackbits(bits, count=size**2).reshape(size, size) == 0] = np.nan
