@@ -149,7 +149,7 @@ def _from_folder(path: Path, train_split: str, test_split: str) -> LabelledData:
     notes: tuple[str, ...] = ()
     splits = _split_folders(path)
     chosen = [_split_folder(path, splits, name) for name in (train_split, test_split)]
-    if all(chosen):
+    if all(chosen) and chosen[0] != chosen[1]:
         train, test = (_by_class(folder) for folder in chosen if folder)
     elif splits or (train_split, test_split) != ("train", "test"):
         raise InputError(_no_split(path, splits, train_split, test_split))
@@ -215,7 +215,7 @@ def _split_folder(path: Path, splits: Sequence[Path], name: str) -> Path | None:
 
 def _no_split(path: Path, splits: Sequence[Path], train_split: str, test_split: str) -> str:
     there = [folder.name for folder in splits]
-    missing = [name for name in (train_split, test_split) if not _split_folder(path, splits, name)]
+    missing = [name for name in (train_split, test_split) if not _split_folder(path, splits, name)] or [test_split]
     said = f"'{path}' has the split folders {', '.join(there) or '(none)'}, and none for {' and '.join(missing)}: "
     if not there:
         return said + "without --train-split and --test-split a fifth of each class is set aside"

@@ -123,7 +123,7 @@ class _Encoder:
 
     def sample(self, tiles: pa.Table) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Numbers and validity of some tiles drawn by chance, always the same."""
-        some = tiles.take(np.random.default_rng(0).permutation(len(tiles))[:LOOKS])
+        some = tiles.take(np.random.default_rng(0).choice(len(tiles), min(LOOKS, len(tiles)), replace=False))
         sizes, slots = some["size"].to_numpy(), some["slot"].to_numpy()
         for size in np.unique(sizes).tolist():
             for numbers, valid, _ in self._read(size, np.sort(slots[sizes == size])):

@@ -49,8 +49,10 @@ def test_splits_that_are_not_there_are_refused(tmp_path):
     assert len(open_labelled(tmp_path / "one" / "train").test) == 4
     with pytest.raises(InputError, match="without --train-split and --test-split"):
         open_labelled(tmp_path / "one" / "train", test_split="tset")
-    with pytest.raises(InputError, match="both 'train'"):
-        open_labelled(tmp_path / "one", test_split="train")
+    pictures(tmp_path / "one" / "val")
+    for name in ("train", "Training"):
+        with pytest.raises(InputError, match="--test-split"):
+            open_labelled(tmp_path / "one", test_split=name)
 
 
 def test_a_class_may_be_called_as_a_split(tmp_path):
