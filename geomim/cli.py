@@ -44,7 +44,7 @@ VERBS = {
     "corpus pack": Verb("geomim.corpus.exchange:pack", "corpus", "the kept tiles as WebDataset archives"),
     "corpus unpack": Verb("geomim.corpus.exchange:unpack", "corpus", "WebDataset archives become a corpus"),
     "corpus to-geotiff": Verb("geomim.corpus.geotiff:to_geotiff", "corpus", "tiles as GeoTIFFs that QGIS opens"),
-    "corpus publish": Verb("geomim.corpus.remote:publish", "corpus", "a corpus to an address such as s3://"),
+    "corpus publish": Verb("geomim.corpus.publish:publish", "corpus", "a corpus to an address such as s3://"),
     "corpus verify": Verb("geomim.corpus.verify:verify", "corpus", "whether a corpus still is what its lock says"),
     "corpus rebuild": Verb("geomim.corpus.verify:rebuild", "corpus", "make a corpus again from its lock and sources"),
     "pretrain": Verb("geomim.verbs.pretrain:run", "train", "a corpus becomes an encoder"),

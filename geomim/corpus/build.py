@@ -171,7 +171,7 @@ def build(
     if not (folder / "report" / "index.html").exists():
         write_report(folder)
     if remote:
-        from geomim.corpus.remote import publish
+        from geomim.corpus.publish import publish
 
         publish(str(folder), str(out))
     print_funnel(Corpus.open(folder), console)
@@ -241,13 +241,13 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     searched = max(RADIUS, recipe.near or 0)
     meta = {"searched": searched, "sensor": found, "recipe": asdict(recipe), "changes": [], "protect": published}
     meta["classes"] = classes
-    finish(folder, meta, rules_of(meta), pool)
+    excluded = None
     if benchmarks:
-        from geomim.corpus.exclusion import Search, exclude_sides
+        from geomim.corpus.exclusion import Search, keep_clear
 
-        search = Search(skip_unreadable=recipe.skip_unreadable)
-        exclude_sides(Corpus.open(folder), benchmarks, search, pool, console)
-    os.replace(work, folder / "work.done")
+        excluded = keep_clear(folder, meta, benchmarks, Search(skip_unreadable=recipe.skip_unreadable), pool, console)
+    finish(folder, meta, rules_of(meta), pool, {"exclusions": excluded})
+    os.replace(work, folder / "work.done")  # with `work` beside it, no corpus opens
     shutil.rmtree(folder / "work.done")
 
 

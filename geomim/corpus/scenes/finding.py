@@ -8,9 +8,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from geomim.corpus.scenes.archives import archive_of, archive_root, is_archive, members
 from geomim.corpus.scenes.files import is_remote
+from geomim.corpus.store import holds_corpus
 from geomim.errors import InputError
 
 SUFFIXES = (".tif", ".tiff", ".gtif", ".gtiff", ".vrt", ".jp2", ".j2k", ".png", ".jpg", ".jpeg")
@@ -115,7 +117,8 @@ def _in_folder(root: str) -> set[str]:
     parts: set[str] = set()  # of STAC items
     for parent, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        if "corpus.json" in files:  # a corpus is made of scenes and is none
+        # a corpus is made of scenes and is none
+        if "corpus.json" in files or ("work" in folders and holds_corpus(Path(parent))):
             folders.clear()
         elif is_product(parent, files):
             folders.clear()

@@ -1,4 +1,4 @@
-"""A build that is killed at any moment goes on, and ends with the same bytes."""
+"""A build that is killed at any moment goes on, ends with the same bytes, and opens only when all is decided."""
 
 import hashlib
 import os
@@ -7,10 +7,15 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import rasterio
 
+from geomim.corpus import build as building
 from geomim.corpus.build import build
+from geomim.corpus.store import Corpus
+from geomim.corpus.verify import verify
+from geomim.errors import CorpusError
 
 
 def photographs(folder, count=5, size=96):
@@ -23,9 +28,13 @@ def photographs(folder, count=5, size=96):
     images += [wide[:, :size, :size], wide[:, 30 : 30 + size, 30 : 30 + size]]
     for number, pixels in enumerate(images[:count]):
         file = folder / f"{number}.png"
-        with rasterio.open(file, "w", driver="PNG", count=3, height=size, width=size, dtype="uint8") as raster:
+        with rasterio.open(file, "w", driver="PNG", **shape_of(pixels)) as raster:
             raster.write(pixels)
     return folder
+
+
+def shape_of(pixels):
+    return dict(zip(("count", "height", "width"), pixels.shape, strict=True)) | {"dtype": "uint8"}
 
 
 def digest(folder):
@@ -38,7 +47,20 @@ def digest(folder):
 
 
 def make(source, out):
-    build([str(source)], str(out), tile=96, workers=1, quota=1)
+    build([str(source)], str(out), tile=96, workers=1, quota=1, against=[str(source.parent / "benchmark")])
+
+
+def check_whole(out):
+    """Whether a corpus opens; one that does holds nothing of the benchmark, and its files are of one state."""
+    try:
+        corpus = Corpus.open(out)
+    except CorpusError as refused:
+        assert "is no corpus" in str(refused) or "run its `geomim corpus build` again" in str(refused)
+        return False
+    held = corpus.table(where=pc.ends_with(pc.field("source"), "1.png"))
+    assert held["kept"].to_pylist() == [False] and held["reason"][0].as_py().startswith("touches benchmark")
+    verify(str(out))
+    return True
 
 
 def names_of_renames(monkeypatch, source, out):
@@ -81,11 +103,25 @@ def killed(source, out, at, after):
     return -os.WTERMSIG(os.waitpid(child, 0)[1])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_pages():
+    """Reports, which are no part of what is decided, take most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "write_report", lambda folder: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kill")
     with pytest.MonkeyPatch.context() as patch:
-        renames = names_of_renames(patch, photographs(folder / "photographs"), folder / "corpus")
+        photographs(folder / "photographs")
+        (folder / "benchmark").mkdir()
+        with rasterio.open(folder / "photographs" / "1.png") as raster:
+            turned = np.rot90(raster.read(), axes=(1, 2))
+        with rasterio.open(folder / "benchmark" / "held.png", "w", driver="PNG", **shape_of(turned)) as raster:
+            raster.write(turned)
+        renames = names_of_renames(patch, folder / "photographs", folder / "corpus")
     return folder, renames, digest(folder / "corpus")
 
 
@@ -94,8 +130,9 @@ def test_killed_at_the_first_rename_of_every_stage(undisturbed, tmp_path):
     stages = {name: at for at, name in reversed(list(enumerate(renames))) if not name.startswith("report")}
     assert {"tiles.zarr", "catalogue", "work/near", "corpus.json", "work/tasks/000000"} <= stages.keys()
     for number, at in enumerate(sorted(stages.values())):
-        out = tmp_path / str(number)
+        out = tmp_path / str(number) / "corpus"  # pages tell the name
         assert killed(folder / "photographs", out, at, after=bool(number % 2)) == -signal.SIGKILL
+        check_whole(out)
         make(folder / "photographs", out)
         assert digest(out) == expected, renames[at]
 
@@ -105,5 +142,6 @@ def test_killed_again_and_again(undisturbed, tmp_path):
     out, rng = tmp_path / "corpus", np.random.default_rng(0)
     for _ in range(6):
         killed(folder / "photographs", out, int(rng.integers(2, 8)), bool(rng.integers(2)))
+        assert not check_whole(out)
     make(folder / "photographs", out)
     assert digest(out) == expected
