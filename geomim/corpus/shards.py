@@ -9,7 +9,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -130,33 +130,6 @@ def create_array(
         with aside(file) as out:
             out.write(text)
     return layout
-
-
-def extend_array(path: Path, more: int, first: int) -> ArrayLayout:
-    """Let an array grow without touching a shard: new tiles start in a new one.
-
-    The slots between the last tile and the first new one are a gap. No catalogue row points there, and they read as
-    fill values. `write_groups` must be called again afterwards.
-
-    Args:
-        path: Folder of the array.
-        more: Number of tiles that will be added.
-        first: Slot of the first of them: a multiple of the tiles a shard of every array that shares the slots.
-
-    Returns:
-        The layout of the longer array; its shards from `first // per_shard` on are to be written.
-
-    Raises:
-        CorpusError: The array has another layout than `create_array` gives.
-    """
-    layout = read_layout(path)
-    if first % layout.per_shard:
-        raise ValueError(f"'{path}': tiles cannot start at slot {first}: a shard holds {layout.per_shard}")
-    meta = json.loads((path / "zarr.json").read_text())
-    meta["shape"][0] = first + more
-    with aside(path / "zarr.json") as out:
-        out.write(json.dumps(meta, indent=2).encode())
-    return replace(layout, shape=(first + more, *layout.tile))
 
 
 def write_array(

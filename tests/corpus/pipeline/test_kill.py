@@ -12,6 +12,7 @@ import pytest
 import rasterio
 
 from geomim.corpus import build as building
+from geomim.corpus import exclusion
 from geomim.corpus.build import build
 from geomim.corpus.store import Corpus
 from geomim.corpus.verify import verify
@@ -105,9 +106,10 @@ def killed(source, out, at, after):
 
 @pytest.fixture(scope="module", autouse=True)
 def no_pages():
-    """Reports, which are no part of what is decided, take most of the time."""
+    """Reports and pictures, which are no part of what is decided, take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building, "write_report", lambda folder: None)
+        patch.setattr(exclusion, "figures", lambda *_: "")
         yield
 
 
