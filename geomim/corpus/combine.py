@@ -123,14 +123,19 @@ def _carry_over(folder: Path, corpora: Sequence[Corpus], edges: pa.Table) -> Non
 def _say_what_differs(folder: str, corpora: Sequence[Corpus]) -> None:
     """Say what a build of all sources might have done otherwise."""
     console = Console(stderr=True, markup=False, highlight=False)
-    first, rules = corpora[0], [asdict(rules_of(corpus.meta)) for corpus in corpora]
-    for corpus, asked in zip(corpora[1:], rules[1:], strict=True):
-        named = [f"{name} {rules[0][name]} and {value}" for name, value in asked.items() if rules[0][name] != value]
-        named += [name for name in _CUT if first.meta["recipe"].get(name) != corpus.meta["recipe"].get(name)]
-        if named:
+    first, *others = corpora
+    for other in others:
+        asked, theirs = (asdict(rules_of(corpus.meta)) | {"protect": None} for corpus in (first, other))
+        if named := [f"{name} {value} and {theirs[name]}" for name, value in asked.items() if value != theirs[name]]:
             console.print(
-                f"'{first.path}' and '{corpus.path}' were made otherwise ({', '.join(named)}): what the first asks "
-                f"counts for all tiles; `geomim corpus decide {folder}` changes it",
+                f"'{first.path}' and '{other.path}' ask other things of a tile ({', '.join(named)}): what the first "
+                f"asks counts for all; `geomim corpus decide {folder}` changes it",
+                soft_wrap=True,
+            )
+        if named := [name for name in _CUT if first.meta["recipe"].get(name) != other.meta["recipe"].get(name)]:
+            console.print(
+                f"'{first.path}' and '{other.path}' were made with other values of {', '.join(named)}: a build of all "
+                "sources gives other tiles",
                 soft_wrap=True,
             )
     compared = [_benchmarks(corpus) for corpus in corpora]

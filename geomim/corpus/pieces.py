@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -154,21 +155,19 @@ def stage(folder: Path, pieces: Sequence[Piece], workers: Workers) -> pa.Table:
     work, inline = folder / "work", sum(corpus_rows(piece.corpus) for piece in pieces) < _INLINE_TILES
     files = [(number, file) for number, piece in enumerate(pieces) for file in piece.files()]
     runs = workers.run("counting tiles", count_tiles, [(file,) for _, file in files], inline)
-    counts: list[dict[str, int]] = [{} for _ in pieces]
-    for (number, _), some in zip(files, runs, strict=True):
-        counts[number] |= some
-    sources, called = join_sources([piece.corpus for piece in pieces], counts)
+    counted = pa.concat_tables(
+        run.append_column("corpus", pa.array([number] * len(run))) for (number, _), run in zip(files, runs, strict=True)
+    )
+    sources, joint = join_sources([piece.corpus for piece in pieces], counted)
     tiled = sources.filter(pc.greater(sources["tiles"], 0))
     count = tiled["tiles"].to_numpy()
-    sensor, first = pieces[0].corpus.sensor, np.cumsum(count) - count
-    dealt = deal(count, max(pieces[0].slots) ** 2 * len(sensor.bands))
+    first = np.cumsum(count) - count
+    dealt = deal(count, max(pieces[0].slots) ** 2 * len(pieces[0].corpus.sensor.bands))
     part = np.repeat(np.arange(len(dealt)), [end - start for start, end in dealt])
-    row = {uri: place for place, uri in enumerate(tiled["uri"].to_pylist())}
-    calls: list[tuple[Any, ...]] = []
-    for (number, file), some in zip(files, runs, strict=True):
-        names = [called[number][uri] for uri in some]
-        joint = np.array([row[name] for name in names], np.int64)
-        calls.append((work / "moved", number, file, pieces[number].slots, names, joint, part[joint], len(dealt)))
+    calls = []
+    for (number, file), own in zip(files, np.split(joint, np.cumsum([len(run) for run in runs])[:-1]), strict=True):
+        names = Rows(pa.table({"uri": tiled["uri"].take(own)}))
+        calls.append((work / "moved", number, file, pieces[number].slots, names, own, part[own], len(dealt)))
     workers.run("sorting tiles", move_tiles, calls, inline)
     tasks = [Task(f"{place:06d}", Rows(tiled.slice(*span)), int(first[span[0]])) for place, span in enumerate(dealt)]
     offsets = [first[start:end] for start, end in dealt]
@@ -177,7 +176,7 @@ def stage(folder: Path, pieces: Sequence[Piece], workers: Workers) -> pa.Table:
     workers.run("looking at tiles", stage_part, staged, inline)
     Staged.write(work, tasks)
     write_table(work / "sources.parquet", tiled)
-    return sources.drop_columns("corpora")
+    return sources.select(["uri", "bytes", "xxh3", "tiles", "file"])
 
 
 def corpus_rows(corpus: Corpus) -> int:
@@ -186,63 +185,71 @@ def corpus_rows(corpus: Corpus) -> int:
     return count
 
 
-def count_tiles(file: Path) -> dict[str, int]:
+def count_tiles(file: Path) -> pa.Table:
     """Tiles of each source of a file, in order; a task."""
-    sources = pc.value_counts(pq.read_table(file, columns=["source"])["source"])
-    return {row["values"]: row["counts"] for row in sources.to_pylist()}
+    found = pc.value_counts(pq.read_table(file, columns=["source"])["source"])
+    return pa.table({"uri": found.field("values"), "tiles": found.field("counts")})
 
 
-def join_sources(corpora: Sequence[Corpus], counts: Sequence[dict[str, int]]) -> tuple[pa.Table, list[dict[str, str]]]:
+def join_sources(corpora: Sequence[Corpus], counted: pa.Table) -> tuple[pa.Table, np.ndarray]:
     """The sources of several corpora, each once, in the order of a build of all.
 
     Args:
         corpora: In order.
-        counts: Tiles of the sources of each.
+        counted: Columns `corpus`, `uri` and `tiles`.
 
     Returns:
-        Columns `uri`, `bytes`, `xxh3`, `tiles`, `file` and how many `corpora` have tiles of it; and for each corpus
-        what its sources are called there. Other files under a name that is taken get the corpus's name before theirs.
+        Columns `uri`, `bytes`, `xxh3`, `tiles`, `file` and how many `corpora` have tiles of it; and which row each of
+        `counted` belongs to. Other files under a name that is taken get the name of their corpus before it.
     """
-    rows: dict[str, dict[str, Any]] = {}
-    called: list[dict[str, str]] = []
-    for corpus, count in zip(corpora, counts, strict=True):
-        listed = pq.read_table(corpus.path / "catalogue" / "sources.parquet").to_pylist()
-        others = {one["uri"] for one in listed if one["uri"] in rows and _file(one) != _file(rows[one["uri"]])}
-        name, number = corpus.path.resolve().name, 1
-        while any(f"{name}:{uri}" in rows for uri in others):
-            number += 1
-            name = f"{corpus.path.resolve().name}-{number}"
-        called.append({one["uri"]: f"{name}:{one['uri']}" if one["uri"] in others else one["uri"] for one in listed})
-        for one in listed:
-            uri, more = called[-1][one["uri"]], count.get(one["uri"], 0)
-            new = {"uri": uri, "bytes": one["bytes"], "xxh3": one["xxh3"], "tiles": 0}
-            known = rows.setdefault(uri, new | {"file": one.get("file") or one["uri"], "corpora": 0})
-            known["tiles"] += more
-            known["corpora"] += more > 0
-        if others:
-            Console(stderr=True, markup=False, highlight=False).print(
-                f"{len(others)} sources are named alike and are other files, such as '{min(others)}': those of "
-                f"'{corpus.path}' are called '{name}:{min(others)}'",
-                soft_wrap=True,
-            )
-    order = sorted(rows.values(), key=lambda one: (not one["tiles"], one["file"], one["xxh3"] or "", one["uri"]))
-    return pa.Table.from_pylist(order, _SOURCES), called
+    listed = []
+    for number, corpus in enumerate(corpora):
+        table = pq.read_table(corpus.path / "catalogue" / "sources.parquet")
+        file = pc.coalesce(table["file"], table["uri"]) if "file" in table.column_names else table["uri"]
+        table = table.select(["uri", "bytes", "xxh3"]).append_column("file", file)
+        listed.append(table.append_column("corpus", pa.array([number] * len(table))))
+    with duckdb.connect() as connection:
+        connection.register("listed", pa.concat_tables(listed))
+        connection.register("counted", counted.append_column("place", pa.array(np.arange(len(counted)))))
+        connection.execute(_JOINED)
+        sources = connection.sql("SELECT * FROM joined ORDER BY joint").to_arrow_table()
+        joint = connection.execute(_WHERE).fetchnumpy()["joint"]
+    names = sources["uri"].to_pylist()
+    others, taken = np.flatnonzero(sources["other"].to_numpy(zero_copy_only=False)), set(names)
+    for number in np.unique(sources["corpus"].to_numpy()[others]).tolist():
+        own = [row for row in others.tolist() if sources["corpus"][row].as_py() == number]
+        name = called = corpora[number].path.resolve().name
+        while any(f"{called}:{names[row]}" in taken for row in own):
+            called = f"{name}-{int(called.removeprefix(name).strip('-') or 1) + 1}"
+        Console(stderr=True, markup=False, highlight=False).print(
+            f"{len(own)} sources are named alike and are other files, such as '{names[own[0]]}': those of "
+            f"'{corpora[number].path}' are called '{called}:{names[own[0]]}'",
+            soft_wrap=True,
+        )
+        for row in own:
+            names[row] = f"{called}:{names[row]}"
+        taken.update(names[row] for row in own)
+    return sources.set_column(0, "uri", pa.array(names, pa.string())), joint
 
 
-_SOURCES = pa.schema(
-    [
-        ("uri", pa.string()),
-        ("bytes", pa.int64()),
-        ("xxh3", pa.string()),
-        ("tiles", pa.int64()),
-        ("file", pa.string()),
-        ("corpora", pa.int64()),
-    ]
+_JOINED = """
+CREATE TEMP TABLE known AS SELECT corpus, uri, bytes, xxh3, min(file) AS file FROM listed GROUP BY ALL;
+CREATE TEMP TABLE joined AS
+WITH tiles AS (SELECT corpus, uri, sum(tiles) AS tiles FROM counted GROUP BY ALL),
+one AS (
+    SELECT uri, bytes, xxh3, coalesce(sum(tiles), 0)::BIGINT AS tiles, min(file) AS file, count(tiles) AS corpora,
+        min(corpus) AS corpus
+    FROM known LEFT JOIN tiles USING (corpus, uri) GROUP BY uri, bytes, xxh3
 )
-
-
-def _file(row: dict[str, Any]) -> tuple[int, str | None]:
-    return row["bytes"], row["xxh3"]
+SELECT *, corpus > min(corpus) OVER (PARTITION BY uri) AS other,
+    row_number() OVER (ORDER BY tiles = 0, file, xxh3 NULLS LAST, uri, corpus) - 1 AS joint
+FROM one
+"""
+_WHERE = """
+SELECT joint FROM counted JOIN known USING (corpus, uri)
+JOIN joined ON joined.uri = known.uri AND joined.bytes = known.bytes AND joined.xxh3 IS NOT DISTINCT FROM known.xxh3
+ORDER BY place
+"""
 
 
 def move_tiles(
@@ -250,7 +257,7 @@ def move_tiles(
     number: int,
     file: Path,
     slots: dict[int, int],
-    names: list[str],
+    names: Rows,
     joint: np.ndarray,
     part: np.ndarray,
     count: int,
@@ -272,7 +279,7 @@ def move_tiles(
     known = tiles.column_names
     columns: dict[str, Any] = {name: tiles[name] for name in _MOVED.names if name in known}
     columns["slot"] = tiles["slot"].to_numpy() + np.array([slots[size] for size in tiles["size"].to_pylist()])
-    columns["source"] = pa.array(names, pa.string()).take(pa.array(source))
+    columns["source"] = names.table["uri"].take(pa.array(source))
     columns |= {"corpus": np.full(len(tiles), number), "old": tiles["id"], "joint": joint[source]}
     empty = {field.name: pa.nulls(len(tiles), field.type) for field in _MOVED if field.name not in columns}
     table = pa.table({name: (columns | empty)[name] for name in _MOVED.names}).cast(_MOVED)

@@ -22,7 +22,7 @@ from geomim.errors import ConfigError, CorpusError, nearest
 
 SHARD_BYTES = 64 * 2**20
 """Aimed size of a shard file; large enough for object stores, small enough to copy again."""
-_LEAST_TILES = 64  # of a shard, so that a small corpus can grow
+_LEAST_TILES = 64  # of a shard
 MISSING = np.uint64(2**64 - 1)
 """Offset and size of a chunk that is not stored, as the zarr v3 specification says."""
 COMPLETE = "every_shard_exists"
@@ -100,8 +100,8 @@ def create_array(
         names: Dimension names, which xarray reads.
         fill: What a tile reads as that is not stored.
         compression: None, `lz4` or `zstd`.
-        per_shard: Tiles a shard; `tiles_per_shard` where None. Arrays that share their slots must share it, or a
-            corpus cannot grow shard by shard.
+        per_shard: Tiles a shard; `tiles_per_shard` where None. Arrays that share their slots must share it, or
+            corpora cannot be merged shard by shard.
 
     Raises:
         ConfigError: There is no such compression.

@@ -186,7 +186,7 @@ class Corpus:
     def array(self, name: str, size: int) -> TileArray | None:
         """All stored tiles of `image`, `valid` or `mask` at one size, kept or not; None where there is no such array.
 
-        The first axis is the catalogue's `slot`. A corpus that has grown has gaps there, which read as fill values.
+        The first axis is the catalogue's `slot`. A merged corpus has gaps there, which read as fill values.
         """
         folder = self.path.joinpath("tiles.zarr", str(size), name)
         return TileArray(folder) if (folder / "zarr.json").is_file() else None

@@ -76,13 +76,13 @@ def draw_scenes(folder, rng):
     return files, files[2]
 
 
-def make(files, out, held_out=()):
+def make(files, out, held_out=(), stride=TILE):
     """Build a corpus, of which some files are a published test split."""
     rows = "".join(f"{file},{'test' if file in held_out else 'train'}\n" for file in files)
     table = out.parent / f"{out.name}.csv"
     table.write_text("image,split\n" + rows)
     against = [str(out.parent / "benchmark")]
-    return build(files, str(out), tile=TILE, quota=1, split=str(table), against=against, workers=1)
+    return build(files, str(out), tile=TILE, stride=stride, quota=1, split=str(table), against=against, workers=1)
 
 
 def killed(function, out, at):
@@ -173,14 +173,14 @@ def test_a_merged_corpus_decides_as_a_joint_build(tmp_path, seed):
     first[:4] = True, False, True, False
     share = [[file for file, mine in zip(files, first, strict=True) if mine == side] for side in (True, False)]
     share[1].append(share[0][-1])  # one is in both
-    test = files[2:4] if seed % 2 else []
+    how = (files[2:4], 48) if seed % 2 else ((), TILE)
     parts = [tmp_path / name for name in ("one", "two")]
     for part, some in zip(parts, share, strict=True):
-        killed(lambda part=part, some=some: make(some, part, test), part, int(rng.integers(1, 40)))
+        killed(lambda part=part, some=some: make(some, part, *how), part, int(rng.integers(1, 40)))
         check_clear(part, held)
-        make(some, part, test)
+        make(some, part, *how)
         assert check_clear(part, held)
-    joint = make(files, tmp_path / "joint", test)
+    joint = make(files, tmp_path / "joint", *how)
     both = tmp_path / "both"
     killed(lambda: merge([str(part) for part in parts], str(both)), both, int(rng.integers(1, 60)))
     check_clear(both, held)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 import rasterio
 
 from geomim.corpus import build as building
-from geomim.corpus import exclusion
+from geomim.corpus import changes, exclusion
 from geomim.corpus.build import build
+from geomim.corpus.changes import decide
+from geomim.corpus.exclusion import exclude
 from geomim.corpus.store import Corpus
 from geomim.corpus.verify import verify
 from geomim.errors import CorpusError
@@ -80,8 +83,8 @@ def names_of_renames(monkeypatch, source, out):
     return seen
 
 
-def killed(source, out, at, after):
-    """Run a build in a process that kills itself at its `at`-th rename; its exit signal."""
+def killed(source, out, at, after, function=make):
+    """Run a build or another `function` in a process that kills itself at its `at`-th rename; its exit signal."""
     child = os.fork()
     if child == 0:
         count, replace = 0, os.replace
@@ -99,7 +102,7 @@ def killed(source, out, at, after):
 
         os.replace = fatal
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        make(source, out)
+        function(source, out)
         os._exit(0)
     return -os.WTERMSIG(os.waitpid(child, 0)[1])
 
@@ -110,6 +113,8 @@ def no_pages():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building, "write_report", lambda folder: None)
         patch.setattr(exclusion, "figures", lambda *_: "")
+        patch.setattr(exclusion, "write_report", lambda folder: None)
+        patch.setattr(changes, "write_report", lambda folder: None)
         yield
 
 
@@ -147,3 +152,31 @@ def test_killed_again_and_again(undisturbed, tmp_path):
         assert not check_whole(out)
     make(folder / "photographs", out)
     assert digest(out) == expected
+
+
+def change(source, out):
+    """Exclude another benchmark, which is the third picture."""
+    exclude(str(out), [f"more={source / '2.png'}"], workers=1)
+
+
+def test_a_change_that_is_killed_opens_as_it_was_or_is_finished_by_the_command_it_is_told(undisturbed, tmp_path):
+    folder, _renames, _expected = undisturbed
+    seen = set()
+    for at in range(30):
+        out = shutil.copytree(folder / "corpus", tmp_path / str(at) / "corpus")
+        signalled = killed(folder / "photographs", out, at, bool(at % 2), change)
+        try:
+            before = Corpus.open(out).table(["kept"])["kept"].to_pylist()
+            verify(str(out))
+            seen.add("whole")
+        except CorpusError as refused:
+            assert f"`geomim corpus decide {out}` finishes it" in str(refused)
+            seen.add("refused")
+            before = None
+        decide(str(out))
+        verify(str(out))
+        assert check_whole(out)
+        assert before is None or Corpus.open(out).table(["kept"])["kept"].to_pylist() == before
+        if signalled == 0:
+            break
+    assert signalled == 0 and seen == {"whole", "refused"}
