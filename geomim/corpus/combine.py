@@ -135,7 +135,7 @@ def _say_what_differs(folder: str, corpora: Sequence[Corpus]) -> None:
         if named := [name for name in _CUT if first.meta["recipe"].get(name) != other.meta["recipe"].get(name)]:
             console.print(
                 f"'{first.path}' and '{other.path}' were made with other values of {', '.join(named)}: a build of all "
-                "sources gives other tiles",
+                "sources decides otherwise",
                 soft_wrap=True,
             )
     compared = [_benchmarks(corpus) for corpus in corpora]

@@ -12,10 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from geomim.corpus.assemble import (
-    ARRAYS,
-    working,
-)
+from geomim.corpus.assemble import ARRAYS, working
 from geomim.corpus.remote import aside
 from geomim.corpus.store import Corpus, write_json
 from geomim.errors import CorpusError, InputError

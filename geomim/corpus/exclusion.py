@@ -139,38 +139,29 @@ class Search:
 def keep_clear(
     folder: Path, meta: dict[str, Any], sides: Sequence[Side], search: Search, pool: Workers, console: Console
 ) -> pa.Table:
-    """Compare tiles about which nothing is decided yet with all that the corpus must keep clear of.
+    """Rows of `EXCLUSIONS` of tiles about which nothing is decided yet; the evidence is written beside them.
 
     Args:
-        folder: Holds the pixels and the small tables of the tiles; receives the evidence.
-        meta: What `corpus.json` is going to say, of which `sensor` and `recipe` count here.
+        folder: Holds their pixels and their small tables.
+        meta: What `corpus.json` is going to say: `sensor` and `recipe` count here.
         sides: Benchmarks.
-        search: How.
+        search: How to look for them.
         pool: Runs it.
         console: Is told what was found.
-
-    Returns:
-        Rows of `EXCLUSIONS`.
 
     Raises:
         InputError: Two benchmarks are called the same, or not all of one can be read.
     """
     shutil.rmtree(folder / "audit", ignore_errors=True)
     _check_names(folder / "audit", sides)
-    none = EXCLUSIONS.empty_table()
-    found, searched = _search_all(_Undecided(folder, meta), sides, none, search, pool, console)
+    found, searched = _search_all(_Undecided(folder, meta), sides, EXCLUSIONS.empty_table(), search, pool, console)
     check_readable(searched, search.skip_unreadable, folder / "audit")
     _overview(folder, found)
     return found
 
 
 class _Undecided(Corpus):
-    """The tiles of a corpus that is being made, opened to look at their pixels; `rows` say nothing of decisions.
-
-    Args:
-        path: Holds `tiles.zarr` and the small tables.
-        meta: `sensor` and `recipe`.
-    """
+    """The tiles of a corpus that is being made: pixels and small tables are there, and no decision."""
 
     def __init__(self, path: Path, meta: dict[str, Any]) -> None:
         bands = [0.0] * len(meta["sensor"]["bands"])

@@ -58,10 +58,6 @@ class Piece:
     corpus: Corpus
     slots: dict[int, int]
 
-    def files(self) -> list[Path]:
-        """Its files of tiles."""
-        return sorted((self.corpus.path / "catalogue").glob("tiles-*.parquet"))
-
 
 def line_up(corpora: Sequence[Corpus]) -> list[Piece]:
     """Slots of several corpora behind each other; each starts with a shard of its own."""
@@ -152,8 +148,9 @@ def stage(folder: Path, pieces: Sequence[Piece], workers: Workers) -> pa.Table:
         The sources: `uri`, `bytes`, `xxh3`, `tiles` and `file`, in the order of their tiles' ids, then those without
         tiles.
     """
-    work, inline = folder / "work", sum(corpus_rows(piece.corpus) for piece in pieces) < _INLINE_TILES
-    files = [(number, file) for number, piece in enumerate(pieces) for file in piece.files()]
+    work, inline = folder / "work", sum(piece.corpus.rows().count_rows() for piece in pieces) < _INLINE_TILES
+    tables = [Tables(piece.corpus.path / "catalogue") for piece in pieces]
+    files = [(number, file) for number, some in enumerate(tables) for file in some.parts()]
     runs = workers.run("counting tiles", count_tiles, [(file,) for _, file in files], inline)
     counted = pa.concat_tables(
         run.append_column("corpus", pa.array([number] * len(run))) for (number, _), run in zip(files, runs, strict=True)
@@ -177,12 +174,6 @@ def stage(folder: Path, pieces: Sequence[Piece], workers: Workers) -> pa.Table:
     Staged.write(work, tasks)
     write_table(work / "sources.parquet", tiled)
     return sources.select(["uri", "bytes", "xxh3", "tiles", "file"])
-
-
-def corpus_rows(corpus: Corpus) -> int:
-    """How many tiles a corpus has."""
-    count: int = corpus.rows().count_rows()
-    return count
 
 
 def count_tiles(file: Path) -> pa.Table:
@@ -300,9 +291,8 @@ def stage_part(work: Path, name: str, span: tuple[int, int], first: np.ndarray, 
     joint = tiles["joint"].to_numpy() - span[0]
     corpus, old = (tiles[column].to_numpy() for column in ("corpus", "old"))
     row, col = (np.where(shared[joint], pc.fill_null(tiles[column], 0).to_numpy(), 0) for column in ("row", "col"))
-    keys = [
-        pc.cast(tiles[column], pa.string()) for column in ("joint", "size", "row", "col", "xxh3", "beside", "split")
-    ]
+    what = ("joint", "size", "row", "col", "xxh3", "beside", "split")
+    keys = [pc.cast(tiles[column], pa.string()) for column in what]
     same = pc.binary_join_element_wise(*keys, "\t", null_handling="replace").combine_chunks().dictionary_encode()
     code = same.indices.to_numpy()
     least = np.full(len(same.dictionary), np.iinfo(np.int32).max)

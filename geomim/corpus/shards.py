@@ -284,18 +284,6 @@ def write_groups(path: Path) -> None:
             zarr.consolidate_metadata(str(group))
 
 
-def read_layout(path: Path) -> ArrayLayout:
-    """The layout of an array that `create_array` described.
-
-    Raises:
-        CorpusError: It is another layout, or no array.
-    """
-    layout = find_layout(read_meta(path))
-    if layout is None:
-        raise CorpusError(f"'{path}' is not laid out as geomim writes tiles: build the corpus again")
-    return layout
-
-
 def read_meta(path: Place) -> dict[str, Any]:
     """What the `zarr.json` of an array says.
 

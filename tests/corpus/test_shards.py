@@ -13,8 +13,9 @@ from geomim.corpus.reader import TileArray
 from geomim.corpus.shards import (
     copy_runs,
     create_array,
+    find_layout,
     missing_shards,
-    read_layout,
+    read_meta,
     write_array,
     write_groups,
     write_shard,
@@ -47,7 +48,7 @@ def test_zarr_and_xarray_read_what_is_written(tmp_path, small_shards, dtype, com
     path = tmp_path / "t.zarr" / "8" / "image"
     layout = write_array(path, tiles, NAMES, compression=compression)
     write_groups(tmp_path / "t.zarr")
-    assert layout.per_shard == 64 and layout.shards == 3 and read_layout(path) == layout
+    assert layout.per_shard == 64 and layout.shards == 3 and find_layout(read_meta(path)) == layout
     np.testing.assert_array_equal(zarr.open_array(str(path), mode="r")[:], tiles)
     for consolidated in (True, False):
         image = xarray.open_zarr(tmp_path / "t.zarr", group="8", consolidated=consolidated)["image"]
@@ -169,10 +170,8 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, tiles, small_shards, monkey
 
 
 def test_other_layouts_are_told(tmp_path, tiles):
-    array = zarr.create_array(str(tmp_path / "image"), shape=tiles.shape, chunks=(1, 3, 8, 8), dtype="uint16")
-    array[:] = tiles
-    with pytest.raises(CorpusError, match="not laid out as geomim writes"):
-        read_layout(tmp_path / "image")
+    zarr.create_array(str(tmp_path / "image"), shape=tiles.shape, chunks=(1, 3, 8, 8), dtype="uint16")
+    assert find_layout(read_meta(tmp_path / "image")) is None
     (tmp_path / "image" / "zarr.json").write_text(json.dumps({"shape": 3}))
     with pytest.raises(CorpusError, match="is no zarr v3 array"):
-        read_layout(tmp_path / "image")
+        read_meta(tmp_path / "image")
