@@ -16,6 +16,7 @@ from geomim.corpus import build as building
 from geomim.corpus.build import build
 from geomim.corpus.combine import filter, merge
 from geomim.corpus.duplicates.fingerprint import orient
+from geomim.corpus.exclusion import exclude
 from geomim.corpus.report.facts import kind_of
 from geomim.corpus.store import Corpus
 from geomim.corpus.verify import verify
@@ -161,8 +162,8 @@ def check_edges(corpus):
 def no_pages(monkeypatch):
     """Reports and pictures take most of the time."""
     monkeypatch.setattr(exclusion, "figures", lambda *_: "")
-    monkeypatch.setattr(assemble, "write_report", lambda folder: None)
-    monkeypatch.setattr(building, "write_report", lambda folder: None)
+    for module in (assemble, building, exclusion):
+        monkeypatch.setattr(module, "write_report", lambda folder: None)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -200,5 +201,21 @@ def test_a_merged_corpus_decides_as_a_joint_build(tmp_path, seed):
         assert one.classes == two.classes and one.meta["statistics"]["pixels"] == two.meta["statistics"]["pixels"]
     some = [filter(str(part), SOME, str(tmp_path / f"some-{part.name}")) for part in parts]
     out = merge([str(part) for part in some], str(tmp_path / "some"))
-    assert decided(out) == decided(filter(str(joint), SOME, str(tmp_path / "some-joint")))
-    check_edges(out)
+    of_joint = filter(str(joint), SOME, str(tmp_path / "some-joint"))
+    assert decided(out) == decided(of_joint)
+    for one in (*some, out, of_joint):
+        check_edges(one)
+
+
+def test_a_benchmark_that_one_part_was_never_compared_with_is_named_and_can_be_excluded(tmp_path, capsys):
+    files, held = draw_scenes(tmp_path / "scenes", np.random.default_rng(5))
+    parts = [
+        build(some, str(tmp_path / name), tile=TILE, workers=1) for name, some in (("a", files[2:4]), ("b", files[4:]))
+    ]
+    benchmark = str(tmp_path / "benchmark")
+    exclude(str(parts[1]), [benchmark], workers=1)
+    out = merge([str(part) for part in parts], str(tmp_path / "both"))
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"do not cover all tiles of '{out}': `geomim corpus exclude {out} --against {benchmark}` does it" in said
+    exclude(str(out), [benchmark], workers=1)
+    assert check_clear(out, held)
