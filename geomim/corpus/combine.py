@@ -48,8 +48,9 @@ def merge(corpora: list[str], out: str) -> Path:
     """Put corpora of one sensor together into a new one; pixels are shared, not written again, where the disk can.
 
     All is looked for and decided as a build of all their sources does it, by the thresholds of the first, and takes as
-    long as it does there, but for the cutting. A source that several of them hold counts once. Tiles that benchmarks excluded stay excluded; benchmarks that not all of the
-    corpora were compared with are named: exclude them again. Splits and balances that were drawn stay as they are.
+    long as it does there, but for the cutting. A source that several of them hold counts once. Tiles that benchmarks
+    excluded stay excluded; benchmarks that not all of the corpora were compared with are named: exclude them again.
+    Splits and balances that were drawn stay as they are.
 
     Args:
         corpora: Folders of two corpora or more.
