@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import Progress
 
+from geomim.addresses import keep
 from geomim.corpus.labels import Masks
 from geomim.corpus.lock import hash_files
 from geomim.corpus.pipeline.conclude import finish
@@ -101,7 +102,8 @@ def build(
 
     Args:
         source: Rasters, folders, patterns, products (.SAFE, Landsat folders), zarr or NetCDF, STAC items, addresses,
-            or CARD@FOLDER for a public source (see `geomim sources list`).
+            or CARD@FOLDER for a public source (see `geomim sources list`). Logins and tokens of addresses are used
+            and never written down.
         out: Folder of the corpus, or an address such as s3://bucket/corpus.
         tile: Edge of a tile in pixels. Several sizes cut each block of the largest one at a size drawn by chance.
         stride: Step between tiles in pixels; the tile's edge where not given.
@@ -150,7 +152,8 @@ def build(
         CorpusError: `out` holds something else.
     """
     given = {name: value for name, value in locals().items() if name in {field.name for field in fields(Recipe)}}
-    given["source"] = [str(one) for one in ([source] if isinstance(source, str | os.PathLike) else source)]
+    given["source"] = [keep(str(one)) for one in ([source] if isinstance(source, str | os.PathLike) else source)]
+    given["against"] = against and [keep(str(one)) for one in against]
     given["tile"] = [tile] if isinstance(tile, int) else list(tile)
     recipe = Recipe(**given)
     recipe.check()

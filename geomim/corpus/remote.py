@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from geomim.addresses import plain
 from geomim.errors import CorpusError, InputError, MissingExtraError
 
 
@@ -218,7 +219,7 @@ def publish(corpus: str, url: str) -> None:
             for _ in pool.map(lambda name: _send(folder, target, name, there.get(name)), names):
                 progress.advance(bar)
         _send(folder, target, "corpus.json", None)
-    console.print(f"'{folder}' is at '{target}'", soft_wrap=True)
+    console.print(f"'{folder}' is at '{plain(str(target))}'", soft_wrap=True)
 
 
 def _clear_for(folder: Path, target: Url) -> None:

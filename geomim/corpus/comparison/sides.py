@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
+from geomim.addresses import full, keep
 from geomim.corpus.remote import Place, place
 from geomim.corpus.scenes import SUFFIXES, Scene
 from geomim.corpus.sources.items import Item, list_items, open_item, split_source
@@ -82,6 +83,7 @@ def side(
         InputError: There is no such thing, it has no such split, or nothing of it is held out.
         CorpusError: A corpus of a newer format.
     """
+    given = keep(given)
     name, path, splits = _parts(given)
     card = split_source(path)
     folder = _corpus_folder(path)
@@ -116,7 +118,7 @@ def _corpus_folder(path: str) -> Place | None:
     """The corpus that a path names, or None."""
     if path.lower().endswith(SUFFIXES) or "@" in path.partition("://")[0]:
         return None
-    folder = place(path.removesuffix("/catalogue.parquet"))
+    folder = place(full(path).removesuffix("/catalogue.parquet"))
     return folder if (folder / "corpus.json").is_file() else None
 
 

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from geomim.addresses import keep
 from geomim.corpus.scenes.archives import archive_of, archive_root, is_archive, members
 from geomim.corpus.scenes.files import is_remote
 from geomim.errors import InputError
@@ -33,7 +34,7 @@ def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[st
     `.SAFE` folders, folders of Landsat bands, `.zarr` stores, `.nc` files and STAC items. Of a folder with bands of
     several Landsat products, each product is a scene: `FOLDER/PRODUCT`. ZIP and TAR archives are searched where they
     are named themselves. Hidden files, and folders that are a corpus, are left out. Addresses (`https://`,
-    `/vsi...`) pass unchecked.
+    `/vsi...`) pass unchecked, without what signs them (see `geomim.addresses`).
 
     Returns:
         Sorted, each once.
@@ -49,7 +50,7 @@ def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[st
         elif os.path.isfile(source) and is_archive(source):
             found.update(_in_archive(source))
         elif os.path.exists(source.partition("#")[0]) or is_remote(source):
-            found.add(source)
+            found.add(keep(source))
         elif matches := glob.glob(source, recursive=True):
             found.update(find_scenes(matches))
         else:

@@ -38,7 +38,7 @@ def test_single_bands_of_landsat_are_rasters(tmp_path):
 
 
 def test_addresses_pass_unchecked():
-    for uri in ("s3://bucket/key.tif", "https://example.org/a.tif?token=1", "/vsigs/b/k.tif", "torchgeo://x@y#1"):
+    for uri in ("s3://bucket/key.tif", "https://example.org/a.tif?layer=1", "/vsigs/b/k.tif", "torchgeo://x@y#1"):
         assert find_scenes(uri) == [uri]
     with pytest.raises(InputError, match="does not exist"):
         find_scenes("#time=1")
