@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 _INLINE_PIXELS = 32 * 2**20  # below this, starting a process costs more than it saves
 _INLINE_TILES = 20_000
 LATER = {"min_valid", "max_cloud", "where", "quota", "overlap", "only_licence", "non_commercial", "against"}
-LATER |= {"skip_unreadable", "crops"}
+LATER |= {"skip_unreadable", "crops", "allow_unmatched"}
 """What of a recipe counts after cutting: an unfinished build goes on with other values of these."""
 _NO_ROOM = (
     "no room is left for '{}', or for temporary files: make room and run the build again; what was finished is kept"
@@ -82,6 +82,7 @@ def build(
     labels: str | None = None,
     masks: str | None = None,
     split: str | None = None,
+    allow_unmatched: bool = False,
     test_share: float = 0.0,
     licence: str | None = None,
     attribution: str | None = None,
@@ -130,7 +131,8 @@ def build(
         masks: Folder of label rasters named like the scenes, with the names of the classes in
             `classes.json` or in their tag `CLASSES`.
         split: CSV or JSONL file with columns `image` and `split` (train, val, test). Its val and test tiles are never
-            dropped as duplicates; their copies leave train.
+            dropped as duplicates; their copies leave train. Sources that it does not name are train.
+        allow_unmatched: Build although rows of val or test name no source, or several of one name in different folders.
         test_share: Where there is no split file, the share of scenes held out as test, 0 to 1.
         licence: Licence of all sources; where not given, what each card or file says.
         attribution: Who is to be credited.
@@ -225,8 +227,9 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     """All stages; each does nothing where its outcome is there already."""
     work = folder / "work"
     benchmarks = _benchmarks(recipe, download)  # a wrong one is an error now, not after a night
-    given, published = list_sources(recipe, download)
-    sources = scan_sources(recipe, given, folder, pool, console)
+    listed = list_sources(recipe, download)
+    listed.tell(console, folder)
+    sources = scan_sources(recipe, listed.given, folder, pool, console)
     plan = recipe.plan()
     dealt = tasks(plan, sources)
     _cut(plan, dealt, work, pool)
@@ -242,7 +245,8 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     write_table(folder / "skipped.parquet", _skipped(sources, work))
     classes = Masks(recipe.masks).classes if recipe.masks else _own_classes(folder)
     searched = max(RADIUS, recipe.near or 0)
-    meta = {"searched": searched, "sensor": found, "recipe": asdict(recipe), "changes": [], "protect": published}
+    meta = {"searched": searched, "sensor": found, "recipe": asdict(recipe), "changes": [], "protect": listed.published}
+    meta["joined"] = [one.facts() for one in listed.joined]
     meta["classes"] = classes
     finish(folder, meta, rules_of(meta), pool)
     if benchmarks:

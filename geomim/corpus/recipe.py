@@ -28,6 +28,7 @@ class Recipe:
     labels: str | None
     masks: str | None
     split: str | None
+    allow_unmatched: bool
     test_share: float
     crops: bool
     against: list[str] | None

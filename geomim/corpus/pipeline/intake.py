@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
 
-from geomim.corpus.labels import SPLITS, assign_labels, assign_splits
+from geomim.corpus.joining import Joined, join_rasters
+from geomim.corpus.labels import SPLITS, assign_labels, assign_splits, class_folders, draw_splits, open_masks
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.pipeline.plan import GIVEN, SOURCES, scan_all, state
 from geomim.corpus.pipeline.shuffle import read_tables
 from geomim.corpus.recipe import Recipe
+from geomim.corpus.scenes.clouds import cloud_file, cloud_files
 from geomim.corpus.sources.items import Item, list_items
 from geomim.corpus.store import write_json, write_table, write_text
 
@@ -35,19 +38,63 @@ def made_by(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def list_sources(recipe: Recipe, download: bool) -> tuple[pa.Table, bool]:
-    """List all sources, with what is known before they are opened: from cards, tables and the recipe.
+@dataclass(frozen=True)
+class Listed:
+    """All sources, with what is known before they are opened.
 
-    Returns:
-        Rows of `GIVEN`, and whether their publishers split them.
+    Attributes:
+        given: Rows of `GIVEN`.
+        published: Whether their publishers split them.
+        joined: How tables and folders of rasters were joined with them.
+        classes: Names of their folders, where these look like classes and nothing labels them.
+    """
+
+    given: pa.Table
+    published: bool
+    joined: list[Joined]
+    classes: list[str]
+
+    def tell(self, console: Console, out: Path) -> None:
+        """Say what was matched, and what was not."""
+        for one in self.joined:
+            console.print(str(one), soft_wrap=True)
+        if self.classes:
+            console.print(
+                f"{len(self.classes)} folders look like classes, such as {', '.join(self.classes[:5])}: --labels "
+                f"folder takes them, now or later (geomim corpus decide {out} --labels folder)",
+                soft_wrap=True,
+            )
+
+
+def list_sources(recipe: Recipe, download: bool) -> Listed:
+    """List all sources: from cards, tables and the recipe.
+
+    Raises:
+        InputError: There are none, or a table does not fit them.
     """
     items: dict[str, Item] = {}
+    joined: list[Joined] = []
     for source in recipe.source:
-        items |= {item.uri: item for item in list_items(source, download)}
+        items |= {item.uri: item for item in list_items(source, download, joined)}
+    for one in joined:
+        one.check(recipe.allow_unmatched)
     uris = sorted(items)
     ordered = [items[uri] for uri in uris]
-    labels = assign_labels(uris, recipe.labels) if recipe.labels else [item.label for item in ordered]
-    splits = _splits(recipe, ordered)
+    labels: list[str | None] = [item.label for item in ordered]
+    splits = ["test" if item.held_out else item.split for item in ordered]
+    if recipe.labels:
+        labels, tables = assign_labels(uris, recipe.labels)
+        joined += tables
+    if recipe.split:
+        joined.append(assign_splits(uris, recipe.split, recipe.allow_unmatched))
+        splits = [split or "train" for split in joined[-1].values]
+    if recipe.masks:
+        masks = open_masks(recipe.masks)
+        joined.append(join_rasters(recipe.masks, masks.rasters, uris, masks.find, "they have no labels"))
+    if clouds := cloud_files(recipe.clouds):
+        find = partial(cloud_file, recipe.clouds)
+        joined.append(join_rasters(str(recipe.clouds), clouds, uris, find, "their own masks count"))
+    unlabelled = not recipe.labels and not recipe.masks and not any(labels)
     columns = {
         "uri": uris,
         "split": [_split_name(split) for split in splits],
@@ -59,14 +106,8 @@ def list_sources(recipe: Recipe, download: bool) -> tuple[pa.Table, bool]:
         "dataset": [item.dataset for item in ordered],
         "non_commercial": [item.non_commercial for item in ordered],
     }
-    return pa.table(columns, GIVEN), recipe.split is not None or any(splits)
-
-
-def _splits(recipe: Recipe, items: list[Item]) -> list[str | None]:
-    """Published splits, by the recipe's table or by the cards; None where there is none."""
-    if recipe.split:
-        return list(assign_splits([item.uri for item in items], recipe.split, 0.0))
-    return ["test" if item.held_out else item.split for item in items]
+    classes = class_folders(uris) if unlabelled else []
+    return Listed(pa.table(columns, GIVEN), recipe.split is not None or any(splits), joined, classes)
 
 
 def scan_sources(recipe: Recipe, given: pa.Table, folder: Path, pool: Workers, console: Console) -> pa.Table:
@@ -108,7 +149,7 @@ def _draw_splits(recipe: Recipe, sources: pa.Table) -> pa.Table:
         return sources
     refused = sources["refused"].to_pylist()
     usable = [uri for uri, why in zip(sources["uri"].to_pylist(), refused, strict=True) if not why]
-    drawn = iter(assign_splits(usable, None, recipe.test_share))
+    drawn = iter(draw_splits(usable, recipe.test_share))
     split = ["train" if why else next(drawn) for why in refused]
     return sources.set_column(1, SOURCES.field("split"), pa.array(split, pa.string()))
 

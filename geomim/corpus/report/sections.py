@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from geomim.corpus.joining import told
 from geomim.corpus.report.facts import Facts, as_funnel
 from geomim.corpus.report.page import html_table
 from geomim.corpus.store import Corpus
@@ -72,6 +73,11 @@ def ordered_splits(facts: Facts) -> list[str]:
     """The splits that occur, in the usual order."""
     usual = [split for split in ("train", "val", "test") if split in facts.classes]
     return usual + sorted(facts.classes.keys() - set(usual))
+
+
+def joined_html(corpus: Corpus) -> str:
+    """How tables and folders of rasters were joined with the sources."""
+    return "".join(f"<p>{html.escape(told(facts))}</p>" for facts in corpus.meta.get("joined", []))
 
 
 def skipped_html(corpus: Corpus) -> str:

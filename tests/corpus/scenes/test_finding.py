@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from geomim.corpus.labels import assign_splits
+from geomim.corpus.labels import draw_splits
 from geomim.corpus.scenes import find_scenes, scene_name, source_files
 from geomim.corpus.scenes.files import gdal_address
 from geomim.errors import InputError
@@ -94,7 +94,6 @@ def test_a_scene_is_called_the_same_wherever_its_data_lie():
 def test_held_out_scenes_stay_held_out_when_their_data_move():
     roots = ("%2Fdata", "%2Fscratch%2Fmoved")
     drawn = [
-        assign_splits([f"torchgeo://EuroSAT/all/{n}?root={root}&args=%7B%7D" for n in range(40)], None, 0.3)
-        for root in roots
+        draw_splits([f"torchgeo://EuroSAT/all/{n}?root={root}&args=%7B%7D" for n in range(40)], 0.3) for root in roots
     ]
     assert drawn[0] == drawn[1] and drawn[0].count("test") == 12
