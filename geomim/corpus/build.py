@@ -11,9 +11,9 @@ import errno
 import json
 import os
 import shutil
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -41,6 +41,7 @@ from geomim.corpus.pipeline.staged import Staged, staged
 from geomim.corpus.pipeline.staging import HASHES, cut
 from geomim.corpus.recipe import Recipe
 from geomim.corpus.report.report import print_funnel, print_summary, write_report
+from geomim.corpus.slicing import TILE
 from geomim.corpus.store import SKIPPED, Corpus, write_json, write_table
 from geomim.errors import CorpusError, InputError
 
@@ -62,8 +63,9 @@ RADIUS = 8
 def build(
     source: list[str],
     out: str,
-    tile: int | list[int] = 256,
+    tile: int | list[int] | None = None,
     stride: int | None = None,
+    edge: Literal["shift", "pad", "drop"] = "shift",
     seed: int = 0,
     sensor: str | None = None,
     bands: list[str] | None = None,
@@ -106,8 +108,13 @@ def build(
             or CARD@FOLDER for a public source (see `geomim sources list`). Logins and tokens of addresses are used
             and never written down.
         out: Folder of the corpus, or an address such as s3://bucket/corpus.
-        tile: Edge of a tile in pixels. Several sizes cut each block of the largest one at a size drawn by chance.
+        tile: Edge of a tile in pixels. Several sizes cut each block of the largest one at a size drawn by chance. Where
+            not given, pictures that are all square and of one size (up to 1024 px; below 512 px where they have a place
+            on Earth) are taken whole, and others are cut at 256.
         stride: Step between tiles in pixels; the tile's edge where not given.
+        edge: What becomes of a tile that would reach beyond the lower or right border: `shift` moves it inside, so that
+            it ends there and shares ground with its neighbour; `pad` fills it with pixels that are not valid; `drop`
+            leaves it out. Scenes smaller than a tile are padded, or dropped.
         seed: Of the choice between several sizes.
         sensor: Name of a built-in sensor or a YAML file, for rasters that do not name their bands.
         bands: Names of the rasters' bands in file order (`-` ignores one), or a choice by name.
@@ -156,12 +163,12 @@ def build(
     given = {name: value for name, value in locals().items() if name in {field.name for field in fields(Recipe)}}
     given["source"] = [keep(str(one)) for one in ([source] if isinstance(source, str | os.PathLike) else source)]
     given["against"] = against and [keep(str(one)) for one in against]
-    given["tile"] = [tile] if isinstance(tile, int) else list(tile)
-    recipe = Recipe(**given)
-    recipe.check()
     remote = "://" in str(out)
     folder = Path(work or str(out).rstrip("/").rsplit("/", 1)[-1]) if remote else Path(out)
     folder = folder.absolute() if cluster else folder  # workers elsewhere have other working folders
+    given["tile"] = [tile] if isinstance(tile, int) else list(tile or ([] if stride is None else [TILE]))
+    recipe = _as_begun(Recipe(**given), folder, overwrite)
+    recipe.check()
     console = Console(stderr=True, markup=False, highlight=False)
     if _finished(folder, recipe, overwrite):
         console.print(f"'{folder}' is built already with this recipe; --overwrite builds it again", soft_wrap=True)
@@ -181,6 +188,15 @@ def build(
         publish(str(folder), str(out))
     print_funnel(Corpus.open(folder), console)
     return folder
+
+
+def _as_begun(recipe: Recipe, folder: Path, overwrite: bool) -> Recipe:
+    """With the size of tiles that this build has settled on before, where the user names none."""
+    made = made_by(folder)
+    if recipe.tile or not made or not made.get("tile"):
+        return recipe
+    goes_on = not overwrite or ((folder / "work").exists() and made | {"tile": []} == asdict(recipe))
+    return replace(recipe, tile=made["tile"]) if goes_on else recipe
 
 
 def inspect(corpus: str) -> None:
@@ -229,7 +245,7 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     benchmarks = _benchmarks(recipe, download)  # a wrong one is an error now, not after a night
     listed = list_sources(recipe, download)
     listed.tell(console, folder)
-    sources = scan_sources(recipe, listed.given, folder, pool, console)
+    recipe, sources = scan_sources(recipe, listed.given, folder, pool, console)
     plan = recipe.plan()
     dealt = tasks(plan, sources)
     _cut(plan, dealt, work, pool)

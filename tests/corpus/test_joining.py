@@ -7,10 +7,12 @@ import pytest
 import rasterio
 
 from geomim.corpus.build import build
+from geomim.corpus.changes import decide
 from geomim.corpus.joining import Row, join, read_rows
 from geomim.corpus.labels import Masks, assign_labels, assign_splits, class_folders
 from geomim.corpus.scenes.clouds import cloud_file
 from geomim.corpus.store import Corpus
+from geomim.corpus.verify import rebuild, verify
 from geomim.errors import InputError
 
 SOURCES = ["/d/a/1.tif", "/d/a/2.tif", "/d/b/1.tif", "/d/b/3.JPG"]
@@ -180,3 +182,42 @@ def test_publishers_tables_are_counted_too(tmp_path, capsys):
     capsys.readouterr()
     build([f"rsicd@{tmp_path}:train"], str(tmp_path / "e"), **given)  # what is not asked for may be away
     assert "1 name no source (2.jpg)" in capsys.readouterr().err
+
+
+def test_labels_and_splits_of_a_finished_corpus(tmp_path, capsys):
+    for number in range(6):
+        image(tmp_path / "img" / ("farm", "lake")[number % 2] / f"{number}.tif", number, size=128)
+    build([str(tmp_path / "img")], str(tmp_path / "c"), tile=64, sensor="rgb", workers=1)
+    out = str(tmp_path / "c")
+    assert Corpus.open(out).classes == []
+    decide(out, labels="folder", min_valid=0.6)
+    corpus = Corpus.open(out)
+    assert corpus.classes == ["farm", "lake"] and corpus.meta["recipe"]["min_valid"] == 0.6
+    for row in corpus.table(["source", "label"]).to_pylist():
+        assert row["label"] in row["source"]
+    verify(out)
+    file = table(tmp_path, "image,split,class\n0.tif,test,wet\n1.tif,val,dry\n9.tif,test,dry\n")
+    with pytest.raises(InputError, match=r"9\.tif.*--allow-unmatched"):
+        decide(out, split=file)
+    with pytest.raises(InputError, match="--min-valid is a share"):
+        decide(out, labels=file, min_valid=3.0)
+    assert Corpus.open(out).classes == ["farm", "lake"]  # nothing half
+    decide(out, labels=file, split=file, allow_unmatched=True)
+    corpus = Corpus.open(out)
+    assert corpus.classes == ["dry", "wet"] and corpus.meta["protect"] is True
+    assert corpus.meta["statistics"]["split"] == "train" and "1 name no source (9.tif)" in capsys.readouterr().err
+    found = {(row["source"][-5], row["split"], row["label"]) for row in corpus.table().to_pylist()}
+    assert found >= {("0", "test", "wet"), ("1", "val", "dry"), ("2", "train", None)} and len(found) == 6
+    verify(out)
+    rebuild(out, str(tmp_path / "again"), workers=1)
+    assert Corpus.open(tmp_path / "again").classes == ["dry", "wet"]
+
+
+def test_label_rasters_are_not_replaced(tmp_path):
+    image(tmp_path / "img" / "x.tif", 1)
+    image(tmp_path / "masks" / "x.tif", 0, count=1)
+    (tmp_path / "masks" / "classes.json").write_text(json.dumps([str(number) for number in range(255)]))
+    given = {"tile": 64, "sensor": "rgb", "workers": 1, "masks": str(tmp_path / "masks")}
+    build([str(tmp_path / "img")], str(tmp_path / "c"), **given)
+    with pytest.raises(InputError, match="has label rasters, whose classes count"):
+        decide(str(tmp_path / "c"), labels="folder")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 
 from geomim.corpus.joining import Joined, join_rasters
@@ -19,6 +20,7 @@ from geomim.corpus.pipeline.plan import GIVEN, SOURCES, scan_all, state
 from geomim.corpus.pipeline.shuffle import read_tables
 from geomim.corpus.recipe import Recipe
 from geomim.corpus.scenes.clouds import cloud_file, cloud_files
+from geomim.corpus.slicing import TILE
 from geomim.corpus.sources.items import Item, list_items
 from geomim.corpus.store import write_json, write_table, write_text
 
@@ -110,7 +112,9 @@ def list_sources(recipe: Recipe, download: bool) -> Listed:
     return Listed(pa.table(columns, GIVEN), recipe.split is not None or any(splits), joined, classes)
 
 
-def scan_sources(recipe: Recipe, given: pa.Table, folder: Path, pool: Workers, console: Console) -> pa.Table:
+def scan_sources(
+    recipe: Recipe, given: pa.Table, folder: Path, pool: Workers, console: Console
+) -> tuple[Recipe, pa.Table]:
     """Open every source once, and refuse a mixture before anything is written.
 
     An unfinished build goes on where its sources are the same files. Where some changed, the tasks that hold them are
@@ -127,7 +131,7 @@ def scan_sources(recipe: Recipe, given: pa.Table, folder: Path, pool: Workers, c
         drawn = ["split"] if recipe.test_share else []
         same = known.select(GIVEN.names).drop_columns(drawn).equals(given.drop_columns(drawn))
         if same and now == then:
-            return known
+            return recipe, known
         changed = set(zip(given["uri"].to_pylist(), now, strict=True)) ^ set(
             zip(known["uri"].to_pylist(), then, strict=True)
         )
@@ -136,11 +140,27 @@ def scan_sources(recipe: Recipe, given: pa.Table, folder: Path, pool: Workers, c
             f"{len(names)} sources changed since the build was stopped, such as '{names[0]}': it cuts them anew",
             soft_wrap=True,
         )
-    sources = _draw_splits(recipe, scan_all(plan, given, pool))
+    recipe, sources = _settle_tile(recipe, scan_all(plan, given, pool), console)
+    sources = _draw_splits(recipe, sources)
     _begin(folder, recipe, keep_tasks=mine)
-    write_text(described, plan.described())
+    write_text(described, recipe.plan().described())
     write_table(file, sources)
-    return sources
+    return recipe, sources
+
+
+def _settle_tile(recipe: Recipe, sources: pa.Table, console: Console) -> tuple[Recipe, pa.Table]:
+    """Where no size of tiles is asked for: pictures that are all alike are taken whole."""
+    if recipe.tile:
+        return recipe, sources
+    usable = pc.equal(sources["refused"], "")
+    edges = sources["whole"].filter(usable).to_numpy()
+    if len(edges) < 2 or not edges[0] or (edges != edges[0]).any():
+        return replace(recipe, tile=[TILE]), sources
+    edge = int(edges[0])
+    console.print(f"all {len(edges)} pictures are {edge} x {edge}: each is one tile; --tile cuts them otherwise")
+    tiles = pc.if_else(usable, pa.scalar(1, pa.int64()), sources["tiles"])
+    place = sources.column_names.index("tiles")
+    return replace(recipe, tile=[edge]), sources.set_column(place, SOURCES.field("tiles"), tiles)
 
 
 def _draw_splits(recipe: Recipe, sources: pa.Table) -> pa.Table:
