@@ -243,9 +243,8 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     """All stages; each does nothing where its outcome is there already."""
     work = folder / "work"
     benchmarks = _benchmarks(recipe, download)  # a wrong one is an error now, not after a night
-    listed = list_sources(recipe, download)
-    listed.tell(console, folder)
-    recipe, sources = scan_sources(recipe, listed.given, folder, pool, console)
+    given, published, joined = list_sources(recipe, download, console)
+    recipe, sources = scan_sources(recipe, given, folder, pool, console)
     plan = recipe.plan()
     dealt = tasks(plan, sources)
     _cut(plan, dealt, work, pool)
@@ -261,8 +260,8 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     write_table(folder / "skipped.parquet", _skipped(sources, work))
     classes = Masks(recipe.masks).classes if recipe.masks else _own_classes(folder)
     searched = max(RADIUS, recipe.near or 0)
-    meta = {"searched": searched, "sensor": found, "recipe": asdict(recipe), "changes": [], "protect": listed.published}
-    meta["joined"] = [one.facts() for one in listed.joined]
+    meta = {"searched": searched, "sensor": found, "recipe": asdict(recipe), "changes": [], "protect": published}
+    meta["joined"] = [str(one) for one in joined]
     meta["classes"] = classes
     finish(folder, meta, rules_of(meta), pool)
     if benchmarks:

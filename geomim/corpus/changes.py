@@ -15,7 +15,7 @@ from rich.console import Console
 
 from geomim.corpus.assemble import masked
 from geomim.corpus.duplicates.keep import components
-from geomim.corpus.labels import SPLITS, assign_labels, assign_splits
+from geomim.corpus.labels import SPLITS, by_tables
 from geomim.corpus.pipeline.conclude import conclude, open_to_change
 from geomim.corpus.report.report import print_funnel, write_report
 from geomim.corpus.store import Corpus
@@ -88,24 +88,15 @@ def _join(
     """Small tables of labels and splits by source, and what `corpus.json` says of them."""
     tiles = opened.table(["id", "source"])
     source = pc.dictionary_encode(tiles["source"].cast(pa.string())).combine_chunks()
-    uris, joined, small, said = source.dictionary.to_pylist(), [], {}, {}
-
-    def by_tile(name: str, values: list[str | None]) -> pa.Table:
-        return pa.table({"id": tiles["id"], name: pa.array(values, pa.string()).take(source.indices)})
-
-    if labels:
-        if masked(opened):
-            raise InputError(f"'{opened.path}' has label rasters, whose classes count: build another one with --labels")
-        values, joined = assign_labels(uris, labels)
-        small["label"], said["classes"] = by_tile("label", values), []
-    if split:
-        joined.append(assign_splits(uris, split, allow_unmatched))
-        small["split"], said["protect"] = by_tile("split", [name or "train" for name in joined[-1].values]), True
-    console = Console(stderr=True, markup=False, highlight=False)
+    if labels and masked(opened):
+        raise InputError(f"'{opened.path}' has label rasters, whose classes count: build another one with --labels")
+    columns, joined = by_tables(source.dictionary.to_pylist(), labels, split, allow_unmatched)
     for one in joined:
-        console.print(str(one), soft_wrap=True)
-    said["joined"] = [*opened.meta.get("joined", []), *(one.facts() for one in joined)]
-    return small, said
+        Console(stderr=True, markup=False, highlight=False).print(str(one), soft_wrap=True)
+    said: dict[str, Any] = {"joined": [*opened.meta.get("joined", []), *map(str, joined)]}
+    said |= ({"classes": []} if labels else {}) | ({"protect": True} if split else {})
+    by_tile = {name: pa.array(values, pa.string()).take(source.indices) for name, values in columns.items()}
+    return {name: pa.table({"id": tiles["id"], name: column}) for name, column in by_tile.items()}, said
 
 
 def split(

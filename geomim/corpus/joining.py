@@ -1,11 +1,12 @@
-"""Tables joined with sources by their paths, and rasters by their names: what matched, what did not, what did twice."""
+"""Tables joined with sources by their paths, and rasters by their names: what matched, and what did not."""
 
 from __future__ import annotations
 
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -16,11 +17,10 @@ import numpy as np
 from geomim.errors import InputError
 
 _PATHS = ("path", "image", "file", "filename", "source")
-_NAMED = 5  # of each kind
 
 
 class Row(NamedTuple):
-    """One row of a table: the file it names, what it says, and whether that is a split that is held out."""
+    """One row of a table: the file it names, what it says, and whether it holds that file out."""
 
     name: str
     value: Any = None
@@ -29,32 +29,25 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Joined:
-    """What a table, or a folder of rasters, says of sources, and what of it found none.
+    """What a table, or a folder of rasters, says of sources; as text it counts and names what fits and what does not.
 
-    Attributes:
-        file: The table or the folder.
-        rows: How many rows or rasters it has.
-        values: What it says of each source, or None.
-        unmatched: Rows that name no source.
-        several: Rows that name several sources.
-        guessed: Rows that name a source but for its suffix or its case, and the only one.
-        torn: Sources that rows of different values name.
-        without: Sources that no row names.
-        default: What these are then, in words.
+    `values` has an entry a source, None for those `without` a row, which are what `default` says; `torn` are sources
+    that rows of different values name. Rows are `unmatched` where they name no source, `several` where more than one,
+    and `guessed` where it is called so but for suffix or case.
     """
 
     file: str
-    rows: int
     values: list[Any]
+    default: str
+    rows: int
     unmatched: list[Row]
     several: list[Row]
     guessed: list[Row]
     torn: list[str]
     without: list[str]
-    default: str
 
     def check(self, allow: bool = False) -> Joined:
-        """Refuse what would train on held-out images, or give a source one of two classes.
+        """Refuse what would train on held-out images, or say two things of a source.
 
         Args:
             allow: Be content with rows of held-out images that name no source, or several.
@@ -73,118 +66,47 @@ class Joined:
         if lost and not allow:
             raise InputError(
                 f"'{self.file}' holds out images that are no source, or several: {_some(lost)}. Correct the names, "
-                "give paths with folders where names repeat, or build without them: --allow-unmatched"
+                "give paths with folders where names repeat, or be content without them: --allow-unmatched"
             )
         return self
 
-    def facts(self) -> dict[str, Any]:
-        """Counts, and the first names of each kind, for `corpus.json`."""
-        kinds = {"unmatched": self.unmatched, "several": self.several, "guessed": self.guessed}
-        names = {kind: [row.name for row in rows] for kind, rows in kinds.items()} | {"without": self.without}
-        counted = {kind: {"count": len(some), "such as": some[:_NAMED]} for kind, some in names.items()}
-        return {"file": self.file, "rows": self.rows, "default": self.default} | counted
-
     def __str__(self) -> str:
-        return told(self.facts())
-
-
-def told(facts: dict[str, Any]) -> str:
-    """The `facts` of a `Joined` in words."""
-    words = {
-        "unmatched": "{} name no source",
-        "several": "{} name several sources",
-        "guessed": "{} name a source of another suffix or case, and are taken for it",
-        "without": "{} sources are not named: {default}",
-    }
-    said = [f"{facts['rows'] - facts['unmatched']['count']} of {facts['rows']} match"]
-    for kind, sentence in words.items():
-        count, names = facts[kind].values()
-        if count:
-            said.append(
-                f"{sentence.format(count, **facts)} ({', '.join(names)}{', ...' if count > len(names) else ''})"
-            )
-    return f"'{facts['file']}': {'; '.join(said)}"
+        said = {
+            "name no source": [row.name for row in self.unmatched],
+            "name several sources": [row.name for row in self.several],
+            "name a source of another suffix or case, and are taken for it": [row.name for row in self.guessed],
+            f"sources are not named: {self.default}": self.without,
+        }
+        words = [f"{self.rows - len(self.unmatched)} of {self.rows} match"]
+        words += [f"{len(names)} {what} ({_some(names)})" for what, names in said.items() if names]
+        return f"'{self.file}': {'; '.join(words)}"
 
 
 def _some(names: Sequence[str]) -> str:
-    return f"{len(names)}, such as {', '.join(repr(name) for name in names[:_NAMED])}"
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def join(file: str, rows: Sequence[Row], uris: Sequence[str], default: str) -> Joined:
     """Join a table with sources: a row names every source whose path ends with its path.
 
-    Where several rows name a source, the one with the longest path counts. A row that names none is taken for the one
-    source that is called so but for its suffix or its case.
-
-    Args:
-        file: What the table is called.
-        rows: It.
-        uris: Sources.
-        default: What a source is that no row names, in words.
+    Where several rows name a source, the one with the longest path counts. Rows that name no source are taken for
+    those without a row that are called so but for suffix and case.
     """
-    counts, values = np.zeros(len(rows), np.int64), [None] * len(uris)
-    torn, without = [], []
-    for place, found in _matches([row.name for row in rows], uris, _plain):
-        if not found:
-            without.append(place)
-            continue
-        counts[found] += 1
-        values[place] = rows[found[0]].value
-        if any(rows[one].value != values[place] for one in found):
-            torn.append(uris[place])
-    left = np.flatnonzero(counts == 0)
-    guesses = [(p, f) for p, f in _matches([rows[n].name for n in left], [uris[p] for p in without], _bare) if f]
-    times = np.bincount([one for _, found in guesses for one in found], minlength=len(left))
-    guessed = {without[place]: left[found[0]] for place, found in guesses if len(found) == 1 == times[found[0]]}
-    for place, one in guessed.items():
-        values[place], counts[one] = rows[one].value, 1
-    return Joined(
-        file,
-        len(rows),
-        values,
-        [rows[one] for one in np.flatnonzero(counts == 0)],
-        [rows[one] for one in np.flatnonzero(counts > 1)],
-        [rows[one] for one in guessed.values()],
-        torn,
-        [uris[place] for place in without if place not in guessed],
-        default,
-    )
-
-
-def join_rasters(
-    folder: str, files: Iterable[str], uris: Sequence[str], find: Callable[[str], Any], default: str
-) -> Joined:
-    """Join the rasters of a folder with the scenes that they belong to by their names.
-
-    Args:
-        folder: What it is called.
-        files: Its rasters.
-        uris: Scenes.
-        find: The raster of a scene, or None.
-        default: What a scene without a raster is, in words.
-
-    Raises:
-        InputError: There are several rasters for a scene.
-    """
-    found = [find(uri) for uri in uris]
-    times: dict[str, int] = {str(file): 0 for file in files}
-    for file in found:
-        if file is not None:
-            times[str(file)] += 1
-    unmatched = [Row(Path(file).name) for file, count in times.items() if count == 0]
-    several = [Row(Path(file).name) for file, count in times.items() if count > 1]
-    without = [uri for uri, file in zip(uris, found, strict=True) if file is None]
-    return Joined(folder, len(times), found, unmatched, several, [], [], without, default)
-
-
-def _matches(names: Sequence[str], uris: Sequence[str], form: Callable[[str], str]) -> Iterator[tuple[int, list[int]]]:
-    """For each source the rows whose names its path ends with, the longest first."""
-    rows: dict[str, list[int]] = {}
-    for number, name in enumerate(names):
-        rows.setdefault(form(name), []).append(number)
-    for place, uri in enumerate(uris):
-        parts = form(uri).split("/")
-        yield place, [row for start in range(len(parts)) for row in rows.get("/".join(parts[start:]), ())]
+    counts, torn, values = np.zeros(len(rows), np.int64), [], [None] * len(uris)
+    for form in (_plain, _bare):
+        left, named = np.flatnonzero(counts == 0), defaultdict(list)
+        for row in left.tolist():
+            named[form(rows[row].name)].append(row)
+        for place in [place for place, value in enumerate(values) if value is None]:
+            parts = form(uris[place]).split("/")
+            found = [row for start in range(len(parts)) for row in named.get("/".join(parts[start:]), ())]
+            if found:
+                counts[found] += 1
+                values[place] = rows[found[0]].value
+                torn += [uris[place]] if any(rows[row].value != values[place] for row in found) else []
+    kinds = [np.flatnonzero(counts == 0), np.flatnonzero(counts > 1), left[counts[left] == 1]]
+    without = [uri for uri, value in zip(uris, values, strict=True) if value is None]
+    return Joined(file, values, default, len(rows), *([rows[row] for row in kind] for kind in kinds), torn, without)
 
 
 def _plain(path: str) -> str:
@@ -195,13 +117,27 @@ def _bare(path: str) -> str:
     return re.sub(r"\.[^./]*$", "", _plain(path)).casefold()
 
 
-def read_rows(file: str, columns: Sequence[str], value: Callable[[str], str] = str) -> list[Row]:
+def join_rasters(folder: str, files: Iterable, uris: Sequence[str], find: Callable[[str], Any], default: str) -> Joined:
+    """Join the rasters of a folder with scenes; `find` gives the one of a scene, or None.
+
+    Raises:
+        InputError: There are several for a scene.
+    """
+    values = [find(uri) for uri in uris]
+    times = Counter(dict.fromkeys(map(str, files), 0))
+    times.update(str(file) for file in values if file is not None)
+    unmatched = [Row(Path(file).name) for file, count in times.items() if count == 0]
+    several = [Row(Path(file).name) for file, count in times.items() if count > 1]
+    without = [uri for uri, file in zip(uris, values, strict=True) if file is None]
+    return Joined(folder, values, default, len(times), unmatched, several, [], [], without)
+
+
+def read_rows(file: str, columns: Sequence[str]) -> list[Row]:
     """Rows of a CSV file (commas, semicolons or tabs) or of JSONL that say something of a file.
 
     Args:
         file: With a column `path` or `image`.
         columns: What is said stands in the first of these columns that there is; rows that say nothing are left out.
-        value: Makes of it what counts.
 
     Raises:
         InputError: The table cannot be read or lacks a column.
@@ -217,14 +153,10 @@ def read_rows(file: str, columns: Sequence[str], value: Callable[[str], str] = s
         raise InputError(f"'{file}' cannot be read as a table, CSV or JSONL ({error})") from error
     if not rows:
         raise InputError(f"'{file}' has no rows")
-    named = [{str(name).strip().lower(): cell for name, cell in row.items()} for row in rows]
-    path, said = (_column(file, named[0], names) for names in (_PATHS, columns))
-    given = ((str(row.get(path) or "").strip(), row.get(said)) for row in named)
-    return [Row(name, value(str(cell).strip())) for name, cell in given if name and cell not in (None, "")]
-
-
-def _column(file: str, row: dict[str, Any], names: Sequence[str]) -> str:
-    for name in names:
-        if name in row:
-            return name
-    raise InputError(f"'{file}' needs a column {' or '.join(names)}; it has {', '.join(row)}")
+    table = [{str(name).strip().lower(): cell for name, cell in row.items()} for row in rows]
+    path, said = (next((name for name in names if name in table[0]), None) for names in (_PATHS, columns))
+    if path is None or said is None:
+        lacking = " or ".join(_PATHS if path is None else columns)
+        raise InputError(f"'{file}' needs a column {lacking}; it has {', '.join(table[0])}")
+    given = ((row.get(path), row.get(said)) for row in table)
+    return [Row(str(name).strip(), str(cell).strip()) for name, cell in given if name and cell not in (None, "")]

@@ -15,7 +15,7 @@ import rasterio
 import xxhash
 from rasterio.errors import RasterioError
 
-from geomim.corpus.joining import Joined, join, read_rows
+from geomim.corpus.joining import Joined, Row, join, read_rows
 from geomim.corpus.scenes import SUFFIXES, scene_name
 from geomim.corpus.store import IGNORE
 from geomim.errors import InputError
@@ -27,24 +27,39 @@ _CLASS_COLUMNS = ("label", "class")
 _MASK_ENDINGS = ("", "_label", "_labels", "_mask")
 
 
-def assign_splits(uris: Sequence[str], file: str, allow_unmatched: bool = False) -> Joined:
-    """The split of each source by a table.
+def by_tables(
+    uris: Sequence[str], labels: str | None, split: str | None, allow_unmatched: bool
+) -> tuple[dict[str, list[str | None]], list[Joined]]:
+    """Classes and splits of sources.
 
     Args:
         uris: Sources.
-        file: Table with a column `split`: train, val or test; sources that it does not name are none of them.
-        allow_unmatched: Be content where val and test rows name no source, or several.
+        labels: `folder` (the name of the folder a file lies in), a table with a column `label` or `class`, or None.
+        split: Table with a column `split`, or None; sources that it does not name are train.
+        allow_unmatched: Be content where rows of val or test name no source, or several.
+
+    Returns:
+        `label` and `split` of each source, where they are asked for, and how the tables were joined.
 
     Raises:
-        InputError: The table names none of the sources, another split, or a source twice; or held-out images that are
-            no source.
+        InputError: A table names none of the sources, an unknown split, or says two things of a source; or it holds out
+            what is no source, or several, and that is not allowed.
     """
-    rows = read_rows(file, ["split"], lambda name: _SAID.get(name.lower(), name.lower()))
-    unknown = sorted({row.value for row in rows} - set(SPLITS))
-    if unknown:
-        raise InputError(f"'{file}' names splits {', '.join(unknown)}; expected {', '.join(SPLITS)}")
-    held_out = [row._replace(held_out=row.value != "train") for row in rows]
-    return join(file, held_out, uris, "they are train").check(allow_unmatched)
+    columns: dict[str, list[str | None]] = {}
+    joined = []
+    if labels == "folder":
+        columns["label"] = [Path(uri).parent.name for uri in uris]
+    elif labels:
+        joined.append(join(labels, read_rows(labels, _CLASS_COLUMNS), uris, "they have no class").check())
+        columns["label"] = joined[-1].values
+    if split:
+        said = [(row.name, _SAID.get(row.value.lower(), row.value.lower())) for row in read_rows(split, ["split"])]
+        if unknown := sorted({name for _, name in said} - set(SPLITS)):
+            raise InputError(f"'{split}' names splits {', '.join(unknown)}; expected {', '.join(SPLITS)}")
+        rows = [Row(file, name, held_out=name != "train") for file, name in said]
+        joined.append(join(split, rows, uris, "they are train").check(allow_unmatched))
+        columns["split"] = [name or "train" for name in joined[-1].values]
+    return columns, joined
 
 
 _SAID = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
@@ -62,22 +77,6 @@ def draw_splits(uris: Sequence[str], test_share: float) -> list[str]:
     ranked = sorted(range(len(uris)), key=lambda i: (xxhash.xxh3_64_intdigest(scene_name(uris[i]).encode()), uris[i]))
     held_out = set(ranked[:count])
     return ["test" if i in held_out else "train" for i in range(len(uris))]
-
-
-def assign_labels(uris: Sequence[str], labels: str) -> tuple[list[str | None], list[Joined]]:
-    """The class of each source, and how it was joined where a table says it.
-
-    Args:
-        uris: Sources.
-        labels: `folder` (the name of the folder a file lies in), or a table with a column `label` or `class`.
-
-    Raises:
-        InputError: The table names none of the sources, or gives one two classes.
-    """
-    if labels == "folder":
-        return [Path(uri).parent.name for uri in uris], []
-    joined = join(labels, read_rows(labels, _CLASS_COLUMNS), uris, "they have no class").check()
-    return joined.values, [joined]
 
 
 def class_folders(uris: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ import rasterio
 from geomim.corpus.build import build
 from geomim.corpus.changes import decide
 from geomim.corpus.joining import Row, join, read_rows
-from geomim.corpus.labels import Masks, assign_labels, assign_splits, class_folders
+from geomim.corpus.labels import Masks, by_tables, class_folders
 from geomim.corpus.scenes.clouds import cloud_file
 from geomim.corpus.store import Corpus
 from geomim.corpus.verify import rebuild, verify
@@ -21,6 +21,16 @@ SOURCES = ["/d/a/1.tif", "/d/a/2.tif", "/d/b/1.tif", "/d/b/3.JPG"]
 def table(tmp_path, text, name="t.csv", encoding="utf-8"):
     (tmp_path / name).write_bytes(text.encode(encoding))
     return str(tmp_path / name)
+
+
+def assign_splits(uris, file, allow=False):
+    columns, (joined,) = by_tables(uris, None, file, allow)
+    return columns["split"], joined
+
+
+def assign_labels(uris, file):
+    columns, joined = by_tables(uris, file, None, False)
+    return columns["label"], joined
 
 
 def image(file, seed, count=3, size=64):
@@ -44,7 +54,9 @@ def test_rows_name_sources_by_the_ends_of_their_paths():
 def test_what_is_not_certain_is_not_guessed():
     rows = [Row("1.png", "x"), Row("2.png", "x"), Row("2.jpg", "y")]
     joined = join("t", rows, SOURCES, "-")  # two sources for the first, two rows for the second
-    assert joined.values == [None] * 4 and joined.unmatched == rows and joined.guessed == []
+    assert joined.several == [rows[0]] and joined.torn == ["/d/a/2.tif"]
+    joined = join("t", [Row("1.tif", "x"), Row("2.tiff", "x"), Row("b/1.tif", "x")], SOURCES, "-")
+    assert joined.guessed == [Row("2.tiff", "x")] and joined.unmatched == []
     assert join("t", [Row("1.tif", "x")], SOURCES, "-").several == [Row("1.tif", "x")]
     assert join("t", [Row("1.tif", "x"), Row("a/1.tif", "y")], SOURCES, "-").torn == ["/d/a/1.tif"]
     assert join("t", [Row("1.tif", "x"), Row("a/1.tif", "x")], SOURCES, "-").torn == []
@@ -60,8 +72,8 @@ def test_what_is_not_certain_is_not_guessed():
     ],
 )
 def test_tables_as_they_come(tmp_path, text, encoding):
-    joined = assign_splits(SOURCES, table(tmp_path, text, encoding=encoding))
-    assert joined.values == ["test", None, None, None]
+    splits, joined = assign_splits(SOURCES, table(tmp_path, text, encoding=encoding))
+    assert splits == ["test", "train", "train", "train"] and len(joined.without) == 3
 
 
 def test_tables_that_are_none(tmp_path):
@@ -73,7 +85,7 @@ def test_tables_that_are_none(tmp_path):
             assign_splits(SOURCES, table(tmp_path, text, name, "latin-1"))
     with pytest.raises(InputError, match="names splits hold-out; expected train, val, test"):
         assign_splits(SOURCES, table(tmp_path, "image,split\na/1.tif,hold-out\n"))
-    assert assign_splits(SOURCES, table(tmp_path, "image,split\na/1.tif,Validation\n")).values[0] == "val"
+    assert assign_splits(SOURCES, table(tmp_path, "image,split\na/1.tif,Validation\n"))[0][0] == "val"
 
 
 def test_held_out_rows_without_one_source_are_refused_and_the_flag_works(tmp_path):
@@ -81,17 +93,18 @@ def test_held_out_rows_without_one_source_are_refused_and_the_flag_works(tmp_pat
         file = table(tmp_path, f"image,split\n{text}", f"{name}.csv")
         with pytest.raises(InputError, match=r"holds out images.*--allow-unmatched"):
             assign_splits(SOURCES, file)
-        assert "train" not in assign_splits(SOURCES, file, allow_unmatched=True).values[::2]
+        splits, _ = assign_splits(SOURCES, file, allow=True)
+        assert splits == {"typo": ["train", "test", "train", "train"], "twice": ["val", "train", "val", "train"]}[name]
     for text in ("1.tif,test\nb/1.tif,train\n", "a/1.tif,test\na/1.tif,train\n"):
         for allow in (False, True):
             with pytest.raises(InputError, match="give paths with folders"):
                 assign_splits(SOURCES, table(tmp_path, f"image,split\n{text}"), allow)
-    lost = assign_splits(SOURCES, table(tmp_path, "image,split\n9.tif,train\n2.tif,test\n"))  # no harm is done
+    _, lost = assign_splits(SOURCES, table(tmp_path, "image,split\n9.tif,train\n2.tif,test\n"))  # no harm is done
     assert [row.name for row in lost.unmatched] == ["9.tif"]
 
 
 def test_a_source_has_one_class(tmp_path):
-    with pytest.raises(InputError, match=r"says different things of 1, such as '/d/a/2\.tif'"):
+    with pytest.raises(InputError, match=r"says different things of /d/a/2\.tif"):
         assign_labels(SOURCES, table(tmp_path, "image,class\n2.tif,plane\n2.tif,ship\n"))
     labels, (joined,) = assign_labels(SOURCES, table(tmp_path, "image,class\n2.tif,plane\n2.tif,plane\n7.tif,x\n"))
     assert labels == [None, "plane", None, None] and [row.name for row in joined.unmatched] == ["7.tif"]
@@ -109,12 +122,10 @@ def test_what_was_joined_stands_in_the_corpus(tmp_path, capsys):
     corpus = Corpus.open(build(**given, out=str(tmp_path / "c"), allow_unmatched=True))
     assert corpus.table(["split"])["split"].to_pylist() == ["train", "val", "test", "train"]
     (joined,) = corpus.meta["joined"]
-    assert {name: joined[name]["count"] for name in ("unmatched", "guessed", "without", "several")} == {
-        "unmatched": 1,
-        "guessed": 1,
-        "without": 1,
-        "several": 0,
-    }
+    assert joined == (
+        f"'{file}': 3 of 4 match; 1 name no source (0009.tif); 1 name a source of another suffix or case, and are "
+        f"taken for it (0002.png); 1 sources are not named: they are train ({tmp_path}/img/0003.tif)"
+    )
     assert "name no source (0009.tif)" in capsys.readouterr().err
     assert "name no source (0009.tif)" in (tmp_path / "c" / "report" / "index.html").read_text()
     assert corpus.meta["recipe"]["allow_unmatched"] is True
@@ -132,10 +143,11 @@ def test_rasters_by_name(tmp_path, capsys):
     given |= {"masks": str(masks), "clouds": str(tmp_path / "clouds")}
     corpus = Corpus.open(build(**given, out=str(tmp_path / "c")))
     labels, clouds = corpus.meta["joined"]
-    assert labels["unmatched"] == {"count": 1, "such as": ["lost.tif"]}
-    assert labels["several"] == {"count": 1, "such as": ["x.tif"]}
-    assert labels["without"] == {"count": 1, "such as": [str(tmp_path / "img" / "a" / "y.tif")]}
-    assert clouds["rows"] == 1 and clouds["without"]["count"] == 3
+    assert labels == (
+        f"'{masks}': 2 of 3 match; 1 name no source (lost.tif); 1 name several sources (x.tif); 1 sources are not "
+        f"named: they have no labels ({tmp_path}/img/a/y.tif)"
+    )
+    assert "1 of 1 match; 3 sources are not named: their own masks count" in clouds
     assert "lost.tif" in capsys.readouterr().err
     image(masks / "y.tif", 0, count=1)
     image(masks / "y.png", 0, count=1)
@@ -178,7 +190,7 @@ def test_publishers_tables_are_counted_too(tmp_path, capsys):
     with pytest.raises(InputError, match=r"dataset_rsicd\.json' holds out images .*2\.jpg.*--allow-unmatched"):
         build([f"rsicd@{tmp_path}"], str(tmp_path / "c"), **given)
     corpus = Corpus.open(build([f"rsicd@{tmp_path}"], str(tmp_path / "c"), allow_unmatched=True, **given))
-    assert corpus.meta["joined"][0]["unmatched"] == {"count": 1, "such as": ["2.jpg"]}
+    assert "2 of 3 match; 1 name no source (2.jpg)" in corpus.meta["joined"][0]
     capsys.readouterr()
     build([f"rsicd@{tmp_path}:train"], str(tmp_path / "e"), **given)  # what is not asked for may be away
     assert "1 name no source (2.jpg)" in capsys.readouterr().err

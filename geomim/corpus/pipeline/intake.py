@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 
 from geomim.corpus.joining import Joined, join_rasters
-from geomim.corpus.labels import SPLITS, assign_labels, assign_splits, class_folders, draw_splits, open_masks
+from geomim.corpus.labels import SPLITS, by_tables, class_folders, draw_splits, open_masks
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.pipeline.plan import GIVEN, SOURCES, scan_all, state
 from geomim.corpus.pipeline.shuffle import read_tables
@@ -40,36 +40,11 @@ def made_by(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-@dataclass(frozen=True)
-class Listed:
-    """All sources, with what is known before they are opened.
+def list_sources(recipe: Recipe, download: bool, console: Console) -> tuple[pa.Table, bool, list[Joined]]:
+    """List all sources, with what is known before they are opened: from cards, tables and the recipe; and say it.
 
-    Attributes:
-        given: Rows of `GIVEN`.
-        published: Whether their publishers split them.
-        joined: How tables and folders of rasters were joined with them.
-        classes: Names of their folders, where these look like classes and nothing labels them.
-    """
-
-    given: pa.Table
-    published: bool
-    joined: list[Joined]
-    classes: list[str]
-
-    def tell(self, console: Console, out: Path) -> None:
-        """Say what was matched, and what was not."""
-        for one in self.joined:
-            console.print(str(one), soft_wrap=True)
-        if self.classes:
-            console.print(
-                f"{len(self.classes)} folders look like classes, such as {', '.join(self.classes[:5])}: --labels "
-                f"folder takes them, now or later (geomim corpus decide {out} --labels folder)",
-                soft_wrap=True,
-            )
-
-
-def list_sources(recipe: Recipe, download: bool) -> Listed:
-    """List all sources: from cards, tables and the recipe.
+    Returns:
+        Rows of `GIVEN`, whether their publishers split them, and how tables and folders of rasters were joined.
 
     Raises:
         InputError: There are none, or a table does not fit them.
@@ -82,21 +57,18 @@ def list_sources(recipe: Recipe, download: bool) -> Listed:
         one.check(recipe.allow_unmatched)
     uris = sorted(items)
     ordered = [items[uri] for uri in uris]
-    labels: list[str | None] = [item.label for item in ordered]
-    splits = ["test" if item.held_out else item.split for item in ordered]
-    if recipe.labels:
-        labels, tables = assign_labels(uris, recipe.labels)
-        joined += tables
-    if recipe.split:
-        joined.append(assign_splits(uris, recipe.split, recipe.allow_unmatched))
-        splits = [split or "train" for split in joined[-1].values]
-    if recipe.masks:
-        masks = open_masks(recipe.masks)
-        joined.append(join_rasters(recipe.masks, masks.rasters, uris, masks.find, "they have no labels"))
-    if clouds := cloud_files(recipe.clouds):
-        find = partial(cloud_file, recipe.clouds)
-        joined.append(join_rasters(str(recipe.clouds), clouds, uris, find, "their own masks count"))
-    unlabelled = not recipe.labels and not recipe.masks and not any(labels)
+    told, tables = by_tables(uris, recipe.labels, recipe.split, recipe.allow_unmatched)
+    joined += [*tables, *_rasters(recipe, uris)]
+    for one in joined:
+        console.print(str(one), soft_wrap=True)
+    splits = told.get("split", ["test" if item.held_out else item.split for item in ordered])
+    labels = told.get("label", [item.label for item in ordered])
+    if not any(labels) and not recipe.masks and (classes := class_folders(uris)):
+        console.print(
+            f"{len(classes)} folders look like classes, such as {', '.join(classes[:5])}: --labels folder takes them, "
+            "now or later (geomim corpus decide CORPUS --labels folder)",
+            soft_wrap=True,
+        )
     columns = {
         "uri": uris,
         "split": [_split_name(split) for split in splits],
@@ -108,8 +80,19 @@ def list_sources(recipe: Recipe, download: bool) -> Listed:
         "dataset": [item.dataset for item in ordered],
         "non_commercial": [item.non_commercial for item in ordered],
     }
-    classes = class_folders(uris) if unlabelled else []
-    return Listed(pa.table(columns, GIVEN), recipe.split is not None or any(splits), joined, classes)
+    return pa.table(columns, GIVEN), any(splits), joined
+
+
+def _rasters(recipe: Recipe, uris: list[str]) -> list[Joined]:
+    """How label rasters and cloud masks that lie in folders of their own were joined with the sources."""
+    joined = []
+    if recipe.masks:
+        masks = open_masks(recipe.masks)
+        joined.append(join_rasters(recipe.masks, masks.rasters, uris, masks.find, "they have no labels"))
+    if clouds := cloud_files(recipe.clouds):
+        find = partial(cloud_file, recipe.clouds)
+        joined.append(join_rasters(str(recipe.clouds), clouds, uris, find, "their own masks count"))
+    return joined
 
 
 def scan_sources(

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from geomim.corpus.joining import told
 from geomim.corpus.report.facts import Facts, as_funnel
 from geomim.corpus.report.page import html_table
 from geomim.corpus.store import Corpus
@@ -77,7 +76,7 @@ def ordered_splits(facts: Facts) -> list[str]:
 
 def joined_html(corpus: Corpus) -> str:
     """How tables and folders of rasters were joined with the sources."""
-    return "".join(f"<p>{html.escape(told(facts))}</p>" for facts in corpus.meta.get("joined", []))
+    return "".join(f"<p>{html.escape(said)}</p>" for said in corpus.meta.get("joined", []))
 
 
 def skipped_html(corpus: Corpus) -> str:

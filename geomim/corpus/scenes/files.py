@@ -67,14 +67,15 @@ def open_dataset(uri: str) -> Any:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             return rasterio.open(gdal_address(uri))
     except (RasterioError, OSError) as error:
-        raise InputError(f"'{uri}' cannot be opened as a raster ({cause(error)}){_unsigned(uri, error)}") from error
+        refused = is_remote(uri) and re.search(r"\b40[13]\b|denied|forbidden|authori[sz]", cause(error), re.IGNORECASE)
+        how = _UNSIGNED if refused else ""
+        raise InputError(f"'{uri}' cannot be opened as a raster ({cause(error)}){how}") from error
 
 
-def _unsigned(uri: str, error: BaseException) -> str:
-    """What to do where a store refuses an address that is kept without what signs it."""
-    refused = is_remote(uri) and re.search(r"\b40[13]\b|denied|forbidden|authori[sz]", cause(error), re.IGNORECASE)
-    how = "give the full address again, or sign it by the environment (GDAL_HTTP_HEADERS, ~/.netrc, AWS_*, AZURE_*)"
-    return f"; names of sources are kept without what signs them: {how}" if refused else ""
+_UNSIGNED = (
+    "; what signs an address is never kept: give the full address again, or sign it by the environment "
+    "(GDAL_HTTP_HEADERS, ~/.netrc, AWS_*, AZURE_*)"
+)
 
 
 def cause(error: BaseException) -> str:

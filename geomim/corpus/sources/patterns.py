@@ -54,7 +54,11 @@ def list_files(
         items = [replace(item, label=Path(item.uri).parent.name) for item in items]
     if card.options.get("captions"):
         table = _captions(card, root, items, splits)
-        items = [_captioned(card, *one) for one in zip(items, table.values, strict=True)]
+        items = [
+            replace(item, split=split, captions=captions, held_out=split in card.held_out)
+            for item, said in zip(items, table.values, strict=True)
+            for split, captions in [said or (item.split, ())]
+        ]
         if joined is not None:
             joined.append(table)
     return [item for item in items if splits is None or item.split in splits]
@@ -69,7 +73,7 @@ def _patterns(card: Card) -> list[tuple[str | None, str]]:
 
 
 def _captions(card: Card, root: str, items: list[Item], splits: Sequence[str] | None) -> Joined:
-    """Split and sentences of each image, from the publisher's JSON."""
+    """Split and sentences of each image, from the publisher's JSON; none of images that it does not name."""
     file = os.path.join(root, card.options["captions"])
     try:
         table = list(_sentences(json.loads(Path(file).read_text(encoding="utf-8-sig"))))
@@ -81,12 +85,6 @@ def _captions(card: Card, root: str, items: list[Item], splits: Sequence[str] | 
     asked = set(card.held_out) & set(card.held_out if splits is None else splits)
     rows = [Row(name, said, said[0] in asked) for name, said in table]
     return join(file, rows, [item.uri for item in items], "they have neither split nor sentences")
-
-
-def _captioned(card: Card, item: Item, said: tuple[str, tuple[str, ...]] | None) -> Item:
-    """An image with the publisher's split and sentences; one that the publisher does not name keeps its own."""
-    split, captions = said or (item.split, ())
-    return replace(item, split=split, captions=captions, held_out=split in card.held_out)
 
 
 def _sentences(table: Any) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
