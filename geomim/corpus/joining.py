@@ -47,13 +47,10 @@ class Joined:
     without: list[str]
 
     def check(self, allow: bool = False) -> Joined:
-        """Refuse what would train on held-out images, or say two things of a source.
-
-        Args:
-            allow: Be content with rows of held-out images that name no source, or several.
+        """Refuse what says two things of a source, names none at all, or holds out what is no source, or several.
 
         Raises:
-            InputError: So it is, or the table names none of the sources.
+            InputError: So it is; the last is content with `allow`.
         """
         if self.without and len(self.without) == len(self.values):
             raise InputError(f"'{self.file}' names none of the {len(self.values)} sources, such as '{self.without[0]}'")
@@ -133,11 +130,11 @@ def join_rasters(folder: str, files: Iterable, uris: Sequence[str], find: Callab
 
 
 def read_rows(file: str, columns: Sequence[str]) -> list[Row]:
-    """Rows of a CSV file (commas, semicolons or tabs) or of JSONL that say something of a file.
+    """Rows of a CSV file (commas, semicolons or tabs) or of JSONL; those that say nothing of a file are left out.
 
     Args:
         file: With a column `path` or `image`.
-        columns: What is said stands in the first of these columns that there is; rows that say nothing are left out.
+        columns: What is said stands in the first of these columns that there is.
 
     Raises:
         InputError: The table cannot be read or lacks a column.
@@ -153,10 +150,10 @@ def read_rows(file: str, columns: Sequence[str]) -> list[Row]:
         raise InputError(f"'{file}' cannot be read as a table, CSV or JSONL ({error})") from error
     if not rows:
         raise InputError(f"'{file}' has no rows")
-    table = [{str(name).strip().lower(): cell for name, cell in row.items()} for row in rows]
-    path, said = (next((name for name in names if name in table[0]), None) for names in (_PATHS, columns))
-    if path is None or said is None:
-        lacking = " or ".join(_PATHS if path is None else columns)
-        raise InputError(f"'{file}' needs a column {lacking}; it has {', '.join(table[0])}")
-    given = ((row.get(path), row.get(said)) for row in table)
+    there = {str(name).strip().lower(): name for name in rows[0]}
+    for names in (_PATHS, columns):
+        if there.keys().isdisjoint(names):
+            raise InputError(f"'{file}' needs a column {' or '.join(names)}; it has {', '.join(there)}")
+    path, said = (there[next(name for name in names if name in there)] for names in (_PATHS, columns))
+    given = ((row.get(path), row.get(said)) for row in rows)
     return [Row(str(name).strip(), str(cell).strip()) for name, cell in given if name and cell not in (None, "")]

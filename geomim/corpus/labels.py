@@ -30,7 +30,7 @@ _MASK_ENDINGS = ("", "_label", "_labels", "_mask")
 def by_tables(
     uris: Sequence[str], labels: str | None, split: str | None, allow_unmatched: bool
 ) -> tuple[dict[str, list[str | None]], list[Joined]]:
-    """Classes and splits of sources.
+    """`label` and `split` of each source, where they are asked for, and how the tables were joined.
 
     Args:
         uris: Sources.
@@ -38,12 +38,8 @@ def by_tables(
         split: Table with a column `split`, or None; sources that it does not name are train.
         allow_unmatched: Be content where rows of val or test name no source, or several.
 
-    Returns:
-        `label` and `split` of each source, where they are asked for, and how the tables were joined.
-
     Raises:
-        InputError: A table names none of the sources, an unknown split, or says two things of a source; or it holds out
-            what is no source, or several, and that is not allowed.
+        InputError: A table does not fit the sources (see `Joined.check`), or names an unknown split.
     """
     columns: dict[str, list[str | None]] = {}
     joined = []

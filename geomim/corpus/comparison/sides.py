@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 from rich.console import Console
 
 from geomim.addresses import full, keep
-from geomim.corpus.joining import Joined
 from geomim.corpus.remote import Place, place
 from geomim.corpus.scenes import SUFFIXES, Scene
 from geomim.corpus.sources.items import Item, list_items, open_item, split_source
@@ -93,8 +92,7 @@ def side(
     if folder is not None:
         wanted = splits or (("val", "test") if held_out else None)
         return _of_corpus(name or _called(_folder_name(folder), splits, held_out), given, Corpus.open(folder), wanted)
-    joined: list[Joined] = []
-    items = list_items(path, download, joined)
+    items = list_items(path, download, joined := [])
     for one in joined:
         Console(stderr=True, markup=False, highlight=False).print(str(one.check(allow=True)), soft_wrap=True)
     if card is not None and card.splits:

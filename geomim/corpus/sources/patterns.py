@@ -19,11 +19,7 @@ from geomim.errors import InputError
 
 
 def list_files(
-    card: Card,
-    root: str,
-    blank: Item,
-    splits: Sequence[str] | None = None,
-    joined: list[Joined] | None = None,
+    card: Card, root: str, blank: Item, splits: Sequence[str] | None = None, joined: list[Joined] | None = None
 ) -> list[Item]:
     """Items of a card that is opened as `folder`, `geotiff`, `zarr`, `stac` or `webdataset`.
 

@@ -97,3 +97,18 @@ def test_held_out_scenes_stay_held_out_when_their_data_move():
         draw_splits([f"torchgeo://EuroSAT/all/{n}?root={root}&args=%7B%7D" for n in range(40)], 0.3) for root in roots
     ]
     assert drawn[0] == drawn[1] and drawn[0].count("test") == 12
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    for name in ("data/one.tif", "disk/far/two.tif", "disk/far/deep/three.tif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    data = tmp_path / "data"
+    (data / "a").symlink_to(tmp_path / "disk" / "far")
+    (data / "b").symlink_to(tmp_path / "disk" / "far")  # the same again
+    (tmp_path / "disk" / "far" / "up").symlink_to(data)  # and round in a circle
+    assert find_scenes(data) == [str(data / name) for name in ("a/deep/three.tif", "a/two.tif", "one.tif")]
+    (data / "real").mkdir()
+    (data / "real" / "four.tif").touch()
+    (data / "0").symlink_to(data / "real")
+    assert str(data / "real" / "four.tif") in find_scenes(data)  # by its own name, not by the link's
