@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from geomim import __version__
-from geomim.addresses import has_address, split_list
+from geomim.addresses import has_address, plain, split_list
 from geomim.errors import ConfigError, GeomimError, MissingExtraError, nearest
 from geomim.resources import shipped
 
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         known = isinstance(error, (GeomimError, OSError))
         sentence = str(error) if known else f"unexpected {type(error).__name__}: {error}"
-        print(f"geomim: {sentence}" + ("" if known else "\n(--debug shows where)"), file=sys.stderr)
+        print(f"geomim: {plain(sentence)}" + ("" if known else "\n(--debug shows where)"), file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
 
 

@@ -12,8 +12,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from geomim.errors import InputError
 
 _PATHS = ("path", "image", "file", "filename", "source")
@@ -89,21 +87,25 @@ def join(file: str, rows: Sequence[Row], uris: Sequence[str], default: str) -> J
     Where several rows name a source, the one with the longest path counts. Rows that name no source are taken for
     those without a row that are called so but for suffix and case.
     """
-    counts, torn, values = np.zeros(len(rows), np.int64), [], [None] * len(uris)
+    counts, torn, values = [0] * len(rows), [], [None] * len(uris)
     for form in (_plain, _bare):
-        left, named = np.flatnonzero(counts == 0), defaultdict(list)
-        for row in left.tolist():
+        left, named = [row for row, count in enumerate(counts) if not count], defaultdict(list)
+        for row in left:
             named[form(rows[row].name)].append(row)
+        deep = sorted({name.count("/") + 1 for name in named}, reverse=True)  # the longest path first
         for place in [place for place, value in enumerate(values) if value is None]:
             parts = form(uris[place]).split("/")
-            found = [row for start in range(len(parts)) for row in named.get("/".join(parts[start:]), ())]
-            if found:
-                counts[found] += 1
+            found = [row for depth in deep for row in named.get("/".join(parts[-depth:]), ()) if depth <= len(parts)]
+            for row in found:
+                counts[row] += 1
                 values[place] = rows[found[0]].value
-                torn += [uris[place]] if any(rows[row].value != values[place] for row in found) else []
-    kinds = [np.flatnonzero(counts == 0), np.flatnonzero(counts > 1), left[counts[left] == 1]]
+            if len({rows[row].value for row in found}) > 1:
+                torn.append(uris[place])
+    unmatched = [row for row, count in zip(rows, counts, strict=True) if count == 0]
+    several = [row for row, count in zip(rows, counts, strict=True) if count > 1]
+    guessed = [rows[row] for row in left if counts[row] == 1]
     without = [uri for uri, value in zip(uris, values, strict=True) if value is None]
-    return Joined(file, values, default, len(rows), *([rows[row] for row in kind] for kind in kinds), torn, without)
+    return Joined(file, values, default, len(rows), unmatched, several, guessed, torn, without)
 
 
 def _plain(path: str) -> str:
