@@ -1,5 +1,7 @@
 """How pictures are cut where nobody says how: whole where they are alike, to the border where they are not."""
 
+import json
+
 import numpy as np
 import pytest
 import rasterio
@@ -76,3 +78,13 @@ def test_a_stopped_build_goes_on_with_the_size_it_settled_on(tmp_path, monkeypat
             patch.setattr(building, "cut", stop)  # what is cut is cut
             build([source], str(tmp_path / "c"), workers=1, overwrite=overwrite)
         assert Corpus.open(tmp_path / "c").meta["recipe"]["tile"] == [100]
+
+
+def test_older_locks_were_padded(tmp_path):
+    out = build([pictures(tmp_path / "p", [(100, 100)])], str(tmp_path / "c"), tile=64, edge="pad", workers=1)
+    first, *others = (out / "corpus.lock").read_text().splitlines()
+    head = json.loads(first)
+    del head["recipe"]["edge"], head["recipe"]["allow_unmatched"]
+    (tmp_path / "old.lock").write_text("\n".join([json.dumps(head), *others]) + "\n")
+    rebuild(str(tmp_path / "old.lock"), str(tmp_path / "d"), workers=1)
+    assert windows(tmp_path / "d") == windows(out)

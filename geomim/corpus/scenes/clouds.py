@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +226,7 @@ def cloud_files(clouds: str | None) -> list[str]:
     if clouds in (None, DETECTOR):
         return []
     folder = _parsed(clouds)[0]
-    return [file for files in _listed(folder, os.stat(folder).st_mtime_ns).values() for file in files]
+    return [file for files in _listed(folder, os.stat(folder).st_mtime_ns)[0].values() for file in files]
 
 
 def _parsed(clouds: str) -> tuple[str, str | None]:
@@ -246,11 +248,12 @@ def find_mask(folder: str, uri: str) -> str | None:
     """
     name = re.sub(r"\.(safe|zarr|nc|json)$", "", Path(uri.partition("#")[0]).name, flags=re.IGNORECASE)
     stem = name if name != Path(uri).name else Path(name).stem
-    files = _listed(folder, os.stat(folder).st_mtime_ns)
+    files, keys = _listed(folder, os.stat(folder).st_mtime_ns)
     if not files:
         raise InputError(f"--clouds: no raster in '{folder}'")
     stem = stem.casefold()
-    begun = sorted(key for key in files if key.startswith((f"{stem}.", f"{stem}_", f"{stem}-")))
+    after = (keys[place] for place in range(bisect_left(keys, stem), len(keys)))
+    begun = [key for key in takewhile(lambda key: key.startswith(stem), after) if key[len(stem) :][:1] in tuple("._-")]
     telling = [key for key in begun if named_kind(key[len(stem) :])]
     matches = [file for key in ([stem] if stem in files else telling or begun) for file in files[key] if file != uri]
     if len(matches) > 1:
@@ -260,11 +263,11 @@ def find_mask(folder: str, uri: str) -> str | None:
 
 
 @lru_cache(maxsize=8)
-def _listed(folder: str, changed: int) -> dict[str, list[str]]:
-    """Rasters of a folder by name without suffix, in lower case."""
+def _listed(folder: str, changed: int) -> tuple[dict[str, list[str]], list[str]]:
+    """Rasters of a folder by name without suffix, in lower case, and these names sorted."""
     found: dict[str, list[str]] = {}
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda one: one.name):
             if entry.name.lower().endswith(SUFFIXES):
                 found.setdefault(Path(entry.name).stem.casefold(), []).append(entry.path)
-    return found
+    return found, sorted(found)
