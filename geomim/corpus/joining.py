@@ -70,10 +70,10 @@ class Joined:
             "name no source": [row.name for row in self.unmatched],
             "name several sources": [row.name for row in self.several],
             "name a source of another suffix or case, and are taken for it": [row.name for row in self.guessed],
-            f"sources are not named: {self.default}": self.without,
+            f"sources that it does not name ({self.default})": self.without,
         }
         words = [f"{self.rows - len(self.unmatched)} of {self.rows} match"]
-        words += [f"{len(names)} {what} ({_some(names)})" for what, names in said.items() if names]
+        words += [f"{what}: {len(names)} ({_some(names)})" for what, names in said.items() if names]
         return f"'{self.file}': {'; '.join(words)}"
 
 

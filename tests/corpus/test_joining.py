@@ -47,8 +47,8 @@ def test_rows_name_sources_by_the_ends_of_their_paths():
     assert (joined.unmatched, joined.several, joined.guessed) == ([rows[3]], [], [rows[2]])
     assert joined.without == ["/d/a/2.tif"] and joined.torn == []
     said = str(joined)
-    assert "3 of 4 match" in said and "1 name no source (4.tif)" in said and "(3.png)" in said
-    assert "1 sources are not named: - (/d/a/2.tif)" in said
+    assert "3 of 4 match" in said and "name no source: 1 (4.tif)" in said and "(3.png)" in said
+    assert "sources that it does not name (-): 1 (/d/a/2.tif)" in said
 
 
 def test_what_is_not_certain_is_not_guessed():
@@ -123,11 +123,11 @@ def test_what_was_joined_stands_in_the_corpus(tmp_path, capsys):
     assert corpus.table(["split"])["split"].to_pylist() == ["train", "val", "test", "train"]
     (joined,) = corpus.meta["joined"]
     assert joined == (
-        f"'{file}': 3 of 4 match; 1 name no source (0009.tif); 1 name a source of another suffix or case, and are "
-        f"taken for it (0002.png); 1 sources are not named: they are train ({tmp_path}/img/0003.tif)"
+        f"'{file}': 3 of 4 match; name no source: 1 (0009.tif); name a source of another suffix or case, and are "
+        f"taken for it: 1 (0002.png); sources that it does not name (they are train): 1 ({tmp_path}/img/0003.tif)"
     )
-    assert "name no source (0009.tif)" in capsys.readouterr().err
-    assert "name no source (0009.tif)" in (tmp_path / "c" / "report" / "index.html").read_text()
+    assert "name no source: 1 (0009.tif)" in capsys.readouterr().err
+    assert "name no source: 1 (0009.tif)" in (tmp_path / "c" / "report" / "index.html").read_text()
     assert corpus.meta["recipe"]["allow_unmatched"] is True
 
 
@@ -144,10 +144,10 @@ def test_rasters_by_name(tmp_path, capsys):
     corpus = Corpus.open(build(**given, out=str(tmp_path / "c")))
     labels, clouds = corpus.meta["joined"]
     assert labels == (
-        f"'{masks}': 2 of 3 match; 1 name no source (lost.tif); 1 name several sources (x.tif); 1 sources are not "
-        f"named: they have no labels ({tmp_path}/img/a/y.tif)"
+        f"'{masks}': 2 of 3 match; name no source: 1 (lost.tif); name several sources: 1 (x.tif); sources that it does "
+        f"not name (they have no labels): 1 ({tmp_path}/img/a/y.tif)"
     )
-    assert "1 of 1 match; 3 sources are not named: their own masks count" in clouds
+    assert "1 of 1 match; sources that it does not name (their own masks count): 3" in clouds
     assert "lost.tif" in capsys.readouterr().err
     image(masks / "y.tif", 0, count=1)
     image(masks / "y.png", 0, count=1)
@@ -190,10 +190,10 @@ def test_publishers_tables_are_counted_too(tmp_path, capsys):
     with pytest.raises(InputError, match=r"dataset_rsicd\.json' holds out images .*2\.jpg.*--allow-unmatched"):
         build([f"rsicd@{tmp_path}"], str(tmp_path / "c"), **given)
     corpus = Corpus.open(build([f"rsicd@{tmp_path}"], str(tmp_path / "c"), allow_unmatched=True, **given))
-    assert "2 of 3 match; 1 name no source (2.jpg)" in corpus.meta["joined"][0]
+    assert "2 of 3 match; name no source: 1 (2.jpg)" in corpus.meta["joined"][0]
     capsys.readouterr()
     build([f"rsicd@{tmp_path}:train"], str(tmp_path / "e"), **given)  # what is not asked for may be away
-    assert "1 name no source (2.jpg)" in capsys.readouterr().err
+    assert "name no source: 1 (2.jpg)" in capsys.readouterr().err
 
 
 def test_labels_and_splits_of_a_finished_corpus(tmp_path, capsys):
@@ -217,7 +217,7 @@ def test_labels_and_splits_of_a_finished_corpus(tmp_path, capsys):
     decide(out, labels=file, split=file, allow_unmatched=True)
     corpus = Corpus.open(out)
     assert corpus.classes == ["dry", "wet"] and corpus.meta["protect"] is True
-    assert corpus.meta["statistics"]["split"] == "train" and "1 name no source (9.tif)" in capsys.readouterr().err
+    assert corpus.meta["statistics"]["split"] == "train" and "name no source: 1 (9.tif)" in capsys.readouterr().err
     found = {(row["source"][-5], row["split"], row["label"]) for row in corpus.table().to_pylist()}
     assert found >= {("0", "test", "wet"), ("1", "val", "dry"), ("2", "train", None)} and len(found) == 6
     verify(out)
