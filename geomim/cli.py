@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from geomim import __version__
+from geomim.addresses import has_address, plain, split_list
 from geomim.errors import ConfigError, GeomimError, MissingExtraError, nearest
 from geomim.resources import shipped
 
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         known = isinstance(error, (GeomimError, OSError))
         sentence = str(error) if known else f"unexpected {type(error).__name__}: {error}"
-        print(f"geomim: {sentence}" + ("" if known else "\n(--debug shows where)"), file=sys.stderr)
+        print(f"geomim: {plain(sentence)}" + ("" if known else "\n(--debug shows where)"), file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
 
 
@@ -220,9 +221,13 @@ def _is_list(parameter: inspect.Parameter) -> bool:
 def _value(parameter: inspect.Parameter, given: list[str]) -> str:
     if not _is_list(parameter) or (len(given) == 1 and given[0][:1] in ("[", "{")):
         return given[0]
-    return json.dumps(
-        [part for word in given for part in ([word] if os.path.exists(word) or "@" in word else word.split(","))]
-    )
+    return json.dumps([part for word in given for part in _words(word)])
+
+
+def _words(word: str) -> list[str]:
+    """One word of a list, which may hold several between commas; the splits of `CARD@ROOT:a,b` belong together."""
+    whole = os.path.exists(word) or ("@" in word and not has_address(word))
+    return [word] if whole else split_list(word)
 
 
 def _description(function: Callable[..., Any]) -> str:

@@ -5,9 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from geomim.addresses import plain
+
 
 class GeomimError(Exception):
-    """Base of every error that is addressed to a user; the CLI prints its sentence, never a traceback."""
+    """Base of every error that is addressed to a user; the CLI prints its sentence, never a traceback.
+
+    Sentences end in lists and reports: whatever address they hold stands there without what signs it.
+    """
+
+    def __init__(self, *said: object) -> None:
+        super().__init__(*(plain(one) if isinstance(one, str) else one for one in said))
 
 
 class InputError(GeomimError, ValueError):

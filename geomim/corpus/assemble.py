@@ -30,7 +30,7 @@ from geomim.corpus.shards import ArrayLayout, write_shard
 from geomim.corpus.store import IGNORE, Corpus, write_json, write_table
 from geomim.errors import CorpusError
 
-BY_ID = ("exclusions", "split", "balance")
+BY_ID = ("exclusions", "split", "label", "balance")
 """Small tables with a column `id` that a corpus may have."""
 
 ARRAYS: dict[str, tuple[tuple[str, ...], Any]] = {

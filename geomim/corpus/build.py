@@ -11,9 +11,9 @@ import errno
 import json
 import os
 import shutil
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import Progress
 
+from geomim.addresses import keep
 from geomim.corpus.assemble import write_edges
 from geomim.corpus.labels import Masks
 from geomim.corpus.lock import hash_files
@@ -41,6 +42,7 @@ from geomim.corpus.pipeline.staged import Staged, staged
 from geomim.corpus.pipeline.staging import HASHES, cut
 from geomim.corpus.recipe import Recipe
 from geomim.corpus.report.report import print_funnel, print_summary, write_report
+from geomim.corpus.slicing import TILE
 from geomim.corpus.store import SKIPPED, Corpus, write_json, write_table
 from geomim.errors import CorpusError, InputError
 
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
 _INLINE_PIXELS = 32 * 2**20  # below this, starting a process costs more than it saves
 _INLINE_TILES = 20_000
 LATER = {"min_valid", "max_cloud", "where", "quota", "overlap", "only_licence", "non_commercial", "against"}
-LATER |= {"skip_unreadable", "crops"}
+LATER |= {"skip_unreadable", "crops", "allow_unmatched"}
 """What of a recipe counts after cutting: an unfinished build goes on with other values of these."""
 _NO_ROOM = (
     "no room is left for '{}', or for temporary files: make room and run the build again; what was finished is kept"
@@ -62,8 +64,9 @@ RADIUS = 8
 def build(
     source: list[str],
     out: str,
-    tile: int | list[int] = 256,
+    tile: int | list[int] | None = None,
     stride: int | None = None,
+    edge: Literal["shift", "pad", "drop"] = "shift",
     seed: int = 0,
     sensor: str | None = None,
     bands: list[str] | None = None,
@@ -82,6 +85,7 @@ def build(
     labels: str | None = None,
     masks: str | None = None,
     split: str | None = None,
+    allow_unmatched: bool = False,
     test_share: float = 0.0,
     licence: str | None = None,
     attribution: str | None = None,
@@ -102,10 +106,16 @@ def build(
 
     Args:
         source: Rasters, folders, patterns, products (.SAFE, Landsat folders), zarr or NetCDF, STAC items, addresses,
-            or CARD@FOLDER for a public source (see `geomim sources list`).
+            or CARD@FOLDER for a public source (see `geomim sources list`). Logins and tokens of addresses are used
+            and never written down.
         out: Folder of the corpus, or an address such as s3://bucket/corpus.
-        tile: Edge of a tile in pixels. Several sizes cut each block of the largest one at a size drawn by chance.
+        tile: Edge of a tile in pixels. Several sizes cut each block of the largest one at a size drawn by chance. Where
+            not given, pictures that are all square and of one size (up to 1024 px; below 512 px where they have a place
+            on Earth) are taken whole, and others are cut at 256.
         stride: Step between tiles in pixels; the tile's edge where not given.
+        edge: What becomes of a tile that would reach beyond the lower or right border: `shift` moves it inside, so that
+            it ends there and shares ground with its neighbour; `pad` fills it with pixels that are not valid; `drop`
+            leaves it out. Scenes smaller than a tile are padded, or dropped.
         seed: Of the choice between several sizes.
         sensor: Name of a built-in sensor or a YAML file, for rasters that do not name their bands.
         bands: Names of the rasters' bands in file order (`-` ignores one), or a choice by name.
@@ -129,7 +139,8 @@ def build(
         masks: Folder of label rasters named like the scenes, with the names of the classes in
             `classes.json` or in their tag `CLASSES`.
         split: CSV or JSONL file with columns `image` and `split` (train, val, test). Its val and test tiles are never
-            dropped as duplicates; their copies leave train.
+            dropped as duplicates; their copies leave train. Sources that it does not name are train.
+        allow_unmatched: Build although rows of val or test name no source, or several of one name in different folders.
         test_share: Where there is no split file, the share of scenes held out as test, 0 to 1.
         licence: Licence of all sources; where not given, what each card or file says.
         attribution: Who is to be credited.
@@ -151,13 +162,14 @@ def build(
         CorpusError: `out` holds something else.
     """
     given = {name: value for name, value in locals().items() if name in {field.name for field in fields(Recipe)}}
-    given["source"] = [str(one) for one in ([source] if isinstance(source, str | os.PathLike) else source)]
-    given["tile"] = [tile] if isinstance(tile, int) else list(tile)
-    recipe = Recipe(**given)
-    recipe.check()
+    given["source"] = [keep(str(one)) for one in ([source] if isinstance(source, str | os.PathLike) else source)]
+    given["against"] = against and [keep(str(one)) for one in against]
     remote = "://" in str(out)
     folder = Path(work or str(out).rstrip("/").rsplit("/", 1)[-1]) if remote else Path(out)
     folder = folder.absolute() if cluster else folder  # workers elsewhere have other working folders
+    given["tile"] = [tile] if isinstance(tile, int) else list(tile or ([] if stride is None else [TILE]))
+    recipe = _as_begun(Recipe(**given), folder, overwrite)
+    recipe.check()
     console = Console(stderr=True, markup=False, highlight=False)
     if _finished(folder, recipe, overwrite):
         console.print(f"'{folder}' is built already with this recipe; --overwrite builds it again", soft_wrap=True)
@@ -177,6 +189,15 @@ def build(
         publish(str(folder), str(out))
     print_funnel(Corpus.open(folder), console)
     return folder
+
+
+def _as_begun(recipe: Recipe, folder: Path, overwrite: bool) -> Recipe:
+    """With the size of tiles that this build has settled on before, where the user names none."""
+    made = made_by(folder)
+    if recipe.tile or not made or not made.get("tile"):
+        return recipe
+    goes_on = not overwrite or ((folder / "work").exists() and made | {"tile": []} == asdict(recipe))
+    return replace(recipe, tile=made["tile"]) if goes_on else recipe
 
 
 def inspect(corpus: str) -> None:
@@ -223,8 +244,8 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     """All stages; each does nothing where its outcome is there already."""
     work = folder / "work"
     benchmarks = _benchmarks(recipe, download)  # a wrong one is an error now, not after a night
-    given, published = list_sources(recipe, download)
-    sources = scan_sources(recipe, given, folder, pool, console)
+    given, published, joined = list_sources(recipe, download, console)
+    recipe, sources = scan_sources(recipe, given, folder, pool, console)
     plan = recipe.plan()
     dealt = tasks(plan, sources)
     _cut(plan, dealt, work, pool)
@@ -240,7 +261,7 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     write_table(folder / "skipped.parquet", _skipped(sources, work))
     classes = Masks(recipe.masks).classes if recipe.masks else _own_classes(folder)
     meta = {"searched": searched(recipe.near), "sensor": found, "recipe": asdict(recipe), "changes": []}
-    meta |= {"protect": published, "classes": classes}
+    meta |= {"protect": published, "classes": classes, "joined": [str(one) for one in joined]}
     excluded = None
     if benchmarks:
         from geomim.corpus.exclusion import Search, keep_clear

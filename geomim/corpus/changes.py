@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import shapely
 import xxhash
 from rich.console import Console
 
+from geomim.corpus.assemble import masked
 from geomim.corpus.duplicates.keep import components
-from geomim.corpus.labels import SPLITS
+from geomim.corpus.labels import SPLITS, by_tables
 from geomim.corpus.pipeline.conclude import conclude, open_to_change
 from geomim.corpus.report.report import print_funnel, write_report
 from geomim.corpus.store import Corpus
@@ -30,8 +32,13 @@ def decide(
     overlap: float | None = None,
     only_licence: list[str] | None = None,
     non_commercial: bool | None = None,
+    labels: str | None = None,
+    split: str | None = None,
+    allow_unmatched: bool = False,
 ) -> Path:
-    """Decide again which tiles of a corpus training reads, with other thresholds; no scene is cut again.
+    """Decide again which tiles of a corpus training reads, with other thresholds, labels or splits.
+
+    No scene is cut again.
 
     Args:
         corpus: Folder of the corpus.
@@ -43,6 +50,9 @@ def decide(
         overlap: Share of the smaller of two overlapping tiles from which one is dropped; above 1 keeps both.
         only_licence: Licences to keep, as the catalogue spells them.
         non_commercial: Keep sources whose licence forbids commercial use.
+        labels: `folder` (the class is the name of the folder), or a CSV or JSONL file with columns `image` and `label`.
+        split: CSV or JSONL file with columns `image` and `split` (train, val, test), as for a build.
+        allow_unmatched: Be content where rows of val or test name no source, or several.
 
     Returns:
         The folder.
@@ -51,7 +61,7 @@ def decide(
         CorpusError: It is no corpus, or one that holds no edges between its tiles.
         InputError: A threshold is wrong, or no tile would be kept.
     """
-    given = {name: value for name, value in locals().items() if name != "corpus" and value is not None}
+    given = {name: value for name, value in locals().items() if name not in _NO_RULES and value is not None}
     given |= {name: None for name, off in (("near", near == -1), ("overlap", (overlap or 0) > 1)) if off}
     opened = open_to_change(corpus)
     searched = opened.meta.get("searched", 0)
@@ -60,8 +70,33 @@ def decide(
             f"the build looked for near duplicates within {searched} bits, and -1 keeps them; --near {near} needs a "
             "new build"
         )
-    conclude(opened.path, **given)
+    if not labels and not split:
+        conclude(opened.path, **given)
+    else:
+        asked = {"labels": labels, "split": split, "allow_unmatched": allow_unmatched}
+        small, said = _join(opened, **asked)
+        conclude(opened.path, {"join": asked}, small, said=said, **given)
     return _shown(opened.path)
+
+
+_NO_RULES = ("corpus", "labels", "split", "allow_unmatched")
+
+
+def _join(
+    opened: Corpus, labels: str | None, split: str | None, allow_unmatched: bool
+) -> tuple[dict[str, pa.Table], dict[str, Any]]:
+    """Small tables of labels and splits by source, and what `corpus.json` says of them."""
+    tiles = opened.table(["id", "source"])
+    source = pc.dictionary_encode(tiles["source"].cast(pa.string())).combine_chunks()
+    if labels and masked(opened):
+        raise InputError(f"'{opened.path}' has label rasters, whose classes count: build another one with --labels")
+    columns, joined = by_tables(source.dictionary.to_pylist(), labels, split, allow_unmatched)
+    for one in joined:
+        Console(stderr=True, markup=False, highlight=False).print(str(one), soft_wrap=True)
+    said: dict[str, Any] = {"joined": [*opened.meta.get("joined", []), *map(str, joined)]}
+    said |= ({"classes": []} if labels else {}) | ({"protect": True} if split else {})
+    by_tile = {name: pa.array(values, pa.string()).take(source.indices) for name, values in columns.items()}
+    return {name: pa.table({"id": tiles["id"], name: column}) for name, column in by_tile.items()}, said
 
 
 def split(

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from geomim.addresses import plain
 from geomim.corpus.remote import Url, place, reached
 from geomim.corpus.store import Corpus
 from geomim.errors import CorpusError, InputError
@@ -53,7 +54,7 @@ def publish(corpus: str, url: str) -> None:
                 progress.advance(bar)
         _forget_others(target, there.keys() - names)
         _send(folder, target, "corpus.json", None)
-    console.print(f"'{folder}' is at '{target}'", soft_wrap=True)
+    console.print(f"'{folder}' is at '{plain(str(target))}'", soft_wrap=True)
 
 
 def _clear_for(folder: Path, target: Url) -> None:

@@ -48,7 +48,8 @@ def made(data_dir, tmp_path, monkeypatch):
 
     def make(names, **options):
         files = [str(data_dir / "geotiff_quirks" / name) for name in names]
-        return Corpus.open(build(files, str(tmp_path / "corpus"), workers=1, **options))
+        # padded, so that the figures below say of every pixel what became of it once
+        return Corpus.open(build(files, str(tmp_path / "corpus"), workers=1, edge="pad", **options))
 
     return make
 

@@ -86,6 +86,7 @@ def conclude(
     change: dict[str, Any] | None = None,
     tables: SmallTables | None = None,
     workers: Workers | None = None,
+    said: Mapping[str, Any] | None = None,
     **recipe: Any,
 ) -> None:
     """Decide again about a finished corpus, after one of its small tables or some entries of its recipe changed.
@@ -96,6 +97,7 @@ def conclude(
             arguments takes back all that this verb did.
         tables: New small tables of the folder `catalogue` by name; None removes one.
         workers: Runs it; processes of its own where None.
+        said: What `corpus.json` is to say besides: `protect`, `classes`, `joined`.
         recipe: New values of entries of the recipe.
 
     Raises:
@@ -109,6 +111,7 @@ def conclude(
     meta["recipe"] = meta["recipe"] | other
     if tables and tables.get("split") is not None:
         meta["protect"] = False  # nobody is compared by a split that was drawn here: its near copies may go
+    meta |= said or {}
     rules = rules_of(meta)
     rules.check()
     with ExitStack() as own:

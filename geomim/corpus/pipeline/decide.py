@@ -32,7 +32,7 @@ class Tables:
 
     Attributes:
         catalogue: Folder with `tiles-*.parquet`, `edges.parquet`, and perhaps `exclusions.parquet`,
-            `split.parquet` (`id`, `split`) and `balance.parquet` (`id`, `chosen`).
+            `split.parquet` (`id`, `split`), `label.parquet` (`id`, `label`) and `balance.parquet` (`id`, `chosen`).
         staged: Folder with tables that are about to replace those, or None; an empty `NAME.removed` removes one.
     """
 
@@ -67,15 +67,16 @@ class Tables:
         return pq.read_table(file, filters=(pc.field("id") >= low) & (pc.field("id") <= high))
 
     def part(self, file: Path) -> pa.Table:
-        """One file of tiles, with the split that was drawn last."""
+        """One file of tiles, with the split that was drawn last, and the labels that were given last."""
         tiles = pq.read_table(file)
-        drawn = self.read("split", *_range(tiles))
-        if drawn is None:
-            return tiles
-        splits = dict(zip(drawn["id"].to_pylist(), drawn["split"].to_pylist(), strict=True))
-        own = zip(tiles["id"].to_pylist(), tiles["split"].to_pylist(), strict=True)
-        place = tiles.column_names.index("split")
-        return tiles.set_column(place, "split", pa.array([splits.get(number, old) for number, old in own]))
+        for name in ("split", "label"):
+            given = self.read(name, *_range(tiles))
+            if given is not None:
+                values = dict(zip(given["id"].to_pylist(), given[name].to_pylist(), strict=True))
+                own = zip(tiles["id"].to_pylist(), tiles[name].to_pylist(), strict=True)
+                column = pa.array([values.get(number, old) for number, old in own], pa.string())
+                tiles = tiles.set_column(tiles.column_names.index(name), name, column)
+        return tiles
 
 
 def _range(tiles: pa.Table) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from geomim.corpus.labels import open_masks
 from geomim.corpus.pipeline.executor import Rows, Workers
 from geomim.corpus.scenes import Scene, scene_name, source_files
 from geomim.corpus.scenes.clouds import cloud_file
-from geomim.corpus.slicing import Grid, windows
+from geomim.corpus.slicing import Grid, whole, windows
 from geomim.corpus.sources.items import Item, open_item
 from geomim.errors import BandError, GeomimError, InputError
 from geomim.sensors import Sensor
@@ -44,6 +44,7 @@ GIVEN = pa.schema(
 
 _FOUND = [
     pa.field("tiles", pa.int64(), nullable=False),
+    pa.field("whole", pa.int64(), nullable=False),
     pa.field("found", pa.dictionary(pa.int32(), pa.string()), nullable=False),  # or it were most of the bytes
     pa.field("dtype", pa.string(), nullable=False),
     pa.field("refused", pa.string(), nullable=False),
@@ -51,8 +52,9 @@ _FOUND = [
     pa.field("modified", pa.int64(), nullable=False),
 ]
 SOURCES = pa.schema([*GIVEN, *_FOUND])
-"""A row a source. `tiles` lie on its grid; `found` is its sensor as JSON; `refused` says why it cannot be used, or
-""; `bytes` and `modified` (ns) are those of its local files and of the masks beside them, else -1."""
+"""A row a source. `tiles` lie on its grid; `whole` is its edge where it may be one tile, else 0; `found` is its sensor
+as JSON; `refused` says why it cannot be used, or ""; `bytes` and `modified` (ns) are those of its local files and of
+the masks beside them, else -1."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +133,15 @@ def scan(plan: Plan, rows: Rows) -> pa.Table:
     given = rows.table
     found: dict[str, list[Any]] = {field.name: [] for field in _FOUND}
     for uri, card in zip(given["uri"].to_pylist(), given["card"].to_pylist(), strict=True):
-        tiles, kind, dtype, refused = 0, "", "", ""
+        tiles, edge, kind, dtype, refused = 0, 0, "", "", ""
         try:
             with plan.open(uri, card) as scene:
                 tiles = len(windows(scene.height, scene.width, plan.grid, scene_name(uri)))
+                edge = whole(scene.height, scene.width, scene.crs is not None)
                 kind, dtype = _as_json(scene.sensor), scene.dtype.name
         except GeomimError as error:
             refused = str(error)
-        for name, value in zip(found, (tiles, kind, dtype, refused, *state(plan, uri)), strict=True):
+        for name, value in zip(found, (tiles, edge, kind, dtype, refused, *state(plan, uri)), strict=True):
             found[name].append(value)
     columns = [*given.select(GIVEN.names).columns, *(pa.array(found[field.name], field.type) for field in _FOUND)]
     return pa.Table.from_arrays(columns, schema=SOURCES)

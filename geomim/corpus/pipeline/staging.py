@@ -68,6 +68,8 @@ def cut(plan: Plan, task: Task, folder: Path) -> None:
         for source in task.sources.table.to_pylist():
             mark = len(staging)
             try:
+                if not source["tiles"]:
+                    raise InputError(f"'{source['uri']}' is smaller than a tile, and --edge drop leaves nothing of it")
                 with plan.open(source["uri"], source["card"]) as scene:
                     staging.add_scene(scene, source, first)
                     if len(staging) - mark != source["tiles"]:

@@ -14,6 +14,7 @@ from geomim.corpus.report.sections import (
     bands_html,
     classes_html,
     funnel_html,
+    joined_html,
     licences_html,
     sizes_html,
     skipped_html,
@@ -54,6 +55,7 @@ def write_report(path: str | Path) -> Path:
         ("Where they lie", gallery.footprints()),
         ("Sizes", sizes_html(corpus)),
         ("Classes and splits", classes_html(corpus, facts)),
+        ("Tables joined", joined_html(corpus)),
         ("Skipped sources", skipped_html(corpus)),
         ("Sources and licences", licences_html(corpus, facts)),
     ]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from rasterio.windows import Window
 
+from geomim.addresses import full
 from geomim.corpus.scenes.clouds import KINDS, kind_of, named_kind
 from geomim.corpus.scenes.coordinates import place_of
 from geomim.corpus.scenes.files import cause
@@ -131,7 +132,7 @@ def _open(path: str, group: str | None) -> Any:
 
     try:
         return xarray.open_dataset(
-            path, engine=_engine(path), group=group, chunks=None, cache=False, mask_and_scale=False
+            full(path), engine=_engine(path), group=group, chunks=None, cache=False, mask_and_scale=False
         )
     except ImportError as error:
         raise MissingExtraError(f"'{path}' cannot be opened: {cause(error)}") from error

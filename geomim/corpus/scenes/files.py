@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
+from geomim.addresses import full
 from geomim.errors import InputError
 
 _STORES = {"s3": "vsis3", "gs": "vsigs", "az": "vsiaz", "abfs": "vsiaz"}
@@ -25,7 +27,11 @@ def is_remote(uri: str) -> bool:
 
 
 def gdal_address(uri: str) -> str:
-    """An address as GDAL opens it: `s3://bucket/key` is `/vsis3/bucket/key`, and so on; paths stay as they are."""
+    """An address as GDAL opens it: `s3://bucket/key` is `/vsis3/bucket/key`, and so on; paths stay as they are.
+
+    What signs it, where it was given in this run, comes back here.
+    """
+    uri = full(uri)
     scheme, found, rest = uri.partition("://")
     if not found:
         return uri
@@ -61,7 +67,15 @@ def open_dataset(uri: str) -> Any:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             return rasterio.open(gdal_address(uri))
     except (RasterioError, OSError) as error:
-        raise InputError(f"'{uri}' cannot be opened as a raster ({cause(error)})") from error
+        refused = is_remote(uri) and re.search(r"\b40[13]\b|denied|forbidden|authori[sz]", cause(error), re.IGNORECASE)
+        how = _UNSIGNED if refused else ""
+        raise InputError(f"'{uri}' cannot be opened as a raster ({cause(error)}){how}") from error
+
+
+_UNSIGNED = (
+    "; what signs an address is never kept: give the full address again, or sign it by the environment "
+    "(GDAL_HTTP_HEADERS, ~/.netrc, AWS_*, AZURE_*)"
+)
 
 
 def cause(error: BaseException) -> str:

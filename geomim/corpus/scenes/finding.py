@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from geomim.addresses import keep
 from geomim.corpus.scenes.archives import archive_of, archive_root, is_archive, members
 from geomim.corpus.scenes.files import is_remote
 from geomim.corpus.store import holds_corpus
@@ -34,8 +35,8 @@ def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[st
     In a folder these are scenes: rasters (`SUFFIXES`); and each as one, without the rasters it is made of, Sentinel-2
     `.SAFE` folders, folders of Landsat bands, `.zarr` stores, `.nc` files and STAC items. Of a folder with bands of
     several Landsat products, each product is a scene: `FOLDER/PRODUCT`. ZIP and TAR archives are searched where they
-    are named themselves. Hidden files, and folders that are a corpus, are left out. Addresses (`https://`,
-    `/vsi...`) pass unchecked.
+    are named themselves. Links to folders are followed, each folder once; hidden files, and folders that are a corpus,
+    are left out. Addresses (`https://`, `/vsi...`) pass unchecked, without what signs them (see `geomim.addresses`).
 
     Returns:
         Sorted, each once.
@@ -51,7 +52,7 @@ def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[st
         elif os.path.isfile(source) and is_archive(source):
             found.update(_in_archive(source))
         elif os.path.exists(source.partition("#")[0]) or is_remote(source):
-            found.add(source)
+            found.add(keep(source))
         elif matches := glob.glob(source, recursive=True):
             found.update(find_scenes(matches))
         else:
@@ -115,8 +116,14 @@ def is_item(uri: str) -> bool:
 def _in_folder(root: str) -> set[str]:
     found: set[str] = set()
     parts: set[str] = set()  # of STAC items
-    for parent, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    walked: set[str] = set()
+    for parent, folders, files in os.walk(root, followlinks=True):
+        linked = {name: os.path.islink(os.path.join(parent, name)) for name in folders if not name.startswith(".")}
+        folders[:] = sorted(linked, key=lambda name: (linked[name], name))  # what a link leads to may be here, too
+        if os.path.realpath(parent) in walked:
+            folders.clear()
+            continue
+        walked.add(os.path.realpath(parent))
         # a corpus is made of scenes and is none
         if "corpus.json" in files or ("work" in folders and holds_corpus(Path(parent))):
             folders.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from geomim.addresses import keep
 from geomim.corpus.scenes.clouds import with_clouds
 from geomim.corpus.scenes.cubes import is_cube, open_cube
 from geomim.corpus.scenes.files import cause
@@ -41,7 +42,7 @@ def open_scene(
     """
     wanted = Wanted(sensor, bands, resolution, warp)
     try:
-        return with_clouds(_open(str(uri), wanted), clouds)
+        return with_clouds(_open(keep(str(uri)), wanted), clouds)
     except (GeomimError, MemoryError):
         raise
     except Exception as error:  # whatever the many libraries raise for a broken file, or for one that vanishes

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from geomim.addresses import full
 from geomim.corpus.scenes.clouds import named_kind
 from geomim.corpus.scenes.naming import Offer, choose
 from geomim.corpus.scenes.scene import Scene, Wanted
@@ -56,7 +57,7 @@ def open_item(uri: str, wanted: Wanted) -> Scene:
 def _json(href: str) -> Any:
     try:
         if href.startswith(("http://", "https://")):
-            with urllib.request.urlopen(href, timeout=_TIMEOUT) as answer:
+            with urllib.request.urlopen(full(href), timeout=_TIMEOUT) as answer:
                 return json.loads(answer.read())
         return json.loads(Path(href).read_text(encoding="utf-8"))
     except (OSError, ValueError, urllib.error.URLError) as error:
