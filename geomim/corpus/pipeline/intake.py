@@ -41,9 +41,7 @@ def list_sources(recipe: Recipe, download: bool) -> tuple[pa.Table, bool]:
     Returns:
         Rows of `GIVEN`, and whether their publishers split them.
     """
-    items: dict[str, Item] = {}
-    for source in recipe.source:
-        items |= {item.uri: item for item in list_items(source, download)}
+    items = {item.uri: item for item in list_items(recipe.source, download)}
     uris = sorted(items)
     ordered = [items[uri] for uri in uris]
     labels = assign_labels(uris, recipe.labels) if recipe.labels else [item.label for item in ordered]
