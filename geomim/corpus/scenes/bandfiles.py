@@ -27,7 +27,7 @@ _BESIDE = re.compile(
     re.IGNORECASE,
 )
 _SENTINEL2 = re.compile(
-    r"(?<![A-Z0-9])(?:S2[A-D]_|T\d\d[C-X][A-Z]{2}_\d{8}T\d{6}|\d{8}T\d{6}_\d{8}T\d{6}_T\d\d[C-X][A-Z]{2}|SENTINEL-?2)",
+    r"(?<![A-Z0-9])(?:S2[A-D](?![A-Z0-9])|T\d\d[C-X][A-Z]{2}_\d{8}T\d{6}|\d{8}T\d{6}_\d{8}T\d{6}_T\d\d[C-X][A-Z]{2}|SENTINEL-?2)",
     re.IGNORECASE,
 )
 PRODUCT = re.compile(r"(?:L[COTEM]0?(?P<landsat>\d)(?:\d{13}|_\w)|HLS[._](?P<hls>[LS]30)[._])", re.IGNORECASE)

@@ -107,7 +107,7 @@ def _loose(uri: str, folder: Folder, files: dict[str, Files], made: tuple[str, s
     facts = _sentinel2_facts(name, folder) if re.search(r"_N\d{4}_", name) else None
     layers = []
     for band, place in zip(sensor.bands, places, strict=True):
-        layer = Layer(band, _nearest([*files.values()][place], wanted.resolution))
+        layer = Layer(band, _nearest([*files.values()][place], wanted.resolution), alone=True)
         layers.append(facts.scaled(layer, told[place].name) if facts else layer)
     time = acquisition_time(uri, {}) or acquisition_time(folder.root, {}) or acquisition_time(name, {})
     return stack_scene(uri, sensor, layers, wanted, _mask(folder), time, COPERNICUS if kind == "S2" else None)

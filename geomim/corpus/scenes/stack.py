@@ -37,6 +37,7 @@ class Layer:
         scale: Factor to what the numbers mean, or None where only the file knows.
         offset: Added after `scale`; 0 where None.
         nodata: Number that means "no measurement" where the file declares none.
+        alone: The file must hold no other band.
     """
 
     band: Band
@@ -45,6 +46,7 @@ class Layer:
     scale: float | None = None
     offset: float | None = None
     nodata: float | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,8 @@ def _dtype(uri: str, layers: Sequence[Layer], datasets: dict[str, Any]) -> np.dt
         held = datasets[layer.path].count
         if layer.place >= held:
             raise InputError(f"'{layer.path}' holds {held} bands, and '{uri}' says that it holds {layer.band.name} too")
+        if layer.alone and held > 1:
+            raise InputError(f"'{layer.path}' holds {held} bands, the files of '{uri}' one each: move it elsewhere")
     dtypes = {datasets[layer.path].dtypes[layer.place] for layer in layers}
     if len(dtypes) > 1 or any("complex" in dtype for dtype in dtypes):
         raise BandError(f"'{uri}' stores its bands as {', '.join(sorted(dtypes))}: choose bands of one type (--bands)")
