@@ -33,7 +33,6 @@ from geomim.corpus.pipeline.near import find_near
 from geomim.corpus.pipeline.overlaps import find_overlaps
 from geomim.corpus.pipeline.pixels import Pixels, write_pixels
 from geomim.corpus.pipeline.plan import SCENES_PER_SCAN, Plan, tasks
-from geomim.corpus.pipeline.plausible import check_numbers
 from geomim.corpus.pipeline.rules import rules_of
 from geomim.corpus.pipeline.shuffle import discard, read_tables, stage_folder
 from geomim.corpus.pipeline.slots import assign_slots
@@ -226,7 +225,6 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     given, published = list_sources(recipe, download)
     sources = scan_sources(recipe, given, folder, pool, console)
     plan = recipe.plan()
-    check_numbers(plan, sources, console)
     dealt = tasks(plan, sources)
     _cut(plan, dealt, work, pool)
     Staged.write(work, dealt)

@@ -14,6 +14,7 @@ from rich.console import Console
 from geomim.corpus.labels import SPLITS, assign_labels, assign_splits
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.pipeline.plan import GIVEN, SOURCES, scan_all, state
+from geomim.corpus.pipeline.plausible import check_numbers
 from geomim.corpus.pipeline.shuffle import read_tables
 from geomim.corpus.recipe import Recipe
 from geomim.corpus.sources.items import Item, list_items
@@ -93,7 +94,9 @@ def scan_sources(recipe: Recipe, given: pa.Table, folder: Path, pool: Workers, c
             f"{len(names)} sources changed since the build was stopped, such as '{names[0]}': it cuts them anew",
             soft_wrap=True,
         )
-    sources = _draw_splits(recipe, scan_all(plan, given, pool))
+    found = scan_all(plan, given, pool)
+    check_numbers(plan, found, console)
+    sources = _draw_splits(recipe, found)
     _begin(folder, recipe, keep_tasks=mine)
     write_text(described, plan.described())
     write_table(file, sources)
