@@ -15,18 +15,20 @@ from geomim.errors import InputError
 
 _PRODUCT = re.compile(r"S2.*\.SAFE|.*\.zarr", re.IGNORECASE)
 _INDEX = ("MTD_MSIL1C.xml", "MTD_MSIL2A.xml", "zarr.json", ".zgroup", "IMG_DATA")
+_OTHERS = (".img", ".dat", ".bil", ".bip", ".bsq", ".bmp", ".webp", ".gpkg", ".mbtiles", ".hgt", ".ntf")
+"""Rasters where GDAL says so."""
 _ITEM_BYTES = 4 * 2**20  # STAC items are smaller
 
 
 def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[str]:
     """List scenes: files as given, folders searched recursively, patterns expanded.
 
-    In a folder these are scenes: rasters (`SUFFIXES`); and each as one, without the rasters it is made of, Sentinel-2
-    `.SAFE` folders and granules, `.zarr` stores, `.nc` files, STAC items, and files of one band each whose names
-    differ by that band alone (`T32UPU_20210601_B02.tif`, `..._B03.tif`): these are the scene `FOLDER/T32UPU_20210601`,
-    or `FOLDER` where they have nothing but the band in their names or are the one Landsat product in it. ZIP and TAR
-    archives are searched where they are named themselves. Hidden files, and folders that are a corpus, are left out.
-    Addresses (`https://`, `/vsi...`) pass unchecked.
+    In a folder these are scenes: rasters (`SUFFIXES`, and further ones that GDAL opens); and each as one, without the
+    rasters it is made of, Sentinel-2 `.SAFE` folders and granules, `.zarr` stores, `.nc` files, STAC items, and files
+    of one band each whose names differ by that band alone (`T32UPU_20210601_B02.tif`, `..._B03.tif`): these are the
+    scene `FOLDER/T32UPU_20210601`, or `FOLDER` where they have nothing but the band in their names or are the one
+    Landsat product in it. ZIP and TAR archives are searched where they are named themselves. Hidden files, and folders
+    that are a corpus, are left out. Addresses (`https://`, `/vsi...`) pass unchecked.
 
     Returns:
         Sorted, each once.
@@ -141,11 +143,14 @@ def _of_files(parent: str, files: Iterable[str]) -> dict[str, str]:
     groups = band_groups(files)
     found, taken = {}, set()
     for key, group in groups.items():
-        if _one_band_each(parent, group):
+        if _count(os.path.join(parent, group.files[0])) < 2:  # the others are looked at where the scene is opened
             taken.update(group.files, group.beside)
             found[_named(parent, key, groups)] = os.path.join(parent, group.files[0])
-    single = [name for name in files if name not in taken and name.lower().endswith((*SUFFIXES, ".nc"))]
-    return found | {path: path for path in (os.path.join(parent, name) for name in single)}
+    for name in files:
+        path, lower = os.path.join(parent, name), name.lower()
+        if name not in taken and (lower.endswith((*SUFFIXES, ".nc")) or (lower.endswith(_OTHERS) and _count(path))):
+            found[path] = path
+    return found
 
 
 def _of_given(folder: str, names: set[str]) -> tuple[set[str], set[str]]:
@@ -154,7 +159,7 @@ def _of_given(folder: str, names: set[str]) -> tuple[set[str], set[str]]:
     groups = groups_in(folder or ".")
     for key, group in groups.items():
         given = names.intersection(group.files)
-        if len(given) < 2 or not _one_band_each(folder, group):
+        if len(given) < 2 or _count(os.path.join(folder, group.files[0])) > 1:
             continue  # one band of many, asked for by its name, is a scene
         uri = _named(folder, key, groups)
         if len(given) < len(group.files):
@@ -179,13 +184,13 @@ def _named(folder: str, key: str, groups: Mapping[str, BandFiles]) -> str:
     return uri
 
 
-def _one_band_each(folder: str, group: BandFiles) -> bool:
-    """Whether the first file holds one band; the others are looked at where the scene is opened."""
+def _count(path: str) -> int:
+    """Bands of a raster; 0 where it is none, or cannot be opened."""
     try:
-        with open_dataset(os.path.join(folder, group.files[0])) as dataset:
-            return bool(dataset.count == 1)
+        with open_dataset(path) as dataset:
+            return int(dataset.count)
     except InputError:
-        return True  # who opens the scene says what is wrong
+        return 0
 
 
 def _in_archive(archive: str) -> set[str]:

@@ -214,3 +214,11 @@ def test_linked_folders_are_searched_once(tmp_path):
     (tmp_path / "data" / "far").symlink_to(tmp_path / "disk" / "far")
     (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
     assert find_scenes(tmp_path / "data") == [str(tmp_path / "data" / "far" / "one.tif")]
+
+
+def test_rasters_of_rarer_formats_are_found_and_other_files_of_their_name_are_not(tmp_path):
+    for name, driver in (("a.img", "HFA"), ("b.dat", "ENVI"), ("c.bmp", "BMP")):
+        with rasterio.open(tmp_path / name, "w", driver=driver, count=3, height=32, width=32, dtype="uint8") as file:
+            file.write(np.full((3, 32, 32), 7, np.uint8))
+    (tmp_path / "log.dat").write_text("no raster")
+    assert [scene_name(uri) for uri in find_scenes(tmp_path)] == ["a.img", "b.dat", "c.bmp"]
