@@ -263,6 +263,7 @@ def _by_file(offer: Offer) -> Choice:
     fitting = [sensor for sensor in SENSORS.values() if len(sensor.bands) == len(offer.spectral)]
     orders = "; ".join(f"{sensor.name}: {', '.join(sensor.names)}" for sensor in fitting)
     order = f", or give --sensor NAME if this is its order ({orders})" if orders else ""
+    order = f", or find those that have one ({_listed(named)}) with --sensor NAME" if named else order
     raise BandError(
         f"'{offer.uri}' has {_count(offer)}, {'some' if named else 'all'} without a name{_labelled(offer)}: name each "
         f"in file order with --bands (- ignores one){order}; a source card knows its own (as in eurosat@FOLDER)"

@@ -165,17 +165,22 @@ def _grid(uri: str, layers: Sequence[Layer], datasets: dict[str, Any], wanted: W
         listed = "; ".join(
             f"{', '.join(layer.band.name for layer in members)} at {_pixel(grid)}" for grid, members in groups
         )
+        degrees = groups[0][0].crs is not None and not groups[0][0].crs.is_projected
         raise InputError(
             f"'{uri}' has bands on {len(groups)} grids: {listed}. Choose bands of one with --bands, or bring all to "
-            "one with --resolution METRES"
+            f"one with {'--warp auto ' if degrees and not wanted.warp else ''}--resolution METRES"
         )
     if wanted.resolution is not None:  # a band that has this pixel size is left as it is
         size = wanted.resolution
-        first = min(groups, key=lambda group: abs(math.log(group[0].metres[0] / size)))[1][0]
+        first = min(groups, key=lambda group: abs(math.log(_size(group[0]) / size)))[1][0]
     dataset = datasets[first.path]
     if dataset.transform == Affine.identity():
         raise InputError(f"'{first.path}' has no affine: bands in files of their own are put together by place only")
     return wanted_grid(uri, dataset, wanted.warp, wanted.resolution) or Grid.of(dataset)
+
+
+def _size(grid: Grid) -> float:
+    return ground_sample_distance(grid.crs, affine(grid.transform), grid.height, grid.width) or grid.metres[0]
 
 
 def _pixel(grid: Grid) -> str:

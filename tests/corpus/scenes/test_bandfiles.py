@@ -129,6 +129,16 @@ def test_several_resolutions_of_a_band_are_refused_with_both_flags(tmp_path):
         assert scene.sensor.names == ("B02", "B03", "B05") and scene.read().shape == (3, 32, 32)
 
 
+def test_bands_in_degrees_are_brought_together_with_the_flags_of_the_refusal(tmp_path):
+    for size, name in ((64, "S2A_B02.tif"), (32, "S2A_B05.tif")):
+        step = 0.0064 / size
+        bands(tmp_path, name, size=size, crs="EPSG:4326", transform=from_origin(9, 48, step, step))
+    with pytest.raises(InputError, match=r"on 2 grids: .* with --warp auto --resolution METRES"):
+        open_scene(find_scenes(tmp_path)[0])
+    with open_scene(find_scenes(tmp_path)[0], resolution=10, warp="auto") as scene:
+        assert scene.sensor.names == ("B02", "B05") and scene.valid().any()
+
+
 def test_what_is_not_certain_is_refused_by_name(tmp_path):
     bands(tmp_path / "twice", "S2A_B02.tif", "S2A_B02.tiff", "S2A_B03.tif")
     with pytest.raises(InputError, match="holds B02 twice"):
