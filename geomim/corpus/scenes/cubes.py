@@ -17,7 +17,7 @@ from rasterio.windows import Window
 
 from geomim.corpus.scenes.clouds import KINDS, kind_of, named_kind
 from geomim.corpus.scenes.coordinates import place_of
-from geomim.corpus.scenes.files import cause
+from geomim.corpus.scenes.files import cause, split_address
 from geomim.corpus.scenes.footprints import affine, ground_sample_distance
 from geomim.corpus.scenes.grids import Grid
 from geomim.corpus.scenes.metadata import acquisition_time, licence
@@ -92,7 +92,7 @@ class CubeClouds:
 
 def is_cube(uri: str) -> bool:
     """Whether an address is one of a zarr store or a NetCDF file, with or without a choice after `#`."""
-    path = uri if os.path.exists(uri) else uri.partition("#")[0]
+    path, _ = split_address(uri)
     if re.search(r"\.(zarr|nc|nc4|cdf)/?$", path, re.IGNORECASE):
         return not path.startswith("/vsi")
     return os.path.isdir(path) and any(os.path.exists(os.path.join(path, name)) for name in ("zarr.json", ".zgroup"))
@@ -108,7 +108,7 @@ def open_cube(uri: str, wanted: Wanted) -> Scene:
         BandError: The bands have no names or other ones.
         MissingExtraError: No library for NetCDF is installed.
     """
-    path, choices = (uri, {}) if os.path.exists(uri) else _choices(uri)
+    path, choices = _choices(uri)
     cube = _open(path, choices.pop("group", None))
     try:
         return _describe(uri, cube, choices, wanted)
@@ -121,7 +121,7 @@ def open_cube(uri: str, wanted: Wanted) -> Scene:
 
 
 def _choices(uri: str) -> tuple[str, dict[str, str]]:
-    path, _, fragment = uri.partition("#")
+    path, fragment = split_address(uri)
     choices = dict(part.partition("=")[::2] for part in fragment.split("&") if part)
     return path, choices
 
@@ -183,7 +183,7 @@ def _describe(uri: str, cube: Any, choices: dict[str, str], wanted: Wanted) -> S
         width=width,
         dtype=dtype,
         nodata=fill,
-        time=time or acquisition_time(uri.partition("#")[0], tags),
+        time=time or acquisition_time(split_address(uri)[0], tags),
         licence=licence({key.upper(): value for key, value in tags.items()}),
         gsd=ground_sample_distance(crs, place, height, width) or sensor.gsd,
         block=_block(chosen[0]),

@@ -28,6 +28,7 @@ _GRANULE = re.compile(r"^GRANULE/([^/]+)/", re.IGNORECASE)
 _MSI_METADATA = re.compile(r"(?:MTD_MSIL\w\w|S2\w_\w+_MTD_SAFL\w\w_.*)\.xml$")
 _OFFSETS = ("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET")
 _QUANTITIES = ("BOA_QUANTIFICATION_VALUE", "QUANTIFICATION_VALUE")
+_FILL = 0.0  # both agencies write it in each band where nothing was measured
 _TIMES = ("PRODUCT_START_TIME", "DATATAKE_SENSING_START")
 
 # Thematic Mapper band limits (USGS Landsat 4-7 handbooks); Landsat 4 and 5 carry the same instrument.
@@ -162,7 +163,7 @@ def _sentinel2(uri: str, folder: Folder, wanted: Wanted) -> Scene:
         facts.scaled(Layer(band, _nearest(files[code], wanted.resolution)), code)
         for band, code in zip(chosen.bands, codes, strict=True)
     ]
-    chosen = dataclasses.replace(chosen, nodata=0)  # as the agency writes
+    chosen = dataclasses.replace(chosen, nodata=_FILL)
     return stack_scene(uri, chosen, layers, wanted, _mask(folder), facts.time or acquisition_time(uri, {}), COPERNICUS)
 
 
@@ -176,7 +177,8 @@ class _Facts:
 
     def scaled(self, layer: Layer, code: str) -> Layer:
         """A band of the product with what its numbers mean."""
-        return dataclasses.replace(layer, scale=1 / self.quantity, offset=self.offsets.get(code, 0.0) / self.quantity)
+        offset = self.offsets.get(code, 0.0) / self.quantity
+        return dataclasses.replace(layer, scale=1 / self.quantity, offset=offset, nodata=_FILL)
 
 
 def _sentinel2_facts(uri: str, folder: Folder) -> _Facts:
@@ -215,11 +217,13 @@ def _landsat(uri: str, folder: Folder, files: dict[str, Files], made: tuple[str,
     older = any("sr_band" in name.lower() for name in folder.names)  # made of Collection 1
     level = "L2" if "_L2" in product.upper() or any(name.startswith("SR_") for name in files) else "L1"
     scaling = _COLLECTION1 if older else _landsat_scaling(facts, level, [[*told][place].name for place in places])
-    nodata = -9999 if older else 0  # as the agency writes
+    nodata = -9999.0 if older else _FILL
     chosen = dataclasses.replace(chosen, unit="reflectance" if scaling else "digital number", nodata=nodata)
     scale, offset = scaling or (1.0, 0.0)
     layers = [
-        Layer(band, _nearest(files[[*told.values()][place]], wanted.resolution), scale=scale, offset=offset)
+        Layer(
+            band, _nearest(files[[*told.values()][place]], wanted.resolution), scale=scale, offset=offset, nodata=nodata
+        )
         for band, place in zip(chosen.bands, places, strict=True)
     ]
     day, hour = facts.get("DATE_ACQUIRED", ""), facts.get("SCENE_CENTER_TIME", "")[:8]
