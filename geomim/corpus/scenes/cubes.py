@@ -189,6 +189,7 @@ def _describe(uri: str, cube: Any, choices: dict[str, str], wanted: Wanted) -> S
         block=_block(chosen[0]),
         reader=reader,
         masks=_clouds(uri, planes[masks[0]]) if masks else None,
+        assumed=choice.assumed,
     )
 
 

@@ -57,9 +57,9 @@ class Offer:
     @property
     def counted(self) -> bool:
         """Whether the labels only count the bands (`Band_1`, `Band_2`, ...) and nothing else tells what they are."""
-        bands = [self.bands[place] for place in self.spectral]
+        bands = [self.bands[place] for place in self.spectral if place not in self.masks]
         told = [_COUNT.fullmatch(band.name) if band and not band.wavelength else None for band in bands]
-        return all(count and int(count[1]) - place == int(told[0][1]) < 2 for place, count in enumerate(told))  # type: ignore[index]
+        return [int(count[1]) for count in told if count] in ([*range(len(told))], [*range(1, len(told) + 1)])
 
     def names(self, sensor: Sensor | None = None) -> list[tuple[int, Band]]:
         """Those of the labels that say what a band is.
