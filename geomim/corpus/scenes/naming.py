@@ -262,11 +262,12 @@ def _by_file(offer: Offer) -> Choice:
         return Choice(Sensor("gray", (Band("gray"),)), (offer.spectral[0],), offer.alpha)
     fitting = [sensor for sensor in SENSORS.values() if len(sensor.bands) == len(offer.spectral)]
     orders = "; ".join(f"{sensor.name}: {', '.join(sensor.names)}" for sensor in fitting)
-    order = f", or give --sensor NAME if this is its order ({orders})" if orders else ""
-    order = f", or find those that have one ({_listed(named)}) with --sensor NAME" if named else order
+    would = f"; --sensor would assume their order ({orders})" if orders else ""
+    would = f"; --sensor would find those that have one ({_listed(named)})" if named else would
     raise BandError(
-        f"'{offer.uri}' has {_count(offer)}, {'some' if named else 'all'} without a name{_labelled(offer)}: name each "
-        f"in file order with --bands (- ignores one){order}; a source card knows its own (as in eurosat@FOLDER)"
+        f"'{offer.uri}' has {_count(offer)}, {'some' if named else 'all'} without a name{_labelled(offer)}: say what "
+        f"they are with --sensor NAME or --bands, a name each in file order (- ignores one){would}; the source card of "
+        "a dataset knows its own (as in eurosat@FOLDER)"
     )
 
 

@@ -96,8 +96,9 @@ def test_an_order_is_shown_and_not_recommended():
     with pytest.raises(BandError) as refusal:
         chosen(offer(*[None] * 13))
     told = str(refusal.value)
-    assert "if this is its order (sentinel2: B01, B02, B03, B04, B05, B06, B07, B08, B8A, B09, B10, B11, B12)" in told
-    assert told.index("--bands") < told.index("--sensor") and "eurosat@FOLDER" in told
+    order = "B01, B02, B03, B04, B05, B06, B07, B08, B8A, B09, B10, B11, B12"
+    assert f"--sensor would assume their order (sentinel2: {order})" in told
+    assert "--bands, a name each in file order" in told and "eurosat@FOLDER" in told
 
 
 REFUSED = [  # a file, the flags given, and those that the refusal says
