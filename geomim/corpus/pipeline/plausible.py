@@ -14,7 +14,7 @@ from geomim.sensors import Sensor
 
 _SOURCES, _SIDE = 16, 256  # looked at, and the side of the windows in them
 _DARKEST, _USUAL = 0.002, (0.02, 1.0)
-"""Mean reflectance of the brightest band over any ground."""
+"""Mean reflectance of the brightest band: below the first, before the offset, nothing was measured."""
 _BRIGHTER = (("green", "cirrus"),)
 """At 1375 nm none but high clouds are seen, and those are as bright in all colours."""
 _ALIKE = (("nir", "nir_narrow"),)
@@ -75,8 +75,8 @@ def doubts(sensor: Sensor, dtype: str, mean: np.ndarray, assumed: bool) -> tuple
         way = "give a YAML file with what the numbers mean (--sensor FILE)"
         if largest < 0.1:
             refusals.append(f"{said}, and no {dtype} number means more than {largest:.2g}: {way}")
-        elif brightest < _DARKEST:
-            refusals.append(f"{said}; the mean of the brightest band is {brightest:.2g}, as no ground's is: {way}")
+        elif brightest - sensor.offset < _DARKEST:
+            refusals.append(f"{said}, and the brightest band holds {max(mean):.2g} on average, next to nothing: {way}")
         elif not _USUAL[0] <= brightest <= _USUAL[1]:
             notes.append(f"{said}; the mean of the brightest band is {brightest:.2g}: is that so?")
     for bright, dark in _BRIGHTER:
