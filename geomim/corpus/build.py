@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import Progress
 
+from geomim.corpus.assemble import write_edges
 from geomim.corpus.labels import Masks
 from geomim.corpus.lock import hash_files
 from geomim.corpus.pipeline.conclude import finish
@@ -173,7 +174,7 @@ def build(
     if not (folder / "report" / "index.html").exists():
         write_report(folder)
     if remote:
-        from geomim.corpus.remote import publish
+        from geomim.corpus.publish import publish
 
         publish(str(folder), str(out))
     print_funnel(Corpus.open(folder), console)
@@ -240,16 +241,15 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     write_pixels(work, folder, pixels, pool, inline=tiles < _INLINE_TILES)
     write_table(folder / "skipped.parquet", _skipped(sources, work))
     classes = Masks(recipe.masks).classes if recipe.masks else _own_classes(folder)
-    searched = max(RADIUS, recipe.near or 0)
-    meta = {"searched": searched, "sensor": found, "recipe": asdict(recipe), "changes": [], "protect": published}
-    meta["classes"] = classes
-    finish(folder, meta, rules_of(meta), pool)
+    meta = {"searched": searched(recipe.near), "sensor": found, "recipe": asdict(recipe), "changes": []}
+    meta |= {"protect": published, "classes": classes}
+    excluded = None
     if benchmarks:
-        from geomim.corpus.exclusion import Search, exclude_sides
+        from geomim.corpus.exclusion import Search, keep_clear
 
-        search = Search(skip_unreadable=recipe.skip_unreadable)
-        exclude_sides(Corpus.open(folder), benchmarks, search, pool, console)
-    os.replace(work, folder / "work.done")
+        excluded = keep_clear(folder, meta, benchmarks, Search(skip_unreadable=recipe.skip_unreadable), pool, console)
+    finish(folder, meta, rules_of(meta), pool, {"exclusions": excluded})
+    os.replace(work, folder / "work.done")  # with `work` beside it, no corpus opens
     shutil.rmtree(folder / "work.done")
 
 
@@ -288,17 +288,41 @@ def _check_some_cut(work: Path, skipped: pa.Table) -> None:
 def _catalogue(recipe: Recipe, plan: Plan, folder: Path, pixels: Pixels, tiles: int, pool: Workers) -> None:
     """Find all duplicates and write the folder of small tables."""
     work, inline = folder / "work", tiles < _INLINE_TILES
-    copies = find_copies(staged(work).folders, work / "copies.parquet", tiles, pool)
-    found = [find_near(work, copies, tiles, max(RADIUS, recipe.near or 0), pool), find_overlaps(work, tiles, pool)]
-    if recipe.crops:
-        found.append(find_crops(work, copies, pixels, pool))
+    copies, edges = find_duplicates(work, tiles, pixels, recipe.near, recipe.crops, pool)
     part = stage_folder(work / "catalogue")
     assign_slots(work, part, copies, pixels, pool, inline)
-    edges = read_tables([file for one in found for file in sorted(one.glob("edges-*.parquet"))], EDGES)
-    write_table(part / "edges.parquet", edges.sort_by([("a", "ascending"), ("b", "ascending"), ("kind", "ascending")]))
+    write_edges(part, [edges])
     hashes = read_tables([task / "sources.parquet" for task in staged(work).folders], HASHES)
     write_table(part / "sources.parquet", pa.concat_tables([hashes, _beside(plan, hashes["uri"].to_pylist(), pool)]))
     os.replace(part, folder / "catalogue")
+
+
+def find_duplicates(
+    work: Path, tiles: int, pixels: Pixels, near: int | None, crops: bool, pool: Workers
+) -> tuple[pa.Table, pa.Table]:
+    """Find all copies and edges of the tiles that are staged.
+
+    Args:
+        work: Holds the finished tasks and the table of their sources.
+        tiles: How many there are.
+        pixels: What all tiles share.
+        near: Bits that are asked for; `searched` says how many are looked for.
+        crops: Look for crops, too.
+        pool: Runs it.
+
+    Returns:
+        Rows of `COPIES`, and of `EDGES`.
+    """
+    copies = find_copies(staged(work).folders, work / "copies.parquet", tiles, pool)
+    found = [find_near(work, copies, tiles, searched(near), pool), find_overlaps(work, tiles, pool)]
+    if crops:
+        found.append(find_crops(work, copies, pixels, pool))
+    return copies, read_tables([file for one in found for file in sorted(one.glob("edges-*.parquet"))], EDGES)
+
+
+def searched(near: int | None) -> int:
+    """Bits within which near-copies are looked for, by those that are asked for."""
+    return max(RADIUS, near or 0)
 
 
 def _beside(plan: Plan, sources: list[str], pool: Workers) -> pa.Table:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from geomim.corpus.store import Corpus, Tiles
+from geomim.corpus.store import Corpus, Tiles, holds_corpus
 from geomim.errors import CorpusError, InputError
 from geomim.sensors import SENSORS, BandContract, Sensor
 
@@ -81,7 +81,7 @@ def open_labelled(
         InputError: There are no labels, no pictures, or no such split.
     """
     path = Path(path)
-    if (path / "corpus.json").is_file():
+    if holds_corpus(path):
         return _from_corpus(Corpus.open(path), train_split, test_split, size)
     if not path.is_dir():
         raise InputError(f"'{path}' is no folder: expected a corpus, or a folder with a folder for each class")

@@ -148,7 +148,10 @@ def test_a_change_that_was_stopped_between_two_files_is_finished_by_the_next(cor
         with pytest.raises(KeyboardInterrupt):
             conclude(corpus, {"split": {}}, {"split": drawn, "balance": None})
     assert "split.parquet" in renamed and (corpus / "next" / "catalogue" / "balance.removed").exists()
-    conclude(corpus)
+    with pytest.raises(CorpusError, match="was being changed when that was stopped") as refused:
+        Corpus.open(corpus)
+    assert f"`geomim corpus decide {corpus}` finishes it" in str(refused.value)
+    decide(str(corpus))
     rows = Corpus.open(corpus).table(["split", "reason"]).to_pydict()
     assert rows["split"] == drawn["split"].to_pylist() and not any("balance" in reason for reason in rows["reason"])
     assert not (corpus / "next").exists() and not (corpus / "catalogue" / "balance.parquet").exists()

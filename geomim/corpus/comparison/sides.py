@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from geomim.corpus.remote import Place, place
 from geomim.corpus.scenes import SUFFIXES, Scene
 from geomim.corpus.sources.items import Item, list_items, open_item, split_source
-from geomim.corpus.store import Corpus
+from geomim.corpus.store import Corpus, holds_corpus
 from geomim.errors import BandError, GeomimError, InputError, nearest
 from geomim.sensors import Sensor, get_sensor, match_bands
 
@@ -117,7 +117,7 @@ def _corpus_folder(path: str) -> Place | None:
     if path.lower().endswith(SUFFIXES) or "@" in path.partition("://")[0]:
         return None
     folder = place(path.removesuffix("/catalogue.parquet"))
-    return folder if (folder / "corpus.json").is_file() else None
+    return folder if holds_corpus(folder) else None
 
 
 def _folder_name(folder: Place) -> str:

@@ -70,7 +70,8 @@ def open_to_change(corpus: str | Path) -> Corpus:
         raise InputError(
             f"'{corpus}' lies in a remote store and cannot be changed there: copy it here, and publish again"
         )
-    complete(folder)
+    if not (folder / "work").is_dir():  # a build finishes its own
+        complete(folder)
     opened = Corpus.open(folder)
     if not (folder / "catalogue" / "edges.parquet").exists():
         made = opened.meta.get("geomim_version")

@@ -227,15 +227,7 @@ def tasks(plan: Plan, sources: pa.Table) -> list[Task]:
     """Deal the usable sources out; depends on plan and sources alone, so that a resumed build finds its own."""
     usable = sources.filter(pc.equal(sources["refused"], ""))
     bands = len(json.loads(usable["found"][0].as_py())["bands"])
-    largest = max(plan.grid.sizes)
-    weight = np.minimum(usable["tiles"].to_numpy() * largest**2 * bands, BYTES_PER_TASK + 1)
-    dealt, start, size = [], 0, 0
-    for row, more in enumerate(weight.tolist()):
-        if row > start and (row - start == SCENES_PER_TASK or size + more > BYTES_PER_TASK):
-            dealt.append((start, row))
-            start, size = row, 0
-        size += more
-    dealt.append((start, len(usable)))
+    dealt = deal(usable["tiles"].to_numpy(), max(plan.grid.sizes) ** 2 * bands)
     first = np.concatenate([[0], np.cumsum(usable["tiles"].to_numpy())])
     how = plan.described()
     result = []
@@ -244,3 +236,14 @@ def tasks(plan: Plan, sources: pa.Table) -> list[Task]:
         digest = xxhash.xxh3_64_hexdigest((how + json.dumps(rows.to_pylist())).encode())
         result.append(Task(f"{number:06d}-{digest}", Rows(rows), int(first[start])))
     return result
+
+
+def deal(tiles: np.ndarray, pixels: int) -> list[tuple[int, int]]:
+    """First source of each task and one behind its last, of sources that have so many tiles of so many numbers."""
+    dealt, start, size = [], 0, 0
+    for row, more in enumerate(np.minimum(tiles * pixels, BYTES_PER_TASK + 1).tolist()):
+        if row > start and (row - start == SCENES_PER_TASK or size + more > BYTES_PER_TASK):
+            dealt.append((start, row))
+            start, size = row, 0
+        size += more
+    return [*dealt, (start, len(tiles))]

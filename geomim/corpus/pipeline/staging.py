@@ -223,10 +223,7 @@ class Staging:
             placed = row.get("geometry") is not None and row["time"] is not None
             if not self._plan.crops or placed or row["low_information"]:
                 continue
-            hashes, xy = block_hashes(grey(tile.pixels), tile.valid, int(_CORNERS * max(1.0, (tile.size / 256) ** 2)))
-            number, size = np.full(len(xy), row["id"], np.int64), np.full(len(xy), tile.size, np.int32)
-            columns = [number, size, hashes, xy[:, 0], xy[:, 1]]
-            self._blocks.append(pa.Table.from_arrays(columns, schema=BLOCKS))
+            self._blocks.append(blocks_of(row["id"], tile.pixels, tile.valid))
 
     def _write(self, name: str, values: np.ndarray) -> None:
         if name not in self._files:
@@ -235,6 +232,14 @@ class Staging:
             file = self._folder / f"{name}.raw"
             self._files[name] = ImageFiles(self._folder, int(size), record) if images else RawFile(file, record)
         self._files[name].append(values)
+
+
+def blocks_of(number: int, pixels: np.ndarray, valid: np.ndarray) -> pa.Table:
+    """Rows of `BLOCKS` of one tile: `(C, H, W)` and `(H, W)` bool."""
+    size = len(valid)
+    hashes, xy = block_hashes(grey(pixels), valid, int(_CORNERS * max(1.0, (size / 256) ** 2)))
+    columns = [np.full(len(xy), number, np.int64), np.full(len(xy), size, np.int32), hashes, xy[:, 0], xy[:, 1]]
+    return pa.Table.from_arrays(columns, schema=BLOCKS)
 
 
 def grey(pixels: np.ndarray) -> np.ndarray:

@@ -7,10 +7,12 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from geomim.corpus.scenes.archives import archive_of, archive_root, is_archive, members
 from geomim.corpus.scenes.bandfiles import PRODUCT, BandFiles, band_groups, band_of, group_of, groups_in
 from geomim.corpus.scenes.files import SUFFIXES, is_remote, open_dataset, split_address
+from geomim.corpus.store import holds_corpus
 from geomim.errors import InputError
 
 _PRODUCT = re.compile(r"S2.*\.SAFE|.*\.zarr", re.IGNORECASE)
@@ -113,7 +115,8 @@ def _in_folder(root: str) -> set[str]:
     parts: set[str] = set()  # of STAC items
     seen = {os.path.realpath(root)}
     for parent, folders, files in os.walk(root, followlinks=True):
-        if "corpus.json" in files:  # a corpus is made of scenes and is none
+        # a corpus is made of scenes and is none
+        if "corpus.json" in files or ("work" in folders and holds_corpus(Path(parent))):
             folders.clear()
         elif is_product(parent, files + folders):
             folders.clear()
