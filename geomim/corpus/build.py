@@ -105,9 +105,9 @@ def build(
     decide` changes that without cutting again.
 
     Args:
-        source: Rasters, folders, patterns, products (.SAFE, Landsat folders), zarr or NetCDF, STAC items, addresses,
-            or CARD@FOLDER for a public source (see `geomim sources list`). Logins and tokens of addresses are used
-            and never written down.
+        source: Rasters, folders, patterns, products (.SAFE, a file a band), zarr or NetCDF, STAC items, addresses, or
+            CARD@FOLDER for a public source (see `geomim sources list`). Logins and tokens of addresses are used and
+            never written down.
         out: Folder of the corpus, or an address such as s3://bucket/corpus.
         tile: Edge of a tile in pixels. Several sizes cut each block of the largest one at a size drawn by chance. Where
             not given, pictures that are all square and of one size (up to 1024 px; below 512 px where they have a place
@@ -117,8 +117,10 @@ def build(
             it ends there and shares ground with its neighbour; `pad` fills it with pixels that are not valid; `drop`
             leaves it out. Scenes smaller than a tile are padded, or dropped.
         seed: Of the choice between several sizes.
-        sensor: Name of a built-in sensor or a YAML file, for rasters that do not name their bands.
-        bands: Names of the rasters' bands in file order (`-` ignores one), or a choice by name.
+        sensor: Name of a built-in sensor or a YAML file, for rasters that do not name their bands. Where nothing names
+            them and there are as many as the sensor has, its order is assumed, printed with means, and held to physics.
+        bands: A choice by name where the rasters have all these names; else the names of their bands in file order (`-`
+            ignores one), which outrank what the files say.
         resolution: Metres of a pixel that bands of different resolution are brought to; never resampled otherwise.
         warp: `auto` or a code such as EPSG:32633: the grid that rotated rasters and those placed by ground control
             points are warped to; cut as they are otherwise.

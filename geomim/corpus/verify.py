@@ -234,7 +234,7 @@ def _find_added(sources: list[str], lock: str, found: _Findings) -> None:
     if "skipped" not in head:
         return
     known = {line.uri for line in lines} | set(head["skipped"])
-    for uri in sorted({item.uri for source in sources for item in list_items(source)} - known):
+    for uri in sorted({item.uri for item in list_items(sources)} - known):
         found.say("added sources", f"source '{uri}' was added")
 
 

@@ -17,11 +17,12 @@ from geomim.corpus.joining import Joined, join_rasters
 from geomim.corpus.labels import SPLITS, by_tables, class_folders, draw_splits, open_masks
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.pipeline.plan import GIVEN, SOURCES, scan_all, state
+from geomim.corpus.pipeline.plausible import check_numbers
 from geomim.corpus.pipeline.shuffle import read_tables
 from geomim.corpus.recipe import Recipe
 from geomim.corpus.scenes.clouds import cloud_file, cloud_files
 from geomim.corpus.slicing import TILE
-from geomim.corpus.sources.items import Item, list_items
+from geomim.corpus.sources.items import list_items
 from geomim.corpus.store import write_json, write_table, write_text
 
 _OWN = ("corpus.json", "corpus.lock", "skipped.parquet", "catalogue.parquet", "catalogue", "tiles.zarr")
@@ -49,10 +50,8 @@ def list_sources(recipe: Recipe, download: bool, console: Console) -> tuple[pa.T
     Raises:
         InputError: There are none, or a table does not fit them.
     """
-    items: dict[str, Item] = {}
     joined: list[Joined] = []
-    for source in recipe.source:
-        items |= {item.uri: item for item in list_items(source, download, joined)}
+    items = {item.uri: item for item in list_items(recipe.source, download, joined)}
     for one in joined:
         one.check(recipe.allow_unmatched)
     uris = sorted(items)
@@ -123,7 +122,9 @@ def scan_sources(
             f"{len(names)} sources changed since the build was stopped, such as '{names[0]}': it cuts them anew",
             soft_wrap=True,
         )
-    recipe, sources = _settle_tile(recipe, scan_all(plan, given, pool), console)
+    found = scan_all(plan, given, pool)
+    check_numbers(plan, found, console)
+    recipe, sources = _settle_tile(recipe, found, console)
     sources = _draw_splits(recipe, sources)
     _begin(folder, recipe, keep_tasks=mine)
     write_text(described, recipe.plan().described())

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from rasterio.windows import Window
 
-from geomim.corpus.scenes.files import environment, open_dataset
-from geomim.corpus.scenes.finding import SUFFIXES
+from geomim.corpus.scenes.files import SUFFIXES, environment, open_dataset, split_address
 from geomim.corpus.scenes.grids import Grid
 from geomim.corpus.scenes.scene import Scene
 from geomim.corpus.scenes.warping import on_grid
@@ -246,7 +245,7 @@ def find_mask(folder: str, uri: str) -> str | None:
     Raises:
         InputError: The folder holds no mask at all, or several that may be the scene's.
     """
-    name = re.sub(r"\.(safe|zarr|nc|json)$", "", Path(uri.partition("#")[0]).name, flags=re.IGNORECASE)
+    name = re.sub(r"\.(safe|zarr|nc|json)$", "", Path(split_address(uri)[0]).name, flags=re.IGNORECASE)
     stem = name if name != Path(uri).name else Path(name).stem
     files, keys = _listed(folder, os.stat(folder).st_mtime_ns)
     if not files:

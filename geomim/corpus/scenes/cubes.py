@@ -18,7 +18,7 @@ from rasterio.windows import Window
 from geomim.addresses import full
 from geomim.corpus.scenes.clouds import KINDS, kind_of, named_kind
 from geomim.corpus.scenes.coordinates import place_of
-from geomim.corpus.scenes.files import cause
+from geomim.corpus.scenes.files import cause, split_address
 from geomim.corpus.scenes.footprints import affine, ground_sample_distance
 from geomim.corpus.scenes.grids import Grid
 from geomim.corpus.scenes.metadata import acquisition_time, licence
@@ -93,7 +93,7 @@ class CubeClouds:
 
 def is_cube(uri: str) -> bool:
     """Whether an address is one of a zarr store or a NetCDF file, with or without a choice after `#`."""
-    path = uri if os.path.exists(uri) else uri.partition("#")[0]
+    path, _ = split_address(uri)
     if re.search(r"\.(zarr|nc|nc4|cdf)/?$", path, re.IGNORECASE):
         return not path.startswith("/vsi")
     return os.path.isdir(path) and any(os.path.exists(os.path.join(path, name)) for name in ("zarr.json", ".zgroup"))
@@ -109,7 +109,7 @@ def open_cube(uri: str, wanted: Wanted) -> Scene:
         BandError: The bands have no names or other ones.
         MissingExtraError: No library for NetCDF is installed.
     """
-    path, choices = (uri, {}) if os.path.exists(uri) else _choices(uri)
+    path, choices = _choices(uri)
     cube = _open(path, choices.pop("group", None))
     try:
         return _describe(uri, cube, choices, wanted)
@@ -122,7 +122,7 @@ def open_cube(uri: str, wanted: Wanted) -> Scene:
 
 
 def _choices(uri: str) -> tuple[str, dict[str, str]]:
-    path, _, fragment = uri.partition("#")
+    path, fragment = split_address(uri)
     choices = dict(part.partition("=")[::2] for part in fragment.split("&") if part)
     return path, choices
 
@@ -184,12 +184,13 @@ def _describe(uri: str, cube: Any, choices: dict[str, str], wanted: Wanted) -> S
         width=width,
         dtype=dtype,
         nodata=fill,
-        time=time or acquisition_time(uri.partition("#")[0], tags),
+        time=time or acquisition_time(split_address(uri)[0], tags),
         licence=licence({key.upper(): value for key, value in tags.items()}),
         gsd=ground_sample_distance(crs, place, height, width) or sensor.gsd,
         block=_block(chosen[0]),
         reader=reader,
         masks=_clouds(uri, planes[masks[0]]) if masks else None,
+        assumed=choice.assumed,
     )
 
 

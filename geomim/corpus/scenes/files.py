@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from typing import Any
@@ -11,6 +12,9 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from geomim.addresses import full
 from geomim.errors import InputError
+
+SUFFIXES = (".tif", ".tiff", ".gtif", ".gtiff", ".vrt", ".jp2", ".j2k", ".png", ".jpg", ".jpeg")
+"""What `find_scenes` picks up inside a folder, in lower case."""
 
 _STORES = {"s3": "vsis3", "gs": "vsigs", "az": "vsiaz", "abfs": "vsiaz"}
 
@@ -24,6 +28,12 @@ _NETWORK = {  # seconds: an address that does not answer is told, not waited for
 def is_remote(uri: str) -> bool:
     """Whether a source is an address, not a path of this machine."""
     return "://" in uri or uri.startswith("/vsi")
+
+
+def split_address(uri: str) -> tuple[str, str]:
+    """A path, and the choice in it that a `#` begins; a file whose name holds a `#` is that file."""
+    path, _, choice = (uri, "", "") if os.path.exists(uri) else uri.partition("#")
+    return path, choice
 
 
 def gdal_address(uri: str) -> str:

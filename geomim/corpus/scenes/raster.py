@@ -58,6 +58,7 @@ def _describe(uri: str, dataset: Any, wanted: Wanted) -> Scene:
         reader=contents.reader,
         masks=open_mask(uri, grid, (height, width), None, masks[:1]) if masks else None,
         placement=placement,
+        assumed=contents.assumed,
     )
 
 
@@ -70,6 +71,7 @@ class _Contents:
     dtype: np.dtype[Any]
     nodata: float | None
     block: tuple[int, int]
+    assumed: bool = False
 
 
 def _numbers(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> _Contents:
@@ -83,8 +85,11 @@ def _numbers(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> _Cont
     block = reader.dataset.block_shapes[0]
     if not alike:
         sensor = dataclasses.replace(sensor, scale=1.0, offset=0.0, nodata=None)
-        return _Contents(sensor, MeantReader(reader, nodata, scaling), np.dtype(np.float32), math.nan, block)
-    return _Contents(sensor, reader, dtype, next((value for value in nodata if value is not None), None), block)
+        return _Contents(
+            sensor, MeantReader(reader, nodata, scaling), np.dtype(np.float32), math.nan, block, choice.assumed
+        )
+    fill = next((value for value in nodata if value is not None), None)
+    return _Contents(sensor, reader, dtype, fill, block, choice.assumed)
 
 
 def _palette(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> _Contents | None:

@@ -88,6 +88,7 @@ class Scene:
         masks: Gives clouds, or None.
         placement: From columns and rows to `crs`, where no affine does it; else None.
         annotations: Labels that came with it, or None.
+        assumed: Nothing names its bands: they are taken to come in the order of the sensor that the user names.
     """
 
     uri: str
@@ -106,6 +107,7 @@ class Scene:
     masks: CloudReader | None = field(default=None, repr=False)
     placement: Placement | None = field(default=None, repr=False)
     annotations: Annotations | None = field(default=None, repr=False)
+    assumed: bool = False
 
     @property
     def grid(self) -> Grid | None:

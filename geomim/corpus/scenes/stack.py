@@ -37,6 +37,7 @@ class Layer:
         scale: Factor to what the numbers mean, or None where only the file knows.
         offset: Added after `scale`; 0 where None.
         nodata: Number that means "no measurement" where the file declares none.
+        alone: The file must hold no other band.
     """
 
     band: Band
@@ -45,6 +46,7 @@ class Layer:
     scale: float | None = None
     offset: float | None = None
     nodata: float | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,17 +165,22 @@ def _grid(uri: str, layers: Sequence[Layer], datasets: dict[str, Any], wanted: W
         listed = "; ".join(
             f"{', '.join(layer.band.name for layer in members)} at {_pixel(grid)}" for grid, members in groups
         )
+        degrees = groups[0][0].crs is not None and not groups[0][0].crs.is_projected
         raise InputError(
             f"'{uri}' has bands on {len(groups)} grids: {listed}. Choose bands of one with --bands, or bring all to "
-            "one with --resolution METRES"
+            f"one with {'--warp auto ' if degrees and not wanted.warp else ''}--resolution METRES"
         )
     if wanted.resolution is not None:  # a band that has this pixel size is left as it is
         size = wanted.resolution
-        first = min(groups, key=lambda group: abs(math.log(group[0].metres[0] / size)))[1][0]
+        first = min(groups, key=lambda group: abs(math.log(_size(group[0]) / size)))[1][0]
     dataset = datasets[first.path]
     if dataset.transform == Affine.identity():
         raise InputError(f"'{first.path}' has no affine: bands in files of their own are put together by place only")
     return wanted_grid(uri, dataset, wanted.warp, wanted.resolution) or Grid.of(dataset)
+
+
+def _size(grid: Grid) -> float:
+    return ground_sample_distance(grid.crs, affine(grid.transform), grid.height, grid.width) or grid.metres[0]
 
 
 def _pixel(grid: Grid) -> str:
@@ -187,6 +194,8 @@ def _dtype(uri: str, layers: Sequence[Layer], datasets: dict[str, Any]) -> np.dt
         held = datasets[layer.path].count
         if layer.place >= held:
             raise InputError(f"'{layer.path}' holds {held} bands, and '{uri}' says that it holds {layer.band.name} too")
+        if layer.alone and held > 1:
+            raise InputError(f"'{layer.path}' holds {held} bands, the files of '{uri}' one each: move it elsewhere")
     dtypes = {datasets[layer.path].dtypes[layer.place] for layer in layers}
     if len(dtypes) > 1 or any("complex" in dtype for dtype in dtypes):
         raise BandError(f"'{uri}' stores its bands as {', '.join(sorted(dtypes))}: choose bands of one type (--bands)")

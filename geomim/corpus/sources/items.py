@@ -64,8 +64,8 @@ class Source:
     splits: tuple[str, ...] | None = None
 
 
-def list_items(source: str, download: bool = False, joined: list[Joined] | None = None) -> list[Item]:
-    """List the images of a source without opening them.
+def list_items(source: str | Sequence[str], download: bool = False, joined: list[Joined] | None = None) -> list[Item]:
+    """List the images of a source, or of several together, without opening them.
 
     Args:
         source: A raster, a folder, a pattern or an address as `find_scenes` takes them; or `CARD@ROOT`, where CARD is
@@ -80,8 +80,11 @@ def list_items(source: str, download: bool = False, joined: list[Joined] | None 
     Raises:
         InputError: There is no such card, split, folder or file, or the folder is laid out otherwise.
     """
-    named = split_source(source)
-    return [Item(uri) for uri in find_scenes(source)] if named is None else list_card(named, download, joined)
+    given = [source] if isinstance(source, str) else source
+    cards = [named for one in given if (named := split_source(one))]
+    plain = [one for one in given if split_source(one) is None]  # files named one by one may be bands of one scene
+    found = [Item(uri) for uri in find_scenes(plain)] if plain or not cards else []
+    return found + [item for card in cards for item in list_card(card, download, joined)]
 
 
 def split_source(source: str) -> Source | None:
