@@ -30,9 +30,9 @@ def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[st
     """List scenes: files as given, folders searched recursively, patterns expanded.
 
     In a folder these are scenes: rasters (`SUFFIXES`); and each as one, without the rasters it is made of, Sentinel-2
-    `.SAFE` folders, folders of Landsat bands, `.zarr` stores, `.nc` files and STAC items. Of a folder with bands of
-    several Landsat products, each product is a scene: `FOLDER/PRODUCT`. ZIP and TAR archives are searched where they
-    are named themselves. Hidden files, and folders that are a corpus, are left out. Addresses (`https://`,
+    `.SAFE` folders, folders of Landsat bands, `.zarr` stores (zipped ones too), `.nc` files and STAC items. Of a folder
+    with bands of several Landsat products, each product is a scene: `FOLDER/PRODUCT`. ZIP and TAR archives are searched
+    where they are named themselves. Hidden files, and folders that are a corpus, are left out. Addresses (`https://`,
     `/vsi...`) pass unchecked.
 
     Returns:
@@ -135,7 +135,7 @@ def _of_files(parent: str, files: Sequence[str]) -> Iterable[str]:
     if products:
         yield from [parent] if len(products) == 1 else [os.path.join(parent, product) for product in products]
     for name in files:
-        if name.startswith(".") or not name.lower().endswith((*SUFFIXES, ".nc")):
+        if name.startswith(".") or not name.lower().endswith((*SUFFIXES, ".nc", ".zarr.zip")):
             continue
         if not products or not name.startswith(tuple(products)):
             yield os.path.join(parent, name)

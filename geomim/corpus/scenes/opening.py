@@ -6,12 +6,13 @@ import os
 from collections.abc import Sequence
 
 from geomim.corpus.scenes.clouds import with_clouds
-from geomim.corpus.scenes.cubes import is_cube, open_cube
+from geomim.corpus.scenes.cubes import open_cube
 from geomim.corpus.scenes.files import cause
 from geomim.corpus.scenes.finding import is_item
 from geomim.corpus.scenes.products import open_product
 from geomim.corpus.scenes.raster import open_raster
 from geomim.corpus.scenes.scene import Scene, Wanted
+from geomim.corpus.scenes.stores import is_cube
 from geomim.corpus.scenes.warping import check_grid
 from geomim.errors import GeomimError, InputError
 from geomim.sensors import Sensor

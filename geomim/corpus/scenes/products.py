@@ -26,6 +26,7 @@ _GRANULE = re.compile(r"^GRANULE/([^/]+)/", re.IGNORECASE)
 _MSI_METADATA = re.compile(r"(?:MTD_MSIL\w\w|S2\w_\w+_MTD_SAFL\w\w_.*)\.xml$")
 _OFFSETS = ("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET")
 _QUANTITIES = ("BOA_QUANTIFICATION_VALUE", "QUANTIFICATION_VALUE")
+_FILL = 0.0  # both agencies write it in each band where nothing was measured
 _TIMES = ("PRODUCT_START_TIME", "DATATAKE_SENSING_START")
 
 # Thematic Mapper band limits (USGS Landsat 4-7 handbooks); Landsat 4 and 5 carry the same instrument.
@@ -109,6 +110,7 @@ def _sentinel2(uri: str, folder: Folder, wanted: Wanted) -> Scene:
             _nearest(files[code], wanted.resolution),
             scale=1 / facts.quantity,
             offset=facts.offsets.get(code, 0.0) / facts.quantity,
+            nodata=_FILL,
         )
         for band, code in zip(chosen.bands, codes, strict=True)
     ]
@@ -123,11 +125,11 @@ def _nearest(files: dict[int, str], resolution: float | None) -> str:
 
 
 def _choose(uri: str, usual: Sensor, there: Sequence[Band], wanted: Wanted) -> tuple[Sensor, list[str]]:
-    """The sensor of the bands asked for, and the name of each in the product. Both agencies write 0 for nodata."""
+    """The sensor of the bands asked for, and the name of each in the product."""
     names = [name.strip() for name in wanted.bands or () if name.strip() not in ("", "-")]
     sensor = wanted.sensor or (dataclasses.replace(usual, bands=tuple(there)) if names else usual)
     try:
-        sensor = dataclasses.replace(sensor.select(names) if names else sensor, nodata=0)
+        sensor = dataclasses.replace(sensor.select(names) if names else sensor, nodata=_FILL)
         return sensor, [there[place].name for place in match_bands(sensor.bands, there)]
     except BandError as error:
         given = ", ".join(band.name for band in there)
@@ -197,7 +199,8 @@ def _landsat(uri: str, folder: Folder, product: str, wanted: Wanted) -> Scene:
     chosen = dataclasses.replace(chosen, unit="reflectance" if scaling else "digital number")
     scale, offset = scaling or (1.0, 0.0)
     layers = [
-        Layer(band, files[code], scale=scale, offset=offset) for band, code in zip(chosen.bands, codes, strict=True)
+        Layer(band, files[code], scale=scale, offset=offset, nodata=_FILL)
+        for band, code in zip(chosen.bands, codes, strict=True)
     ]
     quality = next((name for name in folder.names if name.upper().startswith(f"{product}_QA_PIXEL.TIF".upper())), None)
     day, hour = facts.get("DATE_ACQUIRED", ""), facts.get("SCENE_CENTER_TIME", "")[:8]

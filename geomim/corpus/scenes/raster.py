@@ -19,6 +19,7 @@ from geomim.corpus.scenes.metadata import acquisition_time, licence
 from geomim.corpus.scenes.naming import Choice, Offer, choose, read_offer, scaled
 from geomim.corpus.scenes.readers import MeantReader, PaletteReader, nodata_of, stored
 from geomim.corpus.scenes.scene import Reader, Scene, Wanted
+from geomim.corpus.scenes.validity import padding
 from geomim.corpus.scenes.warping import wanted_grid
 from geomim.errors import InputError
 from geomim.sensors import Band, Sensor
@@ -84,7 +85,7 @@ def _numbers(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> _Cont
     if not alike:
         sensor = dataclasses.replace(sensor, scale=1.0, offset=0.0, nodata=None)
         return _Contents(sensor, MeantReader(reader, nodata, scaling), np.dtype(np.float32), math.nan, block)
-    return _Contents(sensor, reader, dtype, next((value for value in nodata if value is not None), None), block)
+    return _Contents(sensor, reader, dtype, padding(nodata), block)
 
 
 def _palette(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> _Contents | None:

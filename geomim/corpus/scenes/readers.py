@@ -13,7 +13,7 @@ from rasterio.windows import Window
 from geomim.corpus.scenes.files import environment
 from geomim.corpus.scenes.grids import Grid
 from geomim.corpus.scenes.scene import Reader
-from geomim.corpus.scenes.validity import measured, storable
+from geomim.corpus.scenes.validity import Nodata, measured, padding
 from geomim.corpus.scenes.warping import on_grid
 from geomim.errors import InputError
 
@@ -28,7 +28,7 @@ class RasterReader:
         places: 0-based places of the bands in it.
         alpha: 0-based place of the alpha band, or None.
         masked: The file carries a mask of its own.
-        nodata: A value a band, or None.
+        nodata: What is no measurement, a band.
     """
 
     uri: str
@@ -36,21 +36,22 @@ class RasterReader:
     places: tuple[int, ...]
     alpha: int | None
     masked: bool
-    nodata: tuple[float | None, ...]
+    nodata: tuple[Nodata, ...]
 
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Pixels `(C, h, w)` and validity `(h, w)`."""
+        bands, shown = self.read_shown(window)
+        return bands, shown & measured(bands, self.nodata)
+
+    def read_shown(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels `(C, h, w)` and where neither alpha nor a mask hides them `(h, w)`."""
         places = [*self.places, *([] if self.alpha is None else [self.alpha])]  # read in one call
         with environment(self.uri):
             pixels = self.dataset.read([place + 1 for place in places], window=window)
             mask = self.dataset.read_masks(1, window=window) if self.masked else None
         bands = pixels[: len(self.places)]
-        valid = measured(bands, self.nodata)
-        if self.alpha is not None:
-            valid &= pixels[-1] > 0
-        if mask is not None:
-            valid &= mask > 0
-        return bands, valid
+        shown = np.ones(bands.shape[1:], bool) if self.alpha is None else pixels[-1] > 0
+        return bands, shown if mask is None else shown & (mask > 0)
 
     def close(self) -> None:
         """Close the file."""
@@ -63,12 +64,12 @@ class MeantReader:
 
     Attributes:
         numbers: Gives what is stored.
-        nodata: A value a band, or None.
+        nodata: What is no measurement, a band.
         scaling: Scale and offset a band.
     """
 
     numbers: Reader
-    nodata: tuple[float | None, ...]
+    nodata: tuple[Nodata, ...]
     scaling: tuple[tuple[float, float], ...]
 
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
@@ -77,9 +78,8 @@ class MeantReader:
         meant = np.empty(bands.shape, np.float32)
         for band, out, (scale, offset), nodata in zip(bands, meant, self.scaling, self.nodata, strict=True):
             out[:] = band * scale + offset
-            if nodata is not None:
-                out[band == np.asarray(nodata, band.dtype)] = np.nan
-        return meant, valid & np.isfinite(meant).all(axis=0)
+            out[nodata.missing(band) & ~valid] = np.nan
+        return meant, valid
 
     def close(self) -> None:
         """Close the file."""
@@ -110,14 +110,9 @@ class PaletteReader:
         self.indices.close()
 
 
-def nodata_of(dataset: Any, places: Sequence[int], usual: float | None) -> tuple[float | None, ...]:
-    """The nodata value of some bands; `usual` where the file declares none, None where their type cannot hold it."""
-    return tuple(
-        storable(
-            usual if dataset.nodatavals[place] is None else dataset.nodatavals[place], np.dtype(dataset.dtypes[place])
-        )
-        for place in places
-    )
+def nodata_of(dataset: Any, places: Sequence[int], usual: float | None) -> tuple[Nodata, ...]:
+    """What is no measurement in some bands, by the file; `usual` where it declares nothing."""
+    return tuple(Nodata.of(dataset.nodatavals[place], usual, dataset.dtypes[place]) for place in places)
 
 
 def stored(
@@ -125,7 +120,7 @@ def stored(
     dataset: Any,
     grid: Grid | None,
     places: tuple[int, ...],
-    nodata: tuple[float | None, ...],
+    nodata: tuple[Nodata, ...],
     alpha: int | None = None,
     nearest: bool = False,
 ) -> RasterReader:
@@ -136,7 +131,7 @@ def stored(
         dataset: It, open; closed where another takes its place.
         grid: Grid to bring the bands to; None leaves them on their own.
         places: 0-based places of the bands.
-        nodata: A value a band, or None.
+        nodata: What is no measurement, a band.
         alpha: 0-based place of the alpha band, or None.
         nearest: Take the nearest pixel, not a bilinear mean, where the grid is another.
 
@@ -147,11 +142,12 @@ def stored(
         flags = dataset.mask_flag_enums[places[0]]
         masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
         return RasterReader(uri, dataset, places, alpha, masked, nodata)
-    if len({repr(value) for value in nodata}) > 1:
+    values = [padding([none]) for none in nodata]
+    if len({repr(value) for value in values}) > 1:
         raise InputError(
-            f"'{uri}' has another nodata value in each band {nodata}, which warping mixes up: choose bands of one "
-            "value with --bands"
+            f"'{uri}' has another nodata value in each band ({', '.join(map(str, values))}), which warping mixes up: "
+            "choose bands of one value with --bands"
         )
-    warped = on_grid(uri, dataset, grid, places, alpha=alpha, nodata=nodata[0], nearest=nearest)
+    warped = on_grid(uri, dataset, grid, places, alpha=alpha, nodata=values[0], nearest=nearest)
     dataset.close()
     return RasterReader(uri, warped, tuple(range(len(places))), len(places), False, nodata)

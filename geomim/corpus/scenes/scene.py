@@ -88,6 +88,7 @@ class Scene:
         masks: Gives clouds, or None.
         placement: From columns and rows to `crs`, where no affine does it; else None.
         annotations: Labels that came with it, or None.
+        notes: What was guessed or lost, sentences that say nothing of the file's name.
     """
 
     uri: str
@@ -106,6 +107,7 @@ class Scene:
     masks: CloudReader | None = field(default=None, repr=False)
     placement: Placement | None = field(default=None, repr=False)
     annotations: Annotations | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def grid(self) -> Grid | None:
@@ -132,8 +134,8 @@ class Scene:
     def valid(self, window: Window | None = None) -> np.ndarray:
         """Where there is a measurement.
 
-        A pixel is invalid where alpha or the file's own mask says so, where every band is nodata, or where any band
-        is NaN or infinite.
+        A pixel is invalid where alpha or the file's own mask says so, or where one of its bands is no measurement
+        (see `validity.measured`).
 
         Args:
             window: Part of the raster, wholly inside it; all of it where None.
