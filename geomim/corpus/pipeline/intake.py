@@ -13,7 +13,7 @@ from rich.console import Console
 
 from geomim.corpus.labels import SPLITS, assign_labels, assign_splits
 from geomim.corpus.pipeline.executor import Workers
-from geomim.corpus.pipeline.plan import GIVEN, SOURCES, scan_all, state
+from geomim.corpus.pipeline.plan import GIVEN, SOURCES, noted, scan_all, state
 from geomim.corpus.pipeline.shuffle import read_tables
 from geomim.corpus.recipe import Recipe
 from geomim.corpus.sources.items import Item, list_items
@@ -96,6 +96,8 @@ def scan_sources(recipe: Recipe, given: pa.Table, folder: Path, pool: Workers, c
             soft_wrap=True,
         )
     sources = _draw_splits(recipe, scan_all(plan, given, pool))
+    for line in noted(sources):
+        console.print(line, soft_wrap=True)
     _begin(folder, recipe, keep_tasks=mine)
     write_text(described, plan.described())
     write_table(file, sources)

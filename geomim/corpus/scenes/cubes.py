@@ -19,12 +19,12 @@ from geomim.corpus.scenes.coordinates import place_of
 from geomim.corpus.scenes.files import cause
 from geomim.corpus.scenes.footprints import affine, ground_sample_distance
 from geomim.corpus.scenes.grids import Grid
+from geomim.corpus.scenes.meaning import meant, stated, usual
 from geomim.corpus.scenes.metadata import acquisition_time, licence
-from geomim.corpus.scenes.naming import Offer, choose, scaled
-from geomim.corpus.scenes.readers import MeantReader
-from geomim.corpus.scenes.scene import Reader, Scene, Wanted
+from geomim.corpus.scenes.naming import Offer, choose
+from geomim.corpus.scenes.scene import Scene, Wanted
 from geomim.corpus.scenes.stores import Store, images, open_store
-from geomim.corpus.scenes.validity import Nodata, measured, padding, storable
+from geomim.corpus.scenes.validity import Nodata, measured, storable
 from geomim.corpus.scenes.warping import check_grid
 from geomim.errors import GeomimError, InputError
 from geomim.sensors import Band
@@ -160,15 +160,10 @@ def _describe(uri: str, store: Store, choices: dict[str, str], wanted: Wanted) -
     if dtypes or dtype.kind not in "iuf":
         listed = ", ".join(sorted({str(plane.dtype) for plane in chosen}))
         raise InputError(f"'{uri}' stores its bands as {listed}: choose bands of one type with --bands")
-    nodata = tuple(_nodata(plane, choice.sensor.nodata) for plane in chosen)
-    reader: Reader = CubeReader(uri, cube, chosen, nodata)
-    scaling = tuple(plane.scaling for plane in chosen)
-    if len(set(scaling)) == 1:
-        sensor = scaled(uri, choice.sensor, *scaling[0], given=wanted.sensor is not None)
-        fill = padding(nodata)
-    else:
-        sensor = dataclasses.replace(choice.sensor, scale=1.0, offset=0.0, nodata=None)
-        reader, fill, dtype = MeantReader(reader, nodata, scaling), math.nan, np.dtype(np.float32)
+    told = stated(uri, choice.sensor, [plane.scaling for plane in chosen], wanted)
+    sensor, guessed = usual(uri, choice.sensor, [plane.name for plane in chosen], dtype, told)
+    nodata = tuple(_nodata(plane, sensor.nodata) for plane in chosen)
+    read = meant(sensor, CubeReader(uri, cube, chosen, nodata), dtype, nodata, told, wanted)
     crs, transform, lost = place_of(cube, chosen[0].values, store.around)
     height, width = chosen[0].values.shape
     check_grid(uri, None if transform is None else Grid(crs, transform, height, width), wanted.warp, wanted.resolution)
@@ -177,20 +172,21 @@ def _describe(uri: str, store: Store, choices: dict[str, str], wanted: Wanted) -
     tags |= {"ACQUISITION_DATE": tags["time_coverage_start"]} if "time_coverage_start" in tags else {}
     return Scene(
         uri=uri,
-        sensor=sensor,
+        sensor=read.sensor,
         crs=crs,
         transform=transform,
         height=height,
         width=width,
-        dtype=dtype,
-        nodata=fill,
+        dtype=read.dtype,
+        nodata=read.nodata,
         time=time or acquisition_time(uri.partition("#")[0], tags),
         licence=licence({key.upper(): value for key, value in tags.items()}),
         gsd=ground_sample_distance(crs, place, height, width) or sensor.gsd,
         block=_block(chosen[0]),
-        reader=reader,
+        reader=read.reader,
         masks=_clouds(uri, planes[masks[0]]) if masks else None,
-        notes=(*store.notes, *lost),
+        notes=(*store.notes, *lost, *guessed),
+        taken_off=read.taken_off,
     )
 
 

@@ -25,6 +25,7 @@ def open_scene(
     resolution: float | None = None,
     warp: str | None = None,
     clouds: str | None = None,
+    harmonise: bool = False,
 ) -> Scene:
     """Open a scene without reading its pixels.
 
@@ -35,12 +36,13 @@ def open_scene(
         resolution: Metres of a pixel to bring the bands to; as they are stored where None.
         warp: Coordinate reference system of a north-up grid to bring the scene to (`EPSG:32632`), or `auto`.
         clouds: Where cloud masks come from: a folder, `FOLDER:KIND`, or `omnicloudmask`.
+        harmonise: Take the 1000 of processing baseline 04.00 off the numbers of Sentinel-2.
 
     Raises:
         InputError: Not a scene, or one whose numbers or place geomim cannot carry; one sentence.
         BandError: The bands have no names or other ones; the sentence gives the flag.
     """
-    wanted = Wanted(sensor, bands, resolution, warp)
+    wanted = Wanted(sensor, bands, resolution, warp, harmonise)
     try:
         return with_clouds(_open(str(uri), wanted), clouds)
     except (GeomimError, MemoryError):

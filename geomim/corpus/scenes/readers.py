@@ -1,4 +1,4 @@
-"""Windows of rasterio datasets: numbers as stored, as what they mean, or as the colours they stand for."""
+"""Windows of rasterio datasets: numbers as stored, or the colours they stand for."""
 
 from __future__ import annotations
 
@@ -56,34 +56,6 @@ class RasterReader:
     def close(self) -> None:
         """Close the file."""
         self.dataset.close()
-
-
-@dataclass
-class MeantReader:
-    """What the numbers mean, as float32, NaN for nodata: for bands that are scaled differently.
-
-    Attributes:
-        numbers: Gives what is stored.
-        nodata: What is no measurement, a band.
-        scaling: Scale and offset a band.
-    """
-
-    numbers: Reader
-    nodata: tuple[Nodata, ...]
-    scaling: tuple[tuple[float, float], ...]
-
-    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """Meanings `(C, h, w)` float32 and validity `(h, w)`."""
-        bands, valid = self.numbers.read(window)
-        meant = np.empty(bands.shape, np.float32)
-        for band, out, (scale, offset), nodata in zip(bands, meant, self.scaling, self.nodata, strict=True):
-            out[:] = band * scale + offset
-            out[nodata.missing(band) & ~valid] = np.nan
-        return meant, valid
-
-    def close(self) -> None:
-        """Close the file."""
-        self.numbers.close()
 
 
 @dataclass

@@ -31,6 +31,7 @@ class Wanted:
         bands: Names of its bands.
         resolution: Metres of a pixel to bring its bands to.
         warp: Coordinate reference system of a north-up grid to bring it to, or `auto`.
+        harmonise: Take the 1000 of baseline 04.00 off the numbers of Sentinel-2.
 
     Raises:
         InputError: `resolution` is not above 0.
@@ -40,6 +41,7 @@ class Wanted:
     bands: Sequence[str] | None = None
     resolution: float | None = None
     warp: str | None = None
+    harmonise: bool = False
 
     def __post_init__(self) -> None:
         if self.resolution is not None and not self.resolution > 0:
@@ -89,6 +91,7 @@ class Scene:
         placement: From columns and rows to `crs`, where no affine does it; else None.
         annotations: Labels that came with it, or None.
         notes: What was guessed or lost, sentences that say nothing of the file's name.
+        taken_off: What was taken off the numbers that the source stores, to harmonise them.
     """
 
     uri: str
@@ -108,6 +111,7 @@ class Scene:
     placement: Placement | None = field(default=None, repr=False)
     annotations: Annotations | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+    taken_off: int = 0
 
     @property
     def grid(self) -> Grid | None:

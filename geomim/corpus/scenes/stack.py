@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from geomim.corpus.scenes.clouds import CloudMask, UnknownKindError, open_mask
 from geomim.corpus.scenes.files import open_dataset
 from geomim.corpus.scenes.footprints import affine, ground_sample_distance
 from geomim.corpus.scenes.grids import Grid
-from geomim.corpus.scenes.readers import MeantReader, RasterReader, stored
+from geomim.corpus.scenes.meaning import Scaling, meant, usual
+from geomim.corpus.scenes.readers import RasterReader, stored
 from geomim.corpus.scenes.scene import Scene, Wanted
-from geomim.corpus.scenes.validity import Nodata, measured, padding
+from geomim.corpus.scenes.validity import Nodata, measured
 from geomim.corpus.scenes.warping import wanted_grid
 from geomim.errors import BandError, InputError
 from geomim.sensors import Band, Sensor
@@ -118,30 +120,31 @@ def stack_scene(
         datasets = {path: opened.enter_context(open_dataset(path)) for path in paths}
         dtype = _dtype(uri, layers, datasets)
         grid = _grid(uri, layers, datasets, wanted)
-        scaling = tuple(_scaling(layer, datasets[layer.path], sensor) for layer in layers)
+        told = [_scaling(layer, datasets[layer.path]) for layer in layers]
+        sensor = dataclasses.replace(sensor, bands=tuple(layer.band for layer in layers))
+        sensor, guessed = usual(uri, sensor, [PurePosixPath(layer.path).name for layer in layers], dtype, told)
         reader = _reader(layers, datasets, grid, sensor)
         shape = (grid.height, grid.width)
         masks = _masks(mask, grid)
         opened.pop_all()  # they stay open, with the scene
-    alike = len(set(scaling)) == 1
-    scale, offset = scaling[0] if alike else (1.0, 0.0)
-    bands = tuple(layer.band for layer in layers)
-    sensor = dataclasses.replace(sensor, bands=bands, scale=scale, offset=offset)
+    read = meant(sensor, reader, dtype, reader.nodata, told, wanted)
     return Scene(
         uri=uri,
-        sensor=sensor if alike else dataclasses.replace(sensor, nodata=None),
+        sensor=read.sensor,
         crs=grid.crs,
         transform=grid.transform,
         height=grid.height,
         width=grid.width,
-        dtype=dtype if alike else np.dtype(np.float32),
-        nodata=padding(reader.nodata) if alike else math.nan,
+        dtype=read.dtype,
+        nodata=read.nodata,
         time=time,
         licence=licence,
         gsd=ground_sample_distance(grid.crs, affine(grid.transform), *shape) or sensor.gsd,
         block=reader.readers[0].dataset.block_shapes[0],
-        reader=reader if alike else MeantReader(reader, reader.nodata, scaling),
+        reader=read.reader,
         masks=masks,
+        notes=guessed,
+        taken_off=read.taken_off,
     )
 
 
@@ -191,12 +194,12 @@ def _dtype(uri: str, layers: Sequence[Layer], datasets: dict[str, Any]) -> np.dt
     return dtype
 
 
-def _scaling(layer: Layer, dataset: Any, sensor: Sensor) -> tuple[float, float]:
-    """What the product says, else what the file says, else what the sensor says."""
+def _scaling(layer: Layer, dataset: Any) -> Scaling | None:
+    """What the product says, else what the file says."""
     if layer.scale is not None:
         return layer.scale, layer.offset or 0.0
     stated = dataset.scales[layer.place], dataset.offsets[layer.place]
-    return (sensor.scale, sensor.offset) if stated == (1.0, 0.0) else stated
+    return None if stated == (1.0, 0.0) else stated
 
 
 def _masks(mask: Mask | None, grid: Grid) -> CloudMask | None:
