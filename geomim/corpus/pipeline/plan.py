@@ -192,7 +192,7 @@ def _advice(kinds: list[Sensor]) -> str:
     """What brings sources of these kinds into one corpus."""
     usual, *others = {replace(kind, offset=0.0) for kind in kinds}
     if not others and is_sentinel2(usual) and {kind.offset for kind in kinds} == {0.0, -ADDED * usual.scale}:
-        return "Give --harmonise to take off the 1000 that Sentinel-2 adds to its numbers from January 2022 on"
+        return "Give --harmonise to take off the 1000 that Sentinel-2 adds since processing baseline 04.00"
     return "Build a corpus of each, or choose common bands with --sensor or --bands"
 
 
