@@ -19,12 +19,12 @@ from geomim.corpus.scenes.coordinates import place_of
 from geomim.corpus.scenes.files import cause
 from geomim.corpus.scenes.footprints import affine, ground_sample_distance
 from geomim.corpus.scenes.grids import Grid
-from geomim.corpus.scenes.meaning import meant, stated, usual
+from geomim.corpus.scenes.meaning import informed, meant
 from geomim.corpus.scenes.metadata import acquisition_time, licence
 from geomim.corpus.scenes.naming import Offer, choose
-from geomim.corpus.scenes.scene import Scene, Wanted
+from geomim.corpus.scenes.scene import Numbers, Scene, Wanted
 from geomim.corpus.scenes.stores import Store, images, open_store
-from geomim.corpus.scenes.validity import Nodata, measured, storable
+from geomim.corpus.scenes.validity import Nodata, measured, padding, storable
 from geomim.corpus.scenes.warping import check_grid
 from geomim.errors import GeomimError, InputError
 from geomim.sensors import Band
@@ -160,11 +160,14 @@ def _describe(uri: str, store: Store, choices: dict[str, str], wanted: Wanted) -
     if dtypes or dtype.kind not in "iuf":
         listed = ", ".join(sorted({str(plane.dtype) for plane in chosen}))
         raise InputError(f"'{uri}' stores its bands as {listed}: choose bands of one type with --bands")
-    told = stated(uri, choice.sensor, [plane.scaling for plane in chosen], wanted)
-    sensor, guessed = usual(uri, choice.sensor, [plane.name for plane in chosen], dtype, told)
+    told = [None if plane.scaling == (1.0, 0.0) else plane.scaling for plane in chosen]
+    names = [plane.name for plane in chosen]
+    sensor, guessed = informed(uri, choice.sensor, names, dtype, told, wanted.sensor is not None)
     nodata = tuple(_nodata(plane, sensor.nodata) for plane in chosen)
-    read = meant(sensor, CubeReader(uri, cube, chosen, nodata), dtype, nodata, told, wanted)
+    reader = CubeReader(uri, cube, chosen, nodata)
     crs, transform, lost = place_of(cube, chosen[0].values, store.around)
+    notes = (*store.notes, *lost, *guessed)
+    numbers = Numbers(sensor, reader, dtype, padding(nodata), _block(chosen[0]), notes)
     height, width = chosen[0].values.shape
     check_grid(uri, None if transform is None else Grid(crs, transform, height, width), wanted.warp, wanted.resolution)
     place = None if transform is None else affine(transform)
@@ -172,21 +175,15 @@ def _describe(uri: str, store: Store, choices: dict[str, str], wanted: Wanted) -
     tags |= {"ACQUISITION_DATE": tags["time_coverage_start"]} if "time_coverage_start" in tags else {}
     return Scene(
         uri=uri,
-        sensor=read.sensor,
         crs=crs,
         transform=transform,
         height=height,
         width=width,
-        dtype=read.dtype,
-        nodata=read.nodata,
         time=time or acquisition_time(uri.partition("#")[0], tags),
         licence=licence({key.upper(): value for key, value in tags.items()}),
         gsd=ground_sample_distance(crs, place, height, width) or sensor.gsd,
-        block=_block(chosen[0]),
-        reader=read.reader,
         masks=_clouds(uri, planes[masks[0]]) if masks else None,
-        notes=(*store.notes, *lost, *guessed),
-        taken_off=read.taken_off,
+        **vars(meant(numbers, nodata, told, wanted)),
     )
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from rasterio.windows import Window
 
 from geomim.corpus.scenes.metadata import acquisition_time
-from geomim.corpus.scenes.scene import Reader, Wanted
-from geomim.corpus.scenes.validity import Nodata, padding
+from geomim.corpus.scenes.scene import Numbers, Reader, Wanted
+from geomim.corpus.scenes.validity import Nodata
 from geomim.errors import BandError, InputError
 from geomim.sensors import SENSORS, Band, Sensor, match_bands
 
@@ -40,52 +39,11 @@ _NAMED = {  # names of Landsat's bands: whose they are; scale, offset and nodata
 def added(baseline: str) -> int | None:
     """What the numbers of a processing baseline have more: `05.09` and `..._N0509_...` 1000, older ones 0.
 
-    None where none is told. 99.99 is that of products that users made with any version.
+    None where none is told; 99.99 is told by products that users made with any version.
     """
     found = _BASELINE.search(baseline)
     number = int(found[1] + found[2]) if found else 9999
     return None if number == 9999 else ADDED * (number >= 400)
-
-
-def usual(
-    uri: str, sensor: Sensor, names: Sequence[str], dtype: Any, told: Sequence[Scaling | None]
-) -> tuple[Sensor, tuple[str, ...]]:
-    """A sensor with the scale, offset and nodata that names show, where neither file nor user say their own.
-
-    Args:
-        uri: The scene; folders of Sentinel-2 name the processing baseline.
-        sensor: What took it.
-        names: Names that the file, or its name, gives the bands.
-        dtype: Of the numbers; names tell nothing of floating point.
-        told: What product or file say, a band.
-
-    Returns:
-        The sensor, and what was guessed.
-    """
-    known = SENSORS.get(sensor.name, sensor)
-    own = (sensor.scale, sensor.offset)
-    word = own != (known.scale, known.offset) or (sensor.name not in SENSORS and own != (1.0, 0.0))
-    if all(told) or word:
-        return sensor, ()
-    if np.dtype(dtype).kind == "f":
-        note = (
-            f"it stores floating-point numbers and tells no scale: they are read as number * {own[0]:g} + {own[1]:g}, "
-            f"usual for {sensor.name}; if they are {sensor.unit} already, give a sensor YAML with scale: 1"
-        )
-        return sensor, (note,) if own != (1.0, 0.0) else ()
-    if np.dtype(dtype).itemsize < 2:
-        return sensor, ()
-    for pattern, (whose, scale, offset, nodata) in _NAMED.items():
-        if all(re.search(pattern, name) for name in names):
-            note = f"its bands are called as those of {whose}: read as number * {scale:g} + {offset:g}"
-            changed = dataclasses.replace(sensor, scale=scale, offset=offset, nodata=nodata)
-            return changed, () if own == (scale, offset) else (note,)
-    if not is_sentinel2(sensor):
-        return sensor, ()
-    product, time = _PRODUCT.search(uri), acquisition_time(uri, {})
-    if product and (more := added(product[1])) is not None:
-        return dataclasses.replace(sensor, offset=-more * sensor.scale), ()
-    return sensor, (_UNTOLD,) if time and (time.year, time.month) >= (2022, 2) else ()
 
 
 def is_sentinel2(sensor: Sensor) -> bool:
@@ -100,68 +58,74 @@ def is_sentinel2(sensor: Sensor) -> bool:
     return near and (sensor.name == "sentinel2" or sensor.name not in SENSORS)
 
 
-def stated(uri: str, sensor: Sensor, scaling: Sequence[Scaling], wanted: Wanted) -> list[Scaling | None]:
-    """What a file says of each band; None where nothing.
+def informed(
+    uri: str, sensor: Sensor, names: Sequence[str], dtype: Any, told: Sequence[Scaling | None], given: bool
+) -> tuple[Sensor, tuple[str, ...]]:
+    """A sensor with the scale, offset and nodata that names show, where neither file nor user tell theirs.
+
+    Args:
+        uri: The scene; folders of Sentinel-2 name the processing baseline.
+        sensor: What took it.
+        names: Names that the file gives the bands, or that of the file of each.
+        dtype: Of the numbers; names tell nothing of floating point.
+        told: What product or file say, a band; None where nothing.
+        given: The user named the sensor.
+
+    Returns:
+        The sensor, and what was guessed.
 
     Raises:
-        InputError: It contradicts a sensor of the user's own, which is no mere default.
+        InputError: The file contradicts a sensor of the user's own, which is no mere default.
     """
-    own = (sensor.scale, sensor.offset)
-    known = SENSORS.get(sensor.name)
-    default = wanted.sensor is None or own in ((1.0, 0.0), known and (known.scale, known.offset))
-    told = [None if one == (1.0, 0.0) else one for one in scaling]
+    own, known = (sensor.scale, sensor.offset), SENSORS.get(sensor.name)
+    word = given and own != ((known.scale, known.offset) if known else (1.0, 0.0))
     for one in told:
-        if one and not default and not np.allclose(one, own, rtol=1e-6, atol=1e-9):
+        if one and word and not np.allclose(one, own, rtol=1e-6, atol=1e-9):
             raise InputError(
                 f"'{uri}' says number * {one[0]:g} + {one[1]:g}; sensor '{sensor.name}' says * {own[0]:g} + "
                 f"{own[1]:g}: give a sensor YAML with the scale of the file (--sensor)"
             )
-    return told
+    if word or all(told) or np.dtype(dtype).itemsize < 2:
+        return sensor, ()
+    if np.dtype(dtype).kind == "f":
+        note = (
+            f"it stores floating-point numbers and tells no scale: they are read as number * {own[0]:g} + {own[1]:g}, "
+            f"usual for {sensor.name}; if they are {sensor.unit} already, give a sensor YAML with scale: 1"
+        )
+        return sensor, (note,) if own != (1.0, 0.0) else ()
+    for pattern, (whose, scale, offset, nodata) in _NAMED.items():
+        if all(re.search(pattern, name) for name in names):
+            note = f"its bands are called as those of {whose}: read as number * {scale:g} + {offset:g}"
+            sensor = replace(sensor, scale=scale, offset=offset, nodata=nodata)
+            return sensor, () if own == (scale, offset) else (note,)
+    if not is_sentinel2(sensor):
+        return sensor, ()
+    found, time = _PRODUCT.search(uri), acquisition_time(uri, {})
+    if found and (more := added(found[1])) is not None:
+        return replace(sensor, offset=-more * sensor.scale), ()
+    return sensor, (_UNTOLD,) if time and (time.year, time.month) >= (2022, 2) else ()
 
 
-@dataclass(frozen=True)
-class Meaning:
-    """Numbers under one scale and offset.
-
-    Attributes:
-        sensor: With that scale and offset.
-        reader: Gives the numbers.
-        dtype: Their type.
-        nodata: Written where nothing was measured, or None.
-        taken_off: What `--harmonise` took off the numbers that are stored.
-    """
-
-    sensor: Sensor
-    reader: Reader
-    dtype: np.dtype[Any]
-    nodata: float | None
-    taken_off: int
-
-
-def meant(
-    sensor: Sensor, reader: Reader, dtype: Any, nodata: Sequence[Nodata], told: Sequence[Scaling | None], wanted: Wanted
-) -> Meaning:
-    """The numbers as they are stored, where all bands are scaled alike; else what they mean, as float32.
+def meant(numbers: Numbers, nodata: Sequence[Nodata], told: Sequence[Scaling | None], wanted: Wanted) -> Numbers:
+    """Numbers as they are stored, where all bands are scaled alike; else what they mean, as float32.
 
     Args:
-        sensor: Its bands are those that are read; its scale and offset stand in where nothing is told.
-        reader: Gives the numbers as they are stored.
-        dtype: Their type.
+        numbers: As they are stored; the scale and offset of their sensor stand in where nothing is told.
         nodata: What is no measurement, a band.
-        told: What product or file say, a band.
+        told: What product or file say, a band; None where nothing.
         wanted: Whether to harmonise.
     """
-    scaling = [(sensor.scale, sensor.offset) if one is None else one for one in told]
-    taken_off = 0
+    sensor, reader = numbers.sensor, numbers.reader
+    scaling = [one or (sensor.scale, sensor.offset) for one in told]
     more = all(math.isclose(-offset, ADDED * scale, rel_tol=1e-4) for scale, offset in scaling)
-    if wanted.harmonise and more and np.dtype(dtype).kind in "iu" and is_sentinel2(sensor):
-        reader, taken_off = HarmonisedReader(reader, tuple(nodata)), ADDED
-        scaling = [(scale, 0.0) for scale, _ in scaling]
+    if wanted.harmonise and more and numbers.dtype.kind in "iu" and is_sentinel2(sensor):
+        reader, scaling = HarmonisedReader(reader, nodata), [(scale, 0.0) for scale, _ in scaling]
+        numbers = replace(numbers, reader=reader, taken_off=ADDED)
     if len(set(scaling)) == 1:
-        sensor = dataclasses.replace(sensor, scale=scaling[0][0], offset=scaling[0][1])
-        return Meaning(sensor, reader, np.dtype(dtype), padding(nodata), taken_off)
-    sensor = dataclasses.replace(sensor, scale=1.0, offset=0.0, nodata=None)
-    return Meaning(sensor, MeantReader(reader, tuple(nodata), scaling), np.dtype(np.float32), math.nan, taken_off)
+        return replace(numbers, sensor=replace(sensor, scale=scaling[0][0], offset=scaling[0][1]))
+    sensor = replace(sensor, scale=1.0, offset=0.0, nodata=None)
+    reader = MeantReader(reader, nodata, scaling)
+    return replace(numbers, sensor=sensor, reader=reader, dtype=np.dtype(np.float32), nodata=math.nan)
 
 
 @dataclass
@@ -175,7 +139,7 @@ class MeantReader:
     """
 
     numbers: Reader
-    nodata: tuple[Nodata, ...]
+    nodata: Sequence[Nodata]
     scaling: Sequence[Scaling]
 
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
@@ -196,7 +160,7 @@ class MeantReader:
 class HarmonisedReader:
     """Numbers of Sentinel-2 without the 1000 of baseline 04.00.
 
-    What would fall to 0 or below becomes the least number that is a measurement; nodata and the largest number, which
+    What would fall below the least measurement (1 where 0 is nodata) becomes that; nodata and the largest number, which
     means saturated, stay as they are.
 
     Attributes:
@@ -205,16 +169,16 @@ class HarmonisedReader:
     """
 
     numbers: Reader
-    nodata: tuple[Nodata, ...]
+    nodata: Sequence[Nodata]
 
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Pixels `(C, h, w)` in the type of those that are stored, and validity `(h, w)`."""
         bands, valid = self.numbers.read(window)
         for band, nodata in zip(bands, self.nodata, strict=True):
             limits = np.iinfo(band.dtype)
-            least = limits.min if limits.min < 0 else int(0 in nodata.values)
+            least = limits.min + ADDED if limits.min < 0 else int(0 in nodata.values) + ADDED
             kept = nodata.missing(band) | (band == limits.max)
-            np.copyto(band, np.maximum(band, least + ADDED) - np.asarray(ADDED, band.dtype), where=~kept)
+            np.copyto(band, np.maximum(band, least) - band.dtype.type(ADDED), where=~kept)
         return bands, valid
 
     def close(self) -> None:

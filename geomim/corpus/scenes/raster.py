@@ -15,14 +15,15 @@ from geomim.corpus.scenes.files import environment, open_dataset
 from geomim.corpus.scenes.footprints import Placement, affine, ground_sample_distance
 from geomim.corpus.scenes.gcps import by_control_points
 from geomim.corpus.scenes.grids import Grid
-from geomim.corpus.scenes.meaning import Meaning, meant, stated, usual
+from geomim.corpus.scenes.meaning import informed, meant
 from geomim.corpus.scenes.metadata import acquisition_time, licence
 from geomim.corpus.scenes.naming import Choice, Offer, choose, read_offer
 from geomim.corpus.scenes.readers import PaletteReader, nodata_of, stored
-from geomim.corpus.scenes.scene import Scene, Wanted
+from geomim.corpus.scenes.scene import Numbers, Scene, Wanted
+from geomim.corpus.scenes.validity import padding
 from geomim.corpus.scenes.warping import wanted_grid
 from geomim.errors import InputError
-from geomim.sensors import Band, Sensor, match_bands
+from geomim.sensors import Band, find_band
 
 _LOOK = 512  # rows and columns in the middle that tell what a band is
 
@@ -44,78 +45,57 @@ def _describe(uri: str, dataset: Any, wanted: Wanted) -> Scene:
     crs, transform, placement = _place(uri, dataset) if grid is None else (grid.crs, grid.transform, None)
     height, width = (dataset.height, dataset.width) if grid is None else (grid.height, grid.width)
     place = placement if transform is None else affine(transform)
-    contents = _palette(uri, dataset, grid, wanted) or _numbers(uri, dataset, grid, wanted)
-    numbers = contents.numbers
+    numbers = _palette(uri, dataset, grid, wanted) or _numbers(uri, dataset, grid, wanted)
     return Scene(
         uri=uri,
-        sensor=numbers.sensor,
         crs=crs,
         transform=transform,
         height=height,
         width=width,
-        dtype=numbers.dtype,
-        nodata=numbers.nodata,
         time=acquisition_time(uri, tags | imagery),
         licence=licence(tags),
         gsd=ground_sample_distance(crs, place, height, width) or numbers.sensor.gsd,
-        block=contents.block,
-        reader=numbers.reader,
         masks=open_mask(uri, grid, (height, width), None, masks[:1]) if masks else None,
         placement=placement,
-        notes=contents.notes,
-        taken_off=numbers.taken_off,
+        **vars(numbers),
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Contents:
-    """The bands that are read, and how."""
-
-    numbers: Meaning
-    block: tuple[int, int]
-    notes: tuple[str, ...] = ()
-
-
-def _numbers(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> _Contents:
+def _numbers(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> Numbers:
     offer, marked = _unmarked(read_offer(uri, dataset, mask_places(dataset.descriptions)), dataset, wanted)
     choice = choose(offer, wanted.sensor, wanted.bands)
     dtype = _dtype(uri, dataset, choice)
     names = [dataset.descriptions[place] or "" for place in choice.places]
     scaling = [(dataset.scales[place], dataset.offsets[place]) for place in choice.places]
-    told = stated(uri, choice.sensor, scaling, wanted)
-    sensor, guessed = usual(uri, choice.sensor, names, dtype, told)
+    told = [None if one == (1.0, 0.0) else one for one in scaling]
+    sensor, guessed = informed(uri, choice.sensor, names, dtype, told, wanted.sensor is not None)
     nodata = nodata_of(dataset, choice.places, sensor.nodata)
     reader = stored(uri, dataset, grid, choice.places, nodata, choice.alpha)
     block = reader.dataset.block_shapes[0]
-    return _Contents(meant(sensor, reader, dtype, nodata, told, wanted), block, (*marked, *guessed))
+    stored_numbers = Numbers(sensor, reader, dtype, padding(nodata), block, (*marked, *guessed))
+    return meant(stored_numbers, nodata, told, wanted)
 
 
 def _unmarked(offer: Offer, dataset: Any, wanted: Wanted) -> tuple[Offer, tuple[str, ...]]:
-    """The offer with its alpha band as a band, where that holds more than an alpha band does and the sensor has it."""
+    """The offer with its alpha band as a band, where that holds what no alpha band does and the sensor has one more."""
     if offer.alpha is None or dataset.driver != "GTiff" or wanted.bands:
         return offer, ()
     height, width = min(dataset.height, _LOOK), min(dataset.width, _LOOK)
     middle = Window((dataset.width - width) // 2, (dataset.height - height) // 2, width, height)
     with environment(offer.uri):
-        numbers = np.unique(dataset.read(offer.alpha + 1, window=middle))
-    if set(numbers.tolist()) <= {0, 1, 255, np.iinfo(numbers.dtype).max if numbers.dtype.kind in "iu" else 1}:
-        return offer, ()
-    told = f"its band {offer.alpha + 1} is marked as alpha and holds {len(numbers)} different numbers"
-    others = [] if wanted.sensor is None else _others(wanted.sensor, offer)
+        held = np.unique(dataset.read(offer.alpha + 1, window=middle)).tolist()
+    told = f"its band {offer.alpha + 1} is marked as alpha and holds {len(held)} different numbers"
+    if len(held) < 3 or wanted.sensor is None:  # one and none, whatever stands for them
+        return offer, () if len(held) < 3 else (f"{told}: if it is near infrared, give --sensor naip",)
+    named = [band for band in offer.bands if band is not None]
+    others = [band for band in wanted.sensor.bands if find_band(band, named) is None]
     if len(others) != 1:
-        return offer, () if others else (f"{told}: if it is near infrared, give --sensor naip",)
+        return offer, ()
     bands = tuple(others[0] if place == offer.alpha else band for place, band in enumerate(offer.bands))
     return dataclasses.replace(offer, bands=bands, alpha=None), (f"{told}: it is read as {others[0].name}",)
 
 
-def _others(sensor: Sensor, offer: Offer) -> list[Band]:
-    """Bands of the sensor that the file does not name."""
-    named = [band for band in offer.bands if band is not None]
-    places = match_bands(named, sensor.bands) if len(named) + 1 == len(sensor.bands) else range(len(sensor.bands))
-    return [band for place, band in enumerate(sensor.bands) if place not in places]
-
-
-def _palette(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> _Contents | None:
+def _palette(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> Numbers | None:
     """Colours, where the file stores indices into them."""
     if dataset.colorinterp[0].name != "palette":
         return None
@@ -128,7 +108,7 @@ def _palette(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> _Cont
     choice = choose(offer, wanted.sensor, wanted.bands)
     indices = stored(uri, dataset, grid, (0,), nodata_of(dataset, (0,), None), nearest=True)
     reader = PaletteReader(indices, colours[list(choice.places)], colours[3] > 0)
-    return _Contents(Meaning(choice.sensor, reader, np.dtype(np.uint8), None, 0), indices.dataset.block_shapes[0])
+    return Numbers(choice.sensor, reader, np.dtype(np.uint8), None, indices.dataset.block_shapes[0])
 
 
 def _check_pixels(uri: str, dataset: Any) -> None:

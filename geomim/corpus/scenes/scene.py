@@ -69,6 +69,19 @@ class CloudReader(Protocol):
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """The numbers of a scene, as `Scene` has them."""
+
+    sensor: Sensor
+    reader: Reader
+    dtype: np.dtype[Any]
+    nodata: float | None
+    block: tuple[int, int]
+    notes: tuple[str, ...] = ()
+    taken_off: int = 0
+
+
+@dataclass(frozen=True)
 class Scene:
     """A raster that is open and not read yet; close it, or use it as a context manager.
 

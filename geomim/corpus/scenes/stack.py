@@ -19,10 +19,10 @@ from geomim.corpus.scenes.clouds import CloudMask, UnknownKindError, open_mask
 from geomim.corpus.scenes.files import open_dataset
 from geomim.corpus.scenes.footprints import affine, ground_sample_distance
 from geomim.corpus.scenes.grids import Grid
-from geomim.corpus.scenes.meaning import Scaling, meant, usual
+from geomim.corpus.scenes.meaning import Scaling, informed, meant
 from geomim.corpus.scenes.readers import RasterReader, stored
-from geomim.corpus.scenes.scene import Scene, Wanted
-from geomim.corpus.scenes.validity import Nodata, measured
+from geomim.corpus.scenes.scene import Numbers, Scene, Wanted
+from geomim.corpus.scenes.validity import Nodata, measured, padding
 from geomim.corpus.scenes.warping import wanted_grid
 from geomim.errors import BandError, InputError
 from geomim.sensors import Band, Sensor
@@ -122,29 +122,25 @@ def stack_scene(
         grid = _grid(uri, layers, datasets, wanted)
         told = [_scaling(layer, datasets[layer.path]) for layer in layers]
         sensor = dataclasses.replace(sensor, bands=tuple(layer.band for layer in layers))
-        sensor, guessed = usual(uri, sensor, [PurePosixPath(layer.path).name for layer in layers], dtype, told)
+        names = [PurePosixPath(layer.path).name for layer in layers]
+        sensor, guessed = informed(uri, sensor, names, dtype, told, given=False)  # a product's word is not the user's
         reader = _reader(layers, datasets, grid, sensor)
         shape = (grid.height, grid.width)
         masks = _masks(mask, grid)
         opened.pop_all()  # they stay open, with the scene
-    read = meant(sensor, reader, dtype, reader.nodata, told, wanted)
+    block = reader.readers[0].dataset.block_shapes[0]
+    numbers = Numbers(sensor, reader, dtype, padding(reader.nodata), block, guessed)
     return Scene(
         uri=uri,
-        sensor=read.sensor,
         crs=grid.crs,
         transform=grid.transform,
         height=grid.height,
         width=grid.width,
-        dtype=read.dtype,
-        nodata=read.nodata,
         time=time,
         licence=licence,
         gsd=ground_sample_distance(grid.crs, affine(grid.transform), *shape) or sensor.gsd,
-        block=reader.readers[0].dataset.block_shapes[0],
-        reader=read.reader,
         masks=masks,
-        notes=guessed,
-        taken_off=read.taken_off,
+        **vars(meant(numbers, reader.nodata, told, wanted)),
     )
 
 

@@ -46,9 +46,7 @@ def tif(path, pixels=None, names=(), add=0, dtype="uint16", seed=0, **profile):
 def safe(folder, name, seed=0, bands=S2):
     add = added(name)
     for place, band in enumerate(bands):
-        images = (
-            folder / f"{name}.SAFE" / "GRANULE" / f"{name[7:10]}_T32UPU_A000001_20200601T101031" / "IMG_DATA" / "R10m"
-        )
+        granule = folder / f"{name}.SAFE" / "GRANULE" / f"{name[7:10]}_T32UPU_A000001_20200601T101031"
         tif(granule / "IMG_DATA" / "R10m" / f"T32UPU_20200601T101031_{band}_10m.tif", add=add, seed=10 * seed + place)
     return str(folder / f"{name}.SAFE")
 
