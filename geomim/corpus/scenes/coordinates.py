@@ -14,13 +14,10 @@ from rasterio.crs import CRS
 
 _EVEN = 1e-2  # pixels by which a coordinate may lie beside its grid
 _WORDS = ("crs_wkt", "spatial_ref", "proj:wkt2", "proj:projjson", "proj:code", "proj:epsg", "epsg", "crs")
-_WORDS += ("horizontal_CRS_code",)  # of the products in ESA's zarr format
-_INSIDE = (("stac_discovery", "properties"), ("other_metadata",))  # of the same: attributes within attributes
-_DEGREE = math.pi / 180
+_WORDS += ("horizontal_CRS_code",)  # of ESA's products in zarr
 _UNITS = {  # to metres and radians
-    **dict.fromkeys(("m", "metre", "meter", "metres", "meters"), 1.0),
+    **dict.fromkeys(("m", "metre", "meter", "metres", "meters", "rad", "radian", "radians"), 1.0),
     **dict.fromkeys(("km", "kilometre", "kilometer", "kilometres", "kilometers"), 1000.0),
-    **dict.fromkeys(("rad", "radian", "radians"), 1.0),
     **dict.fromkeys(("microradian", "microradians", "urad"), 1e-6),
 }
 
@@ -28,34 +25,32 @@ _UNITS = {  # to metres and radians
 def place_of(
     cube: Any, values: Any, around: Sequence[Mapping[str, Any]]
 ) -> tuple[CRS | None, Affine | None, tuple[str, ...]]:
-    """Coordinate reference system and affine of a variable, and what was lost.
+    """Coordinate reference system and affine of a variable, each None where it is not known; and what was lost.
 
     Args:
         cube: `xarray.Dataset`, its coordinates decoded.
         values: `xarray.DataArray` of it, rows by columns.
         around: Attributes of its group and of those above.
-
-    Returns:
-        The system and the affine are None where they are not told, or where the coordinates are those of no even grid;
-        the sentences say what could not be understood.
     """
-    mapping = _mapping(cube, values)
-    words = [values.attrs, mapping, *around]
-    crs, unknown = _crs([*words, *(inner for one in around for inner in _inside(one))])
+    words = [values.attrs, _mapping(cube, values), *around]
+    inside = [one.get(key) for one in around for key in ("other_metadata", "stac_discovery")]
+    crs, unknown = _crs([*words, *(one.get("properties", one) for one in inside if isinstance(one, Mapping))])
     rows, cols = values.dims
     known = [dim for dim in (rows, cols) if dim in values.coords]
-    units = {str(values[dim].attrs.get("units", "")).strip().lower() for dim in known}
-    degrees = any(unit.startswith("degree") for unit in units) or (not units - {""} and str(rows).startswith("lat"))
+    units = [str(values[dim].attrs.get("units", "")).strip().lower() for dim in known]
+    degrees = any(unit.startswith("degree") for unit in units) or (not any(units) and str(rows).startswith("lat"))
     if degrees and (crs is None or (crs.is_projected and not _height(crs))):
         crs = (crs.geodetic_crs if crs else None) or pyproj.CRS.from_epsg(4326)
     lost = [f"its coordinate reference system cannot be understood ({unknown})"] if unknown and crs is None else []
-    grid = [_even(values, dim, crs) for dim in (cols, rows)]
-    transform = _told_transform(words) if not known else None
-    if grid[0] and grid[1]:
-        transform = Affine(grid[0][1], 0, grid[0][0], 0, grid[1][1], grid[1][0])
+    across, down = (_even(values, dim, crs) for dim in (cols, rows))
+    transform = None
+    if across and down:
+        transform = Affine(across[1], 0, across[0], 0, down[1], down[0])
     elif known:
         lost.append(f"its coordinates {' and '.join(map(str, known))} are those of no even grid")
-    if crs is None and not lost and known:
+    else:
+        transform = _told_transform(words)
+    if crs is None and known and not lost:
         lost.append("it tells no coordinate reference system")
     place = None if crs is None else CRS.from_wkt(crs.to_wkt())
     return place, transform, tuple(f"{one}: its tiles have no place on Earth" for one in lost)
@@ -71,42 +66,28 @@ def _mapping(cube: Any, values: Any) -> Mapping[str, Any]:
     return found
 
 
-def _inside(attributes: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    found = []
-    for path in _INSIDE:
-        inner: Any = attributes
-        for key in path:
-            inner = inner.get(key) if isinstance(inner, Mapping) else None
-        found += [inner] if isinstance(inner, Mapping) else []
-    return found
-
-
 def _crs(words: Sequence[Mapping[str, Any]]) -> tuple[pyproj.CRS | None, str]:
     """The first system that is understood, and what was not."""
     unknown = ""
     for attributes in words:
-        for key in _WORDS:
+        plain = {key: value for key, value in attributes.items() if key not in _WORDS}
+        for key in (*_WORDS, "grid_mapping_name"):
             told = attributes.get(key)
-            if told is None or (isinstance(told, str) and not told.strip()):
+            if told is None or not str(told).strip():
                 continue
             try:
-                number = isinstance(told, int | np.integer) or (isinstance(told, str) and told.strip().isdigit())
-                return pyproj.CRS.from_user_input(int(told) if number else told), ""
-            except (pyproj.exceptions.CRSError, TypeError, ValueError):
-                unknown = unknown or f"{key}: {str(told)[:60]}"
-        if "grid_mapping_name" in attributes:
-            try:
-                plain = {key: value for key, value in attributes.items() if key not in _WORDS}
-                return pyproj.CRS.from_cf(plain), ""
+                if key == "grid_mapping_name":
+                    return pyproj.CRS.from_cf(plain), ""
+                return pyproj.CRS.from_user_input(int(told) if str(told).strip().isdigit() else told), ""
             except (pyproj.exceptions.CRSError, KeyError, TypeError, ValueError):
-                unknown = unknown or f"grid_mapping_name: {attributes['grid_mapping_name']}"
+                unknown = unknown or f"{key}: {str(told)[:60]}"
     return None, unknown
 
 
-def _height(crs: pyproj.CRS | None) -> float | None:
+def _height(crs: pyproj.CRS) -> float | None:
     """Metres of a geostationary satellite above the ground, whose coordinates may be angles; None for another."""
-    operation = crs.coordinate_operation if crs is not None else None
-    if crs is None or operation is None or "geostationary" not in operation.method_name.lower():
+    operation = crs.coordinate_operation
+    if operation is None or "geostationary" not in operation.method_name.lower():
         return None
     return float(crs.to_cf()["perspective_point_height"])
 
@@ -117,35 +98,31 @@ def _even(values: Any, dim: Any, crs: pyproj.CRS | None) -> tuple[float, float] 
         return None
     stored = values[dim].values
     at = stored.astype(np.float64)
-    rounding = 2 * np.spacing(np.abs(stored).max()) if stored.dtype.kind == "f" else 0.0
+    rounding = 2 * float(np.spacing(np.abs(stored).max())) if stored.dtype.kind == "f" else 0.0
     step = (at[-1] - at[0]) / (len(at) - 1)
     beside = np.abs(at - (at[0] + step * np.arange(len(at)))).max()
-    if step == 0 or not beside <= max(_EVEN * abs(step), float(rounding)):
+    if step == 0 or not beside <= max(_EVEN * abs(step), rounding):
         return None
-    start = at[0] - step / 2
-    if crs is not None and crs.is_geographic and str(dim) == str(values.dims[1]) and at.min() >= 180:
-        start -= 360
+    east = crs is not None and crs.is_geographic and dim == values.dims[1] and at.min() >= 180
     factor = _factor(str(values[dim].attrs.get("units", "")).strip().lower(), np.abs(at).max(), crs)
-    return float(factor * start), float(factor * step)
+    return float(factor * (at[0] - step / 2 - 360 * east)), float(factor * step)
 
 
 def _factor(unit: str, largest: float, crs: pyproj.CRS | None) -> float:
     """From the unit of a coordinate to that of the system's axes; 1 where nothing says that they differ."""
-    if crs is None:
-        return 1.0
-    height = _height(crs)
-    if height and ("rad" in unit or (unit not in _UNITS and largest < 1)):  # scanning angles
+    height = _height(crs) if crs is not None else None
+    if height and ("rad" in unit or (not unit and largest < math.pi)):  # scanning angles
         return _UNITS.get(unit, 1.0) * height
-    axis = crs.axis_info[0].unit_conversion_factor if crs.axis_info else 1.0
+    axis = crs.axis_info[0].unit_conversion_factor if crs is not None and crs.axis_info else 0.0
     return _UNITS[unit] / axis if unit in _UNITS and axis else 1.0
 
 
 def _told_transform(words: Sequence[Mapping[str, Any]]) -> Affine | None:
     """The affine that attributes tell, where there are no coordinates."""
-    for attributes in words:
-        if "GeoTransform" in attributes:
-            return Affine.from_gdal(*map(float, str(attributes["GeoTransform"]).split()))
-        for key in ("proj:transform", "spatial:transform"):
-            if key in attributes and len(attributes[key]) >= 6:
-                return Affine(*map(float, attributes[key][:6]))
+    for one in words:
+        if "GeoTransform" in one:
+            return Affine.from_gdal(*map(float, str(one["GeoTransform"]).split()))
+        told = one.get("proj:transform", one.get("spatial:transform", ()))
+        if len(told) >= 6:
+            return Affine(*map(float, told[:6]))
     return None

@@ -23,7 +23,7 @@ from geomim.corpus.scenes.meaning import informed, meant
 from geomim.corpus.scenes.metadata import acquisition_time, licence
 from geomim.corpus.scenes.naming import Offer, choose
 from geomim.corpus.scenes.scene import Numbers, Scene, Wanted
-from geomim.corpus.scenes.stores import Store, images, open_store
+from geomim.corpus.scenes.stores import images, open_store
 from geomim.corpus.scenes.validity import Nodata, measured, padding, storable
 from geomim.corpus.scenes.warping import check_grid
 from geomim.errors import GeomimError, InputError
@@ -131,14 +131,14 @@ def open_cube(uri: str, wanted: Wanted) -> Scene:
         MissingExtraError: No library for NetCDF is installed.
     """
     path, choices = (uri, {}) if os.path.exists(uri) else _choices(uri)
-    store = open_store(uri, path, choices.pop("group", ""))
+    cube, around, notes = open_store(uri, path, choices.pop("group", ""))
     try:
-        return _describe(uri, store, choices, wanted)
+        return _describe(uri, cube, around, notes, choices, wanted)
     except GeomimError:
-        store.cube.close()
+        cube.close()
         raise
     except (ValueError, OSError, RuntimeError) as error:
-        store.cube.close()
+        cube.close()
         raise InputError(f"'{uri}' cannot be read as a cube ({cause(error)})") from error
 
 
@@ -148,8 +148,9 @@ def _choices(uri: str) -> tuple[str, dict[str, str]]:
     return path, choices
 
 
-def _describe(uri: str, store: Store, choices: dict[str, str], wanted: Wanted) -> Scene:
-    cube = store.cube
+def _describe(
+    uri: str, cube: Any, around: Sequence[Any], notes: Sequence[str], choices: dict[str, str], wanted: Wanted
+) -> Scene:
     planes, time = _planes(uri, cube, choices)
     masks = [place for place, plane in enumerate(planes) if named_kind(plane.name, whole=True)]
     offered = tuple(_band(plane) for plane in planes)
@@ -165,9 +166,8 @@ def _describe(uri: str, store: Store, choices: dict[str, str], wanted: Wanted) -
     sensor, guessed = informed(uri, choice.sensor, names, dtype, told, wanted.sensor is not None)
     nodata = tuple(_nodata(plane, sensor.nodata) for plane in chosen)
     reader = CubeReader(uri, cube, chosen, nodata)
-    crs, transform, lost = place_of(cube, chosen[0].values, store.around)
-    notes = (*store.notes, *lost, *guessed)
-    numbers = Numbers(sensor, reader, dtype, padding(nodata), _block(chosen[0]), notes)
+    crs, transform, lost = place_of(cube, chosen[0].values, around)
+    numbers = Numbers(sensor, reader, dtype, padding(nodata), _block(chosen[0]), (*notes, *lost, *guessed))
     height, width = chosen[0].values.shape
     check_grid(uri, None if transform is None else Grid(crs, transform, height, width), wanted.warp, wanted.resolution)
     place = None if transform is None else affine(transform)
