@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-from rasterio.windows import Window
 
 from geomim.corpus.scenes.metadata import acquisition_time
-from geomim.corpus.scenes.scene import Numbers, Reader, Wanted
+from geomim.corpus.scenes.readers import ConvertedReader
+from geomim.corpus.scenes.scene import Numbers, Wanted
 from geomim.corpus.scenes.validity import Nodata
-from geomim.errors import BandError, InputError
-from geomim.sensors import SENSORS, Band, Sensor, match_bands
+from geomim.errors import InputError
+from geomim.sensors import SENSORS, Sensor
 
 Scaling = tuple[float, float]
 """Scale and offset from stored numbers to what they mean."""
@@ -47,15 +48,10 @@ def added(baseline: str) -> int | None:
 
 
 def is_sentinel2(sensor: Sensor) -> bool:
-    """Whether all bands are Sentinel-2's, by name and wavelength, under that name or under one of the user's own."""
-    known = SENSORS["sentinel2"].bands
-    try:
-        places = match_bands([band.name for band in sensor.bands], [Band(band.name) for band in known])
-    except BandError:
-        return False
-    centres = [(band.wavelength, known[place].wavelength) for band, place in zip(sensor.bands, places, strict=True)]
-    near = all(one is None or two is None or abs(one - two) <= 10 for one, two in centres)
-    return near and (sensor.name == "sentinel2" or sensor.name not in SENSORS)
+    """Whether a sensor is Sentinel-2 by its name, or one of the user's own by those of all bands."""
+    names = {name.upper() for name in sensor.names}
+    own = sensor.name not in SENSORS and names <= set(SENSORS["sentinel2"].names)
+    return own or sensor.name.startswith("sentinel2")
 
 
 def informed(
@@ -119,68 +115,36 @@ def meant(numbers: Numbers, nodata: Sequence[Nodata], told: Sequence[Scaling | N
     scaling = [one or (sensor.scale, sensor.offset) for one in told]
     more = all(math.isclose(-offset, ADDED * scale, rel_tol=1e-4) for scale, offset in scaling)
     if wanted.harmonise and more and numbers.dtype.kind in "iu" and is_sentinel2(sensor):
-        reader, scaling = HarmonisedReader(reader, nodata), [(scale, 0.0) for scale, _ in scaling]
+        reader = ConvertedReader(reader, partial(harmonised, nodata))
+        scaling = [(scale, 0.0) for scale, _ in scaling]
         numbers = replace(numbers, reader=reader, taken_off=ADDED)
     if len(set(scaling)) == 1:
         return replace(numbers, sensor=replace(sensor, scale=scaling[0][0], offset=scaling[0][1]))
     sensor = replace(sensor, scale=1.0, offset=0.0, nodata=None)
-    reader = MeantReader(reader, nodata, scaling)
+    reader = ConvertedReader(reader, partial(means, nodata, scaling))
     return replace(numbers, sensor=sensor, reader=reader, dtype=np.dtype(np.float32), nodata=math.nan)
 
 
-@dataclass
-class MeantReader:
-    """What the numbers mean, as float32, NaN for nodata: for bands that are scaled differently.
-
-    Attributes:
-        numbers: Gives what is stored.
-        nodata: What is no measurement, a band.
-        scaling: Scale and offset a band.
-    """
-
-    numbers: Reader
-    nodata: Sequence[Nodata]
-    scaling: Sequence[Scaling]
-
-    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """Meanings `(C, h, w)` float32 and validity `(h, w)`."""
-        bands, valid = self.numbers.read(window)
-        meant = np.empty(bands.shape, np.float32)
-        for band, out, (scale, offset), nodata in zip(bands, meant, self.scaling, self.nodata, strict=True):
-            out[:] = band * scale + offset
-            out[nodata.missing(band) & ~valid] = np.nan
-        return meant, valid
-
-    def close(self) -> None:
-        """Close the file."""
-        self.numbers.close()
+def means(
+    nodata: Sequence[Nodata], scaling: Sequence[Scaling], bands: np.ndarray, valid: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What numbers `(C, h, w)` mean, float32, NaN for nodata; and their validity `(h, w)`."""
+    meant = np.empty(bands.shape, np.float32)
+    for band, out, (scale, offset), none in zip(bands, meant, scaling, nodata, strict=True):
+        out[:] = band * scale + offset
+        out[none.missing(band) & ~valid] = np.nan
+    return meant, valid
 
 
-@dataclass
-class HarmonisedReader:
-    """Numbers of Sentinel-2 without the 1000 of baseline 04.00.
+def harmonised(nodata: Sequence[Nodata], bands: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of Sentinel-2 `(C, h, w)` without the 1000 of baseline 04.00, in place; and their validity `(h, w)`.
 
     What would fall below the least measurement (1 where 0 is nodata) becomes that; nodata and the largest number, which
     means saturated, stay as they are.
-
-    Attributes:
-        numbers: Gives what is stored.
-        nodata: What is no measurement, a band.
     """
-
-    numbers: Reader
-    nodata: Sequence[Nodata]
-
-    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels `(C, h, w)` in the type of those that are stored, and validity `(h, w)`."""
-        bands, valid = self.numbers.read(window)
-        for band, nodata in zip(bands, self.nodata, strict=True):
-            limits = np.iinfo(band.dtype)
-            least = limits.min + ADDED if limits.min < 0 else int(0 in nodata.values) + ADDED
-            kept = nodata.missing(band) | (band == limits.max)
-            np.copyto(band, np.maximum(band, least) - band.dtype.type(ADDED), where=~kept)
-        return bands, valid
-
-    def close(self) -> None:
-        """Close the file."""
-        self.numbers.close()
+    for band, none in zip(bands, nodata, strict=True):
+        limits = np.iinfo(band.dtype)
+        least = ADDED + (limits.min if limits.min < 0 else int(0 in none.values))
+        changed = ~none.missing(band) & (band != limits.max)
+        np.copyto(band, np.maximum(band, least) - band.dtype.type(ADDED), where=changed)
+    return bands, valid

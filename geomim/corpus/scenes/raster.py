@@ -18,7 +18,7 @@ from geomim.corpus.scenes.grids import Grid
 from geomim.corpus.scenes.meaning import informed, meant
 from geomim.corpus.scenes.metadata import acquisition_time, licence
 from geomim.corpus.scenes.naming import Choice, Offer, choose, read_offer
-from geomim.corpus.scenes.readers import PaletteReader, nodata_of, stored
+from geomim.corpus.scenes.readers import ConvertedReader, nodata_of, stored
 from geomim.corpus.scenes.scene import Numbers, Scene, Wanted
 from geomim.corpus.scenes.validity import padding
 from geomim.corpus.scenes.warping import wanted_grid
@@ -99,15 +99,16 @@ def _palette(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> Numbe
     """Colours, where the file stores indices into them."""
     if dataset.colorinterp[0].name != "palette":
         return None
-    table = dataset.colormap(1)
+    colormap = dataset.colormap(1)
     if dataset.dtypes[0] not in ("uint8", "uint16"):
         raise InputError(f"'{uri}' stores {dataset.dtypes[0]} as indices into a palette: expected uint8 or uint16")
     colours = np.zeros((4, np.iinfo(dataset.dtypes[0]).max + 1), np.uint8)
-    colours[:, list(table)] = np.array(list(table.values())).T
+    colours[:, list(colormap)] = np.array(list(colormap.values())).T
     offer = Offer(uri, (Band("red"), Band("green"), Band("blue")), False, None)
     choice = choose(offer, wanted.sensor, wanted.bands)
     indices = stored(uri, dataset, grid, (0,), nodata_of(dataset, (0,), None), nearest=True)
-    reader = PaletteReader(indices, colours[list(choice.places)], colours[3] > 0)
+    table, shown = colours[list(choice.places)], colours[3] > 0  # transparent ones, and those of no index, are not
+    reader = ConvertedReader(indices, lambda bands, valid: (table[:, bands[0]], valid & shown[bands[0]]))
     return Numbers(choice.sensor, reader, np.dtype(np.uint8), None, indices.dataset.block_shapes[0])
 
 

@@ -1,8 +1,8 @@
-"""Windows of rasterio datasets: numbers as stored, or the colours they stand for."""
+"""Windows of rasterio datasets: numbers as stored, or what is made of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,27 +59,24 @@ class RasterReader:
 
 
 @dataclass
-class PaletteReader:
-    """Colours for indices into a palette.
+class ConvertedReader:
+    """What is made of numbers as they are stored.
 
     Attributes:
-        indices: Gives what is stored, one band.
-        colours: `(C, n)` uint8, one for every number the type can hold.
-        shown: `(n,)` bool, False for colours that are transparent, or none of the palette.
+        numbers: Gives what is stored.
+        convert: Pixels and validity of those that are stored to others.
     """
 
-    indices: Reader
-    colours: np.ndarray
-    shown: np.ndarray
+    numbers: Reader
+    convert: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """Colours `(C, h, w)` and validity `(h, w)`."""
-        (indices,), valid = self.indices.read(window)
-        return np.stack([table[indices] for table in self.colours]), valid & self.shown[indices]
+        """Pixels `(C, h, w)` and validity `(h, w)`."""
+        return self.convert(*self.numbers.read(window))
 
     def close(self) -> None:
         """Close the file."""
-        self.indices.close()
+        self.numbers.close()
 
 
 def nodata_of(dataset: Any, places: Sequence[int], usual: float | None) -> tuple[Nodata, ...]:

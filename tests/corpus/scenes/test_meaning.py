@@ -9,12 +9,11 @@ import rasterio
 import xarray
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
-from rasterio.windows import Window
 
 from geomim.corpus.build import build
 from geomim.corpus.lock import read_lock
 from geomim.corpus.scenes import open_scene
-from geomim.corpus.scenes.meaning import HarmonisedReader, added
+from geomim.corpus.scenes.meaning import added, harmonised
 from geomim.corpus.scenes.validity import Nodata
 from geomim.corpus.store import Corpus
 from geomim.errors import BandError
@@ -150,24 +149,13 @@ def test_names_of_landsat_s_bands_tell_the_collection(tmp_path, sensor, prefix, 
     assert scaling(str(path), mine, None) == ((0.5, 0.0), ())  # the user's word
 
 
-class Stored:
-    def __init__(self, pixels):
-        self.pixels = pixels
-
-    def read(self, _):
-        return self.pixels.copy(), self.pixels[0] != 0
-
-
 def test_what_harmonised_numbers_are():
-    stored = np.array([[[0, 1, 999, 1000, 1001, 5000, 65535]]], np.uint16)
-    read, valid = HarmonisedReader(Stored(stored), (Nodata((0,)),)).read(Window(0, 0, 7, 1))
+    stored, valid = np.array([[[0, 1, 999, 1000, 1001, 5000, 65535]]], np.uint16), np.ones((1, 7), bool)
+    read, _ = harmonised([Nodata((0,))], stored.copy(), valid)
     assert read.tolist() == [[[0, 1, 1, 1, 1, 4000, 65535]]] and read.dtype == np.uint16
-    assert valid.tolist() == [[False] + [True] * 6]
-    read, _ = HarmonisedReader(Stored(stored), (Nodata(),)).read(Window(0, 0, 7, 1))
-    assert read.tolist() == [[[0, 0, 0, 0, 1, 4000, 65535]]]
+    assert harmonised([Nodata()], stored.copy(), valid)[0].tolist() == [[[0, 0, 0, 0, 1, 4000, 65535]]]
     signed = np.array([[[-9999, 5, 1500]]], np.int16)
-    read, _ = HarmonisedReader(Stored(signed), (Nodata((-9999,)),)).read(Window(0, 0, 3, 1))
-    assert read.tolist() == [[[-9999, -995, 500]]]
+    assert harmonised([Nodata((-9999,))], signed, valid[:, :3])[0].tolist() == [[[-9999, -995, 500]]]
 
 
 def test_scenes_of_all_kinds_are_harmonised_and_those_without_offset_left_alone(tmp_path):
