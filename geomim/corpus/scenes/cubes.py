@@ -22,6 +22,7 @@ from geomim.corpus.scenes.grids import Grid
 from geomim.corpus.scenes.meaning import informed, meant
 from geomim.corpus.scenes.metadata import acquisition_time, licence
 from geomim.corpus.scenes.naming import Offer, choose
+from geomim.corpus.scenes.readers import middle
 from geomim.corpus.scenes.scene import Numbers, Scene, Wanted
 from geomim.corpus.scenes.stores import images, open_store
 from geomim.corpus.scenes.validity import Nodata, measured, padding, storable
@@ -163,12 +164,14 @@ def _describe(
         raise InputError(f"'{uri}' stores its bands as {listed}: choose bands of one type with --bands")
     told = [None if plane.scaling == (1.0, 0.0) else plane.scaling for plane in chosen]
     names = [plane.name for plane in chosen]
-    sensor, guessed = informed(uri, choice.sensor, names, dtype, told, wanted.sensor is not None)
+    height, width = chosen[0].values.shape
+    sensor, guessed = informed(
+        uri, choice.sensor, names, dtype, told, wanted.sensor is not None, lambda: chosen[0].read(middle(height, width))
+    )
     nodata = tuple(_nodata(plane, sensor.nodata) for plane in chosen)
     reader = CubeReader(uri, cube, chosen, nodata)
     crs, transform, lost = place_of(cube, chosen[0].values, around)
     numbers = Numbers(sensor, reader, dtype, padding(nodata), _block(chosen[0]), (*notes, *lost, *guessed))
-    height, width = chosen[0].values.shape
     check_grid(uri, None if transform is None else Grid(crs, transform, height, width), wanted.warp, wanted.resolution)
     place = None if transform is None else affine(transform)
     tags = {key: str(value) for key, value in cube.attrs.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ ADDED = 1000
 
 _BASELINE = re.compile(r"(?:_N|^)(\d\d)\.?(\d\d)(?:_|$)")
 _PRODUCT = re.compile(r"S2[A-D]_MSIL\d\w_\d{8}T\d{6}(_N\d{4}_)")
+_FRACTION = 2.0  # no floating-point number above it: reflectance, not a multiple of it
 _UNTOLD = (
     "it is taken after January 2022 and tells no processing baseline: its numbers are read as reflectance * 10000, "
     "without the 1000 of baseline 04.00; if they have it, give a sensor YAML with offset: -0.1"
@@ -55,17 +56,24 @@ def is_sentinel2(sensor: Sensor) -> bool:
 
 
 def informed(
-    uri: str, sensor: Sensor, names: Sequence[str], dtype: Any, told: Sequence[Scaling | None], given: bool
+    uri: str,
+    sensor: Sensor,
+    names: Sequence[str],
+    dtype: np.dtype[Any],
+    told: Sequence[Scaling | None],
+    given: bool,
+    look: Callable[[], np.ndarray],
 ) -> tuple[Sensor, tuple[str, ...]]:
-    """A sensor with the scale, offset and nodata that names show, where neither file nor user tell theirs.
+    """A sensor with the scale, offset and nodata that names and numbers show, where neither file nor user tell theirs.
 
     Args:
         uri: The scene; folders of Sentinel-2 name the processing baseline.
         sensor: What took it.
         names: Names that the file gives the bands, or that of the file of each.
-        dtype: Of the numbers; names tell nothing of floating point.
+        dtype: Of the numbers.
         told: What product or file say, a band; None where nothing.
         given: The user named the sensor.
+        look: Gives some numbers as they are stored.
 
     Returns:
         The sensor, and what was guessed.
@@ -81,14 +89,11 @@ def informed(
                 f"'{uri}' says number * {one[0]:g} + {one[1]:g}; sensor '{sensor.name}' says * {own[0]:g} + "
                 f"{own[1]:g}: give a sensor YAML with the scale of the file (--sensor)"
             )
-    if word or all(told) or np.dtype(dtype).itemsize < 2:
+    if word or all(told) or dtype.itemsize < 2 or (dtype.kind == "f" and own == (1.0, 0.0)):
         return sensor, ()
-    if np.dtype(dtype).kind == "f":
-        note = (
-            f"it stores floating-point numbers and tells no scale: they are read as number * {own[0]:g} + {own[1]:g}, "
-            f"usual for {sensor.name}; if they are {sensor.unit} already, give a sensor YAML with scale: 1"
-        )
-        return sensor, (note,) if own != (1.0, 0.0) else ()
+    if dtype.kind == "f" and _fractions(look()):
+        note = f"its numbers are fractions: they are read as {sensor.unit} already, not as number * {own[0]:g}"
+        return replace(sensor, scale=1.0, offset=0.0), (note,)
     for pattern, (whose, scale, offset, nodata) in _NAMED.items():
         if all(re.search(pattern, name) for name in names):
             note = f"its bands are called as those of {whose}: read as number * {scale:g} + {offset:g}"
@@ -100,6 +105,11 @@ def informed(
     if found and (more := added(found[1])) is not None:
         return replace(sensor, offset=-more * sensor.scale), ()
     return sensor, (_UNTOLD,) if time and (time.year, time.month) >= (2022, 2) else ()
+
+
+def _fractions(numbers: np.ndarray) -> bool:
+    positive = numbers[(numbers > 0) & np.isfinite(numbers)]
+    return positive.size > 0 and bool(np.percentile(positive, 99) <= _FRACTION)
 
 
 def meant(numbers: Numbers, nodata: Sequence[Nodata], told: Sequence[Scaling | None], wanted: Wanted) -> Numbers:

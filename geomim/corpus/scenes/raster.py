@@ -8,24 +8,21 @@ from typing import Any
 import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.windows import Window
 
 from geomim.corpus.scenes.clouds import mask_places, open_mask
-from geomim.corpus.scenes.files import environment, open_dataset
+from geomim.corpus.scenes.files import open_dataset
 from geomim.corpus.scenes.footprints import Placement, affine, ground_sample_distance
 from geomim.corpus.scenes.gcps import by_control_points
 from geomim.corpus.scenes.grids import Grid
 from geomim.corpus.scenes.meaning import informed, meant
 from geomim.corpus.scenes.metadata import acquisition_time, licence
 from geomim.corpus.scenes.naming import Choice, Offer, choose, read_offer
-from geomim.corpus.scenes.readers import ConvertedReader, nodata_of, stored
+from geomim.corpus.scenes.readers import ConvertedReader, nodata_of, sample, stored
 from geomim.corpus.scenes.scene import Numbers, Scene, Wanted
 from geomim.corpus.scenes.validity import padding
 from geomim.corpus.scenes.warping import wanted_grid
 from geomim.errors import InputError
 from geomim.sensors import Band, find_band
-
-_LOOK = 512  # rows and columns in the middle that tell what a band is
 
 
 def open_raster(uri: str, wanted: Wanted) -> Scene:
@@ -68,7 +65,15 @@ def _numbers(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> Numbe
     names = [dataset.descriptions[place] or "" for place in choice.places]
     scaling = [(dataset.scales[place], dataset.offsets[place]) for place in choice.places]
     told = [None if one == (1.0, 0.0) else one for one in scaling]
-    sensor, guessed = informed(uri, choice.sensor, names, dtype, told, wanted.sensor is not None)
+    sensor, guessed = informed(
+        uri,
+        choice.sensor,
+        names,
+        dtype,
+        told,
+        wanted.sensor is not None,
+        lambda: sample(uri, dataset, choice.places[0]),
+    )
     nodata = nodata_of(dataset, choice.places, sensor.nodata)
     reader = stored(uri, dataset, grid, choice.places, nodata, choice.alpha)
     block = reader.dataset.block_shapes[0]
@@ -80,10 +85,7 @@ def _unmarked(offer: Offer, dataset: Any, wanted: Wanted) -> tuple[Offer, tuple[
     """The offer with its alpha band as a band, where that holds what no alpha band does and the sensor has one more."""
     if offer.alpha is None or dataset.driver != "GTiff" or wanted.bands:
         return offer, ()
-    height, width = min(dataset.height, _LOOK), min(dataset.width, _LOOK)
-    middle = Window((dataset.width - width) // 2, (dataset.height - height) // 2, width, height)
-    with environment(offer.uri):
-        held = np.unique(dataset.read(offer.alpha + 1, window=middle)).tolist()
+    held = np.unique(sample(offer.uri, dataset, offer.alpha))
     told = f"its band {offer.alpha + 1} is marked as alpha and holds {len(held)} different numbers"
     if len(held) < 3 or wanted.sensor is None:  # one and none, whatever stands for them
         return offer, () if len(held) < 3 else (f"{told}: if it is near infrared, give --sensor naip",)

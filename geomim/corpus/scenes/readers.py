@@ -17,6 +17,8 @@ from geomim.corpus.scenes.validity import Nodata, measured, padding
 from geomim.corpus.scenes.warping import on_grid
 from geomim.errors import InputError
 
+_LOOK = 512  # rows and columns
+
 
 @dataclass
 class RasterReader:
@@ -77,6 +79,19 @@ class ConvertedReader:
     def close(self) -> None:
         """Close the file."""
         self.numbers.close()
+
+
+def middle(height: int, width: int) -> Window:
+    """A part of a raster that tells what its numbers are."""
+    rows, cols = min(height, _LOOK), min(width, _LOOK)
+    return Window((width - cols) // 2, (height - rows) // 2, cols, rows)
+
+
+def sample(uri: str, dataset: Any, place: int) -> np.ndarray:
+    """Some numbers of a band of a rasterio dataset, as they are stored."""
+    with environment(uri):
+        numbers: np.ndarray = dataset.read(place + 1, window=middle(dataset.height, dataset.width))
+    return numbers
 
 
 def nodata_of(dataset: Any, places: Sequence[int], usual: float | None) -> tuple[Nodata, ...]:

@@ -20,7 +20,7 @@ from geomim.corpus.scenes.files import open_dataset
 from geomim.corpus.scenes.footprints import affine, ground_sample_distance
 from geomim.corpus.scenes.grids import Grid
 from geomim.corpus.scenes.meaning import Scaling, informed, meant
-from geomim.corpus.scenes.readers import RasterReader, stored
+from geomim.corpus.scenes.readers import RasterReader, sample, stored
 from geomim.corpus.scenes.scene import Numbers, Scene, Wanted
 from geomim.corpus.scenes.validity import Nodata, measured, padding
 from geomim.corpus.scenes.warping import wanted_grid
@@ -123,7 +123,10 @@ def stack_scene(
         told = [_scaling(layer, datasets[layer.path]) for layer in layers]
         sensor = dataclasses.replace(sensor, bands=tuple(layer.band for layer in layers))
         names = [PurePosixPath(layer.path).name for layer in layers]
-        sensor, guessed = informed(uri, sensor, names, dtype, told, given=False)  # a product's word is not the user's
+        first = layers[0]
+        sensor, guessed = informed(
+            uri, sensor, names, dtype, told, False, lambda: sample(first.path, datasets[first.path], first.place)
+        )
         reader = _reader(layers, datasets, grid, sensor)
         shape = (grid.height, grid.width)
         masks = _masks(mask, grid)
