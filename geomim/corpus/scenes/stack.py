@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -122,11 +123,11 @@ def stack_scene(
         grid = _grid(uri, layers, datasets, wanted)
         told = [_scaling(layer, datasets[layer.path]) for layer in layers]
         sensor = dataclasses.replace(sensor, bands=tuple(layer.band for layer in layers))
-        names = [PurePosixPath(layer.path).name for layer in layers]
-        first = layers[0]
-        sensor, guessed = informed(
-            uri, sensor, names, dtype, told, False, lambda: sample(first.path, datasets[first.path], first.place)
-        )
+        guessed: tuple[str, ...] = ()
+        if not all(told):  # else the product's word goes before the user's
+            names = [PurePosixPath(layer.path).name for layer in layers]
+            look = partial(sample, layers[0].path, datasets[layers[0].path], layers[0].place)
+            sensor, guessed = informed(uri, sensor, names, dtype, told, wanted.sensor is not None, look)
         reader = _reader(layers, datasets, grid, sensor)
         shape = (grid.height, grid.width)
         masks = _masks(mask, grid)

@@ -115,6 +115,12 @@ def test_nulls_and_words_for_numbers_in_a_stac_item(tmp_path):
         assert scene.sensor.scale == 1 and not scene.notes
 
 
+def test_the_user_s_scale_stands_where_a_stac_item_tells_none_and_gives_way_where_it_does(tmp_path):
+    mine = Sensor("mine", get_sensor("sentinel2", S2).bands, "reflectance", 0.5)
+    assert scaling(item(tmp_path, {}), mine) == ((0.5, 0.0), ())
+    assert scaling(item(tmp_path, BASELINE), mine) == ((1e-4, -0.1), ())
+
+
 def test_the_folder_of_a_loose_file_tells_its_baseline(tmp_path):
     for name, offset in ((BEFORE, 0.0), (AFTER, -0.1), (REPROCESSED, -0.1)):
         path = next(iter(sorted((tmp_path / name).rglob("*.tif"))), None) or safe(tmp_path / name, name)
