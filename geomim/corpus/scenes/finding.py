@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from geomim.corpus.scenes.archives import archive_of, archive_root, is_archive, members
-from geomim.corpus.scenes.files import is_remote
+from geomim.corpus.scenes.files import is_remote, parts_of
 from geomim.errors import InputError
 
 SUFFIXES = (".tif", ".tiff", ".gtif", ".gtiff", ".vrt", ".jp2", ".j2k", ".png", ".jpg", ".jpeg")
@@ -79,7 +79,7 @@ def source_files(uri: str) -> list[str]:
 
     Returns:
         The file itself; the archive that it lies in; every file of a product or a store; a STAC item and its local
-        assets. Empty for an address.
+        assets; a virtual raster and its parts. Empty for an address.
     """
     path = uri if os.path.exists(uri) else uri.partition("#")[0]
     if archive := archive_of(path):
@@ -90,7 +90,7 @@ def source_files(uri: str) -> list[str]:
         return sorted(os.path.join(parent, name) for parent, _, names in os.walk(path) for name in names)
     if not os.path.exists(path):
         return sorted(glob.glob(f"{glob.escape(path)}_*"))  # one of several Landsat products
-    parts = (_item_parts(path) if is_item(path) else None) or set()
+    parts = (_item_parts(path) if is_item(path) else None) or set(parts_of(path))
     return sorted({path, *filter(os.path.isfile, parts)})
 
 

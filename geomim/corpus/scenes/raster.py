@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from affine import Affine
 from rasterio.crs import CRS
 
 from geomim.corpus.scenes.clouds import mask_places, open_mask
-from geomim.corpus.scenes.files import open_dataset
+from geomim.corpus.scenes.files import open_dataset, parts_of
 from geomim.corpus.scenes.footprints import Placement, affine, ground_sample_distance
 from geomim.corpus.scenes.gcps import by_control_points
 from geomim.corpus.scenes.grids import Grid
@@ -27,6 +28,8 @@ from geomim.sensors import Band, find_band
 
 def open_raster(uri: str, wanted: Wanted) -> Scene:
     """Open one raster file; see `open_scene`."""
+    if gone := [part for part in parts_of(uri) if not os.path.exists(part)]:
+        raise InputError(f"'{uri}' is made of '{gone[0]}', which is not there: GDAL would read zeros instead")
     dataset = open_dataset(uri)
     try:
         return _describe(uri, dataset, wanted)
