@@ -18,6 +18,7 @@ from geomim.corpus.scenes.warping import on_grid
 from geomim.errors import InputError
 
 _LOOK = 512  # rows and columns
+_UNMASKED = ({MaskFlags.all_valid}, {MaskFlags.nodata})
 
 
 @dataclass
@@ -29,7 +30,7 @@ class RasterReader:
         dataset: Open rasterio dataset.
         places: 0-based places of the bands in it.
         alpha: 0-based place of the alpha band, or None.
-        masked: The file carries a mask of its own.
+        masked: The file carries masks of its own.
         nodata: What is no measurement, a band.
     """
 
@@ -50,10 +51,12 @@ class RasterReader:
         places = [*self.places, *([] if self.alpha is None else [self.alpha])]  # read in one call
         with environment(self.uri):
             pixels = self.dataset.read([place + 1 for place in places], window=window)
-            mask = self.dataset.read_masks(1, window=window) if self.masked else None
+            masks = (
+                self.dataset.read_masks([place + 1 for place in self.places], window=window) if self.masked else None
+            )
         bands = pixels[: len(self.places)]
         shown = np.ones(bands.shape[1:], bool) if self.alpha is None else pixels[-1] > 0
-        return bands, shown if mask is None else shown & (mask > 0)
+        return bands, shown if masks is None else shown & masks.all(axis=0)
 
     def close(self) -> None:
         """Close the file."""
@@ -123,8 +126,8 @@ def stored(
         InputError: Bands to be resampled have different nodata values.
     """
     if grid is None:
-        flags = dataset.mask_flag_enums[places[0]]
-        masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+        flags = [set(dataset.mask_flag_enums[place]) for place in places]
+        masked = any(MaskFlags.alpha not in one and one not in _UNMASKED for one in flags)
         return RasterReader(uri, dataset, places, alpha, masked, nodata)
     values = [padding([none]) for none in nodata]
     if len({repr(value) for value in values}) > 1:

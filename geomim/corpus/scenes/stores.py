@@ -49,14 +49,14 @@ def open_store(uri: str, path: str, group: str = "") -> tuple[Any, list[Mapping[
     try:
         source, options = _source(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of stores whose metadata are not consolidated
+            warnings.simplefilter("ignore")  # of metadata that are not consolidated, of several fill values
             if not images(xarray.open_dataset(source, group=group or None, **options)):
                 groups = {name.strip("/"): one for name, one in xarray.open_groups(source, **options).items()}
                 group, notes = _finest(uri, group, groups)
             steps = group.split("/") if group else []
             names = ["/".join(steps[:end]) for end in range(len(steps), -1, -1)]
             opened = [xarray.open_dataset(source, group=name or None, **options) for name in names]
-        cube, undated = _decoded(opened)
+            cube, undated = _decoded(opened)
     except GeomimError:
         raise
     except ImportError as error:

@@ -124,3 +124,18 @@ def test_warping_refuses_to_mix_different_values_and_its_advice_works(tmp_path, 
         open_scene(vrt, resolution=5)
     with open_scene(vrt, bands=["red", "green"], resolution=5) as scene:
         assert not scene.valid()[:4].any() and scene.valid()[6:].all()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_masks_of_the_file_count_in_any_band(tmp_path, pixels, whole):
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False):
+        path = tif(tmp_path / "a.tif", pixels, None)
+        shape = {"count": 1 if whole else 3, "height": 20, "width": 30, "dtype": "uint8"}
+        masks = np.full((shape["count"], 20, 30), 255, np.uint8)
+        masks[-1, 7] = 0
+        with rasterio.open(f"{path}.msk", "w", driver="GTiff", **shape) as file:
+            file.write(masks)
+            flags = {f"INTERNAL_MASK_FLAGS_{n}": "2" if whole else "0" for n in range(1, 4)}
+            file.update_tags(**flags)
+    with open_scene(path) as scene:
+        assert not scene.valid()[7].any() and scene.valid()[8:].all() and scene.valid()[2:7].all()
