@@ -48,12 +48,11 @@ class RasterReader:
 
     def read_shown(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Pixels `(C, h, w)` and where neither alpha nor a mask hides them `(h, w)`."""
-        places = [*self.places, *([] if self.alpha is None else [self.alpha])]  # read in one call
+        # read in one call
+        numbers = [place + 1 for place in (*self.places, *(() if self.alpha is None else (self.alpha,)))]
         with environment(self.uri):
-            pixels = self.dataset.read([place + 1 for place in places], window=window)
-            masks = (
-                self.dataset.read_masks([place + 1 for place in self.places], window=window) if self.masked else None
-            )
+            pixels = self.dataset.read(numbers, window=window)
+            masks = self.dataset.read_masks(numbers, window=window) if self.masked else None
         bands = pixels[: len(self.places)]
         shown = np.ones(bands.shape[1:], bool) if self.alpha is None else pixels[-1] > 0
         return bands, shown if masks is None else shown & masks.all(axis=0)

@@ -21,13 +21,7 @@ from geomim.corpus.scenes.stack import Layer, Mask, stack_scene
 from geomim.errors import InputError, MissingExtraError
 from geomim.sensors import SENSORS, Band, find_band
 
-_BASELINES = (
-    "s2:processing_baseline",
-    "sentinel2:processing_baseline",
-    "processing:version",
-    "s2:product_uri",
-    "sentinel:product_id",
-)
+_BASELINES = ("s2:processing_baseline", "processing:version", "s2:product_uri", "sentinel:product_id")
 _SENTINEL2 = re.compile(r"sentinel-?2|\bS2[A-D]_", re.IGNORECASE)
 _TIMEOUT = 30  # seconds
 _RASTER = re.compile(r"\.(tiff?|jp2|vrt|png|jpe?g)(\?.*)?$", re.IGNORECASE)
