@@ -71,6 +71,7 @@ def build(
     sensor: str | None = None,
     bands: list[str] | None = None,
     resolution: float | None = None,
+    harmonise: bool = False,
     warp: str | None = None,
     clouds: str | None = None,
     min_valid: float = 0.5,
@@ -122,6 +123,8 @@ def build(
         bands: A choice by name where the rasters have all these names; else the names of their bands in file order (`-`
             ignores one), which outrank what the files say.
         resolution: Metres of a pixel that bands of different resolution are brought to; never resampled otherwise.
+        harmonise: Take off the 1000 that Sentinel-2 adds to its numbers since processing baseline 04.00 (January 2022),
+            so that those of all years mean the same; what would fall below the least measurement becomes that.
         warp: `auto` or a code such as EPSG:32633: the grid that rotated rasters and those placed by ground control
             points are warped to; cut as they are otherwise.
         clouds: Folder of cloud masks named like the scenes (FOLDER:scl, :fmask or :qa_pixel says which kind), or

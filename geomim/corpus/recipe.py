@@ -27,6 +27,7 @@ class Recipe:
     sensor: str | None
     bands: list[str] | None
     resolution: float | None
+    harmonise: bool
     warp: str | None
     clouds: str | None
     labels: str | None
@@ -53,7 +54,9 @@ class Recipe:
         """How scenes are read and cut."""
         sensor = get_sensor(self.sensor) if self.sensor else None
         grid = Grid(tuple(self.tile) or (TILE,), self.stride, self.seed, self.edge)
-        return Plan(grid, sensor, self.bands, self.resolution, self.warp, self.clouds, self.masks, self.crops)
+        return Plan(
+            grid, sensor, self.bands, self.resolution, self.warp, self.clouds, self.masks, self.crops, self.harmonise
+        )
 
     def check(self) -> None:
         """Refuse what makes no sense, before anything is read.

@@ -16,7 +16,7 @@ from rich.console import Console
 from geomim.corpus.joining import Joined, join_rasters
 from geomim.corpus.labels import SPLITS, by_tables, class_folders, draw_splits, open_masks
 from geomim.corpus.pipeline.executor import Workers
-from geomim.corpus.pipeline.plan import GIVEN, SOURCES, scan_all, state
+from geomim.corpus.pipeline.plan import GIVEN, SOURCES, noted, scan_all, state
 from geomim.corpus.pipeline.plausible import check_numbers
 from geomim.corpus.pipeline.shuffle import read_tables
 from geomim.corpus.recipe import Recipe
@@ -123,6 +123,8 @@ def scan_sources(
             soft_wrap=True,
         )
     found = scan_all(plan, given, pool)
+    for line in noted(found):
+        console.print(line, soft_wrap=True)
     check_numbers(plan, found, console)
     recipe, sources = _settle_tile(recipe, found, console)
     sources = _draw_splits(recipe, sources)

@@ -43,9 +43,12 @@ HASHES = pa.schema(
         ("xxh3", pa.string()),
         ("tiles", pa.int64()),
         ("classes", pa.list_(pa.string())),
+        ("taken_off", pa.int64()),
+        ("notes", pa.list_(pa.string())),
     ]
 )
-"""A row a source that was cut; `xxh3` is null where the file is remote; `classes` are those of its own mask."""
+"""A row a source that was cut; `xxh3` is null where the file is remote; `classes` are those of its own mask;
+`taken_off` is what its numbers lost to mean the same as others'; `notes` say what was guessed or lost."""
 
 _CORNERS = 32  # block hashes of a tile up to 256 px; larger ones get more, as their area is
 _BATCH_BYTES = 16 * 2**20  # pixels that are fingerprinted at once
@@ -75,9 +78,10 @@ def cut(plan: Plan, task: Task, folder: Path) -> None:
                     if len(staging) - mark != source["tiles"]:
                         raise InputError(f"'{source['uri']}' changed while the corpus was built: run the build again")
                     classes = list(scene.annotations.classes) if scene.annotations else []
+                facts = {"classes": classes, "taken_off": scene.taken_off or None, "notes": list(scene.notes) or None}
                 size, digest = source_hash(source["uri"]) or (-1, None)
                 row = {"uri": source["uri"], "bytes": size, "xxh3": digest, "tiles": source["tiles"]}
-                hashes.append(row | {"classes": classes})
+                hashes.append(row | facts)
             except GeomimError as error:
                 staging.roll_back(mark)
                 skipped.append({"source": source["uri"], "reason": str(error)})

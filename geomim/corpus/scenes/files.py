@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from typing import Any
+from xml.etree import ElementTree
 
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -50,6 +51,19 @@ def gdal_address(uri: str) -> str:
     if scheme == "file":
         return rest
     return f"/{_STORES[scheme]}/{rest}" if scheme in _STORES else uri
+
+
+def parts_of(path: str) -> list[str]:
+    """Paths that a virtual raster on this machine is made of, also by way of others; none for another file."""
+    if not path.lower().endswith(".vrt") or not os.path.isfile(path):
+        return []
+    try:
+        told = [one for one in ElementTree.parse(path).iter() if one.tag in ("SourceFilename", "SourceDataset")]
+    except ElementTree.ParseError:
+        return []  # GDAL says what is wrong
+    near = [(os.path.dirname(path) if one.get("relativeToVRT") == "1" else "", one.text or "") for one in told]
+    parts = dict.fromkeys(os.path.normpath(os.path.join(*pair)) for pair in near if not re.search(":|^/vsi", pair[1]))
+    return [file for part in parts if part != path for file in (part, *parts_of(part))]
 
 
 def environment(uri: str) -> rasterio.Env:

@@ -12,7 +12,7 @@ from pathlib import Path
 from geomim.addresses import keep
 from geomim.corpus.scenes.archives import archive_of, archive_root, is_archive, members
 from geomim.corpus.scenes.bandfiles import PRODUCT, BandFiles, band_groups, band_of, group_of, groups_in
-from geomim.corpus.scenes.files import SUFFIXES, is_remote, open_dataset, split_address
+from geomim.corpus.scenes.files import SUFFIXES, is_remote, open_dataset, parts_of, split_address
 from geomim.corpus.store import holds_corpus
 from geomim.errors import InputError
 
@@ -27,10 +27,10 @@ def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[st
     """List scenes: files as given, folders searched recursively, patterns expanded.
 
     In a folder these are scenes: rasters (`SUFFIXES`, and further ones that GDAL opens); and each as one, without the
-    rasters it is made of, Sentinel-2 `.SAFE` folders and granules, `.zarr` stores, `.nc` files, STAC items, and files
-    of one band each whose names differ by that band alone (`T32UPU_20210601_B02.tif`, `..._B03.tif`): these are the
-    scene `FOLDER/T32UPU_20210601`, or `FOLDER` where they have nothing but the band in their names or are the one
-    Landsat product in it. ZIP and TAR archives are searched where they are named themselves. Links to folders are
+    rasters it is made of, Sentinel-2 `.SAFE` folders and granules, `.zarr` stores (zipped ones too), `.nc` files, STAC
+    items, and files of one band each whose names differ by that band alone (`T32UPU_20210601_B02.tif`, `..._B03.tif`):
+    these are the scene `FOLDER/T32UPU_20210601`, or `FOLDER` where they have nothing but the band in their names or are
+    the one Landsat product in it. ZIP and TAR archives are searched where they are named themselves. Links to folders are
     followed, each folder once; hidden files, and folders that are a corpus, are left out. Addresses (`https://`,
     `/vsi...`) pass unchecked, without what signs them (see `geomim.addresses`).
 
@@ -80,7 +80,7 @@ def source_files(uri: str) -> list[str]:
 
     Returns:
         The file itself; the archive that it lies in; every file of a product or a store; a STAC item and its local
-        assets; of a scene of many files all of them. Empty for an address.
+        assets; a virtual raster and its parts; of a scene of many files all of them. Empty for an address.
     """
     path, _ = split_address(uri)
     if archive := archive_of(path):
@@ -92,7 +92,7 @@ def source_files(uri: str) -> list[str]:
         return sorted(os.path.join(folder, name) for name in group.files + group.beside)
     if not os.path.isfile(path):
         return sorted(os.path.join(parent, name) for parent, _, names in os.walk(path) for name in names)
-    parts = (_item_parts(path) if is_item(path) else None) or set()
+    parts = (_item_parts(path) if is_item(path) else None) or set(parts_of(path))
     return sorted({path, *filter(os.path.isfile, parts)})
 
 
@@ -150,7 +150,8 @@ def _of_files(parent: str, files: Iterable[str]) -> dict[str, str]:
             found[_named(parent, key, groups)] = os.path.join(parent, group.files[0])
     for name in files:
         path, lower = os.path.join(parent, name), name.lower()
-        if name not in taken and (lower.endswith((*SUFFIXES, ".nc")) or (lower.endswith(_OTHERS) and _count(path))):
+        known = lower.endswith((*SUFFIXES, ".nc", ".zarr.zip"))
+        if name not in taken and (known or (lower.endswith(_OTHERS) and _count(path))):
             found[path] = path
     return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import os
 import re
 from collections import Counter
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from geomim.corpus.scenes.bandfiles import band_of, maker
-from geomim.errors import BandError, InputError
+from geomim.errors import BandError
 from geomim.sensors import SENSORS, Band, Sensor, find_band, match_bands
 
 _COLOURS = ("red", "green", "blue", "nir", "rededge", "swir", "pan", "coastal", "yellow")
@@ -149,32 +148,6 @@ def choose(offer: Offer, sensor: Sensor | None = None, bands: Sequence[str] | No
     if sensor is not None:
         return _by_sensor(offer, sensor)
     return _by_file(offer)
-
-
-def scaled(uri: str, sensor: Sensor, scale: float, offset: float, given: bool) -> Sensor:
-    """The sensor with a file's own scale and offset, which must not contradict a sensor that has them.
-
-    Args:
-        uri: The file.
-        sensor: What took it.
-        scale: What the file says; 1 where nothing.
-        offset: What the file says; 0 where nothing.
-        given: Whether the user named the sensor.
-
-    Raises:
-        InputError: They contradict.
-    """
-    if (scale, offset) == (1.0, 0.0):
-        return sensor
-    if (sensor.scale, sensor.offset) == (1.0, 0.0):
-        return dataclasses.replace(sensor, scale=scale, offset=offset)
-    if math.isclose(scale, sensor.scale, rel_tol=1e-6) and math.isclose(offset, sensor.offset, abs_tol=1e-9):
-        return sensor
-    advice = "give a sensor YAML with the scale of the file" if given else "name the sensor"
-    raise InputError(
-        f"'{uri}' says number * {scale:g} + {offset:g}; sensor '{sensor.name}' says * {sensor.scale:g} + "
-        f"{sensor.offset:g}: {advice} (--sensor)"
-    )
 
 
 def _by_user(offer: Offer, sensor: Sensor | None, names: list[str]) -> Choice:

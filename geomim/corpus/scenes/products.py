@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 from geomim.corpus.scenes.archives import Folder, is_folder, open_folder
 from geomim.corpus.scenes.bandfiles import group_of, maker
 from geomim.corpus.scenes.clouds import named_kind
+from geomim.corpus.scenes.meaning import added
 from geomim.corpus.scenes.metadata import acquisition_time
 from geomim.corpus.scenes.naming import Offer, choose
 from geomim.corpus.scenes.scene import Scene, Wanted
@@ -185,8 +186,7 @@ def _sentinel2_facts(uri: str, folder: Folder) -> _Facts:
     codes = SENSORS["sentinel2"].names  # band_id counts them
     name = next((name for name in folder.names if _MSI_METADATA.match(name)), None)
     if name is None:  # the name tells the processing baseline, from 04.00 on with an offset
-        baseline = re.search(r"_N(\d{4})_", PurePosixPath(uri).name)
-        return _Facts(10000.0, dict.fromkeys(codes, -1000.0) if baseline and int(baseline[1]) >= 400 else {}, None)
+        return _Facts(10000.0, dict.fromkeys(codes, float(-(added(PurePosixPath(uri).name) or 0))), None)
     texts: dict[str, str] = {}
     offsets: dict[str, float] = {}
     try:

@@ -134,7 +134,7 @@ def open_item(item: Item, sensor: Sensor | None = None, bands: Sequence[str] | N
         item: What to open.
         sensor: As `open_scene` takes it.
         bands: Likewise.
-        options: Likewise: `resolution`, `warp`, `clouds`.
+        options: Likewise: `resolution`, `warp`, `clouds`, `harmonise`.
 
     Raises:
         InputError: The image cannot be opened.
