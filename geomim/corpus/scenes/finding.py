@@ -30,8 +30,8 @@ def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[st
     rasters it is made of, Sentinel-2 `.SAFE` folders and granules, `.zarr` stores (zipped ones too), `.nc` files, STAC
     items, and files of one band each whose names differ by that band alone (`T32UPU_20210601_B02.tif`, `..._B03.tif`):
     these are the scene `FOLDER/T32UPU_20210601`, or `FOLDER` where they have nothing but the band in their names or are
-    the one Landsat product in it. ZIP and TAR archives are searched where they are named themselves. Links to folders are
-    followed, each folder once; hidden files, and folders that are a corpus, are left out. Addresses (`https://`,
+    the one Landsat product in it. ZIP and TAR archives are searched where they are named themselves. Links to folders
+    are followed, each folder once; hidden files, and folders that are a corpus, are left out. Addresses (`https://`,
     `/vsi...`) pass unchecked, without what signs them (see `geomim.addresses`).
 
     Returns:
