@@ -24,7 +24,7 @@ from rich.progress import Progress
 from geomim.corpus.labels import Masks
 from geomim.corpus.lock import hash_files
 from geomim.corpus.pipeline.conclude import finish
-from geomim.corpus.pipeline.copies import find_copies
+from geomim.corpus.pipeline.copies import find_copies, left_out
 from geomim.corpus.pipeline.crops import find_crops
 from geomim.corpus.pipeline.edges import EDGES
 from geomim.corpus.pipeline.executor import Workers
@@ -113,12 +113,15 @@ def build(
             points are warped to; cut as they are otherwise.
         clouds: Folder of cloud masks named like the scenes (FOLDER:scl, :fmask or :qa_pixel says which kind), or
             omnicloudmask. A product's own mask is used in any case.
-        min_valid: Share of a tile's pixels that must be measurements, 0 to 1.
+        min_valid: Share of a tile's pixels that must be measurements, 0 to 1. Other tiles are not compared, so that
+            `decide` can raise it and not lower it.
         max_cloud: Largest share of clouds, 0 to 1.
         where: SQL condition on the catalogue's columns that a tile must meet.
         quota: Tiles of low information (sea, desert, snow) that are kept of each scene.
         near: Bits, 0 to 12, in which the perceptual hashes of near duplicates may differ; null keeps near duplicates.
-        overlap: Share of the smaller of two overlapping tiles of different files from which one is dropped.
+            One ground on different days (UTC) is new data, no near duplicate, unless its pixels are equal.
+        overlap: Share of the smaller of two overlapping tiles of different files from which one is dropped, where
+            they are one acquisition: of one sensor and day (or less than an hour apart across midnight).
         crops: Look for partly overlapping crops among tiles without a place on Earth or a time: some 11 core-hours
             and 60 GB of disk for 13 million of them, extrapolated.
         against: Benchmarks whose held-out images must not be in the corpus: folders, corpora, or CARD@FOLDER.
@@ -128,8 +131,9 @@ def build(
         masks: Folder of label rasters named like the scenes, with the names of the classes in
             `classes.json` or in their tag `CLASSES`.
         split: CSV or JSONL file with columns `image` and `split` (train, val, test). Its val and test tiles are never
-            dropped as duplicates; their copies leave train.
-        test_share: Where there is no split file, the share of scenes held out as test, 0 to 1.
+            dropped as duplicates; what shares ground or pixels with them leaves train.
+        test_share: Where there is no split file, the share of scenes held out as test, 0 to 1; what shares ground or
+            pixels with them leaves train.
         licence: Licence of all sources; where not given, what each card or file says.
         attribution: Who is to be credited.
         only_licence: Licences to keep, as the catalogue spells them.
@@ -198,8 +202,11 @@ def _finished(folder: Path, recipe: Recipe, overwrite: bool) -> bool:
     if made is not None and made != wanted and not overwrite:
         names = [name for name in {**wanted, **made} if made.get(name) != wanted.get(name)]
         if (folder / "work").exists() and set(names) <= LATER:
-            if "crops" in names and (folder / "catalogue").exists():  # its edges are among the others
-                discard(folder / "catalogue", folder / "work" / "old")
+            stale = ["catalogue"] if "crops" in names else []  # its edges are among the others
+            stale += ["work/near", "work/overlaps", "work/crops", "catalogue"] if "min_valid" in names else []
+            for one in stale:  # other tiles are compared
+                if (folder / one).exists():
+                    discard(folder / one, folder / "work" / "old")
             write_json(folder / "work" / "recipe.json", wanted)  # what is cut is cut
             return False
         changed = ", ".join(f"{name}: {made.get(name)!r} there, {wanted.get(name)!r} given" for name in names)
@@ -240,7 +247,7 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     classes = Masks(recipe.masks).classes if recipe.masks else _own_classes(folder)
     searched = max(RADIUS, recipe.near or 0)
     meta = {"searched": searched, "sensor": found, "recipe": asdict(recipe), "changes": [], "protect": published}
-    meta["classes"] = classes
+    meta |= {"classes": classes, "searched_valid": recipe.min_valid}
     finish(folder, meta, rules_of(meta), pool)
     if benchmarks:
         from geomim.corpus.exclusion import Search, exclude_sides
@@ -287,9 +294,11 @@ def _catalogue(recipe: Recipe, plan: Plan, folder: Path, pixels: Pixels, tiles: 
     """Find all duplicates and write the folder of small tables."""
     work, inline = folder / "work", tiles < _INLINE_TILES
     copies = find_copies(staged(work).folders, work / "copies.parquet", tiles, pool)
-    found = [find_near(work, copies, tiles, max(RADIUS, recipe.near or 0), pool), find_overlaps(work, tiles, pool)]
+    aside = left_out(staged(work).folders, copies, recipe.min_valid)
+    found = [find_near(work, aside, tiles, max(RADIUS, recipe.near or 0), pool)]
+    found.append(find_overlaps(work, tiles, recipe.min_valid, pool))
     if recipe.crops:
-        found.append(find_crops(work, copies, pixels, pool))
+        found.append(find_crops(work, aside, pixels, pool))
     part = stage_folder(work / "catalogue")
     assign_slots(work, part, copies, pixels, pool, inline)
     edges = read_tables([file for one in found for file in sorted(one.glob("edges-*.parquet"))], EDGES)

@@ -327,4 +327,5 @@ def _joined(corpora: Sequence[Corpus]) -> dict[str, Any]:
         "protect": any(corpus.meta["protect"] for corpus in corpora),
         "classes": list(dict.fromkeys([*of_masks[0], *labels])) if of_masks else [],
         "searched": min(corpus.meta.get("searched", 0) for corpus in corpora),
+        "searched_valid": max(corpus.meta.get("searched_valid", 0.0) for corpus in corpora),
     }

@@ -26,9 +26,10 @@ from rich.progress import Progress
 
 from geomim import __version__
 from geomim.corpus.lock import file_hash, listed, write_lock
-from geomim.corpus.pipeline.decide import FATES, Tables, counting, crowd, decide_part, settle
+from geomim.corpus.pipeline.decide import FATES, Tables, counting, crowd, decide_part, repeating, settle, standing
 from geomim.corpus.pipeline.edges import EDGES
 from geomim.corpus.pipeline.executor import Workers
+from geomim.corpus.pipeline.ground import SHARED, count_shared, first_of, is_divided, shared_ground, shared_pixels
 from geomim.corpus.pipeline.rules import Rules, rules_of
 from geomim.corpus.pipeline.shuffle import stage_folder
 from geomim.corpus.remote import Url, place
@@ -139,7 +140,7 @@ def finish(
         tables: New small tables of the folder `catalogue` by name; None removes one.
 
     Raises:
-        InputError: No tile is kept; nothing is changed then.
+        InputError: No tile is kept, or none of train in a split that was drawn; nothing is changed then.
     """
     complete(folder)
     part = stage_folder(folder / _NEXT)
@@ -149,8 +150,9 @@ def finish(
     fates = _fates(deciding, files, rules, part, workers, inline)
     calls = [(deciding, file, rules, fates, part / f"decided-{file.stem}.parquet") for file in files]
     sums = workers.run("deciding", _decide, calls, inline)
-    _check_some_kept(folder, sums, part)
+    _check_some_kept(folder, sums, part, bool(tables and tables.get("split")))
     write_catalogue(part / "catalogue.parquet", _row_groups([call[-1] for call in calls]))
+    meta = meta | {"shared": _check_apart(deciding, part, workers, inline)}
     write_lock(part / "corpus.lock", part / "catalogue.parquet", _sources(folder), _locked(folder, meta))
     facts = _facts(folder, meta, sums, part / "corpus.lock")
     write_json(part / "corpus.json", meta | facts | {"tables": {file.name: file_hash(file) for file in deciding.all()}})
@@ -174,13 +176,44 @@ def _stage(folder: Path, tables: SmallTables) -> Path:
 
 
 def _fates(tables: Tables, files: list[Path], rules: Rules, part: Path, workers: Workers, inline: bool) -> Path:
-    edges = counting(pq.read_table(tables.file("edges")).cast(EDGES), rules)
+    edges = pq.read_table(tables.file("edges")).cast(EDGES)
     copies = pq.read_table(tables.catalogue / "copies.parquet")
     crowded = [edges["a"], edges["b"], copies["id"], copies["original"]]
     np.save(part / "crowd.npy", np.unique(np.concatenate([column.to_numpy() for column in crowded])))
-    members = workers.run("comparing copies", crowd, [(tables, f, rules, part / "crowd.npy") for f in files], inline)
-    write_table(part / "fates.parquet", settle(pa.concat_tables(members).combine_chunks(), edges, rules).cast(FATES))
+    calls = [(tables, file, rules, part / "crowd.npy") for file in files]
+    members = pa.concat_tables(workers.run("comparing copies", crowd, calls, inline)).combine_chunks()
+    edges = edges.append_column("row", pa.array(np.arange(len(edges))))
+    telling = counting(repeating(edges, members), rules)
+    shared = SHARED.empty_table()
+    if any(is_divided(tables.part(file, ["id", "split"])) for file in files):
+        count = sum(pq.read_metadata(file).num_rows for file in files)
+        asked = [(tables, file, rules) for file in files]
+        ground = shared_ground(standing, asked, count, part / "shared", workers, inline)
+        others = pc.invert(pc.is_in(edges["row"], telling["row"].combine_chunks()))  # where no tile goes as a duplicate
+        pixels = shared_pixels(members, edges.filter(others))
+        shared = first_of(pa.concat_tables([ground, pixels]))
+    write_table(part / "catalogue" / "shared.parquet", shared)
+    able = pc.and_(members["usable"], pc.invert(pc.is_in(members["id"], shared["id"].combine_chunks())))
+    members = members.set_column(members.column_names.index("usable"), "usable", able)
+    write_table(part / "fates.parquet", settle(members, telling, rules).cast(FATES))
     return part / "fates.parquet"
+
+
+def _check_apart(tables: Tables, part: Path, workers: Workers, inline: bool) -> int | None:
+    """How many kept tiles of train share something with kept ones that are held out, by the catalogue as written: 0.
+
+    Raises:
+        CorpusError: Some do: geomim is wrong.
+    """
+    edges, copies = pq.read_table(tables.file("edges")), pq.read_table(tables.catalogue / "copies.parquet")
+    count = count_shared(part, edges, copies, workers, inline)
+    if count:
+        shutil.rmtree(part)
+        raise CorpusError(
+            f"{count} kept tiles of train share ground or pixels with kept ones of val or test, which must not be; "
+            "nothing is changed: please report this"
+        )
+    return count
 
 
 def _decide(tables: Tables, file: Path, rules: Rules, fates: Path, out: Path) -> dict[str, Any]:
@@ -236,8 +269,14 @@ def _statistics(sums: list[dict[str, Any]]) -> dict[str, Any]:
     return {"mean": mean.tolist(), "std": np.sqrt(squares / count).tolist(), "split": split, "pixels": count}
 
 
-def _check_some_kept(folder: Path, sums: list[dict[str, Any]], part: Path) -> None:
+def _check_some_kept(folder: Path, sums: list[dict[str, Any]], part: Path, drawn: bool) -> None:
     if any(one["kept"] for one in sums):
+        if drawn and not any(one["train"][0] for one in sums):
+            shutil.rmtree(part)
+            raise InputError(
+                "no tile would be left to train on: each shares ground or pixels with one that is held out; divide by "
+                "something smaller (--by cluster), or hold out less (--test-share, --val-share); nothing is changed"
+            )
         return
     reasons: list[str] = []
     for file in sorted(part.glob("decided-*.parquet")):

@@ -42,6 +42,22 @@ def find_copies(tasks: Sequence[Path], file: Path, tiles: int, workers: Workers)
     return read_tables([file], COPIES)
 
 
+def left_out(tasks: Sequence[Path], copies: pa.Table, least: float) -> pa.Table:
+    """Tiles that are not compared (column `id`): exact copies, whose original stands for them, and those too empty.
+
+    Args:
+        tasks: Folders of the finished tasks.
+        copies: Rows of `COPIES`.
+        least: Share of valid pixels from which a tile is compared.
+    """
+    few = pc.field("valid_fraction") < least
+    tables = [pq.read_table(task / "tiles.parquet", columns=["id"], filters=few) for task in tasks]
+    return pa.concat_tables([table.cast(_IDS) for table in (copies.select(["id"]), *tables)])
+
+
+_IDS = pa.schema([("id", pa.int64())])
+
+
 def _scatter(task: Path, folder: Path, count: int) -> None:
     table = pq.read_table(task / "tiles.parquet", columns=_KEYS.names)
     key = np.array([int(text[:8], 16) % count for text in table["xxh3"].to_pylist()], np.int64)

@@ -26,6 +26,7 @@ KINDS = {
     "overlap": "overlaps and crops",
     "crop": "overlaps and crops",
     "embedding": "alike in embedding space",
+    "shares": "sharing ground or pixels with val or test",
     "balance": "thinned out for balance",
     "touches": "touching a benchmark",
 }
@@ -202,11 +203,13 @@ def rows_of(corpus: Corpus, ids: Iterable[int]) -> dict[int, dict[str, Any]]:
 
 
 def crossing(corpus: Corpus) -> pa.Table:
-    """Pairs of tiles of different splits that hold the same: columns of edges, and `split_a`, `split_b`.
+    """Pairs of usable tiles of different splits that hold the same, of which at least one is kept.
 
-    Exact copies have kind `exact`. A corpus that holds no edges says so by its dropped duplicates alone.
+    Columns of edges, `split_a`, `split_b`, and `dropped`, the tile that is not kept, null where both are. Exact copies
+    have kind `exact`. A corpus that holds no edges says so by its dropped duplicates alone.
     """
-    table = corpus.table(["id", "split", "xxh3", "duplicate_of", "reason"])
+    table = corpus.table(["id", "split", "xxh3", "duplicate_of", "reason", "kept"])
+    table = table.filter(pc.match_substring_regex(table["reason"], "^(exact|near|overlap|crop|embedding|shares|$)"))
     splits = table["split"].fill_null("train")
     if len(pc.unique(splits)) < 2:
         return _crossing_rows([])
@@ -216,24 +219,27 @@ def crossing(corpus: Corpus) -> pa.Table:
     file = corpus.path / "catalogue" / "edges.parquet"
     if file.is_file():
         edges = pq.read_table(file)
+        there = np.isin(edges["a"].to_numpy(), ids) & np.isin(edges["b"].to_numpy(), ids)
+        edges = edges.filter(pa.array(there))
         places = [np.searchsorted(ids, edges[end].to_numpy()) for end in ("a", "b")]
         across = codes[places[0]] != codes[places[1]]
         found += edges.filter(pa.array(across)).to_pylist()
     else:
         found += _near_across(table, ids, codes)
-    split_of = {
-        int(number): names[codes[np.searchsorted(ids, number)]] for row in found for number in (row["a"], row["b"])
-    }
+    kept = table["kept"].to_numpy()
     for row in found:
-        row |= {"split_a": split_of[row["a"]], "split_b": split_of[row["b"]]}
-    return _crossing_rows(found)
+        one, two = np.searchsorted(ids, (row["a"], row["b"]))
+        row |= {"split_a": names[codes[one]], "split_b": names[codes[two]], "some": kept[one] or kept[two]}
+        row["dropped"] = None if kept[one] and kept[two] else row["b"] if kept[one] else row["a"]
+    return _crossing_rows([row for row in found if row.pop("some")])
 
 
 def _exact_across(table: pa.Table, codes: np.ndarray) -> list[dict[str, Any]]:
-    """Copies in several splits: the first tile of a content with the first one of each other split."""
+    """Copies in several splits: a tile of a content with one of each other split, kept ones rather than others."""
     counted = pc.value_counts(table["xxh3"].combine_chunks())
     often = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
     places = np.flatnonzero(pc.is_in(table["xxh3"], often).to_numpy())
+    places = places[np.argsort(~table["kept"].to_numpy()[places], kind="stable")]
     first: dict[str, dict[int, int]] = {}
     for place, content in zip(places.tolist(), table["xxh3"].take(places).to_pylist(), strict=True):
         if content:
@@ -265,4 +271,5 @@ _EXACT = {"kind": "exact", "distance": 0, "orientation": 0, "correlation": 1.0, 
 def _crossing_rows(rows: list[dict[str, Any]]) -> pa.Table:
     names = [("a", pa.int64()), ("b", pa.int64()), ("kind", pa.string()), ("distance", pa.int16())]
     names += [("orientation", pa.int8()), ("correlation", pa.float32()), ("share", pa.float32())]
-    return pa.Table.from_pylist(rows, pa.schema([*names, ("split_a", pa.string()), ("split_b", pa.string())]))
+    names += [("split_a", pa.string()), ("split_b", pa.string()), ("dropped", pa.int64())]
+    return pa.Table.from_pylist(rows, pa.schema(names))

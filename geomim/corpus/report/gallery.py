@@ -25,6 +25,7 @@ _NUMBERS = 2**23  # and of those that are taken, evenly over each tile
 _EDGE = 224  # pixels of a tile beside others
 _FOOTPRINTS = 4000  # outlines on the map
 _CROSSING = 60  # pairs of tiles of different splits
+_COUNTED = "(train beside val or test: ground, copies, near copies, crops), counted on the catalogue."
 
 
 class Gallery:
@@ -159,18 +160,23 @@ class Gallery:
         return text + "".join(strips) if strips else ""
 
     def between_splits(self) -> str:
-        """Tiles of different splits that hold the same: what a score on a published split would not mean."""
-        pairs = crossing(self._corpus)
+        """How many kept tiles of train share something with val or test, and the pairs that were parted."""
+        pairs, shared = crossing(self._corpus), self._corpus.meta.get("shared")
+        said = "" if shared is None else f"<p><b>{shared:,} kept pairs in two splits</b> {_COUNTED}</p>"
         if not len(pairs):
-            return ""
+            return said
         kinds = pa.array(["exact", "perceptual", "crop", "footprint", "embedding"])
         ranked = pairs.append_column("rank", pc.index_in(pairs["kind"], value_set=kinds))
         ways = [("rank", "ascending"), ("distance", "ascending"), ("correlation", "descending"), ("a", "ascending")]
         ranked = _once(ranked.take(pc.sort_indices(ranked, [*ways, ("b", "ascending")])))
         counts: Counter[tuple[str, ...]] = Counter()
-        for row in ranked.select(["split_a", "split_b", "kind"]).to_pylist():
-            counts[(" and ".join(sorted((row["split_a"], row["split_b"]))), row["kind"])] += 1
-        table = html_table(("splits", "how", "pairs"), [(*key, f"{count:,}") for key, count in sorted(counts.items())])
+        both: Counter[tuple[str, ...]] = Counter()
+        for row in ranked.select(["split_a", "split_b", "kind", "dropped"]).to_pylist():
+            key = (" and ".join(sorted((row["split_a"], row["split_b"]))), row["kind"])
+            counts[key] += 1
+            both[key] += row["dropped"] is None
+        rows_ = [(*key, f"{count:,}", f"{both[key]:,}") for key, count in sorted(counts.items())]
+        table = said + html_table(("splits", "found by", "pairs", "both kept"), rows_)
         shown = ranked.slice(0, _CROSSING).to_pylist()
         rows = rows_of(self._corpus, [row[end] for row in shown for end in ("a", "b")])
         figures = "".join(self._across(row, rows) for row in shown)
@@ -186,6 +192,7 @@ class Gallery:
         how += [f"distance {pair['distance']}"] if (pair["distance"] or 0) > 0 else []
         how += [f"{pair['share']:.0%} shared"] if pair["kind"] in ("crop", "footprint") else []
         how += [f"the first shown {ORIENTATIONS[turn]}"] if turn else []
+        how += ["both are kept" if pair["dropped"] is None else f"{pair['dropped']} was dropped"]
         return self._figure(f"across-{pair['a']}-{pair['b']}.png", tiles, f"{names}: {', '.join(how)}")
 
     def histograms(self) -> str:
