@@ -26,7 +26,7 @@ KINDS = {
     "overlap": "overlaps and crops",
     "crop": "overlaps and crops",
     "embedding": "alike in embedding space",
-    "shares": "sharing ground or pixels with val or test",
+    "shares": "shared with val or test",
     "balance": "thinned out for balance",
     "touches": "touching a benchmark",
 }
