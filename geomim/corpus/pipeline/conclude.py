@@ -182,15 +182,14 @@ def _fates(tables: Tables, files: list[Path], rules: Rules, part: Path, workers:
     np.save(part / "crowd.npy", np.unique(np.concatenate([column.to_numpy() for column in crowded])))
     calls = [(tables, file, rules, part / "crowd.npy") for file in files]
     members = pa.concat_tables(workers.run("comparing copies", crowd, calls, inline)).combine_chunks()
-    edges = edges.append_column("row", pa.array(np.arange(len(edges))))
     telling = counting(repeating(edges, members), rules)
     shared = SHARED.empty_table()
     if any(is_divided(tables.part(file, ["id", "split"])) for file in files):
         count = sum(pq.read_metadata(file).num_rows for file in files)
         asked = [(tables, file, rules) for file in files]
         ground = shared_ground(standing, asked, count, part / "shared", workers, inline)
-        others = pc.invert(pc.is_in(edges["row"], telling["row"].combine_chunks()))  # where no tile goes as a duplicate
-        pixels = shared_pixels(members, edges.filter(others))
+        one, two = (table["a"].to_numpy() * 2**31 + table["b"].to_numpy() for table in (edges, telling))
+        pixels = shared_pixels(members, edges.filter(pa.array(~np.isin(one, two))))  # of `telling`, one goes as a copy
         shared = first_of(pa.concat_tables([ground, pixels]))
     write_table(part / "catalogue" / "shared.parquet", shared)
     able = pc.and_(members["usable"], pc.invert(pc.is_in(members["id"], shared["id"].combine_chunks())))

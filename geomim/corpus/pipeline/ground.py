@@ -1,8 +1,8 @@
 """No tile that is trained on shares ground or pixels with one that is held out, whatever the thresholds say.
 
-Footprints are compared on the Earth, whatever their time and file; tiles without one in the plane of their reference
-system, or by row and column inside their source. Outlines are drawn in by a quarter of a pixel, so borders that touch,
-and what rounding and the chords of curved edges make of them, are no overlap; a pixel that both hold is one.
+Tiles of one source are compared by row and column; those of different ones by their footprints on the Earth, whatever
+their time, or in the plane of their reference system where that is of no place on Earth. Outlines are drawn in by a
+hundredth of a pixel, so borders that touch are no overlap.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from geomim.corpus.pipeline.shuffle import gather, parts, scatter, stage_folder
 SHARED = pa.schema([("id", pa.int64()), ("other", pa.int64()), ("split", pa.string()), ("what", pa.string())])
 """A row a tile of train that leaves it: `other` is held out in `split`, and both hold `what` (ground or pixels)."""
 
-PLACE = ["id", "split", "size", "source", "row", "col", "transform", "epsg", "crs_wkt", "geometry"]
+PLACE = ["id", "split", "size", "source", "gsd", "row", "col", "transform", "epsg", "crs_wkt", "geometry"]
 """Columns that say where a tile lies."""
-_KEYS = pa.schema([("id", pa.int64()), ("split", pa.string()), ("key", pa.int64()), ("shape", pa.binary())])
+_KEYS = pa.schema(
+    [("id", pa.int64()), ("split", pa.string()), ("grid", pa.string()), ("key", pa.int64()), ("shape", pa.binary())]
+)
 _DEGREES = 1.0  # edge of a cell of the Earth; what is larger lies in several
 _QUERIES = 16384  # tiles that are looked up at once, of each of which many may lie on one ground
 
@@ -47,7 +49,7 @@ def shared_ground(
     Returns:
         Rows of `SHARED`, in id order, a row a tile.
     """
-    folder, of = stage_folder(aside), parts(2 * count)
+    folder, of = stage_folder(aside), parts(3 * count)
     workers.run(
         "placing tiles", _scatter, [(tiles, call, folder, f"{n:06d}", of) for n, call in enumerate(calls)], inline
     )
@@ -64,40 +66,45 @@ def first_of(shared: pa.Table) -> pa.Table:
 
 def _scatter(tiles: Callable[..., pa.Table], call: tuple, folder: Path, name: str, count: int) -> None:
     table = tiles(*call)
-    at, plane, shapes = _outlines(table)
-    of, key = _cells(plane, _drawn_in(shapes, table["size"].to_numpy()[at]))
+    at, plane, grid, shapes = _outlines(table)
+    shapes = _drawn_in(shapes, table["size"].to_numpy()[at])
+    of, key = _cells(plane, shapes)
     rows = {name: table[name].take(at[of]) for name in ("id", "split")}
-    rows |= {"key": key, "shape": shapely.to_wkb(shapes[of])}
+    rows |= {"grid": grid[of], "key": key, "shape": shapely.to_wkb(shapes[of])}
     scatter(folder, name, pa.table(rows, _KEYS), key % count, count)
 
 
-def _outlines(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Places of tiles in a table, the planes that they lie in ("" is the Earth), and their outlines there."""
+def _outlines(table: pa.Table) -> tuple[np.ndarray, ...]:
+    """Places of tiles in a table, the planes that they lie in ("" is the Earth), their pixel grids, and outlines there.
+
+    Every tile lies in the plane of its grid, and there the grid is "": elsewhere its own tiles are not compared.
+    """
+    named = zip(table["source"].to_pylist(), table["gsd"].to_pylist(), strict=True)
+    grid = np.array([f"{source} {gsd}" for source, gsd in named], object)
+    row, col, size = (table[name].to_numpy() for name in ("row", "col", "size"))
+    found = [
+        (np.arange(len(table)), grid, np.full(len(table), "", object), shapely.box(col, row, col + size, row + size))
+    ]
     outline = shapely.from_wkb(np.array(table["geometry"].to_pylist(), object))
     bare = shapely.is_missing(outline) | shapely.is_empty(outline)
     placed = np.flatnonzero(~bare)
     shapes, part = shapely.get_parts(outline[placed], return_index=True)  # two of a tile across the antimeridian
-    found = [(placed[part], np.full(len(part), "", object), shapes)]
-    sources = np.array(table["source"].to_pylist(), object)
-    inside = np.flatnonzero(np.isin(sources, np.unique(sources[bare].astype(str))))
-    row, col, size = (table[name].take(inside).to_numpy() for name in ("row", "col", "size"))
-    found.append((inside, sources[inside], shapely.box(col, row, col + size, row + size)))
+    found.append((placed[part], np.full(len(part), "", object), grid[placed[part]], shapes))
     crs = pc.coalesce(table["crs_wkt"], pc.cast(table["epsg"], pa.string()))
     local = np.flatnonzero(bare & pc.and_(crs.is_valid(), table["transform"].is_valid()).to_numpy())
     if len(local):  # another planet, or a system of its own
         a, b, c, d, e, f = np.array(table["transform"].take(local).to_pylist()).T[:, :, None]
-        x, y = (np.array(corner) * table["size"].to_numpy()[local, None] for corner in ((0, 1, 1, 0), (0, 0, 1, 1)))
+        x, y = (np.array(corner) * size[local, None] for corner in ((0, 1, 1, 0), (0, 0, 1, 1)))
         corners = np.stack([a * x + b * y + c, d * x + e * y + f], 2)
-        found.append((local, np.array(crs.take(local).to_pylist(), object), shapely.polygons(corners)))
-    at, plane, shapes = (np.concatenate(column) for column in zip(*found, strict=True))
-    return at, plane, shapes
+        found.append((local, np.array(crs.take(local).to_pylist(), object), grid[local], shapely.polygons(corners)))
+    return tuple(np.concatenate(column) for column in zip(*found, strict=True))
 
 
 def _drawn_in(shapes: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Outlines of tiles of so many pixels an edge, a quarter of a pixel smaller on each side."""
+    """Outlines of tiles of so many pixels an edge, a hundredth of a pixel smaller on each side."""
     middle = shapely.get_coordinates(shapely.centroid(shapes))
     corners, of = shapely.get_coordinates(shapes, return_index=True)
-    return shapely.set_coordinates(shapes, middle[of] + (corners - middle[of]) * (1 - 0.5 / size[of, None]))
+    return shapely.set_coordinates(shapes.copy(), middle[of] + (corners - middle[of]) * (1 - 0.02 / size[of, None]))
 
 
 def _cells(plane: np.ndarray, shapes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +124,7 @@ def _meet(folder: Path, part: int) -> pa.Table:
     table = gather(folder, part, _KEYS)
     ids, split, shapes = table["id"].to_numpy(), table["split"].fill_null("train"), table["shape"].to_numpy()
     trained = pc.equal(split, "train").to_numpy()
-    key = table["key"].to_numpy()
+    key, grid = table["key"].to_numpy(), table["grid"].to_numpy()
     order = np.argsort(key, kind="stable")
     found = [np.empty((2, 0), np.int64)]
     for rows in np.split(order, np.flatnonzero(np.diff(key[order])) + 1):
@@ -128,6 +135,8 @@ def _meet(folder: Path, part: int) -> pa.Table:
         for low in range(0, len(train), _QUERIES):
             some = train[low : low + _QUERIES]
             one, two = tree.query(shapely.from_wkb(shapes[some]), "intersects")
+            other = (grid[some[one]] != grid[held[two]]) | (grid[some[one]] == "")
+            one, two = one[other], two[other]
             lowest = np.argsort(ids[held[two]], kind="stable")
             one, first = np.unique(one[lowest], return_index=True)
             found.append(np.stack([some[one], held[two[lowest][first]]]))
