@@ -32,22 +32,18 @@ def same_day(one: np.ndarray, two: np.ndarray) -> np.ndarray:
 HOUR = np.timedelta64(1, "h")
 
 
-def another_day(one: np.ndarray, two: np.ndarray, times: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def another_day(shapes: tuple[Sequence, Sequence], times: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Whether tiles show one ground on different days, and so are no duplicates however alike they look.
 
     What looks alike and lies elsewhere, or has no place or date, may be a copy.
 
     Args:
-        one: `(n,)` footprints as WKB; None has no place.
-        two: `(n,)` of the same kind.
+        shapes: `n` footprints of each side as WKB; None has no place.
         times: `(n,)` datetime64 in UTC of each; NaT where nothing is known.
-
-    Returns:
-        `(n,)` bool.
     """
     found = ~(np.isnat(times[0]) | np.isnat(times[1]) | same_day(*times))
-    shapes = (shapely.from_wkb(np.asarray(side, object)[found]) for side in (one, two))
-    found[found] = shapely.area(shapely.intersection(*shapes)) > 0
+    one, two = (shapely.from_wkb(np.asarray(side, object)[found]) for side in shapes)
+    found[found] = shapely.area(shapely.intersection(one, two)) > 0
     return found
 
 

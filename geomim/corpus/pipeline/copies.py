@@ -43,19 +43,11 @@ def find_copies(tasks: Sequence[Path], file: Path, tiles: int, workers: Workers)
 
 
 def left_out(tasks: Sequence[Path], copies: pa.Table, least: float) -> pa.Table:
-    """Tiles that are not compared (column `id`): exact copies, whose original stands for them, and those too empty.
-
-    Args:
-        tasks: Folders of the finished tasks.
-        copies: Rows of `COPIES`.
-        least: Share of valid pixels from which a tile is compared.
-    """
+    """Tiles that are not compared (column `id`): exact copies, whose original stands for them, and those too empty."""
     few = pc.field("valid_fraction") < least
     tables = [pq.read_table(task / "tiles.parquet", columns=["id"], filters=few) for task in tasks]
-    return pa.concat_tables([table.cast(_IDS) for table in (copies.select(["id"]), *tables)])
-
-
-_IDS = pa.schema([("id", pa.int64())])
+    ids = [copies["id"].to_numpy(), *(table["id"].to_numpy() for table in tables)]
+    return pa.table({"id": np.concatenate(ids)})
 
 
 def _scatter(task: Path, folder: Path, count: int) -> None:

@@ -211,8 +211,8 @@ def repeating(edges: pa.Table, members: pa.Table) -> pa.Table:
     """The edges between tiles that may be duplicates: one ground on different days is new data."""
     ids = members["id"].to_numpy()
     ends = [members.take(np.searchsorted(ids, edges[end].to_numpy())) for end in ("a", "b")]
-    times = tuple(end["time"].to_numpy() for end in ends)
-    return edges.filter(pa.array(~another_day(*(end["geometry"].to_pylist() for end in ends), times)))
+    shapes, times = zip(*((end["geometry"].to_pylist(), end["time"].to_numpy()) for end in ends), strict=True)
+    return edges.filter(pa.array(~another_day(shapes, times)))
 
 
 def counting(edges: pa.Table, rules: Rules) -> pa.Table:

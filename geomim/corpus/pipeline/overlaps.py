@@ -22,15 +22,9 @@ MIN_SHARE = 0.1
 """Share of the smaller footprint from which an overlap is written down; which ones count is decided later."""
 
 _KEYS = pa.schema(
-    [
-        ("id", pa.int64()),
-        ("source", pa.string()),
-        ("acquisition", pa.string()),
-        ("time", pa.timestamp("us")),
-        ("late", pa.bool_()),
-        ("geometry", pa.binary()),
-    ]
+    [("id", pa.int64()), ("source", pa.string()), ("acquisition", pa.string()), ("geometry", pa.binary())]
 )
+_KEYS = _KEYS.append(pa.field("time", pa.timestamp("us"))).append(pa.field("late", pa.bool_()))
 """Tiles by sensor and day; `late` ones, of the day before, are there a second time, for those of after midnight."""
 
 

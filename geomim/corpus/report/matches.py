@@ -154,11 +154,8 @@ def _caption(row: dict[str, Any], more: int, a: Collection, b: Collection) -> st
         how.append(f"left one shown {ORIENTATIONS[row['orientation']]}")
     dates = [side.views["time"][row[letter]].as_py() for letter, side in (("a", a), ("b", b))]
     if row["kind"] == "footprint" and all(dates):
-        how.append(
-            "same day"
-            if same_day(*np.array(dates, "datetime64[us]"))
-            else f"dates {dates[0]:%Y-%m-%d} and {dates[1]:%Y-%m-%d}"
-        )
+        same = same_day(*np.array(dates, "datetime64[us]"))
+        how.append("same day" if same else "dates {:%Y-%m-%d} and {:%Y-%m-%d}".format(*dates))
     also = f"; {more:,} more matches of the two" if more else ""
     return f"{name_of(a, row['a'])} and {name_of(b, row['b'])}: {', '.join(how)}{also}"
 
