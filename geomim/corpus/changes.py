@@ -116,11 +116,10 @@ def split(
     # What left train for the split before is there again.
     kept = pc.or_(pc.equal(tiles["reason"], ""), pc.starts_with(tiles["reason"], "shares ")).to_numpy()
     shares = {"test": test_share, "val": val_share}
-    group = _together(joined, _places(tiles, by, block))
-    names = _draw(group, kept, shares, seed)
+    names = _draw(group := _together(joined, _places(tiles, by, block)), kept, shares, seed)
     if names is None:
-        finer = by != "cluster" and _draw(_together(joined, _places(tiles, "cluster", block)), kept, shares, seed)
-        raise InputError(_undivided(group, kept, shares, bool(finer)))
+        finer = _draw(_together(joined, _places(tiles, "cluster", block)), kept, shares, seed)
+        raise InputError(_undivided(group, kept, shares, by != "cluster" and finer is not None))
     conclude(opened.path, {"split": asked}, {"split": pa.table({"id": tiles["id"], "split": names})})
     return _shown(opened.path)
 
@@ -199,14 +198,9 @@ def _draw(group: np.ndarray, kept: np.ndarray, shares: dict[str, float], seed: i
 
 def _undivided(group: np.ndarray, kept: np.ndarray, shares: dict[str, float], finer: bool) -> str:
     """Why nothing can be drawn, and what to do."""
-    weight = np.bincount(group, kept.astype(float))
-    weight = np.sort(weight[weight > 0]) / weight.sum()
-    if len(weight) < 2:
-        why, way = f"all {kept.sum()} kept tiles belong together: there is nothing to divide", "add other scenes"
-    else:
-        why = (
-            f"no group is small enough for each split of {', '.join(f'{n} {s:g}' for n, s in shares.items() if s)}: "
-            f"the smallest of {len(weight)} holds {weight[0]:.3g} of the kept tiles"
-        )
-        way = f"raise the share to --test-share {np.ceil(weight[0] * 1000) / 1000:g}"
-    return f"{why}; {'try --by cluster' if finer else way}"
+    sizes = np.bincount(group[kept])
+    sizes, wanted = np.sort(sizes[sizes > 0]) / len(group[kept]), [f"--{name}-share" for name in shares if shares[name]]
+    way = "try --by cluster" if finer else "add other scenes"
+    if not finer and len(sizes) > len(wanted):
+        way = f"raise {' and '.join(wanted)} to {np.ceil(sizes[len(wanted) - 1] * 1000) / 1000:g}"
+    return f"no group is small enough: the smallest of {len(sizes)} holds {sizes[0]:.3g} of the kept tiles; {way}"

@@ -169,12 +169,12 @@ def test_a_refusal_to_divide_by_source_names_a_way_that_works(tmp_path, unseen):
         geometry=outlines,
         time=[datetime(2020, 1, 1)] * 81,
     )
-    with pytest.raises(InputError, match=r"all 81 kept tiles belong together.*try --by cluster"):
+    with pytest.raises(InputError, match=r"smallest of 1 holds 1 of the kept tiles; try --by cluster"):
         split(str(one), by="source", test_share=0.1)
     split(str(one), by="cluster", test_share=0.1)
     check(one)
     two = write_parts(tmp_path / "two", textures(6), list("aaaabb"), row=[0, 32, 64, 96, 0, 32])
-    with pytest.raises(InputError, match=r"smallest of 2 holds 0.333.*raise the share to --test-share 0.334"):
+    with pytest.raises(InputError, match=r"smallest of 2 holds 0.333.*raise --test-share to 0.334"):
         split(str(two), by="source", test_share=0.1)
     split(str(two), by="source", test_share=0.334)
     check(two)

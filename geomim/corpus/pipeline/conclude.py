@@ -29,7 +29,7 @@ from geomim.corpus.lock import file_hash, listed, write_lock
 from geomim.corpus.pipeline.decide import FATES, Tables, counting, crowd, decide_part, repeating, settle, standing
 from geomim.corpus.pipeline.edges import EDGES
 from geomim.corpus.pipeline.executor import Workers
-from geomim.corpus.pipeline.ground import SHARED, count_shared, first_of, is_divided, shared_ground, shared_pixels
+from geomim.corpus.pipeline.ground import SHARED, check_apart, first_of, is_divided, shared_ground, shared_pixels
 from geomim.corpus.pipeline.rules import Rules, rules_of
 from geomim.corpus.pipeline.shuffle import stage_folder
 from geomim.corpus.remote import Url, place
@@ -152,7 +152,8 @@ def finish(
     sums = workers.run("deciding", _decide, calls, inline)
     _check_some_kept(folder, sums, part, bool(tables and tables.get("split")))
     write_catalogue(part / "catalogue.parquet", _row_groups([call[-1] for call in calls]))
-    meta = meta | {"shared": _check_apart(deciding, part, workers, inline)}
+    edges, copies = (pq.read_table(deciding.file(name)) for name in ("edges", "copies"))
+    meta = meta | {"shared": check_apart(part, edges, copies, workers, inline)}
     write_lock(part / "corpus.lock", part / "catalogue.parquet", _sources(folder), _locked(folder, meta))
     facts = _facts(folder, meta, sums, part / "corpus.lock")
     write_json(part / "corpus.json", meta | facts | {"tables": {file.name: file_hash(file) for file in deciding.all()}})
@@ -196,23 +197,6 @@ def _fates(tables: Tables, files: list[Path], rules: Rules, part: Path, workers:
     members = members.set_column(members.column_names.index("usable"), "usable", able)
     write_table(part / "fates.parquet", settle(members, telling, rules).cast(FATES))
     return part / "fates.parquet"
-
-
-def _check_apart(tables: Tables, part: Path, workers: Workers, inline: bool) -> int | None:
-    """How many kept tiles of train share something with kept ones that are held out, by the catalogue as written: 0.
-
-    Raises:
-        CorpusError: Some do: geomim is wrong.
-    """
-    edges, copies = pq.read_table(tables.file("edges")), pq.read_table(tables.catalogue / "copies.parquet")
-    count = count_shared(part, edges, copies, workers, inline)
-    if count:
-        shutil.rmtree(part)
-        raise CorpusError(
-            f"{count} kept tiles of train share ground or pixels with kept ones of val or test, which must not be; "
-            "nothing is changed: please report this"
-        )
-    return count
 
 
 def _decide(tables: Tables, file: Path, rules: Rules, fates: Path, out: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import xxhash
 
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.pipeline.shuffle import gather, parts, scatter, stage_folder
+from geomim.errors import CorpusError
 
 SHARED = pa.schema([("id", pa.int64()), ("other", pa.int64()), ("split", pa.string()), ("what", pa.string())])
 """A row a tile of train that leaves it: `other` is held out in `split`, and both hold `what` (ground or pixels)."""
@@ -47,12 +48,11 @@ def shared_ground(
         inline: Stay in this process.
 
     Returns:
-        Rows of `SHARED`, in id order, a row a tile.
+        Rows of `SHARED`, a row a tile.
     """
     folder, of = stage_folder(aside), parts(3 * count)
-    workers.run(
-        "placing tiles", _scatter, [(tiles, call, folder, f"{n:06d}", of) for n, call in enumerate(calls)], inline
-    )
+    asked = [(tiles, call, folder, f"{number:06d}", of) for number, call in enumerate(calls)]
+    workers.run("placing tiles", _scatter, asked, inline)
     found = workers.run("comparing splits", _meet, [(folder, part) for part in range(of)], inline)
     shutil.rmtree(folder)
     return first_of(pa.concat_tables(found))
@@ -79,17 +79,16 @@ def _outlines(table: pa.Table) -> tuple[np.ndarray, ...]:
 
     Every tile lies in the plane of its grid, and there the grid is "": elsewhere its own tiles are not compared.
     """
-    named = zip(table["source"].to_pylist(), table["gsd"].to_pylist(), strict=True)
-    grid = np.array([f"{source} {gsd}" for source, gsd in named], object)
+    columns = (table[name].to_pylist() for name in ("source", "gsd"))
+    grid = np.array([f"{source} {gsd}" for source, gsd in zip(*columns, strict=True)], object)
     row, col, size = (table[name].to_numpy() for name in ("row", "col", "size"))
-    found = [
-        (np.arange(len(table)), grid, np.full(len(table), "", object), shapely.box(col, row, col + size, row + size))
-    ]
+    earth = np.full(len(table), "", object)
+    found = [(np.arange(len(table)), grid, earth, shapely.box(col, row, col + size, row + size))]
     outline = shapely.from_wkb(np.array(table["geometry"].to_pylist(), object))
     bare = shapely.is_missing(outline) | shapely.is_empty(outline)
     placed = np.flatnonzero(~bare)
     shapes, part = shapely.get_parts(outline[placed], return_index=True)  # two of a tile across the antimeridian
-    found.append((placed[part], np.full(len(part), "", object), grid[placed[part]], shapes))
+    found.append((placed[part], earth[placed[part]], grid[placed[part]], shapes))
     crs = pc.coalesce(table["crs_wkt"], pc.cast(table["epsg"], pa.string()))
     local = np.flatnonzero(bare & pc.and_(crs.is_valid(), table["transform"].is_valid()).to_numpy())
     if len(local):  # another planet, or a system of its own
@@ -141,19 +140,15 @@ def _meet(folder: Path, part: int) -> pa.Table:
             one, first = np.unique(one[lowest], return_index=True)
             found.append(np.stack([some[one], held[two[lowest][first]]]))
     train, held = np.concatenate(found, 1)
-    what = ["ground"] * len(train)
-    return pa.table([ids[train], ids[held], split.take(held), what], schema=SHARED)
+    return pa.table([ids[train], ids[held], split.take(held), ["ground"] * len(train)], schema=SHARED)
 
 
 def shared_pixels(members: pa.Table, edges: pa.Table) -> pa.Table:
-    """Tiles of train that an edge joins to others that are held out, or to exact copies of such.
+    """Tiles of train that an edge joins to others that are held out, or to exact copies of such, as `SHARED`.
 
     Args:
         members: Columns `id`, `original`, `split` and `usable` of all ends of the edges, in id order.
         edges: Rows of `EDGES`.
-
-    Returns:
-        Rows of `SHARED`, in id order, a row a tile.
     """
     ids, split = members["id"].to_numpy(), members["split"].fill_null("train")
     able, trained = members["usable"].to_numpy(), pc.equal(split, "train").to_numpy()
@@ -170,18 +165,14 @@ def shared_pixels(members: pa.Table, edges: pa.Table) -> pa.Table:
     return pa.table([ids[rows], ids[there], split.take(there), ["pixels"] * len(rows)], schema=SHARED)
 
 
-def count_shared(folder: Path, edges: pa.Table, copies: pa.Table, workers: Workers, inline: bool) -> int | None:
-    """Kept tiles of train that share ground or pixels with kept ones that are held out, by what was written.
-
-    Args:
-        folder: Holds `catalogue.parquet`.
-        edges: Rows of `EDGES`.
-        copies: Rows of `COPIES`.
-        workers: Runs it.
-        inline: Stay in this process.
+def check_apart(folder: Path, edges: pa.Table, copies: pa.Table, workers: Workers, inline: bool) -> int | None:
+    """How many kept tiles of train share something with kept ones that are held out, by the catalogue as written.
 
     Returns:
-        Their number; None where nothing is held out.
+        0; None where nothing is held out.
+
+    Raises:
+        CorpusError: Some do.
     """
     file = folder / "catalogue.parquet"
     tiles = pq.read_table(file, columns=["id", "split", "kept"])
@@ -195,7 +186,10 @@ def count_shared(folder: Path, edges: pa.Table, copies: pa.Table, workers: Worke
     own = pa.table({"a": copies["id"], "b": copies["id"]})  # a copy in another split is one as well
     pairs = pa.concat_tables([own, edges.select(["a", "b"])])
     members = tiles.rename_columns(["id", "split", "usable"]).append_column("original", pa.array(original))
-    return len(np.union1d(ground["id"], shared_pixels(members, pairs)["id"]))
+    count = len(np.union1d(ground["id"], shared_pixels(members, pairs)["id"]))
+    if count:
+        raise CorpusError(f"{count} kept tiles of train share ground or pixels with val or test: please report this")
+    return 0
 
 
 def _kept_tiles(file: Path, group: int) -> pa.Table:

@@ -165,8 +165,8 @@ class Gallery:
         said = "" if shared is None else f"<p><b>{shared:,} kept pairs in two splits</b> {_COUNTED}</p>"
         if not len(pairs):
             return said
-        names = [" and ".join(sorted(both)) for both in zip(*pairs.select(["split_a", "split_b"]).to_pydict().values())]
-        counts = Counter(zip(names, pairs["kind"].to_pylist(), strict=True))
+        columns = (pairs[name].to_pylist() for name in ("split_a", "split_b", "kind"))
+        counts = Counter((" and ".join(sorted((one, two))), kind) for one, two, kind in zip(*columns, strict=True))
         table = html_table(("splits", "how", "pairs"), [(*key, f"{count:,}") for key, count in sorted(counts.items())])
         rank = pc.index_in(pairs["kind"], value_set=pa.array(["exact", "perceptual", "crop", "pixels", "footprint"]))
         shown = pairs.take(pc.sort_indices(rank)[:_CROSSING]).to_pylist()
