@@ -228,3 +228,29 @@ def test_tiles_of_another_planet_are_compared_in_its_own_system(tmp_path):
     reasons = Corpus.open(folder).table(["reason"])["reason"].to_pylist()
     assert reasons == ["", "", "shares ground with test tile 0", ""]
     assert pq.read_table(folder / "catalogue" / "shared.parquet")["id"].to_pylist() == [2]
+
+
+def test_dates_of_one_place_stay_and_tiles_too_empty_are_never_compared(tmp_path):
+    rng = np.random.default_rng(0)
+    ground = np.kron(rng.integers(20, 200, (3, 40, 40)), np.ones((4, 4)))
+    ground[:, 70:] = 0
+    for year in (2019, 2021, 2022):
+        pixels = np.where(ground > 0, np.clip(np.round(ground * 1.05 + rng.normal(0, 1, ground.shape)), 1, 255), 0)
+        where = {"transform": Affine(10, 0, 500_000, 0, -10, 5_300_000), "crs": "EPSG:32632" if year < 2022 else None}
+        options = {"driver": "GTiff", "count": 3, "height": 160, "width": 160, "dtype": "uint8", "nodata": 0}
+        with rasterio.open(tmp_path / f"t_{year}0601.tif", "w", **options, **where) as file:
+            file.write(pixels.astype(np.uint8))
+    asked = {"tile": 32, "sensor": "rgb", "workers": 1}
+    out = build([str(tmp_path / "*.tif")], str(tmp_path / "c"), **asked)
+    rows = Corpus.open(out).table().to_pylist()
+    usable = {row["id"] for row in rows if not row["reason"].startswith(("valid", "no valid"))}
+    kept = [row["source"][-12:-8] for row in rows if row["kept"]]
+    assert kept.count("2019") == kept.count("2021") == 10 and not kept.count("2022")  # a copy without a place
+    edges = pq.read_table(out / "catalogue" / "edges.parquet").to_pylist()
+    assert 0 < len(usable) < len(rows) and {row[end] for row in edges for end in "ab"} <= usable
+    with pytest.raises(InputError, match=r"compared tiles of which 0.5 or more is valid.*--min-valid 0.1"):
+        decide(str(out), min_valid=0.1)
+    lower = build([str(tmp_path / "*.tif")], str(tmp_path / "lower"), min_valid=0.1, **asked)
+    decide(str(lower), min_valid=0.5)
+    decide(str(lower), min_valid=0.1)
+    assert Corpus.open(lower).meta["sizes"]["32"]["kept"] > len(kept)
