@@ -13,16 +13,9 @@ import shapely
 
 
 def same_day(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Whether two times may be those of one acquisition: on one day of UTC, or less than an hour apart at midnight.
+    """Whether two times, `(n,)` datetime64 in UTC, may be those of one acquisition; False where one is not known (NaT).
 
-    A date without a time of day (midnight to the second) counts as its day alone.
-
-    Args:
-        one: `(n,)` datetime64 in UTC; NaT where nothing is known.
-        two: `(n,)` of the same kind.
-
-    Returns:
-        `(n,)` bool, False where one of the two is not known.
+    They are on one day, or less than an hour apart across midnight; a date without a time of day (00:00:00) is its day.
     """
     days = [times.astype("datetime64[D]") for times in (one, two)]
     timed = (one != days[0]) & (two != days[1])
@@ -35,11 +28,7 @@ HOUR = np.timedelta64(1, "h")
 def another_day(shapes: tuple[Sequence, Sequence], times: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Whether tiles show one ground on different days, and so are no duplicates however alike they look.
 
-    What looks alike and lies elsewhere, or has no place or date, may be a copy.
-
-    Args:
-        shapes: `n` footprints of each side as WKB; None has no place.
-        times: `(n,)` datetime64 in UTC of each; NaT where nothing is known.
+    What looks alike and lies elsewhere, or has no place (None for WKB) or date (NaT), may be a copy.
     """
     found = ~(np.isnat(times[0]) | np.isnat(times[1]) | same_day(*times))
     one, two = (shapely.from_wkb(np.asarray(side, object)[found]) for side in shapes)

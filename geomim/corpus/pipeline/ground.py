@@ -48,14 +48,14 @@ def shared_ground(
         inline: Stay in this process.
 
     Returns:
-        Rows of `SHARED`, a row a tile.
+        Rows of `SHARED`, those of a tile perhaps several times.
     """
     folder, of = stage_folder(aside), parts(3 * count)
     asked = [(tiles, call, folder, f"{number:06d}", of) for number, call in enumerate(calls)]
     workers.run("placing tiles", _scatter, asked, inline)
     found = workers.run("comparing splits", _meet, [(folder, part) for part in range(of)], inline)
     shutil.rmtree(folder)
-    return first_of(pa.concat_tables(found))
+    return pa.concat_tables(found)
 
 
 def first_of(shared: pa.Table) -> pa.Table:
