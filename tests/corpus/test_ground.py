@@ -156,6 +156,13 @@ def test_builds_keep_splits_apart_whichever_way_they_come(scenes, tmp_path, unse
     check(out)
 
 
+def test_a_build_whose_test_scene_lies_under_all_others_says_so_and_can_be_divided(scenes, tmp_path, unseen, capsys):
+    out = build([str(scenes / "s_202?0?01.tif")], str(tmp_path / "c"), tile=32, sensor="rgb", test_share=0.3, workers=1)
+    assert "no tile is left to train on" in capsys.readouterr().err.replace("\n", " ")
+    split(str(out), by="cluster", test_share=0.3)
+    check(out)
+
+
 def test_a_refusal_to_divide_by_source_names_a_way_that_works(tmp_path, unseen):
     places = [(row, col) for row in range(0, 129, 16) for col in range(0, 129, 16)]
     outlines = [shapely.to_wkb(box(row, col, 32, (0, 0))) for row, col in places]
