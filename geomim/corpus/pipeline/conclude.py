@@ -152,8 +152,8 @@ def finish(
     sums = workers.run("deciding", _decide, calls, inline)
     _check_some_kept(folder, sums, part, bool(tables and tables.get("split")))
     write_catalogue(part / "catalogue.parquet", _row_groups([call[-1] for call in calls]))
-    edges, copies = (pq.read_table(deciding.file(name)) for name in ("edges", "copies"))
-    meta = meta | {"shared": check_apart(part, edges, copies, workers, inline)}
+    copies = pq.read_table(deciding.catalogue / "copies.parquet")
+    meta = meta | {"shared": check_apart(part, _edges(deciding, rules), copies, workers, inline)}
     write_lock(part / "corpus.lock", part / "catalogue.parquet", _sources(folder), _locked(folder, meta))
     facts = _facts(folder, meta, sums, part / "corpus.lock")
     write_json(part / "corpus.json", meta | facts | {"tables": {file.name: file_hash(file) for file in deciding.all()}})
@@ -176,8 +176,14 @@ def _stage(folder: Path, tables: SmallTables) -> Path:
     return folder
 
 
-def _fates(tables: Tables, files: list[Path], rules: Rules, part: Path, workers: Workers, inline: bool) -> Path:
+def _edges(tables: Tables, rules: Rules) -> pa.Table:
+    """Pairs that hold the same, without near duplicates where these are kept."""
     edges = pq.read_table(tables.file("edges")).cast(EDGES)
+    return edges.filter(pc.not_equal(edges["kind"], "perceptual")) if rules.near is None else edges
+
+
+def _fates(tables: Tables, files: list[Path], rules: Rules, part: Path, workers: Workers, inline: bool) -> Path:
+    edges = _edges(tables, rules)
     copies = pq.read_table(tables.catalogue / "copies.parquet")
     crowded = [edges["a"], edges["b"], copies["id"], copies["original"]]
     np.save(part / "crowd.npy", np.unique(np.concatenate([column.to_numpy() for column in crowded])))
