@@ -97,7 +97,8 @@ def working() -> Iterator[Workers]:
 
 def decide_anew(folder: Path, meta: Mapping[str, Any], workers: Workers) -> None:
     """Write catalogue, statistics, lock and `corpus.json` of a folder whose arrays and small tables are there."""
-    kept = {name: meta[name] for name in ("sensor", "recipe", "protect", "classes", "searched") if name in meta}
+    names = ("sensor", "recipe", "protect", "classes", "searched", "searched_valid")
+    kept = {name: meta[name] for name in names if name in meta}
     finish(folder, kept, rules_of(kept), workers)
 
 

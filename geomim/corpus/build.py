@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,7 +27,7 @@ from geomim.corpus.assemble import write_edges
 from geomim.corpus.labels import Masks
 from geomim.corpus.lock import hash_files
 from geomim.corpus.pipeline.conclude import finish
-from geomim.corpus.pipeline.copies import find_copies
+from geomim.corpus.pipeline.copies import find_copies, left_out
 from geomim.corpus.pipeline.crops import find_crops
 from geomim.corpus.pipeline.edges import EDGES
 from geomim.corpus.pipeline.executor import Workers
@@ -129,12 +130,15 @@ def build(
             points are warped to; cut as they are otherwise.
         clouds: Folder of cloud masks named like the scenes (FOLDER:scl, :fmask or :qa_pixel says which kind), or
             omnicloudmask. A product's own mask is used in any case.
-        min_valid: Share of a tile's pixels that must be measurements, 0 to 1.
+        min_valid: Share of a tile's pixels that must be measurements, 0 to 1. Other tiles are not compared, so that
+            `decide` can raise it and not lower it.
         max_cloud: Largest share of clouds, 0 to 1.
         where: SQL condition on the catalogue's columns that a tile must meet.
         quota: Tiles of low information (sea, desert, snow) that are kept of each scene.
-        near: Bits, 0 to 12, in which the perceptual hashes of near duplicates may differ; null keeps near duplicates.
-        overlap: Share of the smaller of two overlapping tiles of different files from which one is dropped.
+        near: Bits, 0 to 12, in which the perceptual hashes of near duplicates may differ; null keeps near duplicates,
+            also those of val and test. One ground on different days (UTC) is no duplicate unless its pixels are equal.
+        overlap: Share of the smaller of two overlapping tiles of different files from which one is dropped, where
+            they are one acquisition: of one sensor and day (or less than an hour apart across midnight).
         crops: Look for partly overlapping crops among tiles without a place on Earth or a time: some 11 core-hours
             and 60 GB of disk for 13 million of them, extrapolated.
         against: Benchmarks whose held-out images must not be in the corpus: folders, corpora, or CARD@FOLDER.
@@ -144,9 +148,11 @@ def build(
         masks: Folder of label rasters named like the scenes, with the names of the classes in
             `classes.json` or in their tag `CLASSES`.
         split: CSV or JSONL file with columns `image` and `split` (train, val, test). Its val and test tiles are never
-            dropped as duplicates; their copies leave train. Sources that it does not name are train.
+            dropped as duplicates; what shares ground or pixels with them leaves train. Sources that it does not name
+            are train.
         allow_unmatched: Build although rows of val or test name no source, or several of one name in different folders.
-        test_share: Where there is no split file, the share of scenes held out as test, 0 to 1.
+        test_share: Where there is no split file, the share of scenes held out as test, 0 to 1; what shares ground or
+            pixels with them leaves train.
         licence: Licence of all sources; where not given, what each card or file says.
         attribution: Who is to be credited.
         only_licence: Licences to keep, as the catalogue spells them.
@@ -225,8 +231,11 @@ def _finished(folder: Path, recipe: Recipe, overwrite: bool) -> bool:
     if made is not None and made != wanted and not overwrite:
         names = [name for name in {**wanted, **made} if made.get(name) != wanted.get(name)]
         if (folder / "work").exists() and set(names) <= LATER:
-            if "crops" in names and (folder / "catalogue").exists():  # its edges are among the others
-                discard(folder / "catalogue", folder / "work" / "old")
+            stale = ["catalogue"] if "crops" in names else []  # its edges are among the others
+            stale += ["work/near", "work/overlaps", "work/crops", "catalogue"] if "min_valid" in names else []
+            for one in stale:  # other tiles are compared
+                if (folder / one).exists():
+                    discard(folder / one, folder / "work" / "old")
             write_json(folder / "work" / "recipe.json", wanted)  # what is cut is cut
             return False
         changed = ", ".join(f"{name}: {made.get(name)!r} there, {wanted.get(name)!r} given" for name in names)
@@ -267,6 +276,7 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     classes = Masks(recipe.masks).classes if recipe.masks else _own_classes(folder)
     meta = {"searched": searched(recipe.near), "sensor": found, "recipe": asdict(recipe), "changes": []}
     meta |= {"protect": published, "classes": classes, "joined": [str(one) for one in joined]}
+    meta["searched_valid"] = recipe.min_valid
     excluded = None
     if benchmarks:
         from geomim.corpus.exclusion import Search, keep_clear
@@ -312,7 +322,7 @@ def _check_some_cut(work: Path, skipped: pa.Table) -> None:
 def _catalogue(recipe: Recipe, plan: Plan, folder: Path, pixels: Pixels, tiles: int, pool: Workers) -> None:
     """Find all duplicates and write the folder of small tables."""
     work, inline = folder / "work", tiles < _INLINE_TILES
-    copies, edges = find_duplicates(work, tiles, pixels, recipe.near, recipe.crops, pool)
+    copies, edges = find_duplicates(work, tiles, pixels, asdict(recipe), pool)
     part = stage_folder(work / "catalogue")
     assign_slots(work, part, copies, pixels, pool, inline)
     write_edges(part, [edges])
@@ -322,7 +332,7 @@ def _catalogue(recipe: Recipe, plan: Plan, folder: Path, pixels: Pixels, tiles: 
 
 
 def find_duplicates(
-    work: Path, tiles: int, pixels: Pixels, near: int | None, crops: bool, pool: Workers
+    work: Path, tiles: int, pixels: Pixels, asked: Mapping[str, Any], pool: Workers
 ) -> tuple[pa.Table, pa.Table]:
     """Find all copies and edges of the tiles that are staged.
 
@@ -330,17 +340,18 @@ def find_duplicates(
         work: Holds the finished tasks and the table of their sources.
         tiles: How many there are.
         pixels: What all tiles share.
-        near: Bits that are asked for; `searched` says how many are looked for.
-        crops: Look for crops, too.
+        asked: A recipe's `near` (`searched` says how many bits are looked for), `min_valid` and `crops`.
         pool: Runs it.
 
     Returns:
         Rows of `COPIES`, and of `EDGES`.
     """
     copies = find_copies(staged(work).folders, work / "copies.parquet", tiles, pool)
-    found = [find_near(work, copies, tiles, searched(near), pool), find_overlaps(work, tiles, pool)]
-    if crops:
-        found.append(find_crops(work, copies, pixels, pool))
+    aside = left_out(staged(work).folders, copies, asked["min_valid"])
+    found = [find_near(work, aside, tiles, searched(asked["near"]), pool)]
+    found.append(find_overlaps(work, tiles, asked["min_valid"], pool))
+    if asked.get("crops"):
+        found.append(find_crops(work, aside, pixels, pool))
     return copies, read_tables([file for one in found for file in sorted(one.glob("edges-*.parquet"))], EDGES)
 
 

@@ -69,7 +69,6 @@ def merge(corpora: list[str], out: str) -> Path:
     for other in opened[1:]:
         _check_alike(opened[0], other)
     recipe = opened[0].meta["recipe"]
-    near, crops = recipe.get("near"), bool(recipe.get("crops"))
     with new_corpus(out, "merge", corpora=corpora) as folder, working() as workers:
         pieces = line_up(opened)
         write_arrays(folder / "tiles.zarr", pieces, workers)
@@ -77,13 +76,13 @@ def merge(corpora: list[str], out: str) -> Path:
         sources = stage(folder, pieces, workers)
         pixels = Pixels(dtype_of(opened[0]).name, len(opened[0].sensor.bands))
         tiles = pc.sum(sources["tiles"]).as_py()
-        copies, edges = find_duplicates(folder / "work", tiles, pixels, near, crops, workers)
+        copies, edges = find_duplicates(folder / "work", tiles, pixels, recipe, workers)
         _write_tables(folder, copies)
         _carry_over(folder, opened, edges)
         write_table(folder / "catalogue" / "sources.parquet", sources)
         skipped = pa.concat_tables([corpus.skipped() for corpus in opened])
         write_table(folder / "skipped.parquet", skipped.group_by(SKIPPED.names).aggregate([]).sort_by("source"))
-        decide_anew(folder, _joined(opened) | {"searched": searched(near)}, workers)
+        decide_anew(folder, _joined(opened) | {"searched": searched(recipe["near"])}, workers)
     _say_what_differs(out, opened)
     return Path(out)
 
@@ -339,5 +338,6 @@ def _joined(corpora: Sequence[Corpus]) -> dict[str, Any]:
         "sensor": corpora[0].meta["sensor"],
         "protect": any(corpus.meta["protect"] for corpus in corpora),
         "classes": list(dict.fromkeys([*of_masks[0], *labels])) if of_masks else [],
+        "searched_valid": recipes[0]["min_valid"],
         "recipe": recipes[0] | {"source": sources, "against": None, "merged": made},
     }

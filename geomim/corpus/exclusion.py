@@ -85,7 +85,7 @@ def exclude(
         radius: Bits, 0 to 12, in which perceptual hashes may differ.
         crops: How to look for parts that overlap at any offset: `fast`, `thorough` (finds more of the small overlaps;
             takes hours where millions of tiles meet thousands of images) or `off`.
-        footprint: Which footprints count: `any`, those of one `acquisition` (same sensor and time), or `off`.
+        footprint: Which footprints count: `any`, those of one `acquisition` (same sensor, same day), or `off`.
         buffer: Metres by which the footprints of the benchmarks grow.
         sensor: Name of a built-in sensor or a YAML file, for rasters of benchmarks that do not name their bands.
         bands: Names of these rasters' bands in file order (`-` ignores one).

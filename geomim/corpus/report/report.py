@@ -49,7 +49,7 @@ def write_report(path: str | Path) -> Path:
         ("Kept tiles, a sample", gallery.kept()),
         *gallery.dropped(),
         ("The largest groups of duplicates", gallery.clusters()),
-        ("The same in two splits", gallery.between_splits()),
+        ("Between splits", gallery.between_splits()),
         ("Benchmarks", audit_html(corpus)),
         ("Bands", bands_html(corpus) + gallery.histograms()),
         ("Where they lie", gallery.footprints()),
