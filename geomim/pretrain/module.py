@@ -193,7 +193,9 @@ class PretrainModule(pl.LightningModule):
         plain.zero_grad()
         for left in reversed(range(len(parts))):  # the last one is on the device still
             context = context if left == len(parts) - 1 else self._receive(parts[left])
-            with self._alone() if left else nullcontext():
+            # while gradients only add up, ranks keep theirs to themselves
+            ddp = self.trainer.strategy.model
+            with ddp.no_sync() if left and isinstance(ddp, DistributedDataParallel) else nullcontext():
                 output = self.model.compare(context, plans[left], progress, totals)
                 with torch.autocast(self.device.type, enabled=False):
                     self.manual_backward(output.loss)
@@ -210,11 +212,6 @@ class PretrainModule(pl.LightningModule):
         """A micro-batch on the device, augmented; the same whenever it is asked for."""
         batch = self.trainer.strategy.batch_to_device(part)
         return Context(batch, self.model.encoder, Draws(self.seed, batch["position"]))
-
-    def _alone(self) -> Any:
-        """While gradients only add up, ranks keep theirs to themselves."""
-        wrapped = self.trainer.strategy.model
-        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
 
     def on_train_start(self) -> None:
         """Start the clock."""
@@ -284,11 +281,9 @@ class PretrainModule(pl.LightningModule):
         Raises:
             CheckpointError: See `changes`.
         """
-        entry = checkpoint.get("geomim")
-        changed = changes(entry, self.description())
-        self.history = [*checkpoint["geomim"]["history"]]
-        if changed:
-            self.history.append({"step": checkpoint["geomim"]["step"], "changed": changed})
+        changed = changes(checkpoint.get("geomim"), self.description())
+        entry = checkpoint["geomim"]
+        self.history = entry["history"] + ([{"step": entry["step"], "changed": changed}] if changed else [])
 
 
 class Checkpoints(pl.Callback):

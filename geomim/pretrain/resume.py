@@ -7,20 +7,16 @@ from typing import Any
 
 from geomim.errors import CheckpointError, ResumeError
 
+FORMAT_VERSION = 1
+"""Version of the `geomim` entry of a checkpoint."""
+
 _TRAINING = (
     "max_steps clip precision accelerator devices nodes accumulate log_every watch_every checkpoint_every milestones "
     "progress_bar"
 )
-FREE = frozenset(
-    {"optimizer.base_learning_rate", "data.batch_size", "data.workers"}
-    | {f"training.{name}" for name in _TRAINING.split()}
-)
-"""Settings that may change; that the images a step stay as many is a setting of its own."""
-
-FORMAT_VERSION = 1
-"""Version of the `geomim` entry of a checkpoint."""
-
-_SHOWN = 4
+FREE = {f"training.{name}" for name in _TRAINING.split()}
+FREE |= {"optimizer.base_learning_rate", "data.batch_size", "data.workers"}
+"""Settings that may change; that as many images make a step is a setting of its own."""
 
 
 def changes(entry: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -31,52 +27,35 @@ def changes(entry: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> dict[st
         ours: What this run would store there.
 
     Returns:
-        `[old, new]` of every setting that changes, by name; all of them may.
+        `[old, new]` of every setting that changes, by name.
 
     Raises:
-        CheckpointError: The checkpoint is not geomim's, or does not say how it was trained.
-        ResumeError: Something else differs, or fewer steps are wanted than are done.
+        CheckpointError: The checkpoint does not say how it was trained.
+        ResumeError: Something differs that must not, or fewer steps are wanted than are done.
     """
-    if entry is None:
-        raise CheckpointError("cannot resume: the checkpoint was not written by geomim pretrain")
-    if entry["format_version"] > FORMAT_VERSION:
+    if entry is None or "settings" not in entry or entry["format_version"] > FORMAT_VERSION:
+        given = "written by another version of geomim" if entry else "not written by geomim pretrain"
         raise CheckpointError(
-            f"cannot resume: the checkpoint has format {entry['format_version']}, this geomim reads "
-            f"{FORMAT_VERSION}; upgrade geomim"
+            f"cannot resume: the checkpoint was {given}; go on with what wrote it, or start under another --name"
         )
-    if "settings" not in entry:
-        raise CheckpointError(
-            "cannot resume: the checkpoint is of an older geomim and does not say how it was trained; finish it with "
-            "that one, or start under another --name"
-        )
-    found = {name: [given, wanted] for name, given, wanted in _differences("", _settings(entry), _settings(ours))}
+    found = {name: [given, wanted] for name, given, wanted in _differences("", _compared(entry), _compared(ours))}
     fixed = [f"{name} {given}, this run has {wanted}" for name, (given, wanted) in found.items() if name not in FREE]
     if fixed:
-        more = f"; and {len(fixed) - _SHOWN} more" if len(fixed) > _SHOWN else ""
         raise ResumeError(
-            f"cannot resume: the checkpoint has {'; '.join(fixed[:_SHOWN])}{more}. Give the checkpoint's own, or start "
-            "under another --name. A resumed run may change optimizer.base_learning_rate and all of training.*, and "
-            "data.batch_size where batch_size * devices * nodes * accumulate stays"
+            f"cannot resume: the checkpoint has {'; '.join(fixed[:4])}{'; and more' * (len(fixed) > 4)}. Give the "
+            "checkpoint's own, or start under another --name. What may change: optimizer.base_learning_rate, all of "
+            "training.*, data.workers, and data.batch_size where batch_size * devices * nodes * accumulate stays"
         )
-    steps = ours["settings"].get("training.max_steps")
-    if steps is not None and steps < entry["step"]:
-        raise ResumeError(
-            f"cannot resume: the checkpoint is at step {entry['step']}, and training.max_steps is {steps}; give more "
-            "steps, or an earlier checkpoint"
-        )
+    if ours["settings"].get("training.max_steps", entry["step"]) < entry["step"]:
+        raise ResumeError(f"cannot resume: the checkpoint is at step {entry['step']}: give more training.max_steps")
     return found
 
 
-def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that is compared, by the names of the flags; corpora by their content, not by where they lie."""
+def _compared(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """By the names of the flags; corpora are compared by their content, not by name or audit."""
     contract = {key: value for key, value in entry["contract"].items() if key != "corpora"}
-    return {
-        "recipe": entry["recipe"],
-        "method": entry["recipe_args"],
-        "encoder": entry["encoder"],
-        "contract": contract,
-        **entry["settings"],
-    }
+    values = {"recipe": entry["recipe"], "method": entry["recipe_args"], "encoder": entry["encoder"]}
+    return {**values, **entry["settings"], "contract": contract}
 
 
 def _differences(name: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -89,12 +68,3 @@ def _differences(name: str, one: Any, other: Any) -> Iterator[tuple[str, Any, An
             yield from _differences(f"{name}[{index}]", left, right)
     elif one != other:
         yield name, one, other
-
-
-def told(history: list[dict[str, Any]]) -> list[str]:
-    """One line a resumption that changed something."""
-    return [
-        f"from step {entry['step']}: "
-        + ", ".join(f"{name} {old} -> {new}" for name, (old, new) in entry["changed"].items())
-        for entry in history
-    ]

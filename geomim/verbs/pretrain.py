@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import signal
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,6 @@ from geomim.pretrain.launch import placement
 from geomim.pretrain.module import Checkpoints, Optimisation, Origin, PretrainModule
 from geomim.pretrain.monitor import Bar, MetricsTable, Watch
 from geomim.pretrain.recipes import RECIPES
-from geomim.pretrain.resume import told
 from geomim.pretrain.signals import Signals
 
 
@@ -69,10 +67,8 @@ class Training:
         for name in ("max_steps", "accumulate", "nodes", "log_every", "watch_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}: expected at least 1; given {getattr(self, name)}")
-        if self.milestones < 0 or (self.clip is not None and not self.clip > 0):
-            raise ConfigError(
-                f"training: expected milestones of at least 0 and clip above 0; given {self.milestones} and {self.clip}"
-            )
+        if self.milestones < 0 or (self.clip or 1) < 0:
+            raise ConfigError(f"training: expected no milestones or clip below 0; given {self.milestones}, {self.clip}")
 
 
 def train(
@@ -113,28 +109,42 @@ def train(
     """
     folder = Path(folder)
     start = _start(folder, resume)
-    places = placement(training.accelerator, training.devices, training.nodes)
-    signals = Signals()
-    checkpoints = folder / "checkpoints"
+    checkpoints, signals = folder / "checkpoints", Signals()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips are not ours
     with signals, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")
-        trainer = _trainer(training, folder, places)
+        try:
+            trainer = pl.Trainer(
+                max_steps=training.max_steps,
+                max_epochs=-1,
+                precision=training.precision,
+                accelerator=training.accelerator,
+                logger=[MetricsTable(folder / "metrics.csv"), TensorBoardLogger(folder, "tensorboard", "")],
+                callbacks=[
+                    signals,
+                    Watch(data.pictures(64), data.contract, folder / "reconstructions", training.watch_every),
+                    Checkpoints(checkpoints, training.checkpoint_every, training.milestones, signals),
+                    *([Bar()] if training.progress_bar else []),
+                ],
+                default_root_dir=folder,
+                enable_checkpointing=False,  # `Checkpoints` writes them
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,  # the stream shares out positions itself
+                **placement(training.accelerator, training.devices, training.nodes),
+            )
+        except MisconfigurationException as error:
+            where = f"training.accelerator {training.accelerator} with training.devices {training.devices}"
+            raise ConfigError(f"{where} cannot be had on this machine: {error}") from error
         module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size)
         if start is not None:
             module.on_load_checkpoint(read_checkpoint(start))
-        _claim(checkpoints)
-        trainer.loggers = [MetricsTable(folder / "metrics.csv"), TensorBoardLogger(folder, "tensorboard", "")]
-        trainer.callbacks += [
-            signals,
-            *([Provenance(folder / "config.yaml", config)] if config is not None else []),
-            Watch(data.pictures(64), data.contract, folder / "reconstructions", training.watch_every),
-            Checkpoints(checkpoints, training.checkpoint_every, training.milestones, signals),
-            *([Bar()] if training.progress_bar else []),
-        ]
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        if config is not None and trainer.is_global_zero:
+            _store(folder / "config.yaml", config, module.history)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
-        except (RuntimeError, OSError, GeomimError) as error:
+        except (RuntimeError, GeomimError) as error:
             raise _sentence(error, training) from error
     if signals.received and trainer.global_step < training.max_steps:
         name = signal.Signals(signals.received).name
@@ -143,77 +153,33 @@ def train(
     return checkpoints / "last.ckpt"
 
 
-def _trainer(training: Training, folder: Path, places: Mapping[str, Any]) -> pl.Trainer:
-    try:
-        return pl.Trainer(
-            max_steps=training.max_steps,
-            max_epochs=-1,
-            precision=training.precision,
-            accelerator=training.accelerator,
-            logger=False,
-            default_root_dir=folder,
-            enable_checkpointing=False,  # `Checkpoints` writes them
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,  # the stream shares out positions itself
-            **places,
-        )
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"training.accelerator {training.accelerator} with training.devices {training.devices} cannot be had here: "
-            f"{' '.join(str(error).split())}"
-        ) from error
-
-
-def _claim(folder: Path) -> None:
-    """Make the folder of the run, or say that it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write to the run folder '{folder.parent}': {error.strerror}; give another --out or --name"
-        ) from error
+def _store(path: Path, config: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+    """Write a configuration, with what resumed runs changed as comments."""
+    lines = ""
+    for one in history:
+        changed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in one["changed"].items())
+        lines += f"# from step {one['step']}: {changed}\n"
+    part = path.with_suffix(".yaml.part")
+    part.write_text(lines + yaml.safe_dump(_plain(config), sort_keys=False))
+    part.replace(path)
 
 
 def _sentence(error: Exception, training: Training) -> Exception:
     """What a failure of memory or of a reading process means to a user; others as they are."""
-    said = str(error)
+    said = str(error).strip().splitlines() or [""]
     if isinstance(error, torch.OutOfMemoryError):
         return GeomimError(
-            "the memory of the GPU does not suffice: halve data.batch_size and give "
+            "the memory of the GPU does not suffice: give half of data.batch_size and "
             f"--training.accumulate {2 * training.accumulate}, which is the same training, and go on with --resume last"
         )
-    if said.startswith("Caught "):  # in a worker: its traceback, and at the end the sentence
-        return GeomimError(said.strip().splitlines()[-1].partition(": ")[2])
-    if "DataLoader worker" in said:
+    if said[0].startswith("Caught "):  # in a reading process: its traceback, and at the end the sentence
+        return GeomimError(said[-1].partition(": ")[2])
+    if "DataLoader worker" in said[0]:
         return GeomimError(
-            f"a process that reads tiles was killed, as a rule because memory ran out ({said.splitlines()[0]}): give "
-            "fewer --data.workers, 0 for none, and go on with --resume last"
+            f"a process that reads tiles was killed, as a rule because memory ran out ({said[0]}): give fewer "
+            "--data.workers, 0 for none, and go on with --resume last"
         )
     return error
-
-
-class Provenance(pl.Callback):
-    """Stores the configuration of a run when its first step begins, and what resumed runs changed as comments.
-
-    Args:
-        path: The file.
-        config: Plain values.
-    """
-
-    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
-        self.path, self.config = path, config
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write it on the first rank, aside and then renamed."""
-        if trainer.is_global_zero:
-            assert isinstance(pl_module, PretrainModule)
-            lines = [f"# {line}\n" for line in told(pl_module.history)]
-            part = self.path.with_suffix(".yaml.part")
-            part.write_text("".join(lines) + yaml.safe_dump(_plain(self.config), sort_keys=False))
-            part.replace(self.path)
 
 
 def build(
@@ -231,18 +197,14 @@ def build(
         raise ConfigError(f"unknown recipe '{recipe}'{nearest(recipe, RECIPES)}")
     torch.manual_seed(seed)
     network = vit(in_chans=len(data.contract.names), image_size=data.image_size, **(encoder or {}))
-    try:
-        model = RECIPES[recipe](network, **(method or {}))
-    except AssertionError as error:  # timm's, of a decoder whose heads do not divide its width
-        raise ConfigError(f"method: {error}; given {dict(method or {})}") from error
+    model = RECIPES[recipe](network, **(method or {}))
     settings = {
         "seed": seed,
         "batch_size * devices * nodes * accumulate": data.batch_size * world * training.accumulate,
         **_flat({"data": data.settings, "optimizer": _plain(optimizer), "training": _plain(training)}),
     }
-    origin = Origin(
-        recipe, _plain(dict(method or {})), data.contract, tuple(str(one.path) for one in data.corpora), settings
-    )
+    corpora = tuple(str(one.path) for one in data.corpora)
+    origin = Origin(recipe, _plain(dict(method or {})), data.contract, corpora, settings)
     return PretrainModule(
         model, origin, data.batch_size, optimizer, seed, training.log_every, training.accumulate, training.clip
     )
@@ -345,7 +307,8 @@ def read_config(argv: Sequence[str]) -> Namespace:
         written = {key: value for key, value in parsed.clone().as_dict().items() if key != "config"}
         config = parser.instantiate_classes(parsed)
     except ArgumentError as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+        hint = "; a list is one word: --data.corpus '[a,b]'" if "unrecognized arguments" in str(error) else ""
+        raise ConfigError(" ".join(str(error).split()) + hint) from error
     config.written = written
     return config
 

@@ -1,0 +1,103 @@
+"""Signals and launchers, with real processes."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_corpus import write_corpus
+
+FLAGS = (
+    "pretrain --recipe mae --method.decoder_depth 1 --method.decoder_width 16 --method.decoder_heads 2 "
+    "--encoder.image_size 16 --encoder.patch_size 4 --encoder.width 24 --encoder.depth 1 --encoder.heads 2 "
+    "--training.precision 32-true --training.accelerator cpu --training.progress_bar false --data.corpus corpus"
+).split()
+GEOMIM = [sys.executable, "-m", "geomim.cli"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "geomim.cli"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("signals")
+    write_corpus(root / "corpus", nodata=True)
+    return root
+
+
+def start(folder, program, *flags):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*program, *FLAGS, *flags],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(path: Path, process) -> None:
+    for _ in range(2400):
+        if path.exists():
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not appear")
+
+
+def step_of(path: Path) -> int:
+    return torch.load(path, weights_only=True)["geomim"]["step"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_ends_a_run_at_a_step(folder, number):
+    name = number.name
+    flags = ["--name", name, "--data.workers", "1", "--data.batch_size", "4", "--training.checkpoint_every", "1"]
+    process = start(folder, GEOMIM, *flags, "--training.max_steps", "1000000")
+    last = folder / "runs" / name / "checkpoints" / "last.ckpt"
+    wait_for(last, process)
+    os.killpg(process.pid, number)  # the reading processes, too
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, said
+    step = int(
+        re.fullmatch(rf"geomim: stopped by {name} at step (\d+) of 1000000; go on with --resume last\n", said)[1]
+    )
+    assert step_of(last) == step
+    assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+    again = start(folder, GEOMIM, *flags, "--training.max_steps", str(step + 1), "--resume", "last")
+    assert again.wait(timeout=120) == 0 and step_of(last) == step + 1
+
+
+def test_torchrun_alone_makes_one_run_of_the_doubled_batch_and_all_ranks_stop_together(folder):
+    flags = ["--data.workers", "0", "--training.checkpoint_every", "2"]
+    limit = ["--training.max_steps", "2"]
+    both = start(folder, TORCHRUN, *flags, *limit, "--name", "both", "--data.batch_size", "4")
+    said, _ = both.communicate(timeout=300)
+    assert both.returncode == 0 and said.count("encoder: ") == 1, said
+    one = start(folder, GEOMIM, *flags, *limit, "--name", "one", "--data.batch_size", "8")
+    assert one.wait(timeout=300) == 0
+    weights = [
+        torch.load(folder / "runs" / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("both", "one")
+    ]
+    for name, weight in weights[1].items():
+        torch.testing.assert_close(weights[0][name], weight, atol=1e-6, rtol=1e-5, msg=name)
+
+    shutil.rmtree(folder / "runs" / "both")
+    both = start(
+        folder, TORCHRUN, *flags, "--training.max_steps", "1000000", "--name", "both", "--data.batch_size", "4"
+    )
+    last = folder / "runs" / "both" / "checkpoints" / "last.ckpt"
+    wait_for(last, both)
+    ranks = subprocess.run(["pgrep", "-P", str(both.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(ranks[-1]), signal.SIGTERM)  # one of them
+    said, _ = both.communicate(timeout=300)
+    found = re.search(r"geomim: stopped by SIGTERM at step (\d+) of 1000000", said)
+    assert both.returncode != 0 and found and said.count("geomim: stopped") == 1, said
+    assert step_of(last) == int(found[1])
