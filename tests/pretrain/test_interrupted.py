@@ -2,18 +2,21 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from tiny_corpus import write_corpus
 
 from geomim.cli import main
+from geomim.errors import Interrupted
+from geomim.pretrain.signals import Signals
 
 FLAGS = (
     "pretrain --recipe mae --method.decoder_depth 1 --method.decoder_width 16 --method.decoder_heads 2 "
@@ -77,25 +80,19 @@ def test_a_signal_to_all_processes_ends_a_run_at_a_step(folder, monkeypatch, num
     assert step_of(last) == step + 1
 
 
-def test_torchrun_alone_makes_one_run_of_the_doubled_batch_and_all_ranks_stop_together(folder, monkeypatch):
-    flags = ["--data.workers", "0", "--training.checkpoint_every", "2"]
-    limit = ["--training.max_steps", "2"]
-    both = start(folder, TORCHRUN, *flags, *limit, "--name", "both", "--data.batch_size", "4")
-    said, _ = both.communicate(timeout=300)
-    assert both.returncode == 0 and said.count("encoder: ") == 1, said
-    monkeypatch.chdir(folder)
-    assert main([*FLAGS, *flags, *limit, "--name", "one", "--data.batch_size", "8"]) == 0
-    weights = [
-        torch.load(folder / "runs" / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for name in ("both", "one")
-    ]
-    for name, weight in weights[1].items():
-        torch.testing.assert_close(weights[0][name], weight, atol=1e-6, rtol=1e-5, msg=name)
+class StopAfter(pl.Callback):
+    """Signals its own process in the last step of a run that another one was stopped after."""
 
-    shutil.rmtree(folder / "runs" / "both")
-    both = start(
-        folder, TORCHRUN, *flags, "--training.max_steps", "1000000", "--name", "both", "--data.batch_size", "4"
-    )
+    step = 0
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_torchrun_alone_makes_one_run_of_the_doubled_batch_whose_ranks_stop_together(folder, monkeypatch):
+    flags = ["--data.workers", "0", "--training.checkpoint_every", "2", "--training.max_steps", "1000000"]
+    both = start(folder, TORCHRUN, *flags, "--name", "both", "--data.batch_size", "4")
     last = folder / "runs" / "both" / "checkpoints" / "last.ckpt"
     wait_for(last, both)
     ranks = subprocess.run(["pgrep", "-P", str(both.pid)], capture_output=True, text=True).stdout.split()
@@ -104,3 +101,30 @@ def test_torchrun_alone_makes_one_run_of_the_doubled_batch_and_all_ranks_stop_to
     found = re.search(r"geomim: stopped by SIGTERM at step (\d+) of 1000000", said)
     assert both.returncode != 0 and found and said.count("geomim: stopped") == 1, said
     assert step_of(last) == int(found[1])
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(StopAfter, "step", int(found[1]))
+    monkeypatch.setattr("geomim.verbs.pretrain.Bar", StopAfter)
+    alone = ["--name", "one", "--data.batch_size", "8", "--training.progress_bar", "true"]
+    assert main([*FLAGS, *flags, *alone]) == 143
+    one, two = (
+        torch.load(folder / "runs" / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("one", "both")
+    )
+    assert one["global_step"] == two["global_step"] == int(found[1])
+    for name, weight in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], weight, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_a_second_interrupt_or_one_before_training_ends_at_once():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with Signals() as signals:
+        with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        signals.on_train_start(SimpleNamespace(world_size=1), None)
+        for number in (signal.SIGTERM, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert signals.received == signal.SIGTERM and signals.agreed(1)
+        with pytest.raises(Interrupted) as stopped:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stopped.value.signal == signal.SIGINT
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
