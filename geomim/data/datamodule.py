@@ -22,21 +22,17 @@ Batch = dict[str, Any]
 
 
 class Steps(DataLoader[Batch]):
-    """Micro-batches, together as optimiser steps; workers read micro-batches.
+    """Micro-batches, as workers read them, together as optimiser steps of `parts`; one by one where it is None."""
 
-    Args:
-        parts: Micro-batches a step.
-        **options: Of the loader.
-    """
-
-    def __init__(self, *args: Any, parts: int, **options: Any) -> None:
+    def __init__(self, *args: Any, parts: int | None, **options: Any) -> None:
         super().__init__(*args, **options)
         self.parts = parts
 
-    def __iter__(self) -> Iterator[list[Batch]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         micro = super().__iter__()
-        while True:
+        while self.parts:
             yield [next(micro) for _ in range(self.parts)]
+        yield from micro
 
 
 def _deaf(_: int) -> None:
@@ -118,7 +114,7 @@ class TileDataModule(pl.LightningDataModule):
         }
 
     def train_dataloader(self) -> Steps:
-        """Steps of raw micro-batches from the trainer's global step on."""
+        """Steps of raw micro-batches from the trainer's global step on; without a trainer, micro-batches."""
         trainer = self.trainer
         rank, world, steps, accumulate = 0, 1, 0, 1
         if trainer is not None:
@@ -129,7 +125,7 @@ class TileDataModule(pl.LightningDataModule):
         )
         return Steps(
             StreamDataset(self.sets, stream),
-            parts=accumulate,
+            parts=accumulate if trainer is not None else None,
             batch_sampler=PositionBatches(self.batch_size, rank, world, steps * accumulate),  # type: ignore[arg-type]
             collate_fn=as_is,
             num_workers=self.workers,

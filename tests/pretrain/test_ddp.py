@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -60,7 +61,8 @@ def main():
     """What each of the two processes does."""
     from pathlib import Path
 
-    for corpus, folder, recipe, batch_size, accumulate in json.loads(sys.argv[1]):
+    for corpus, folder, recipe, batch_size, accumulate, port in json.loads(sys.argv[1]):
+        os.environ["MASTER_PORT"] = port  # another each time: a rank may be ahead of the one that listens
         kept = run(corpus, Path(folder), recipe, "auto", batch_size, accumulate)
         if os.environ["RANK"] == "0":
             np.savez(Path(folder) / "kept.npz", **kept)
@@ -78,19 +80,21 @@ def two_processes(tmp_path_factory):
     corpora = {nodata: write_corpus(root / f"corpus{nodata}", nodata=nodata) for nodata in (False, True)}
     cases = {(recipe, True, parts): root / f"{recipe}{parts}" for recipe in RECIPES for parts in (1, 2)}
     cases |= {("mae", False, 1): root / "plain"}
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in cases]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        ports = [str(free.getsockname()[1]) for free in sockets]
     listed = json.dumps(
         [
-            (str(corpora[nodata]), str(folder), recipe, 4 // parts, parts)
-            for (recipe, nodata, parts), folder in cases.items()
+            (str(corpora[nodata]), str(folder), recipe, 4 // parts, parts, port)
+            for ((recipe, nodata, parts), folder), port in zip(cases.items(), ports, strict=True)
         ]
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     ranks = []
     for rank in ("0", "1"):
         torchrun = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
-        torchrun |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+        torchrun |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"}
         path = os.pathsep.join(sys.path)
         environment = os.environ | torchrun | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         ranks.append(subprocess.Popen([sys.executable, __file__, listed], env=environment, stderr=subprocess.PIPE))
