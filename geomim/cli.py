@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from geomim import __version__
 from geomim.addresses import has_address, plain, split_list
-from geomim.errors import ConfigError, GeomimError, MissingExtraError, nearest
+from geomim.errors import ConfigError, GeomimError, Interrupted, MissingExtraError, nearest
 from geomim.resources import shipped
 
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; `sys.argv` where None.
 
     Returns:
-        0 when all went well, 1 when the work failed, 2 when the arguments are wrong, 130 when interrupted.
+        0 when all went well, 1 when the work failed, 2 when the arguments are wrong, 130 or 143 when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -72,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("geomim: interrupted; what was finished is kept", file=sys.stderr)
         return 130
+    except Interrupted as stop:
+        if str(stop):
+            print(f"geomim: {stop}", file=sys.stderr)
+        return 128 + stop.signal
     except BrokenPipeError:  # `geomim ... | head` closes the pipe; nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -38,6 +38,23 @@ class ConfigError(GeomimError, ValueError):
     """A configuration names something that does not exist or values that exclude each other."""
 
 
+class ResumeError(CheckpointError, ConfigError):
+    """A run is to go on with other settings than its checkpoint was trained with."""
+
+
+class Interrupted(BaseException):
+    """A signal ended the work; what could be kept is.
+
+    Args:
+        signal: Its number; a shell expects 128 more as the exit code.
+        sentence: What to tell the user; nothing where another process tells it.
+    """
+
+    def __init__(self, signal: int, sentence: str = "") -> None:
+        super().__init__(sentence)
+        self.signal = signal
+
+
 class MissingExtraError(GeomimError, ImportError):
     """An optional dependency is not installed."""
 
