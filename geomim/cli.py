@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from geomim import __version__
-from geomim.errors import ConfigError, GeomimError, MissingExtraError, nearest
+from geomim.addresses import has_address, plain, split_list
+from geomim.errors import ConfigError, GeomimError, Interrupted, MissingExtraError, nearest
 from geomim.resources import shipped
 
 
@@ -40,11 +41,9 @@ VERBS = {
     "corpus balance": Verb("geomim.verbs.curate:balance", "maps", "keep a diverse choice, equally from all kinds"),
     "corpus filter": Verb("geomim.corpus.combine:filter", "corpus", "a corpus of the tiles that meet an SQL condition"),
     "corpus merge": Verb("geomim.corpus.combine:merge", "corpus", "several corpora become one"),
-    "corpus append": Verb("geomim.corpus.combine:append", "corpus", "add a corpus to another without rewriting it"),
     "corpus pack": Verb("geomim.corpus.exchange:pack", "corpus", "the kept tiles as WebDataset archives"),
-    "corpus unpack": Verb("geomim.corpus.exchange:unpack", "corpus", "WebDataset archives become a corpus"),
     "corpus to-geotiff": Verb("geomim.corpus.geotiff:to_geotiff", "corpus", "tiles as GeoTIFFs that QGIS opens"),
-    "corpus publish": Verb("geomim.corpus.remote:publish", "corpus", "a corpus to an address such as s3://"),
+    "corpus publish": Verb("geomim.corpus.publish:publish", "corpus", "a corpus to an address such as s3://"),
     "corpus verify": Verb("geomim.corpus.verify:verify", "corpus", "whether a corpus still is what its lock says"),
     "corpus rebuild": Verb("geomim.corpus.verify:rebuild", "corpus", "make a corpus again from its lock and sources"),
     "pretrain": Verb("geomim.verbs.pretrain:run", "train", "a corpus becomes an encoder"),
@@ -63,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; `sys.argv` where None.
 
     Returns:
-        0 when all went well, 1 when the work failed, 2 when the arguments are wrong, 130 when interrupted.
+        0 when all went well, 1 when the work failed, 2 when the arguments are wrong, 130 or 143 when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -73,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("geomim: interrupted; what was finished is kept", file=sys.stderr)
         return 130
+    except Interrupted as stop:
+        if str(stop):
+            print(f"geomim: {stop}", file=sys.stderr)
+        return 128 + stop.signal
     except BrokenPipeError:  # `geomim ... | head` closes the pipe; nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -81,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         known = isinstance(error, (GeomimError, OSError))
         sentence = str(error) if known else f"unexpected {type(error).__name__}: {error}"
-        print(f"geomim: {sentence}" + ("" if known else "\n(--debug shows where)"), file=sys.stderr)
+        print(f"geomim: {plain(sentence)}" + ("" if known else "\n(--debug shows where)"), file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
 
 
@@ -222,9 +225,13 @@ def _is_list(parameter: inspect.Parameter) -> bool:
 def _value(parameter: inspect.Parameter, given: list[str]) -> str:
     if not _is_list(parameter) or (len(given) == 1 and given[0][:1] in ("[", "{")):
         return given[0]
-    return json.dumps(
-        [part for word in given for part in ([word] if os.path.exists(word) or "@" in word else word.split(","))]
-    )
+    return json.dumps([part for word in given for part in _words(word)])
+
+
+def _words(word: str) -> list[str]:
+    """One word of a list, which may hold several between commas; the splits of `CARD@ROOT:a,b` belong together."""
+    whole = os.path.exists(word) or ("@" in word and not has_address(word))
+    return [word] if whole else split_list(word)
 
 
 def _description(function: Callable[..., Any]) -> str:

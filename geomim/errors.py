@@ -5,9 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from geomim.addresses import plain
+
 
 class GeomimError(Exception):
-    """Base of every error that is addressed to a user; the CLI prints its sentence, never a traceback."""
+    """Base of every error that is addressed to a user; the CLI prints its sentence, never a traceback.
+
+    Sentences end in lists and reports: whatever address they hold stands there without what signs it.
+    """
+
+    def __init__(self, *said: object) -> None:
+        super().__init__(*(plain(one) if isinstance(one, str) else one for one in said))
 
 
 class InputError(GeomimError, ValueError):
@@ -28,6 +36,23 @@ class CheckpointError(GeomimError, ValueError):
 
 class ConfigError(GeomimError, ValueError):
     """A configuration names something that does not exist or values that exclude each other."""
+
+
+class ResumeError(CheckpointError, ConfigError):
+    """A run is to go on with other settings than its checkpoint was trained with."""
+
+
+class Interrupted(BaseException):
+    """A signal ended the work; what could be kept is.
+
+    Args:
+        signal: Its number; a shell expects 128 more as the exit code.
+        sentence: What to tell the user; nothing where another process tells it.
+    """
+
+    def __init__(self, signal: int, sentence: str = "") -> None:
+        super().__init__(sentence)
+        self.signal = signal
 
 
 class MissingExtraError(GeomimError, ImportError):

@@ -213,7 +213,7 @@ def match_bands(wanted: Iterable[str | Band], offered: Sequence[Band]) -> list[i
         BandError: A wanted band is missing, or two of them would be the same offered one.
     """
     wanted = list(wanted)
-    found = [_match_one(band, offered) for band in wanted]
+    found = [find_band(band, offered) for band in wanted]
     missing = [_name(band) for band, index in zip(wanted, found, strict=True) if index is None]
     names = ", ".join(band.name for band in offered)
     if missing:
@@ -237,7 +237,8 @@ def _plain(name: str) -> str:
     return re.sub(r"(?<=[a-z])0+(?=\d)", "", re.sub(r"[^a-z0-9]", "", name.lower()))
 
 
-def _match_one(wanted: str | Band, offered: Sequence[Band]) -> int | None:
+def find_band(wanted: str | Band, offered: Sequence[Band]) -> int | None:
+    """Where one band is among the offered ones, as `match_bands` finds it; None where it is not."""
     band = Band(wanted) if isinstance(wanted, str) else wanted
     keys = [_plain(key) for key in (band.name, band.alias) if key]
     for key in keys:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from geomim.corpus.assemble import decide_anew, originals, working, write_copies, write_edges
+from geomim.corpus.assemble import decide_anew, working, write_copies, write_edges
 from geomim.corpus.duplicates.fingerprint import block_means, content_hash, perceptual_hash
 from geomim.corpus.lock import source_hash
 from geomim.corpus.shards import write_array, write_groups
@@ -67,7 +67,7 @@ def write_parts(path, tiles, sources=None, valid=None, masks=None, classes=(), r
                     "squares": ((values - values.mean(1, keepdims=True)) ** 2).sum(1).tolist(),
                 }
             )
-    uris = sources or [f"{path.name}-{number}.tif" for number in range(len(rows))]
+    uris = sources or [f"{path.name}-{number:03d}.tif" for number in range(len(rows))]
     for number, row in enumerate(rows):
         row["source"] = uris[number]
         row |= {name: values[number] for name, values in columns.items()}
@@ -82,7 +82,8 @@ def write_parts(path, tiles, sources=None, valid=None, masks=None, classes=(), r
         ]
     )
     table = pa.Table.from_pylist(rows, schema)
-    original = originals(table, "beside")
+    first = {}
+    original = np.array([first.setdefault((row["xxh3"], row["beside"]), row["id"]) for row in rows])
     write_groups(path / "tiles.zarr")
     write_table(path / "catalogue" / "tiles-000000.parquet", table.append_column("original", pa.array(original)))
     write_copies(path / "catalogue", table["id"].to_numpy(), original)

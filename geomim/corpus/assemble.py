@@ -1,11 +1,11 @@
-"""A corpus made of tiles that are cut already: of other corpora, or of an archive.
+"""A corpus made of tiles that are cut already: of other corpora.
 
-Its folder is put together aside and renamed; pixels are linked or copied shard by shard, and what is kept is decided
-anew from the small tables.
+Pixels are linked or copied shard by shard, and what is kept is decided anew from the small tables.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,24 +15,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import Progress
 
-from geomim.corpus.pipeline.conclude import complete, finish
+from geomim.corpus.pipeline.conclude import finish
 from geomim.corpus.pipeline.copies import COPIES
 from geomim.corpus.pipeline.edges import EDGES
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.pipeline.rules import rules_of
 from geomim.corpus.reader import TileArray
-from geomim.corpus.remote import Url
 from geomim.corpus.report.report import print_funnel, write_report
 from geomim.corpus.shards import ArrayLayout, write_shard
-from geomim.corpus.store import IGNORE, Corpus, write_table
+from geomim.corpus.store import IGNORE, Corpus, write_json, write_table
 from geomim.errors import CorpusError
 
-BY_ID = ("exclusions", "split", "balance")
+BY_ID = ("exclusions", "split", "label", "balance")
 """Small tables with a column `id` that a corpus may have."""
 
 ARRAYS: dict[str, tuple[tuple[str, ...], Any]] = {
@@ -46,45 +44,41 @@ INLINE_SHARDS = 16
 """Below so many shards, starting a process costs more than it saves."""
 
 
-def open_parts(path: str) -> Corpus:
-    """Open a corpus on this disk that has the small tables which decide.
-
-    Raises:
-        CorpusError: It is no corpus, is in a remote store, or is of the first format, which had no such tables.
-    """
-    if not isinstance(path, Url) and (Path(path) / "next").is_dir():
-        complete(Path(path))
-    corpus = Corpus.open(path)
-    if isinstance(corpus.path, Url):
-        raise CorpusError(f"'{path}' is in a remote store: copy it to a disk first")
-    if not (corpus.path / "catalogue" / "edges.parquet").exists():
-        version = corpus.meta.get("geomim_version")
-        raise CorpusError(f"'{path}' was built by geomim {version} and lacks the tables that decide: build it again")
-    return corpus
-
-
 @contextmanager
-def new_corpus(out: str) -> Iterator[Path]:
-    """A folder aside, which becomes `out` when all went well.
+def new_corpus(out: str, verb: str, **asked: Any) -> Iterator[Path]:
+    """The folder of a corpus to come, which opens when all went well; what a kill left behind is begun anew.
+
+    Args:
+        out: The folder.
+        verb: Makes it; whoever opens the folder before it is done is told to run that again.
+        asked: Its arguments.
 
     Raises:
         CorpusError: `out` holds something.
     """
     target = Path(out)
-    if target.exists() and any(target.iterdir()):
+    mark = target / "work" / "recipe.json"
+    begun = mark.is_file() and json.loads(mark.read_text()).get("verb") == verb
+    if not begun and any(path.is_file() and path.suffix != ".part" for path in target.rglob("*")):
         raise CorpusError(f"'{out}' holds something already: give another --out, or remove it")
-    part = target.with_name(target.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    (part / "catalogue").mkdir(parents=True)
+    _remove(target)
+    write_json(mark, {"verb": verb, "out": out} | asked)
     try:
-        yield part
+        yield target
     except BaseException:
-        shutil.rmtree(part)
+        _remove(target)
         raise
-    if target.exists():
-        target.rmdir()
-    os.replace(part, target)
+    os.replace(target / "work", target / "work.done")  # with `work` beside it, no corpus opens
+    shutil.rmtree(target / "work.done")
     report(target)
+
+
+def _remove(folder: Path) -> None:
+    """Remove an unfinished corpus, the folder that says so last."""
+    if folder.exists():
+        for one in sorted(folder.iterdir(), key=lambda path: path.name == "work"):
+            shutil.rmtree(one) if one.is_dir() else one.unlink()
+        folder.rmdir()
 
 
 def report(folder: Path) -> None:
@@ -103,24 +97,9 @@ def working() -> Iterator[Workers]:
 
 def decide_anew(folder: Path, meta: Mapping[str, Any], workers: Workers) -> None:
     """Write catalogue, statistics, lock and `corpus.json` of a folder whose arrays and small tables are there."""
-    kept = {name: meta[name] for name in ("sensor", "recipe", "protect", "classes", "searched") if name in meta}
+    names = ("sensor", "recipe", "protect", "classes", "searched", "searched_valid")
+    kept = {name: meta[name] for name in names if name in meta}
     finish(folder, kept, rules_of(kept), workers)
-
-
-def originals(tiles: pa.Table, beside: str = "valid_fraction") -> np.ndarray:
-    """For each tile the lowest id among those with the same pixels and the same beside them, `(n,)` int64.
-
-    Args:
-        tiles: Columns `id`, `xxh3` and `beside`.
-        beside: Column that is equal where validity is, and masks where they count.
-    """
-    ids: np.ndarray = tiles["id"].to_numpy()
-    columns = [pc.dictionary_encode(tiles[name]).combine_chunks() for name in ("xxh3", beside)]
-    groups = np.stack([column.indices.to_numpy() for column in columns], 1)
-    _, group = np.unique(groups, axis=0, return_inverse=True)
-    first = np.full(group.max(initial=-1) + 1, np.iinfo(np.int64).max)
-    np.minimum.at(first, group.reshape(-1), ids)
-    return first[group.reshape(-1)]
 
 
 def write_copies(folder: Path, ids: np.ndarray, original: np.ndarray) -> None:

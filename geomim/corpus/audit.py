@@ -49,7 +49,7 @@ def audit(
         out: Folder for the page, the pictures and the list of matches; an earlier audit there is replaced.
         radius: Bits, 0 to 12, in which perceptual hashes may differ.
         crops: How to look for parts that overlap at any offset: `thorough`, `fast` (finds the larger ones) or `off`.
-        footprint: Which footprints count: `any`, those of one `acquisition` (same sensor and time), or `off`.
+        footprint: Which footprints count: `any`, those of one `acquisition` (same sensor, same day), or `off`.
         buffer: Metres by which the footprints of `b` grow.
         tile: Pixels; larger images are also compared in tiles of this size.
         sensor: Name of a built-in sensor or a YAML file, for rasters that do not name their bands.

@@ -11,9 +11,10 @@ import errno
 import json
 import os
 import shutil
-from dataclasses import asdict, fields
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,10 +22,12 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import Progress
 
+from geomim.addresses import keep
+from geomim.corpus.assemble import write_edges
 from geomim.corpus.labels import Masks
 from geomim.corpus.lock import hash_files
 from geomim.corpus.pipeline.conclude import finish
-from geomim.corpus.pipeline.copies import find_copies
+from geomim.corpus.pipeline.copies import find_copies, left_out
 from geomim.corpus.pipeline.crops import find_crops
 from geomim.corpus.pipeline.edges import EDGES
 from geomim.corpus.pipeline.executor import Workers
@@ -40,6 +43,7 @@ from geomim.corpus.pipeline.staged import Staged, staged
 from geomim.corpus.pipeline.staging import HASHES, cut
 from geomim.corpus.recipe import Recipe
 from geomim.corpus.report.report import print_funnel, print_summary, write_report
+from geomim.corpus.slicing import TILE
 from geomim.corpus.store import SKIPPED, Corpus, write_json, write_table
 from geomim.errors import CorpusError, InputError
 
@@ -49,7 +53,7 @@ if TYPE_CHECKING:
 _INLINE_PIXELS = 32 * 2**20  # below this, starting a process costs more than it saves
 _INLINE_TILES = 20_000
 LATER = {"min_valid", "max_cloud", "where", "quota", "overlap", "only_licence", "non_commercial", "against"}
-LATER |= {"skip_unreadable", "crops"}
+LATER |= {"skip_unreadable", "crops", "allow_unmatched"}
 """What of a recipe counts after cutting: an unfinished build goes on with other values of these."""
 _NO_ROOM = (
     "no room is left for '{}', or for temporary files: make room and run the build again; what was finished is kept"
@@ -61,12 +65,14 @@ RADIUS = 8
 def build(
     source: list[str],
     out: str,
-    tile: int | list[int] = 256,
+    tile: int | list[int] | None = None,
     stride: int | None = None,
+    edge: Literal["shift", "pad", "drop"] = "shift",
     seed: int = 0,
     sensor: str | None = None,
     bands: list[str] | None = None,
     resolution: float | None = None,
+    harmonise: bool = False,
     warp: str | None = None,
     clouds: str | None = None,
     min_valid: float = 0.5,
@@ -81,6 +87,7 @@ def build(
     labels: str | None = None,
     masks: str | None = None,
     split: str | None = None,
+    allow_unmatched: bool = False,
     test_share: float = 0.0,
     licence: str | None = None,
     attribution: str | None = None,
@@ -100,25 +107,38 @@ def build(
     decide` changes that without cutting again.
 
     Args:
-        source: Rasters, folders, patterns, products (.SAFE, Landsat folders), zarr or NetCDF, STAC items, addresses,
-            or CARD@FOLDER for a public source (see `geomim sources list`).
+        source: Rasters, folders, patterns, products (.SAFE, a file a band), zarr or NetCDF, STAC items, addresses, or
+            CARD@FOLDER for a public source (see `geomim sources list`). Logins and tokens of addresses are used and
+            never written down.
         out: Folder of the corpus, or an address such as s3://bucket/corpus.
-        tile: Edge of a tile in pixels. Several sizes cut each block of the largest one at a size drawn by chance.
+        tile: Edge of a tile in pixels. Several sizes cut each block of the largest one at a size drawn by chance. Where
+            not given, pictures that are all square and of one size (up to 1024 px; below 512 px where they have a place
+            on Earth) are taken whole, and others are cut at 256.
         stride: Step between tiles in pixels; the tile's edge where not given.
+        edge: What becomes of a tile that would reach beyond the lower or right border: `shift` moves it inside, so that
+            it ends there and shares ground with its neighbour; `pad` fills it with pixels that are not valid; `drop`
+            leaves it out. Scenes smaller than a tile are padded, or dropped.
         seed: Of the choice between several sizes.
-        sensor: Name of a built-in sensor or a YAML file, for rasters that do not name their bands.
-        bands: Names of the rasters' bands in file order (`-` ignores one), or a choice by name.
+        sensor: Name of a built-in sensor or a YAML file, for rasters that do not name their bands. Where nothing names
+            them and there are as many as the sensor has, its order is assumed, printed with means, and held to physics.
+        bands: A choice by name where the rasters have all these names; else the names of their bands in file order (`-`
+            ignores one), which outrank what the files say.
         resolution: Metres of a pixel that bands of different resolution are brought to; never resampled otherwise.
+        harmonise: Take off the 1000 that Sentinel-2 adds to its numbers since processing baseline 04.00 (January 2022),
+            so that those of all years mean the same; what would fall below the least measurement becomes that.
         warp: `auto` or a code such as EPSG:32633: the grid that rotated rasters and those placed by ground control
             points are warped to; cut as they are otherwise.
         clouds: Folder of cloud masks named like the scenes (FOLDER:scl, :fmask or :qa_pixel says which kind), or
             omnicloudmask. A product's own mask is used in any case.
-        min_valid: Share of a tile's pixels that must be measurements, 0 to 1.
+        min_valid: Share of a tile's pixels that must be measurements, 0 to 1. Other tiles are not compared, so that
+            `decide` can raise it and not lower it.
         max_cloud: Largest share of clouds, 0 to 1.
         where: SQL condition on the catalogue's columns that a tile must meet.
         quota: Tiles of low information (sea, desert, snow) that are kept of each scene.
-        near: Bits, 0 to 12, in which the perceptual hashes of near duplicates may differ; null keeps near duplicates.
-        overlap: Share of the smaller of two overlapping tiles of different files from which one is dropped.
+        near: Bits, 0 to 12, in which the perceptual hashes of near duplicates may differ; null keeps near duplicates,
+            also those of val and test. One ground on different days (UTC) is no duplicate unless its pixels are equal.
+        overlap: Share of the smaller of two overlapping tiles of different files from which one is dropped, where
+            they are one acquisition: of one sensor and day (or less than an hour apart across midnight).
         crops: Look for partly overlapping crops among tiles without a place on Earth or a time: some 11 core-hours
             and 60 GB of disk for 13 million of them, extrapolated.
         against: Benchmarks whose held-out images must not be in the corpus: folders, corpora, or CARD@FOLDER.
@@ -128,8 +148,11 @@ def build(
         masks: Folder of label rasters named like the scenes, with the names of the classes in
             `classes.json` or in their tag `CLASSES`.
         split: CSV or JSONL file with columns `image` and `split` (train, val, test). Its val and test tiles are never
-            dropped as duplicates; their copies leave train.
-        test_share: Where there is no split file, the share of scenes held out as test, 0 to 1.
+            dropped as duplicates; what shares ground or pixels with them leaves train. Sources that it does not name
+            are train.
+        allow_unmatched: Build although rows of val or test name no source, or several of one name in different folders.
+        test_share: Where there is no split file, the share of scenes held out as test, 0 to 1; what shares ground or
+            pixels with them leaves train.
         licence: Licence of all sources; where not given, what each card or file says.
         attribution: Who is to be credited.
         only_licence: Licences to keep, as the catalogue spells them.
@@ -150,13 +173,14 @@ def build(
         CorpusError: `out` holds something else.
     """
     given = {name: value for name, value in locals().items() if name in {field.name for field in fields(Recipe)}}
-    given["source"] = [str(one) for one in ([source] if isinstance(source, str | os.PathLike) else source)]
-    given["tile"] = [tile] if isinstance(tile, int) else list(tile)
-    recipe = Recipe(**given)
-    recipe.check()
+    given["source"] = [keep(str(one)) for one in ([source] if isinstance(source, str | os.PathLike) else source)]
+    given["against"] = against and [keep(str(one)) for one in against]
     remote = "://" in str(out)
     folder = Path(work or str(out).rstrip("/").rsplit("/", 1)[-1]) if remote else Path(out)
     folder = folder.absolute() if cluster else folder  # workers elsewhere have other working folders
+    given["tile"] = [tile] if isinstance(tile, int) else list(tile or ([] if stride is None else [TILE]))
+    recipe = _as_begun(Recipe(**given), folder, overwrite)
+    recipe.check()
     console = Console(stderr=True, markup=False, highlight=False)
     if _finished(folder, recipe, overwrite):
         console.print(f"'{folder}' is built already with this recipe; --overwrite builds it again", soft_wrap=True)
@@ -171,11 +195,20 @@ def build(
     if not (folder / "report" / "index.html").exists():
         write_report(folder)
     if remote:
-        from geomim.corpus.remote import publish
+        from geomim.corpus.publish import publish
 
         publish(str(folder), str(out))
     print_funnel(Corpus.open(folder), console)
     return folder
+
+
+def _as_begun(recipe: Recipe, folder: Path, overwrite: bool) -> Recipe:
+    """With the size of tiles that this build has settled on before, where the user names none."""
+    made = made_by(folder)
+    if recipe.tile or not made or not made.get("tile"):
+        return recipe
+    goes_on = not overwrite or ((folder / "work").exists() and made | {"tile": []} == asdict(recipe))
+    return replace(recipe, tile=made["tile"]) if goes_on else recipe
 
 
 def inspect(corpus: str) -> None:
@@ -198,8 +231,11 @@ def _finished(folder: Path, recipe: Recipe, overwrite: bool) -> bool:
     if made is not None and made != wanted and not overwrite:
         names = [name for name in {**wanted, **made} if made.get(name) != wanted.get(name)]
         if (folder / "work").exists() and set(names) <= LATER:
-            if "crops" in names and (folder / "catalogue").exists():  # its edges are among the others
-                discard(folder / "catalogue", folder / "work" / "old")
+            stale = ["catalogue"] if "crops" in names else []  # its edges are among the others
+            stale += ["work/near", "work/overlaps", "work/crops", "catalogue"] if "min_valid" in names else []
+            for one in stale:  # other tiles are compared
+                if (folder / one).exists():
+                    discard(folder / one, folder / "work" / "old")
             write_json(folder / "work" / "recipe.json", wanted)  # what is cut is cut
             return False
         changed = ", ".join(f"{name}: {made.get(name)!r} there, {wanted.get(name)!r} given" for name in names)
@@ -222,8 +258,8 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     """All stages; each does nothing where its outcome is there already."""
     work = folder / "work"
     benchmarks = _benchmarks(recipe, download)  # a wrong one is an error now, not after a night
-    given, published = list_sources(recipe, download)
-    sources = scan_sources(recipe, given, folder, pool, console)
+    given, published, joined = list_sources(recipe, download, console)
+    recipe, sources = scan_sources(recipe, given, folder, pool, console)
     plan = recipe.plan()
     dealt = tasks(plan, sources)
     _cut(plan, dealt, work, pool)
@@ -238,16 +274,16 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     write_pixels(work, folder, pixels, pool, inline=tiles < _INLINE_TILES)
     write_table(folder / "skipped.parquet", _skipped(sources, work))
     classes = Masks(recipe.masks).classes if recipe.masks else _own_classes(folder)
-    searched = max(RADIUS, recipe.near or 0)
-    meta = {"searched": searched, "sensor": found, "recipe": asdict(recipe), "changes": [], "protect": published}
-    meta["classes"] = classes
-    finish(folder, meta, rules_of(meta), pool)
+    meta = {"searched": searched(recipe.near), "sensor": found, "recipe": asdict(recipe), "changes": []}
+    meta |= {"protect": published, "classes": classes, "joined": [str(one) for one in joined]}
+    meta["searched_valid"] = recipe.min_valid
+    excluded = None
     if benchmarks:
-        from geomim.corpus.exclusion import Search, exclude_sides
+        from geomim.corpus.exclusion import Search, keep_clear
 
-        search = Search(skip_unreadable=recipe.skip_unreadable)
-        exclude_sides(Corpus.open(folder), benchmarks, search, pool, console)
-    os.replace(work, folder / "work.done")
+        excluded = keep_clear(folder, meta, benchmarks, Search(skip_unreadable=recipe.skip_unreadable), pool, console)
+    finish(folder, meta, rules_of(meta), pool, {"exclusions": excluded})
+    os.replace(work, folder / "work.done")  # with `work` beside it, no corpus opens
     shutil.rmtree(folder / "work.done")
 
 
@@ -286,17 +322,42 @@ def _check_some_cut(work: Path, skipped: pa.Table) -> None:
 def _catalogue(recipe: Recipe, plan: Plan, folder: Path, pixels: Pixels, tiles: int, pool: Workers) -> None:
     """Find all duplicates and write the folder of small tables."""
     work, inline = folder / "work", tiles < _INLINE_TILES
-    copies = find_copies(staged(work).folders, work / "copies.parquet", tiles, pool)
-    found = [find_near(work, copies, tiles, max(RADIUS, recipe.near or 0), pool), find_overlaps(work, tiles, pool)]
-    if recipe.crops:
-        found.append(find_crops(work, copies, pixels, pool))
+    copies, edges = find_duplicates(work, tiles, pixels, asdict(recipe), pool)
     part = stage_folder(work / "catalogue")
     assign_slots(work, part, copies, pixels, pool, inline)
-    edges = read_tables([file for one in found for file in sorted(one.glob("edges-*.parquet"))], EDGES)
-    write_table(part / "edges.parquet", edges.sort_by([("a", "ascending"), ("b", "ascending"), ("kind", "ascending")]))
+    write_edges(part, [edges])
     hashes = read_tables([task / "sources.parquet" for task in staged(work).folders], HASHES)
     write_table(part / "sources.parquet", pa.concat_tables([hashes, _beside(plan, hashes["uri"].to_pylist(), pool)]))
     os.replace(part, folder / "catalogue")
+
+
+def find_duplicates(
+    work: Path, tiles: int, pixels: Pixels, asked: Mapping[str, Any], pool: Workers
+) -> tuple[pa.Table, pa.Table]:
+    """Find all copies and edges of the tiles that are staged.
+
+    Args:
+        work: Holds the finished tasks and the table of their sources.
+        tiles: How many there are.
+        pixels: What all tiles share.
+        asked: A recipe's `near` (`searched` says how many bits are looked for), `min_valid` and `crops`.
+        pool: Runs it.
+
+    Returns:
+        Rows of `COPIES`, and of `EDGES`.
+    """
+    copies = find_copies(staged(work).folders, work / "copies.parquet", tiles, pool)
+    aside = left_out(staged(work).folders, copies, asked["min_valid"])
+    found = [find_near(work, aside, tiles, searched(asked["near"]), pool)]
+    found.append(find_overlaps(work, tiles, asked["min_valid"], pool))
+    if asked.get("crops"):
+        found.append(find_crops(work, aside, pixels, pool))
+    return copies, read_tables([file for one in found for file in sorted(one.glob("edges-*.parquet"))], EDGES)
+
+
+def searched(near: int | None) -> int:
+    """Bits within which near-copies are looked for, by those that are asked for."""
+    return max(RADIUS, near or 0)
 
 
 def _beside(plan: Plan, sources: list[str], pool: Workers) -> pa.Table:

@@ -1,11 +1,11 @@
-"""Corpora put together and taken apart: `merge`, `append`, `filter`. No scene is cut again."""
+"""Corpora put together and taken apart: `merge`, `filter`. No scene is cut again."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +24,33 @@ from geomim.corpus.assemble import (
     dtype_of,
     masked,
     new_corpus,
-    open_parts,
     put,
     read_small,
-    report,
     working,
     write_copies,
     write_edges,
 )
-from geomim.corpus.pieces import Piece, forget_unfinished, line_up, write_arrays, write_tables
+from geomim.corpus.build import find_duplicates, searched
+from geomim.corpus.pieces import line_up, stage, write_arrays
+from geomim.corpus.pipeline.conclude import open_to_change
+from geomim.corpus.pipeline.edges import EDGES, led
 from geomim.corpus.pipeline.executor import Workers
-from geomim.corpus.pipeline.rules import matching
+from geomim.corpus.pipeline.pixels import Pixels
+from geomim.corpus.pipeline.rules import matching, rules_of
+from geomim.corpus.pipeline.slots import originals
+from geomim.corpus.pipeline.staged import staged
 from geomim.corpus.shards import create_array, write_groups
-from geomim.corpus.store import Corpus, write_json, write_table
+from geomim.corpus.store import SKIPPED, Corpus, write_table
 from geomim.errors import BandError, CorpusError, InputError
 
 
 def merge(corpora: list[str], out: str) -> Path:
     """Put corpora of one sensor together into a new one; pixels are shared, not written again, where the disk can.
 
-    Duplicates between them are looked for, and what is kept is decided anew by the thresholds of the first. Pairs of
-    tiles of different corpora are verified as an audit does it, by their details (`comparison.likeness`), not by the
-    correlation that a build asks for: the same tiles built together may give a few other pairs. Tiles that benchmarks
-    excluded stay excluded, but the audits of the parts do not cover the others: exclude the benchmarks again.
+    All is looked for and decided as a build of all their sources does it, by the thresholds of the first, and takes as
+    long as it does there, but for the cutting. A source that several of them hold counts once. Tiles that benchmarks
+    excluded stay excluded; benchmarks that not all of the corpora were compared with are named: exclude them again.
+    Splits and balances that were drawn stay as they are.
 
     Args:
         corpora: Folders of two corpora or more.
@@ -61,111 +65,96 @@ def merge(corpora: list[str], out: str) -> Path:
     """
     if len(corpora) < 2:
         raise InputError(f"merge takes two corpora or more; given {len(corpora)}")
-    opened = [open_parts(path) for path in corpora]
+    opened = [open_to_change(path) for path in corpora]
     for other in opened[1:]:
         _check_alike(opened[0], other)
-    with new_corpus(out) as folder, working() as workers:
+    recipe = opened[0].meta["recipe"]
+    with new_corpus(out, "merge", corpora=corpora) as folder, working() as workers:
         pieces = line_up(opened)
         write_arrays(folder / "tiles.zarr", pieces, workers)
         write_groups(folder / "tiles.zarr")
-        write_tables(folder / "catalogue", pieces, 0, workers)
-        skipped = pa.concat_tables([corpus.skipped() for corpus in opened]).sort_by("source")
-        write_table(folder / "skipped.parquet", skipped)
-        first = opened[0].meta
-        decide_anew(
-            folder,
-            _joined(opened) | {"recipe": first["recipe"] | {"merged": [_made(piece) for piece in pieces]}},
-            workers,
-        )
-    _say_uncovered(out, _benchmarks(opened))
+        sources = stage(folder, pieces, workers)
+        pixels = Pixels(dtype_of(opened[0]).name, len(opened[0].sensor.bands))
+        tiles = pc.sum(sources["tiles"]).as_py()
+        copies, edges = find_duplicates(folder / "work", tiles, pixels, recipe, workers)
+        _write_tables(folder, copies)
+        _carry_over(folder, opened, edges)
+        write_table(folder / "catalogue" / "sources.parquet", sources)
+        skipped = pa.concat_tables([corpus.skipped() for corpus in opened])
+        write_table(folder / "skipped.parquet", skipped.group_by(SKIPPED.names).aggregate([]).sort_by("source"))
+        decide_anew(folder, _joined(opened) | {"searched": searched(recipe["near"])}, workers)
+    _say_what_differs(out, opened)
     return Path(out)
 
 
-def append(corpus: str, more: str) -> Path:
-    """Add the tiles of another corpus to one, without touching the shards that are there.
-
-    New tiles start in a shard of their own; the slots before them stay a gap that no row of the catalogue names.
-    Duplicates are looked for, and what is kept is decided anew. Stopped and started again, it goes on. Pairs of an old
-    and a new tile are verified as an audit does it, by their details (`comparison.likeness`), not by the correlation
-    that a build asks for: the same tiles built together may give a few other pairs. Tiles that benchmarks excluded stay
-    excluded; the evidence in `audit` goes, since the new tiles were never compared: exclude the benchmarks again.
-
-    Args:
-        corpus: Folder of the corpus that grows.
-        more: Folder of the corpus whose tiles are added; it stays as it is.
-
-    Returns:
-        The folder of the corpus.
-
-    Raises:
-        BandError: They have different bands.
-        CorpusError: They hold different types of numbers or classes of masks.
-    """
-    folder, added = Path(corpus), str(Path(more).resolve())
-    if folder.resolve() == Path(more).resolve():
-        raise InputError(f"'{corpus}' cannot be appended to itself")
-    if _finish_append(folder) == added:  # it was stopped when all was written
-        return folder
-    first, second = open_parts(corpus), open_parts(more)
-    forget_unfinished(folder / "tiles.zarr")
-    _check_alike(first, second)
-    with working() as workers:
-        pieces = line_up([first, second])
-        write_arrays(folder / "tiles.zarr", pieces, workers, grows=True)
-        part = folder / _GROWN
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        parts = sorted((folder / "catalogue").glob("tiles-*.parquet"))
-        for file in parts:
-            shutil.copyfile(file, part / file.name)
-        write_tables(part, pieces, len(parts), workers)
-        done = [*first.meta["recipe"].get("appended", []), _made(pieces[1])]
-        meta = _joined([first, second]) | {"recipe": first.meta["recipe"] | {"appended": done}}
-        write_json(part / _MARK, {"more": added, "meta": meta, "benchmarks": _benchmarks([first, second])})
-    _finish_append(folder)
-    return folder
+def _write_tables(folder: Path, copies: pa.Table) -> None:
+    """Write the facts of all tiles that are staged, with the original of each."""
+    write_table(folder / "catalogue" / "copies.parquet", copies)
+    for number, task in enumerate(staged(folder / "work").folders):
+        tiles = pq.read_table(task / "tiles.parquet")
+        tiles = tiles.append_column("original", pa.array(originals(tiles["id"].to_numpy(), copies)))
+        write_table(folder / "catalogue" / f"tiles-{number:06d}.parquet", tiles)
 
 
-_GROWN = "catalogue.part"  # the small tables of an append, until they take the place of the others
-_MARK = "append.json"  # in them: all is written
+def _carry_over(folder: Path, corpora: Sequence[Corpus], edges: pa.Table) -> None:
+    """Write the edges that were found, and what was done to the corpora after their builds, under the new ids."""
+    files = [task / "ids.parquet" for task in staged(folder / "work").folders]
+    tables: dict[str, list[pa.Table]] = {"exclusions": [], "balance": []}  # a split that was drawn is the tiles' own
+    between = [edges]
+    for number, corpus in enumerate(corpora):
+        ids = pa.concat_tables(pq.read_table(file, filters=pc.field("corpus") == number) for file in files)
+        ids = ids.sort_by("old")
+        old, new = ids["old"].to_numpy(), ids["id"].to_numpy()
+        more = pq.read_table(corpus.path / "catalogue" / "edges.parquet").cast(EDGES)
+        more = more.filter(pc.equal(more["kind"], "embedding"))
+        between.append(led(more, *(new[np.searchsorted(old, more[end].to_numpy())] for end in ("a", "b"))))
+        for name, some in tables.items():
+            if (table := read_small(corpus, name)) is not None:
+                some.append(put(table, "id", new[np.searchsorted(old, table["id"].to_numpy())]))
+    write_edges(folder / "catalogue", between)
+    for name, some in tables.items():
+        if some:
+            table = pa.concat_tables(some)
+            table = table.group_by(table.column_names, use_threads=False).aggregate([])  # of a tile that several had
+            order = np.argsort(table["id"].to_numpy(), kind="stable")
+            write_table(folder / "catalogue" / f"{name}.parquet", table.take(order))
 
 
-def _finish_append(folder: Path) -> str | None:
-    """Put an append into effect whose tiles and tables are all written; which corpus was appended, if any."""
-    catalogue, former = folder / "catalogue", folder / "catalogue.former"
-    if (folder / _GROWN / _MARK).exists():
-        if catalogue.exists():
-            os.replace(catalogue, former)
-        os.replace(folder / _GROWN, catalogue)
-    if not (catalogue / _MARK).exists():
-        return None
-    mark = json.loads((catalogue / _MARK).read_text())
-    shutil.rmtree(former, ignore_errors=True)
-    write_groups(folder / "tiles.zarr")
-    shutil.rmtree(folder / "audit", ignore_errors=True)  # of the corpus as it was: no claim on the new tiles
-    with working() as workers:
-        decide_anew(folder, mark["meta"], workers)
-    (catalogue / _MARK).unlink()
-    report(folder)
-    _say_uncovered(str(folder), mark.get("benchmarks", []))
-    return str(mark["more"])
+def _say_what_differs(folder: str, corpora: Sequence[Corpus]) -> None:
+    """Say what a build of all sources might have done otherwise."""
+    console = Console(stderr=True, markup=False, highlight=False)
+    first, *others = corpora
+    for other in others:
+        asked, theirs = (asdict(rules_of(corpus.meta)) | {"protect": None} for corpus in (first, other))
+        if named := [f"{name} {value} and {theirs[name]}" for name, value in asked.items() if value != theirs[name]]:
+            console.print(
+                f"'{first.path}' and '{other.path}' ask other things of a tile ({', '.join(named)}): what the first "
+                f"asks counts for all; `geomim corpus decide {folder}` changes it",
+                soft_wrap=True,
+            )
+        if named := [name for name in _CUT if first.meta["recipe"].get(name) != other.meta["recipe"].get(name)]:
+            console.print(
+                f"'{first.path}' and '{other.path}' were made with other values of {', '.join(named)}: a build of all "
+                "sources decides otherwise",
+                soft_wrap=True,
+            )
+    compared = [_benchmarks(corpus) for corpus in corpora]
+    if every := list(dict.fromkeys(name for some in compared for name in some)):
+        partly = [name for name in every if not all(name in some for some in compared)]
+        why = f"audits of the parts do not cover all tiles of '{folder}'" if partly else "the evidence stays behind"
+        again = f"`geomim corpus exclude {folder} --against {' '.join(partly or every)}`"
+        console.print(f"excluded tiles stay excluded, but {why}: {again} does it", soft_wrap=True)
 
 
-def _benchmarks(corpora: Sequence[Corpus]) -> list[str]:
-    """What some of several corpora were compared with, as it was given."""
-    files = [corpus.path / "audit" / "audit.json" for corpus in corpora]
-    records = [json.loads(file.read_text())["benchmarks"] for file in files if file.is_file()]
-    return list(dict.fromkeys(record["given"] for some in records for record in some))
+_CUT = ("tile", "stride", "resolution", "warp", "clouds", "crops", "test_share")
+"""Entries of recipes by which the same sources give other tiles, edges or splits."""
 
 
-def _say_uncovered(folder: str, benchmarks: Sequence[str]) -> None:
-    """Say that audits of the parts are none of the whole."""
-    if benchmarks:
-        Console(stderr=True, markup=False, highlight=False).print(
-            f"excluded tiles stay excluded, but audits of the parts do not cover all tiles of '{folder}': exclude "
-            f"{', '.join(benchmarks)} again",
-            soft_wrap=True,
-        )
+def _benchmarks(corpus: Corpus) -> list[str]:
+    """What a corpus was compared with, as it was given."""
+    file = corpus.path / "audit" / "audit.json"
+    records = json.loads(file.read_text())["benchmarks"] if file.is_file() else []
+    return [record["given"] for record in records if record.get("excluded", True)]
 
 
 def filter(corpus: str, where: str, out: str, licence: list[str] | None = None) -> Path:
@@ -186,9 +175,9 @@ def filter(corpus: str, where: str, out: str, licence: list[str] | None = None) 
         InputError: The condition is wrong, or no tile meets it.
         CorpusError: It is no corpus, or `out` holds something.
     """
-    opened = open_parts(corpus)
+    opened = open_to_change(corpus)
     ids = _chosen(opened, where, licence)
-    with new_corpus(out) as folder, working() as workers:
+    with new_corpus(out, "filter", corpus=corpus, where=where, licence=licence) as folder, working() as workers:
         _pick(opened, ids, folder, workers)
         said = {"where": where, "licence": licence, "recipe": opened.meta["recipe"].get("filtered")}
         meta = opened.meta | {"classes": opened.meta["classes"] if masked(opened) else []}
@@ -233,14 +222,38 @@ def _pick(corpus: Corpus, ids: np.ndarray, folder: Path, workers: Workers) -> No
             write_table(folder / "catalogue" / f"tiles-{number:06d}.parquet", part)
             done, number = done + len(part), number + 1
     write_copies(folder / "catalogue", tiles["id"].to_numpy(), original)
-    edges = pq.read_table(corpus.path / "catalogue" / "edges.parquet")
-    write_edges(folder / "catalogue", [edges.filter(pc.and_(_among(edges["a"], ids), _among(edges["b"], ids)))])
+    write_edges(folder / "catalogue", [_edges_among(corpus, tiles, original)])
     for name in BY_ID:
         if (table := read_small(corpus, name)) is not None:
             write_table(folder / "catalogue" / f"{name}.parquet", table.filter(_among(table["id"], ids)))
     _pick_sources(corpus, folder)
     if (corpus.path / "audit").is_dir():
         shutil.copytree(corpus.path / "audit", folder / "audit")
+
+
+def _edges_among(corpus: Corpus, tiles: pa.Table, first: np.ndarray) -> pa.Table:
+    """The edges between tiles that stay.
+
+    What was found by looking at an original holds for its copies: where it goes, the first one that stays takes its
+    place. A footprint or a vector is that of a tile itself.
+
+    Args:
+        corpus: The corpus.
+        tiles: Columns `id` and `original` of those that stay, in id order.
+        first: `(n,)` the first of each one's copies that stay.
+    """
+    edges = pq.read_table(corpus.path / "catalogue" / "edges.parquet").cast(EDGES)
+    own = pc.is_in(edges["kind"], pa.array(["footprint", "embedding"]))
+    originals_, place = np.unique(tiles["original"].to_numpy(), return_index=True)
+    ids = tiles["id"].to_numpy()
+    found = []
+    for some, known, stands in (
+        (edges.filter(own), ids, ids),
+        (edges.filter(pc.invert(own)), originals_, first[place]),
+    ):
+        some = some.filter(pc.and_(_among(some["a"], known), _among(some["b"], known)))
+        found.append(led(some, *(stands[np.searchsorted(known, some[end].to_numpy())] for end in ("a", "b"))))
+    return pa.concat_tables(found)
 
 
 def _pick_sources(corpus: Corpus, folder: Path) -> None:
@@ -296,10 +309,6 @@ def _pick_arrays(corpus: Corpus, tiles: pa.Table, path: Path, workers: Workers) 
     return slots
 
 
-def _made(piece: Piece) -> dict[str, Any]:
-    return {"corpus": piece.name, "recipe": piece.corpus.meta["recipe"]}
-
-
 def _check_alike(one: Corpus, two: Corpus) -> None:
     """Refuse what cannot be one corpus."""
     if one.sensor != two.sensor:
@@ -319,12 +328,16 @@ def _check_alike(one: Corpus, two: Corpus) -> None:
 
 
 def _joined(corpora: Sequence[Corpus]) -> dict[str, Any]:
-    """What `corpus.json` says of several corpora together, besides the recipe."""
+    """What `corpus.json` says of several corpora together."""
     of_masks = [corpus.classes for corpus in corpora if masked(corpus)]
     labels = [name for corpus in corpora for name in corpus.classes]
+    recipes = [corpus.meta["recipe"] for corpus in corpora]
+    made = [{"corpus": one.path.resolve().name, "recipe": recipe} for one, recipe in zip(corpora, recipes, strict=True)]
+    sources = sorted({source for recipe in recipes for source in recipe["source"]})
     return {
         "sensor": corpora[0].meta["sensor"],
         "protect": any(corpus.meta["protect"] for corpus in corpora),
         "classes": list(dict.fromkeys([*of_masks[0], *labels])) if of_masks else [],
-        "searched": min(corpus.meta.get("searched", 0) for corpus in corpora),
+        "searched_valid": recipes[0]["min_valid"],
+        "recipe": recipes[0] | {"source": sources, "against": None, "merged": made},
     }

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,13 +29,16 @@ from geomim.corpus.comparison.collection import Collection
 from geomim.corpus.comparison.matching import KINDS, Footprint, match
 from geomim.corpus.comparison.parts import Crops
 from geomim.corpus.comparison.sides import Side, same_corpus, side
-from geomim.corpus.pipeline.conclude import conclude
+from geomim.corpus.pipeline.conclude import conclude, open_to_change
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.report.matches import WORDS, counts_html, counts_table, describe, figures, unreadable_html
 from geomim.corpus.report.page import html_page
 from geomim.corpus.report.report import write_report
-from geomim.corpus.store import Corpus, write_json, write_table, write_text
+from geomim.corpus.store import CATALOGUE, Corpus, write_json, write_table, write_text
 from geomim.errors import CorpusError, InputError
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 EXCLUSIONS = pa.schema(
     [
@@ -82,7 +85,7 @@ def exclude(
         radius: Bits, 0 to 12, in which perceptual hashes may differ.
         crops: How to look for parts that overlap at any offset: `fast`, `thorough` (finds more of the small overlaps;
             takes hours where millions of tiles meet thousands of images) or `off`.
-        footprint: Which footprints count: `any`, those of one `acquisition` (same sensor and time), or `off`.
+        footprint: Which footprints count: `any`, those of one `acquisition` (same sensor, same day), or `off`.
         buffer: Metres by which the footprints of the benchmarks grow.
         sensor: Name of a built-in sensor or a YAML file, for rasters of benchmarks that do not name their bands.
         bands: Names of these rasters' bands in file order (`-` ignores one).
@@ -98,16 +101,26 @@ def exclude(
             exclusion, which is done, is not complete.
         CorpusError: The folder is no corpus, or its exclusions are those of another one.
     """
-    opened = Corpus.open(corpus)
-    if not isinstance(opened.path, Path):
-        raise InputError(
-            f"'{corpus}' lies in a remote store and cannot be changed there: copy it here, and publish again"
-        )
+    opened = open_to_change(corpus)
     console = Console(stderr=True, markup=False, highlight=False)
     sides = [side(one, True, sensor, bands, download) for one in against]
+    _check_names(opened.path / "audit", sides)
+    known = _known(opened)
     search = Search(radius, crops, footprint, buffer, sensor, bands, skip_unreadable)
     with Progress(console=console, transient=True) as progress, Workers(progress, workers) as pool:
-        return exclude_sides(opened, sides, search, pool, console, report_only)
+        found, searched = _search_all(opened, sides, known, search, pool, console, report_only)
+        if report_only:
+            conclude(opened.path, workers=pool)  # for the checksum of the evidence
+        else:
+            # it is done even where it is an error in the end, so that a rebuild goes on behind it
+            done = replace(search, skip_unreadable=skip_unreadable or any(one.unreadable for one in searched))
+            change = _change(opened, [one.given for one in sides], asdict(done))
+            conclude(opened.path, change, {"exclusions": found}, workers=pool)
+    _overview(opened.path, known if report_only else found)
+    write_report(opened.path)
+    console.print(f"look at: {opened.path / 'audit' / 'index.html'}", soft_wrap=True)
+    check_readable(searched, skip_unreadable, opened.path / "audit")
+    return opened.path / "audit" / "index.html"
 
 
 @dataclass(frozen=True)
@@ -123,31 +136,64 @@ class Search:
     skip_unreadable: bool = False
 
 
-def exclude_sides(
-    opened: Corpus, sides: Sequence[Side], search: Search, pool: Workers, console: Console, report_only: bool = False
-) -> Path:
-    """`exclude` for benchmarks that are looked up, by workers that are there."""
-    _check_names(opened.path / "audit", sides)
-    known = _known(opened)
-    searched, tiles = [], len(opened.table(["id"]))
+def keep_clear(
+    folder: Path, meta: dict[str, Any], sides: Sequence[Side], search: Search, pool: Workers, console: Console
+) -> pa.Table:
+    """Rows of `EXCLUSIONS` of tiles about which nothing is decided yet; the evidence is written beside them.
+
+    Args:
+        folder: Holds their pixels and their small tables.
+        meta: What `corpus.json` is going to say: `sensor` and `recipe` count here.
+        sides: Benchmarks.
+        search: How to look for them.
+        pool: Runs it.
+        console: Is told what was found.
+
+    Raises:
+        InputError: Two benchmarks are called the same, or not all of one can be read.
+    """
+    shutil.rmtree(folder / "audit", ignore_errors=True)
+    _check_names(folder / "audit", sides)
+    found, searched = _search_all(_Undecided(folder, meta), sides, EXCLUSIONS.empty_table(), search, pool, console)
+    check_readable(searched, search.skip_unreadable, folder / "audit")
+    _overview(folder, found)
+    return found
+
+
+class _Undecided(Corpus):
+    """The tiles of a corpus that is being made: pixels and small tables are there, and no decision."""
+
+    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
+        bands = [0.0] * len(meta["sensor"]["bands"])
+        sizes = [one.name for one in (path / "tiles.zarr").iterdir() if one.is_dir()]
+        open_yet = {"statistics": {"mean": bands, "std": bands}, "licences": (), "attributions": (), "sizes": sizes}
+        super().__init__(path, meta | open_yet)
+
+    def rows(self) -> ds.Dataset:
+        """Facts of all tiles, in id order; all that will be decided is null."""
+        from pyarrow.dataset import dataset
+
+        return dataset(sorted(self.path.glob("catalogue/tiles-*.parquet")), CATALOGUE, format="parquet")
+
+
+def _search_all(
+    opened: Corpus,
+    sides: Sequence[Side],
+    known: pa.Table,
+    search: Search,
+    pool: Workers,
+    console: Console,
+    report_only: bool = False,
+) -> tuple[pa.Table, list[Collection]]:
+    """`EXCLUSIONS` of all benchmarks beside those that are known of others, and the images that were looked at."""
+    searched, tiles = [], opened.rows().count_rows()
     for benchmark in sides:
         collection, rows = _search(benchmark, opened, search, pool)
         searched.append(collection)
         known = pa.concat_tables([known.filter(pc.not_equal(known["benchmark"], benchmark.name)), rows])
         what = "would be dropped" if report_only else "are excluded"
         console.print(f"{benchmark.name}: {len(pc.unique(rows['id'])):,} of {tiles:,} tiles touch it and {what}")
-    if report_only:
-        conclude(opened.path, workers=pool)  # for the checksum of the evidence
-    else:
-        # it is done even where it is an error in the end, so that a rebuild goes on behind it
-        done = replace(search, skip_unreadable=search.skip_unreadable or any(one.unreadable for one in searched))
-        change = _change(opened, [one.given for one in sides], asdict(done))
-        conclude(opened.path, change, {"exclusions": _sorted(known, ["benchmark"])}, workers=pool)
-    _overview(opened)
-    write_report(opened.path)
-    console.print(f"look at: {opened.path / 'audit' / 'index.html'}", soft_wrap=True)
-    check_readable(searched, search.skip_unreadable, opened.path / "audit")
-    return opened.path / "audit" / "index.html"
+    return _sorted(known, ["benchmark"]), searched
 
 
 def _change(corpus: Corpus, against: list[str], asked: dict[str, Any]) -> dict[str, Any]:
@@ -278,17 +324,16 @@ def _write_evidence(
     os.replace(part, target)
 
 
-def _overview(corpus: Corpus) -> None:
+def _overview(corpus: Path, excluded: pa.Table) -> None:
     """`matches.parquet`, `audit.json` and the page of all benchmarks together; the same facts give the same bytes."""
-    folder = corpus.path / "audit"
+    folder = corpus / "audit"
     records, tables = [], []
     for file in _records(folder):
         record = json.loads(file.read_text())
         records.append(record)
         table = pq.read_table(file.with_name("matches.parquet"))
         tables.append(table.add_column(0, "benchmark", pa.array([record["benchmark"]] * len(table), pa.string())))
-    stored = corpus.path / "catalogue" / "exclusions.parquet"
-    dropped = set(pq.read_table(stored)["benchmark"].to_pylist()) if stored.exists() else set()
+    dropped = set(excluded["benchmark"].to_pylist())
     for record in records:
         record["excluded"] = record["benchmark"] in dropped or record["tiles"] == 0
     write_table(folder / "matches.parquet", pa.concat_tables(tables))
@@ -302,7 +347,7 @@ def _overview(corpus: Corpus) -> None:
     )
     write_text(
         folder / "index.html",
-        html_page(f"Corpus {corpus.path.resolve().name} against benchmarks", [("Benchmarks", text)]),
+        html_page(f"Corpus {corpus.resolve().name} against benchmarks", [("Benchmarks", text)]),
     )
 
 

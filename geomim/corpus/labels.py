@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import rasterio
 import xxhash
 from rasterio.errors import RasterioError
 
+from geomim.corpus.joining import Joined, Row, join, read_rows
 from geomim.corpus.scenes import SUFFIXES, scene_name
 from geomim.corpus.store import IGNORE
 from geomim.errors import InputError
@@ -21,89 +23,50 @@ from geomim.errors import InputError
 SPLITS = ("train", "val", "test")
 MAJORITY = 0.6
 """Share of a tile's valid pixels that one class must cover to be the tile's label."""
-_PATH_COLUMNS = ("path", "image", "file", "filename", "source")
 _CLASS_COLUMNS = ("label", "class")
 _MASK_ENDINGS = ("", "_label", "_labels", "_mask")
 
 
-class ByPath:
-    """Values by file, found by the longest path ending that a table knows.
-
-    Args:
-        file: CSV, or JSONL (one object a line), with a column `path` or `image`.
-        columns: The value is in the first of these columns that there is; empty values are left out.
-
-    Raises:
-        InputError: The table cannot be read or lacks a column.
-    """
-
-    def __init__(self, file: str | Path, columns: Sequence[str]) -> None:
-        self.file = Path(file)
-        rows = _rows(self.file)
-        path = _column(self.file, rows[0], _PATH_COLUMNS)
-        value = _column(self.file, rows[0], columns)
-        self._values = {_plain(row[path]): str(row[value]) for row in rows if row.get(value) not in (None, "")}
-
-    def __call__(self, uri: str) -> str | None:
-        """The value for a file, or None."""
-        parts = _plain(uri).split("/")
-        for start in range(len(parts)):
-            value = self._values.get("/".join(parts[start:]))
-            if value is not None:
-                return value
-        return None
-
-    def values(self) -> list[str]:
-        """All different values, sorted."""
-        return sorted(set(self._values.values()))
-
-
-def _plain(path: str) -> str:
-    return str(path).replace("\\", "/").removeprefix("./")
-
-
-def _rows(file: Path) -> list[dict[str, str]]:
-    try:
-        with open(file, encoding="utf-8", newline="") as lines:
-            if file.suffix in (".jsonl", ".ndjson"):
-                rows = [json.loads(line) for line in lines if line.strip()]
-            else:
-                rows = list(csv.DictReader(lines))
-    except (OSError, ValueError) as error:
-        raise InputError(f"'{file}' cannot be read as a table, CSV or JSONL ({error})") from error
-    if not rows:
-        raise InputError(f"'{file}' has no rows")
-    return rows
-
-
-def _column(file: Path, row: dict[str, str], names: Sequence[str]) -> str:
-    for name in names:
-        if name in row:
-            return name
-    raise InputError(f"'{file}' needs a column {' or '.join(names)}; it has {', '.join(map(str, row))}")
-
-
-def assign_splits(uris: Sequence[str], file: str | None, test_share: float) -> list[str]:
-    """The split of each source: whole scenes, so that no tile lies beside one of another split.
+def by_tables(
+    uris: Sequence[str], labels: str | None, split: str | None, allow_unmatched: bool
+) -> tuple[dict[str, list[str | None]], list[Joined]]:
+    """`label` and `split` of each source, where they are asked for, and how the tables were joined.
 
     Args:
         uris: Sources.
-        file: Table with a column `split`; sources it does not name are `train`. No table where None.
-        test_share: Share of the sources to hold out as `test` where there is no table; which ones is decided by a
-            hash of their names alone.
+        labels: `folder` (the name of the folder a file lies in), a table with a column `label` or `class`, or None.
+        split: Table with a column `split`, or None; sources that it does not name are train.
+        allow_unmatched: Be content where rows of val or test name no source, or several.
 
     Raises:
-        InputError: The table names none of the sources, or another split than train, val or test.
+        InputError: A table does not fit the sources (see `Joined.check`), or names an unknown split.
     """
-    if file is not None:
-        table = ByPath(file, ["split"])
-        unknown = [value for value in table.values() if value not in SPLITS]
-        if unknown:
-            raise InputError(f"'{file}' names splits {', '.join(unknown)}; expected {', '.join(SPLITS)}")
-        found = [table(uri) for uri in uris]
-        if uris and not any(found):
-            raise InputError(f"'{file}' names none of the {len(uris)} sources, such as '{uris[0]}'")
-        return [split or "train" for split in found]
+    columns: dict[str, list[str | None]] = {}
+    joined = []
+    if labels == "folder":
+        columns["label"] = [Path(uri).parent.name for uri in uris]
+    elif labels:
+        joined.append(join(labels, read_rows(labels, _CLASS_COLUMNS), uris, "they have no class").check())
+        columns["label"] = joined[-1].values
+    if split:
+        said = [(row.name, _SAID.get(row.value.lower(), row.value.lower())) for row in read_rows(split, ["split"])]
+        if unknown := sorted({name for _, name in said} - set(SPLITS)):
+            raise InputError(f"'{split}' names splits {', '.join(unknown)}; expected {', '.join(SPLITS)}")
+        rows = [Row(file, name, held_out=name != "train") for file, name in said]
+        joined.append(join(split, rows, uris, "they are train").check(allow_unmatched))
+        columns["split"] = [name or "train" for name in joined[-1].values]
+    return columns, joined
+
+
+_SAID = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
+
+
+def draw_splits(uris: Sequence[str], test_share: float) -> list[str]:
+    """Hold out whole scenes, so that no tile lies beside one of another split; a hash of their names decides which.
+
+    Raises:
+        InputError: The share is out of range.
+    """
     if not 0 <= test_share < 1:
         raise InputError(f"the share of test scenes must lie in 0..1, given {test_share}")
     count = min(max(1, round(test_share * len(uris))), len(uris) - 1) if test_share else 0
@@ -112,25 +75,18 @@ def assign_splits(uris: Sequence[str], file: str | None, test_share: float) -> l
     return ["test" if i in held_out else "train" for i in range(len(uris))]
 
 
-def assign_labels(uris: Sequence[str], labels: str | None) -> list[str | None]:
-    """The class of each source.
+def class_folders(uris: Sequence[str]) -> list[str]:
+    """Names of folders that look like classes: most sources lie in them, side by side, several in each."""
+    folders = Counter(os.path.dirname(uri) for uri in uris)
+    homes = Counter(os.path.dirname(folder) for folder, count in folders.items() if count > 1)
+    home, count = max(homes.items(), key=lambda one: one[1], default=("", 0))
+    names = {os.path.basename(folder): count for folder, count in folders.items() if os.path.dirname(folder) == home}
+    most = count > 1 and sum(names.values()) >= 0.8 * len(uris)
+    return sorted(names) if most and not any(_NO_CLASS.fullmatch(name) for name in names) else []
 
-    Args:
-        uris: Sources.
-        labels: `folder` (the name of the folder a file lies in), a table with a column `label` or `class`, or None.
 
-    Raises:
-        InputError: The table names none of the sources.
-    """
-    if labels is None:
-        return [None] * len(uris)
-    if labels == "folder":
-        return [Path(uri).parent.name for uri in uris]
-    table = ByPath(labels, _CLASS_COLUMNS)
-    found = [table(uri) for uri in uris]
-    if uris and not any(found):
-        raise InputError(f"'{labels}' names none of the {len(uris)} sources, such as '{uris[0]}'")
-    return found
+_NO_CLASS = re.compile(r"train\w*|val\w*|test\w*|dev|images?|imgs?|labels?|masks?|[\W\d_]*|.", re.IGNORECASE)
+"""Folders of splits, of kinds of files, dates, and single letters (pairs A and B) are no classes."""
 
 
 class Masks:
@@ -143,6 +99,7 @@ class Masks:
             value, mean "not labelled".
 
     Attributes:
+        rasters: All label rasters.
         classes: Class names; a mask holds places in this list.
 
     Raises:
@@ -154,10 +111,13 @@ class Masks:
         if not self.folder.is_dir():
             raise InputError(f"mask folder '{folder}' does not exist")
         rasters = [file for file in sorted(self.folder.iterdir()) if file.suffix.lower() in SUFFIXES]
-        self._files = {file.stem: file for file in rasters if not file.name.startswith(".")}
-        if not self._files:
+        self.rasters = [file for file in rasters if not file.name.startswith(".")]
+        if not self.rasters:
             raise InputError(f"mask folder '{folder}' holds no raster")
-        numbers, self.classes = _class_names(self.folder / "classes.json", next(iter(self._files.values())))
+        self._files: dict[str, list[Path]] = {}
+        for file in self.rasters:
+            self._files.setdefault(file.stem.casefold(), []).append(file)
+        numbers, self.classes = _class_names(self.folder / "classes.json", self.rasters[0])
         self._table = np.full(256, IGNORE, np.uint8)
         self._table[numbers] = np.arange(len(numbers))
 
@@ -167,9 +127,17 @@ class Masks:
         return [] if file is None else [str(one) for one in (file, self.folder / "classes.json") if one.exists()]
 
     def find(self, uri: str) -> Path | None:
-        """The label raster of a scene, or None."""
-        stem = Path(uri).stem
-        return next((self._files[stem + end] for end in _MASK_ENDINGS if stem + end in self._files), None)
+        """The label raster of a scene, or None.
+
+        Raises:
+            InputError: There are several.
+        """
+        stem = Path(uri).stem.casefold()
+        found = [file for end in _MASK_ENDINGS for file in self._files.get(stem + end, ()) if str(file) != uri]
+        if len(found) > 1:
+            names = ", ".join(file.name for file in found)
+            raise InputError(f"--masks: '{self.folder}' holds several rasters for '{uri}': {names}; keep one")
+        return found[0] if found else None
 
     def read(self, uri: str, height: int, width: int) -> np.ndarray:
         """All labels of a scene.

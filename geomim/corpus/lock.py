@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 LOCK_VERSION = 1
 _BLOCK = 8 * 2**20  # bytes of a source that are read at once
+_WHERE_TOLD = ("file", "taken_off")
 _CONTENT = ("id", "size", "row", "col", "xxh3")
 _DECISIONS = ("id", "split", "label", "kept", "reason", "duplicate_of", "cluster")
 
@@ -48,6 +49,7 @@ class Locked:
         content: Hash over places and pixels of its tiles.
         decisions: Hash over split, label and fate of its tiles.
         file: Where it is, if `uri` is not that: sources of merged corpora may be named alike.
+        taken_off: What its numbers lost to mean the same as those of others (`--harmonise`), or None.
     """
 
     uri: str
@@ -57,6 +59,7 @@ class Locked:
     content: str
     decisions: str
     file: str | None = None
+    taken_off: int | None = None
 
 
 def source_hash(uri: str) -> tuple[int, str] | None:
@@ -127,7 +130,8 @@ def write_lock(file: Path, catalogue: Path, sources: pa.Table | ds.Dataset, head
             content.update(line.content.encode())
             decisions.update(line.decisions.encode())
             tiles, count = tiles + line.tiles, count + 1
-            body.write(_json({name: value for name, value in asdict(line).items() if name != "file" or value}))
+            told = {name: value for name, value in asdict(line).items() if value or name not in _WHERE_TOLD}
+            body.write(_json(told))
         head = {"lock_version": LOCK_VERSION, **header, "sources": count, "tiles": tiles}
         digests = {"content": content.hexdigest(), "decisions": decisions.hexdigest()}
         body.seek(0)
@@ -176,13 +180,13 @@ def _lines(sources: pa.Table | ds.Dataset, catalogue: ds.Dataset) -> Iterator[Lo
     runs = digests(catalogue)
     run = next(runs, None)
     nothing = xxhash.xxh3_128_hexdigest(b"")
-    columns = [name for name in ("uri", "bytes", "xxh3", "file") if name in sources.schema.names]
+    columns = [name for name in ("uri", "bytes", "xxh3", "file", "taken_off") if name in sources.schema.names]
     for batch in sources.to_batches():
         for row in batch.select(columns).to_pylist():
             file = row.get("file") if row.get("file") != row["uri"] else None
             mine = run is not None and run[0] == row["uri"]
             tiles, content, decisions = run[1:] if run is not None and mine else (0, nothing, nothing)
-            yield Locked(row["uri"], row["bytes"], row["xxh3"], tiles, content, decisions, file)
+            yield Locked(row["uri"], row["bytes"], row["xxh3"], tiles, content, decisions, file, row.get("taken_off"))
             run = next(runs, None) if mine else run
     if run is not None:
         raise CorpusError(f"the catalogue has tiles of '{run[0]}', which its sources lack in that place")

@@ -1,38 +1,49 @@
-"""Corpora that become parts of another one: new ids, slots and names, shared shards, and the tables between them."""
+"""Corpora that become one: sources in the order of a joint build, shared shards, and tiles staged as cutting does it.
+
+What a build finds out about its tiles is then found out by the build's own stages.
+"""
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from geomim.corpus.assemble import (
-    ARRAYS,
-    BY_ID,
-    INLINE_SHARDS,
-    bring_shard,
-    originals,
-    put,
-    read_small,
-    write_copies,
-    write_edges,
-)
-from geomim.corpus.pipeline.edges import edge_table
-from geomim.corpus.pipeline.executor import Workers
+from geomim.corpus.assemble import ARRAYS, INLINE_SHARDS, bring_shard, put
+from geomim.corpus.duplicates.fingerprint import block_means, content_hash, signature
+from geomim.corpus.pipeline.decide import Tables
+from geomim.corpus.pipeline.executor import Rows, Workers
+from geomim.corpus.pipeline.facts import FACTS
+from geomim.corpus.pipeline.plan import Task, deal
+from geomim.corpus.pipeline.raw import little_endian
+from geomim.corpus.pipeline.shuffle import gather, scatter
+from geomim.corpus.pipeline.staged import Staged
+from geomim.corpus.pipeline.staging import BLOCKS, blocks_of
 from geomim.corpus.reader import TileArray
-from geomim.corpus.shards import ArrayLayout, create_array, extend_array, link_shard, read_layout, tiles_per_shard
-from geomim.corpus.store import Corpus, write_table
+from geomim.corpus.shards import ArrayLayout, create_array, link_shard, tiles_per_shard
+from geomim.corpus.store import IGNORE, Corpus, write_table
 
-_RADIUS = 8  # bits within which near-copies are looked for at least
+_INLINE_TILES = 2000
+_BATCH_BYTES = 16 * 2**20  # pixels that are fingerprinted at once
+_MOVED = pa.schema(
+    [
+        *((field.name, field.type) for field in FACTS if field.name not in ("place", "mask_place")),
+        ("slot", pa.int64()),
+        ("corpus", pa.int32()),
+        ("old", pa.int64()),
+        ("joint", pa.int64()),
+    ]
+)
+"""A tile on its way: its facts, the new slot and name of its source, and which corpus it comes from under which id;
+`joint` is the row of its source in the table of all."""
 
 
 @dataclass(frozen=True)
@@ -41,84 +52,27 @@ class Piece:
 
     Attributes:
         corpus: The corpus.
-        name: Tells its sources from those of others.
-        shift: Added to its ids.
         slots: Added to its slots, by size.
-        renamed: Sources that another piece has too, though they are other files.
     """
 
     corpus: Corpus
-    name: str
-    shift: int
     slots: dict[int, int]
-    renamed: frozenset[str]
-
-    def stored(self, size: int) -> int:
-        """Number of slots of one size."""
-        array = self.corpus.array("image", size) if size in self.corpus.sizes else None
-        return 0 if array is None else len(array)
-
-    def called(self, sources: pa.ChunkedArray) -> pa.Array:
-        """Names of sources in the new corpus."""
-        names = [f"{self.name}:{one}" if one in self.renamed else one for one in sources.to_pylist()]
-        return pa.array(names, pa.string())
-
-    def parts(self) -> Iterator[pa.Table]:
-        """Its files of tiles, with the new ids, slots and names."""
-        for file in sorted((self.corpus.path / "catalogue").glob("tiles-*.parquet")):
-            tiles = pq.read_table(file)
-            moved = np.array([self.slots[size] for size in tiles["size"].to_pylist()], np.int64)
-            tiles = put(tiles, "slot", tiles["slot"].to_numpy() + moved)
-            tiles = put(tiles, "id", tiles["id"].to_numpy() + self.shift)
-            yield put(tiles, "source", self.called(tiles["source"])) if self.renamed else tiles
-
-    def table(self, name: str, ids: Sequence[str]) -> pa.Table | None:
-        """One of its small tables, with the new ids in some columns."""
-        table = read_small(self.corpus, name)
-        if table is not None:
-            for column in ids:
-                table = put(table, column, pc.add(table[column], self.shift))
-        return table
-
-    def sources(self) -> pa.Table:
-        """Its sources, with their new names, and the files that they are."""
-        table = pq.read_table(self.corpus.path / "catalogue" / "sources.parquet")
-        files = table["file"] if "file" in table.column_names else table["uri"]
-        table = table.drop_columns("file") if "file" in table.column_names else table
-        return put(table, "uri", self.called(table["uri"])).append_column("file", files)
 
 
 def line_up(corpora: Sequence[Corpus]) -> list[Piece]:
-    """Ids, slots and names of several corpora behind each other; each starts with a shard of its own."""
-    pieces: list[Piece] = []
-    seen: dict[str, tuple[int, str | None]] = {}
-    shift, slots = 0, dict.fromkeys(sorted({size for corpus in corpora for size in corpus.sizes}), 0)
+    """Slots of several corpora behind each other; each starts with a shard of its own."""
+    pieces = []
+    slots = dict.fromkeys(sorted({size for corpus in corpora for size in corpus.sizes}), 0)
     for corpus in corpora:
-        sources = pq.read_table(corpus.path / "catalogue" / "sources.parquet", columns=["uri", "bytes", "xxh3"])
-        hashes = {row["uri"]: (row["bytes"], row["xxh3"]) for row in sources.to_pylist()}
-        renamed = frozenset(uri for uri, known in hashes.items() if seen.get(uri, known) != known)
-        name, count = corpus.path.resolve().name, 1
-        while any(f"{name}:{uri}" in seen for uri in renamed):
-            count += 1
-            name = f"{corpus.path.resolve().name}-{count}"
-        pieces.append(Piece(corpus, name, shift, dict(slots), renamed))
-        seen |= {f"{name}:{uri}" if uri in renamed else uri: known for uri, known in hashes.items()}
-        rows = corpus.table(["id", "size", "slot"])
-        shift += pc.max(rows["id"]).as_py() + 1
-        for size, used in _used(rows).items():
+        pieces.append(Piece(corpus, dict(slots)))
+        for size, used in _used(corpus).items():
             slots[size] += -(-used // _per_shard(corpora, size)) * _per_shard(corpora, size)
-        if renamed:
-            Console(stderr=True, markup=False, highlight=False).print(
-                f"{len(renamed)} sources are named alike and are other files, such as '{min(renamed)}': those of "
-                f"'{corpus.path}' are called '{name}:{min(renamed)}'",
-                soft_wrap=True,
-            )
     return pieces
 
 
-def _used(rows: pa.Table) -> dict[int, int]:
+def _used(corpus: Corpus) -> dict[int, int]:
     """Slots in use, by size."""
-    last = rows.group_by("size").aggregate([("slot", "max")])
+    last = corpus.table(["size", "slot"]).group_by("size").aggregate([("slot", "max")])
     return {size: slot + 1 for size, slot in zip(last["size"].to_pylist(), last["slot_max"].to_pylist(), strict=True)}
 
 
@@ -131,17 +85,16 @@ def _per_shard(corpora: Sequence[Corpus], size: int) -> int:
     raise ValueError(f"no corpus holds tiles of {size} pixels")
 
 
-def write_arrays(path: Path, pieces: Sequence[Piece], workers: Workers, grows: bool = False) -> None:
+def write_arrays(path: Path, pieces: Sequence[Piece], workers: Workers) -> None:
     """Bring the pixels of all pieces together; `write_groups` is left to do.
 
     Args:
-        path: `tiles.zarr` of the new corpus, or, where it grows, of the first piece.
+        path: `tiles.zarr` of the new corpus.
         pieces: In order.
         workers: Runs it.
-        grows: Leave the shards of the first piece alone.
     """
     corpora, calls, links = [piece.corpus for piece in pieces], [], []
-    used = [_used(corpus.table(["size", "slot"])) for corpus in corpora]
+    used = [_used(corpus) for corpus in corpora]
     for size in pieces[0].slots:
         per_shard = _per_shard(corpora, size)
         end = max(piece.slots[size] + some.get(size, 0) for piece, some in zip(pieces, used, strict=True))
@@ -151,39 +104,14 @@ def write_arrays(path: Path, pieces: Sequence[Piece], workers: Workers, grows: b
             if some is None:
                 continue
             target = path / str(size) / name
-            own = grows and arrays[0] is not None
-            if own:
-                layout = _grow(target, pieces[1].slots[size], used[1].get(size, 0))
-            else:
-                packed = some.layout.compression if some.layout else None
-                layout = create_array(target, (end, *some.shape[1:]), some.dtype, names, fill, packed, per_shard)
+            packed = some.layout.compression if some.layout else None
+            layout = create_array(target, (end, *some.shape[1:]), some.dtype, names, fill, packed, per_shard)
             for place, (piece, array) in enumerate(zip(pieces, arrays, strict=True)):
-                if not (own and place == 0):
-                    more = _shards(target, layout, piece.slots[size], used[place].get(size, 0), array)
-                    calls += more[0]
-                    links += more[1]
+                more = _shards(target, layout, piece.slots[size], used[place].get(size, 0), array)
+                calls += more[0]
+                links += more[1]
     workers.run("sharing tiles", link_shard, links, inline=True)
     workers.run("copying tiles", bring_shard, calls, inline=len(calls) < INLINE_SHARDS)
-
-
-def forget_unfinished(path: Path) -> None:
-    """Remove arrays that an append began which was stopped: those that the groups of `tiles.zarr` do not name."""
-    group = json.loads((path / "zarr.json").read_text())
-    named = set(group["consolidated_metadata"]["metadata"])
-    for folder in [*path.glob("*/*/"), *path.glob("*/")]:
-        name = folder.relative_to(path).as_posix()
-        if folder.is_dir() and name not in named:
-            shutil.rmtree(folder)
-
-
-def _grow(path: Path, first: int, more: int) -> ArrayLayout:
-    """Make an array longer; shards that an append left behind which never came into effect go."""
-    layout = read_layout(path)
-    if not more:
-        return layout
-    for number in range(first // layout.per_shard, layout.shards):
-        (path / layout.file(number)).unlink(missing_ok=True)
-    return extend_array(path, more, first)
 
 
 def _shards(
@@ -205,69 +133,214 @@ def _shards(
     return ([], calls) if equal else (calls, [])
 
 
-def write_tables(folder: Path, pieces: Sequence[Piece], number: int, workers: Workers) -> None:
-    """Write the small tables of all pieces.
+def stage(folder: Path, pieces: Sequence[Piece], workers: Workers) -> pa.Table:
+    """Number the tiles of all pieces as a build of all their sources does it, and stage what it knows of them.
+
+    A source that several pieces hold counts once, and so do its tiles that are the same.
 
     Args:
-        folder: The new `catalogue`.
+        folder: Of the new corpus, whose pixels are there; receives `work/tasks` and all that the search for
+            duplicates needs, and `ids.parquet` in each task: which tile of which piece became which.
         pieces: In order.
-        number: Files of tiles that are there already: those of the first piece, or none.
-        workers: Runs the search for duplicates.
+        workers: Runs it.
+
+    Returns:
+        The sources: `uri`, `bytes`, `xxh3`, `tiles` and `file`, in the order of their tiles' ids, then those without
+        tiles.
     """
-    tiles = _contents(pieces)
-    exactly = "beside" in tiles.column_names and not tiles["beside"].null_count  # older corpora did not keep it
-    ids, original = tiles["id"].to_numpy(), originals(tiles, "beside" if exactly else "valid_fraction")
-    write_copies(folder, ids, original)
-    for piece in pieces[1:] if number else pieces:
-        for part in piece.parts():
-            at = np.searchsorted(ids, part["id"].to_numpy())
-            write_table(folder / f"tiles-{number:06d}.parquet", put(part, "original", original[at]))
-            number += 1
-    found = [piece.table("edges", ("a", "b")) for piece in pieces]
-    found += [*_edges_between(pieces, workers), _differ_beside(pieces, tiles.filter(pa.array(ids == original)))]
-    write_edges(folder, [table for table in found if table is not None])
-    for name in BY_ID:
-        tables = [table for piece in pieces if (table := piece.table(name, ("id",))) is not None]
-        if tables:
-            write_table(folder / f"{name}.parquet", pa.concat_tables(tables))
-    sources = pa.concat_tables([piece.sources() for piece in pieces], promote_options="default")
-    write_table(folder / "sources.parquet", sources)
+    work, inline = folder / "work", sum(piece.corpus.rows().count_rows() for piece in pieces) < _INLINE_TILES
+    tables = [Tables(piece.corpus.path / "catalogue") for piece in pieces]
+    files = [(number, file) for number, some in enumerate(tables) for file in some.parts()]
+    runs = workers.run("counting tiles", count_tiles, [(file,) for _, file in files], inline)
+    counted = pa.concat_tables(
+        run.append_column("corpus", pa.array([number] * len(run))) for (number, _), run in zip(files, runs, strict=True)
+    )
+    sources, joint = join_sources([piece.corpus for piece in pieces], counted)
+    tiled = sources.filter(pc.greater(sources["tiles"], 0))
+    count = tiled["tiles"].to_numpy()
+    first = np.cumsum(count) - count
+    dealt = deal(count, max(pieces[0].slots) ** 2 * len(pieces[0].corpus.sensor.bands))
+    part = np.repeat(np.arange(len(dealt)), [end - start for start, end in dealt])
+    calls = []
+    for (number, file), own in zip(files, np.split(joint, np.cumsum([len(run) for run in runs])[:-1]), strict=True):
+        names = Rows(pa.table({"uri": tiled["uri"].take(own)}))
+        calls.append((work / "moved", number, file, pieces[number].slots, names, own, part[own], len(dealt)))
+    workers.run("sorting tiles", move_tiles, calls, inline)
+    tasks = [Task(f"{place:06d}", Rows(tiled.slice(*span)), int(first[span[0]])) for place, span in enumerate(dealt)]
+    offsets = [first[start:end] for start, end in dealt]
+    shared = [(tiled["corpora"].to_numpy() > 1)[start:end] for start, end in dealt]
+    staged = [(work, task.name, *some) for task, *some in zip(tasks, dealt, offsets, shared, strict=True)]
+    workers.run("looking at tiles", stage_part, staged, inline)
+    Staged.write(work, tasks)
+    write_table(work / "sources.parquet", tiled)
+    return sources.select(["uri", "bytes", "xxh3", "tiles", "file"])
 
 
-def _contents(pieces: Sequence[Piece]) -> pa.Table:
-    """What tells copies among the tiles of all pieces, in id order."""
-    columns = ("id", "xxh3", "valid_fraction", "low_information", "beside")
-    parts = (part for piece in pieces for part in piece.parts())
-    some = [part.select([name for name in columns if name in part.column_names]) for part in parts]
-    return pa.concat_tables(some, promote_options="default")
+def count_tiles(file: Path) -> pa.Table:
+    """Tiles of each source of a file, in order; a task."""
+    found = pc.value_counts(pq.read_table(file, columns=["source"])["source"])
+    return pa.table({"uri": found.field("values"), "tiles": found.field("counts")})
 
 
-def _differ_beside(pieces: Sequence[Piece], tiles: pa.Table) -> pa.Table:
-    """Edges between tiles of different pieces that have equal pixels and another validity or mask, as in a build."""
-    informative = pc.and_(pc.greater(tiles["valid_fraction"], 0), pc.invert(tiles["low_information"]))
-    tiles = tiles.filter(informative).select(["id", "xxh3"])
-    pairs = tiles.join(tiles.rename_columns(["other", "xxh3"]), "xxh3", join_type="inner").sort_by("id")
-    a, b = pairs["id"].to_numpy(), pairs["other"].to_numpy()
-    first, second = (np.searchsorted([piece.shift for piece in pieces], end, side="right") for end in (a, b))
-    return edge_table(a[first < second], b[first < second], "perceptual", distance=0, correlation=1.0)
+def join_sources(corpora: Sequence[Corpus], counted: pa.Table) -> tuple[pa.Table, np.ndarray]:
+    """The sources of several corpora, each once, in the order of a build of all.
+
+    Args:
+        corpora: In order.
+        counted: Columns `corpus`, `uri` and `tiles`.
+
+    Returns:
+        Columns `uri`, `bytes`, `xxh3`, `tiles`, `file` and how many `corpora` have tiles of it; and which row each of
+        `counted` belongs to. Other files under a name that is taken get the name of their corpus before it.
+    """
+    listed = []
+    for number, corpus in enumerate(corpora):
+        table = pq.read_table(corpus.path / "catalogue" / "sources.parquet")
+        file = pc.coalesce(table["file"], table["uri"]) if "file" in table.column_names else table["uri"]
+        table = table.select(["uri", "bytes", "xxh3"]).append_column("file", file)
+        listed.append(table.append_column("corpus", pa.array([number] * len(table))))
+    with duckdb.connect() as connection:
+        connection.register("listed", pa.concat_tables(listed))
+        connection.register("counted", counted.append_column("place", pa.array(np.arange(len(counted)))))
+        connection.execute(_JOINED)
+        sources = connection.sql("SELECT * FROM joined ORDER BY joint").to_arrow_table()
+        joint = connection.execute(_WHERE).fetchnumpy()["joint"]
+    names = sources["uri"].to_pylist()
+    others, taken = np.flatnonzero(sources["other"].to_numpy(zero_copy_only=False)), set(names)
+    for number in np.unique(sources["corpus"].to_numpy()[others]).tolist():
+        own = [row for row in others.tolist() if sources["corpus"][row].as_py() == number]
+        name = called = corpora[number].path.resolve().name
+        while any(f"{called}:{names[row]}" in taken for row in own):
+            called = f"{name}-{int(called.removeprefix(name).strip('-') or 1) + 1}"
+        Console(stderr=True, markup=False, highlight=False).print(
+            f"{len(own)} sources are named alike and are other files, such as '{names[own[0]]}': those of "
+            f"'{corpora[number].path}' are called '{called}:{names[own[0]]}'",
+            soft_wrap=True,
+        )
+        for row in own:
+            names[row] = f"{called}:{names[row]}"
+        taken.update(names[row] for row in own)
+    return sources.set_column(0, "uri", pa.array(names, pa.string())), joint
 
 
-def _edges_between(pieces: Sequence[Piece], workers: Workers) -> list[pa.Table]:
-    """Near-copies, crops and overlaps between the tiles of different pieces."""
-    from geomim.corpus.comparison.collection import collect
-    from geomim.corpus.comparison.matching import match
-    from geomim.corpus.comparison.parts import Crops
-    from geomim.corpus.comparison.sides import side
+_JOINED = """
+CREATE TEMP TABLE known AS SELECT corpus, uri, bytes, xxh3, min(file) AS file FROM listed GROUP BY ALL;
+CREATE TEMP TABLE joined AS
+WITH tiles AS (SELECT corpus, uri, sum(tiles) AS tiles FROM counted GROUP BY ALL),
+one AS (
+    SELECT uri, bytes, xxh3, coalesce(sum(tiles), 0)::BIGINT AS tiles, min(file) AS file, count(tiles) AS corpora,
+        min(corpus) AS corpus
+    FROM known LEFT JOIN tiles USING (corpus, uri) GROUP BY uri, bytes, xxh3
+)
+SELECT *, corpus > min(corpus) OVER (PARTITION BY uri) AS other,
+    row_number() OVER (ORDER BY tiles = 0, file, xxh3 NULLS LAST, uri, corpus) - 1 AS joint
+FROM one
+"""
+_WHERE = """
+SELECT joint FROM counted JOIN known USING (corpus, uri)
+JOIN joined ON joined.uri = known.uri AND joined.bytes = known.bytes AND joined.xxh3 IS NOT DISTINCT FROM known.xxh3
+ORDER BY place
+"""
 
-    radius = max(1, *(piece.corpus.meta.get("searched", _RADIUS) for piece in pieces))
-    bands = pieces[0].corpus.sensor.names
-    sides = [collect(side(str(piece.corpus.path)), bands, max(piece.corpus.sizes), workers) for piece in pieces]
-    found = []
-    for second in range(1, len(pieces)):
-        for first in range(second):
-            crops: Crops = "fast" if pieces[first].corpus.meta["recipe"].get("crops") else "off"
-            pairs = match(sides[first], sides[second], workers, radius, crops, footprint="acquisition")
-            pairs = pairs.filter(pc.not_equal(pairs["kind"], "exact"))  # copies.parquet says those
-            pairs = put(pairs, "a", pc.add(pairs["a"], pieces[first].shift))
-            found.append(put(pairs, "b", pc.add(pairs["b"], pieces[second].shift)))
-    return found
+
+def move_tiles(
+    folder: Path,
+    number: int,
+    file: Path,
+    slots: dict[int, int],
+    names: Rows,
+    joint: np.ndarray,
+    part: np.ndarray,
+    count: int,
+) -> None:
+    """Write the tiles of one file of a piece into the parts of the new corpus; a task.
+
+    Args:
+        folder: Of the shuffle.
+        number: Of the piece.
+        file: Its tiles.
+        slots: Added to their slots, by size.
+        names: What each of its sources is called now, in the order of their tiles.
+        joint: `(n,)` the row of each source in the table of all.
+        part: `(n,)` the part of each.
+        count: Parts.
+    """
+    tiles = Tables(file.parent).part(file)
+    source = pc.dictionary_encode(tiles["source"].combine_chunks()).indices.to_numpy()
+    known = tiles.column_names
+    columns: dict[str, Any] = {name: tiles[name] for name in _MOVED.names if name in known}
+    columns["slot"] = tiles["slot"].to_numpy() + np.array([slots[size] for size in tiles["size"].to_pylist()])
+    columns["source"] = names.table["uri"].take(pa.array(source))
+    columns |= {"corpus": np.full(len(tiles), number), "old": tiles["id"], "joint": joint[source]}
+    empty = {field.name: pa.nulls(len(tiles), field.type) for field in _MOVED if field.name not in columns}
+    table = pa.table({name: (columns | empty)[name] for name in _MOVED.names}).cast(_MOVED)
+    scatter(folder, f"{number:03d}-{file.stem}", table, part[source], count)
+
+
+def stage_part(work: Path, name: str, span: tuple[int, int], first: np.ndarray, shared: np.ndarray) -> None:
+    """Number the tiles of one part, and write what the search for duplicates needs of them; a task.
+
+    Args:
+        work: Of the new corpus.
+        name: Of the part.
+        span: Rows of its sources in the table of all.
+        first: `(n,)` the first id of each source.
+        shared: `(n,)` whether several pieces have tiles of it.
+    """
+    tiles = gather(work / "moved", int(name), _MOVED)
+    joint = tiles["joint"].to_numpy() - span[0]
+    corpus, old = (tiles[column].to_numpy() for column in ("corpus", "old"))
+    row, col = (np.where(shared[joint], pc.fill_null(tiles[column], 0).to_numpy(), 0) for column in ("row", "col"))
+    what = ("joint", "size", "row", "col", "xxh3", "beside", "split")
+    keys = [pc.cast(tiles[column], pa.string()) for column in what]
+    same = pc.binary_join_element_wise(*keys, "\t", null_handling="replace").combine_chunks().dictionary_encode()
+    code = same.indices.to_numpy()
+    least = np.full(len(same.dictionary), np.iinfo(np.int32).max)
+    np.minimum.at(least, code, corpus)
+    order = np.lexsort((old, corpus, col, row, joint))
+    order = order[corpus[order] == least[code[order]]]
+    group = joint[order]
+    ids = first[group] + np.arange(len(order)) - np.searchsorted(group, group)
+    stands = np.full(len(same.dictionary), np.iinfo(np.int64).max)
+    np.minimum.at(stands, code[order], ids)
+    new = stands[code]
+    new[order] = ids
+    write_table(work / "tasks" / name / "ids.parquet", pa.table({"corpus": corpus, "old": old, "id": new}))
+    tiles = put(tiles.take(order), "id", ids).drop_columns(["corpus", "old", "joint"])
+    _fingerprint(work / "tasks" / name, work.parent / "tiles.zarr", tiles)
+
+
+def _fingerprint(task: Path, arrays: Path, tiles: pa.Table) -> None:
+    """Write `tiles.parquet`, `signature.raw` and `blocks.parquet` of tiles whose pixels are there."""
+    sizes, slots, ids = (tiles[name].to_numpy() for name in ("size", "slot", "id"))
+    placed = pc.and_(tiles["geometry"].is_valid(), tiles["time"].is_valid())
+    without = pc.or_(placed, pc.fill_null(tiles["low_information"], False)).to_numpy()
+    signatures: dict[int, np.ndarray] = {}
+    blocks, beside = {-1: BLOCKS.empty_table()}, tiles["beside"].to_pylist()
+    for size in np.unique(sizes).tolist():
+        own = np.flatnonzero(sizes == size)
+        image, valid, mask = (_array(arrays / str(size) / name) for name in ARRAYS)
+        assert image is not None
+        batch = max(1, _BATCH_BYTES // (int(np.prod(image.shape[1:])) * image.dtype.itemsize))
+        for start in range(0, len(own), batch):
+            rows = own[start : start + batch]
+            pixels = image.read(slots[rows])
+            good = np.ones((len(rows), size, size), bool) if valid is None else valid.read(slots[rows]).astype(bool)
+            signatures |= zip(rows.tolist(), signature(block_means(pixels, good)), strict=True)
+            for place, row in enumerate(rows.tolist()):
+                if not without[row]:
+                    blocks[row] = blocks_of(int(ids[row]), pixels[place], good[place])
+                if beside[row] is None:  # an older corpus did not keep it
+                    beside[row] = content_hash(good[place]) + _labelled(mask, int(slots[row]))
+    write_table(task / "tiles.parquet", put(tiles, "beside", beside))
+    np.stack([little_endian(signatures[row]) for row in range(len(tiles))]).tofile(task / "signature.raw")
+    write_table(task / "blocks.parquet", pa.concat_tables([blocks[row] for row in sorted(blocks)]))
+
+
+def _array(path: Path) -> TileArray | None:
+    return TileArray(path) if (path / "zarr.json").is_file() else None
+
+
+def _labelled(mask: TileArray | None, slot: int) -> str:
+    labels = None if mask is None else mask.read([slot])[0]
+    return "" if labels is None or (labels == IGNORE).all() else content_hash(labels)

@@ -7,27 +7,33 @@ from dataclasses import asdict, dataclass
 from geomim.corpus.labels import Masks
 from geomim.corpus.pipeline.plan import Plan
 from geomim.corpus.pipeline.rules import rules_of
-from geomim.corpus.slicing import Grid
+from geomim.corpus.slicing import TILE, Grid
 from geomim.errors import InputError
 from geomim.sensors import get_sensor
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the bytes of a corpus; see `build` for the meaning of each."""
+    """What decides the bytes of a corpus; see `build` for the meaning of each.
+
+    `tile` is empty until the sources have told it, where the user does not.
+    """
 
     source: list[str]
     tile: list[int]
     stride: int | None
+    edge: str
     seed: int
     sensor: str | None
     bands: list[str] | None
     resolution: float | None
+    harmonise: bool
     warp: str | None
     clouds: str | None
     labels: str | None
     masks: str | None
     split: str | None
+    allow_unmatched: bool
     test_share: float
     crops: bool
     against: list[str] | None
@@ -47,8 +53,10 @@ class Recipe:
     def plan(self) -> Plan:
         """How scenes are read and cut."""
         sensor = get_sensor(self.sensor) if self.sensor else None
-        grid = Grid(tuple(self.tile), self.stride, self.seed)
-        return Plan(grid, sensor, self.bands, self.resolution, self.warp, self.clouds, self.masks, self.crops)
+        grid = Grid(tuple(self.tile) or (TILE,), self.stride, self.seed, self.edge)
+        return Plan(
+            grid, sensor, self.bands, self.resolution, self.warp, self.clouds, self.masks, self.crops, self.harmonise
+        )
 
     def check(self) -> None:
         """Refuse what makes no sense, before anything is read.

@@ -9,7 +9,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +22,7 @@ from geomim.errors import ConfigError, CorpusError, nearest
 
 SHARD_BYTES = 64 * 2**20
 """Aimed size of a shard file; large enough for object stores, small enough to copy again."""
-_LEAST_TILES = 64  # of a shard, so that a small corpus can grow
+_LEAST_TILES = 64  # of a shard
 MISSING = np.uint64(2**64 - 1)
 """Offset and size of a chunk that is not stored, as the zarr v3 specification says."""
 COMPLETE = "every_shard_exists"
@@ -100,8 +100,8 @@ def create_array(
         names: Dimension names, which xarray reads.
         fill: What a tile reads as that is not stored.
         compression: None, `lz4` or `zstd`.
-        per_shard: Tiles a shard; `tiles_per_shard` where None. Arrays that share their slots must share it, or a
-            corpus cannot grow shard by shard.
+        per_shard: Tiles a shard; `tiles_per_shard` where None. Arrays that share their slots must share it, or
+            corpora cannot be merged shard by shard.
 
     Raises:
         ConfigError: There is no such compression.
@@ -130,33 +130,6 @@ def create_array(
         with aside(file) as out:
             out.write(text)
     return layout
-
-
-def extend_array(path: Path, more: int, first: int) -> ArrayLayout:
-    """Let an array grow without touching a shard: new tiles start in a new one.
-
-    The slots between the last tile and the first new one are a gap. No catalogue row points there, and they read as
-    fill values. `write_groups` must be called again afterwards.
-
-    Args:
-        path: Folder of the array.
-        more: Number of tiles that will be added.
-        first: Slot of the first of them: a multiple of the tiles a shard of every array that shares the slots.
-
-    Returns:
-        The layout of the longer array; its shards from `first // per_shard` on are to be written.
-
-    Raises:
-        CorpusError: The array has another layout than `create_array` gives.
-    """
-    layout = read_layout(path)
-    if first % layout.per_shard:
-        raise ValueError(f"'{path}': tiles cannot start at slot {first}: a shard holds {layout.per_shard}")
-    meta = json.loads((path / "zarr.json").read_text())
-    meta["shape"][0] = first + more
-    with aside(path / "zarr.json") as out:
-        out.write(json.dumps(meta, indent=2).encode())
-    return replace(layout, shape=(first + more, *layout.tile))
 
 
 def write_array(
@@ -309,18 +282,6 @@ def write_groups(path: Path) -> None:
             if not (group / "zarr.json").exists():
                 zarr.create_group(str(group), zarr_format=3)
             zarr.consolidate_metadata(str(group))
-
-
-def read_layout(path: Path) -> ArrayLayout:
-    """The layout of an array that `create_array` described.
-
-    Raises:
-        CorpusError: It is another layout, or no array.
-    """
-    layout = find_layout(read_meta(path))
-    if layout is None:
-        raise CorpusError(f"'{path}' is not laid out as geomim writes tiles: build the corpus again")
-    return layout
 
 
 def read_meta(path: Place) -> dict[str, Any]:

@@ -12,10 +12,26 @@ from affine import Affine
 from rasterio.windows import Window
 
 from geomim.corpus.scenes import Scene, scene_name
-from geomim.errors import InputError
+from geomim.errors import InputError, nearest
 
 _HELD_BYTES = 256 * 2**20  # of decoded pixels in memory; more of them wait in scratch files
 _PART_BYTES = 32 * 2**20  # decoded in one call, if the file's blocks allow it
+
+
+TILE = 256
+"""Edge of a tile where nobody says another, and the pictures are not to be taken whole."""
+EDGES = ("shift", "pad", "drop")
+"""What becomes of tiles that would reach beyond the border of a scene."""
+
+
+def whole(height: int, width: int, placed: bool) -> int:
+    """Edge of a picture that is a tile by itself where all are alike, else 0.
+
+    It is square; and up to 1024 px where it has no place on Earth, as the images of benchmarks are. With a place it may
+    be a sheet of a larger map, and is one only where it is too small to be cut into two tiles.
+    """
+    small = height < 2 * TILE if placed else height <= 4 * TILE
+    return height if height == width and small else 0
 
 
 @dataclass(frozen=True)
@@ -23,24 +39,33 @@ class Grid:
     """Sizes and places of tiles.
 
     With several sizes a scene is cut into blocks of the largest, from its upper left corner, and each block wholly into
-    tiles of one size that is drawn for it. So every pixel lies in one tile, each size gets the same share of the ground
-    (half the edge gives four times the tiles), and the outcome depends on seed, name and place alone.
+    tiles of one size that is drawn for it. So each size gets the same share of the ground (half the edge gives four
+    times the tiles), and the outcome depends on seed, name and place alone.
+
+    At the lower and right border `shift` moves the last block, and in a block that is cut off the last tile, inside:
+    it ends there, and some pixels lie in two tiles. `pad` lets it reach beyond, with pixels that are not valid, so that
+    without a stride every pixel lies in one tile. `drop` leaves out what would reach beyond. A scene smaller than a
+    tile is padded by `shift`, too. With a stride, only what is last in its row or column moves.
 
     Attributes:
         sizes: Edges of the tiles in pixels; kept in rising order.
         stride: Step between tiles in pixels; the tile's edge where None. Only with one size.
         seed: Of the draws.
+        edge: One of `EDGES`.
 
     Raises:
-        InputError: A size or the stride is below 1, a size does not divide the largest, or there is a stride and more
-            than one size.
+        InputError: The edge is none of them, a size or the stride is below 1, a size does not divide the largest, or
+            there is a stride and more than one size.
     """
 
     sizes: tuple[int, ...]
     stride: int | None = None
     seed: int = 0
+    edge: str = "pad"
 
     def __post_init__(self) -> None:
+        if self.edge not in EDGES:
+            raise InputError(f"--edge: unknown way '{self.edge}'{nearest(self.edge, EDGES)}")
         object.__setattr__(self, "sizes", tuple(sorted(set(self.sizes))))
         if not self.sizes or min(*self.sizes, self.stride if self.stride is not None else 1) < 1:
             raise InputError(f"tile and stride must be at least 1 pixel; given {list(self.sizes)} and {self.stride}")
@@ -103,13 +128,16 @@ class Tile:
     transform: Affine | None
 
 
-def starts(length: int, tile: int, stride: int) -> list[int]:
+def starts(length: int, tile: int, stride: int, edge: str = "pad") -> list[int]:
     """First pixels of the tiles along one axis: every `stride`, until one reaches the border.
 
-    The last one may reach beyond it. No tile lies wholly inside what the one before already reached.
+    Where the last one reaches beyond it, it stays (`pad`), ends there instead (`shift`), or goes (`drop`). No tile lies
+    wholly inside what the one before already reached.
     """
     count = max(0, -(-(length - tile) // stride)) + 1
-    return [index * stride for index in range(count) if index * stride < length]
+    last = {"pad": length - 1, "drop": length - tile}.get(edge, max(length - tile, 0))
+    first = (index * stride for index in range(count) if index * stride < length)
+    return [min(one, last) for one in first if edge != "drop" or one <= last]
 
 
 def windows(height: int, width: int, grid: Grid, name: str) -> list[Window]:
@@ -122,24 +150,29 @@ def windows(height: int, width: int, grid: Grid, name: str) -> list[Window]:
         name: Name of the source (`scene_name`), which decides sizes where there are several.
 
     Returns:
-        Squares, of which those at the lower and right border may reach beyond the scene.
+        Squares, of which those at the lower and right border may reach beyond the scene (see `Grid`).
     """
     return [
         Window(col, row, size, size)
-        for top in starts(height, grid.largest, grid.step)
+        for top in _blocks(height, grid)
         for row, col, size in _row_of_blocks(top, height, width, grid, name)
     ]
+
+
+def _blocks(length: int, grid: Grid) -> list[int]:
+    """First pixels of the blocks along one axis; a block that is cut off may still hold whole tiles."""
+    return starts(length, grid.largest, grid.step, "shift" if grid.edge == "shift" else "pad")
 
 
 def _row_of_blocks(top: int, height: int, width: int, grid: Grid, name: str) -> Iterator[tuple[int, int, int]]:
     """Row, column and size of the tiles in the blocks that begin in row `top`."""
     bottom = min(top + grid.largest, height)
-    for left in starts(width, grid.largest, grid.step):
+    for left in _blocks(width, grid):
         right = min(left + grid.largest, width)
         size = grid.draw(name, top, left, min(bottom - top, right - left))
-        for row in range(top, bottom, size):
-            for col in range(left, right, size):
-                yield row, col, size
+        for row in starts(bottom - top, size, size, grid.edge):
+            for col in starts(right - left, size, size, grid.edge):
+                yield top + row, left + col, size
 
 
 def slice_scene(scene: Scene, grid: Grid) -> Iterator[Tile]:
@@ -159,7 +192,7 @@ def slice_scene(scene: Scene, grid: Grid) -> Iterator[Tile]:
         InputError: A block cannot be read; tiles above it have been given by then.
     """
     rows = _Rows(scene)
-    for top in starts(scene.height, grid.largest, grid.step):
+    for top in _blocks(scene.height, grid):
         rows.hold(top, min(top + grid.largest, scene.height))
         for row, col, size in _row_of_blocks(top, scene.height, scene.width, grid, scene_name(scene.uri)):
             yield rows.cut(row, col, size)

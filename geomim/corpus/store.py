@@ -6,6 +6,7 @@ Reading needs numpy, pyarrow and zarr only: a machine that trains needs no geo s
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,25 @@ SKIPPED = pa.schema([pa.field("source", pa.string(), nullable=False), pa.field("
 """A row a source that could not be used, with one sentence why."""
 
 
+def holds_corpus(path: Place) -> bool:
+    """Whether a folder is a corpus, finished or not; `Corpus.open` says which."""
+    return any(path.joinpath(name).is_file() for name in ("corpus.json", "work/recipe.json", "work/deleting"))
+
+
+def _unfinished(path: Place) -> str:
+    """What was stopped half-way in a folder, and the command that finishes it; "" where nothing was."""
+    if isinstance(path, Url):
+        return ""  # `publish` sends nothing unfinished
+    if (path / "work").is_dir():
+        file = path / "work" / "recipe.json"
+        recipe = json.loads(file.read_text()) if file.is_file() else {}
+        told = f" with its arguments, which '{file}' holds" if recipe else ""
+        return f"is an unfinished corpus: run its `geomim corpus {recipe.get('verb', 'build')}` again{told}"
+    if (path / "next").is_dir():
+        return f"was being changed when that was stopped: `geomim corpus decide {shlex.quote(str(path))}` finishes it"
+    return ""
+
+
 def _provenance(name: str, meta: dict[str, Any]) -> str:
     audit = f"audit against benchmarks {meta['audit']}" if meta.get("audit") else "not audited against any benchmark"
     return f"{name}, lock {meta['lock']}, {audit}"
@@ -125,14 +145,15 @@ class Corpus:
             path: A folder, or its address in a remote store such as `s3://bucket/corpus`.
 
         Raises:
-            CorpusError: The folder is no corpus, or of a newer format than this geomim reads, or cannot be reached.
+            CorpusError: The folder is no corpus, or of a newer format than this geomim reads, or cannot be reached; or
+                what makes or changes it was stopped half-way.
         """
         path = place(path)
         file = path / "corpus.json"
+        if stopped := _unfinished(path):
+            raise CorpusError(f"'{path}' {stopped}")
         if not file.is_file():
-            unfinished = (path / "work").is_dir()
-            what = "is an unfinished corpus: run its `geomim corpus build` again" if unfinished else "is no corpus"
-            raise CorpusError(f"'{path}' {what} (it holds no corpus.json)")
+            raise CorpusError(f"'{path}' is no corpus (it holds no corpus.json)")
         try:
             meta = json.loads(file.read_text())
             version = int(meta["format_version"])
@@ -165,7 +186,7 @@ class Corpus:
     def array(self, name: str, size: int) -> TileArray | None:
         """All stored tiles of `image`, `valid` or `mask` at one size, kept or not; None where there is no such array.
 
-        The first axis is the catalogue's `slot`. A corpus that has grown has gaps there, which read as fill values.
+        The first axis is the catalogue's `slot`. A merged corpus has gaps there, which read as fill values.
         """
         folder = self.path.joinpath("tiles.zarr", str(size), name)
         return TileArray(folder) if (folder / "zarr.json").is_file() else None

@@ -204,7 +204,7 @@ def rebuild(lock: str, out: str, workers: int | None = None, cluster: str | None
         _verify_sources(head, lines, found, progress)
     if found.counts:
         raise CorpusError(f"'{lock}' cannot be rebuilt: {found}")
-    recipe = head.get("built", head["recipe"])
+    recipe = {"edge": "pad", "allow_unmatched": True} | head.get("built", head["recipe"])  # as older builds had it
     _find_added(recipe["source"], lock, found)
     if found.counts:
         raise CorpusError(f"'{lock}' cannot be rebuilt: {found}")
@@ -234,18 +234,18 @@ def _find_added(sources: list[str], lock: str, found: _Findings) -> None:
     if "skipped" not in head:
         return
     known = {line.uri for line in lines} | set(head["skipped"])
-    for uri in sorted({item.uri for source in sources for item in list_items(source)} - known):
+    for uri in sorted({item.uri for item in list_items(sources)} - known):
         found.say("added sources", f"source '{uri}' was added")
 
 
 def _change_again(folder: Path, changes: list[dict[str, Any]]) -> None:
     """Do what was done to the corpus after its build, in the same order."""
-    from geomim.corpus.changes import split
+    from geomim.corpus.changes import decide, split
     from geomim.corpus.exclusion import exclude
     from geomim.corpus.pipeline.conclude import conclude
     from geomim.corpus.report.report import write_report
 
-    verbs: dict[str, Callable[..., Any]] = {"split": split, "exclude": exclude, "decide": conclude}
+    verbs: dict[str, Callable[..., Any]] = {"split": split, "exclude": exclude, "decide": conclude, "join": decide}
     for place, change in enumerate(changes):
         if change["verb"] not in verbs:
             left = ", ".join(dict.fromkeys(later["verb"] for later in changes[place:]))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import signal
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -20,12 +21,32 @@ from geomim.sensors import BandContract
 Batch = dict[str, Any]
 
 
+class Steps(DataLoader[Batch]):
+    """Micro-batches, as workers read them, together as optimiser steps of `parts`; one by one where it is None."""
+
+    def __init__(self, *args: Any, parts: int | None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.parts = parts
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        micro = super().__iter__()
+        while self.parts:
+            yield [next(micro) for _ in range(self.parts)]
+        yield from micro
+
+
+def _deaf(_: int) -> None:
+    """Let a worker outlive a signal that reaches the whole group of processes: its trainer finishes the step."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
+
+
 class TileDataModule(pl.LightningDataModule):
     """Endless batches of training tiles from one corpus or several.
 
     Args:
         corpus: Corpus folder, or several of one sensor.
-        batch_size: Images a step on each device, before accumulation.
+        batch_size: Images on each device at a time; an optimiser step takes `training.accumulate` times as many.
         image_size: Side of the training image in pixels.
         size: Side of the tiles to read; needed only where a corpus holds several sizes.
         weights: Share of each corpus in training; in proportion to its tiles where not given.
@@ -39,8 +60,10 @@ class TileDataModule(pl.LightningDataModule):
 
     Attributes:
         contract: Bands and statistics of what the batches hold.
+        settings: All arguments as plain values, corpora by their content; a resumed run compares them.
 
     Raises:
+        ConfigError: A number is out of range.
         CorpusError: A folder is no corpus, or has no tile to train on.
         BandError: The corpora differ in their bands.
     """
@@ -61,6 +84,16 @@ class TileDataModule(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        for name, value, least in zip(
+            ("batch_size", "image_size", "workers"), (batch_size, image_size, workers), (1, 1, 0), strict=True
+        ):
+            if value < least:
+                raise ConfigError(f"data.{name}: expected at least {least}; given {value}")
+        if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
+            raise ConfigError(
+                "data.scale and data.ratio: expected 0 < least <= greatest, and a scale of at most 1; given "
+                f"{list(scale)} and {list(ratio)}"
+            )
         self.corpora = [Corpus.open(path) for path in ([corpus] if isinstance(corpus, str) else corpus)]
         self.sets = [TileSet(one, size, split) for one in self.corpora]
         for one, tiles in zip(self.corpora, self.sets, strict=True):
@@ -72,29 +105,44 @@ class TileDataModule(pl.LightningDataModule):
         self.contract: BandContract = join_contracts(self.corpora, self.weights)
         self.batch_size, self.image_size, self.workers, self.seed = batch_size, image_size, workers, seed
         self.augment = Augment(self.contract, image_size, scale, ratio, flip, turn, seed)
+        locks = [one.meta.get("lock") for one in self.corpora]
+        self.settings = {
+            "corpus": [f"{len(tiles)} tiles of lock {lock}" for tiles, lock in zip(self.sets, locks, strict=True)],
+            **{"batch_size": batch_size, "image_size": image_size, "size": size, "weights": weights, "split": split},
+            **{"workers": workers, "scale": list(scale), "ratio": list(ratio), "flip": flip, "turn": turn},
+            "seed": seed,
+        }
 
-    def train_dataloader(self) -> Iterable[Batch]:
-        """Raw batches from the trainer's global step on."""
+    def train_dataloader(self) -> Steps:
+        """Steps of raw micro-batches from the trainer's global step on; without a trainer, micro-batches."""
         trainer = self.trainer
         rank, world, steps, accumulate = 0, 1, 0, 1
         if trainer is not None:
             rank, world = trainer.global_rank, trainer.world_size
-            steps, accumulate = trainer.global_step, trainer.accumulate_grad_batches
+            steps, accumulate = trainer.global_step, trainer.lightning_module.accumulate
         stream = Stream(
             [len(tiles) for tiles in self.sets], self.weights, self.batch_size * world * accumulate, self.seed
         )
-        return DataLoader(
+        return Steps(
             StreamDataset(self.sets, stream),
+            parts=accumulate if trainer is not None else None,
             batch_sampler=PositionBatches(self.batch_size, rank, world, steps * accumulate),  # type: ignore[arg-type]
             collate_fn=as_is,
             num_workers=self.workers,
+            # a step is asked for at once
+            prefetch_factor=max(2, -(-accumulate // self.workers)) if self.workers else None,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_deaf,
         )
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment on the device."""
-        return self.augment(batch)
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Send a micro-batch; a step stays where it is, and its micro-batches are sent one after the other."""
+        return batch if isinstance(batch, list) else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augment a micro-batch on the device."""
+        return batch if isinstance(batch, list) else self.augment(batch)
 
     def pictures(self, count: int) -> Batch:
         """Some whole tiles to watch, the same every time: of the validation split where there is one.

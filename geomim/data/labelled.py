@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from geomim.corpus.store import Corpus, Tiles
+from geomim.corpus.store import Corpus, Tiles, holds_corpus
 from geomim.errors import CorpusError, InputError
 from geomim.sensors import SENSORS, BandContract, Sensor
 
@@ -107,7 +107,7 @@ def open_labelled(
     if train_split == test_split:
         raise InputError(f"train and test split are both '{train_split}': name two with --train-split and --test-split")
     path = Path(path)
-    if (path / "corpus.json").is_file():
+    if holds_corpus(path):
         return _from_corpus(Corpus.open(path), train_split, test_split, size)
     if not path.is_dir():
         raise InputError(f"'{path}' is no folder: expected a corpus, or a folder with a folder for each class")

@@ -12,6 +12,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from geomim.errors import ConfigError
 from geomim.models.vit import Latents, Norm, ViT, init_weights, sincos_positions, take
 
 
@@ -22,14 +23,17 @@ class Decoder(nn.Module):
         encoder: The encoder whose latents are decoded.
         out: Number of values to answer a patch.
         width: Token width of the decoder.
+        heads: Attention heads of the decoder.
     """
 
     pos_embed: Tensor
     reads_levels = False
     """Whether `memory.levels` is needed."""
 
-    def __init__(self, encoder: ViT, out: int, width: int) -> None:
+    def __init__(self, encoder: ViT, out: int, width: int, heads: int) -> None:
         super().__init__()
+        if heads < 1 or width % heads:
+            raise ConfigError(f"expected the decoder's width a multiple of its heads; given {width}/{heads}")
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.register_buffer("pos_embed", sincos_positions(width, encoder.grid))
         self.norm = Norm(width)
@@ -56,7 +60,7 @@ class SelfAttention(Decoder):
     """
 
     def __init__(self, encoder: ViT, out: int, depth: int = 8, width: int = 512, heads: int = 16) -> None:
-        super().__init__(encoder, out, width)
+        super().__init__(encoder, out, width, heads)
         self.embed = nn.Linear(encoder.width, width)
         self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=Norm) for _ in range(depth))
         self.apply(init_weights)
@@ -156,7 +160,7 @@ class CrossAttention(Decoder):
     def __init__(
         self, encoder: ViT, out: int, depth: int = 12, width: int = 512, heads: int = 16, mix_levels: bool = False
     ) -> None:
-        super().__init__(encoder, out, width)
+        super().__init__(encoder, out, width, heads)
         self.mix = LevelMix(encoder, depth) if mix_levels else None
         self.reads_levels = mix_levels
         self.blocks = nn.ModuleList(CrossAttentionBlock(width, encoder.width, heads) for _ in range(depth))

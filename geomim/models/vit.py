@@ -153,10 +153,10 @@ class ViT(nn.Module):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
-        if image_size % patch_size or width % heads:
+        if min(in_chans, image_size, patch_size, width, depth, heads) < 1 or image_size % patch_size or width % heads:
             raise ConfigError(
-                f"expected image_size a multiple of patch_size and width a multiple of heads; "
-                f"given {image_size}/{patch_size} and {width}/{heads}"
+                f"expected image_size a multiple of patch_size and width a multiple of heads, and all at least 1; "
+                f"given {image_size}/{patch_size} and {width}/{heads}, depth {depth}"
             )
         self.in_chans, self.image_size, self.patch_size = in_chans, image_size, patch_size
         self.width, self.depth, self.heads, self.mlp_ratio = width, depth, heads, mlp_ratio
@@ -292,4 +292,6 @@ def vit(
     usual_width, usual_depth, usual_heads = SIZES[size]
     if width is not None and heads is None:
         heads = math.gcd(width, max(1, width // 64))
-    return ViT(in_chans, image_size, patch_size, width or usual_width, depth or usual_depth, heads or usual_heads)
+    sizes = zip((width, depth, heads), (usual_width, usual_depth, usual_heads), strict=True)
+    width, depth, heads = (usual if given is None else given for given, usual in sizes)
+    return ViT(in_chans, image_size, patch_size, width, depth, heads)

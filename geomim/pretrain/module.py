@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
-from geomim.errors import CheckpointError, ConfigError, GeomimError
+from geomim.errors import ConfigError, GeomimError
+from geomim.pretrain.context import Context
 from geomim.pretrain.objective import MaskedImageModel
+from geomim.pretrain.resume import FORMAT_VERSION, changes
+from geomim.pretrain.signals import Signals
 from geomim.randomness import Draws
 from geomim.sensors import BandContract
-
-FORMAT_VERSION = 1
-"""Version of the `geomim` entry of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,14 @@ class Origin:
         recipe_args: Its arguments as plain values.
         contract: Bands and statistics of the training tiles.
         corpus: Corpus folders.
+        settings: How it is trained, as plain values by the names of the flags.
     """
 
     recipe: str
     recipe_args: dict[str, Any]
     contract: BandContract
     corpus: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -96,19 +101,24 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 class PretrainModule(pl.LightningModule):
     """Trains a `MaskedImageModel`.
 
+    A batch of the trainer is an optimiser step: the micro-batches that it is divided into. What all of them weigh on
+    all ranks is known before the first gradient, so however a step is divided, its gradient is the same.
     Nothing in a step waits for the device: losses add up there and are read every `log_every` steps.
 
     Args:
         model: The objective with its encoder.
         origin: What the checkpoint says of the encoder.
-        batch_size: Images a step on each device, before accumulation.
+        batch_size: Images a micro-batch on each device.
         optimisation: Learning rate, its schedule, weight decay.
         seed: Seed of every random choice.
         log_every: Steps between two rows of figures; the last step is always one.
+        accumulate: Micro-batches a step.
+        clip: Greatest norm of the gradient; not clipped where None.
 
     Attributes:
         idle: Seconds since the last log that were not spent training; left out of images/s.
         latest: The figures logged last.
+        history: What resumed runs changed: `step`, and `changed` with `[old, new]` by name.
     """
 
     def __init__(
@@ -119,59 +129,89 @@ class PretrainModule(pl.LightningModule):
         optimisation: Optimisation = Optimisation(),
         seed: int = 0,
         log_every: int = 50,
+        accumulate: int = 1,
+        clip: float | None = None,
     ) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.model, self.origin, self.batch_size = model, origin, batch_size
         self.optimisation, self.seed, self.log_every = optimisation, seed, log_every
+        self.accumulate, self.clip = accumulate, clip
         self.idle = 0.0
         self.latest: dict[str, float] = {}
+        self.history: list[dict[str, Any]] = []
         self._sums: dict[str, Tensor] = {}
-        self._batches = 0
+        self._steps = 0
         self._mark = (0, 0.0)  # step and time of the last log
 
     @property
     def images_per_step(self) -> int:
         """Images an optimiser step over all devices."""
-        return self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return self.batch_size * self.trainer.world_size * self.accumulate
 
     @property
     def progress(self) -> float:
         """Share of training that is done."""
         return min(1.0, self.trainer.global_step / self.trainer.max_steps)
 
-    def configure_optimizers(self) -> Any:
-        """AdamW, fused, and its schedule on steps.
+    @property
+    def learning_rate(self) -> float:
+        """That of the next step: a function of the settings and the step, whatever an optimiser was restored from."""
+        settings, trainer = self.optimisation, self.trainer
+        highest = settings.base_learning_rate * self.images_per_step / 256
+        return highest * settings.factor(trainer.global_step, trainer.max_steps)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW, fused; every step sets its learning rate.
 
         Raises:
             ConfigError: The trainer has no number of steps to spread the schedule over.
         """
-        steps = self.trainer.max_steps
-        if steps < 1:
+        if self.trainer.max_steps < 1:
             raise ConfigError("pretraining needs max_steps: every schedule is spread over it")
-        settings = self.optimisation
-        rate = settings.base_learning_rate * self.images_per_step / 256
-        groups = parameter_groups(self.model, settings.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: settings.factor(step, steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        groups = parameter_groups(self.model, self.optimisation.weight_decay)
+        return torch.optim.AdamW(groups, lr=0.0, betas=self.optimisation.betas, fused=True)
 
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """Clip by norm; Lightning refuses to with a fused optimiser, though bfloat16 scales no gradient."""
-        if gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+    def training_step(self, parts: Sequence[dict[str, Any]], batch_idx: int) -> None:
+        """One optimiser step.
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """One micro-batch forward."""
+        Args:
+            parts: Its micro-batches on this rank, as they were read. Each is sent to the device when its turn comes.
+            batch_idx: Not used.
+        """
+        optimizer: Any = self.optimizers()
         progress = torch.full((), self.progress, device=self.device)
-        output = self.model(batch, progress, Draws(self.seed, batch["position"]))
-        for name, value in {"loss": output.loss.detach(), **output.terms}.items():
-            value = value.float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._batches += 1
-        loss: Tensor = output.loss
-        return loss
+        plans = []
+        for part in parts:
+            context = self._receive(part)
+            plans.append(self.model.plan(context, progress))
+        totals = torch.stack([plan.weights.sum(1) for plan in plans]).sum(0)
+        if self.trainer.world_size > 1:  # DDP averages gradients over ranks
+            dist.all_reduce(totals)
+            totals = totals / self.trainer.world_size
+        plain = self.trainer.optimizers[0]
+        plain.zero_grad()
+        for left in reversed(range(len(parts))):  # the last one is on the device still
+            context = context if left == len(parts) - 1 else self._receive(parts[left])
+            # while gradients only add up, ranks keep theirs to themselves
+            ddp = self.trainer.strategy.model
+            with ddp.no_sync() if left and isinstance(ddp, DistributedDataParallel) else nullcontext():
+                output = self.model.compare(context, plans[left], progress, totals)
+                with torch.autocast(self.device.type, enabled=False):
+                    self.manual_backward(output.loss)
+            for name, value in {"loss": output.loss.detach(), **output.terms}.items():
+                self._sums[name] = self._sums[name] + value.float() if name in self._sums else value.float()
+        self._steps += 1
+        if self.clip:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip)
+        for group in plain.param_groups:
+            group["lr"] = self.learning_rate
+        optimizer.step()
+
+    def _receive(self, part: dict[str, Any]) -> Context:
+        """A micro-batch on the device, augmented; the same whenever it is asked for."""
+        batch = self.trainer.strategy.batch_to_device(part)
+        return Context(batch, self.model.encoder, Draws(self.seed, batch["position"]))
 
     def on_train_start(self) -> None:
         """Start the clock."""
@@ -181,8 +221,7 @@ class PretrainModule(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log when it is time."""
         step, trainer = self.trainer.global_step, self.trainer
-        due = step % self.log_every == 0 or step == trainer.max_steps
-        if not due or step == self._mark[0]:
+        if step % self.log_every and step != trainer.max_steps:
             return
         losses = self._read_losses()
         now = time.perf_counter()
@@ -192,7 +231,7 @@ class PretrainModule(pl.LightningModule):
             "images_per_second": (step - self._mark[0]) * self.images_per_step / seconds,
             "images": float(step * self.images_per_step),
         }
-        self._sums, self._batches, self._mark, self.idle = {}, 0, (step, now), 0.0
+        self._sums, self._steps, self._mark, self.idle = {}, 0, (step, now), 0.0
         for logger in trainer.loggers:
             logger.log_metrics(self.latest, step)
 
@@ -202,9 +241,9 @@ class PretrainModule(pl.LightningModule):
         Raises:
             GeomimError: The loss is not finite.
         """
-        if not self._batches:
+        if not self._steps:
             return {}
-        stacked = torch.stack(list(self._sums.values())) / self._batches
+        stacked = torch.stack(list(self._sums.values())) / self._steps
         values = self.trainer.strategy.reduce(stacked, reduce_op="mean").tolist()
         losses = dict(zip(self._sums, values, strict=True))
         if not math.isfinite(losses["loss"]):
@@ -232,40 +271,19 @@ class PretrainModule(pl.LightningModule):
             "encoder": dict(self.model.encoder.config),
             "contract": self.origin.contract.to_dict(),
             "corpus": list(self.origin.corpus),
+            "settings": self.origin.settings,
+            "history": self.history,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on from other weights than these.
+        """Refuse to go on from what was trained otherwise, and keep what changes.
 
         Raises:
-            CheckpointError: The checkpoint is not geomim's, or of another recipe, encoder or band contract.
+            CheckpointError: See `changes`.
         """
-        if "geomim" not in checkpoint:
-            raise CheckpointError("cannot resume: the checkpoint was not written by geomim pretrain")
-        theirs, ours = checkpoint["geomim"], self.description()
-        if theirs["format_version"] > FORMAT_VERSION:
-            raise CheckpointError(
-                f"cannot resume: the checkpoint has format {theirs['format_version']}, this geomim reads "
-                f"{FORMAT_VERSION}; upgrade geomim"
-            )
-        for key in ("recipe", "recipe_args", "encoder", "contract"):
-            for name, given, expected in _differences(key, theirs[key], ours[key]):
-                raise CheckpointError(
-                    f"cannot resume: the checkpoint has {name} {given}, this run has {expected}; "
-                    "start it under another --name, or give it the checkpoint's configuration"
-                )
-
-
-def _differences(name: str, one: Any, other: Any) -> Iterable[tuple[str, Any, Any]]:
-    """Places where two plain values differ, by dotted name."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in dict.fromkeys([*one, *other]):
-            yield from _differences(f"{name}.{key}", one.get(key), other.get(key))
-    elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
-        for index, (left, right) in enumerate(zip(one, other, strict=True)):
-            yield from _differences(f"{name}[{index}]", left, right)
-    elif one != other:
-        yield name, one, other
+        changed = changes(checkpoint.get("geomim"), self.description())
+        entry = checkpoint["geomim"]
+        self.history = entry["history"] + ([{"step": entry["step"], "changed": changed}] if changed else [])
 
 
 class Checkpoints(pl.Callback):
@@ -277,23 +295,33 @@ class Checkpoints(pl.Callback):
         folder: Where they go.
         every: Steps between two `last.ckpt`.
         milestones: Number of checkpoints to keep, evenly over the run; the last step is one of them.
+        signals: Where they ask to stop, `last.ckpt` is written and the run ends.
     """
 
-    def __init__(self, folder: Path, every: int, milestones: int = 0) -> None:
+    def __init__(self, folder: Path, every: int, milestones: int = 0, signals: Signals | None = None) -> None:
         self.folder, self.every, self.milestones = folder, every, milestones
-        self._saved = -1
+        self.signals = signals or Signals()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Save when it is time, once a step."""
+        """Save when it is time."""
         step, steps = trainer.global_step, trainer.max_steps
-        if step == self._saved or step == 0:
-            return
         kept = {round(steps * part / self.milestones) for part in range(1, self.milestones + 1)}
-        names = [f"step-{step:07d}.ckpt"] if step in kept else []
-        names += ["last.ckpt"] if step % self.every == 0 or step == steps else []
-        self._saved = step
-        for name in names:
-            part = self.folder / f"{name}.part"
+        stop = self.signals.agreed(trainer.world_size) and step < steps
+        if step in kept:
+            self._save(trainer, f"step-{step:07d}.ckpt")
+        if step % self.every == 0 or step == steps or stop:
+            self._save(trainer, "last.ckpt")
+        trainer.should_stop = trainer.should_stop or stop
+
+    def _save(self, trainer: pl.Trainer, name: str) -> None:
+        part = self.folder / f"{name}.part"
+        try:
             trainer.save_checkpoint(part)
             if trainer.is_global_zero:
                 part.replace(self.folder / name)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise GeomimError(
+                f"cannot save '{self.folder / name}' at step {trainer.global_step}: {error.strerror or error}. Earlier "
+                "checkpoints are as they were: make room and go on with --resume last"
+            ) from error

@@ -135,14 +135,12 @@ class Watch(pl.Callback):
 
     def __init__(self, batch: dict[str, Any], contract: BandContract, folder: Path, every: int, shown: int = 4) -> None:
         self.batch, self.contract, self.folder, self.every, self.shown = batch, contract, folder, every, shown
-        self._step = 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Look when it is time; the clock of images/s stands still meanwhile."""
         step = trainer.global_step
-        if step == self._step or not (step % self.every == 0 or step == trainer.max_steps):
+        if step % self.every and step != trainer.max_steps:
             return
-        self._step = step
         assert isinstance(pl_module, PretrainModule)
         if trainer.is_global_zero:
             start = time.perf_counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,13 +55,32 @@ class Term(nn.Module):
             return split.predict, split.predict_weight
         return split.visible, None if split.visible_valid is None else split.visible_valid.float()
 
+    def weigh(self, context: Context, splits: dict[str, TokenSplit], min_valid: float) -> Tensor:
+        """What each image weighs `(B,)`: the share of its places that count, 0 where too little of it is valid."""
+        positions, weight = self.positions(splits[self.view])
+        share = torch.ones(len(positions), device=positions.device) if weight is None else weight.mean(1)
+        usable = context.image_weight(self.view, min_valid)
+        return share if usable is None else share * usable
+
+
+class Plan(NamedTuple):
+    """What is asked of a batch, known before anything is predicted.
+
+    Attributes:
+        splits: Seen and asked-for patches of each view.
+        weights: `(T, B)`, what each image weighs in each term.
+    """
+
+    splits: dict[str, TokenSplit]
+    weights: Tensor
+
 
 @dataclass
 class Output:
     """What one batch gave.
 
     Attributes:
-        loss: 0-dim, the weighted sum of the terms over all ranks' images.
+        loss: 0-dim, the weighted sum of the terms.
         terms: 0-dim detached loss of each term by name.
     """
 
@@ -86,7 +105,7 @@ class MaskedImageModel(nn.Module):
         self.read_levels = any(term.decoder.reads_levels for term in terms)
 
     def forward(self, batch: dict[str, Any], progress: Tensor, draws: Draws) -> Output:
-        """Compute the loss of a batch.
+        """Compute the loss of a batch that is a whole optimiser step.
 
         Args:
             batch: See `Context`.
@@ -94,18 +113,34 @@ class MaskedImageModel(nn.Module):
             draws: Addressed random numbers of the batch.
         """
         context = Context(batch, self.encoder, draws)
+        plan = self.plan(context, progress)
+        return self.compare(context, plan, progress, plan.weights.sum(1))
+
+    @torch.no_grad()
+    def plan(self, context: Context, progress: Tensor) -> Plan:
+        """Mask a batch and weigh its images, so that a step knows its whole weight before its first gradient."""
         splits = self.masking(context, progress)
+        weights = [term.weigh(context, splits, self.min_valid) for term in cast(list[Term], self.terms)]
+        return Plan(splits, torch.stack(weights))
+
+    def compare(self, context: Context, plan: Plan, progress: Tensor, totals: Tensor) -> Output:
+        """The share that a batch has in the loss of its optimiser step; the shares add up to it.
+
+        Args:
+            context: The batch.
+            plan: What `plan` gave for it.
+            progress: As for `forward`.
+            totals: `(T,)`, what all images of the step weigh in each term.
+        """
         latents: dict[str, Latents] = {}
         loss, logged = progress.new_zeros(()), {}
-        for term in cast(list[Term], self.terms):
-            view = context.views[term.view]
+        for term, weights, total in zip(cast(list[Term], self.terms), plan.weights, totals, strict=True):
             if term.memory not in latents:
-                latents[term.memory] = self.encode(context, splits, term.memory)
-            positions, weight = term.positions(splits[term.view])
+                latents[term.memory] = self.encode(context, plan.splits, term.memory)
+            positions, weight = term.positions(plan.splits[term.view])
             prediction = term.decoder(latents[term.memory], positions)
-            values, weights = term.loss(prediction, term.target(view, positions), weight)
-            usable = context.image_weight(term.view, self.min_valid)
-            reduced = reduce(values, weights if usable is None else weights * usable)
+            values = term.loss(prediction, term.target(context.views[term.view], positions), weight)
+            reduced = reduce(values, weights, total)
             share = term.weight(progress) if callable(term.weight) else term.weight
             loss = loss + share * reduced
             logged[term.name] = reduced.detach()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
+import signal
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +16,18 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from geomim.data.datamodule import TileDataModule
-from geomim.errors import ConfigError, nearest
+from geomim.errors import ConfigError, GeomimError, Interrupted, nearest
 from geomim.models.vit import vit
+from geomim.models.weights import read_checkpoint
+from geomim.pretrain.launch import placement
 from geomim.pretrain.module import Checkpoints, Optimisation, Origin, PretrainModule
 from geomim.pretrain.monitor import Bar, MetricsTable, Watch
 from geomim.pretrain.recipes import RECIPES
+from geomim.pretrain.signals import Signals
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,13 @@ class Training:
     """How long to train, on what, and how often to look.
 
     Args:
-        max_steps: Optimiser steps; every schedule is spread over them.
-        accumulate: Micro-batches an optimiser step.
+        max_steps: Optimiser steps; every schedule is spread over them, anew where a resumed run changes them.
+        accumulate: Micro-batches an optimiser step: the same training as one batch of that size, in less memory.
         precision: Arithmetic of the matrix products; weights are always 32 bits.
         accelerator: `auto` takes a GPU where there is one.
-        devices: Devices on each node; all GPUs, or one CPU process, where `auto`.
-        nodes: Machines.
+        devices: Devices on each node; where `auto`, as many as torchrun or srun started, else all GPUs or one CPU
+            process.
+        nodes: Machines; as many as torchrun or srun started where not given.
         clip: Greatest norm of the gradient; not clipped where not given.
         log_every: Steps between two rows of figures.
         watch_every: Steps between two looks at collapse and reconstructions.
@@ -61,6 +67,8 @@ class Training:
         for name in ("max_steps", "accumulate", "nodes", "log_every", "watch_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}: expected at least 1; given {getattr(self, name)}")
+        if self.milestones < 0 or (self.clip or 1) < 0:
+            raise ConfigError(f"training: expected no milestones or clip below 0; given {self.milestones}, {self.clip}")
 
 
 def train(
@@ -73,6 +81,7 @@ def train(
     training: Training = Training(),
     seed: int = 0,
     resume: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Path:
     """Pretrain an encoder; what the verb does once its configuration is read.
 
@@ -86,46 +95,91 @@ def train(
         training: How long and on what.
         seed: Seed of weights and masks; crops and order have the one of `data`.
         resume: `"last"` goes on from the run's last checkpoint where there is one; or a checkpoint file.
+        config: Written to `config.yaml` once training begins, with what resumed runs changed.
 
     Returns:
         The last checkpoint.
 
     Raises:
-        ConfigError: The recipe is unknown, or the folder holds a run and `resume` is not given.
-        CheckpointError: The checkpoint to resume is of another recipe, encoder or band contract.
-        GeomimError: The loss is not finite.
+        ConfigError: The recipe is unknown, the folder holds a run and `resume` is not given, or the devices asked for
+            are not there.
+        CheckpointError: The checkpoint to resume is damaged, or was trained otherwise; see `geomim.pretrain.resume`.
+        GeomimError: The loss is not finite, or memory, disk or a reading process failed.
+        Interrupted: A signal asked to stop; the step was finished and `last.ckpt` written.
     """
     folder = Path(folder)
     start = _start(folder, resume)
-    module = build(data, recipe, method, encoder, optimizer, seed, training.log_every)
-    checkpoints = folder / "checkpoints"
-    checkpoints.mkdir(parents=True, exist_ok=True)
+    checkpoints, signals = folder / "checkpoints", Signals()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips are not ours
-    trainer = pl.Trainer(
-        max_steps=training.max_steps,
-        max_epochs=-1,
-        accumulate_grad_batches=training.accumulate,
-        precision=training.precision,
-        accelerator=training.accelerator,
-        devices=training.devices,
-        num_nodes=training.nodes,
-        gradient_clip_val=training.clip,
-        logger=[MetricsTable(folder / "metrics.csv"), TensorBoardLogger(folder, "tensorboard", "")],
-        callbacks=[
-            Watch(data.pictures(64), data.contract, folder / "reconstructions", training.watch_every),
-            Checkpoints(checkpoints, training.checkpoint_every, training.milestones),
-            *([Bar()] if training.progress_bar else []),
-        ],
-        default_root_dir=folder,
-        enable_checkpointing=False,  # `Checkpoints` writes them
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,  # the stream shares out positions itself
-    )
-    with warnings.catch_warnings():
+    with signals, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")
-        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+        try:
+            trainer = pl.Trainer(
+                max_steps=training.max_steps,
+                max_epochs=-1,
+                precision=training.precision,
+                accelerator=training.accelerator,
+                logger=[MetricsTable(folder / "metrics.csv"), TensorBoardLogger(folder, "tensorboard", "")],
+                callbacks=[
+                    signals,
+                    Watch(data.pictures(64), data.contract, folder / "reconstructions", training.watch_every),
+                    Checkpoints(checkpoints, training.checkpoint_every, training.milestones, signals),
+                    *([Bar()] if training.progress_bar else []),
+                ],
+                default_root_dir=folder,
+                enable_checkpointing=False,  # `Checkpoints` writes them
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,  # the stream shares out positions itself
+                **placement(training.accelerator, training.devices, training.nodes),
+            )
+        except MisconfigurationException as error:
+            where = f"training.accelerator {training.accelerator} with training.devices {training.devices}"
+            raise ConfigError(f"{where} cannot be had on this machine: {error}") from error
+        module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size)
+        if start is not None:
+            module.on_load_checkpoint(read_checkpoint(start))
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        if config is not None and trainer.is_global_zero:
+            _store(folder / "config.yaml", config, module.history)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+        except (RuntimeError, GeomimError) as error:
+            raise _sentence(error, training) from error
+    if signals.received and trainer.global_step < training.max_steps:
+        name = signal.Signals(signals.received).name
+        sentence = f"stopped by {name} at step {trainer.global_step} of {training.max_steps}; go on with --resume last"
+        raise Interrupted(signals.received, sentence if trainer.is_global_zero else "")
     return checkpoints / "last.ckpt"
+
+
+def _store(path: Path, config: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+    """Write a configuration, with what resumed runs changed as comments."""
+    lines = ""
+    for one in history:
+        changed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in one["changed"].items())
+        lines += f"# from step {one['step']}: {changed}\n"
+    part = path.with_suffix(".yaml.part")
+    part.write_text(lines + yaml.safe_dump(_plain(config), sort_keys=False))
+    part.replace(path)
+
+
+def _sentence(error: Exception, training: Training) -> Exception:
+    """What a failure of memory or of a reading process means to a user; others as they are."""
+    said = str(error).strip().splitlines() or [""]
+    if isinstance(error, torch.OutOfMemoryError):
+        return GeomimError(
+            "the memory of the GPU does not suffice: give half of data.batch_size and "
+            f"--training.accumulate {2 * training.accumulate}, which is the same training, and go on with --resume last"
+        )
+    if said[0].startswith("Caught "):  # in a reading process: its traceback, and at the end the sentence
+        return GeomimError(said[-1].partition(": ")[2])
+    if "DataLoader worker" in said[0]:
+        return GeomimError(
+            f"a process that reads tiles was killed, as a rule because memory ran out ({said[0]}): give fewer "
+            "--data.workers, 0 for none, and go on with --resume last"
+        )
+    return error
 
 
 def build(
@@ -135,16 +189,25 @@ def build(
     encoder: Mapping[str, Any] | None = None,
     optimizer: Optimisation = Optimisation(),  # noqa: B008 (frozen)
     seed: int = 0,
-    log_every: int = 50,
+    training: Training = Training(),
+    world: int = 1,
 ) -> PretrainModule:
-    """Make encoder and objective for some data; arguments as `train` and `Training`."""
+    """Make encoder and objective for some data; arguments as `train`, and the number of processes."""
     if recipe not in RECIPES:
         raise ConfigError(f"unknown recipe '{recipe}'{nearest(recipe, RECIPES)}")
     torch.manual_seed(seed)
     network = vit(in_chans=len(data.contract.names), image_size=data.image_size, **(encoder or {}))
     model = RECIPES[recipe](network, **(method or {}))
-    origin = Origin(recipe, _plain(dict(method or {})), data.contract, tuple(str(one.path) for one in data.corpora))
-    return PretrainModule(model, origin, data.batch_size, optimizer, seed, log_every)
+    settings = {
+        "seed": seed,
+        "batch_size * devices * nodes * accumulate": data.batch_size * world * training.accumulate,
+        **_flat({"data": data.settings, "optimizer": _plain(optimizer), "training": _plain(training)}),
+    }
+    corpora = tuple(str(one.path) for one in data.corpora)
+    origin = Origin(recipe, _plain(dict(method or {})), data.contract, corpora, settings)
+    return PretrainModule(
+        model, origin, data.batch_size, optimizer, seed, training.log_every, training.accumulate, training.clip
+    )
 
 
 def _start(folder: Path, resume: str | Path | None) -> Path | None:
@@ -171,7 +234,7 @@ def _plain(value: Any) -> Any:
 
 
 def run(argv: Sequence[str]) -> None:
-    """The verb: read the configuration, store it in the run folder, train.
+    """The verb: read the configuration, train, store it in the run folder.
 
     Args:
         argv: What follows `geomim pretrain`.
@@ -182,14 +245,6 @@ def run(argv: Sequence[str]) -> None:
     config = read_config(argv)
     data = TileDataModule(**config.data.as_dict(), image_size=config.encoder.image_size, seed=config.seed)
     folder = Path(config.out) / (config.name or config.recipe)
-    start = _start(folder, config.resume)
-    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))  # as the launcher names it
-    first = next((rank for rank in ranks if rank), "0") == "0"
-    if first:
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / "config.yaml.part"
-        part.write_text(yaml.safe_dump(_plain(config.written), sort_keys=False))
-        part.replace(folder / "config.yaml")
     encoder = {key: value for key, value in config.encoder.as_dict().items() if key != "image_size"}
     last = train(
         data,
@@ -200,9 +255,10 @@ def run(argv: Sequence[str]) -> None:
         config.optimizer,
         config.training,
         config.seed,
-        start,
+        config.resume,
+        config.written,
     )
-    if first:
+    if rank_zero_only.rank == 0:
         print(f"\nencoder: {last}\nfigures: {folder / 'metrics.csv'}\npictures: {folder / 'reconstructions'}")
 
 
@@ -251,7 +307,8 @@ def read_config(argv: Sequence[str]) -> Namespace:
         written = {key: value for key, value in parsed.clone().as_dict().items() if key != "config"}
         config = parser.instantiate_classes(parsed)
     except ArgumentError as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+        hint = "; a list is one word: --data.corpus '[a,b]'" if "unrecognized arguments" in str(error) else ""
+        raise ConfigError(" ".join(str(error).split()) + hint) from error
     config.written = written
     return config
 

@@ -2,7 +2,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,9 +14,13 @@ import xarray
 from geomim.corpus import build as building
 from geomim.corpus import lock
 from geomim.corpus.build import build, inspect
+from geomim.corpus.combine import filter
+from geomim.corpus.comparison.sides import side
 from geomim.corpus.lock import read_lock
 from geomim.corpus.pipeline import intake, plan
+from geomim.corpus.pipeline.conclude import open_to_change
 from geomim.corpus.pipeline.raw import RawFile
+from geomim.corpus.scenes import find_scenes
 from geomim.corpus.store import Corpus
 from geomim.corpus.synthetic import write_scenes
 from geomim.corpus.verify import rebuild, verify
@@ -187,6 +193,29 @@ def test_a_stopped_build_goes_on(planted, built, tmp_path, monkeypatch, stage):
     again(planted, tmp_path / "corpus")
     assert digest(tmp_path / "corpus") == digest(built)
     assert not (tmp_path / "corpus" / "work").exists()
+
+
+def test_a_corpus_that_is_being_replaced_is_none_for_anybody(tmp_path, monkeypatch):
+    folder, out = photographs(tmp_path / "photos"), tmp_path / "c"
+    build([str(folder)], str(out), tile=64, workers=1)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build([str(folder)], str(out), tile=32, overwrite=True, workers=1)
+    write_image(out / "report" / "0.png", np.zeros((3, 8, 8), np.uint8))
+    words = f"run its `geomim corpus build` again with its arguments, which '{out / 'work' / 'recipe.json'}' holds"
+    filtered = partial(filter, where="true", out=str(tmp_path / "d"))
+    for use in (Corpus.open, inspect, verify, side, open_to_change, filtered):
+        with pytest.raises(CorpusError, match=re.escape(words)):
+            use(str(out))
+    assert find_scenes(tmp_path) == find_scenes(folder)  # it is no folder of pictures either
+    arguments = json.loads((out / "work" / "recipe.json").read_text())
+    build(**arguments, out=str(out), workers=1)
+    assert Corpus.open(out).sizes == (32,)
 
 
 def test_an_unfinished_build_notices_new_sources(tmp_path, monkeypatch):

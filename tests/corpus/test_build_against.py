@@ -13,7 +13,7 @@ from geomim.corpus.lock import read_lock
 from geomim.corpus.pipeline import conclude
 from geomim.corpus.store import Corpus
 from geomim.corpus.verify import rebuild
-from geomim.errors import InputError
+from geomim.errors import CorpusError, InputError
 
 
 def write(file, pixels):
@@ -52,15 +52,19 @@ def test_a_corpus_keeps_clear_of_a_benchmark_and_says_so(folders, monkeypatch):
     assert (again / "catalogue.parquet").read_bytes() == (out / "catalogue.parquet").read_bytes()
 
 
-def test_a_benchmark_that_is_partly_unreadable_is_an_error_but_loses_nothing(folders):
+@pytest.mark.parametrize("way", ["mended", "accepted"])
+def test_a_benchmark_that_is_partly_unreadable_is_an_error_but_loses_nothing(folders, way):
     (folders / "bench" / "c.png").write_text("no picture")
-    with pytest.raises(InputError, match=r"c\.png|skip-unreadable"):
-        build([str(folders / "train")], str(folders / "c"), tile=96, against=[str(folders / "bench")], workers=1)
-    kept = Corpus.open(folders / "c").table(["kept"])["kept"].to_pylist()
-    assert kept.count(False) == 1
-    (folders / "bench" / "c.png").unlink()
-    build([str(folders / "train")], str(folders / "c"), tile=96, against=[str(folders / "bench")], workers=1)
+    arguments = {"tile": 96, "against": [str(folders / "bench")], "workers": 1}
+    with pytest.raises(InputError, match=r"c\.png.*--skip-unreadable"):
+        build([str(folders / "train")], str(folders / "c"), **arguments)
+    with pytest.raises(CorpusError, match="unfinished corpus: run its `geomim corpus build` again"):
+        Corpus.open(folders / "c")
+    if way == "mended":
+        (folders / "bench" / "c.png").unlink()
+    build([str(folders / "train")], str(folders / "c"), skip_unreadable=way == "accepted", **arguments)
+    assert Corpus.open(folders / "c").table(["kept"])["kept"].to_pylist().count(False) == 1
     assert not (folders / "c" / "work").exists()
     shutil.rmtree(folders / "bench")
     with pytest.raises(InputError, match="bench"):
-        build([str(folders / "train")], str(folders / "d"), tile=96, against=[str(folders / "bench")], workers=1)
+        build([str(folders / "train")], str(folders / "d"), **arguments)

@@ -24,8 +24,13 @@ from geomim.errors import CorpusError, InputError
 @pytest.fixture
 def corpus(tmp_path):
     """Procedural scenes beside each other, with copies between them, cut into 64 px tiles."""
-    write_scenes(tmp_path / "synthetic", scenes=6, size=256)
-    return build([str(tmp_path / "synthetic" / "scenes")], str(tmp_path / "corpus"), tile=64, min_valid=0.9, workers=1)
+    return built(tmp_path, 0.9)
+
+
+def built(folder, min_valid):
+    write_scenes(folder / "synthetic", scenes=6, size=256)
+    scenes = str(folder / "synthetic" / "scenes")
+    return build([scenes], str(folder / "corpus"), tile=64, min_valid=min_valid, workers=1)
 
 
 def together(folder):
@@ -35,7 +40,8 @@ def together(folder):
     return [(row["a"], row["b"]) for row in edges] + [(row["id"], row["original"]) for row in copies]
 
 
-def test_a_threshold_lets_a_tile_back_in_and_the_bytes_are_those_of_such_a_build(corpus, tmp_path):
+def test_a_threshold_lets_a_tile_back_in_and_the_bytes_are_those_of_such_a_build(tmp_path):
+    corpus = decide(str(built(tmp_path, 0.2)), min_valid=0.9)
     before = Corpus.open(corpus).table(["kept"])["kept"].to_pylist()
     pixels = sorted((file, file.stat().st_mtime_ns) for file in (corpus / "tiles.zarr").rglob("*"))
     decide(str(corpus), min_valid=0.2, where="row < 192", near=-1)
@@ -51,15 +57,15 @@ def test_a_threshold_lets_a_tile_back_in_and_the_bytes_are_those_of_such_a_build
     assert Corpus.open(corpus).meta["recipe"] == Corpus.open(same).meta["recipe"]
 
 
-def test_what_was_done_one_after_the_other_is_done_again_in_that_order(corpus, tmp_path):
-    decide(str(corpus), min_valid=0.2, near=-1)
+def test_what_was_done_one_after_the_other_is_done_again_in_that_order(tmp_path):
+    corpus = decide(str(built(tmp_path, 0.2)), min_valid=0.3, near=-1)
     split(str(corpus), by="cluster", test_share=0.3)
     decide(str(corpus), min_valid=0.9, near=4)
     split(str(corpus), by="place", block=0.5, test_share=0.4, seed=3)
     decide(str(corpus), quota=3, min_valid=0.5)
     head = read_lock(corpus)[0]
     assert [change["verb"] for change in head["changes"]] == ["decide", "split", "decide", "split", "decide"]
-    assert head["changes"][0]["asked"] == {"min_valid": 0.2, "near": None}
+    assert head["changes"][0]["asked"] == {"min_valid": 0.3, "near": None}
     assert head["built"]["quota"] == 16 and head["built"]["near"] == 4 and head["recipe"]["quota"] == 3
     again = rebuild(str(corpus), str(tmp_path / "again"), workers=1)
     for name in ("catalogue.parquet", "corpus.json", "corpus.lock"):
@@ -91,6 +97,7 @@ def test_a_wrong_threshold_changes_nothing(corpus):
         ({"where": "false"}, "no tile is kept"),
         ({"quota": -1}, "--quota"),
         ({"min_valid": 5}, "--min-valid"),
+        ({"min_valid": 0.8}, "compared tiles of which 0.9 or more is valid.*build again with --min-valid 0.8"),
         ({"max_cloud": -1}, "--max-cloud"),
         ({"near": -2}, "-1 keeps them"),
     ]:
@@ -148,7 +155,10 @@ def test_a_change_that_was_stopped_between_two_files_is_finished_by_the_next(cor
         with pytest.raises(KeyboardInterrupt):
             conclude(corpus, {"split": {}}, {"split": drawn, "balance": None})
     assert "split.parquet" in renamed and (corpus / "next" / "catalogue" / "balance.removed").exists()
-    conclude(corpus)
+    with pytest.raises(CorpusError, match="was being changed when that was stopped") as refused:
+        Corpus.open(corpus)
+    assert f"`geomim corpus decide {corpus}` finishes it" in str(refused.value)
+    decide(str(corpus))
     rows = Corpus.open(corpus).table(["split", "reason"]).to_pydict()
     assert rows["split"] == drawn["split"].to_pylist() and not any("balance" in reason for reason in rows["reason"])
     assert not (corpus / "next").exists() and not (corpus / "catalogue" / "balance.parquet").exists()

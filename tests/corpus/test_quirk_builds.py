@@ -48,15 +48,16 @@ def made(data_dir, tmp_path, monkeypatch):
 
     def make(names, **options):
         files = [str(data_dir / "geotiff_quirks" / name) for name in names]
-        return Corpus.open(build(files, str(tmp_path / "corpus"), workers=1, **options))
+        # padded, so that the figures below say of every pixel what became of it once
+        return Corpus.open(build(files, str(tmp_path / "corpus"), workers=1, edge="pad", **options))
 
     return make
 
 
 def measured(file):
-    """Validity `(H, W)` as GDAL sees it, and False where a band is not finite."""
+    """Validity `(H, W)` as GDAL sees that of each band, and False where one is not finite."""
     with rasterio.open(file) as raster:
-        valid = raster.dataset_mask() > 0
+        valid = (raster.read_masks() > 0).all(axis=0)
         if np.dtype(raster.dtypes[0]).kind == "f":
             valid &= np.isfinite(raster.read()).all(axis=0)
     return valid

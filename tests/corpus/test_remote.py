@@ -10,7 +10,8 @@ import pytest
 import xarray
 from tiny_corpus import write_corpus
 
-from geomim.corpus.remote import Url, aside, place, publish
+from geomim.corpus.publish import publish
+from geomim.corpus.remote import Url, aside, place
 from geomim.corpus.store import Corpus
 from geomim.errors import CorpusError, InputError, MissingExtraError
 
@@ -50,7 +51,10 @@ def test_names_are_files_here_or_addresses(tmp_path):
 
 def test_a_published_corpus_reads_like_the_one_here(corpus, url):
     (corpus / "work").mkdir()
-    (corpus / "work" / "scan.json").write_text("{}")
+    with pytest.raises(CorpusError, match="unfinished corpus"):
+        publish(str(corpus), url)
+    (corpus / "work").rename(corpus / "work.done")  # all that is left to do is to remove it
+    (corpus / "work.done" / "scan.json").write_text("{}")
     publish(str(corpus), url)
     here, there = Corpus.open(corpus), Corpus.open(url)
     assert there.table().equals(here.table()) and there.contract == here.contract
@@ -60,7 +64,7 @@ def test_a_published_corpus_reads_like_the_one_here(corpus, url):
     np.testing.assert_array_equal(one.read(rows), two.read(rows))
     np.testing.assert_array_equal(one.valid(rows), two.valid(rows))
     assert two.mask([0]) is None
-    assert not Url(f"{url}/work").exists()
+    assert not Url(f"{url}/work.done").exists()
     image = xarray.open_zarr(f"{url}/tiles.zarr", group="24")["image"]
     np.testing.assert_array_equal(image.values, here.array("image", 24).read(np.arange(80)))
 
@@ -93,6 +97,17 @@ def test_publishing_goes_on_where_it_was(corpus, url, monkeypatch):
     assert names == ["0", "corpus.json"]
 
 
+def test_what_an_older_state_left_there_goes(corpus, url):
+    stale = corpus / "catalogue" / "split.parquet"
+    stale.parent.mkdir()
+    stale.write_bytes(b"drawn")
+    publish(str(corpus), url)
+    assert Url(f"{url}/catalogue/split.parquet").is_file()
+    stale.unlink()
+    publish(str(corpus), url)
+    assert not Url(f"{url}/catalogue/split.parquet").is_file()
+
+
 def test_another_corpus_is_not_written_over(corpus, url):
     publish(str(corpus), url)
     meta = json.loads((corpus / "corpus.json").read_text())
@@ -104,7 +119,7 @@ def test_another_corpus_is_not_written_over(corpus, url):
     assert Corpus.open(url).classes == []
     with pytest.raises(InputError, match="is no address of a remote store"):
         publish(str(corpus), str(corpus / "copy"))
-    with pytest.raises(CorpusError, match="is no finished corpus"):
+    with pytest.raises(CorpusError, match="is no corpus"):
         publish(str(corpus / "report"), url)
 
 

@@ -13,9 +13,9 @@ from geomim.corpus.reader import TileArray
 from geomim.corpus.shards import (
     copy_runs,
     create_array,
-    extend_array,
+    find_layout,
     missing_shards,
-    read_layout,
+    read_meta,
     write_array,
     write_groups,
     write_shard,
@@ -48,7 +48,7 @@ def test_zarr_and_xarray_read_what_is_written(tmp_path, small_shards, dtype, com
     path = tmp_path / "t.zarr" / "8" / "image"
     layout = write_array(path, tiles, NAMES, compression=compression)
     write_groups(tmp_path / "t.zarr")
-    assert layout.per_shard == 64 and layout.shards == 3 and read_layout(path) == layout
+    assert layout.per_shard == 64 and layout.shards == 3 and find_layout(read_meta(path)) == layout
     np.testing.assert_array_equal(zarr.open_array(str(path), mode="r")[:], tiles)
     for consolidated in (True, False):
         image = xarray.open_zarr(tmp_path / "t.zarr", group="8", consolidated=consolidated)["image"]
@@ -146,27 +146,6 @@ def test_a_wrong_number_of_tiles_is_an_error(tmp_path, tiles, small_shards):
         create_array(tmp_path / "other", tiles.shape, tiles.dtype, NAMES, compression="zst")
 
 
-def test_an_array_grows_without_touching_a_shard(tmp_path, tiles, small_shards):
-    path = tmp_path / "t.zarr" / "8" / "image"
-    write_array(path, tiles[:70], NAMES)
-    write_groups(tmp_path / "t.zarr")
-    reader = TileArray(path)  # opened before, stays right
-    before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.rglob("c/*/0/0/0")}
-    layout = extend_array(path, 80, first=128)
-    fill_shards(path, layout, np.concatenate([np.zeros((128, 3, 8, 8), np.uint16), tiles[70:]]), [2, 3])
-    write_groups(tmp_path / "t.zarr")
-    assert {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in before} == before
-    longer = TileArray(path)
-    assert len(longer) == 208
-    np.testing.assert_array_equal(longer.read(np.arange(70)), tiles[:70])
-    np.testing.assert_array_equal(longer.read(np.arange(128, 208)), tiles[70:])
-    assert not longer.read([70, 127]).any()  # the gap
-    np.testing.assert_array_equal(reader.read([69]), tiles[69:70])
-    assert xarray.open_zarr(tmp_path / "t.zarr", group="8")["image"].shape[0] == 208
-    with pytest.raises(ValueError, match="cannot start at slot 210: a shard holds 64"):
-        extend_array(path, 1, first=210)
-
-
 @pytest.mark.parametrize("call", ["write", "replace"])
 def test_a_full_disk_leaves_what_was_there(tmp_path, tiles, small_shards, monkeypatch, call):
     path = tmp_path / "image"
@@ -190,11 +169,9 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, tiles, small_shards, monkey
     assert (path / layout.file(0)).read_bytes() == before and not list(path.rglob("*.part"))
 
 
-def test_other_layouts_are_not_extended(tmp_path, tiles):
-    array = zarr.create_array(str(tmp_path / "image"), shape=tiles.shape, chunks=(1, 3, 8, 8), dtype="uint16")
-    array[:] = tiles
-    with pytest.raises(CorpusError, match="not laid out as geomim writes"):
-        extend_array(tmp_path / "image", 1, 192)
+def test_other_layouts_are_told(tmp_path, tiles):
+    zarr.create_array(str(tmp_path / "image"), shape=tiles.shape, chunks=(1, 3, 8, 8), dtype="uint16")
+    assert find_layout(read_meta(tmp_path / "image")) is None
     (tmp_path / "image" / "zarr.json").write_text(json.dumps({"shape": 3}))
     with pytest.raises(CorpusError, match="is no zarr v3 array"):
-        read_layout(tmp_path / "image")
+        read_meta(tmp_path / "image")

@@ -11,7 +11,7 @@ from affine import Affine
 from geomim.corpus import slicing
 from geomim.corpus.scenes import Scene, find_scenes, open_scene, scene_name
 from geomim.corpus.scenes.arrays import array_scene
-from geomim.corpus.slicing import Grid, slice_scene, starts, windows
+from geomim.corpus.slicing import Grid, slice_scene, starts, whole, windows
 from geomim.errors import InputError
 from geomim.sensors import get_sensor
 
@@ -109,11 +109,11 @@ def test_padding_is_nodata_and_invalid(tmp_path, dtype, nodata, fill):
 def test_nodata_inside_is_invalid(tmp_path):
     pixels = numbers(2, 64, 64)
     pixels[:, 10:20, 30:40] = 7
-    pixels[0, 40, 40] = 7  # in one band only: a measurement
+    pixels[:, 40, 40] = 7, 9  # in one band only
     with open_scene(write(tmp_path / "a.tif", pixels, nodata=7)) as scene:
         (tile,) = slice_scene(scene, Grid((64,)))
-    assert (~tile.valid).sum() == 100 + ((pixels == 7).all(0).sum() - 100) and not tile.valid[10:20, 30:40].any()
-    assert tile.valid[40, 40]
+    assert np.array_equal(tile.valid, (pixels != 7).all(0))
+    assert not tile.valid[10:20, 30:40].any() and not tile.valid[40, 40]
 
 
 class Counting:
@@ -297,3 +297,46 @@ def test_real_scenes_are_whole(data_dir):
             mosaic[:, tile.row : tile.row + 200, tile.col : tile.col + 200] = tile.pixels
         assert np.array_equal(mosaic[:, : whole.shape[1], : whole.shape[2]], whole)
         assert isinstance(scene, Scene) and sum(tile.valid.sum() for tile in tiles) == whole[0].size
+
+
+@pytest.mark.parametrize("stride", [None, 20, 64, 90])
+@pytest.mark.parametrize("length", [10, 64, 65, 100, 128, 129, 500])
+def test_edges(length, stride):
+    step = stride or 64
+    padded = starts(length, 64, step)
+    shifted, dropped = (starts(length, 64, step, edge) for edge in ("shift", "drop"))
+    assert dropped == [one for one in padded if one + 64 <= length]
+    assert shifted[:-1] == padded[:-1] and shifted == sorted(set(shifted))
+    assert length < 64 or (shifted[-1] + 64 <= length and (step > 64 or shifted[-1] + 64 == length))
+    for edge, along in (("pad", padded), ("shift", shifted), ("drop", dropped)):
+        grid = Grid((64,), stride, edge=edge)
+        assert [(w.row_off, w.col_off) for w in windows(length, 200, grid, "a")] == [
+            (row, col) for row in along for col in starts(200, 64, step, edge)
+        ]
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 400), (100, 400), (40, 70), (64, 64)])
+@pytest.mark.parametrize("edge", ["shift", "pad", "drop"])
+def test_edges_of_several_sizes(tmp_path, height, width, edge):
+    grid, pixels = Grid((16, 32, 128), edge=edge), numbers(2, height, width, np.uint32)
+    count = np.zeros((height + 128, width + 128), int)
+    with open_scene(write(tmp_path / "a.tif", pixels)) as scene:
+        tiles = list(slice_scene(scene, grid))
+        for tile in tiles:
+            count[tile.row : tile.row + tile.size, tile.col : tile.col + tile.size] += 1
+            inside = pixels[:, tile.row : tile.row + tile.size, tile.col : tile.col + tile.size]
+            assert (tile.pixels[:, : inside.shape[1], : inside.shape[2]] == inside).all()
+            assert tile.valid.sum() == inside[0].size
+    beyond = count.sum() - count[:height, :width].sum()
+    assert (beyond == 0) == (edge != "pad" or (height, width) == (64, 64))
+    assert (count[:height, :width].min() >= 1) == (edge != "drop" or (height, width) == (64, 64))
+    with pytest.raises(InputError, match="--edge: unknown way 'shfit'; did you mean 'shift'"):
+        Grid((64,), edge="shfit")
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "placed", "edge"),
+    [(64, 64, True, 64), (512, 512, False, 512), (512, 512, True, 0), (600, 800, False, 0), (2000, 2000, False, 0)],
+)
+def test_pictures_that_are_tiles_by_themselves(height, width, placed, edge):
+    assert whole(height, width, placed) == edge

@@ -8,7 +8,7 @@ from tiny_corpus import write_corpus
 from geomim.corpus.scenes import open_scene
 from geomim.corpus.store import Corpus
 from geomim.data.labelled import Labelled, _unscored, open_labelled
-from geomim.errors import InputError
+from geomim.errors import CorpusError, InputError
 
 
 def pictures(folder: Path, classes=("field", "water"), count: int = 6, side: int = 16) -> Path:
@@ -136,3 +136,17 @@ def test_the_usual_side_is_known(tmp_path):
     pictures(tmp_path / "b", count=2, side=32)
     data = open_labelled(tmp_path / "b")
     assert data.side == 64 and any("32 to 64 px" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("finished_once", [True, False])
+def test_an_unfinished_corpus_is_refused_and_no_folder_of_pictures(tmp_path, finished_once):
+    out = write_corpus(tmp_path / "corpus")
+    (out / "work").mkdir()
+    (out / "work" / "recipe.json").write_text('{"source": ["a"]}')
+    if not finished_once:
+        (out / "corpus.json").unlink()
+    for name in ("a", "b"):
+        (out / "report" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(out / "report" / name / "tile.png")
+    with pytest.raises(CorpusError, match="is an unfinished corpus: run its `geomim corpus build` again"):
+        open_labelled(out)

@@ -1,10 +1,11 @@
-"""Two processes that share a batch out compute what one process computes with all of it."""
+"""However an optimiser step is divided over processes and micro-batches, its gradients and losses are the same."""
 
 import json
 import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ class Probe(verb.Watch):
         pass
 
 
-def run(corpus, folder, recipe, devices, batch_size, accumulate):
+def run(corpus, folder, recipe, devices, batch_size, accumulate, resume=None):
     """Train two steps of 8 images and return every step's gradient and mean loss."""
     Probe.kept = {}
     verb.Watch = Probe
@@ -48,9 +49,10 @@ def run(corpus, folder, recipe, devices, batch_size, accumulate):
         progress_bar=False,
         log_every=1,
         checkpoint_every=2,
+        milestones=2,
     )
     data = TileDataModule(str(corpus), batch_size=batch_size, image_size=16, workers=0)
-    verb.train(data, folder, recipe, METHOD, ENCODER, training=training)
+    verb.train(data, folder, recipe, METHOD, ENCODER, training=training, resume=resume)
     losses = [line.split(",")[1] for line in (folder / "metrics.csv").read_text().split()[1:]]
     return Probe.kept | {"loss": np.array(losses, float)}
 
@@ -59,8 +61,9 @@ def main():
     """What each of the two processes does."""
     from pathlib import Path
 
-    for corpus, folder, recipe in json.loads(sys.argv[1]):
-        kept = run(corpus, Path(folder), recipe, 2, 4, 1)
+    for corpus, folder, recipe, batch_size, accumulate, port in json.loads(sys.argv[1]):
+        os.environ["MASTER_PORT"] = port  # another each time: a rank may be ahead of the one that listens
+        kept = run(corpus, Path(folder), recipe, "auto", batch_size, accumulate)
         if os.environ["RANK"] == "0":
             np.savez(Path(folder) / "kept.npz", **kept)
         torch.distributed.destroy_process_group()
@@ -75,40 +78,62 @@ def two_processes(tmp_path_factory):
     """Run every case in one pair of processes: starting them is what takes time."""
     root = tmp_path_factory.mktemp("ddp")
     corpora = {nodata: write_corpus(root / f"corpus{nodata}", nodata=nodata) for nodata in (False, True)}
-    cases = {(recipe, True): root / recipe for recipe in RECIPES} | {("mae", False): root / "plain"}
-    listed = json.dumps([(str(corpora[nodata]), str(folder), recipe) for (recipe, nodata), folder in cases.items()])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    cases = {(recipe, True, parts): root / f"{recipe}{parts}" for recipe in RECIPES for parts in (1, 2)}
+    cases |= {("mae", False, 1): root / "plain"}
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in cases]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        ports = [str(free.getsockname()[1]) for free in sockets]
+    listed = json.dumps(
+        [
+            (str(corpora[nodata]), str(folder), recipe, 4 // parts, parts, port)
+            for ((recipe, nodata, parts), folder), port in zip(cases.items(), ports, strict=True)
+        ]
+    )
     ranks = []
     for rank in ("0", "1"):
         torchrun = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
-        torchrun |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+        torchrun |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"}
         path = os.pathsep.join(sys.path)
         environment = os.environ | torchrun | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         ranks.append(subprocess.Popen([sys.executable, __file__, listed], env=environment, stderr=subprocess.PIPE))
     for process in ranks:
-        _, said = process.communicate(timeout=180)
+        _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said.decode()[-3000:]
     return corpora, cases
 
 
 @pytest.mark.parametrize(("recipe", "nodata"), [(recipe, True) for recipe in RECIPES] + [("mae", False)])
-def test_two_processes_equal_one(two_processes, tmp_path, monkeypatch, recipe, nodata):
+def test_one_process_equals_two_and_micro_batches(two_processes, tmp_path, monkeypatch, recipe, nodata):
     corpora, cases = two_processes
     monkeypatch.setattr(verb, "Watch", Probe)
-    one = run(corpora[nodata], tmp_path, recipe, 1, 8, 1)
-    with np.load(cases[recipe, nodata] / "kept.npz") as two:
-        assert set(two) == set(one) and len(one) > 10
-        for name in one:
-            np.testing.assert_allclose(two[name], one[name], atol=1e-5, rtol=1e-5, err_msg=name)
+    whole = run(corpora[nodata], tmp_path / "whole", recipe, 1, 8, 1)
+    divided = {
+        f"{8 // parts} x {parts}": run(corpora[nodata], tmp_path / str(parts), recipe, 1, 8 // parts, parts)
+        for parts in (2, 8)
+    }
+    for (name, holes, parts), folder in cases.items():
+        if (name, holes) == (recipe, nodata):
+            with np.load(folder / "kept.npz") as kept:
+                divided[f"2 ranks x {4 // parts} x {parts}"] = dict(kept)
+    assert len(whole) > 10 and len(divided) == (4 if nodata else 3)
+    for how, kept in divided.items():
+        assert set(kept) == set(whole)
+        for name in whole:
+            np.testing.assert_allclose(kept[name], whole[name], atol=1e-5, rtol=1e-5, err_msg=f"{how}: {name}")
 
 
-def test_accumulation_equals_one_batch_where_all_images_weigh_the_same(two_processes, tmp_path, monkeypatch):
-    corpora, _ = two_processes
+def test_a_run_of_two_processes_goes_on_in_one_with_micro_batches(two_processes, tmp_path, monkeypatch):
+    corpora, cases = two_processes
+    folder = cases["mae", True, 1] / "checkpoints"
     monkeypatch.setattr(verb, "Watch", Probe)
-    whole = run(corpora[False], tmp_path / "whole", "mae", 1, 8, 1)
-    parts = run(corpora[False], tmp_path / "parts", "mae", 1, 4, 2)
-    for name in whole:
-        if name != "loss":
-            np.testing.assert_allclose(parts[name], whole[name], atol=1e-5, rtol=1e-5, err_msg=name)
+    run(corpora[True], tmp_path, "mae", 1, 4, 2, resume=folder / "step-0000001.ckpt")
+    one, two = (
+        torch.load(path, weights_only=True) for path in (tmp_path / "checkpoints/last.ckpt", folder / "last.ckpt")
+    )
+    assert one["global_step"] == two["global_step"] == 2
+    for name, weight in two["state_dict"].items():
+        torch.testing.assert_close(one["state_dict"][name], weight, atol=1e-6, rtol=1e-5, msg=name)
+    assert one["geomim"]["history"][0]["step"] == 1
+    assert one["geomim"]["history"][0]["changed"]["training.accumulate"] == [1, 2]

@@ -53,7 +53,7 @@ def embedded(tmp_path_factory, encoder):
     for number, picture in enumerate(pixels):
         Image.fromarray(picture).save(folder / f"{number:02d}.png")
     out = tmp_path_factory.mktemp("curate") / "corpus"
-    build([str(folder)], str(out), tile=64, near=None, overlap=None, test_share=0.25, workers=1)
+    build([str(folder)], str(out), tile=64, near=None, crops=False, test_share=0.25, workers=1)
     embed(str(out), encoder, device="cpu", batch=5)
     return out
 

@@ -24,6 +24,7 @@ from geomim.corpus.duplicates.votes import Blocks
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.quality import assess
 from geomim.corpus.scenes import Scene
+from geomim.corpus.slicing import starts
 from geomim.corpus.sources.items import Item
 from geomim.corpus.store import Corpus
 from geomim.errors import CorpusError, GeomimError, InputError
@@ -201,12 +202,10 @@ def _windows(height: int, width: int, tile: int) -> list[tuple[int, int, int, in
     if height <= tile and width <= tile:
         return whole
     return whole + [
-        (row, col, min(tile, height), min(tile, width)) for row in _starts(height, tile) for col in _starts(width, tile)
+        (row, col, min(tile, height), min(tile, width))
+        for row in starts(height, tile, tile, "shift")
+        for col in starts(width, tile, tile, "shift")
     ]
-
-
-def _starts(length: int, tile: int) -> list[int]:
-    return [0] if length <= tile else [*range(0, length - tile, tile), length - tile]
 
 
 @dataclass(frozen=True)

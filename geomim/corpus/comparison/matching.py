@@ -15,6 +15,7 @@ from geomim.corpus.comparison.collection import Collection, contents
 from geomim.corpus.comparison.likeness import CELLS, MIN_LIKENESS, details, likeness
 from geomim.corpus.comparison.parts import Crops, Parts, find_parts
 from geomim.corpus.duplicates.fingerprint import inverse, orientations
+from geomim.corpus.duplicates.geometry import same_day
 from geomim.corpus.duplicates.hamming import cross_pairs
 from geomim.corpus.pipeline.executor import Workers
 from geomim.errors import CorpusError
@@ -38,7 +39,7 @@ KINDS = ("exact", "perceptual", "crop", "footprint")
 """How two views match, the most certain first."""
 
 Footprint = Literal["any", "acquisition", "off"]
-"""Which footprints count: of any date, of one acquisition (sensor and time are the same), or none."""
+"""Which footprints count: of any date, of one acquisition (the same sensor on the same day), or none."""
 
 MAX_MATCHES = 20_000_000
 _AT_ONCE = 10_000  # candidate pairs verified together
@@ -265,11 +266,9 @@ def _grow(shape: Any, metres: float) -> Any:
 
 
 def _same_acquisition(a: Collection, b: Collection, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    equal = np.ones(len(first), bool)
-    for name in ("sensor", "time"):
-        same = pc.equal(a.views[name].take(first), b.views[name].take(second))
-        equal &= pc.fill_null(same, False).to_numpy(zero_copy_only=False)
-    return equal
+    same = pc.equal(a.views["sensor"].take(first), b.views["sensor"].take(second))
+    times = a.views["time"].take(first).to_numpy(), b.views["time"].take(second).to_numpy()
+    return pc.fill_null(same, False).to_numpy(zero_copy_only=False) & same_day(*times)
 
 
 def _without_itself(table: pa.Table, a: Collection, b: Collection) -> pa.Table:

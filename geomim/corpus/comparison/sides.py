@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.compute as pc
+from rich.console import Console
 
+from geomim.addresses import full, keep
 from geomim.corpus.remote import Place, place
 from geomim.corpus.scenes import SUFFIXES, Scene
 from geomim.corpus.sources.items import Item, list_items, open_item, split_source
-from geomim.corpus.store import Corpus
+from geomim.corpus.store import Corpus, holds_corpus
 from geomim.errors import BandError, GeomimError, InputError, nearest
 from geomim.sensors import Sensor, get_sensor, match_bands
 
@@ -82,6 +84,7 @@ def side(
         InputError: There is no such thing, it has no such split, or nothing of it is held out.
         CorpusError: A corpus of a newer format.
     """
+    given = keep(given)
     name, path, splits = _parts(given)
     card = split_source(path)
     folder = _corpus_folder(path)
@@ -89,7 +92,9 @@ def side(
     if folder is not None:
         wanted = splits or (("val", "test") if held_out else None)
         return _of_corpus(name or _called(_folder_name(folder), splits, held_out), given, Corpus.open(folder), wanted)
-    items = list_items(path, download)
+    items = list_items(path, download, joined := [])
+    for one in joined:
+        Console(stderr=True, markup=False, highlight=False).print(str(one.check(allow=True)), soft_wrap=True)
     if card is not None and card.splits:
         splits = card.splits  # those of the card are listed already
         if not items:
@@ -116,8 +121,8 @@ def _corpus_folder(path: str) -> Place | None:
     """The corpus that a path names, or None."""
     if path.lower().endswith(SUFFIXES) or "@" in path.partition("://")[0]:
         return None
-    folder = place(path.removesuffix("/catalogue.parquet"))
-    return folder if (folder / "corpus.json").is_file() else None
+    folder = place(full(path).removesuffix("/catalogue.parquet"))
+    return folder if holds_corpus(folder) else None
 
 
 def _folder_name(folder: Place) -> str:

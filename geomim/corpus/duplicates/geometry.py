@@ -1,4 +1,8 @@
-"""Footprints that overlap: the same ground in the same acquisition, delivered twice."""
+"""Footprints that overlap: the same ground in the same acquisition, delivered twice.
+
+The rule for near copies and overlaps alike: one ground on different days is new data, no duplicate, unless its pixels
+are equal. What one sensor took of one ground on one day is one acquisition, however it is delivered.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,41 @@ import numpy as np
 import shapely
 
 
+def same_day(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Whether two times, `(n,)` datetime64 in UTC, may be those of one acquisition; False where one is not known (NaT).
+
+    They are on one day, or less than an hour apart across midnight; a date without a time of day (00:00:00) is its day.
+    """
+    days = [times.astype("datetime64[D]") for times in (one, two)]
+    timed = (one != days[0]) & (two != days[1])
+    return (days[0] == days[1]) | (timed & (np.abs(one - two) < HOUR))
+
+
+HOUR = np.timedelta64(1, "h")
+
+
+def another_day(shapes: tuple[Sequence, Sequence], times: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Whether tiles show one ground on different days, and so are no duplicates however alike they look.
+
+    What looks alike and lies elsewhere, or has no place (None for WKB) or date (NaT), may be a copy.
+    """
+    found = ~(np.isnat(times[0]) | np.isnat(times[1]) | same_day(*times))
+    one, two = (shapely.from_wkb(np.asarray(side, object)[found]) for side in shapes)
+    found[found] = shapely.area(shapely.intersection(one, two)) > 0
+    return found
+
+
 def overlapping(
     geometries: Sequence[bytes | None], groups: np.ndarray, sources: np.ndarray, min_share: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of tiles whose footprints overlap, of one group but different sources.
 
-    Only an acquisition can repeat itself: another date or another sensor over the same ground is new data. Tiles of one
-    source are left out, since their overlap is the stride that was asked for.
+    Only an acquisition can repeat itself. Tiles of one source are left out, since their overlap is the stride that was
+    asked for.
 
     Args:
         geometries: `n` footprints as WKB in one planar or geographic reference system; None has no place.
-        groups: `(n,)` numbers, equal where sensor and time of acquisition are.
+        groups: `(n,)` numbers, equal where sensor and day of acquisition are.
         sources: `(n,)` numbers, equal where the source file is.
         min_share: Least share of the smaller footprint that must be covered, 0..1; touching edges never count.
 

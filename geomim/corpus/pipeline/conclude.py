@@ -26,9 +26,10 @@ from rich.progress import Progress
 
 from geomim import __version__
 from geomim.corpus.lock import file_hash, listed, write_lock
-from geomim.corpus.pipeline.decide import FATES, Tables, counting, crowd, decide_part, settle
+from geomim.corpus.pipeline.decide import FATES, Tables, counting, crowd, decide_part, repeating, settle, standing
 from geomim.corpus.pipeline.edges import EDGES
 from geomim.corpus.pipeline.executor import Workers
+from geomim.corpus.pipeline.ground import SHARED, check_apart, first_of, is_divided, shared_ground, shared_pixels
 from geomim.corpus.pipeline.rules import Rules, rules_of
 from geomim.corpus.pipeline.shuffle import stage_folder
 from geomim.corpus.remote import Url, place
@@ -70,7 +71,8 @@ def open_to_change(corpus: str | Path) -> Corpus:
         raise InputError(
             f"'{corpus}' lies in a remote store and cannot be changed there: copy it here, and publish again"
         )
-    complete(folder)
+    if not (folder / "work").is_dir():  # a build finishes its own
+        complete(folder)
     opened = Corpus.open(folder)
     if not (folder / "catalogue" / "edges.parquet").exists():
         made = opened.meta.get("geomim_version")
@@ -85,6 +87,7 @@ def conclude(
     change: dict[str, Any] | None = None,
     tables: SmallTables | None = None,
     workers: Workers | None = None,
+    said: Mapping[str, Any] | None = None,
     **recipe: Any,
 ) -> None:
     """Decide again about a finished corpus, after one of its small tables or some entries of its recipe changed.
@@ -95,6 +98,7 @@ def conclude(
             arguments takes back all that this verb did.
         tables: New small tables of the folder `catalogue` by name; None removes one.
         workers: Runs it; processes of its own where None.
+        said: What `corpus.json` is to say besides: `protect`, `classes`, `joined`.
         recipe: New values of entries of the recipe.
 
     Raises:
@@ -108,6 +112,7 @@ def conclude(
     meta["recipe"] = meta["recipe"] | other
     if tables and tables.get("split") is not None:
         meta["protect"] = False  # nobody is compared by a split that was drawn here: its near copies may go
+    meta |= said or {}
     rules = rules_of(meta)
     rules.check()
     with ExitStack() as own:
@@ -139,7 +144,7 @@ def finish(
         tables: New small tables of the folder `catalogue` by name; None removes one.
 
     Raises:
-        InputError: No tile is kept; nothing is changed then.
+        InputError: No tile is kept, or none of train in a split that was drawn; nothing is changed then.
     """
     complete(folder)
     part = stage_folder(folder / _NEXT)
@@ -149,8 +154,10 @@ def finish(
     fates = _fates(deciding, files, rules, part, workers, inline)
     calls = [(deciding, file, rules, fates, part / f"decided-{file.stem}.parquet") for file in files]
     sums = workers.run("deciding", _decide, calls, inline)
-    _check_some_kept(folder, sums, part)
+    _check_some_kept(folder, sums, part, bool(tables and tables.get("split")))
     write_catalogue(part / "catalogue.parquet", _row_groups([call[-1] for call in calls]))
+    copies = pq.read_table(deciding.catalogue / "copies.parquet")
+    meta = meta | {"shared": check_apart(part, _edges(deciding, rules), copies, workers, inline)}
     write_lock(part / "corpus.lock", part / "catalogue.parquet", _sources(folder), _locked(folder, meta))
     facts = _facts(folder, meta, sums, part / "corpus.lock")
     write_json(part / "corpus.json", meta | facts | {"tables": {file.name: file_hash(file) for file in deciding.all()}})
@@ -173,13 +180,32 @@ def _stage(folder: Path, tables: SmallTables) -> Path:
     return folder
 
 
+def _edges(tables: Tables, rules: Rules) -> pa.Table:
+    """Pairs that hold the same, without near duplicates where these are kept."""
+    edges = pq.read_table(tables.file("edges")).cast(EDGES)
+    return edges.filter(pc.not_equal(edges["kind"], "perceptual")) if rules.near is None else edges
+
+
 def _fates(tables: Tables, files: list[Path], rules: Rules, part: Path, workers: Workers, inline: bool) -> Path:
-    edges = counting(pq.read_table(tables.file("edges")).cast(EDGES), rules)
+    edges = _edges(tables, rules)
     copies = pq.read_table(tables.catalogue / "copies.parquet")
     crowded = [edges["a"], edges["b"], copies["id"], copies["original"]]
     np.save(part / "crowd.npy", np.unique(np.concatenate([column.to_numpy() for column in crowded])))
-    members = workers.run("comparing copies", crowd, [(tables, f, rules, part / "crowd.npy") for f in files], inline)
-    write_table(part / "fates.parquet", settle(pa.concat_tables(members).combine_chunks(), edges, rules).cast(FATES))
+    calls = [(tables, file, rules, part / "crowd.npy") for file in files]
+    members = pa.concat_tables(workers.run("comparing copies", crowd, calls, inline)).combine_chunks()
+    telling = counting(repeating(edges, members), rules)
+    shared = SHARED.empty_table()
+    if any(is_divided(tables.part(file, ["id", "split"])) for file in files):
+        count = sum(pq.read_metadata(file).num_rows for file in files)
+        asked = [(tables, file, rules) for file in files]
+        ground = shared_ground(standing, asked, count, part / "shared", workers, inline)
+        one, two = (table["a"].to_numpy() * 2**31 + table["b"].to_numpy() for table in (edges, telling))
+        pixels = shared_pixels(members, edges.filter(pa.array(~np.isin(one, two))))  # of `telling`, one goes as a copy
+        shared = first_of(pa.concat_tables([ground, pixels]))
+    write_table(part / "catalogue" / "shared.parquet", shared)
+    able = pc.and_(members["usable"], pc.invert(pc.is_in(members["id"], shared["id"].combine_chunks())))
+    members = members.set_column(members.column_names.index("usable"), "usable", able)
+    write_table(part / "fates.parquet", settle(members, telling, rules).cast(FATES))
     return part / "fates.parquet"
 
 
@@ -236,8 +262,14 @@ def _statistics(sums: list[dict[str, Any]]) -> dict[str, Any]:
     return {"mean": mean.tolist(), "std": np.sqrt(squares / count).tolist(), "split": split, "pixels": count}
 
 
-def _check_some_kept(folder: Path, sums: list[dict[str, Any]], part: Path) -> None:
+def _check_some_kept(folder: Path, sums: list[dict[str, Any]], part: Path, drawn: bool) -> None:
     if any(one["kept"] for one in sums):
+        if drawn and not any(one["train"][0] for one in sums):
+            shutil.rmtree(part)
+            raise InputError(
+                "no tile would be left to train on: each shares ground or pixels with one that is held out; divide by "
+                "something smaller (--by cluster), or hold out less (--test-share, --val-share); nothing is changed"
+            )
         return
     reasons: list[str] = []
     for file in sorted(part.glob("decided-*.parquet")):

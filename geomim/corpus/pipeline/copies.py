@@ -42,6 +42,14 @@ def find_copies(tasks: Sequence[Path], file: Path, tiles: int, workers: Workers)
     return read_tables([file], COPIES)
 
 
+def left_out(tasks: Sequence[Path], copies: pa.Table, least: float) -> pa.Table:
+    """Tiles that are not compared (column `id`): exact copies, whose original stands for them, and those too empty."""
+    few = pc.field("valid_fraction") < least
+    tables = [pq.read_table(task / "tiles.parquet", columns=["id"], filters=few) for task in tasks]
+    ids = [copies["id"].to_numpy(), *(table["id"].to_numpy() for table in tables)]
+    return pa.table({"id": np.concatenate(ids)})
+
+
 def _scatter(task: Path, folder: Path, count: int) -> None:
     table = pq.read_table(task / "tiles.parquet", columns=_KEYS.names)
     key = np.array([int(text[:8], 16) % count for text in table["xxh3"].to_pylist()], np.int64)

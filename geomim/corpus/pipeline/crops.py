@@ -32,12 +32,12 @@ _PAIRS = 2000  # of a task
 _HELD = 64  # of them whose tiles are held: half a gigabyte at 1024 pixels
 
 
-def find_crops(work: Path, copies: pa.Table, pixels: Pixels, workers: Workers) -> Path:
+def find_crops(work: Path, aside: pa.Table, pixels: Pixels, workers: Workers) -> Path:
     """Find pairs of tiles that share a part, at any offset and in any of eight orientations.
 
     Args:
         work: Folder of the build.
-        copies: Exact copies, which are left out: their original stands for them.
+        aside: Tiles that are not compared (column `id`).
         pixels: What all tiles share.
         workers: Runs it.
 
@@ -50,7 +50,7 @@ def find_crops(work: Path, copies: pa.Table, pixels: Pixels, workers: Workers) -
     done = work / "crops"
     try:
         if not done.exists():
-            _find(work, done, copies, pixels, workers)
+            _find(work, done, aside, pixels, workers)
     except (MemoryError, BrokenExecutor, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.ENOSPC:
             raise
@@ -62,9 +62,9 @@ def find_crops(work: Path, copies: pa.Table, pixels: Pixels, workers: Workers) -
     return done
 
 
-def _find(work: Path, done: Path, copies: pa.Table, pixels: Pixels, workers: Workers) -> None:
+def _find(work: Path, done: Path, aside: pa.Table, pixels: Pixels, workers: Workers) -> None:
     folder, tasks = stage_folder(done), staged(work).folders
-    write_table(folder / "copies.parquet", copies)
+    write_table(folder / "copies.parquet", aside)
     sources = pq.read_table(work / "sources.parquet", columns=["tiles"])["tiles"].to_numpy()
     save(folder / "sources.npy", np.cumsum(sources))
     rows = [pq.read_metadata(task / "blocks.parquet").num_rows for task in tasks]

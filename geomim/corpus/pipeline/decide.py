@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from geomim.corpus.duplicates.geometry import another_day
 from geomim.corpus.duplicates.keep import keep_one
 from geomim.corpus.labels import SPLITS
+from geomim.corpus.pipeline.ground import PLACE
 from geomim.corpus.pipeline.rules import Rules, reasons
 
 _WORDS = {
@@ -32,7 +34,8 @@ class Tables:
 
     Attributes:
         catalogue: Folder with `tiles-*.parquet`, `edges.parquet`, and perhaps `exclusions.parquet`,
-            `split.parquet` (`id`, `split`) and `balance.parquet` (`id`, `chosen`).
+            `split.parquet` (`id`, `split`), `label.parquet` (`id`, `label`), `balance.parquet` (`id`, `chosen`) and
+            `shared.parquet` (`ground.SHARED`).
         staged: Folder with tables that are about to replace those, or None; an empty `NAME.removed` removes one.
     """
 
@@ -66,16 +69,17 @@ class Tables:
             return None
         return pq.read_table(file, filters=(pc.field("id") >= low) & (pc.field("id") <= high))
 
-    def part(self, file: Path) -> pa.Table:
-        """One file of tiles, with the split that was drawn last."""
-        tiles = pq.read_table(file)
-        drawn = self.read("split", *_range(tiles))
-        if drawn is None:
-            return tiles
-        splits = dict(zip(drawn["id"].to_pylist(), drawn["split"].to_pylist(), strict=True))
-        own = zip(tiles["id"].to_pylist(), tiles["split"].to_pylist(), strict=True)
-        place = tiles.column_names.index("split")
-        return tiles.set_column(place, "split", pa.array([splits.get(number, old) for number, old in own]))
+    def part(self, file: Path, columns: list[str] | None = None) -> pa.Table:
+        """One file of tiles, with the split that was drawn last, and the labels that were given last."""
+        tiles = pq.read_table(file, columns=columns)
+        for name in {"split", "label"}.intersection(tiles.column_names):
+            given = self.read(name, *_range(tiles))
+            if given is not None:
+                values = dict(zip(given["id"].to_pylist(), given[name].to_pylist(), strict=True))
+                own = zip(tiles["id"].to_pylist(), tiles[name].to_pylist(), strict=True)
+                column = pa.array([values.get(number, old) for number, old in own], pa.string())
+                tiles = tiles.set_column(tiles.column_names.index(name), name, column)
+        return tiles
 
 
 def _range(tiles: pa.Table) -> tuple[int, int]:
@@ -93,6 +97,12 @@ def usable(tables: Tables, tiles: pa.Table, rules: Rules) -> list[str]:
             if place is not None and not why[place]:
                 why[place] = _touches(match)
     return why
+
+
+def standing(tables: Tables, file: Path, rules: Rules) -> pa.Table:
+    """Where the usable tiles of one part lie: columns `ground.PLACE`."""
+    tiles = tables.part(file)
+    return tiles.select(PLACE).filter(pa.array([not reason for reason in usable(tables, tiles, rules)], pa.bool_()))
 
 
 def _touches(match: dict) -> str:
@@ -113,13 +123,13 @@ def crowd(tables: Tables, file: Path, rules: Rules, wanted: Path) -> pa.Table:
         wanted: `.npy` of sorted ids.
 
     Returns:
-        Columns `id`, `original`, `split`, `valid_fraction`, `cloud_fraction` and `usable`.
+        Columns `id`, `original`, `split`, `valid_fraction`, `cloud_fraction`, `time`, `geometry` and `usable`.
     """
     tiles = tables.part(file)
     ids, numbers = np.load(wanted, mmap_mode="r"), tiles["id"].to_numpy()
     at = np.minimum(np.searchsorted(ids, numbers), max(len(ids) - 1, 0))
     there = (ids[at] == numbers) if len(ids) else np.zeros(len(numbers), bool)
-    columns = ["id", "original", "split", "valid_fraction", "cloud_fraction"]
+    columns = ["id", "original", "split", "valid_fraction", "cloud_fraction", "time", "geometry"]
     why = pa.array([not reason for reason in usable(tables, tiles, rules)], pa.bool_())
     return tiles.select(columns).append_column("usable", why).filter(pa.array(there))
 
@@ -199,6 +209,14 @@ def _edge_between(one: np.ndarray, two: np.ndarray, ends: np.ndarray, edges: pa.
     return edges.take(rows)
 
 
+def repeating(edges: pa.Table, members: pa.Table) -> pa.Table:
+    """The edges between tiles that may be duplicates: one ground on different days is new data."""
+    ids = members["id"].to_numpy()
+    ends = [members.take(np.searchsorted(ids, edges[end].to_numpy())) for end in ("a", "b")]
+    shapes, times = zip(*((end["geometry"].to_pylist(), end["time"].to_numpy()) for end in ends), strict=True)
+    return edges.filter(pa.array(~another_day(shapes, times)))
+
+
 def counting(edges: pa.Table, rules: Rules) -> pa.Table:
     """The edges for which one tile of a pair goes."""
     kind, perceptual = edges["kind"], pc.equal(edges["kind"], "perceptual")
@@ -229,6 +247,9 @@ def decide_part(tables: Tables, file: Path, rules: Rules, fates: Path) -> pa.Tab
     for fate in pq.read_table(fates, filters=(pc.field("id") >= low) & (pc.field("id") <= high)).to_pylist():
         place = row[fate["id"]]
         why[place], keeper[place] = _copy_of(fate), fate["keeper"]
+    shared = tables.read("shared", low, high)
+    for row_ in shared.to_pylist() if shared is not None else []:
+        why[row[row_["id"]]] = f"shares {row_['what']} with {row_['split']} tile {row_['other']}"
     balance = tables.read("balance", low, high)
     if balance is not None:
         for number, chosen in zip(balance["id"].to_pylist(), balance["chosen"].to_pylist(), strict=True):

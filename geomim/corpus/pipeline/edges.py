@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from geomim.corpus.duplicates.fingerprint import inverse
+
 EDGES = pa.schema(
     [
         ("a", pa.int64()),
@@ -41,3 +43,12 @@ def edge_table(
     }
     columns["kind"] = pa.array([kind] * len(a), pa.string())
     return pa.table([columns[name] for name in EDGES.names], EDGES)
+
+
+def led(edges: pa.Table, a: np.ndarray, b: np.ndarray) -> pa.Table:
+    """The edges between other tiles, which took the place of theirs; none from a tile to itself."""
+    turn = edges["orientation"].to_numpy()
+    turn = np.where(a < b, turn, np.array([inverse(k) for k in range(8)])[turn])
+    new = {"a": np.minimum(a, b), "b": np.maximum(a, b), "orientation": turn}
+    columns = [pa.array(new[field.name], field.type) if field.name in new else edges[field.name] for field in EDGES]
+    return pa.table(columns, EDGES).filter(pa.array(a != b))

@@ -16,6 +16,7 @@ import pyarrow as pa
 import yaml
 from rich.progress import Progress
 
+from geomim.addresses import keep_all, kept
 from geomim.errors import ConfigError, InputError, MissingExtraError
 
 
@@ -98,7 +99,7 @@ class Workers:
                 self._progress.advance(bar)
             return results
         executor = self._start()
-        here = os.getcwd() if self._cluster else None
+        here = (os.getcwd(), kept()) if self._cluster else None
         self._futures = [executor.submit(_call, here, function, *task) for task in tasks]
         for future in as_completed(self._futures):
             future.result()
@@ -110,17 +111,21 @@ class Workers:
             if self._cluster is None:
                 # "spawn": a fork would copy GDAL's and numba's threads in an undefined state
                 context = multiprocessing.get_context("spawn")
-                self._executor = self._exit.enter_context(ProcessPoolExecutor(self.count, mp_context=context))
+                self._executor = self._exit.enter_context(ProcessPoolExecutor(self.count, context, keep_all, (kept(),)))
             else:
                 self._executor = connect(self._cluster, self._exit)
         return self._executor
 
 
-def _call(here: str | None, function: Callable[..., Any], *task: Any) -> Any:
-    """Call a function in the folder that relative paths start from: workers of a cluster were started elsewhere."""
+def _call(here: tuple[str, dict[str, str]] | None, function: Callable[..., Any], *task: Any) -> Any:
+    """Call a function in the folder that relative paths start from: workers of a cluster were started elsewhere.
+
+    They are told there, too, what signs the addresses that were given here.
+    """
     if here is not None:
+        keep_all(here[1])
         with suppress(OSError):  # a folder of this machine alone: whoever works so gives absolute paths
-            os.chdir(here)
+            os.chdir(here[0])
     return function(*task)
 
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 
-from geomim.corpus.labels import SPLITS, assign_labels, assign_splits
+from geomim.corpus.joining import Joined, join_rasters
+from geomim.corpus.labels import SPLITS, by_tables, class_folders, draw_splits, open_masks
 from geomim.corpus.pipeline.executor import Workers
-from geomim.corpus.pipeline.plan import GIVEN, SOURCES, scan_all, state
+from geomim.corpus.pipeline.plan import GIVEN, SOURCES, noted, scan_all, state
+from geomim.corpus.pipeline.plausible import check_numbers
 from geomim.corpus.pipeline.shuffle import read_tables
 from geomim.corpus.recipe import Recipe
-from geomim.corpus.sources.items import Item, list_items
+from geomim.corpus.scenes.clouds import cloud_file, cloud_files
+from geomim.corpus.slicing import TILE
+from geomim.corpus.sources.items import list_items
 from geomim.corpus.store import write_json, write_table, write_text
 
 _OWN = ("corpus.json", "corpus.lock", "skipped.parquet", "catalogue.parquet", "catalogue", "tiles.zarr")
@@ -35,19 +41,33 @@ def made_by(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def list_sources(recipe: Recipe, download: bool) -> tuple[pa.Table, bool]:
-    """List all sources, with what is known before they are opened: from cards, tables and the recipe.
+def list_sources(recipe: Recipe, download: bool, console: Console) -> tuple[pa.Table, bool, list[Joined]]:
+    """List all sources, with what is known before they are opened: from cards, tables and the recipe; and say it.
 
     Returns:
-        Rows of `GIVEN`, and whether their publishers split them.
+        Rows of `GIVEN`, whether their publishers split them, and how tables and folders of rasters were joined.
+
+    Raises:
+        InputError: There are none, or a table does not fit them.
     """
-    items: dict[str, Item] = {}
-    for source in recipe.source:
-        items |= {item.uri: item for item in list_items(source, download)}
+    joined: list[Joined] = []
+    items = {item.uri: item for item in list_items(recipe.source, download, joined)}
+    for one in joined:
+        one.check(recipe.allow_unmatched)
     uris = sorted(items)
     ordered = [items[uri] for uri in uris]
-    labels = assign_labels(uris, recipe.labels) if recipe.labels else [item.label for item in ordered]
-    splits = _splits(recipe, ordered)
+    told, tables = by_tables(uris, recipe.labels, recipe.split, recipe.allow_unmatched)
+    joined += [*tables, *_rasters(recipe, uris)]
+    for one in joined:
+        console.print(str(one), soft_wrap=True)
+    splits = told.get("split", ["test" if item.held_out else item.split for item in ordered])
+    labels = told.get("label", [item.label for item in ordered])
+    if not any(labels) and not recipe.masks and (classes := class_folders(uris)):
+        console.print(
+            f"{len(classes)} folders look like classes, such as {', '.join(classes[:5])}: --labels folder takes them, "
+            "now or later (geomim corpus decide CORPUS --labels folder)",
+            soft_wrap=True,
+        )
     columns = {
         "uri": uris,
         "split": [_split_name(split) for split in splits],
@@ -59,17 +79,24 @@ def list_sources(recipe: Recipe, download: bool) -> tuple[pa.Table, bool]:
         "dataset": [item.dataset for item in ordered],
         "non_commercial": [item.non_commercial for item in ordered],
     }
-    return pa.table(columns, GIVEN), recipe.split is not None or any(splits)
+    return pa.table(columns, GIVEN), any(splits), joined
 
 
-def _splits(recipe: Recipe, items: list[Item]) -> list[str | None]:
-    """Published splits, by the recipe's table or by the cards; None where there is none."""
-    if recipe.split:
-        return list(assign_splits([item.uri for item in items], recipe.split, 0.0))
-    return ["test" if item.held_out else item.split for item in items]
+def _rasters(recipe: Recipe, uris: list[str]) -> list[Joined]:
+    """How label rasters and cloud masks that lie in folders of their own were joined with the sources."""
+    joined = []
+    if recipe.masks:
+        masks = open_masks(recipe.masks)
+        joined.append(join_rasters(recipe.masks, masks.rasters, uris, masks.find, "they have no labels"))
+    if clouds := cloud_files(recipe.clouds):
+        find = partial(cloud_file, recipe.clouds)
+        joined.append(join_rasters(str(recipe.clouds), clouds, uris, find, "their own masks count"))
+    return joined
 
 
-def scan_sources(recipe: Recipe, given: pa.Table, folder: Path, pool: Workers, console: Console) -> pa.Table:
+def scan_sources(
+    recipe: Recipe, given: pa.Table, folder: Path, pool: Workers, console: Console
+) -> tuple[Recipe, pa.Table]:
     """Open every source once, and refuse a mixture before anything is written.
 
     An unfinished build goes on where its sources are the same files. Where some changed, the tasks that hold them are
@@ -86,7 +113,7 @@ def scan_sources(recipe: Recipe, given: pa.Table, folder: Path, pool: Workers, c
         drawn = ["split"] if recipe.test_share else []
         same = known.select(GIVEN.names).drop_columns(drawn).equals(given.drop_columns(drawn))
         if same and now == then:
-            return known
+            return recipe, known
         changed = set(zip(given["uri"].to_pylist(), now, strict=True)) ^ set(
             zip(known["uri"].to_pylist(), then, strict=True)
         )
@@ -95,11 +122,31 @@ def scan_sources(recipe: Recipe, given: pa.Table, folder: Path, pool: Workers, c
             f"{len(names)} sources changed since the build was stopped, such as '{names[0]}': it cuts them anew",
             soft_wrap=True,
         )
-    sources = _draw_splits(recipe, scan_all(plan, given, pool))
+    found = scan_all(plan, given, pool)
+    for line in noted(found):
+        console.print(line, soft_wrap=True)
+    check_numbers(plan, found, console)
+    recipe, sources = _settle_tile(recipe, found, console)
+    sources = _draw_splits(recipe, sources)
     _begin(folder, recipe, keep_tasks=mine)
-    write_text(described, plan.described())
+    write_text(described, recipe.plan().described())
     write_table(file, sources)
-    return sources
+    return recipe, sources
+
+
+def _settle_tile(recipe: Recipe, sources: pa.Table, console: Console) -> tuple[Recipe, pa.Table]:
+    """Where no size of tiles is asked for: pictures that are all alike are taken whole."""
+    if recipe.tile:
+        return recipe, sources
+    usable = pc.equal(sources["refused"], "")
+    edges = sources["whole"].filter(usable).to_numpy()
+    if len(edges) < 2 or not edges[0] or (edges != edges[0]).any():
+        return replace(recipe, tile=[TILE]), sources
+    edge = int(edges[0])
+    console.print(f"all {len(edges)} pictures are {edge} x {edge}: each is one tile; --tile cuts them otherwise")
+    tiles = pc.if_else(usable, pa.scalar(1, pa.int64()), sources["tiles"])
+    place = sources.column_names.index("tiles")
+    return replace(recipe, tile=[edge]), sources.set_column(place, SOURCES.field("tiles"), tiles)
 
 
 def _draw_splits(recipe: Recipe, sources: pa.Table) -> pa.Table:
@@ -108,7 +155,7 @@ def _draw_splits(recipe: Recipe, sources: pa.Table) -> pa.Table:
         return sources
     refused = sources["refused"].to_pylist()
     usable = [uri for uri, why in zip(sources["uri"].to_pylist(), refused, strict=True) if not why]
-    drawn = iter(assign_splits(usable, None, recipe.test_share))
+    drawn = iter(draw_splits(usable, recipe.test_share))
     split = ["train" if why else next(drawn) for why in refused]
     return sources.set_column(1, SOURCES.field("split"), pa.array(split, pa.string()))
 

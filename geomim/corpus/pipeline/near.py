@@ -31,12 +31,12 @@ _PAIRS = 200_000  # verified at once: 800 MB of signatures
 _KEYS = pa.schema([("phash", pa.uint64()), ("id", pa.int64())])
 
 
-def find_near(work: Path, copies: pa.Table, tiles: int, radius: int, workers: Workers) -> Path:
+def find_near(work: Path, aside: pa.Table, tiles: int, radius: int, workers: Workers) -> Path:
     """Find all pairs of tiles whose hashes lie within a radius in one of eight orientations, and verify them.
 
     Args:
         work: Folder of the build.
-        copies: Exact copies, which are left out: their original stands for them.
+        aside: Tiles that are not compared (column `id`).
         tiles: How many there are.
         radius: Bits.
         workers: Runs it.
@@ -49,7 +49,7 @@ def find_near(work: Path, copies: pa.Table, tiles: int, radius: int, workers: Wo
         return done
     folder, inline = stage_folder(done), tiles < 20_000
     count = parts(tiles)
-    write_table(work / "copies-of-near.parquet", copies)
+    write_table(work / "aside-of-near.parquet", aside)
     workers.run("hashing apart", _scatter, [(task, work, folder, count) for task in staged(work).folders], inline)
     sizes = workers.run("sorting hashes", sort_hashes, [(folder, part) for part in range(count)], inline)
     join_hashes(folder, sizes)
@@ -75,9 +75,9 @@ def index_all(folder: Path, bands: tuple[Band, ...], workers: Workers, inline: b
 def _scatter(task: Path, work: Path, folder: Path, count: int) -> None:
     columns = ["id", "phash", "valid_fraction", "low_information"]
     table = pq.read_table(task / "tiles.parquet", columns=columns)
-    copies = pq.read_table(work / "copies-of-near.parquet", columns=["id"])["id"]
+    aside = pq.read_table(work / "aside-of-near.parquet")["id"]
     usable = pc.and_(pc.greater(table["valid_fraction"], 0), pc.invert(table["low_information"]))
-    table = table.filter(pc.and_(usable, pc.invert(pc.is_in(table["id"], copies))))
+    table = table.filter(pc.and_(usable, pc.invert(pc.is_in(table["id"], aside))))
     hashes = table["phash"].to_numpy().view(np.uint64)
     table = pa.table({"phash": hashes, "id": table["id"]})
     scatter(folder / "keys", task.name, table, partition(hashes, count), count)

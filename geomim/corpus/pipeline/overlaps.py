@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from geomim.corpus.duplicates.geometry import overlapping
+from geomim.corpus.duplicates.geometry import HOUR, overlapping, same_day
 from geomim.corpus.pipeline.edges import edge_table
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.pipeline.shuffle import gather, parts, scatter, stage_folder
@@ -24,16 +24,19 @@ MIN_SHARE = 0.1
 _KEYS = pa.schema(
     [("id", pa.int64()), ("source", pa.string()), ("acquisition", pa.string()), ("geometry", pa.binary())]
 )
+_KEYS = _KEYS.append(pa.field("time", pa.timestamp("us"))).append(pa.field("late", pa.bool_()))
+"""Tiles by sensor and day; `late` ones, of the day before, are there a second time, for those of after midnight."""
 
 
-def find_overlaps(work: Path, tiles: int, workers: Workers) -> Path:
-    """Find overlapping footprints among tiles of the same sensor and time that come from different files.
+def find_overlaps(work: Path, tiles: int, least: float, workers: Workers) -> Path:
+    """Find overlapping footprints among tiles of one acquisition (`same_day`) that come from different files.
 
-    The same place at another time is no duplicate. Tiles of one file overlap only where a stride asks them to.
+    The same place on another day is no duplicate. Tiles of one file overlap only where a stride asks them to.
 
     Args:
         work: Folder of the build.
         tiles: How many there are.
+        least: Share of valid pixels from which a tile is compared.
         workers: Runs it.
 
     Returns:
@@ -43,28 +46,37 @@ def find_overlaps(work: Path, tiles: int, workers: Workers) -> Path:
     if done.exists():
         return done
     folder, count, inline = stage_folder(done), parts(tiles), tiles < 20_000
-    workers.run("sorting footprints", _scatter, [(task, folder, count) for task in staged(work).folders], inline)
+    workers.run("sorting footprints", _scatter, [(task, folder, count, least) for task in staged(work).folders], inline)
     workers.run("overlapping footprints", _overlaps, [(folder, part) for part in range(count)], inline)
     os.replace(folder, done)
     return done
 
 
-def _scatter(task: Path, folder: Path, count: int) -> None:
-    columns = ["id", "source", "sensor", "time", "geometry"]
-    table = pq.read_table(task / "tiles.parquet", columns=columns)
-    table = table.filter(pc.and_(pc.is_valid(table["time"]), pc.is_valid(table["geometry"])))
-    both = zip(table["sensor"].to_pylist(), table["time"].to_pylist(), strict=True)
-    acquisition = [f"{sensor} {time}" for sensor, time in both]
+def _scatter(task: Path, folder: Path, count: int, least: float) -> None:
+    table = pq.read_table(
+        task / "tiles.parquet", columns=["id", "source", "sensor", "time", "geometry", "valid_fraction"]
+    )
+    there = pc.and_(pc.is_valid(table["time"]), pc.is_valid(table["geometry"]))
+    table = table.filter(pc.and_(there, pc.greater_equal(table["valid_fraction"], least)))
+    time = table["time"].to_numpy()
+    days = np.stack([(time + shift).astype("datetime64[D]") for shift in (np.timedelta64(0), HOUR)])
+    twice = np.flatnonzero(days[0] != days[1])
+    rows, late = np.append(np.arange(len(time)), twice), np.repeat([False, True], [len(time), len(twice)])
+    day = np.append(days[0], days[1][twice])
+    acquisition = [f"{sensor} {on}" for sensor, on in zip(table["sensor"].take(rows).to_pylist(), day, strict=True)]
     key = np.array([xxhash.xxh3_64_intdigest(one.encode()) % count for one in acquisition], np.int64)
-    table = table.select(["id", "source", "geometry"]).append_column("acquisition", pa.array(acquisition, pa.string()))
+    table = table.select(["id", "source", "time", "geometry"]).take(rows)
+    table = table.append_column("acquisition", pa.array(acquisition, pa.string())).append_column("late", pa.array(late))
     scatter(folder / "keys", task.name, table.select(_KEYS.names), key, count)
 
 
 def _overlaps(folder: Path, part: int) -> None:
-    table = gather(folder / "keys", part, _KEYS).sort_by("id")
+    table = gather(folder / "keys", part, _KEYS).sort_by([("id", "ascending"), ("late", "ascending")])
     group = pc.dictionary_encode(table["acquisition"]).combine_chunks().indices.to_numpy()
     source = pc.dictionary_encode(table["source"]).combine_chunks().indices.to_numpy()
     pairs, shares = overlapping(table["geometry"].to_pylist(), group, source, MIN_SHARE)
-    ids = table["id"].to_numpy()
-    edges = edge_table(ids[pairs[:, 0]], ids[pairs[:, 1]], "footprint", share=shares)
+    late, time = table["late"].to_numpy(), table["time"].to_numpy()
+    once = ~late[pairs].all(1) & same_day(time[pairs[:, 0]], time[pairs[:, 1]])  # two late ones met on their own day
+    ids = np.sort(table["id"].to_numpy()[pairs[once]], axis=1)
+    edges = edge_table(ids[:, 0], ids[:, 1], "footprint", share=shares[once])
     write_table(folder / f"edges-{part:05d}.parquet", edges)

@@ -123,7 +123,7 @@ def _arrays(
     """Describe the arrays of one size; a call of `_write` for each shard that is missing."""
     count, bands = max(int(slots.runs.max()) for _, slots in found), pixels.bands
     path, small = folder / str(size), (count, size, size)
-    per_shard = tiles_per_shard((count, bands, size, size), pixels.dtype)  # the same for all: a corpus can grow
+    per_shard = tiles_per_shard((count, bands, size, size), pixels.dtype)  # the same for all, for merge
     wanted = [("image", (count, bands, size, size), pixels.dtype, ("tile", "band", "y", "x"), 0)]
     if not all(slots.all_valid for _, slots in found):
         wanted.append(("valid", small, "bool", ("tile", "y", "x"), True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +17,8 @@ from geomim.corpus.labels import open_masks
 from geomim.corpus.pipeline.executor import Rows, Workers
 from geomim.corpus.scenes import Scene, scene_name, source_files
 from geomim.corpus.scenes.clouds import cloud_file
-from geomim.corpus.slicing import Grid, windows
+from geomim.corpus.scenes.meaning import ADDED, is_sentinel2
+from geomim.corpus.slicing import Grid, whole, windows
 from geomim.corpus.sources.items import Item, open_item
 from geomim.errors import BandError, GeomimError, InputError
 from geomim.sensors import Sensor
@@ -44,15 +45,19 @@ GIVEN = pa.schema(
 
 _FOUND = [
     pa.field("tiles", pa.int64(), nullable=False),
+    pa.field("whole", pa.int64(), nullable=False),
     pa.field("found", pa.dictionary(pa.int32(), pa.string()), nullable=False),  # or it were most of the bytes
     pa.field("dtype", pa.string(), nullable=False),
     pa.field("refused", pa.string(), nullable=False),
+    pa.field("notes", pa.dictionary(pa.int32(), pa.string()), nullable=False),
     pa.field("bytes", pa.int64(), nullable=False),
     pa.field("modified", pa.int64(), nullable=False),
 ]
 SOURCES = pa.schema([*GIVEN, *_FOUND])
-"""A row a source. `tiles` lie on its grid; `found` is its sensor as JSON; `refused` says why it cannot be used, or
-""; `bytes` and `modified` (ns) are those of its local files and of the masks beside them, else -1."""
+"""A row a source. `tiles` lie on its grid; `whole` is its edge where it may be one tile, else 0; `found` is its sensor
+as JSON; `refused` says why it cannot be used, or ""; `notes` say what was guessed or lost, a sentence a line; `bytes`
+and `modified` (ns) are those of its local files and of
+the masks beside them, else -1."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class Plan:
         clouds: Where cloud masks come from, or None.
         masks: Folder of label rasters, or None.
         crops: Whether block hashes of tiles without a place are taken.
+        harmonise: Whether the 1000 of baseline 04.00 is taken off the numbers of Sentinel-2.
     """
 
     grid: Grid
@@ -78,6 +84,7 @@ class Plan:
     clouds: str | None = None
     masks: str | None = None
     crops: bool = True
+    harmonise: bool = False
 
     def open(self, uri: str, card: str | None) -> Scene:
         """Open a source.
@@ -87,7 +94,7 @@ class Plan:
             card: Which card says what its bands are, or None; the user's own word comes first.
         """
         options = {"resolution": self.resolution, "warp": self.warp, "clouds": self.clouds}
-        return open_item(Item(uri, card=card), self.sensor, self.bands, **options)
+        return open_item(Item(uri, card=card), self.sensor, self.bands, **options, harmonise=self.harmonise)
 
     def described(self) -> str:
         """All that decides what is cut, as JSON, with what the sensor's file says."""
@@ -131,14 +138,15 @@ def scan(plan: Plan, rows: Rows) -> pa.Table:
     given = rows.table
     found: dict[str, list[Any]] = {field.name: [] for field in _FOUND}
     for uri, card in zip(given["uri"].to_pylist(), given["card"].to_pylist(), strict=True):
-        tiles, kind, dtype, refused = 0, "", "", ""
+        tiles, edge, kind, dtype, refused, notes = 0, 0, "", "", "", ""
         try:
             with plan.open(uri, card) as scene:
                 tiles = len(windows(scene.height, scene.width, plan.grid, scene_name(uri)))
-                kind, dtype = _as_json(scene.sensor), scene.dtype.name
+                edge = whole(scene.height, scene.width, scene.crs is not None)
+                kind, dtype, notes = _as_json(scene.sensor), scene.dtype.name, "\n".join(scene.notes)
         except GeomimError as error:
             refused = str(error)
-        for name, value in zip(found, (tiles, kind, dtype, refused, *state(plan, uri)), strict=True):
+        for name, value in zip(found, (tiles, edge, kind, dtype, refused, notes, *state(plan, uri)), strict=True):
             found[name].append(value)
     columns = [*given.select(GIVEN.names).columns, *(pa.array(found[field.name], field.type) for field in _FOUND)]
     return pa.Table.from_arrays(columns, schema=SOURCES)
@@ -179,8 +187,27 @@ def _check_one_sensor(sources: pa.Table) -> None:
                 listed[-1] += f", with {sensor.deviation(usual)}"
         raise BandError(
             f"a corpus holds one sensor; the sources are of {len(kinds)} kinds: {'; '.join(listed)}. "
-            "Build a corpus of each, or choose common bands with --sensor or --bands"
+            f"{_advice([sensor for sensor, _, _ in named])}"
         )
+
+
+def _advice(kinds: list[Sensor]) -> str:
+    """What brings sources of these kinds into one corpus."""
+    usual, *others = {replace(kind, offset=0.0) for kind in kinds}
+    if not others and is_sentinel2(usual) and {kind.offset for kind in kinds} == {0.0, -ADDED * usual.scale}:
+        return "Give --harmonise to take off the 1000 that Sentinel-2 adds since processing baseline 04.00"
+    return "Build a corpus of each, or choose common bands with --sensor or --bands"
+
+
+def noted(sources: pa.Table) -> list[str]:
+    """What was guessed or lost of the sources, a line a sentence with how many it is said of."""
+    groups = sources.group_by("notes").aggregate([("uri", "count"), ("uri", "min")]).to_pylist()
+    said: dict[str, tuple[int, str]] = {}
+    for group in sorted(groups, key=lambda group: group["uri_min"]):
+        for note in filter(None, group["notes"].split("\n")):
+            count, first = said.get(note, (0, group["uri_min"]))
+            said[note] = count + group["uri_count"], first
+    return [f"note: {count} source{'s' * (count > 1)}, such as '{uri}': {note}" for note, (count, uri) in said.items()]
 
 
 def _of_one_type(sources: pa.Table) -> pa.Table:
@@ -227,15 +254,7 @@ def tasks(plan: Plan, sources: pa.Table) -> list[Task]:
     """Deal the usable sources out; depends on plan and sources alone, so that a resumed build finds its own."""
     usable = sources.filter(pc.equal(sources["refused"], ""))
     bands = len(json.loads(usable["found"][0].as_py())["bands"])
-    largest = max(plan.grid.sizes)
-    weight = np.minimum(usable["tiles"].to_numpy() * largest**2 * bands, BYTES_PER_TASK + 1)
-    dealt, start, size = [], 0, 0
-    for row, more in enumerate(weight.tolist()):
-        if row > start and (row - start == SCENES_PER_TASK or size + more > BYTES_PER_TASK):
-            dealt.append((start, row))
-            start, size = row, 0
-        size += more
-    dealt.append((start, len(usable)))
+    dealt = deal(usable["tiles"].to_numpy(), max(plan.grid.sizes) ** 2 * bands)
     first = np.concatenate([[0], np.cumsum(usable["tiles"].to_numpy())])
     how = plan.described()
     result = []
@@ -244,3 +263,14 @@ def tasks(plan: Plan, sources: pa.Table) -> list[Task]:
         digest = xxhash.xxh3_64_hexdigest((how + json.dumps(rows.to_pylist())).encode())
         result.append(Task(f"{number:06d}-{digest}", Rows(rows), int(first[start])))
     return result
+
+
+def deal(tiles: np.ndarray, pixels: int) -> list[tuple[int, int]]:
+    """First source of each task and one behind its last, of sources that have so many tiles of so many numbers."""
+    dealt, start, size = [], 0, 0
+    for row, more in enumerate(np.minimum(tiles * pixels, BYTES_PER_TASK + 1).tolist()):
+        if row > start and (row - start == SCENES_PER_TASK or size + more > BYTES_PER_TASK):
+            dealt.append((start, row))
+            start, size = row, 0
+        size += more
+    return [*dealt, (start, len(tiles))]

@@ -73,7 +73,7 @@ def assign_slots(work: Path, folder: Path, copies: pa.Table, pixels: Pixels, wor
 def _count(task: Path, folder: Path) -> dict[int, _Count]:
     tiles = pq.read_table(task / "tiles.parquet", columns=["id", "size", "place"])
     ids = tiles["id"].to_numpy()
-    copied = pa.array(_originals(ids, pq.read_table(folder / "copies.parquet")) != ids)
+    copied = pa.array(originals(ids, pq.read_table(folder / "copies.parquet")) != ids)
     result = {}
     for size in tiles["size"].unique().to_pylist():
         some = pc.equal(tiles["size"], size)
@@ -105,7 +105,7 @@ def _number(task: Path, folder: Path, number: int, rooms: dict[int, _Room]) -> N
     """Write the facts of a task with the slot of each tile, -1 for copies."""
     tiles = pq.read_table(task / "tiles.parquet")
     ids, sizes, place = (tiles[name].to_numpy() for name in ("id", "size", "place"))
-    original = _originals(ids, pq.read_table(folder / "copies.parquet"))
+    original = originals(ids, pq.read_table(folder / "copies.parquet"))
     slot = np.full(len(ids), -1, np.int64)
     for size, room in rooms.items():
         own = (sizes == size) & (original == ids)
@@ -116,7 +116,7 @@ def _number(task: Path, folder: Path, number: int, rooms: dict[int, _Room]) -> N
     write_table(folder / f"tiles-{number:06d}.parquet", tiles)
 
 
-def _originals(ids: np.ndarray, copies: pa.Table) -> np.ndarray:
+def originals(ids: np.ndarray, copies: pa.Table) -> np.ndarray:
     """The original of each tile: itself where it is no copy."""
     if not len(copies):
         return ids

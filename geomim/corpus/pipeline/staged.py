@@ -14,6 +14,7 @@ from geomim.corpus.duplicates.fingerprint import GRID
 from geomim.corpus.pipeline.plan import Task
 from geomim.corpus.pipeline.raw import image_at, read_raw
 from geomim.corpus.pipeline.staging import grey
+from geomim.corpus.reader import TileArray
 from geomim.corpus.store import write_table
 
 SIGNATURE = (GRID * GRID,)
@@ -37,6 +38,7 @@ class Staged:
         self.first: np.ndarray = table["first_id"].to_numpy()
         self._ids = lru_cache(maxsize=64)(self._read_ids)
         self._raw = lru_cache(maxsize=256)(read_raw)
+        self._array = lru_cache(lambda size, name: TileArray(work.parent / "tiles.zarr" / str(size) / name))
 
     @staticmethod
     def write(work: Path, tasks: Sequence[Task]) -> None:
@@ -68,17 +70,36 @@ class Staged:
         result: list[np.ndarray] = [np.empty(0)] * len(ids)
         for number, group, rows in self._by_task(ids):
             folder = self.folders[number]
-            tiles = pq.read_table(folder / "tiles.parquet", columns=["size", "place", "pixels"]).take(rows).to_pylist()
+            stored = "slot" in pq.read_schema(folder / "tiles.parquet").names
+            columns = ["size", "pixels", "slot" if stored else "place"]
+            tiles = pq.read_table(folder / "tiles.parquet", columns=columns).take(rows).to_pylist()
             for slot, tile in zip(group.tolist(), tiles, strict=True):
-                size, place = tile["size"], tile["place"]
-                shape = (bands, size, size)
-                file, there = image_at(folder, size, place, int(np.prod(shape)) * dtype.itemsize)
-                image = grey(self._raw(file, dtype, shape)[there])
-                if tile["pixels"] < size**2:
-                    bits = self._raw(folder / f"valid-{size}.raw", np.dtype(np.uint8), (-(-(size**2) // 8),))[place]
-                    image[np.unpackbits(bits, count=size**2).reshape(size, size) == 0] = np.nan
-                result[slot] = image
+                size, full = tile["size"], tile["pixels"] == tile["size"] ** 2
+                if stored:
+                    image, valid = self._stored(size, tile["slot"], full)
+                else:
+                    image, valid = self._raws(folder, tile["place"], (bands, size, size), dtype, full)
+                result[slot] = grey(image)
+                if valid is not None:
+                    result[slot][~valid] = np.nan
         return result
+
+    def _raws(
+        self, folder: Path, place: int, shape: tuple[int, ...], dtype: np.dtype, full: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Pixels that a task staged, and which are measurements where not all are."""
+        size = shape[-1]
+        file, there = image_at(folder, size, place, int(np.prod(shape)) * dtype.itemsize)
+        image = self._raw(file, dtype, shape)[there]
+        if full:
+            return image, None
+        bits = self._raw(folder / f"valid-{size}.raw", np.dtype(np.uint8), (-(-(size**2) // 8),))[place]
+        return image, np.unpackbits(bits, count=size**2).reshape(size, size).astype(bool)
+
+    def _stored(self, size: int, slot: int, full: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        """The same of a task whose tiles lie in the corpus's arrays already."""
+        image, valid = self._array(size, "image"), None if full else self._array(size, "valid")
+        return image.read([slot])[0], None if valid is None else valid.read([slot])[0]
 
 
 def staged(work: Path) -> Staged:

@@ -43,9 +43,12 @@ HASHES = pa.schema(
         ("xxh3", pa.string()),
         ("tiles", pa.int64()),
         ("classes", pa.list_(pa.string())),
+        ("taken_off", pa.int64()),
+        ("notes", pa.list_(pa.string())),
     ]
 )
-"""A row a source that was cut; `xxh3` is null where the file is remote; `classes` are those of its own mask."""
+"""A row a source that was cut; `xxh3` is null where the file is remote; `classes` are those of its own mask;
+`taken_off` is what its numbers lost to mean the same as others'; `notes` say what was guessed or lost."""
 
 _CORNERS = 32  # block hashes of a tile up to 256 px; larger ones get more, as their area is
 _BATCH_BYTES = 16 * 2**20  # pixels that are fingerprinted at once
@@ -68,14 +71,17 @@ def cut(plan: Plan, task: Task, folder: Path) -> None:
         for source in task.sources.table.to_pylist():
             mark = len(staging)
             try:
+                if not source["tiles"]:
+                    raise InputError(f"'{source['uri']}' is smaller than a tile, and --edge drop leaves nothing of it")
                 with plan.open(source["uri"], source["card"]) as scene:
                     staging.add_scene(scene, source, first)
                     if len(staging) - mark != source["tiles"]:
                         raise InputError(f"'{source['uri']}' changed while the corpus was built: run the build again")
                     classes = list(scene.annotations.classes) if scene.annotations else []
+                facts = {"classes": classes, "taken_off": scene.taken_off or None, "notes": list(scene.notes) or None}
                 size, digest = source_hash(source["uri"]) or (-1, None)
                 row = {"uri": source["uri"], "bytes": size, "xxh3": digest, "tiles": source["tiles"]}
-                hashes.append(row | {"classes": classes})
+                hashes.append(row | facts)
             except GeomimError as error:
                 staging.roll_back(mark)
                 skipped.append({"source": source["uri"], "reason": str(error)})
@@ -223,10 +229,7 @@ class Staging:
             placed = row.get("geometry") is not None and row["time"] is not None
             if not self._plan.crops or placed or row["low_information"]:
                 continue
-            hashes, xy = block_hashes(grey(tile.pixels), tile.valid, int(_CORNERS * max(1.0, (tile.size / 256) ** 2)))
-            number, size = np.full(len(xy), row["id"], np.int64), np.full(len(xy), tile.size, np.int32)
-            columns = [number, size, hashes, xy[:, 0], xy[:, 1]]
-            self._blocks.append(pa.Table.from_arrays(columns, schema=BLOCKS))
+            self._blocks.append(blocks_of(row["id"], tile.pixels, tile.valid))
 
     def _write(self, name: str, values: np.ndarray) -> None:
         if name not in self._files:
@@ -235,6 +238,14 @@ class Staging:
             file = self._folder / f"{name}.raw"
             self._files[name] = ImageFiles(self._folder, int(size), record) if images else RawFile(file, record)
         self._files[name].append(values)
+
+
+def blocks_of(number: int, pixels: np.ndarray, valid: np.ndarray) -> pa.Table:
+    """Rows of `BLOCKS` of one tile: `(C, H, W)` and `(H, W)` bool."""
+    size = len(valid)
+    hashes, xy = block_hashes(grey(pixels), valid, int(_CORNERS * max(1.0, (size / 256) ** 2)))
+    columns = [np.full(len(xy), number, np.int64), np.full(len(xy), size, np.int32), hashes, xy[:, 0], xy[:, 1]]
+    return pa.Table.from_arrays(columns, schema=BLOCKS)
 
 
 def grey(pixels: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from geomim.corpus.store import Corpus
 
@@ -26,6 +25,7 @@ KINDS = {
     "overlap": "overlaps and crops",
     "crop": "overlaps and crops",
     "embedding": "alike in embedding space",
+    "shares": "shared with val or test",
     "balance": "thinned out for balance",
     "touches": "touching a benchmark",
 }
@@ -202,67 +202,26 @@ def rows_of(corpus: Corpus, ids: Iterable[int]) -> dict[int, dict[str, Any]]:
 
 
 def crossing(corpus: Corpus) -> pa.Table:
-    """Pairs of tiles of different splits that hold the same: columns of edges, and `split_a`, `split_b`.
+    """Tiles `a` that went for a tile `b` of another split: columns `a`, `b`, `kind`, `split_a` and `split_b`.
 
-    Exact copies have kind `exact`. A corpus that holds no edges says so by its dropped duplicates alone.
+    `kind` is exact, perceptual, footprint, crop or embedding, or what they share: ground or pixels.
     """
-    table = corpus.table(["id", "split", "xxh3", "duplicate_of", "reason"])
-    splits = table["split"].fill_null("train")
-    if len(pc.unique(splits)) < 2:
-        return _crossing_rows([])
-    ids: np.ndarray = table["id"].to_numpy()
-    names, codes = np.unique(np.asarray(splits.to_pylist(), object).astype(str), return_inverse=True)
-    found = _exact_across(table, codes)
-    file = corpus.path / "catalogue" / "edges.parquet"
-    if file.is_file():
-        edges = pq.read_table(file)
-        places = [np.searchsorted(ids, edges[end].to_numpy()) for end in ("a", "b")]
-        across = codes[places[0]] != codes[places[1]]
-        found += edges.filter(pa.array(across)).to_pylist()
-    else:
-        found += _near_across(table, ids, codes)
-    split_of = {
-        int(number): names[codes[np.searchsorted(ids, number)]] for row in found for number in (row["a"], row["b"])
+    tiles = corpus.table(["id", "split", "reason", "duplicate_of"])
+    ids, splits = tiles["id"].to_numpy(), tiles["split"].fill_null("train")
+    said = pc.struct_field(pc.extract_regex(tiles["reason"], _SHARES), "other")
+    other = pc.coalesce(tiles["duplicate_of"], pc.cast(said, pa.int64()))
+    places = np.flatnonzero(other.is_valid().to_numpy())
+    others = np.searchsorted(ids, other.take(places).to_numpy())
+    across = pc.not_equal(splits.take(places), splits.take(others)).to_numpy()
+    places, others = places[across], others[across]
+    begin = [reason.removeprefix("shares ").split()[0] for reason in tiles["reason"].take(places).to_pylist()]
+    columns = {
+        "a": ids[places],
+        "b": ids[others],
+        "kind": pa.array([_KINDS.get(one, one) for one in begin], pa.string()),
     }
-    for row in found:
-        row |= {"split_a": split_of[row["a"]], "split_b": split_of[row["b"]]}
-    return _crossing_rows(found)
+    return pa.table(columns | {"split_a": splits.take(places), "split_b": splits.take(others)})
 
 
-def _exact_across(table: pa.Table, codes: np.ndarray) -> list[dict[str, Any]]:
-    """Copies in several splits: the first tile of a content with the first one of each other split."""
-    counted = pc.value_counts(table["xxh3"].combine_chunks())
-    often = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
-    places = np.flatnonzero(pc.is_in(table["xxh3"], often).to_numpy())
-    first: dict[str, dict[int, int]] = {}
-    for place, content in zip(places.tolist(), table["xxh3"].take(places).to_pylist(), strict=True):
-        if content:
-            first.setdefault(content, {}).setdefault(int(codes[place]), place)
-    rows = []
-    for group in first.values():
-        one, *others = group.values()
-        for other in others:
-            ends = sorted(table["id"][place].as_py() for place in (one, other))
-            rows.append(dict(zip(("a", "b"), ends, strict=True)) | _EXACT)
-    return rows
-
-
-def _near_across(table: pa.Table, ids: np.ndarray, codes: np.ndarray) -> list[dict[str, Any]]:
-    """What the decisions of an old corpus tell of near duplicates in another split."""
-    near = pc.and_(table["duplicate_of"].is_valid(), pc.match_substring(table["reason"], "near duplicate"))
-    places = np.flatnonzero(near.to_numpy())
-    keepers = np.searchsorted(ids, table["duplicate_of"].take(places).to_numpy())
-    ends = [(int(ids[x]), int(ids[y])) for x, y in zip(places, keepers, strict=True) if codes[x] != codes[y]]
-    return [
-        {"a": min(pair), "b": max(pair), "kind": "perceptual", "distance": -1, "orientation": 0, "share": 1.0}
-        for pair in ends
-    ]
-
-
-_EXACT = {"kind": "exact", "distance": 0, "orientation": 0, "correlation": 1.0, "share": 1.0}
-
-
-def _crossing_rows(rows: list[dict[str, Any]]) -> pa.Table:
-    names = [("a", pa.int64()), ("b", pa.int64()), ("kind", pa.string()), ("distance", pa.int16())]
-    names += [("orientation", pa.int8()), ("correlation", pa.float32()), ("share", pa.float32())]
-    return pa.Table.from_pylist(rows, pa.schema([*names, ("split_a", pa.string()), ("split_b", pa.string())]))
+_SHARES = r"^shares .* tile (?P<other>\d+)$"
+_KINDS = {"near": "perceptual", "overlap": "footprint"}

@@ -25,6 +25,7 @@ _NUMBERS = 2**23  # and of those that are taken, evenly over each tile
 _EDGE = 224  # pixels of a tile beside others
 _FOOTPRINTS = 4000  # outlines on the map
 _CROSSING = 60  # pairs of tiles of different splits
+_COUNTED = "(train beside val or test: ground, copies, near copies, crops), counted on the catalogue."
 
 
 class Gallery:
@@ -159,34 +160,23 @@ class Gallery:
         return text + "".join(strips) if strips else ""
 
     def between_splits(self) -> str:
-        """Tiles of different splits that hold the same: what a score on a published split would not mean."""
-        pairs = crossing(self._corpus)
+        """How many kept tiles of train share something with val or test, and which tiles went for it."""
+        pairs, shared = crossing(self._corpus), self._corpus.meta.get("shared")
+        said = "" if shared is None else f"<p><b>{shared:,} kept pairs in two splits</b> {_COUNTED}</p>"
         if not len(pairs):
-            return ""
-        kinds = pa.array(["exact", "perceptual", "crop", "footprint", "embedding"])
-        ranked = pairs.append_column("rank", pc.index_in(pairs["kind"], value_set=kinds))
-        ways = [("rank", "ascending"), ("distance", "ascending"), ("correlation", "descending"), ("a", "ascending")]
-        ranked = _once(ranked.take(pc.sort_indices(ranked, [*ways, ("b", "ascending")])))
-        counts: Counter[tuple[str, ...]] = Counter()
-        for row in ranked.select(["split_a", "split_b", "kind"]).to_pylist():
-            counts[(" and ".join(sorted((row["split_a"], row["split_b"]))), row["kind"])] += 1
+            return said
+        columns = (pairs[name].to_pylist() for name in ("split_a", "split_b", "kind"))
+        counts = Counter((" and ".join(sorted((one, two))), kind) for one, two, kind in zip(*columns, strict=True))
         table = html_table(("splits", "how", "pairs"), [(*key, f"{count:,}") for key, count in sorted(counts.items())])
-        shown = ranked.slice(0, _CROSSING).to_pylist()
-        rows = rows_of(self._corpus, [row[end] for row in shown for end in ("a", "b")])
-        figures = "".join(self._across(row, rows) for row in shown)
-        more = f"<p>The most certain {len(shown)} of {len(ranked):,} pairs.</p>" if len(ranked) > len(shown) else ""
-        return f'{table}{more}<div class="pairs">{figures}</div>'
-
-    def _across(self, pair: dict[str, Any], rows: dict[int, dict[str, Any]]) -> str:
-        one, two = rows[pair["a"]], rows[pair["b"]]
-        turn = pair["orientation"] or 0
-        tiles = [orient_picture(self._tile(row), by) for row, by in ((one, turn), (two, 0)) if row["slot"] >= 0]
-        names = " and ".join(f"{row['id']} ({Path(row['source']).name}, {row['split']})" for row in (one, two))
-        how = [pair["kind"]]
-        how += [f"distance {pair['distance']}"] if (pair["distance"] or 0) > 0 else []
-        how += [f"{pair['share']:.0%} shared"] if pair["kind"] in ("crop", "footprint") else []
-        how += [f"the first shown {ORIENTATIONS[turn]}"] if turn else []
-        return self._figure(f"across-{pair['a']}-{pair['b']}.png", tiles, f"{names}: {', '.join(how)}")
+        rank = pc.index_in(pairs["kind"], value_set=pa.array(["exact", "perceptual", "crop", "pixels", "footprint"]))
+        shown = pairs.take(pc.sort_indices(rank)[:_CROSSING]).to_pylist()
+        ids = [row[end] for row in shown for end in ("a", "b")]
+        rows, turns = rows_of(self._corpus, ids), self._turns(ids)
+        figures = "".join(self._dropped(rows[row["a"]], rows[row["b"]], turns) for row in shown)
+        more = f"<p>{len(shown)} of {len(pairs):,} pairs, the most certain ones.</p>" if len(pairs) > len(shown) else ""
+        return (
+            f'{said}<p>What was dropped for a tile of another split:</p>{table}{more}<div class="pairs">{figures}</div>'
+        )
 
     def histograms(self) -> str:
         """How the numbers of each band are distributed over kept tiles."""
@@ -216,13 +206,6 @@ class Gallery:
         lost = self._facts.tiles - placed
         note += f"<p>{lost:,} tiles have no place on Earth.</p>" if lost else ""
         return f'<div class="card"><img src="footprints.png" alt="map of footprints"></div>{note}'
-
-
-def _once(pairs: pa.Table) -> pa.Table:
-    """The first row of each pair."""
-    ends = zip(pairs["a"].to_pylist(), pairs["b"].to_pylist(), strict=True)
-    first = {pair: place for place, pair in reversed(list(enumerate(ends)))}
-    return pairs.take(sorted(first.values()))
 
 
 def orient_picture(picture: np.ndarray, turn: int) -> np.ndarray:

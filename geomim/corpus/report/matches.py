@@ -14,6 +14,7 @@ from rich.table import Table
 
 from geomim.corpus.comparison.collection import Collection
 from geomim.corpus.duplicates.fingerprint import ORIENTATIONS, orient
+from geomim.corpus.duplicates.geometry import same_day
 from geomim.corpus.report.page import html_table
 
 SHOWN = 120
@@ -153,7 +154,8 @@ def _caption(row: dict[str, Any], more: int, a: Collection, b: Collection) -> st
         how.append(f"left one shown {ORIENTATIONS[row['orientation']]}")
     dates = [side.views["time"][row[letter]].as_py() for letter, side in (("a", a), ("b", b))]
     if row["kind"] == "footprint" and all(dates):
-        how.append("same date" if dates[0] == dates[1] else f"dates {dates[0]:%Y-%m-%d} and {dates[1]:%Y-%m-%d}")
+        same = same_day(*np.array(dates, "datetime64[us]"))
+        how.append("same day" if same else "dates {:%Y-%m-%d} and {:%Y-%m-%d}".format(*dates))
     also = f"; {more:,} more matches of the two" if more else ""
     return f"{name_of(a, row['a'])} and {name_of(b, row['b'])}: {', '.join(how)}{also}"
 

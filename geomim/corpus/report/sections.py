@@ -74,6 +74,11 @@ def ordered_splits(facts: Facts) -> list[str]:
     return usual + sorted(facts.classes.keys() - set(usual))
 
 
+def joined_html(corpus: Corpus) -> str:
+    """How tables and folders of rasters were joined with the sources."""
+    return "".join(f"<p>{html.escape(said)}</p>" for said in corpus.meta.get("joined", []))
+
+
 def skipped_html(corpus: Corpus) -> str:
     """Sources that could not be used."""
     rows = [(Path(row["source"]).name, row["reason"]) for row in corpus.skipped().to_pylist()]

@@ -20,9 +20,15 @@ def _print_counts(corpus: Corpus, console: Console, counts: dict[str, int]) -> N
     for name, count in counts.items():
         share = 100 * count / max(counts["tiles"], 1)
         table.add_row(name, f"{count:,}", "" if name == "tiles" else f"{share:.2f} %")
+    if corpus.meta.get("shared") is not None:
+        table.add_row("kept pairs in two splits", f"{corpus.meta['shared']:,}", "train beside val or test")
     skipped = len(corpus.skipped())
     table.add_row("sources skipped", f"{skipped:,}", "listed in skipped.parquet" if skipped else "")
     console.print(table)
+    if corpus.meta.get("shared") is not None and corpus.meta["statistics"]["split"] == "all":
+        console.print(
+            "no tile is left to train on: each shares something with val or test; try corpus split --by cluster"
+        )
     console.print(f"corpus: {corpus.path}\nlook at: {corpus.path / 'report' / 'index.html'}", soft_wrap=True)
 
 

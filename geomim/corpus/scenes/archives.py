@@ -50,8 +50,8 @@ class Folder:
 
 
 def is_archive(path: str) -> bool:
-    """Whether a file is a ZIP or TAR archive, by its name."""
-    return _ARCHIVE.search(path) is not None
+    """Whether a file is a ZIP or TAR archive, by its name; a zipped zarr store is none."""
+    return _ARCHIVE.search(path) is not None and not path.lower().endswith(".zarr.zip")
 
 
 def archive_root(path: str) -> str:

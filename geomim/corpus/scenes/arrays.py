@@ -12,7 +12,7 @@ from rasterio.windows import Window
 from geomim.corpus.scenes.annotations import Annotations
 from geomim.corpus.scenes.footprints import affine, ground_sample_distance
 from geomim.corpus.scenes.scene import Scene
-from geomim.corpus.scenes.validity import measured, storable
+from geomim.corpus.scenes.validity import Nodata, measured, padding
 from geomim.errors import BandError, InputError
 from geomim.sensors import Sensor
 
@@ -20,7 +20,7 @@ from geomim.sensors import Sensor
 class ArrayReader:
     """Windows of an array in memory."""
 
-    def __init__(self, pixels: np.ndarray, valid: np.ndarray | None, nodata: float | None) -> None:
+    def __init__(self, pixels: np.ndarray, valid: np.ndarray | None, nodata: Nodata) -> None:
         self._pixels = pixels
         self._valid = valid
         self._nodata = [nodata] * len(pixels)
@@ -77,7 +77,7 @@ def array_scene(
     if valid is not None and valid.shape != pixels.shape[1:]:
         raise InputError(f"'{uri}': validity is {valid.shape} and the image {pixels.shape[1:]}: they must be equal")
     height, width = pixels.shape[1:]
-    nodata = storable(sensor.nodata if nodata is None else nodata, pixels.dtype)
+    none = Nodata.of(nodata, sensor.nodata, pixels.dtype)
     place = None if transform is None else affine(transform)
     return Scene(
         uri=uri,
@@ -87,11 +87,11 @@ def array_scene(
         height=height,
         width=width,
         dtype=pixels.dtype,
-        nodata=nodata,
+        nodata=padding([none]),
         time=time,
         licence=licence,
         gsd=ground_sample_distance(crs, place, height, width) or sensor.gsd,
         block=(height, width),
-        reader=ArrayReader(pixels, valid, nodata),
+        reader=ArrayReader(pixels, valid, none),
         annotations=annotations,
     )

@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rasterio.windows import Window
 
-from geomim.corpus.scenes.files import environment, open_dataset
-from geomim.corpus.scenes.finding import SUFFIXES
+from geomim.corpus.scenes.files import SUFFIXES, environment, open_dataset, split_address
 from geomim.corpus.scenes.grids import Grid
 from geomim.corpus.scenes.scene import Scene
 from geomim.corpus.scenes.warping import on_grid
@@ -219,6 +220,14 @@ def cloud_file(clouds: str | None, uri: str) -> str | None:
     return None if clouds in (None, DETECTOR) else find_mask(_parsed(clouds)[0], uri)
 
 
+def cloud_files(clouds: str | None) -> list[str]:
+    """All masks of the folder that `cloud_file` looks into; none where no folder is named."""
+    if clouds in (None, DETECTOR):
+        return []
+    folder = _parsed(clouds)[0]
+    return [file for files in _listed(folder, os.stat(folder).st_mtime_ns)[0].values() for file in files]
+
+
 def _parsed(clouds: str) -> tuple[str, str | None]:
     if os.path.isdir(clouds):
         return clouds, None
@@ -236,23 +245,28 @@ def find_mask(folder: str, uri: str) -> str | None:
     Raises:
         InputError: The folder holds no mask at all, or several that may be the scene's.
     """
-    name = re.sub(r"\.(safe|zarr|nc|json)$", "", Path(uri.partition("#")[0]).name, flags=re.IGNORECASE)
+    name = re.sub(r"\.(safe|zarr|nc|json)$", "", Path(split_address(uri)[0]).name, flags=re.IGNORECASE)
     stem = name if name != Path(uri).name else Path(name).stem
-    files = _listed(folder, os.stat(folder).st_mtime_ns)
+    files, keys = _listed(folder, os.stat(folder).st_mtime_ns)
     if not files:
         raise InputError(f"--clouds: no raster in '{folder}'")
-    if stem in files:
-        return files[stem]
-    begun = sorted(key for key in files if key.startswith((f"{stem}.", f"{stem}_", f"{stem}-")))
+    stem = stem.casefold()
+    after = (keys[place] for place in range(bisect_left(keys, stem), len(keys)))
+    begun = [key for key in takewhile(lambda key: key.startswith(stem), after) if key[len(stem) :][:1] in tuple("._-")]
     telling = [key for key in begun if named_kind(key[len(stem) :])]
-    matches = telling or begun
+    matches = [file for key in ([stem] if stem in files else telling or begun) for file in files[key] if file != uri]
     if len(matches) > 1:
-        raise InputError(f"--clouds: '{folder}' holds several masks for '{uri}': {', '.join(matches[:5])}; keep one")
-    return files[matches[0]] if matches else None
+        names = ", ".join(os.path.basename(file) for file in matches[:5])
+        raise InputError(f"--clouds: '{folder}' holds several masks for '{uri}': {names}; keep one")
+    return matches[0] if matches else None
 
 
 @lru_cache(maxsize=8)
-def _listed(folder: str, changed: int) -> dict[str, str]:
-    """Rasters of a folder by name without suffix."""
+def _listed(folder: str, changed: int) -> tuple[dict[str, list[str]], list[str]]:
+    """Rasters of a folder by name without suffix, in lower case, and these names sorted."""
+    found: dict[str, list[str]] = {}
     with os.scandir(folder) as entries:
-        return {Path(entry.name).stem: entry.path for entry in entries if entry.name.lower().endswith(SUFFIXES)}
+        for entry in sorted(entries, key=lambda one: one.name):
+            if entry.name.lower().endswith(SUFFIXES):
+                found.setdefault(Path(entry.name).stem.casefold(), []).append(entry.path)
+    return found, sorted(found)

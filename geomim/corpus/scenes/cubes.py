@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -17,21 +15,23 @@ from rasterio.windows import Window
 
 from geomim.corpus.scenes.clouds import KINDS, kind_of, named_kind
 from geomim.corpus.scenes.coordinates import place_of
-from geomim.corpus.scenes.files import cause
+from geomim.corpus.scenes.files import cause, split_address
 from geomim.corpus.scenes.footprints import affine, ground_sample_distance
 from geomim.corpus.scenes.grids import Grid
+from geomim.corpus.scenes.meaning import informed, meant
 from geomim.corpus.scenes.metadata import acquisition_time, licence
-from geomim.corpus.scenes.naming import Offer, choose, scaled
-from geomim.corpus.scenes.readers import MeantReader
-from geomim.corpus.scenes.scene import Reader, Scene, Wanted
-from geomim.corpus.scenes.validity import measured, storable
+from geomim.corpus.scenes.naming import Offer, choose
+from geomim.corpus.scenes.readers import middle
+from geomim.corpus.scenes.scene import Numbers, Scene, Wanted
+from geomim.corpus.scenes.stores import images, open_store
+from geomim.corpus.scenes.validity import Nodata, measured, padding, storable
 from geomim.corpus.scenes.warping import check_grid
-from geomim.errors import GeomimError, InputError, MissingExtraError
+from geomim.errors import GeomimError, InputError
 from geomim.sensors import Band
 
-_ROWS = ("y", "lat", "latitude", "northing", "row", "rows")
-_COLS = ("x", "lon", "longitude", "easting", "col", "column", "cols", "columns")
 _TIMES = ("time", "t", "date")
+_FILLS = ("_FillValue", "missing_value", "nodata")
+_ENDS = {"valid_min": -math.inf, "valid_max": math.inf}
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,36 @@ class _Plane:
     values: Any  # xarray.DataArray, rows by columns, not read yet
     attributes: dict[str, Any]
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its numbers: what formats without such a type mark as unsigned (or signed) is that."""
+        stored = self.values.dtype
+        sign = {"true": "u", "false": "i"}.get(str(self.attributes.get("_Unsigned")).lower(), stored.kind)
+        return np.dtype(f"{sign if stored.kind in 'iu' else stored.kind}{stored.itemsize}")
+
+    @property
+    def scaling(self) -> tuple[float, float]:
+        """Scale and offset from its numbers to what they mean."""
+        return float(self.attributes.get("scale_factor", 1.0)), float(self.attributes.get("add_offset", 0.0))
+
+    def told(self, key: str) -> list[float]:
+        """Numbers that an attribute tells, as they would be stored; none where it is not there or holds none."""
+        numbers, (scale, offset) = np.ravel(self.attributes.get(key, [])), self.scaling
+        if numbers.dtype.kind in "iu" and self.dtype != self.values.dtype:
+            numbers = numbers.astype(self.dtype)  # they are marked as its numbers are
+        if numbers.dtype.kind == "f" and self.dtype.kind in "iu" and key.startswith("valid"):
+            numbers = (numbers - offset) / scale  # CF: of the type of what is unpacked
+        try:
+            return [float(number) for number in numbers]
+        except (TypeError, ValueError):
+            return []
+
+    def read(self, window: Window) -> np.ndarray:
+        """Numbers `(h, w)` of a window."""
+        rows, cols = window.toslices()
+        stored = np.asarray(self.values[rows, cols].values)
+        return stored.astype(stored.dtype.newbyteorder("="), copy=False).view(self.dtype)
+
 
 @dataclass
 class CubeReader:
@@ -50,18 +80,18 @@ class CubeReader:
     Attributes:
         uri: The cube.
         cube: Open `xarray.Dataset`.
-        planes: `xarray.DataArray` a band, rows by columns.
-        nodata: A value a band, or None.
+        planes: One a band.
+        nodata: What is no measurement, a band.
     """
 
     uri: str
     cube: Any
-    planes: Sequence[Any]
-    nodata: tuple[float | None, ...]
+    planes: Sequence[_Plane]
+    nodata: tuple[Nodata, ...]
 
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Pixels `(C, h, w)` and validity `(h, w)`."""
-        pixels = np.stack([_window(plane, window) for plane in self.planes])
+        pixels = np.stack([plane.read(window) for plane in self.planes])
         return pixels, measured(pixels, self.nodata)
 
     def close(self) -> None:
@@ -74,28 +104,20 @@ class CubeClouds:
     """A variable of cloud codes.
 
     Attributes:
-        plane: `xarray.DataArray`, rows by columns.
+        plane: Its codes.
         kind: One of `clouds.KINDS`.
     """
 
-    plane: Any
+    plane: _Plane
     kind: str
 
     def read(self, window: Window) -> np.ndarray:
         """`(h, w)` bool: True under cloud or its shadow."""
-        codes = _window(self.plane, window)
+        codes = self.plane.read(window)
         return KINDS[self.kind](np.nan_to_num(codes).astype(np.int64) if codes.dtype.kind == "f" else codes)
 
     def close(self) -> None:
         """The reader of the pixels closes the file."""
-
-
-def is_cube(uri: str) -> bool:
-    """Whether an address is one of a zarr store or a NetCDF file, with or without a choice after `#`."""
-    path = uri if os.path.exists(uri) else uri.partition("#")[0]
-    if re.search(r"\.(zarr|nc|nc4|cdf)/?$", path, re.IGNORECASE):
-        return not path.startswith("/vsi")
-    return os.path.isdir(path) and any(os.path.exists(os.path.join(path, name)) for name in ("zarr.json", ".zgroup"))
 
 
 def open_cube(uri: str, wanted: Wanted) -> Scene:
@@ -108,10 +130,10 @@ def open_cube(uri: str, wanted: Wanted) -> Scene:
         BandError: The bands have no names or other ones.
         MissingExtraError: No library for NetCDF is installed.
     """
-    path, choices = (uri, {}) if os.path.exists(uri) else _choices(uri)
-    cube = _open(path, choices.pop("group", None))
+    path, choices = _choices(uri)
+    cube, around, notes = open_store(uri, path, choices.pop("group", ""))
     try:
-        return _describe(uri, cube, choices, wanted)
+        return _describe(uri, cube, around, notes, choices, wanted)
     except GeomimError:
         cube.close()
         raise
@@ -121,93 +143,60 @@ def open_cube(uri: str, wanted: Wanted) -> Scene:
 
 
 def _choices(uri: str) -> tuple[str, dict[str, str]]:
-    path, _, fragment = uri.partition("#")
+    path, fragment = split_address(uri)
     choices = dict(part.partition("=")[::2] for part in fragment.split("&") if part)
     return path, choices
 
 
-def _open(path: str, group: str | None) -> Any:
-    import xarray
-
-    try:
-        return xarray.open_dataset(
-            path, engine=_engine(path), group=group, chunks=None, cache=False, mask_and_scale=False
-        )
-    except ImportError as error:
-        raise MissingExtraError(f"'{path}' cannot be opened: {cause(error)}") from error
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        raise InputError(f"'{path}' cannot be opened as a cube ({cause(error)})") from error
-
-
-def _engine(path: str) -> str:
-    if not re.search(r"\.(nc|nc4|cdf)$", path, re.IGNORECASE):
-        return "zarr"
-    for engine, library in (("netcdf4", "netCDF4"), ("h5netcdf", "h5netcdf")):
-        if find_spec(library):
-            return engine
-    raise MissingExtraError(f"'{path}' needs a library: pip install netCDF4 (or h5netcdf)")
-
-
-def _describe(uri: str, cube: Any, choices: dict[str, str], wanted: Wanted) -> Scene:
+def _describe(
+    uri: str, cube: Any, around: Sequence[Any], notes: Sequence[str], choices: dict[str, str], wanted: Wanted
+) -> Scene:
     planes, time = _planes(uri, cube, choices)
     masks = [place for place, plane in enumerate(planes) if named_kind(plane.name, whole=True)]
     offered = tuple(_band(plane) for plane in planes)
     choice = choose(Offer(uri, offered, True, None, tuple(masks)), wanted.sensor, wanted.bands)
     chosen = [planes[place] for place in choice.places]
-    dtypes = {plane.values.dtype for plane in chosen}
+    dtypes = {plane.dtype for plane in chosen}
     dtype = np.dtype(dtypes.pop())
     if dtypes or dtype.kind not in "iuf":
-        listed = ", ".join(sorted({str(plane.values.dtype) for plane in chosen}))
+        listed = ", ".join(sorted({str(plane.dtype) for plane in chosen}))
         raise InputError(f"'{uri}' stores its bands as {listed}: choose bands of one type with --bands")
-    nodata = tuple(_nodata(plane, choice.sensor.nodata, dtype) for plane in chosen)
-    reader: Reader = CubeReader(uri, cube, [plane.values for plane in chosen], nodata)
-    scaling = tuple(_scaling(plane) for plane in chosen)
-    if len(set(scaling)) == 1:
-        sensor = scaled(uri, choice.sensor, *scaling[0], given=wanted.sensor is not None)
-        fill = next((value for value in nodata if value is not None), None)
-    else:
-        sensor = dataclasses.replace(choice.sensor, scale=1.0, offset=0.0, nodata=None)
-        reader, fill, dtype = MeantReader(reader, nodata, scaling), math.nan, np.dtype(np.float32)
-    crs, transform = place_of(cube, chosen[0].values)
+    told = [None if plane.scaling == (1.0, 0.0) else plane.scaling for plane in chosen]
+    names = [plane.name for plane in chosen]
     height, width = chosen[0].values.shape
+    sensor, guessed = informed(
+        uri, choice.sensor, names, dtype, told, wanted.sensor is not None, lambda: chosen[0].read(middle(height, width))
+    )
+    nodata = tuple(_nodata(plane, sensor.nodata) for plane in chosen)
+    reader = CubeReader(uri, cube, chosen, nodata)
+    crs, transform, lost = place_of(cube, chosen[0].values, around)
+    numbers = Numbers(
+        sensor, reader, dtype, padding(nodata), _block(chosen[0]), (*notes, *lost, *guessed), 0, choice.assumed
+    )
     check_grid(uri, None if transform is None else Grid(crs, transform, height, width), wanted.warp, wanted.resolution)
     place = None if transform is None else affine(transform)
     tags = {key: str(value) for key, value in cube.attrs.items()}
     tags |= {"ACQUISITION_DATE": tags["time_coverage_start"]} if "time_coverage_start" in tags else {}
     return Scene(
         uri=uri,
-        sensor=sensor,
         crs=crs,
         transform=transform,
         height=height,
         width=width,
-        dtype=dtype,
-        nodata=fill,
-        time=time or acquisition_time(uri.partition("#")[0], tags),
+        time=time or acquisition_time(split_address(uri)[0], tags),
         licence=licence({key.upper(): value for key, value in tags.items()}),
         gsd=ground_sample_distance(crs, place, height, width) or sensor.gsd,
-        block=_block(chosen[0]),
-        reader=reader,
         masks=_clouds(uri, planes[masks[0]]) if masks else None,
+        **vars(meant(numbers, nodata, told, wanted)),
     )
 
 
 def _planes(uri: str, cube: Any, choices: dict[str, str]) -> tuple[list[_Plane], datetime | None]:
     """The bands of a cube, and the time of the choice made."""
-    images = {
-        str(name): values
-        for name, values in cube.data_vars.items()
-        if _axis(values, _ROWS) and _axis(values, _COLS) and values.dtype.kind in "iufb"
-    }
-    if not images:
-        raise InputError(
-            f"'{uri}' holds no variable with rows and columns (y, x or latitude, longitude): found "
-            f"{', '.join(map(str, cube.data_vars)) or 'none'}; a group is chosen with '{uri}#group=NAME'"
-        )
     planes: list[_Plane] = []
     time: datetime | None = None
-    for name, values in images.items():
-        rows, cols = _axis(values, _ROWS), _axis(values, _COLS)
+    for name, (rows, cols) in images(cube).items():
+        values = cube[name]
         values = values.isel(
             {dim: _chosen(uri, values, dim, place) for dim, place in choices.items() if dim in values.dims}
         )
@@ -254,16 +243,6 @@ def _chosen(uri: str, values: Any, dim: str, place: str) -> int:
     return int(place)
 
 
-def _axis(values: Any, names: Sequence[str]) -> str | None:
-    return next((dim for dim in values.dims if str(dim).lower() in names), None)
-
-
-def _window(plane: Any, window: Window) -> np.ndarray:
-    rows, cols = window.toslices()
-    pixels: np.ndarray = np.asarray(plane[rows, cols].values)
-    return pixels
-
-
 def _band(plane: _Plane) -> Band | None:
     attributes = plane.attributes
     wavelength = next((attributes[key] for key in ("wavelength", "central_wavelength") if key in attributes), None)
@@ -276,13 +255,14 @@ def _band(plane: _Plane) -> Band | None:
     return Band(name, factor * float(wavelength), None if width is None else factor * float(width))
 
 
-def _nodata(plane: _Plane, usual: float | None, dtype: np.dtype[Any]) -> float | None:
-    told = plane.attributes.get("_FillValue", plane.attributes.get("missing_value"))
-    return storable(usual if told is None else float(np.ravel(told)[0]), dtype)
-
-
-def _scaling(plane: _Plane) -> tuple[float, float]:
-    return float(plane.attributes.get("scale_factor", 1.0)), float(plane.attributes.get("add_offset", 0.0))
+def _nodata(plane: _Plane, usual: float | None) -> Nodata:
+    """Fill values, and limits of what can be measured."""
+    told = [value for key in _FILLS for value in plane.told(key)]
+    values = [value for value in (storable(one, plane.dtype) for one in told) if value is not None]
+    none = Nodata(tuple(values)) if told else Nodata.of(None, usual, plane.dtype)
+    both = plane.told("valid_range")
+    low, high = both if len(both) == 2 else ((plane.told(key) or [end])[0] for key, end in _ENDS.items())
+    return dataclasses.replace(none, limits=(min(low, high), max(low, high)))
 
 
 def _time(values: Any) -> datetime | None:
@@ -307,5 +287,5 @@ def _clouds(uri: str, plane: _Plane) -> CubeClouds:
     steps = (max(height // 512, 1), max(width // 512, 1))
     fill = plane.attributes.get("_FillValue")
     return CubeClouds(
-        plane.values, kind_of(uri, plane.name, None, lambda: plane.values[:: steps[0], :: steps[1]].values, fill)
+        plane, kind_of(uri, plane.name, None, lambda: plane.values[:: steps[0], :: steps[1]].values, fill)
     )

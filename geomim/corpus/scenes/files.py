@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
 import warnings
 from typing import Any
+from xml.etree import ElementTree
 
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
+from geomim.addresses import full
 from geomim.errors import InputError
+
+SUFFIXES = (".tif", ".tiff", ".gtif", ".gtiff", ".vrt", ".jp2", ".j2k", ".png", ".jpg", ".jpeg")
+"""What `find_scenes` picks up inside a folder, in lower case."""
 
 _STORES = {"s3": "vsis3", "gs": "vsigs", "az": "vsiaz", "abfs": "vsiaz"}
 
@@ -24,8 +31,18 @@ def is_remote(uri: str) -> bool:
     return "://" in uri or uri.startswith("/vsi")
 
 
+def split_address(uri: str) -> tuple[str, str]:
+    """A path, and the choice in it that a `#` begins; a file whose name holds a `#` is that file."""
+    path, _, choice = (uri, "", "") if os.path.exists(uri) else uri.partition("#")
+    return path, choice
+
+
 def gdal_address(uri: str) -> str:
-    """An address as GDAL opens it: `s3://bucket/key` is `/vsis3/bucket/key`, and so on; paths stay as they are."""
+    """An address as GDAL opens it: `s3://bucket/key` is `/vsis3/bucket/key`, and so on; paths stay as they are.
+
+    What signs it, where it was given in this run, comes back here.
+    """
+    uri = full(uri)
     scheme, found, rest = uri.partition("://")
     if not found:
         return uri
@@ -34,6 +51,19 @@ def gdal_address(uri: str) -> str:
     if scheme == "file":
         return rest
     return f"/{_STORES[scheme]}/{rest}" if scheme in _STORES else uri
+
+
+def parts_of(path: str) -> list[str]:
+    """Paths that a virtual raster on this machine is made of, also by way of others; none for another file."""
+    if not path.lower().endswith(".vrt") or not os.path.isfile(path):
+        return []
+    try:
+        told = [one for one in ElementTree.parse(path).iter() if one.tag in ("SourceFilename", "SourceDataset")]
+    except ElementTree.ParseError:
+        return []  # GDAL says what is wrong
+    near = [(os.path.dirname(path) if one.get("relativeToVRT") == "1" else "", one.text or "") for one in told]
+    parts = dict.fromkeys(os.path.normpath(os.path.join(*pair)) for pair in near if not re.search(":|^/vsi", pair[1]))
+    return [file for part in parts if part != path for file in (part, *parts_of(part))]
 
 
 def environment(uri: str) -> rasterio.Env:
@@ -61,7 +91,15 @@ def open_dataset(uri: str) -> Any:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             return rasterio.open(gdal_address(uri))
     except (RasterioError, OSError) as error:
-        raise InputError(f"'{uri}' cannot be opened as a raster ({cause(error)})") from error
+        refused = is_remote(uri) and re.search(r"\b40[13]\b|denied|forbidden|authori[sz]", cause(error), re.IGNORECASE)
+        how = _UNSIGNED if refused else ""
+        raise InputError(f"'{uri}' cannot be opened as a raster ({cause(error)}){how}") from error
+
+
+_UNSIGNED = (
+    "; what signs an address is never kept: give the full address again, or sign it by the environment "
+    "(GDAL_HTTP_HEADERS, ~/.netrc, AWS_*, AZURE_*)"
+)
 
 
 def cause(error: BaseException) -> str:

@@ -6,69 +6,70 @@ import glob
 import json
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+from geomim.addresses import keep
 from geomim.corpus.scenes.archives import archive_of, archive_root, is_archive, members
-from geomim.corpus.scenes.files import is_remote
+from geomim.corpus.scenes.bandfiles import PRODUCT, BandFiles, band_groups, band_of, group_of, groups_in
+from geomim.corpus.scenes.files import SUFFIXES, is_remote, open_dataset, parts_of, split_address
+from geomim.corpus.store import holds_corpus
 from geomim.errors import InputError
 
-SUFFIXES = (".tif", ".tiff", ".gtif", ".gtiff", ".vrt", ".jp2", ".j2k", ".png", ".jpg", ".jpeg")
-"""What `find_scenes` picks up inside a folder, in lower case."""
-
-LANDSAT = re.compile(
-    r"(L[COTEM]\d\d_L[12]\w\w_\d{6}_\d{8}_\d{8}_\d\d_\w\w)_((?:SR_|ST_)?B\d+\w*)\.tiff?$", re.IGNORECASE
-)
-"""A band of a Landsat Collection: name of the product, and of the band."""
-
 _PRODUCT = re.compile(r"S2.*\.SAFE|.*\.zarr", re.IGNORECASE)
-_INDEX = ("MTD_MSIL1C.xml", "MTD_MSIL2A.xml", "zarr.json", ".zgroup")
+_INDEX = ("MTD_MSIL1C.xml", "MTD_MSIL2A.xml", "zarr.json", ".zgroup", "IMG_DATA")
+_OTHERS = (".img", ".dat", ".bil", ".bip", ".bsq", ".bmp", ".webp", ".gpkg", ".mbtiles", ".hgt", ".ntf")
+"""Rasters where GDAL says so."""
 _ITEM_BYTES = 4 * 2**20  # STAC items are smaller
 
 
 def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[str]:
     """List scenes: files as given, folders searched recursively, patterns expanded.
 
-    In a folder these are scenes: rasters (`SUFFIXES`); and each as one, without the rasters it is made of, Sentinel-2
-    `.SAFE` folders, folders of Landsat bands, `.zarr` stores, `.nc` files and STAC items. Of a folder with bands of
-    several Landsat products, each product is a scene: `FOLDER/PRODUCT`. ZIP and TAR archives are searched where they
-    are named themselves. Hidden files, and folders that are a corpus, are left out. Addresses (`https://`,
-    `/vsi...`) pass unchecked.
+    In a folder these are scenes: rasters (`SUFFIXES`, and further ones that GDAL opens); and each as one, without the
+    rasters it is made of, Sentinel-2 `.SAFE` folders and granules, `.zarr` stores (zipped ones too), `.nc` files, STAC
+    items, and files of one band each whose names differ by that band alone (`T32UPU_20210601_B02.tif`, `..._B03.tif`):
+    these are the scene `FOLDER/T32UPU_20210601`, or `FOLDER` where they have nothing but the band in their names or are
+    the one Landsat product in it. ZIP and TAR archives are searched where they are named themselves. Links to folders
+    are followed, each folder once; hidden files, and folders that are a corpus, are left out. Addresses (`https://`,
+    `/vsi...`) pass unchecked, without what signs them (see `geomim.addresses`).
 
     Returns:
         Sorted, each once.
 
     Raises:
-        InputError: A path does not exist, an archive holds a path that leads out of it, or nothing was found.
+        InputError: A path does not exist, an archive holds a path that leads out of it, nothing was found, or of a
+            scene of many files some are given.
     """
     given = [str(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
     found: set[str] = set()
+    files: dict[str, set[str]] = {}
     for source in given:
-        if os.path.isdir(source):
-            found.update(_in_folder(source))
-        elif os.path.isfile(source) and is_archive(source):
-            found.update(_in_archive(source))
-        elif os.path.exists(source.partition("#")[0]) or is_remote(source):
-            found.add(source)
-        elif matches := glob.glob(source, recursive=True):
-            found.update(find_scenes(matches))
-        else:
+        if os.path.exists(split_address(source)[0]) or is_remote(source) or group_of(source):
+            matches = [keep(source)]
+        elif not (matches := glob.glob(source, recursive=True)):
             raise InputError(f"'{source}' does not exist: give a raster, a folder of rasters or a pattern")
+        for path in matches:
+            if os.path.isdir(path):
+                found.update(_in_folder(path))
+            elif os.path.isfile(path) and is_archive(path):
+                found.update(_in_archive(path))
+            elif not is_remote(path) and band_of(os.path.basename(path)):
+                files.setdefault(os.path.dirname(path), set()).add(os.path.basename(path))
+            else:
+                found.add(path)
+    for folder, names in files.items():
+        scenes, parts = _of_given(folder, names)
+        found = (found | scenes) - parts
     if not found:
         raise InputError(f"no raster in {', '.join(given) or 'nothing'}: looked for {', '.join(SUFFIXES)}")
     return sorted(found)
 
 
-def is_product(folder: str, files: Sequence[str]) -> bool:
-    """Whether a folder is one scene: a Sentinel-2 product or a zarr store, by its name or by the files in it."""
+def is_product(folder: str, inside: Sequence[str]) -> bool:
+    """Whether a folder is one scene, a Sentinel-2 product or granule or a zarr store, by its name or what is in it."""
     name = folder.rstrip("/").rpartition("/")[2]
-    return _PRODUCT.fullmatch(name) is not None or any(file.startswith(_INDEX) for file in files)
-
-
-def landsat_products(files: Iterable[str]) -> list[str]:
-    """Products with at least two bands among the files of a folder, sorted."""
-    count = Counter(match[1] for name in files if name[:1] in "Ll" and (match := LANDSAT.match(name)))
-    return sorted(product for product, bands in count.items() if bands > 1)
+    return _PRODUCT.fullmatch(name) is not None or any(file.startswith(_INDEX) for file in inside)
 
 
 def source_files(uri: str) -> list[str]:
@@ -79,18 +80,19 @@ def source_files(uri: str) -> list[str]:
 
     Returns:
         The file itself; the archive that it lies in; every file of a product or a store; a STAC item and its local
-        assets. Empty for an address.
+        assets; a virtual raster and its parts; of a scene of many files all of them. Empty for an address.
     """
-    path = uri if os.path.exists(uri) else uri.partition("#")[0]
+    path, _ = split_address(uri)
     if archive := archive_of(path):
         return [archive]
     if is_remote(path):
         return []
-    if os.path.isdir(path):
+    if not os.path.isfile(path) and (of_bands := group_of(path)):
+        folder, group = of_bands
+        return sorted(os.path.join(folder, name) for name in group.files + group.beside)
+    if not os.path.isfile(path):
         return sorted(os.path.join(parent, name) for parent, _, names in os.walk(path) for name in names)
-    if not os.path.exists(path):
-        return sorted(glob.glob(f"{glob.escape(path)}_*"))  # one of several Landsat products
-    parts = (_item_parts(path) if is_item(path) else None) or set()
+    parts = (_item_parts(path) if is_item(path) else None) or set(parts_of(path))
     return sorted({path, *filter(os.path.isfile, parts)})
 
 
@@ -111,34 +113,87 @@ def is_item(uri: str) -> bool:
 
 
 def _in_folder(root: str) -> set[str]:
-    found: set[str] = set()
+    found: dict[str, str] = {}
     parts: set[str] = set()  # of STAC items
-    for parent, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if "corpus.json" in files:  # a corpus is made of scenes and is none
+    walked: set[str] = set()
+    for parent, folders, files in os.walk(root, followlinks=True):
+        linked = {name: os.path.islink(os.path.join(parent, name)) for name in folders if not name.startswith(".")}
+        folders[:] = sorted(linked, key=lambda name: (linked[name], name))  # what a link leads to may be here, too
+        if os.path.realpath(parent) in walked:
             folders.clear()
-        elif is_product(parent, files):
+            continue
+        walked.add(os.path.realpath(parent))
+        # a corpus is made of scenes and is none
+        if "corpus.json" in files or ("work" in folders and holds_corpus(Path(parent))):
             folders.clear()
-            found.add(parent)
+        elif is_product(parent, files + folders):
+            folders.clear()
+            found[parent] = parent
         else:
-            found.update(_of_files(parent, files))
+            found |= _of_files(parent, files)
             for name in files:
                 if name.endswith((".json", ".JSON")) and (inner := _item_parts(os.path.join(parent, name))) is not None:
-                    found.add(os.path.join(parent, name))
+                    item = os.path.join(parent, name)
+                    found[item] = item
                     parts.update(inner)
-    return {uri for uri in found if os.path.normpath(uri) not in parts} if parts else found
+    return {uri for uri, file in found.items() if os.path.normpath(file) not in parts} if parts else set(found)
 
 
-def _of_files(parent: str, files: Sequence[str]) -> Iterable[str]:
-    """Scenes among the files of one folder."""
-    products = landsat_products(files)
-    if products:
-        yield from [parent] if len(products) == 1 else [os.path.join(parent, product) for product in products]
+def _of_files(parent: str, files: Iterable[str]) -> dict[str, str]:
+    """Scenes among the files of one folder, and a file of each."""
+    files = [name for name in files if not name.startswith(".")]
+    groups = band_groups(files)
+    found, taken = {}, set()
+    for key, group in groups.items():
+        if _count(os.path.join(parent, group.files[0])) < 2:  # the others are looked at where the scene is opened
+            taken.update(group.files, group.beside)
+            found[_named(parent, key, groups)] = os.path.join(parent, group.files[0])
     for name in files:
-        if name.startswith(".") or not name.lower().endswith((*SUFFIXES, ".nc")):
-            continue
-        if not products or not name.startswith(tuple(products)):
-            yield os.path.join(parent, name)
+        path, lower = os.path.join(parent, name), name.lower()
+        known = lower.endswith((*SUFFIXES, ".nc", ".zarr.zip"))
+        if name not in taken and (known or (lower.endswith(_OTHERS) and _count(path))):
+            found[path] = path
+    return found
+
+
+def _of_given(folder: str, names: set[str]) -> tuple[set[str], set[str]]:
+    """Scenes among files that are named one by one, or by a pattern; and files that are parts of them."""
+    scenes, parts = set(), set()
+    groups = groups_in(folder or ".")
+    for key, group in groups.items():
+        given = names.intersection(group.files)
+        if len(given) < 2 or _count(os.path.join(folder, group.files[0])) > 1:
+            continue  # one band of many, asked for by its name, is a scene
+        uri = _named(folder, key, groups)
+        if len(given) < len(group.files):
+            bands = [band for band, files in group.bands.items() if given.intersection(name for _, name in files)]
+            raise InputError(
+                f"{len(given)} of the {len(group.files)} files of one scene are given: give the scene, '{uri}', "
+                f"and choose with --bands {','.join(bands)}"
+            )
+        scenes.add(uri)
+        parts.update(group.files, group.beside)
+    scenes.update(os.path.join(folder, name) for name in names - parts)
+    return scenes, {os.path.join(folder, name) for name in parts}
+
+
+def _named(folder: str, key: str, groups: Mapping[str, BandFiles]) -> str:
+    """What `group_of` finds a scene by: its folder where this tells it, else `FOLDER/KEY`."""
+    if not key or (len(groups) == 1 and PRODUCT.match(key)):
+        return folder or "."
+    uri = os.path.join(folder, key)
+    if os.path.exists(uri):
+        raise InputError(f"'{uri}' is there, and would be the name of the scene of {groups[key].files[0]}: rename it")
+    return uri
+
+
+def _count(path: str) -> int:
+    """Bands of a raster; 0 where it is none, or cannot be opened."""
+    try:
+        with open_dataset(path) as dataset:
+            return int(dataset.count)
+    except InputError:
+        return 0
 
 
 def _in_archive(archive: str) -> set[str]:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 _DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)-?([01]\d)-?([0-3]\d)(?:[T_ ]?([0-2]\d):?([0-5]\d):?([0-6]\d))?(?!\d)")
-_LANDSAT = re.compile(r"(?<![A-Z0-9])L[COETM]\d{7}((?:19|20)\d\d)([0-3]\d\d)(?!\d)")
+_DAY_OF_YEAR = re.compile(r"(?<![A-Z0-9])(?:L[COETM]\d{7}|T\d\d[A-Z]{3}[.])((?:19|20)\d\d)([0-3]\d\d)(?!\d)")
 _TIME_TAGS = ("ACQUISITIONDATETIME", "ACQUISITION_DATETIME", "ACQUISITION_DATE", "DATE_ACQUIRED", "SENSING_TIME")
 
 
@@ -23,9 +23,9 @@ def acquisition_time(uri: str, tags: Mapping[str, str]) -> datetime | None:
     """
     upper = {key.upper(): value for key, value in tags.items()}
     name = Path(uri).name
-    landsat = _LANDSAT.search(name)
-    if landsat and not any(key in upper for key in _TIME_TAGS):
-        return datetime(int(landsat[1]), 1, 1) + timedelta(days=int(landsat[2]) - 1)
+    numbered = _DAY_OF_YEAR.search(name)
+    if numbered and not any(key in upper for key in _TIME_TAGS):
+        return datetime(int(numbered[1]), 1, 1) + timedelta(days=int(numbered[2]) - 1)
     for text in [*(upper[key] for key in _TIME_TAGS if key in upper), name]:
         found = _DATE.search(text)
         if found:

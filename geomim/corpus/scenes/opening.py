@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from geomim.addresses import keep
 from geomim.corpus.scenes.clouds import with_clouds
-from geomim.corpus.scenes.cubes import is_cube, open_cube
+from geomim.corpus.scenes.cubes import open_cube
 from geomim.corpus.scenes.files import cause
 from geomim.corpus.scenes.finding import is_item
 from geomim.corpus.scenes.products import open_product
 from geomim.corpus.scenes.raster import open_raster
 from geomim.corpus.scenes.scene import Scene, Wanted
+from geomim.corpus.scenes.stores import is_cube
 from geomim.corpus.scenes.warping import check_grid
 from geomim.errors import GeomimError, InputError
 from geomim.sensors import Sensor
@@ -24,6 +26,7 @@ def open_scene(
     resolution: float | None = None,
     warp: str | None = None,
     clouds: str | None = None,
+    harmonise: bool = False,
 ) -> Scene:
     """Open a scene without reading its pixels.
 
@@ -34,14 +37,15 @@ def open_scene(
         resolution: Metres of a pixel to bring the bands to; as they are stored where None.
         warp: Coordinate reference system of a north-up grid to bring the scene to (`EPSG:32632`), or `auto`.
         clouds: Where cloud masks come from: a folder, `FOLDER:KIND`, or `omnicloudmask`.
+        harmonise: Take the 1000 of processing baseline 04.00 off the numbers of Sentinel-2.
 
     Raises:
         InputError: Not a scene, or one whose numbers or place geomim cannot carry; one sentence.
         BandError: The bands have no names or other ones; the sentence gives the flag.
     """
-    wanted = Wanted(sensor, bands, resolution, warp)
+    wanted = Wanted(sensor, bands, resolution, warp, harmonise)
     try:
-        return with_clouds(_open(str(uri), wanted), clouds)
+        return with_clouds(_open(keep(str(uri)), wanted), clouds)
     except (GeomimError, MemoryError):
         raise
     except Exception as error:  # whatever the many libraries raise for a broken file, or for one that vanishes

@@ -1,4 +1,4 @@
-"""Products as agencies publish them, a file a band: Sentinel-2 SAFE folders and Landsat Collection folders."""
+"""A file a band: Sentinel-2 and Landsat as agencies publish them, and any files whose names differ by a band."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
 from geomim.corpus.scenes.archives import Folder, is_folder, open_folder
-from geomim.corpus.scenes.finding import LANDSAT, landsat_products
+from geomim.corpus.scenes.bandfiles import group_of, maker
+from geomim.corpus.scenes.clouds import named_kind
+from geomim.corpus.scenes.meaning import added
 from geomim.corpus.scenes.metadata import acquisition_time
+from geomim.corpus.scenes.naming import Offer, choose
 from geomim.corpus.scenes.scene import Scene, Wanted
 from geomim.corpus.scenes.stack import Layer, Mask, stack_scene
-from geomim.errors import BandError, InputError
-from geomim.sensors import SENSORS, Band, Sensor, match_bands
+from geomim.errors import InputError
+from geomim.sensors import SENSORS, Band, Sensor, find_band
 
 COPERNICUS = "Copernicus Sentinel data, free and open (Legal Notice on the use of Copernicus Sentinel Data)"
 USGS = "public domain (USGS)"
@@ -26,6 +29,7 @@ _GRANULE = re.compile(r"^GRANULE/([^/]+)/", re.IGNORECASE)
 _MSI_METADATA = re.compile(r"(?:MTD_MSIL\w\w|S2\w_\w+_MTD_SAFL\w\w_.*)\.xml$")
 _OFFSETS = ("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET")
 _QUANTITIES = ("BOA_QUANTIFICATION_VALUE", "QUANTIFICATION_VALUE")
+_FILL = 0.0  # both agencies write it in each band where nothing was measured
 _TIMES = ("PRODUCT_START_TIME", "DATATAKE_SENSING_START")
 
 # Thematic Mapper band limits (USGS Landsat 4-7 handbooks); Landsat 4 and 5 carry the same instrument.
@@ -38,21 +42,31 @@ _TM = (
     Band("B7", 2220, 280, 30, "swir2"),
 )
 _LANDSAT_SENSORS = {
-    "04": Sensor("landsat4", _TM),
-    "05": Sensor("landsat5", _TM),
-    "07": SENSORS["landsat7"],
-    "08": SENSORS["landsat8"],
-    "09": dataclasses.replace(SENSORS["landsat8"], name="landsat9"),
+    "4": Sensor("landsat4", _TM),
+    "5": Sensor("landsat5", _TM),
+    "7": SENSORS["landsat7"],
+    "8": SENSORS["landsat8"],
+    "9": dataclasses.replace(SENSORS["landsat8"], name="landsat9"),
 }
 _FURTHER = {  # bands that are read where --bands names them
     "landsat7": (Band("B8", 710, 380, 15, "pan"),),
     "landsat8": (Band("B8", 590, 180, 15, "pan"), Band("B9", 1373.5, 20, 30, "cirrus")),
 }
 _FURTHER["landsat9"] = _FURTHER["landsat8"]
+_MADE_BY = {
+    "S2": SENSORS["sentinel2"],
+    "S30": dataclasses.replace(SENSORS["sentinel2"], name="hls_s30", nodata=-9999),
+    "L30": dataclasses.replace(SENSORS["landsat8"], name="hls_l30", scale=1e-4, offset=0.0, nodata=-9999),
+}
+_ALSO = {"nir08": "nir_narrow", "nir09": "water_vapour", "swir16": "swir1", "swir22": "swir2"}  # Sentinel-2 on AWS
+_COLLECTION1 = (1e-4, 0.0)
+
+Files = dict[int, str]
+"""Files of one band by metres of a pixel, 0 where their names tell none."""
 
 
 def open_product(uri: str, wanted: Wanted) -> Scene | None:
-    """Open a folder of bands as one scene; None where it is no product.
+    """Open many files as one scene; None where it is none.
 
     A product says itself what its numbers mean, and that replaces the scale and offset of a sensor that is given.
 
@@ -60,36 +74,79 @@ def open_product(uri: str, wanted: Wanted) -> Scene | None:
         InputError: It is a product without bands, or of several granules or scenes.
         BandError: A band is not in it.
     """
-    folder, _, product = uri.rstrip("/").rpartition("/")
-    if is_folder(uri):
-        listing, named = open_folder(uri), None
-    elif landsat_products([f"{product}_B1.TIF", f"{product}_B2.TIF"]) and is_folder(folder):
-        listing, named = open_folder(folder), product
-    else:
+    if found := group_of(uri):
+        root, group = found
+        folder = Folder(root, tuple(sorted(group.files + group.beside)))
+        name, kind = maker(f"{uri}/{group.key}")
+        files = {band: _by_metres(uri, folder, band, named) for band, named in group.bands.items()}
+        return (_landsat if kind.isdigit() else _loose)(uri, folder, files, (name, kind), wanted)
+    if not is_folder(uri):
         return None
-    if named is None and any(_BAND.match(name) for name in listing.names):
-        return _sentinel2(uri, listing, wanted)
-    products = landsat_products(listing.names)
-    if named is not None or products:
-        return _landsat(uri, listing, named or _only(uri, products), wanted)
+    folder = open_folder(uri)
+    if any(_BAND.match(name) for name in folder.names):
+        return _sentinel2(uri, folder, wanted)
     if uri.lower().endswith(".safe"):
         raise InputError(f"'{uri}' holds no band of Sentinel-2 (GRANULE/.../IMG_DATA/..._B02.jp2)")
     return None
 
 
-def _only(uri: str, products: Sequence[str]) -> str:
-    if len(products) > 1:
-        raise InputError(
-            f"'{uri}' holds {len(products)} Landsat scenes: give one of them, such as '{uri}/{products[0]}'"
-        )
-    return products[0]
+def _by_metres(uri: str, folder: Folder, band: str, named: Sequence[tuple[int, str]]) -> Files:
+    found = {metres: folder.path(name) for metres, name in named}
+    if len(found) < len(named):
+        twice = "', '".join(name for _, name in named)
+        raise InputError(f"'{uri}' holds {band} twice ('{twice}'): keep one file of a band, move the others away")
+    return found
+
+
+def _loose(uri: str, folder: Folder, files: dict[str, Files], made: tuple[str, str], wanted: Wanted) -> Scene:
+    """Bands that the names of their files tell, and perhaps what took them."""
+    name, kind = made
+    usual = _MADE_BY.get(kind)
+    if usual and kind == "S2" and ("L2A" in name or any(0 not in found for found in files.values())):
+        usual = dataclasses.replace(usual, name="sentinel2_l2a")  # of level 1 no name tells metres
+    told = [_meant(usual, band) for band in files]
+    sensor, places = _choose(uri, usual, told, wanted)
+    facts = _sentinel2_facts(name, folder) if re.search(r"_N\d{4}_", name) else None
+    layers = []
+    for band, place in zip(sensor.bands, places, strict=True):
+        layer = Layer(band, _nearest([*files.values()][place], wanted.resolution), alone=True)
+        layers.append(facts.scaled(layer, told[place].name) if facts else layer)
+    time = acquisition_time(uri, {}) or acquisition_time(folder.root, {}) or acquisition_time(name, {})
+    return stack_scene(uri, sensor, layers, wanted, _mask(folder), time, COPERNICUS if kind == "S2" else None)
+
+
+def _meant(sensor: Sensor | None, name: str) -> Band:
+    """The band of a sensor that the name of a file means, else one of that name alone."""
+    code = name.removeprefix("SR_")
+    place = find_band(_ALSO.get(code, code), sensor.bands) if sensor else None
+    return sensor.bands[place] if sensor and place is not None else Band(name, alias=code if code != name else None)
+
+
+def _choose(uri: str, usual: Sensor | None, told: Sequence[Band], wanted: Wanted) -> tuple[Sensor, tuple[int, ...]]:
+    """The sensor of the bands asked for, and their places; bands that a usual sensor lacks only where asked for."""
+    further = tuple(place for place, band in enumerate(told) if usual and band not in usual.bands)
+    choice = choose(Offer(uri, tuple(told), True, None, further, usual), wanted.sensor, wanted.bands)
+    return choice.sensor, choice.places
+
+
+def _nearest(files: Files, resolution: float | None) -> str:
+    """The file that has the resolution asked for, else the finest."""
+    return files[int(resolution) if resolution in files else min(files)]
+
+
+def _mask(folder: Folder) -> Mask | None:
+    """The first of the files that is a cloud mask by its name, the finest scene classification before others."""
+    kinds = [(kind != "scl", name, kind) for name in folder.names if (kind := named_kind(PurePosixPath(name).stem))]
+    _, name, kind = min(kinds, default=(False, "", ""))
+    return Mask(folder.path(name), kind, (0, 1) if kind == "msk_classi" else (0,)) if name else None
 
 
 def _sentinel2(uri: str, folder: Folder, wanted: Wanted) -> Scene:
     granules = sorted({match[1] for name in folder.names if (match := _GRANULE.match(name))})
     if len(granules) > 1:
-        raise InputError(f"'{uri}' holds {len(granules)} granules, which is no one scene: give a folder to each")
-    files: dict[str, dict[int, str]] = {}  # of each band by metres of a pixel
+        one = f"{uri.rstrip('/')}/GRANULE/{granules[0]}"
+        raise InputError(f"'{uri}' holds {len(granules)} granules, a scene each: give them, such as '{one}'")
+    files: dict[str, Files] = {}
     own = {band.name: band for band in SENSORS["sentinel2"].bands}
     for name in folder.names:
         if match := _BAND.match(name):
@@ -98,43 +155,17 @@ def _sentinel2(uri: str, folder: Folder, wanted: Wanted) -> Scene:
     told = " ".join((PurePosixPath(uri).name, *granules, *(name for name in folder.names if "/" not in name)))
     level2 = "L2A" in told or ("L1C" not in told and "B10" not in files)
     there = [band for band in SENSORS["sentinel2"].bands if band.name in files]
-    usual = dataclasses.replace(
-        SENSORS["sentinel2"], name="sentinel2_l2a" if level2 else "sentinel2", bands=tuple(there)
-    )
-    chosen, codes = _choose(uri, usual, there, wanted)
-    facts = _sentinel2_facts(uri, folder)
+    usual = dataclasses.replace(SENSORS["sentinel2"], name="sentinel2_l2a" if level2 else "sentinel2")
+    chosen, places = _choose(uri, usual, there, wanted)
+    above, granule, _ = uri.rstrip("/").rpartition("/GRANULE/")
+    facts = _sentinel2_facts(above, open_folder(above)) if granule else _sentinel2_facts(uri, folder)
+    codes = [there[place].name for place in places]
     layers = [
-        Layer(
-            band,
-            _nearest(files[code], wanted.resolution),
-            scale=1 / facts.quantity,
-            offset=facts.offsets.get(code, 0.0) / facts.quantity,
-        )
+        facts.scaled(Layer(band, _nearest(files[code], wanted.resolution)), code)
         for band, code in zip(chosen.bands, codes, strict=True)
     ]
-    time = facts.time or acquisition_time(uri, {})
-    mask = _sentinel2_mask(folder)
-    return stack_scene(uri, chosen, layers, wanted, mask, time, COPERNICUS)
-
-
-def _nearest(files: dict[int, str], resolution: float | None) -> str:
-    """The file that has the resolution asked for, else the finest."""
-    return files[int(resolution) if resolution in files else min(files)]
-
-
-def _choose(uri: str, usual: Sensor, there: Sequence[Band], wanted: Wanted) -> tuple[Sensor, list[str]]:
-    """The sensor of the bands asked for, and the name of each in the product. Both agencies write 0 for nodata."""
-    names = [name.strip() for name in wanted.bands or () if name.strip() not in ("", "-")]
-    sensor = wanted.sensor or (dataclasses.replace(usual, bands=tuple(there)) if names else usual)
-    try:
-        sensor = dataclasses.replace(sensor.select(names) if names else sensor, nodata=0)
-        return sensor, [there[place].name for place in match_bands(sensor.bands, there)]
-    except BandError as error:
-        given = ", ".join(band.name for band in there)
-        raise BandError(
-            f"'{uri}' has the bands {given}; asked for are {', '.join(names or sensor.names)}: choose among them with "
-            "--bands"
-        ) from error
+    chosen = dataclasses.replace(chosen, nodata=_FILL)
+    return stack_scene(uri, chosen, layers, wanted, _mask(folder), facts.time or acquisition_time(uri, {}), COPERNICUS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,13 +176,17 @@ class _Facts:
     offsets: dict[str, float]
     time: datetime | None
 
+    def scaled(self, layer: Layer, code: str) -> Layer:
+        """A band of the product with what its numbers mean."""
+        offset = self.offsets.get(code, 0.0) / self.quantity
+        return dataclasses.replace(layer, scale=1 / self.quantity, offset=offset, nodata=_FILL)
+
 
 def _sentinel2_facts(uri: str, folder: Folder) -> _Facts:
     codes = SENSORS["sentinel2"].names  # band_id counts them
     name = next((name for name in folder.names if _MSI_METADATA.match(name)), None)
     if name is None:  # the name tells the processing baseline, from 04.00 on with an offset
-        baseline = re.search(r"_N(\d{4})_", PurePosixPath(uri).name)
-        return _Facts(10000.0, dict.fromkeys(codes, -1000.0) if baseline and int(baseline[1]) >= 400 else {}, None)
+        return _Facts(10000.0, dict.fromkeys(codes, float(-(added(PurePosixPath(uri).name) or 0))), None)
     texts: dict[str, str] = {}
     offsets: dict[str, float] = {}
     try:
@@ -168,42 +203,32 @@ def _sentinel2_facts(uri: str, folder: Folder) -> _Facts:
     return _Facts(quantity, offsets, acquisition_time("", times))
 
 
-def _sentinel2_mask(folder: Folder) -> Mask | None:
-    """The scene classification, finest first; else the cloud bands of level 1."""
-    classes = sorted(name for name in folder.names if re.search(r"_SCL(_\d0m)?\.(jp2|tiff?)$", name, re.IGNORECASE))
-    if classes:
-        return Mask(folder.path(classes[0]), "scl")
-    clouds = [name for name in folder.names if re.search(r"MSK_CLASSI_B00\.(jp2|tiff?)$", name, re.IGNORECASE)]
-    return Mask(folder.path(clouds[0]), "msk_classi", (0, 1)) if clouds else None
-
-
-def _landsat(uri: str, folder: Folder, product: str, wanted: Wanted) -> Scene:
-    number, level = product[2:4], product[5:7].upper()
+def _landsat(uri: str, folder: Folder, files: dict[str, Files], made: tuple[str, str], wanted: Wanted) -> Scene:
+    product, number = made
     usual = _LANDSAT_SENSORS.get(number)
     if usual is None:
-        raise InputError(f"'{uri}' is of Landsat {number.lstrip('0')}; known are 4, 5, 7, 8 and 9")
-    files: dict[str, str] = {}
-    for name in folder.names:
-        match = LANDSAT.match(name)
-        if match and match[1] == product:
-            files[match[2].upper().removeprefix("SR_")] = folder.path(name)
-    there = [band for band in (*usual.bands, *_FURTHER.get(usual.name, ())) if band.name in files]
-    if not there:
-        raise InputError(f"'{uri}' holds no reflective band: found {', '.join(files) or 'nothing'}")
+        raise InputError(f"'{uri}' is of Landsat {number}; known are 4, 5, 7, 8 and 9")
+    possible = dataclasses.replace(usual, bands=(*usual.bands, *_FURTHER.get(usual.name, ())))
+    told = {band: name for name in files if (band := _meant(possible, name)) in possible.bands}
+    if not told:
+        raise InputError(f"'{uri}' holds no reflective band: found {', '.join(files)}")
     facts = _landsat_facts(folder, product)
-    usual = dataclasses.replace(usual, bands=tuple(band for band in usual.bands if band.name in files))
-    chosen, codes = _choose(uri, usual, there, wanted)
-    scaling = _landsat_scaling(facts, level, codes)
-    chosen = dataclasses.replace(chosen, unit="reflectance" if scaling else "digital number")
+    chosen, places = _choose(uri, usual, [*told], wanted)
+    older = any("sr_band" in name.lower() for name in folder.names)  # made of Collection 1
+    level = "L2" if "_L2" in product.upper() or any(name.startswith("SR_") for name in files) else "L1"
+    scaling = _COLLECTION1 if older else _landsat_scaling(facts, level, [[*told][place].name for place in places])
+    nodata = -9999.0 if older else _FILL
+    chosen = dataclasses.replace(chosen, unit="reflectance" if scaling else "digital number", nodata=nodata)
     scale, offset = scaling or (1.0, 0.0)
     layers = [
-        Layer(band, files[code], scale=scale, offset=offset) for band, code in zip(chosen.bands, codes, strict=True)
+        Layer(
+            band, _nearest(files[[*told.values()][place]], wanted.resolution), scale=scale, offset=offset, nodata=nodata
+        )
+        for band, place in zip(chosen.bands, places, strict=True)
     ]
-    quality = next((name for name in folder.names if name.upper().startswith(f"{product}_QA_PIXEL.TIF".upper())), None)
     day, hour = facts.get("DATE_ACQUIRED", ""), facts.get("SCENE_CENTER_TIME", "")[:8]
-    time = acquisition_time("", {"ACQUISITIONDATETIME": f"{day}T{hour}"}) or acquisition_time(product[17:25], {})
-    mask = Mask(folder.path(quality), "qa_pixel") if quality else None
-    return stack_scene(uri, chosen, layers, wanted, mask, time, USGS)
+    time = acquisition_time("", {"ACQUISITIONDATETIME": f"{day}T{hour}"}) or acquisition_time(product, {})
+    return stack_scene(uri, chosen, layers, wanted, _mask(folder), time, USGS)
 
 
 def _landsat_scaling(facts: dict[str, str], level: str, codes: Sequence[str]) -> tuple[float, float] | None:

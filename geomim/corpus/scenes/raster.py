@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import os
 from typing import Any
 
 import numpy as np
@@ -11,21 +11,25 @@ from affine import Affine
 from rasterio.crs import CRS
 
 from geomim.corpus.scenes.clouds import mask_places, open_mask
-from geomim.corpus.scenes.files import open_dataset
+from geomim.corpus.scenes.files import open_dataset, parts_of
 from geomim.corpus.scenes.footprints import Placement, affine, ground_sample_distance
 from geomim.corpus.scenes.gcps import by_control_points
 from geomim.corpus.scenes.grids import Grid
+from geomim.corpus.scenes.meaning import informed, meant
 from geomim.corpus.scenes.metadata import acquisition_time, licence
-from geomim.corpus.scenes.naming import Choice, Offer, choose, read_offer, scaled
-from geomim.corpus.scenes.readers import MeantReader, PaletteReader, nodata_of, stored
-from geomim.corpus.scenes.scene import Reader, Scene, Wanted
+from geomim.corpus.scenes.naming import Choice, Offer, choose, read_offer
+from geomim.corpus.scenes.readers import ConvertedReader, nodata_of, sample, stored
+from geomim.corpus.scenes.scene import Numbers, Scene, Wanted
+from geomim.corpus.scenes.validity import padding
 from geomim.corpus.scenes.warping import wanted_grid
 from geomim.errors import InputError
-from geomim.sensors import Band, Sensor
+from geomim.sensors import Band, find_band
 
 
 def open_raster(uri: str, wanted: Wanted) -> Scene:
     """Open one raster file; see `open_scene`."""
+    if gone := [part for part in parts_of(uri) if not os.path.exists(part)]:
+        raise InputError(f"'{uri}' is made of '{gone[0]}', which is not there: GDAL would read zeros instead")
     dataset = open_dataset(uri)
     try:
         return _describe(uri, dataset, wanted)
@@ -41,66 +45,76 @@ def _describe(uri: str, dataset: Any, wanted: Wanted) -> Scene:
     crs, transform, placement = _place(uri, dataset) if grid is None else (grid.crs, grid.transform, None)
     height, width = (dataset.height, dataset.width) if grid is None else (grid.height, grid.width)
     place = placement if transform is None else affine(transform)
-    contents = _palette(uri, dataset, grid, wanted) or _numbers(uri, dataset, grid, wanted)
+    numbers = _palette(uri, dataset, grid, wanted) or _numbers(uri, dataset, grid, wanted)
     return Scene(
         uri=uri,
-        sensor=contents.sensor,
         crs=crs,
         transform=transform,
         height=height,
         width=width,
-        dtype=contents.dtype,
-        nodata=contents.nodata,
         time=acquisition_time(uri, tags | imagery),
         licence=licence(tags),
-        gsd=ground_sample_distance(crs, place, height, width) or contents.sensor.gsd,
-        block=contents.block,
-        reader=contents.reader,
+        gsd=ground_sample_distance(crs, place, height, width) or numbers.sensor.gsd,
         masks=open_mask(uri, grid, (height, width), None, masks[:1]) if masks else None,
         placement=placement,
+        **vars(numbers),
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Contents:
-    """The bands that are read, and how."""
-
-    sensor: Sensor
-    reader: Reader
-    dtype: np.dtype[Any]
-    nodata: float | None
-    block: tuple[int, int]
-
-
-def _numbers(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> _Contents:
-    choice = choose(read_offer(uri, dataset, mask_places(dataset.descriptions)), wanted.sensor, wanted.bands)
+def _numbers(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> Numbers:
+    offer, marked = _unmarked(read_offer(uri, dataset, mask_places(dataset.descriptions)), dataset, wanted)
+    choice = choose(offer, wanted.sensor, wanted.bands)
     dtype = _dtype(uri, dataset, choice)
-    scaling = tuple((dataset.scales[place], dataset.offsets[place]) for place in choice.places)
-    alike = len(set(scaling)) == 1
-    sensor = scaled(uri, choice.sensor, *scaling[0], given=wanted.sensor is not None) if alike else choice.sensor
+    names = [dataset.descriptions[place] or "" for place in choice.places]
+    scaling = [(dataset.scales[place], dataset.offsets[place]) for place in choice.places]
+    told = [None if one == (1.0, 0.0) else one for one in scaling]
+    sensor, guessed = informed(
+        uri,
+        choice.sensor,
+        names,
+        dtype,
+        told,
+        wanted.sensor is not None,
+        lambda: sample(uri, dataset, choice.places[0]),
+    )
     nodata = nodata_of(dataset, choice.places, sensor.nodata)
     reader = stored(uri, dataset, grid, choice.places, nodata, choice.alpha)
     block = reader.dataset.block_shapes[0]
-    if not alike:
-        sensor = dataclasses.replace(sensor, scale=1.0, offset=0.0, nodata=None)
-        return _Contents(sensor, MeantReader(reader, nodata, scaling), np.dtype(np.float32), math.nan, block)
-    return _Contents(sensor, reader, dtype, next((value for value in nodata if value is not None), None), block)
+    stored_numbers = Numbers(sensor, reader, dtype, padding(nodata), block, (*marked, *guessed), assumed=choice.assumed)
+    return meant(stored_numbers, nodata, told, wanted)
 
 
-def _palette(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> _Contents | None:
+def _unmarked(offer: Offer, dataset: Any, wanted: Wanted) -> tuple[Offer, tuple[str, ...]]:
+    """The offer with its alpha band as a band, where that holds what no alpha band does and the sensor has one more."""
+    if offer.alpha is None or dataset.driver != "GTiff" or wanted.bands:
+        return offer, ()
+    held = np.unique(sample(offer.uri, dataset, offer.alpha))
+    told = f"its band {offer.alpha + 1} is marked as alpha and holds {len(held)} different numbers"
+    if len(held) < 3 or wanted.sensor is None:  # one and none, whatever stands for them
+        return offer, () if len(held) < 3 else (f"{told}: if it is near infrared, give --sensor naip",)
+    named = [band for band in offer.bands if band is not None]
+    others = [band for band in wanted.sensor.bands if find_band(band, named) is None]
+    if len(others) != 1:
+        return offer, ()
+    bands = tuple(others[0] if place == offer.alpha else band for place, band in enumerate(offer.bands))
+    return dataclasses.replace(offer, bands=bands, alpha=None), (f"{told}: it is read as {others[0].name}",)
+
+
+def _palette(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> Numbers | None:
     """Colours, where the file stores indices into them."""
     if dataset.colorinterp[0].name != "palette":
         return None
-    table = dataset.colormap(1)
+    colormap = dataset.colormap(1)
     if dataset.dtypes[0] not in ("uint8", "uint16"):
         raise InputError(f"'{uri}' stores {dataset.dtypes[0]} as indices into a palette: expected uint8 or uint16")
     colours = np.zeros((4, np.iinfo(dataset.dtypes[0]).max + 1), np.uint8)
-    colours[:, list(table)] = np.array(list(table.values())).T
+    colours[:, list(colormap)] = np.array(list(colormap.values())).T
     offer = Offer(uri, (Band("red"), Band("green"), Band("blue")), False, None)
     choice = choose(offer, wanted.sensor, wanted.bands)
     indices = stored(uri, dataset, grid, (0,), nodata_of(dataset, (0,), None), nearest=True)
-    reader = PaletteReader(indices, colours[list(choice.places)], colours[3] > 0)
-    return _Contents(choice.sensor, reader, np.dtype(np.uint8), None, indices.dataset.block_shapes[0])
+    table, shown = colours[list(choice.places)], colours[3] > 0  # transparent ones, and those of no index, are not
+    reader = ConvertedReader(indices, lambda bands, valid: (table[:, bands[0]], valid & shown[bands[0]]))
+    return Numbers(choice.sensor, reader, np.dtype(np.uint8), None, indices.dataset.block_shapes[0])
 
 
 def _check_pixels(uri: str, dataset: Any) -> None:

@@ -1,8 +1,8 @@
-"""Windows of rasterio datasets: numbers as stored, as what they mean, or as the colours they stand for."""
+"""Windows of rasterio datasets: numbers as stored, or what is made of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,12 @@ from rasterio.windows import Window
 from geomim.corpus.scenes.files import environment
 from geomim.corpus.scenes.grids import Grid
 from geomim.corpus.scenes.scene import Reader
-from geomim.corpus.scenes.validity import measured, storable
+from geomim.corpus.scenes.validity import Nodata, measured, padding
 from geomim.corpus.scenes.warping import on_grid
 from geomim.errors import InputError
+
+_LOOK = 512  # rows and columns
+_UNMASKED = ({MaskFlags.all_valid}, {MaskFlags.nodata})
 
 
 @dataclass
@@ -27,8 +30,8 @@ class RasterReader:
         dataset: Open rasterio dataset.
         places: 0-based places of the bands in it.
         alpha: 0-based place of the alpha band, or None.
-        masked: The file carries a mask of its own.
-        nodata: A value a band, or None.
+        masked: The file carries masks of its own.
+        nodata: What is no measurement, a band.
     """
 
     uri: str
@@ -36,21 +39,23 @@ class RasterReader:
     places: tuple[int, ...]
     alpha: int | None
     masked: bool
-    nodata: tuple[float | None, ...]
+    nodata: tuple[Nodata, ...]
 
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Pixels `(C, h, w)` and validity `(h, w)`."""
-        places = [*self.places, *([] if self.alpha is None else [self.alpha])]  # read in one call
+        bands, shown = self.read_shown(window)
+        return bands, shown & measured(bands, self.nodata)
+
+    def read_shown(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels `(C, h, w)` and where neither alpha nor a mask hides them `(h, w)`."""
+        # read in one call
+        numbers = [place + 1 for place in (*self.places, *(() if self.alpha is None else (self.alpha,)))]
         with environment(self.uri):
-            pixels = self.dataset.read([place + 1 for place in places], window=window)
-            mask = self.dataset.read_masks(1, window=window) if self.masked else None
+            pixels = self.dataset.read(numbers, window=window)
+            masks = self.dataset.read_masks(numbers, window=window) if self.masked else None
         bands = pixels[: len(self.places)]
-        valid = measured(bands, self.nodata)
-        if self.alpha is not None:
-            valid &= pixels[-1] > 0
-        if mask is not None:
-            valid &= mask > 0
-        return bands, valid
+        shown = np.ones(bands.shape[1:], bool) if self.alpha is None else pixels[-1] > 0
+        return bands, shown if masks is None else shown & masks.all(axis=0)
 
     def close(self) -> None:
         """Close the file."""
@@ -58,66 +63,42 @@ class RasterReader:
 
 
 @dataclass
-class MeantReader:
-    """What the numbers mean, as float32, NaN for nodata: for bands that are scaled differently.
+class ConvertedReader:
+    """What is made of numbers as they are stored.
 
     Attributes:
         numbers: Gives what is stored.
-        nodata: A value a band, or None.
-        scaling: Scale and offset a band.
+        convert: Pixels and validity of those that are stored to others.
     """
 
     numbers: Reader
-    nodata: tuple[float | None, ...]
-    scaling: tuple[tuple[float, float], ...]
+    convert: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """Meanings `(C, h, w)` float32 and validity `(h, w)`."""
-        bands, valid = self.numbers.read(window)
-        meant = np.empty(bands.shape, np.float32)
-        for band, out, (scale, offset), nodata in zip(bands, meant, self.scaling, self.nodata, strict=True):
-            out[:] = band * scale + offset
-            if nodata is not None:
-                out[band == np.asarray(nodata, band.dtype)] = np.nan
-        return meant, valid & np.isfinite(meant).all(axis=0)
+        """Pixels `(C, h, w)` and validity `(h, w)`."""
+        return self.convert(*self.numbers.read(window))
 
     def close(self) -> None:
         """Close the file."""
         self.numbers.close()
 
 
-@dataclass
-class PaletteReader:
-    """Colours for indices into a palette.
-
-    Attributes:
-        indices: Gives what is stored, one band.
-        colours: `(C, n)` uint8, one for every number the type can hold.
-        shown: `(n,)` bool, False for colours that are transparent, or none of the palette.
-    """
-
-    indices: Reader
-    colours: np.ndarray
-    shown: np.ndarray
-
-    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """Colours `(C, h, w)` and validity `(h, w)`."""
-        (indices,), valid = self.indices.read(window)
-        return np.stack([table[indices] for table in self.colours]), valid & self.shown[indices]
-
-    def close(self) -> None:
-        """Close the file."""
-        self.indices.close()
+def middle(height: int, width: int) -> Window:
+    """A part of a raster that tells what its numbers are."""
+    rows, cols = min(height, _LOOK), min(width, _LOOK)
+    return Window((width - cols) // 2, (height - rows) // 2, cols, rows)
 
 
-def nodata_of(dataset: Any, places: Sequence[int], usual: float | None) -> tuple[float | None, ...]:
-    """The nodata value of some bands; `usual` where the file declares none, None where their type cannot hold it."""
-    return tuple(
-        storable(
-            usual if dataset.nodatavals[place] is None else dataset.nodatavals[place], np.dtype(dataset.dtypes[place])
-        )
-        for place in places
-    )
+def sample(uri: str, dataset: Any, place: int) -> np.ndarray:
+    """Some numbers of a band of a rasterio dataset, as they are stored."""
+    with environment(uri):
+        numbers: np.ndarray = dataset.read(place + 1, window=middle(dataset.height, dataset.width))
+    return numbers
+
+
+def nodata_of(dataset: Any, places: Sequence[int], usual: float | None) -> tuple[Nodata, ...]:
+    """What is no measurement in some bands, by the file; `usual` where it declares nothing."""
+    return tuple(Nodata.of(dataset.nodatavals[place], usual, dataset.dtypes[place]) for place in places)
 
 
 def stored(
@@ -125,7 +106,7 @@ def stored(
     dataset: Any,
     grid: Grid | None,
     places: tuple[int, ...],
-    nodata: tuple[float | None, ...],
+    nodata: tuple[Nodata, ...],
     alpha: int | None = None,
     nearest: bool = False,
 ) -> RasterReader:
@@ -136,7 +117,7 @@ def stored(
         dataset: It, open; closed where another takes its place.
         grid: Grid to bring the bands to; None leaves them on their own.
         places: 0-based places of the bands.
-        nodata: A value a band, or None.
+        nodata: What is no measurement, a band.
         alpha: 0-based place of the alpha band, or None.
         nearest: Take the nearest pixel, not a bilinear mean, where the grid is another.
 
@@ -144,14 +125,15 @@ def stored(
         InputError: Bands to be resampled have different nodata values.
     """
     if grid is None:
-        flags = dataset.mask_flag_enums[places[0]]
-        masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+        flags = [set(dataset.mask_flag_enums[place]) for place in places]
+        masked = any(MaskFlags.alpha not in one and one not in _UNMASKED for one in flags)
         return RasterReader(uri, dataset, places, alpha, masked, nodata)
-    if len({repr(value) for value in nodata}) > 1:
+    values = [padding([none]) for none in nodata]
+    if len({repr(value) for value in values}) > 1:
         raise InputError(
-            f"'{uri}' has another nodata value in each band {nodata}, which warping mixes up: choose bands of one "
-            "value with --bands"
+            f"'{uri}' has another nodata value in each band ({', '.join(map(str, values))}), which warping mixes up: "
+            "choose bands of one value with --bands"
         )
-    warped = on_grid(uri, dataset, grid, places, alpha=alpha, nodata=nodata[0], nearest=nearest)
+    warped = on_grid(uri, dataset, grid, places, alpha=alpha, nodata=values[0], nearest=nearest)
     dataset.close()
     return RasterReader(uri, warped, tuple(range(len(places))), len(places), False, nodata)

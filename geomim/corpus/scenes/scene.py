@@ -31,6 +31,7 @@ class Wanted:
         bands: Names of its bands.
         resolution: Metres of a pixel to bring its bands to.
         warp: Coordinate reference system of a north-up grid to bring it to, or `auto`.
+        harmonise: Take the 1000 of baseline 04.00 off the numbers of Sentinel-2.
 
     Raises:
         InputError: `resolution` is not above 0.
@@ -40,6 +41,7 @@ class Wanted:
     bands: Sequence[str] | None = None
     resolution: float | None = None
     warp: str | None = None
+    harmonise: bool = False
 
     def __post_init__(self) -> None:
         if self.resolution is not None and not self.resolution > 0:
@@ -67,6 +69,20 @@ class CloudReader(Protocol):
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """The numbers of a scene, as `Scene` has them."""
+
+    sensor: Sensor
+    reader: Reader
+    dtype: np.dtype[Any]
+    nodata: float | None
+    block: tuple[int, int]
+    notes: tuple[str, ...] = ()
+    taken_off: int = 0
+    assumed: bool = False
+
+
+@dataclass(frozen=True)
 class Scene:
     """A raster that is open and not read yet; close it, or use it as a context manager.
 
@@ -88,6 +104,9 @@ class Scene:
         masks: Gives clouds, or None.
         placement: From columns and rows to `crs`, where no affine does it; else None.
         annotations: Labels that came with it, or None.
+        notes: What was guessed or lost, sentences that say nothing of the file's name.
+        taken_off: What was taken off the numbers that the source stores, to harmonise them.
+        assumed: Nothing names its bands: they are taken to come in the order of the sensor that the user names.
     """
 
     uri: str
@@ -106,6 +125,9 @@ class Scene:
     masks: CloudReader | None = field(default=None, repr=False)
     placement: Placement | None = field(default=None, repr=False)
     annotations: Annotations | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
+    taken_off: int = 0
+    assumed: bool = False
 
     @property
     def grid(self) -> Grid | None:
@@ -132,8 +154,8 @@ class Scene:
     def valid(self, window: Window | None = None) -> np.ndarray:
         """Where there is a measurement.
 
-        A pixel is invalid where alpha or the file's own mask says so, where every band is nodata, or where any band
-        is NaN or infinite.
+        A pixel is invalid where alpha or the file's own mask says so, or where one of its bands is no measurement
+        (see `validity.measured`).
 
         Args:
             window: Part of the raster, wholly inside it; all of it where None.

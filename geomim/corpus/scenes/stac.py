@@ -13,13 +13,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from geomim.addresses import full
 from geomim.corpus.scenes.clouds import named_kind
+from geomim.corpus.scenes.meaning import added
 from geomim.corpus.scenes.naming import Offer, choose
 from geomim.corpus.scenes.scene import Scene, Wanted
 from geomim.corpus.scenes.stack import Layer, Mask, stack_scene
 from geomim.errors import InputError, MissingExtraError
-from geomim.sensors import Band
+from geomim.sensors import SENSORS, Band, find_band
 
+_BASELINES = ("s2:processing_baseline", "processing:version", "s2:product_uri", "sentinel:product_id")
+_SENTINEL2 = re.compile(r"sentinel-?2|\bS2[A-D]_", re.IGNORECASE)
 _TIMEOUT = 30  # seconds
 _RASTER = re.compile(r"\.(tiff?|jp2|vrt|png|jpe?g)(\?.*)?$", re.IGNORECASE)
 _NO_MEASUREMENTS = {"thumbnail", "overview", "visual", "metadata", "cloud", "cloud-shadow", "snow-ice", "water-mask"}
@@ -56,7 +60,7 @@ def open_item(uri: str, wanted: Wanted) -> Scene:
 def _json(href: str) -> Any:
     try:
         if href.startswith(("http://", "https://")):
-            with urllib.request.urlopen(href, timeout=_TIMEOUT) as answer:
+            with urllib.request.urlopen(full(href), timeout=_TIMEOUT) as answer:
                 return json.loads(answer.read())
         return json.loads(Path(href).read_text(encoding="utf-8"))
     except (OSError, ValueError, urllib.error.URLError) as error:
@@ -77,8 +81,8 @@ def _layers(item: Any) -> list[Layer]:
         for place, facts in enumerate(told or [{}]):
             band = _band(facts, key if len(told) < 2 else f"{key} {place + 1}", asset.extra_fields)
             if band.name not in layers:
-                scale, offset = _scaling(facts, item)
-                layers[band.name] = Layer(band, href, place, scale, offset, facts.get("nodata"))
+                scale, offset = _scaling(facts, band, item)
+                layers[band.name] = Layer(band, href, place, scale, offset, _number(facts.get("nodata")))
             if band.wavelength or band.alias:
                 described.add(band.name)
     return [layer for name, layer in layers.items() if not described or name in described]
@@ -110,13 +114,31 @@ def _band(facts: Mapping[str, Any], key: str, fields: Mapping[str, Any]) -> Band
     )
 
 
-def _scaling(facts: Mapping[str, Any], item: Any) -> tuple[float | None, float | None]:
-    scale, offset = float(facts.get("scale", 1.0)), float(facts.get("offset", 0.0))
-    if (scale, offset) == (1.0, 0.0):
-        return None, None
+def _number(told: Any) -> float | None:
+    """A number that may be written as `nan` or `inf`, or be null."""
+    try:
+        return None if told is None else float(told)
+    except (TypeError, ValueError):
+        return None
+
+
+def _scaling(facts: Mapping[str, Any], band: Band, item: Any) -> tuple[float | None, float | None]:
+    """Scale and offset of a band, or None where they are not told.
+
+    Where the offset is not told of a band of Sentinel-2, its processing baseline does.
+    """
+    scale, offset = _number(facts.get("scale")), _number(facts.get("offset"))
+    told = item.properties
     # This catalogue keeps the agency's offset in the metadata of numbers from which it has been taken off.
-    applied = item.properties.get("earthsearch:boa_offset_applied") is True
-    return scale, 0.0 if applied else offset
+    applied = any(told.get(f"{name}:boa_offset_applied") is True for name in ("earthsearch", "sentinel"))
+    by = f"{told.get('platform')} {told.get('constellation')} {item.id}"
+    whole = str(facts.get("data_type", "uint16")) in ("uint16", "int16")
+    if offset is None and whole and _SENTINEL2.search(by) and find_band(band, SENSORS["sentinel2"].bands) is not None:
+        texts = [str(told.get(key, "")) for key in _BASELINES]
+        more = next((more for text in (*texts, item.id) if (more := added(text)) is not None), None)
+        scale, offset = (scale, None) if more is None else (scale or 1e-4, -more * (scale or 1e-4))
+    scale, offset = scale or 1.0, 0.0 if applied else offset or 0.0
+    return (None, None) if (scale, offset) == (1.0, 0.0) else (scale, offset)
 
 
 def _renamed(layer: Layer, band: Band) -> Layer:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,10 @@ from geomim.corpus.scenes.clouds import CloudMask, UnknownKindError, open_mask
 from geomim.corpus.scenes.files import open_dataset
 from geomim.corpus.scenes.footprints import affine, ground_sample_distance
 from geomim.corpus.scenes.grids import Grid
-from geomim.corpus.scenes.readers import MeantReader, RasterReader, nodata_of, stored
-from geomim.corpus.scenes.scene import Scene, Wanted
-from geomim.corpus.scenes.validity import measured
+from geomim.corpus.scenes.meaning import Scaling, informed, meant
+from geomim.corpus.scenes.readers import RasterReader, sample, stored
+from geomim.corpus.scenes.scene import Numbers, Scene, Wanted
+from geomim.corpus.scenes.validity import Nodata, measured, padding
 from geomim.corpus.scenes.warping import wanted_grid
 from geomim.errors import BandError, InputError
 from geomim.sensors import Band, Sensor
@@ -36,7 +39,8 @@ class Layer:
         place: 0-based place in the file.
         scale: Factor to what the numbers mean, or None where only the file knows.
         offset: Added after `scale`; 0 where None.
-        nodata: Number that means "no measurement" where the file declares none.
+        nodata: Number that means "no measurement" by the product, where the file declares none.
+        alone: The file must hold no other band.
     """
 
     band: Band
@@ -45,6 +49,7 @@ class Layer:
     scale: float | None = None
     offset: float | None = None
     nodata: float | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,22 +74,19 @@ class StackReader:
     Attributes:
         readers: One a file.
         order: Where each band stands among the bands of all readers.
-        nodata: A value a band, or None.
+        nodata: What is no measurement, a band.
     """
 
     readers: Sequence[RasterReader]
     order: Sequence[int]
-    nodata: tuple[float | None, ...]
+    nodata: tuple[Nodata, ...]
 
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Pixels `(C, h, w)` and validity `(h, w)`."""
-        parts = [reader.read(window) for reader in self.readers]
+        parts = [reader.read_shown(window) for reader in self.readers]
         pixels = np.concatenate([part for part, _ in parts])[list(self.order)]
-        valid = measured(pixels, self.nodata)
-        for reader, (_, known) in zip(self.readers, parts, strict=True):
-            if None in reader.nodata or reader.masked:  # else what lies outside a file is nodata
-                valid &= known
-        return pixels, valid
+        shown: np.ndarray = np.logical_and.reduce([part for _, part in parts])
+        return pixels, shown & measured(pixels, self.nodata)
 
     def close(self) -> None:
         """Close the files."""
@@ -121,30 +123,30 @@ def stack_scene(
         datasets = {path: opened.enter_context(open_dataset(path)) for path in paths}
         dtype = _dtype(uri, layers, datasets)
         grid = _grid(uri, layers, datasets, wanted)
-        scaling = tuple(_scaling(layer, datasets[layer.path], sensor) for layer in layers)
+        told = [_scaling(layer, datasets[layer.path]) for layer in layers]
+        sensor = dataclasses.replace(sensor, bands=tuple(layer.band for layer in layers))
+        guessed: tuple[str, ...] = ()
+        if not all(told):  # else the product's word goes before the user's
+            names = [PurePosixPath(layer.path).name for layer in layers]
+            look = partial(sample, layers[0].path, datasets[layers[0].path], layers[0].place)
+            sensor, guessed = informed(uri, sensor, names, dtype, told, wanted.sensor is not None, look)
         reader = _reader(layers, datasets, grid, sensor)
         shape = (grid.height, grid.width)
         masks = _masks(mask, grid)
         opened.pop_all()  # they stay open, with the scene
-    alike = len(set(scaling)) == 1
-    scale, offset = scaling[0] if alike else (1.0, 0.0)
-    bands = tuple(layer.band for layer in layers)
-    sensor = dataclasses.replace(sensor, bands=bands, scale=scale, offset=offset)
+    block = reader.readers[0].dataset.block_shapes[0]
+    numbers = Numbers(sensor, reader, dtype, padding(reader.nodata), block, guessed)
     return Scene(
         uri=uri,
-        sensor=sensor if alike else dataclasses.replace(sensor, nodata=None),
         crs=grid.crs,
         transform=grid.transform,
         height=grid.height,
         width=grid.width,
-        dtype=dtype if alike else np.dtype(np.float32),
-        nodata=next((value for value in reader.nodata if value is not None), None) if alike else math.nan,
         time=time,
         licence=licence,
         gsd=ground_sample_distance(grid.crs, affine(grid.transform), *shape) or sensor.gsd,
-        block=reader.readers[0].dataset.block_shapes[0],
-        reader=reader if alike else MeantReader(reader, reader.nodata, scaling),
         masks=masks,
+        **vars(meant(numbers, reader.nodata, told, wanted)),
     )
 
 
@@ -163,17 +165,22 @@ def _grid(uri: str, layers: Sequence[Layer], datasets: dict[str, Any], wanted: W
         listed = "; ".join(
             f"{', '.join(layer.band.name for layer in members)} at {_pixel(grid)}" for grid, members in groups
         )
+        degrees = groups[0][0].crs is not None and not groups[0][0].crs.is_projected
         raise InputError(
             f"'{uri}' has bands on {len(groups)} grids: {listed}. Choose bands of one with --bands, or bring all to "
-            "one with --resolution METRES"
+            f"one with {'--warp auto ' if degrees and not wanted.warp else ''}--resolution METRES"
         )
     if wanted.resolution is not None:  # a band that has this pixel size is left as it is
         size = wanted.resolution
-        first = min(groups, key=lambda group: abs(math.log(group[0].metres[0] / size)))[1][0]
+        first = min(groups, key=lambda group: abs(math.log(_size(group[0]) / size)))[1][0]
     dataset = datasets[first.path]
     if dataset.transform == Affine.identity():
         raise InputError(f"'{first.path}' has no affine: bands in files of their own are put together by place only")
     return wanted_grid(uri, dataset, wanted.warp, wanted.resolution) or Grid.of(dataset)
+
+
+def _size(grid: Grid) -> float:
+    return ground_sample_distance(grid.crs, affine(grid.transform), grid.height, grid.width) or grid.metres[0]
 
 
 def _pixel(grid: Grid) -> str:
@@ -187,6 +194,8 @@ def _dtype(uri: str, layers: Sequence[Layer], datasets: dict[str, Any]) -> np.dt
         held = datasets[layer.path].count
         if layer.place >= held:
             raise InputError(f"'{layer.path}' holds {held} bands, and '{uri}' says that it holds {layer.band.name} too")
+        if layer.alone and held > 1:
+            raise InputError(f"'{layer.path}' holds {held} bands, the files of '{uri}' one each: move it elsewhere")
     dtypes = {datasets[layer.path].dtypes[layer.place] for layer in layers}
     if len(dtypes) > 1 or any("complex" in dtype for dtype in dtypes):
         raise BandError(f"'{uri}' stores its bands as {', '.join(sorted(dtypes))}: choose bands of one type (--bands)")
@@ -194,12 +203,12 @@ def _dtype(uri: str, layers: Sequence[Layer], datasets: dict[str, Any]) -> np.dt
     return dtype
 
 
-def _scaling(layer: Layer, dataset: Any, sensor: Sensor) -> tuple[float, float]:
-    """What the product says, else what the file says, else what the sensor says."""
+def _scaling(layer: Layer, dataset: Any) -> Scaling | None:
+    """What the product says, else what the file says."""
     if layer.scale is not None:
         return layer.scale, layer.offset or 0.0
     stated = dataset.scales[layer.place], dataset.offsets[layer.place]
-    return (sensor.scale, sensor.offset) if stated == (1.0, 0.0) else stated
+    return None if stated == (1.0, 0.0) else stated
 
 
 def _masks(mask: Mask | None, grid: Grid) -> CloudMask | None:
@@ -216,14 +225,19 @@ def _masks(mask: Mask | None, grid: Grid) -> CloudMask | None:
 def _reader(layers: Sequence[Layer], datasets: dict[str, Any], grid: Grid, sensor: Sensor) -> StackReader:
     readers: list[RasterReader] = []
     listed: list[Layer] = []
-    nodata: list[float | None] = []
+    nodata: list[Nodata] = []
     for path, dataset in datasets.items():
         own = [layer for layer in layers if layer.path == path]
-        usual = [sensor.nodata if layer.nodata is None else layer.nodata for layer in own]
-        values = tuple(nodata_of(dataset, [layer.place], value)[0] for layer, value in zip(own, usual, strict=True))
+        values = tuple(_nodata(layer, dataset, sensor) for layer in own)
         target = None if grid.agrees(Grid.of(dataset)) else grid
         readers.append(stored(path, dataset, target, tuple(layer.place for layer in own), values))
         listed += own
         nodata += values
     order = [listed.index(layer) for layer in layers]
     return StackReader(readers, order, tuple(nodata[place] for place in order))
+
+
+def _nodata(layer: Layer, dataset: Any, sensor: Sensor) -> Nodata:
+    """What the file declares, else what the product says, else what is usual for the sensor."""
+    file = dataset.nodatavals[layer.place]
+    return Nodata.of(layer.nodata if file is None else file, sensor.nodata, dataset.dtypes[layer.place])

@@ -1,33 +1,81 @@
-"""Which numbers are measurements."""
+"""Which numbers are measurements: the one rule that every reader keeps to."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 
-def measured(pixels: np.ndarray, nodata: Sequence[float | None]) -> np.ndarray:
-    """Where there is a measurement: not where every band is nodata, nor where any is NaN or infinite.
+@dataclass(frozen=True)
+class Nodata:
+    """The numbers of a band that are no measurement.
+
+    Attributes:
+        values: Each of them means "no measurement".
+        told: By the file or its product; else a sensor's usual value, which a dark pixel may have in one band.
+        limits: Numbers below the first or above the second are none either.
+    """
+
+    values: tuple[float, ...] = ()
+    told: bool = True
+    limits: tuple[float, float] = (-math.inf, math.inf)
+
+    @classmethod
+    def of(cls, told: float | None, usual: float | None, dtype: Any) -> Nodata:
+        """One value, or none where the type cannot hold it.
+
+        Args:
+            told: What the file or its product declares, or None.
+            usual: What takes its place, or None.
+            dtype: Of the numbers.
+        """
+        value = storable(usual if told is None else told, np.dtype(dtype))
+        return cls(() if value is None else (value,), told is not None)
+
+    def missing(self, band: np.ndarray) -> np.ndarray:
+        """`(h, w)` bool of numbers `(h, w)`: where they are no measurement."""
+        here = np.zeros(band.shape, bool)
+        for value in self.values:
+            here |= band == np.asarray(value, band.dtype)
+        low, high = self.limits
+        if low > -math.inf:
+            here |= band < low
+        if high < math.inf:
+            here |= band > high
+        if band.dtype.kind == "f":
+            here |= ~np.isfinite(band)
+        return here
+
+
+def measured(pixels: np.ndarray, nodata: Sequence[Nodata]) -> np.ndarray:
+    """Where all bands are measurements.
+
+    A pixel is none where one band is NaN, infinite or what its file declares as nodata. A sensor's usual value, of
+    which the file says nothing, counts only where all bands have theirs: 0 in one band may be a dark pixel.
 
     Args:
         pixels: `(C, h, w)`.
-        nodata: The value of each band that means "no measurement", or None.
+        nodata: What is no measurement, a band.
 
     Returns:
         `(h, w)` bool.
     """
-    valid = np.ones(pixels.shape[1:], bool)
-    if all(value is not None for value in nodata):
-        missing = valid.copy()
-        for band, value in zip(pixels, nodata, strict=True):
-            missing &= band == np.asarray(value, pixels.dtype)
-        valid = ~missing
-    if pixels.dtype.kind == "f":
-        valid &= np.isfinite(pixels).all(axis=0)
-    return valid
+    valid, nothing = np.ones(pixels.shape[1:], bool), np.ones(pixels.shape[1:], bool)
+    for band, none in zip(pixels, nodata, strict=True):
+        missing = none.missing(band)
+        nothing &= missing
+        if none.told or band.dtype.kind == "f":
+            valid &= ~missing if none.told else np.isfinite(band)
+    return valid & ~nothing
+
+
+def padding(nodata: Sequence[Nodata]) -> float | None:
+    """The number that is written where nothing is measured: the first nodata value, or None."""
+    return next((none.values[0] for none in nodata if none.values), None)
 
 
 def storable(value: float | None, dtype: np.dtype[Any]) -> float | None:

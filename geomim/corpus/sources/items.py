@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from geomim.corpus.joining import Joined
 from geomim.corpus.scenes import Scene, find_scenes, open_scene
 from geomim.corpus.sources.cards import Card, folder, is_non_commercial, load_card
 from geomim.errors import InputError, nearest
@@ -63,14 +64,15 @@ class Source:
     splits: tuple[str, ...] | None = None
 
 
-def list_items(source: str, download: bool = False) -> list[Item]:
-    """List the images of a source without opening them.
+def list_items(source: str | Sequence[str], download: bool = False, joined: list[Joined] | None = None) -> list[Item]:
+    """List the images of a source, or of several together, without opening them.
 
     Args:
         source: A raster, a folder, a pattern or an address as `find_scenes` takes them; or `CARD@ROOT`, where CARD is
             the name of a source card or the path of one (`eurosat@/data/eurosat`) and ROOT the folder that holds the
             source as it is published; or some splits of it (`loveda@/data/loveda:train+val`).
         download: Let torchgeo fetch a source that is not there.
+        joined: Receives how the publisher's table was joined with the images, where there is one.
 
     Returns:
         At least one, sorted by path or in the source's own order; no `uri` twice.
@@ -78,8 +80,11 @@ def list_items(source: str, download: bool = False) -> list[Item]:
     Raises:
         InputError: There is no such card, split, folder or file, or the folder is laid out otherwise.
     """
-    named = split_source(source)
-    return [Item(uri) for uri in find_scenes(source)] if named is None else list_card(named, download)
+    given = [source] if isinstance(source, str) else source
+    cards = [named for one in given if (named := split_source(one))]
+    plain = [one for one in given if split_source(one) is None]  # files named one by one may be bands of one scene
+    found = [Item(uri) for uri in find_scenes(plain)] if plain or not cards else []
+    return found + [item for card in cards for item in list_card(card, download, joined)]
 
 
 def split_source(source: str) -> Source | None:
@@ -104,7 +109,7 @@ def split_source(source: str) -> Source | None:
     return Source(card, os.path.expanduser(root), splits)
 
 
-def list_card(source: Source, download: bool = False) -> list[Item]:
+def list_card(source: Source, download: bool = False, joined: list[Joined] | None = None) -> list[Item]:
     """Items of a source that a card describes; see `list_items`.
 
     Raises:
@@ -119,7 +124,7 @@ def list_card(source: Source, download: bool = False) -> list[Item]:
         return list_samples(card, source.root, download, source.splits)
     from geomim.corpus.sources.patterns import list_files
 
-    return list_files(card, source.root, blank_item(card), source.splits)
+    return list_files(card, source.root, blank_item(card), source.splits, joined)
 
 
 def open_item(item: Item, sensor: Sensor | None = None, bands: Sequence[str] | None = None, **options: Any) -> Scene:
@@ -129,7 +134,7 @@ def open_item(item: Item, sensor: Sensor | None = None, bands: Sequence[str] | N
         item: What to open.
         sensor: As `open_scene` takes it.
         bands: Likewise.
-        options: Likewise: `resolution`, `warp`, `clouds`.
+        options: Likewise: `resolution`, `warp`, `clouds`, `harmonise`.
 
     Raises:
         InputError: The image cannot be opened.

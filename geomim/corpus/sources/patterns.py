@@ -11,13 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from geomim.corpus.joining import Joined, Row, join
 from geomim.corpus.scenes import SUFFIXES
 from geomim.corpus.sources.cards import Card
 from geomim.corpus.sources.items import Item
 from geomim.errors import InputError
 
 
-def list_files(card: Card, root: str, blank: Item, splits: Sequence[str] | None = None) -> list[Item]:
+def list_files(
+    card: Card, root: str, blank: Item, splits: Sequence[str] | None = None, joined: list[Joined] | None = None
+) -> list[Item]:
     """Items of a card that is opened as `folder`, `geotiff`, `zarr`, `stac` or `webdataset`.
 
     Args:
@@ -25,6 +28,7 @@ def list_files(card: Card, root: str, blank: Item, splits: Sequence[str] | None 
         root: Folder of the source.
         blank: What all items have in common.
         splits: Only these.
+        joined: Receives how the publisher's sentences and splits were joined with the images.
 
     Raises:
         InputError: The folder is not laid out as the card says.
@@ -45,7 +49,14 @@ def list_files(card: Card, root: str, blank: Item, splits: Sequence[str] | None 
     if card.options.get("label") == "folder":
         items = [replace(item, label=Path(item.uri).parent.name) for item in items]
     if card.options.get("captions"):
-        items = _with_captions(card, root, items)
+        table = _captions(card, root, items, splits)
+        items = [
+            replace(item, split=split, captions=captions, held_out=split in card.held_out)
+            for item, said in zip(items, table.values, strict=True)
+            for split, captions in [said or (item.split, ())]
+        ]
+        if joined is not None:
+            joined.append(table)
     return [item for item in items if splits is None or item.split in splits]
 
 
@@ -57,21 +68,19 @@ def _patterns(card: Card) -> list[tuple[str | None, str]]:
     return [(only, images)]
 
 
-def _with_captions(card: Card, root: str, items: list[Item]) -> list[Item]:
-    """Add sentences and splits from the publisher's JSON; images that it does not name keep theirs."""
+def _captions(card: Card, root: str, items: list[Item], splits: Sequence[str] | None) -> Joined:
+    """Split and sentences of each image, from the publisher's JSON; none of images that it does not name."""
     file = os.path.join(root, card.options["captions"])
     try:
-        table = dict(_sentences(json.loads(Path(file).read_text(encoding="utf-8"))))
+        table = list(_sentences(json.loads(Path(file).read_text(encoding="utf-8-sig"))))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{card.name}: '{file}' cannot be read as captions; expected JSON with a list 'images' of 'filename', "
             f"'split' and 'sentences' ({type(error).__name__}: {error})"
         ) from error
-    found = []
-    for item in items:
-        split, captions = table.get(Path(item.uri).name, (item.split, ()))
-        found.append(replace(item, split=split, captions=captions, held_out=split in card.held_out))
-    return found
+    asked = set(card.held_out) & set(card.held_out if splits is None else splits)
+    rows = [Row(name, said, said[0] in asked) for name, said in table]
+    return join(file, rows, [item.uri for item in items], "they have neither split nor sentences")
 
 
 def _sentences(table: Any) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:

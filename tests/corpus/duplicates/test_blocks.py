@@ -135,3 +135,20 @@ def test_numbers_that_are_no_measurements_do_no_harm(odd):
     assert len(plain) and np.array_equal(plain, hashes) and np.array_equal(xy, places)
     huge, _ = block_hashes(gray * np.float32(1e30), valid)
     assert len(huge)
+
+
+@pytest.mark.parametrize("corner", [12, 24, 40])
+@pytest.mark.parametrize("waves, step", [(0, 1), (1, 1), (3, 4), (2, 8)])
+def test_a_bright_corner_alike_does_not_make_crops_of_two_lakes(corner, waves, step):
+    lakes = []
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        gray = 20 + waves * np.kron(rng.normal(size=(128 // step, 128 // step)), np.ones((step, step)))
+        gray[:corner, :corner] += 150 + rng.normal(0, 4, (corner, corner))
+        lakes.append(np.round(gray).astype(np.float32))
+    assert overlap(*lakes, 0, (0, 0))[1] < 0.9
+    again = np.round(ground(128, 3) + np.random.default_rng(9).normal(0, 1, (128, 128))).astype(np.float32)
+    one = ground(128, 3)
+    one[:corner, :corner] += 300
+    again[:corner, :corner] += 300
+    assert overlap(one[:, :100], again[:, 40:], 0, (40, 0))[1] > MIN_CORRELATION

@@ -1,7 +1,7 @@
 import numpy as np
 import shapely
 
-from geomim.corpus.duplicates.geometry import overlapping
+from geomim.corpus.duplicates.geometry import another_day, overlapping
 
 
 def boxes(corners, size=1.0):
@@ -41,3 +41,14 @@ def test_tiles_without_a_place_have_no_neighbours():
     pairs, shares = overlapping(geometries, np.zeros(4, int), np.arange(4), 0.1)
     assert pairs.shape == (0, 2) and shares.shape == (0,)
     assert overlapping([], np.empty(0, int), np.empty(0, int), 0.1)[0].shape == (0, 2)
+
+
+def test_one_ground_on_different_days_is_no_duplicate_and_all_else_may_be():
+    times = ["2020-01-01T10:00", "2020-01-01T17:00", "2020-06-01", "2020-06-01", "NaT", "2020-06-01", "2020-06-01"]
+    two = [*boxes([(0.2, 0), (0, 0), (0, 0), (1, 0), (0, 0), (9, 9)]), None]
+    one, first = boxes([(0, 0)] * 7), np.full(7, np.datetime64("2020-01-01T09:00", "us"))
+    second = np.array(times, "datetime64[us]")
+    expected = [False, False, True, False, False, False, False]  # the fourth only touches, the sixth lies elsewhere
+    assert another_day((one, two), (first, second)).tolist() == expected
+    assert another_day((two, one), (second, first)).tolist() == expected
+    assert another_day(([], []), (first[:0], first[:0])).tolist() == []

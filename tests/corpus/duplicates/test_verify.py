@@ -50,6 +50,48 @@ def test_a_bright_half_and_a_dark_half_do_not_make_a_copy():
     assert correlation(one, two, np.zeros(1, int))[0] < 0.85
 
 
+def lake(seed, waves, step, light, corner, edge=128):
+    """Dark water with waves of its own, and a bright corner that all of them have, in whole numbers."""
+    rng = np.random.default_rng(seed)
+    coarse = np.kron(rng.normal(0, 1, (edge // step, edge // step)), np.ones((step, step)))
+    pixels = 20 + waves * (coarse + rng.normal(0, 0.5, (edge, edge)))
+    pixels[:corner, :corner] += light + 5 * rng.normal(size=(corner, corner))
+    return np.clip(np.round(pixels), 0, 255)
+
+
+@pytest.mark.parametrize("light", [40, 120, 200])
+@pytest.mark.parametrize("corner", [6, 12, 24, 40])
+def test_one_bright_corner_makes_no_copy_of_two_lakes(light, corner):
+    close = 0
+    for waves, step in [(0, 1), (0.3, 1), (1, 1), (3, 1), (3, 8), (6, 16)]:
+        one, two = (signatures([lake(seed, waves, step, light, corner) for seed in range(k, k + 8)]) for k in (0, 8))
+        close += (np.einsum("nk,nk->n", one.astype(float), two.astype(float)) > 0.9).sum()  # by the corner alone
+        assert correlation(one, two, np.zeros(8, int)).max() < MIN_CORRELATION
+    assert close > 8 or light * corner < 1000
+
+
+@pytest.mark.parametrize("edge", ["shore", "corner", "road"])
+def test_a_lake_beside_something_bright_is_still_its_own_copy(edge):
+    rng = np.random.default_rng(1)
+    bright = {"shore": np.s_[:16], "corner": np.s_[:24, :24], "road": np.s_[:, 60:66]}[edge]
+    tiles = [scene(128, seed) / 5 for seed in range(10)]
+    for tile in tiles:
+        tile[bright] += 150
+    again = [np.round(tile + rng.normal(0, 0.5, tile.shape)) for tile in tiles]
+    same = correlation(signatures(tiles), signatures(again), np.zeros(10, int))
+    others = correlation(signatures(tiles), np.roll(signatures(again), 1, 0), np.zeros(10, int))
+    assert same.min() > MIN_CORRELATION and others.max() < MIN_CORRELATION
+
+
+def test_a_copy_that_is_half_without_data_is_one():
+    valid = np.ones((10, 128, 128), bool)
+    valid[:, :, 66:] = False
+    tiles = np.stack([scene(128, seed) for seed in range(10)])[:, None]
+    noisy = tiles + np.random.default_rng(0).normal(0, 1, tiles.shape)
+    one, two = (signature(block_means(side, valid)) for side in (tiles, noisy))
+    assert correlation(one, two, np.zeros(10, int)).min() > MIN_CORRELATION
+
+
 def test_flat_tiles_and_no_tiles():
     flat, other = signatures([np.full((64, 64), 5.0)]), signatures([scene(64)])
     for one, two in ((flat, flat), (flat, other), (other, flat)):

@@ -71,11 +71,14 @@ def test_pairs_between_splits_are_listed_with_their_kind(corpus):
     assert (frozenset({"2.png", "again-2.jpg"}), "perceptual") in found
     assert {name for pair, _ in found for name in pair} == {"0.png", "copy-of-0.png", "2.png", "again-2.jpg"}
     assert all({row["split_a"], row["split_b"]} == {"train", "test"} for row in pairs)
+    dropped = {names[row["a"]].split("/")[-1] for row in pairs}
+    assert dropped == {"0.png", "2.png"}  # those of train
 
 
 def test_page_shows_groups_splits_and_orientation(corpus):
     page = write_report(corpus.path).read_text()
-    assert "The same in two splits" in page and "<td>test and train</td><td>exact</td><td>1</td>" in page
+    assert "0 kept pairs in two splits" in page and "<td>test and train</td><td>exact</td><td>1</td>" in page
+    assert "What was dropped for a tile of another split" in page
     assert "stands for 3 tiles" in page and page.count('class="strip"') == 1
     assert "; shown rotated by" in page or "; shown flipped" in page or "; shown transposed" in page
     assert "not compared with any benchmark" in page

@@ -45,7 +45,7 @@ def test_validity_is_what_is_given_and_nodata_and_nan():
     given = np.ones((20, 30), bool)
     given[5] = False
     valid = array_scene("a", pixels, RGB, valid=given, nodata=-1).valid()
-    assert list(valid[0, :3]) == [False, False, True] and not valid[5].any() and valid.sum() == 600 - 2 - 30
+    assert not valid[0, :3].any() and not valid[5].any() and valid.sum() == 600 - 3 - 30
     assert array_scene("a", image(), RGB).valid().all()
     assert array_scene("a", image(), RGB, nodata=-1).nodata is None  # uint8 cannot hold it
 

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from geomim.corpus.labels import assign_splits
+from geomim.corpus.labels import draw_splits
 from geomim.corpus.scenes import find_scenes, scene_name, source_files
 from geomim.corpus.scenes.files import gdal_address
 from geomim.errors import InputError
@@ -38,7 +38,7 @@ def test_single_bands_of_landsat_are_rasters(tmp_path):
 
 
 def test_addresses_pass_unchecked():
-    for uri in ("s3://bucket/key.tif", "https://example.org/a.tif?token=1", "/vsigs/b/k.tif", "torchgeo://x@y#1"):
+    for uri in ("s3://bucket/key.tif", "https://example.org/a.tif?layer=1", "/vsigs/b/k.tif", "torchgeo://x@y#1"):
         assert find_scenes(uri) == [uri]
     with pytest.raises(InputError, match="does not exist"):
         find_scenes("#time=1")
@@ -94,7 +94,21 @@ def test_a_scene_is_called_the_same_wherever_its_data_lie():
 def test_held_out_scenes_stay_held_out_when_their_data_move():
     roots = ("%2Fdata", "%2Fscratch%2Fmoved")
     drawn = [
-        assign_splits([f"torchgeo://EuroSAT/all/{n}?root={root}&args=%7B%7D" for n in range(40)], None, 0.3)
-        for root in roots
+        draw_splits([f"torchgeo://EuroSAT/all/{n}?root={root}&args=%7B%7D" for n in range(40)], 0.3) for root in roots
     ]
     assert drawn[0] == drawn[1] and drawn[0].count("test") == 12
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    for name in ("data/one.tif", "disk/far/two.tif", "disk/far/deep/three.tif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    data = tmp_path / "data"
+    (data / "a").symlink_to(tmp_path / "disk" / "far")
+    (data / "b").symlink_to(tmp_path / "disk" / "far")  # the same again
+    (tmp_path / "disk" / "far" / "up").symlink_to(data)  # and round in a circle
+    assert find_scenes(data) == [str(data / name) for name in ("a/deep/three.tif", "a/two.tif", "one.tif")]
+    (data / "real").mkdir()
+    (data / "real" / "four.tif").touch()
+    (data / "0").symlink_to(data / "real")
+    assert str(data / "real" / "four.tif") in find_scenes(data)  # by its own name, not by the link's

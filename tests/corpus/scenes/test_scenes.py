@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -139,10 +140,13 @@ def test_numbers_that_would_be_misread_are_refused(tmp_path):
     path = raster(tmp_path / "scaled.tif", image(1), descriptions=["B04"])
     with rasterio.open(path, "r+") as file:
         file.scales, file.offsets = (2.75e-5,), (-0.2,)
-    with pytest.raises(InputError, match=r"2.75e-05 \+ -0.2; sensor 'sentinel2' says \* 0.0001"):
-        open_scene(path, get_sensor("sentinel2", ["B04"]))
-    with open_scene(path, Sensor("mine", (Band("B04"),))) as scene:
-        assert (scene.sensor.scale, scene.sensor.offset) == (2.75e-5, -0.2)
+    mine = Sensor("mine", (Band("B04"),), scale=1e-4)
+    with pytest.raises(InputError, match=r"2.75e-05 \+ -0.2; sensor 'mine' says \* 0.0001 .* YAML with the scale of"):
+        open_scene(path, mine)
+    asked = Sensor("mine", (Band("B04"),), scale=2.75e-5, offset=-0.2)
+    for sensor in (asked, Sensor("mine", (Band("B04"),)), get_sensor("sentinel2", ["B04"])):  # a default gives way
+        with open_scene(path, sensor) as scene:
+            assert (scene.sensor.scale, scene.sensor.offset) == (2.75e-5, -0.2)
 
 
 def test_rotated_raster_has_a_turned_footprint(tmp_path):
@@ -154,11 +158,19 @@ def test_rotated_raster_has_a_turned_footprint(tmp_path):
         assert scene.gsd == pytest.approx(10, rel=1e-3)
 
 
-def test_bands_marked_as_alpha_by_habit_are_not_guessed(tmp_path):
+def test_a_band_marked_as_alpha_by_habit_is_told_by_its_numbers(tmp_path):
     colours = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
     path = raster(tmp_path / "four.tif", image(4), colours=colours)
     with open_scene(path) as scene:
-        assert scene.sensor == get_sensor("rgb")
+        assert scene.sensor == get_sensor("rgb") and "give --sensor naip" in scene.notes[0]
+    with open_scene(path, get_sensor("naip")) as scene, rasterio.open(path) as file:
+        assert np.array_equal(scene.read(), file.read()) and scene.valid().all()
+        assert re.search("band 4 is marked as alpha and holds .* different numbers: it is read as nir", scene.notes[0])
+    pixels = image(4)
+    pixels[3] = np.where(pixels[3] > 99, 255, 0)
+    path = raster(tmp_path / "alpha.tif", pixels, colours=colours)
+    with open_scene(path) as scene:
+        assert np.array_equal(scene.valid(), pixels[3] > 0) and not scene.notes
     with pytest.raises(BandError, match="red, green, blue and alpha; sensor 'naip' has red, green, blue, nir"):
         open_scene(path, get_sensor("naip"))
     with open_scene(path, get_sensor("naip"), ["red", "green", "blue", "nir"]) as scene, rasterio.open(path) as file:
@@ -211,7 +223,7 @@ def test_wavelengths_name_bands(tmp_path):
         assert np.array_equal(scene.read(), file.read([3, 2, 1]))
 
 
-def test_nodata_needs_all_bands_and_nan_any(tmp_path):
+def test_nodata_of_a_file_and_nan_count_in_any_band(tmp_path):
     pixels = image(2, np.float32)
     pixels[:, 0, 0] = -5
     pixels[0, 1, 1] = -5
@@ -219,7 +231,7 @@ def test_nodata_needs_all_bands_and_nan_any(tmp_path):
     pixels[0, 3, 3] = np.inf
     path = raster(tmp_path / "float.tif", pixels, nodata=-5, descriptions=["VV", "VH"])
     with open_scene(path) as scene:
-        assert sorted(zip(*np.nonzero(~scene.valid()), strict=True)) == [(0, 0), (2, 2), (3, 3)]
+        assert sorted(zip(*np.nonzero(~scene.valid()), strict=True)) == [(0, 0), (1, 1), (2, 2), (3, 3)]
 
 
 def test_a_sensor_gives_nodata_only_where_the_file_gives_none(tmp_path):

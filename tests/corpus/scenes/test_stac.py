@@ -207,7 +207,8 @@ def test_items_and_rasters_at_addresses(scene_folder, server, monkeypatch):
     scene = check(f"{server}/scene.json", pixels)
     assert scene.licence == "CC-BY-SA-4.0"
     assert find_scenes(f"{server}/B04.tif") == [f"{server}/B04.tif"]
-    with open_scene(f"{server}/B04.tif") as scene:
+    with open_scene(f"{server}/B04.tif", get_sensor("sentinel2")) as scene:
+        assert scene.sensor.names == ("B04",)
         assert scene.uri == f"{server}/B04.tif" and np.array_equal(scene.read(), pixels["B04"])
 
 

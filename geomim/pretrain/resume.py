@@ -1,0 +1,70 @@
+"""What a run may change when it goes on from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from geomim.errors import CheckpointError, ResumeError
+
+FORMAT_VERSION = 1
+"""Version of the `geomim` entry of a checkpoint."""
+
+_TRAINING = (
+    "max_steps clip precision accelerator devices nodes accumulate log_every watch_every checkpoint_every milestones "
+    "progress_bar"
+)
+FREE = {f"training.{name}" for name in _TRAINING.split()}
+FREE |= {"optimizer.base_learning_rate", "data.batch_size", "data.workers"}
+"""Settings that may change; that as many images make a step is a setting of its own."""
+
+
+def changes(entry: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Compare the configuration that a checkpoint was trained with to the one that is to go on.
+
+    Args:
+        entry: The `geomim` entry of the checkpoint.
+        ours: What this run would store there.
+
+    Returns:
+        `[old, new]` of every setting that changes, by name.
+
+    Raises:
+        CheckpointError: The checkpoint does not say how it was trained.
+        ResumeError: Something differs that must not, or fewer steps are wanted than are done.
+    """
+    if entry is None or "settings" not in entry or entry["format_version"] > FORMAT_VERSION:
+        given = "written by another version of geomim" if entry else "not written by geomim pretrain"
+        raise CheckpointError(
+            f"cannot resume: the checkpoint was {given}; go on with what wrote it, or start under another --name"
+        )
+    found = {name: [given, wanted] for name, given, wanted in _differences("", _compared(entry), _compared(ours))}
+    fixed = [f"{name} {given}, this run has {wanted}" for name, (given, wanted) in found.items() if name not in FREE]
+    if fixed:
+        raise ResumeError(
+            f"cannot resume: the checkpoint has {'; '.join(fixed[:4])}{'; and more' * (len(fixed) > 4)}. Give the "
+            "checkpoint's own, or start under another --name. What may change: optimizer.base_learning_rate, all of "
+            "training.*, data.workers, and data.batch_size where batch_size * devices * nodes * accumulate stays"
+        )
+    if ours["settings"].get("training.max_steps", entry["step"]) < entry["step"]:
+        raise ResumeError(f"cannot resume: the checkpoint is at step {entry['step']}: give more training.max_steps")
+    return found
+
+
+def _compared(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """By the names of the flags; corpora are compared by their content, not by name or audit."""
+    contract = {key: value for key, value in entry["contract"].items() if key != "corpora"}
+    values = {"recipe": entry["recipe"], "method": entry["recipe_args"], "encoder": entry["encoder"]}
+    return {**values, **entry["settings"], "contract": contract}
+
+
+def _differences(name: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Places where two plain values differ, by dotted name."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in dict.fromkeys([*one, *other]):
+            yield from _differences(f"{name}.{key}" if name else key, one.get(key), other.get(key))
+    elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
+        for index, (left, right) in enumerate(zip(one, other, strict=True)):
+            yield from _differences(f"{name}[{index}]", left, right)
+    elif one != other:
+        yield name, one, other

@@ -1,0 +1,71 @@
+"""SIGTERM and Ctrl-C while an encoder trains: the step is finished, and every rank stops after the same one."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import distributed as dist
+
+from geomim.errors import Interrupted
+
+
+class Signals(pl.Callback):
+    """A context that keeps a signal until a step is done; a second Ctrl-C, or one before training, ends it at once.
+
+    Launchers signal some ranks and not others. So ranks tell each other after every step, and act on what was told a
+    step ago: none waits for another, or for its device.
+
+    Attributes:
+        received: The signal that asks to stop; 0 where none came.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._training = False
+        self._before: dict[signal.Signals, Any] = {}
+        self._group: Any = None
+        self._told: tuple[torch.Tensor, Any] | None = None
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():  # Python lets no other
+            self._before = {one: signal.signal(one, self._note) for one in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one, handler in self._before.items():
+            signal.signal(one, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if not self._training or (self.received and number == signal.SIGINT):
+            raise Interrupted(number, f"stopped by {signal.Signals(number).name}; the last checkpoint is as it was")
+        self.received = self.received or number
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen alone: Lightning has put a handler of its own in front, which stops single ranks."""
+        for one in self._before:
+            signal.signal(one, self._note)
+        self._training = True
+        if trainer.world_size > 1:
+            self._group = dist.new_group(backend="gloo")  # from host to host
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Hear what was told last, so that no rank leaves another waiting."""
+        if self._told is not None:
+            self._told[1].wait()
+
+    def agreed(self, world: int) -> bool:
+        """Whether to stop after this step; each of the `world` ranks asks once a step."""
+        if world == 1:
+            return bool(self.received)
+        before, told = self._told, torch.tensor(self.received)
+        self._told = told, dist.all_reduce(told, dist.ReduceOp.MAX, self._group, async_op=True)
+        if before is None:
+            return False
+        before[1].wait()
+        self.received = self.received or int(before[0])
+        return bool(before[0])
