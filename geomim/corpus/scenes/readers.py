@@ -97,8 +97,14 @@ def sample(uri: str, dataset: Any, place: int) -> np.ndarray:
 
 
 def nodata_of(dataset: Any, places: Sequence[int], usual: float | None) -> tuple[Nodata, ...]:
-    """What is no measurement in some bands, by the file; `usual` where it declares nothing."""
-    return tuple(Nodata.of(dataset.nodatavals[place], usual, dataset.dtypes[place]) for place in places)
+    """What is no measurement in some bands, by the file; `usual` where it declares nothing.
+
+    `NODATA_VALUES` are one colour that is transparent (PNG): a pixel is nodata where all its bands have theirs.
+    """
+    values = [(dataset.nodatavals[place], usual, dataset.dtypes[place]) for place in places]
+    if "NODATA_VALUES" in dataset.tags():
+        values = [(None, told, dtype) for told, _, dtype in values]
+    return tuple(Nodata.of(*one) for one in values)
 
 
 def stored(
