@@ -251,6 +251,13 @@ def _check(mapper: Mapper, scene: Scene, prepare: ContractInput) -> None:
             f"note: '{scene.uri}' states no unit: {wanted.unit} = number * {wanted.scale:g} + {wanted.offset:g} is "
             "assumed, as the encoder was trained on; --sensor says otherwise"
         )
+    if scene.assumed:
+        names = ", ".join(scene.sensor.names)
+        print(
+            f"note: '{scene.uri}' names no bands: they are assumed to be {names}, in this order; --bands says otherwise"
+        )
+    for note in scene.notes:
+        print(f"note: '{scene.uri}': {note}")
     places = np.random.default_rng(0).permutation(_windows(scene, mapper))
     read = (_read(scene, top, left, mapper.encoder.image_size) for top, left in places.tolist())
     sample = ((torch.from_numpy(_plain(numbers))[None], torch.from_numpy(valid)[None]) for numbers, valid in read)

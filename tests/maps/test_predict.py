@@ -222,6 +222,19 @@ def test_a_sensor_gives_the_bands_that_the_encoder_needs(tmp_path):
         cluster(path, [unnamed], str(tmp_path / "no"), clusters=3, sensor="sentinel2")
 
 
+def test_an_order_of_bands_that_is_assumed_is_said(tmp_path, capsys):
+    path = s2_encoder(tmp_path)
+    (tmp_path / "four.yaml").write_text(
+        "{name: four, unit: reflectance, scale: 0.0001, offset: 0.0, bands: [B02, B03, B04, B08]}"
+    )
+    unnamed = str(write(tmp_path / "unnamed.tif", reflectance().astype(np.uint16), (), photometric="MINISBLACK"))
+    named = str(write(tmp_path / "named.tif", reflectance().astype(np.uint16), ("B02", "B03", "B04", "B08")))
+    cluster(path, [unnamed, named], str(tmp_path / "maps"), clusters=3, sensor=str(tmp_path / "four.yaml"))
+    said = capsys.readouterr().out
+    assert "unnamed.tif' names no bands: they are assumed to be B02, B03, B04, B08" in said
+    assert "/named.tif' names no bands" not in said
+
+
 def test_published_weights_map_pictures_and_say_what_they_assume(tmp_path, capsys):
     torch.manual_seed(0)
     torch.save({"model": ViT(3, 32, 8, 192, 1, 3).state_dict()}, tmp_path / "mae.pth")
