@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
@@ -133,8 +133,8 @@ def write_scenes(
         draft = _draw(folder / "scenes" / f"scene_{index:03d}.tif", index, size, len(bands), rng)
         features += _place_objects(draft, rng, per_class=6)
         if drafts:
-            exact += _plant(drafts[-1], draft, rng, change=None)
-            near += _plant(drafts[-1], draft, rng, change=_another_look)
+            exact += _plant(drafts[-1], draft, rng, changed=False)
+            near += _plant(drafts[-1], draft, rng, changed=True)
         features = _settle(features, exact + near, draft)
         drafts = [draft]  # only the scene before is needed
         _write_scene(draft, sensor, f"2024-{index % 12 + 1:02d}-15T10:30:00Z")
@@ -199,12 +199,7 @@ def _another_look(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.rint(look), 1, 65535).astype(np.uint16)
 
 
-def _plant(
-    source: _Draft,
-    target: _Draft,
-    rng: np.random.Generator,
-    change: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None,
-) -> list[Copy]:
+def _plant(source: _Draft, target: _Draft, rng: np.random.Generator, changed: bool) -> list[Copy]:
     """Copy one free square, labels too; none where there is no free one."""
     sources, targets = _free_squares(source), _free_squares(target)
     if not sources or not targets:
@@ -214,7 +209,7 @@ def _plant(
     cut = (slice(here[0], here[0] + edge), slice(here[1], here[1] + edge))
     put = (slice(there[0], there[0] + edge), slice(there[1], there[1] + edge))
     pixels = source.pixels[:, *cut]
-    target.pixels[:, *put] = pixels if change is None else change(pixels, rng)
+    target.pixels[:, *put] = _another_look(pixels, rng) if changed else pixels
     target.labels[put] = source.labels[cut]
     source.taken.add(here)
     target.taken.add(there)

@@ -45,16 +45,12 @@ def describe(matches: pa.Table, a: Collection, b: Collection) -> pa.Table:
 
 def counts(described: pa.Table) -> list[tuple[str, str, int, int]]:
     """Kind, distance, pairs of windows, and pairs of images, in the order of certainty."""
-    columns = (described[name].to_pylist() for name in ("kind", "distance", "item_a", "item_b", "id_a", "id_b"))
-    windows: Counter[tuple[str, int]] = Counter()
-    images: dict[tuple[str, int], set[tuple[Any, ...]]] = {}
-    for kind, distance, item_a, item_b, *_ in zip(*columns, strict=True):
-        windows[kind, distance] += 1
-        images.setdefault((kind, distance), set()).add((item_a, item_b))
+    pairs = described.group_by(["kind", "distance", "item_a", "item_b"]).aggregate([([], "count_all")])
+    found = pairs.group_by(["kind", "distance"]).aggregate([("count_all", "sum"), ([], "count_all")])
     order = list(WORDS)
     return [
-        (kind, "" if distance < 0 else str(distance), number, len(images[kind, distance]))
-        for (kind, distance), number in sorted(windows.items(), key=lambda one: (order.index(one[0][0]), one[0][1]))
+        (row["kind"], "" if row["distance"] < 0 else str(row["distance"]), row["count_all_sum"], row["count_all"])
+        for row in sorted(found.to_pylist(), key=lambda row: (order.index(row["kind"]), row["distance"]))
     ]
 
 

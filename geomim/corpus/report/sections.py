@@ -63,14 +63,20 @@ def band_rows(corpus: Corpus) -> list[tuple[str, ...]]:
 
 def classes_html(corpus: Corpus, facts: Facts) -> str:
     """Kept tiles by class and split."""
+    head, *rows = class_rows(corpus, facts, "(no class)")
+    if len(rows) > 1:
+        rows.append(("together", *(f"{facts.classes[split].total():,}" for split in ordered_splits(facts))))
+    return html_table(head, rows)
+
+
+def class_rows(corpus: Corpus, facts: Facts, unnamed: str) -> list[tuple[str, ...]]:
+    """The same as rows of words, the head first; `unnamed` stands for no class."""
     splits = ordered_splits(facts)
     names: list[str | None] = [*corpus.classes]
     if not corpus.classes or any(facts.classes[split][None] for split in splits):
         names.append(None)
-    rows = [(name or "(no class)", *(f"{facts.classes[split][name]:,}" for split in splits)) for name in names]
-    if len(names) > 1:
-        rows.append(("together", *(f"{facts.classes[split].total():,}" for split in splits)))
-    return html_table(("class", *(f"kept, {split}" for split in splits)), rows)
+    rows = [(name or unnamed, *(f"{facts.classes[split][name]:,}" for split in splits)) for name in names]
+    return [("class", *(f"kept, {split}" for split in splits)), *rows]
 
 
 def ordered_splits(facts: Facts) -> list[str]:

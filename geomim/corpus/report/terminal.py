@@ -7,16 +7,8 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from geomim.corpus.report.facts import Facts, as_funnel, funnel, gather
-from geomim.corpus.report.sections import (
-    AUDIT_HEAD,
-    BAND_HEAD,
-    ORIGIN_HEAD,
-    audit_rows,
-    band_rows,
-    ordered_splits,
-    origin_rows,
-)
+from geomim.corpus.report import sections
+from geomim.corpus.report.facts import as_funnel, funnel, gather
 from geomim.corpus.store import Corpus
 
 
@@ -50,16 +42,20 @@ def print_summary(corpus: Corpus, console: Console) -> None:
     console.print(f"sizes: {sizes}", soft_wrap=True)
     statistics = corpus.meta["statistics"]
     title = f"{corpus.sensor.name}, {statistics['pixels']:,} pixels a band ({statistics['split']})"
-    console.print(table_of(title, BAND_HEAD, band_rows(corpus)))
-    _print_classes(corpus, facts, console)
+    console.print(table_of(title, sections.BAND_HEAD, sections.band_rows(corpus)))
+    if corpus.classes:
+        head, *rows = sections.class_rows(corpus, facts, "(none)")
+        console.print(table_of("classes", head, rows))
+    else:
+        console.print("kept: " + ", ".join(f"{s} {facts.classes[s].total():,}" for s in sections.ordered_splits(facts)))
     groups, dropped = facts.grouped
     if groups:
         largest = len(facts.clusters[0][1])
         console.print(f"duplicates: {dropped:,} dropped for {groups:,} kept tiles, up to {largest:,} for one")
-    if rows := audit_rows(corpus):
-        console.print(table_of("benchmarks", AUDIT_HEAD, rows))
+    if rows := sections.audit_rows(corpus):
+        console.print(table_of("benchmarks", sections.AUDIT_HEAD, rows))
         console.print(f"evidence: {corpus.path / 'audit' / 'index.html'}", soft_wrap=True)
-    console.print(table_of("origins", ORIGIN_HEAD, origin_rows(facts)))
+    console.print(table_of("origins", sections.ORIGIN_HEAD, sections.origin_rows(facts)))
     if corpus.contract.attributions:
         console.print(f"attributions: {', '.join(corpus.contract.attributions)}", soft_wrap=True)
     for row in corpus.skipped().slice(0, 20).to_pylist():
@@ -74,15 +70,3 @@ def table_of(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     for row in rows:
         table.add_row(*row)
     return table
-
-
-def _print_classes(corpus: Corpus, facts: Facts, console: Console) -> None:
-    splits = ordered_splits(facts)
-    if not corpus.classes:
-        console.print("kept: " + ", ".join(f"{split} {facts.classes[split].total():,}" for split in splits))
-        return
-    names: list[str | None] = [*corpus.classes]
-    if any(facts.classes[split][None] for split in splits):
-        names.append(None)
-    rows = [(name or "(none)", *(f"{facts.classes[split][name]:,}" for split in splits)) for name in names]
-    console.print(table_of("classes", ("class", *(f"kept, {split}" for split in splits)), rows))
