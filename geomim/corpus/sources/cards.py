@@ -237,10 +237,6 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return dict(_expected("a mapping", named, value))
 
 
-def _address(value: Any) -> str | None:
-    return None if value is None else _text(value)
-
-
 def _metres(value: Any) -> float | tuple[float, ...] | str:
     given = value if isinstance(value, list) else [value]
     if value == UNVERIFIED:
@@ -288,7 +284,7 @@ _CHECKS: dict[str, Any] = {
     "open": _open,
     "opened": lambda value: _expected(" or ".join(OPENED), value in OPENED, value),
     "size": _mapping,
-    "licence_url": _address,
+    "licence_url": lambda value: None if value is None else _text(value),
     "splits": _mapping,
     "held_out": _words,
     "labels": _labels,
