@@ -2,7 +2,7 @@
 
     python benchmarks/dedupe_speed.py                                # all: 10 minutes on 2 idle cores
     python benchmarks/dedupe_speed.py --only hash                    # one core
-    python benchmarks/dedupe_speed.py --only join --millions 1 10    # each join in a process of its own
+    python benchmarks/dedupe_speed.py --only join --millions 1 10    # one core; each join in a process of its own
     python benchmarks/dedupe_speed.py --only faiss --millions 1      # a sample of the queries, extrapolated
     python benchmarks/dedupe_speed.py --only crops --millions 4 32   # block hashes; see dedupe_crops.py
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # numpy works on one core; joins and faiss are told how many
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # numpy works on one core; faiss is told how many
 
 import argparse
 import multiprocessing
@@ -30,7 +30,7 @@ import numpy as np
 from dedupe_crops import crops
 
 from geomim.corpus.duplicates.fingerprint import block_means, orientations, perceptual_hash
-from geomim.corpus.duplicates.hamming import choose_bands, index_band, join_band, near_pairs
+from geomim.corpus.duplicates.hamming import choose_bands, index_band, search_band
 
 RADIUS = 8
 PLANTED = 0.01
@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["hash", "join", "faiss", "crops"])
     parser.add_argument("--millions", type=float, nargs="+", default=[1, 10])
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of faiss; joins work on one core")
     parser.add_argument("--rounds", type=int, default=7)
     default = Path(os.environ.get("GEOMIM_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     parser.add_argument("--data", type=Path, default=default, help="holds rsicd/, for crops")
@@ -55,7 +55,7 @@ def main() -> None:
                 for count in (int(millions * 1e6) for millions in arguments.millions):
                     _alone(_write, kind, count, folder)
                     for like in sorted({count, bands}):  # its own bands, and those of the largest join
-                        _alone(_join, kind, folder, like, arguments.threads)
+                        _alone(_join, kind, folder, like)
     if arguments.only in (None, "faiss"):
         for millions in arguments.millions:
             _alone(_faiss, int(millions * 1e6), arguments.threads)
@@ -140,18 +140,16 @@ def _write(kind: str, count: int, folder: str) -> None:
         np.save(f"{folder}/{name}.npy", values)
 
 
-def _join(kind: str, folder: str, like: int, threads: int) -> None:
+def _join(kind: str, folder: str, like: int) -> None:
+    """All hashes searched for among themselves, as a build does in each orientation: pairs come from both sides."""
     hashes, planted = np.load(f"{folder}/hashes.npy"), np.load(f"{folder}/planted.npy")
     bands = choose_bands(like, RADIUS)
-    near_pairs(hashes[:5000], RADIUS, threads=threads)  # compiles
-    for which in range(len(bands)):
-        join_band(bands, which, index_band(hashes[:100], bands[which]), threads=threads)
+    for which in range(len(bands)):  # compiles
+        search_band(bands, which, index_band(hashes[:100], bands[which]), hashes[:100])
     before = _resident()
     with _Peak() as peak:
         wall, cpu = time.perf_counter(), time.process_time()
-        found = [
-            join_band(bands, which, index_band(hashes, bands[which]), threads=threads)[0] for which in range(len(bands))
-        ]
+        found = [search_band(bands, which, index_band(hashes, bands[which]), hashes)[0] for which in range(len(bands))]
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     pairs = np.concatenate(found)
     places = np.sort(np.searchsorted(hashes, planted), axis=1)

@@ -68,12 +68,12 @@ def write_geotiffs(corpus: str, folder: Path, ids: np.ndarray) -> None:
         tile = {name: None if array is None else array.read([row["slot"]])[0] for name, array in arrays.items()}
         image, valid, mask = tile["image"], tile["valid"], tile["mask"]
         assert image is not None
-        write_geotiff(folder / f"{row['id']:09d}.tif", image, valid, row, opened.sensor)
+        _write(folder / f"{row['id']:09d}.tif", image, valid, row, opened.sensor)
         if mask is not None and (mask != IGNORE).any():
-            write_geotiff(folder / f"{row['id']:09d}_labels.tif", mask[None], None, row, None, opened.classes)
+            _write(folder / f"{row['id']:09d}_labels.tif", mask[None], None, row, None, opened.classes)
 
 
-def write_geotiff(
+def _write(
     file: Path,
     pixels: np.ndarray,
     valid: np.ndarray | None,
@@ -81,19 +81,7 @@ def write_geotiff(
     sensor: Sensor | None,
     classes: Sequence[str] = (),
 ) -> None:
-    """Write one GeoTIFF, aside, then rename it; nothing happens where it is there.
-
-    Args:
-        file: Where to.
-        pixels: `(C, H, W)`.
-        valid: `(H, W)` bool, or None where all is valid.
-        row: Of the catalogue.
-        sensor: Names of the bands; None for labels.
-        classes: Names of the labels.
-
-    Raises:
-        InputError: What is there is another tile.
-    """
+    """Write `(C, H, W)` as a GeoTIFF, unless it is there; all is valid where `valid` is None, labels have no sensor."""
     if file.exists():
         return _check_same(file, row)
     count, height, width = pixels.shape

@@ -8,7 +8,6 @@ error, not a crash.
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -75,7 +74,7 @@ class TileArray:
         self._forget()
 
     def _forget(self) -> None:
-        self._shards: OrderedDict[int, _Shard] = OrderedDict()
+        self._shards: dict[int, _Shard] = {}
         self._zarr: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -154,7 +153,7 @@ class TileArray:
         if shard is None:
             shard = self._shards[number] = self._open(layout, number)
             if len(self._shards) > _OPEN_SHARDS:
-                self._shards.popitem(last=False)
+                self._shards.pop(next(iter(self._shards)))  # the one opened first
         return shard
 
     def _open(self, layout: ArrayLayout, number: int) -> _Shard:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.warp import transform as warp_points
 
+from geomim.corpus.remote import aside
 from geomim.corpus.textures import COLOURS, KINDS, draw_bands, noise, patches
 from geomim.errors import InputError
 from geomim.sensors import SENSORS, Sensor
@@ -130,14 +133,16 @@ def write_scenes(
         draft = _draw(folder / "scenes" / f"scene_{index:03d}.tif", index, size, len(bands), rng)
         features += _place_objects(draft, rng, per_class=6)
         if drafts:
-            exact += _plant(drafts[-1], draft, rng, change=None)
-            near += _plant(drafts[-1], draft, rng, change=_another_look)
+            exact += _plant(drafts[-1], draft, rng, changed=False)
+            near += _plant(drafts[-1], draft, rng, changed=True)
         features = _settle(features, exact + near, draft)
         drafts = [draft]  # only the scene before is needed
         _write_scene(draft, sensor, f"2024-{index % 12 + 1:02d}-15T10:30:00Z")
         _write_labels(draft, folder / "labels" / draft.path.name)
     names = [f"scene_{index:03d}.tif" for index in range(scenes)]
-    _write_aside(folder / "boxes.geojson", lambda path: path.write_text(_geojson(features)))
+    collection = {"type": "FeatureCollection", "name": "boxes", "features": features}
+    with aside(folder / "boxes.geojson") as file:
+        file.write(json.dumps(collection, indent=1).encode())
     return Planted(
         sensor=sensor,
         scenes=tuple(folder / "scenes" / name for name in names),
@@ -181,7 +186,7 @@ def _free_squares(draft: _Draft) -> list[tuple[int, int]]:
     """Corners of grid squares without nodata, under little cloud and not part of a copy yet."""
     size, edge = draft.labels.shape[0], _square(draft.labels.shape[0])
     free = []
-    for row, col in ((row, col) for row in range(0, size, edge) for col in range(0, size, edge)):
+    for row, col in product(range(0, size, edge), repeat=2):
         cut = (slice(row, row + edge), slice(col, col + edge))
         if (row, col) not in draft.taken and draft.pixels[0][cut].all() and (draft.labels[cut] > 0).mean() > 0.8:
             free.append((row, col))
@@ -194,12 +199,7 @@ def _another_look(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.rint(look), 1, 65535).astype(np.uint16)
 
 
-def _plant(
-    source: _Draft,
-    target: _Draft,
-    rng: np.random.Generator,
-    change: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None,
-) -> list[Copy]:
+def _plant(source: _Draft, target: _Draft, rng: np.random.Generator, changed: bool) -> list[Copy]:
     """Copy one free square, labels too; none where there is no free one."""
     sources, targets = _free_squares(source), _free_squares(target)
     if not sources or not targets:
@@ -209,7 +209,7 @@ def _plant(
     cut = (slice(here[0], here[0] + edge), slice(here[1], here[1] + edge))
     put = (slice(there[0], there[0] + edge), slice(there[1], there[1] + edge))
     pixels = source.pixels[:, *cut]
-    target.pixels[:, *put] = pixels if change is None else change(pixels, rng)
+    target.pixels[:, *put] = _another_look(pixels, rng) if changed else pixels
     target.labels[put] = source.labels[cut]
     source.taken.add(here)
     target.taken.add(there)
@@ -292,62 +292,36 @@ def _touches(box: dict[str, Any], scene: Path, row: int, col: int, size: int, wh
     return bool(x1 < col + size and x2 > col and y1 < row + size and y2 > row)
 
 
-def _geojson(features: list[dict[str, Any]]) -> str:
-    return json.dumps({"type": "FeatureCollection", "name": "boxes", "features": features}, indent=1)
-
-
 def _write_scene(draft: _Draft, sensor: Sensor, time: str) -> None:
-    def write(path: Path) -> None:
-        with _create(path, draft.pixels, draft.transform, predictor=2, interleave="band") as raster:
-            raster.write(draft.pixels)
-            raster.update_tags(LICENCE="CC0-1.0")
-            raster.update_tags(ns="IMAGERY", ACQUISITIONDATETIME=time)
-            for place, band in enumerate(sensor.bands, start=1):
-                raster.set_band_description(place, band.name)
-                raster.update_tags(
-                    place,
-                    ns="IMAGERY",
-                    CENTRAL_WAVELENGTH_UM=f"{(band.wavelength or 0) / 1000:.4f}",
-                    FWHM_UM=f"{(band.bandwidth or 0) / 1000:.4f}",
-                )
-
-    _write_aside(draft.path, write)
+    with _writing(draft.path, draft.pixels, draft.transform, predictor=2, interleave="band") as raster:
+        raster.update_tags(LICENCE="CC0-1.0")
+        raster.update_tags(ns="IMAGERY", ACQUISITIONDATETIME=time)
+        for place, band in enumerate(sensor.bands, start=1):
+            raster.set_band_description(place, band.name)
+            raster.update_tags(
+                place,
+                ns="IMAGERY",
+                CENTRAL_WAVELENGTH_UM=f"{(band.wavelength or 0) / 1000:.4f}",
+                FWHM_UM=f"{(band.bandwidth or 0) / 1000:.4f}",
+            )
 
 
 def _write_labels(draft: _Draft, path: Path) -> None:
-    def write(aside: Path) -> None:
-        with _create(aside, draft.labels[None], draft.transform) as raster:
-            raster.write(draft.labels, 1)
-            raster.set_band_description(1, "class")
-            raster.write_colormap(1, {0: (0, 0, 0, 0)} | {i: COLOURS[n] for i, n in enumerate(CLASSES) if i})
-            raster.colorinterp = [ColorInterp.palette]
-            raster.update_tags(CLASSES=json.dumps(CLASSES))
-
-    _write_aside(path, write)
+    with _writing(path, draft.labels[None], draft.transform) as raster:
+        raster.set_band_description(1, "class")
+        raster.write_colormap(1, {0: (0, 0, 0, 0)} | {i: COLOURS[n] for i, n in enumerate(CLASSES) if i})
+        raster.colorinterp = [ColorInterp.palette]
+        raster.update_tags(CLASSES=json.dumps(CLASSES))
 
 
-def _create(path: Path, pixels: np.ndarray, transform: Affine, **options: Any) -> Any:
-    return rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        count=pixels.shape[0],
-        height=pixels.shape[1],
-        width=pixels.shape[2],
-        dtype=pixels.dtype.name,
-        crs=_CRS,
-        transform=transform,
-        nodata=0,
-        tiled=True,
-        blockxsize=256,
-        blockysize=256,
-        compress="deflate",
-        zlevel=1,
-        **options,
-    )
-
-
-def _write_aside(path: Path, write: Callable[[Path], Any]) -> None:
-    aside = path.with_name(f".{path.name}")
-    write(aside)
-    os.replace(aside, path)
+@contextmanager
+def _writing(path: Path, pixels: np.ndarray, transform: Affine, **options: Any) -> Iterator[Any]:
+    """A GeoTIFF beside its place, renamed once all is written."""
+    count, height, width = pixels.shape
+    profile = {"count": count, "height": height, "width": width, "dtype": pixels.dtype.name, "nodata": 0}
+    profile |= {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate", "zlevel": 1}
+    part = path.with_name(f".{path.name}")
+    with rasterio.open(part, "w", driver="GTiff", crs=_CRS, transform=transform, **profile, **options) as raster:
+        raster.write(pixels)
+        yield raster
+    os.replace(part, path)

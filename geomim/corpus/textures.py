@@ -139,14 +139,8 @@ def _savanna(ground: Ground) -> tuple[np.ndarray, np.ndarray]:
 
 
 KINDS: dict[str, Callable[[Ground], tuple[np.ndarray, np.ndarray]]] = {
-    "water": _water,
-    "forest": _forest,
-    "crops": _crops,
-    "orchard": _orchard,
-    "urban": _urban,
-    "dunes": _dunes,
-    "wetland": _wetland,
-    "savanna": _savanna,
+    draw.__name__.removeprefix("_"): draw
+    for draw in (_water, _forest, _crops, _orchard, _urban, _dunes, _wetland, _savanna)
 }
 """Land-cover kinds by name: each draws its two fields, `(H, W)`, on a `Ground`."""
 

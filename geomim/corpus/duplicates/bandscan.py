@@ -56,8 +56,8 @@ def ones(_context, number):  # pragma: no cover - compiled
 
 @numba.njit(cache=True, nogil=True)
 def scan(
-    hashes, places, keys, begins, others, other_places, other_starts, masks, earlier, radii, within, radius, most,
-    limit, pairs, distances, tally,
+    hashes, places, keys, begins, others, other_places, other_starts, masks, earlier, radii, radius, most, limit,
+    pairs, distances, tally,
 ):  # pragma: no cover - compiled  # fmt: skip
     """Pairs of some keys with all near keys; counts on where `pairs` is full, up to `limit`.
 
@@ -70,12 +70,8 @@ def scan(
         for mask in masks:
             for n in range(block, min(block + _BLOCK, len(keys))):
                 other = keys[n] ^ mask
-                if within and other < keys[n]:
-                    continue  # found from the other key's side
                 begin, stop = other_starts[other], other_starts[other + 1]
                 for a in range(begins[n], begins[n + 1]):
-                    if within and mask == 0:
-                        begin = a + 1
                     hash_ = hashes[a]
                     if tally[a - first] > most or not _any_near(hash_, others, begin, stop, radius):
                         continue
@@ -83,10 +79,7 @@ def scan(
                         if ones(hash_ ^ others[b]) > radius or _seen(hash_ ^ others[b], earlier, radii):
                             continue
                         if found < len(pairs):
-                            one, two = np.int64(places[a]), np.int64(other_places[b])
-                            if within and one > two:
-                                one, two = two, one
-                            pairs[found, 0], pairs[found, 1] = one, two
+                            pairs[found, 0], pairs[found, 1] = places[a], other_places[b]
                             distances[found] = ones(hash_ ^ others[b])
                         found += 1
                         if found > limit:

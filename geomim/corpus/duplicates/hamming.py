@@ -6,16 +6,14 @@ radius sought. Then two hashes within that radius lie within the radius of at le
 enough to compare the hashes whose keys in a band differ in so few bits. Both sides are sorted by key, and the keys are
 walked in blocks, one block of partners a mask, so that memory is read in order and hardly a probe is random.
 
-`near_pairs` and `cross_pairs` do all of it at once. For tasks that share the work, `choose_bands`, `index_band` (plain
-arrays, to be stored and mapped), and `join_band` or `search_band` do it in pieces: every pair is found in exactly one
-band and one piece.
+`cross_pairs` does all of it at once. For tasks that share the work, `choose_bands`, `index_band` (plain arrays, to be
+stored and mapped) and `search_band` do it in pieces: every pair is found in exactly one band and one piece.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
@@ -142,44 +140,12 @@ def index_band(hashes: np.ndarray, band: Band) -> BandIndex:
     return BandIndex(order, starts, sorted_)
 
 
-def join_band(
-    bands: Sequence[Band],
-    which: int,
-    index: BandIndex,
-    part: int = 0,
-    parts: int = 1,
-    limit: int = MAX_PAIRS,
-    threads: int = 1,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs within one set of hashes that are near in this band and in none before it.
-
-    Args:
-        bands: All bands of the join.
-        which: Number of the band.
-        index: Of the hashes in that band. Equal hashes pair up quadratically: take `np.unique` first.
-        part: Number of the piece.
-        parts: Into how many pieces of about equal work this band is cut.
-        limit: Pairs beyond which the join gives up.
-        threads: How many work at once; they do not change the outcome.
-
-    Returns:
-        Pairs `(m, 2)` int64 of places `i < j`, sorted, and their distances `(m,)` uint8.
-
-    Raises:
-        CorpusError: There are more pairs than `limit`; nothing is cut off silently.
-    """
-    keys = np.flatnonzero(index.starts[1:] != index.starts[:-1])
-    begins = np.append(index.starts[keys], np.array([len(index.order)], index.starts.dtype))
-    return _run(bands, which, _Side(index.hashes, index.order, keys, begins), index, (part, parts), limit, threads)
-
-
 def search_band(
     bands: Sequence[Band],
     which: int,
     index: BandIndex,
     queries: np.ndarray,
     limit: int = MAX_PAIRS,
-    threads: int = 1,
     most: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of a query and a hash that are near in this band and in none before it.
@@ -190,7 +156,6 @@ def search_band(
         index: Of the hashes in that band.
         queries: `(q,)` uint64, any slice of all queries.
         limit: Pairs beyond which the search gives up.
-        threads: How many work at once; they do not change the outcome.
         most: Pairs of a query beyond which they are not sought on: it gets a single one, with place -1.
 
     Returns:
@@ -200,34 +165,44 @@ def search_band(
     Raises:
         CorpusError: There are more pairs than `limit`; nothing is cut off silently.
     """
-    return _run(bands, which, _by_key(queries, bands[which]), index, None, limit, threads, most)
+    queries = np.ascontiguousarray(queries, np.uint64)
+    key = keys_of(queries, np.array(bands[which].bits, np.uint64))
+    order = np.argsort(key, kind="stable")
+    sorted_ = queries[order]
+    keys, starts = np.unique(key[order], return_index=True)
+    keys, starts = keys.astype(np.int64), np.append(starts, len(order))
+    radius = sum(band.radius + 1 for band in bands) - 1
+    earlier = np.array([band.mask for band in bands[:which]], np.uint64)
+    radii = np.array([band.radius for band in bands[:which]], np.int64)
+    masks, stop = bands[which].masks(), limit if most is None else most
 
+    def search(first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        begins = starts[first : end + 1]
+        tally = np.empty(begins[-1] - begins[0], np.int64)
+        sides = (sorted_, order, keys[first:end], begins, index.hashes, index.order, index.starts)
+        room = 1 << 14
+        while True:
+            pairs, distances = np.empty((room, 2), np.int64), np.empty(room, np.uint8)
+            found = scan(*sides, masks, earlier, radii, radius, stop, limit, pairs, distances, tally)
+            if found > limit:
+                raise _too_many(limit, radius)
+            if found <= room:
+                break
+            room = found  # the second time all fit
+        pairs, distances = pairs[:found], distances[:found]
+        if most is None:
+            return pairs.copy(), distances.copy()
+        return _told(pairs, distances, order[begins[0] : begins[-1]][tally > most])
 
-def near_pairs(
-    hashes: np.ndarray, radius: int, limit: int = MAX_PAIRS, threads: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of different hashes within a Hamming distance.
-
-    Args:
-        hashes: `(n,)` uint64, all different (`np.unique` first: equal hashes would pair up quadratically).
-        radius: Largest distance, 0..12 bits.
-        limit: Pairs beyond which the join gives up.
-        threads: How many work at once; they do not change the outcome.
-
-    Returns:
-        Pairs `(m, 2)` int64 of places with `i < j`, sorted, and their distances `(m,)` uint8.
-
-    Raises:
-        CorpusError: The radius is out of range, or there are more pairs than `limit`.
-    """
-    bands = choose_bands(len(hashes), radius)
-    return _all_bands(
-        bands, limit, lambda which, left: join_band(bands, which, index_band(hashes, bands[which]), 0, 1, left, threads)
-    )
+    edges = np.append(np.searchsorted(starts[:-1], np.arange(0, len(order), _PIECE)), len(keys))
+    found = [search(int(first), int(end)) for first, end in pairwise(edges) if first < end]
+    if sum(len(pairs) for pairs, _ in found) > limit:
+        raise _too_many(limit, radius)
+    return _joined(found)
 
 
 def cross_pairs(
-    queries: np.ndarray, hashes: np.ndarray, radius: int, limit: int = MAX_PAIRS, threads: int = 1
+    queries: np.ndarray, hashes: np.ndarray, radius: int, limit: int = MAX_PAIRS
 ) -> tuple[np.ndarray, np.ndarray]:
     """All pairs of a query and a hash within a Hamming distance.
 
@@ -236,7 +211,6 @@ def cross_pairs(
         hashes: `(n,)` uint64; repeated ones on either side cost a pair each.
         radius: Largest distance, 0..12 bits.
         limit: Pairs beyond which the join gives up.
-        threads: How many work at once; they do not change the outcome.
 
     Returns:
         Pairs `(m, 2)` int64 of places (query, hash), sorted, and their distances `(m,)` uint8.
@@ -245,19 +219,10 @@ def cross_pairs(
         CorpusError: The radius is out of range, or there are more pairs than `limit`.
     """
     bands = choose_bands(max(len(queries), len(hashes)), radius)
-
-    def search(which: int, left: int) -> tuple[np.ndarray, np.ndarray]:
-        return search_band(bands, which, index_band(hashes, bands[which]), queries, left, threads)
-
-    return _all_bands(bands, limit, search)
-
-
-def _all_bands(
-    bands: Sequence[Band], limit: int, search: Callable[[int, int], tuple[np.ndarray, np.ndarray]]
-) -> tuple[np.ndarray, np.ndarray]:
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    for which in range(len(bands)):
-        found.append(search(which, limit - sum(len(pairs) for pairs, _ in found)))
+    for which, band in enumerate(bands):
+        left = limit - sum(len(pairs) for pairs, _ in found)
+        found.append(search_band(bands, which, index_band(hashes, band), queries, left))
     return _joined(found)
 
 
@@ -270,74 +235,6 @@ def _joined(found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.
     return pairs[order], distances[order]
 
 
-@dataclass(frozen=True)
-class _Side:
-    """Hashes sorted by key, and where those of each key that occurs begin: small where few of all keys do."""
-
-    hashes: np.ndarray
-    order: np.ndarray
-    keys: np.ndarray
-    begins: np.ndarray
-
-
-def _by_key(hashes: np.ndarray, band: Band) -> _Side:
-    hashes = np.ascontiguousarray(hashes, np.uint64)
-    key = keys_of(hashes, np.array(band.bits, np.uint64))
-    order = np.argsort(key, kind="stable")
-    key = key[order]
-    first = np.flatnonzero(np.append(True, key[1:] != key[:-1])) if len(key) else np.empty(0, np.int64)
-    return _Side(hashes[order], order, key[first].astype(np.int64), np.append(first, len(key)))
-
-
-def _run(
-    bands: Sequence[Band],
-    which: int,
-    left: _Side,
-    right: BandIndex,
-    piece: tuple[int, int] | None,
-    limit: int,
-    threads: int,
-    most: int | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Share the keys among threads, in more runs than threads; or a piece of them, with each pair once."""
-    part, parts = piece or (0, 1)
-    runs = max(32 * threads if threads > 1 else 1, -(-len(left.order) // (parts * _PIECE)))
-    edges = _cut(left.begins[:-1], len(left.order), parts * runs)[part * runs : (part + 1) * runs + 1]
-    radius = sum(band.radius + 1 for band in bands) - 1
-    earlier = np.array([band.mask for band in bands[:which]], np.uint64)
-    radii = np.array([band.radius for band in bands[:which]], np.int64)
-    masks, stop = bands[which].masks(), limit if most is None else most
-
-    def work(first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        begins = left.begins[first : end + 1].astype(np.int64)
-        tally = np.empty(begins[-1] - begins[0], np.int64)
-        sides = (left.hashes, left.order, left.keys[first:end], begins, right.hashes, right.order, right.starts)
-        room = 1 << 14
-        while True:
-            pairs, distances = np.empty((room, 2), np.int64), np.empty(room, np.uint8)
-            rest = (masks, earlier, radii, piece is not None, radius, stop, limit, pairs, distances, tally)
-            found = scan(*sides, *rest)
-            if found > limit:
-                raise CorpusError(_too_many(limit, radius))
-            if found <= room:
-                break
-            room = found  # the second time all fit
-        pairs, distances = pairs[:found], distances[:found]
-        if most is None:
-            return pairs.copy(), distances.copy()
-        return _told(pairs, distances, left.order[begins[0] : begins[-1]][tally > most])
-
-    spans = [(int(first), int(end)) for first, end in pairwise(edges) if first < end]
-    if threads > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            found = list(pool.map(lambda span: work(*span), spans))
-    else:
-        found = [work(*span) for span in spans]
-    if sum(len(pairs) for pairs, _ in found) > limit:
-        raise CorpusError(_too_many(limit, radius))
-    return _joined(found)
-
-
 def _told(pairs: np.ndarray, distances: np.ndarray, full: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pairs but those of full queries, which get one without a partner."""
     kept = ~np.isin(pairs[:, 0], full)
@@ -345,14 +242,8 @@ def _told(pairs: np.ndarray, distances: np.ndarray, full: np.ndarray) -> tuple[n
     return np.concatenate([pairs[kept], alone]), np.append(distances[kept], np.full(len(full), 255, np.uint8))
 
 
-def _too_many(limit: int, radius: int) -> str:
-    return (
+def _too_many(limit: int, radius: int) -> CorpusError:
+    return CorpusError(
         f"more than {limit:,} pairs of hashes lie within {radius} bits: the images are nearly all alike; search within "
         "fewer bits (--near of a build, --radius elsewhere)"
     )
-
-
-def _cut(starts: np.ndarray, count: int, parts: int) -> np.ndarray:
-    """Places that cut a list of keys, whose hashes start at `starts`, into parts with about equally many hashes."""
-    inner = np.searchsorted(starts, np.arange(1, parts) * (count / parts)) if parts > 1 else []
-    return np.concatenate([[0], inner, [len(starts)]]).astype(np.int64)

@@ -77,9 +77,7 @@ class Crops:
         return Crops(*(getattr(self, field.name)[places] for field in fields(self)))
 
 
-def crop_pairs(
-    blocks: Blocks, radius: int = RADIUS, min_votes: int = MIN_VOTES, crowd: int = CROWD, threads: int = 1
-) -> Crops:
+def crop_pairs(blocks: Blocks, radius: int = RADIUS, min_votes: int = MIN_VOTES, crowd: int = CROWD) -> Crops:
     """Pairs of different tiles whose patches agree on an orientation and an offset: candidates for `blocks.overlap`.
 
     Sea, lawn and rows of equal roofs give patches by the thousand that look alike, and pairs by the square of it. A
@@ -91,7 +89,6 @@ def crop_pairs(
         radius: Bits that two hashes of one patch may differ by, 0..12.
         min_votes: Matches that must agree.
         crowd: Patches that may look alike.
-        threads: How many search at once; they do not change the outcome.
 
     Returns:
         Pairs with `one < two`, sorted by tiles and orientation; one entry each, that of the most votes.
@@ -100,7 +97,7 @@ def crop_pairs(
         CorpusError: The radius is out of range.
     """
     groups = _Groups(blocks.hash)
-    two, one, turn = groups.alike(groups, radius, crowd, threads)
+    two, one, turn = groups.alike(groups, radius, crowd)
     told = likes(two, one, groups.starts, len(groups.forms), crowd) <= crowd
     kept = told[two] & (one >= 0) & told[one]
     one, two, pair = member_pairs(one[kept], two[kept], groups.starts)
@@ -113,12 +110,7 @@ def crop_pairs(
 
 
 def crop_matches(
-    queries: Blocks,
-    blocks: Blocks,
-    radius: int = RADIUS,
-    min_votes: int = MIN_VOTES,
-    crowd: int = CROWD,
-    threads: int = 1,
+    queries: Blocks, blocks: Blocks, radius: int = RADIUS, min_votes: int = MIN_VOTES, crowd: int = CROWD
 ) -> Crops:
     """The same between two sets of tiles: `one` is a tile of the queries, `two` one of the others.
 
@@ -129,13 +121,12 @@ def crop_matches(
         min_votes: Matches that must agree.
         crowd: A query like which more patches of the other set look is left out, and then a patch of the other set
             like which more queries look.
-        threads: How many search at once; they do not change the outcome.
 
     Raises:
         CorpusError: The radius is out of range.
     """
     asked, groups = _Groups(queries.hash), _Groups(blocks.hash)
-    one, two, turn = asked.alike(groups, radius, crowd, threads)
+    one, two, turn = asked.alike(groups, radius, crowd)
     told = likes(one, two, groups.starts, len(asked.forms), crowd) <= crowd
     kept = told[one] & (two >= 0)
     one, two, turn = one[kept], two[kept], turn[kept]
@@ -174,7 +165,7 @@ def choose_form_bands(count: int, radius: int) -> tuple[Band, ...]:
 
 
 def search_forms(
-    forms: np.ndarray, turn: int, bands: Sequence[Band], which: int, index: BandIndex, crowd: int, threads: int = 1
+    forms: np.ndarray, turn: int, bands: Sequence[Band], which: int, index: BandIndex, crowd: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Forms that are near in one orientation and band, and in no band before it.
 
@@ -185,7 +176,6 @@ def search_forms(
         which: Number of the band.
         index: Of the forms to search, in that band.
         crowd: Forms that may look like a query.
-        threads: How many search at once.
 
     Returns:
         Places `(m,)` of queries and of forms, int64, sorted; a query like which more look has one entry, with place -1.
@@ -196,7 +186,7 @@ def search_forms(
     queries = np.empty(len(forms), np.uint64)
     for low in range(0, len(forms), _AT_ONCE):
         queries[low : low + _AT_ONCE] = orientations(forms[low : low + _AT_ONCE])[turn] | _FIXED
-    pairs, _ = search_band(near, which, index, queries, _EVER, threads, crowd)
+    pairs, _ = search_band(near, which, index, queries, _EVER, crowd)
     return pairs[:, 0], pairs[:, 1]
 
 
@@ -312,14 +302,14 @@ class _Groups:
         self.forms, starts = np.unique(forms[self.members], return_index=True)
         self.starts = np.append(starts, len(forms))
 
-    def alike(self, others: _Groups, radius: int, crowd: int, threads: int) -> tuple[np.ndarray, ...]:
+    def alike(self, others: _Groups, radius: int, crowd: int) -> tuple[np.ndarray, ...]:
         """Groups of here and of the others that look alike when these are turned, and how: `(m,)` each."""
         bands = choose_form_bands(max(len(self.forms), len(others.forms)), radius)
         indexes = [index_band(others.forms, band) for band in bands]
         found = []
         for turn in range(8):
             for which, index in enumerate(indexes):
-                query, place = search_forms(self.forms, turn, bands, which, index, crowd, threads)
+                query, place = search_forms(self.forms, turn, bands, which, index, crowd)
                 found.append((query, place, np.full(len(query), turn)))
         query, place, turned = (np.concatenate(column) for column in zip(*found, strict=True))
         return query, place, turned

@@ -37,7 +37,6 @@ SAMPLE = 128
 """Rows kept of each size among the kept tiles."""
 CLUSTERS = 12
 """Largest groups of duplicates that are shown."""
-_MEMBERS = 11  # of a group, beside its keeper
 _COLUMNS = ("id", "slot", "size", "source", "kept", "reason", "duplicate_of", "split", "label", "dataset", "licence")
 _ROWS = 65536  # of the catalogue in memory at a time
 
@@ -118,8 +117,7 @@ def gather(corpus: Corpus) -> Facts:
         _count_classes(facts, table)
         _count_origins(facts, table)
         _draw(facts, table)
-        copies = pc.drop_null(table["duplicate_of"])
-        keepers.append(copies.to_numpy())
+        keepers.append(pc.drop_null(table["duplicate_of"]).to_numpy())
     _group(facts, corpus, np.concatenate([np.empty(0, np.int64), *keepers]))
     return facts
 
@@ -154,7 +152,7 @@ def _draw(facts: Facts, table: pa.Table) -> None:
     """Keep the rows whose scrambled id is lowest: evenly spread, and the same whatever the pieces are."""
     kept = table.filter(table["kept"])
     for size in pc.unique(kept["size"]).to_pylist():
-        rows = kept.filter(pc.equal(kept["size"], size)) if len(pc.unique(kept["size"])) > 1 else kept
+        rows = kept.filter(pc.equal(kept["size"], size))
         facts.sample[size] = _lowest(facts.sample.get(size, []), rows, SAMPLE)
     dropped = table.filter(pc.invert(table["kept"]))
     kinds = np.array([kind_of(reason) for reason in dropped["reason"].to_pylist()], object)
@@ -185,11 +183,6 @@ def _group(facts: Facts, corpus: Corpus, keepers: np.ndarray) -> None:
     members = corpus.table(["id", "duplicate_of"], where=where)
     of, ids = members["duplicate_of"].to_numpy(), members["id"].to_numpy()
     facts.clusters = [(int(keeper), ids[of == keeper].tolist()) for keeper in largest]
-
-
-def shown_members(members: list[int]) -> list[int]:
-    """The first few of a group."""
-    return members[:_MEMBERS]
 
 
 def rows_of(corpus: Corpus, ids: Iterable[int]) -> dict[int, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -14,15 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from geomim.corpus.duplicates.fingerprint import ORIENTATIONS, inverse, orient
-from geomim.corpus.report.facts import SAMPLE, Facts, as_funnel, crossing, rows_of, shown_members
-from geomim.corpus.report.page import html_table
+from geomim.corpus.duplicates.fingerprint import ORIENTATIONS, inverse
+from geomim.corpus.report.facts import SAMPLE, Facts, as_funnel, crossing, rows_of
+from geomim.corpus.report.page import html_figure, html_table
 from geomim.corpus.store import Corpus
 
 _SHEET = 800 * 800 * 4  # pixels of a sheet of kept tiles
 _POOL = 2**27  # numbers of the tiles that histograms and limits are taken from,
 _NUMBERS = 2**23  # and of those that are taken, evenly over each tile
 _EDGE = 224  # pixels of a tile beside others
+_MEMBERS = 11  # of a group of duplicates, beside its keeper
 _FOOTPRINTS = 4000  # outlines on the map
 _CROSSING = 60  # pairs of tiles of different splits
 _COUNTED = "(train beside val or test: ground, copies, near copies, crops), counted on the catalogue."
@@ -83,13 +83,10 @@ class Gallery:
 
     def dropped(self) -> list[tuple[str, str]]:
         """A section a kind: dropped tiles, each beside its keeper where it has one."""
-        examples = {kind: rows for kind, rows in self._facts.examples.items() if rows}
-        keepers = rows_of(
-            self._corpus,
-            [row["duplicate_of"] for rows in examples.values() for row in rows if row["duplicate_of"] is not None],
-        )
-        every = [row["id"] for rows in examples.values() for row in rows]
-        turns = self._turns([*every, *keepers])
+        examples = self._facts.examples
+        every = [row for rows in examples.values() for row in rows]
+        keepers = rows_of(self._corpus, (row["duplicate_of"] for row in every if row["duplicate_of"] is not None))
+        turns = self._turns([*(row["id"] for row in every), *keepers])
         sections = []
         for kind, count in as_funnel(self._facts.tiles, self._facts.kinds).items():
             rows = examples.get(kind, [])
@@ -105,7 +102,7 @@ class Gallery:
         turn = turns.get((row["id"], keeper["id"]), 0) if keeper else 0
         shown = []
         if row["slot"] >= 0:
-            shown.append(orient_picture(self._tile(row), turn))
+            shown.append(self._draw.turn_picture(self._tile(row), turn))
             caption += f"; shown {ORIENTATIONS[turn]}" if turn else ""
         if keeper is not None and keeper["slot"] >= 0:
             shown.append(self._tile(keeper))
@@ -114,12 +111,11 @@ class Gallery:
         return self._figure(f"dropped-{row['id']}.png", shown, caption)
 
     def _figure(self, name: str, tiles: Sequence[np.ndarray], caption: str) -> str:
-        text = html.escape(caption)
         if not tiles:
-            return f"<figure><figcaption>{text}</figcaption></figure>"
+            return html_figure(caption)
         small = [self._draw.shrink(tile, _EDGE) if max(tile.shape) > _EDGE else tile for tile in tiles]
         self._draw.save_picture(self._folder / name, self._draw.beside(small))
-        return f'<figure><img src="{name}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+        return html_figure(caption, name)
 
     def _turns(self, ids: Sequence[int]) -> dict[tuple[int, int], int]:
         """How the first tile of a pair must be turned to look like the second, for pairs among some tiles."""
@@ -136,28 +132,23 @@ class Gallery:
 
     def clusters(self) -> str:
         """The largest groups of duplicates as strips, the tile that was kept first."""
-        groups = [(keeper, shown_members(members), len(members)) for keeper, members in self._facts.clusters]
-        groups = [group for group in groups if group[2] > 1]
+        groups = [(keeper, ids[:_MEMBERS], len(ids)) for keeper, ids in self._facts.clusters if len(ids) > 1]
         ids = [number for keeper, members, _ in groups for number in (keeper, *members)]
         rows, turns = rows_of(self._corpus, ids), self._turns(ids)
         strips = []
         for keeper, members, count in groups:
             tiles = [self._tile(rows[keeper])] if rows[keeper]["slot"] >= 0 else []
             stored = [number for number in members if rows[number]["slot"] >= 0]
-            tiles += [orient_picture(self._tile(rows[number]), turns.get((number, keeper), 0)) for number in stored]
+            for number in stored:
+                tiles.append(self._draw.turn_picture(self._tile(rows[number]), turns.get((number, keeper), 0)))
             tiles = [self._draw.shrink(tile, 96) for tile in tiles]
-            copies = (
-                f", {len(members) - len(stored)} of the first of them exact copies"
-                if len(stored) < len(members)
-                else ""
-            )
+            same = len(members) - len(stored)
+            copies = f", {same} of the first of them exact copies" if same else ""
             words = f"{keeper} ({Path(rows[keeper]['source']).name}) stands for {count:,} tiles{copies}"
-            strips.append(
-                self._figure(f"group-{keeper}.png", tiles, words).replace("<figure>", '<figure class="strip">')
-            )
+            strips.append(self._figure(f"group-{keeper}.png", tiles, words))
         many, tiles_ = self._facts.grouped
         text = f"<p>{tiles_:,} tiles are dropped for {many:,} kept ones. In each strip the kept one is the first.</p>"
-        return text + "".join(strips) if strips else ""
+        return text + "".join(strips).replace("<figure>", '<figure class="strip">') if strips else ""
 
     def between_splits(self) -> str:
         """How many kept tiles of train share something with val or test, and which tiles went for it."""
@@ -206,8 +197,3 @@ class Gallery:
         lost = self._facts.tiles - placed
         note += f"<p>{lost:,} tiles have no place on Earth.</p>" if lost else ""
         return f'<div class="card"><img src="footprints.png" alt="map of footprints"></div>{note}'
-
-
-def orient_picture(picture: np.ndarray, turn: int) -> np.ndarray:
-    """A picture `(H, W, 3)` turned as `fingerprint.orient` turns pixels."""
-    return orient(picture.transpose(2, 0, 1), turn).transpose(1, 2, 0)

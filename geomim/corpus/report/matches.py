@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,9 +12,10 @@ import pyarrow as pa
 from rich.table import Table
 
 from geomim.corpus.comparison.collection import Collection
-from geomim.corpus.duplicates.fingerprint import ORIENTATIONS, orient
+from geomim.corpus.duplicates.fingerprint import ORIENTATIONS
 from geomim.corpus.duplicates.geometry import same_day
-from geomim.corpus.report.page import html_table
+from geomim.corpus.report.page import html_figure, html_table
+from geomim.corpus.report.terminal import table_of
 
 SHOWN = 120
 """Pairs of images shown on a page."""
@@ -45,16 +45,12 @@ def describe(matches: pa.Table, a: Collection, b: Collection) -> pa.Table:
 
 def counts(described: pa.Table) -> list[tuple[str, str, int, int]]:
     """Kind, distance, pairs of windows, and pairs of images, in the order of certainty."""
-    columns = (described[name].to_pylist() for name in ("kind", "distance", "item_a", "item_b", "id_a", "id_b"))
-    windows: Counter[tuple[str, int]] = Counter()
-    images: dict[tuple[str, int], set[tuple[Any, ...]]] = {}
-    for kind, distance, item_a, item_b, *_ in zip(*columns, strict=True):
-        windows[kind, distance] += 1
-        images.setdefault((kind, distance), set()).add((item_a, item_b))
+    pairs = described.group_by(["kind", "distance", "item_a", "item_b"]).aggregate([([], "count_all")])
+    found = pairs.group_by(["kind", "distance"]).aggregate([("count_all", "sum"), ([], "count_all")])
     order = list(WORDS)
     return [
-        (kind, "" if distance < 0 else str(distance), number, len(images[kind, distance]))
-        for (kind, distance), number in sorted(windows.items(), key=lambda one: (order.index(one[0][0]), one[0][1]))
+        (row["kind"], "" if row["distance"] < 0 else str(row["distance"]), row["count_all_sum"], row["count_all"])
+        for row in sorted(found.to_pylist(), key=lambda row: (order.index(row["kind"]), row["distance"]))
     ]
 
 
@@ -62,19 +58,21 @@ def counts_table(described: pa.Table, title: str) -> Table | str:
     """The same for the terminal."""
     if not len(described):
         return f"{title}: nothing was found"
-    table = Table("found by", "distance (bits)", "pairs of windows", "pairs of images", title=title)
-    table.title_justify = "left"
-    for kind, distance, windows, images in counts(described):
-        table.add_row(f"{kind} ({WORDS[kind]})", distance, f"{windows:,}", f"{images:,}")
-    return table
+    return table_of(title, _COUNTED, _in_words(described))
 
 
 def counts_html(described: pa.Table) -> str:
     """The same for a page."""
     if not len(described):
         return "<p>Nothing was found.</p>"
-    rows = [(f"{kind} ({WORDS[kind]})", d, f"{w:,}", f"{i:,}") for kind, d, w, i in counts(described)]
-    return html_table(("found by", "distance (bits)", "pairs of windows", "pairs of images"), rows)
+    return html_table(_COUNTED, _in_words(described))
+
+
+_COUNTED = ("found by", "distance (bits)", "pairs of windows", "pairs of images")
+
+
+def _in_words(described: pa.Table) -> list[tuple[str, ...]]:
+    return [(f"{kind} ({WORDS[kind]})", d, f"{w:,}", f"{i:,}") for kind, d, w, i in counts(described)]
 
 
 def figures(matches: pa.Table, a: Collection, b: Collection, folder: Path, file: str) -> str:
@@ -91,21 +89,17 @@ def figures(matches: pa.Table, a: Collection, b: Collection, folder: Path, file:
         HTML.
     """
     pairs = _pairs(matches, a, b)
+    if not pairs:
+        return ""
     figures_ = []
     for number, (row, more) in enumerate(pairs[:SHOWN]):
         name = f"match-{number:03d}.jpg"
         caption = _caption(row, more, a, b)
         try:
             _save_pair(folder / name, row, a, b)
+            figures_.append(html_figure(caption, name))
         except Exception as error:  # a picture that cannot be drawn must not cost the list
-            figures_.append(
-                f"<figure><figcaption>{html.escape(caption)} ({html.escape(str(error))})</figcaption></figure>"
-            )
-            continue
-        text = html.escape(caption)
-        figures_.append(f'<figure><img src="{name}" alt="{text}"><figcaption>{text}</figcaption></figure>')
-    if not figures_:
-        return ""
+            figures_.append(html_figure(f"{caption} ({error})"))
     shown = (
         "all of them"
         if len(pairs) <= SHOWN
@@ -118,19 +112,16 @@ def _pairs(matches: pa.Table, a: Collection, b: Collection) -> list[tuple[dict[s
     """The most certain row of each pair of images, and how many more windows of it match."""
     first: dict[tuple[Any, Any], int] = {}
     count: Counter[tuple[Any, Any]] = Counter()
-    items_a = a.views["item"].take(matches["a"]).to_pylist()
-    items_b = b.views["item"].take(matches["b"]).to_pylist()
-    ids_a, ids_b = _tile_ids(a, matches["a"]), _tile_ids(b, matches["b"])
-    for place, key in enumerate(zip(zip(items_a, ids_a, strict=True), zip(items_b, ids_b, strict=True), strict=True)):
+    for place, key in enumerate(zip(_images(a, matches["a"]), _images(b, matches["b"]), strict=True)):
         first.setdefault(key, place)
         count[key] += 1
     rows = matches.take(list(first.values())).to_pylist() if first else []
     return [(row, count[key] - 1) for row, key in zip(rows, first, strict=True)]
 
 
-def _tile_ids(side: Collection, places: pa.ChunkedArray) -> list[int]:
+def _images(side: Collection, places: pa.ChunkedArray) -> list[Any]:
     """Tiles of a corpus are pictures of their own, windows of an image are not."""
-    return side.views["id"].take(places).to_pylist() if not side.paths else [0] * len(places)
+    return side.views["item" if side.paths else "id"].take(places).to_pylist()
 
 
 def name_of(side: Collection, place: int) -> str:
@@ -163,9 +154,8 @@ def _caption(row: dict[str, Any], more: int, a: Collection, b: Collection) -> st
 def _save_pair(path: Path, row: dict[str, Any], a: Collection, b: Collection) -> None:
     from geomim.corpus.report import pictures  # here: matplotlib takes a second
 
-    left = orient(_picture(a, row["a"], pictures).transpose(2, 0, 1), row["orientation"]).transpose(1, 2, 0)
-    right = _picture(b, row["b"], pictures)
-    pictures.save_picture(path, pictures.beside([left, right]))
+    left, right = _picture(a, row["a"], pictures), _picture(b, row["b"], pictures)
+    pictures.save_picture(path, pictures.beside([pictures.turn_picture(left, row["orientation"]), right]))
 
 
 def _picture(side: Collection, place: int, pictures: Any) -> np.ndarray:

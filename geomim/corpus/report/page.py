@@ -25,6 +25,13 @@ def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"<table>{f'<tr>{titles}</tr>' if head else ''}{body}</table>"
 
 
+def html_figure(caption: str, image: str = "") -> str:
+    """A picture, where there is one, and its caption as plain text."""
+    text = html.escape(caption)
+    shown = f'<img src="{image}" alt="{text}">' if image else ""
+    return f"<figure>{shown}<figcaption>{text}</figcaption></figure>"
+
+
 _PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>

@@ -12,6 +12,7 @@ import shapely
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
+from geomim.corpus.duplicates.fingerprint import orient
 from geomim.errors import BandError
 from geomim.sensors import Sensor, match_bands
 
@@ -83,15 +84,8 @@ def contact_sheet(pictures: Sequence[np.ndarray], columns: int, gap: int = 4) ->
     Returns:
         `(h, w, 3)` uint8.
     """
-    height, width = pictures[0].shape[:2]
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
-    for number, picture in enumerate(pictures):
-        row, column = divmod(number, columns)
-        top, left = row * (height + gap), column * (width + gap)
-        sheet[top : top + height, left : left + width] = picture
-    return sheet
+    rows = [beside(pictures[start : start + columns], gap) for start in range(0, len(pictures), columns)]
+    return beside([row.swapaxes(0, 1) for row in rows], gap).swapaxes(0, 1)
 
 
 def shrink(picture: np.ndarray, edge: int) -> np.ndarray:
@@ -131,6 +125,11 @@ def beside(pictures: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
         row[: len(picture), left : left + picture.shape[1]] = picture
         left += picture.shape[1] + gap
     return row
+
+
+def turn_picture(picture: np.ndarray, orientation: int) -> np.ndarray:
+    """A picture `(H, W, 3)` turned as `fingerprint.orient` turns pixels."""
+    return orient(picture.transpose(2, 0, 1), orientation).transpose(1, 2, 0)
 
 
 def save_picture(path: Path, picture: np.ndarray) -> None:

@@ -6,19 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
+from geomim.corpus.report import sections
 from geomim.corpus.report.facts import KINDS, funnel, gather, kind_of
 from geomim.corpus.report.gallery import Gallery
 from geomim.corpus.report.page import html_page
-from geomim.corpus.report.sections import (
-    audit_html,
-    bands_html,
-    classes_html,
-    funnel_html,
-    joined_html,
-    licences_html,
-    sizes_html,
-    skipped_html,
-)
 from geomim.corpus.report.terminal import print_funnel, print_summary
 from geomim.corpus.store import Corpus
 
@@ -44,22 +35,22 @@ def write_report(path: str | Path) -> Path:
     part.mkdir()
     facts = gather(corpus)
     gallery = Gallery(corpus, part, facts)
-    sections = [
-        ("What became of the tiles", funnel_html(facts)),
+    content = [
+        ("What became of the tiles", sections.funnel_html(facts)),
         ("Kept tiles, a sample", gallery.kept()),
         *gallery.dropped(),
         ("The largest groups of duplicates", gallery.clusters()),
         ("Between splits", gallery.between_splits()),
-        ("Benchmarks", audit_html(corpus)),
-        ("Bands", bands_html(corpus) + gallery.histograms()),
+        ("Benchmarks", sections.audit_html(corpus)),
+        ("Bands", sections.bands_html(corpus) + gallery.histograms()),
         ("Where they lie", gallery.footprints()),
-        ("Sizes", sizes_html(corpus)),
-        ("Classes and splits", classes_html(corpus, facts)),
-        ("Tables joined", joined_html(corpus)),
-        ("Skipped sources", skipped_html(corpus)),
-        ("Sources and licences", licences_html(corpus, facts)),
+        ("Sizes", sections.sizes_html(corpus)),
+        ("Classes and splits", sections.classes_html(corpus, facts)),
+        ("Tables joined", sections.joined_html(corpus)),
+        ("Skipped sources", sections.skipped_html(corpus)),
+        ("Sources and licences", sections.licences_html(corpus, facts)),
     ]
-    (part / "index.html").write_text(html_page(f"Corpus {home.resolve().name}", sections), encoding="utf-8")
+    (part / "index.html").write_text(html_page(f"Corpus {home.resolve().name}", content), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
     return folder / "index.html"

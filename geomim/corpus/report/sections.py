@@ -5,13 +5,15 @@ from __future__ import annotations
 import html
 import json
 from pathlib import Path
-from typing import Any
 
 from geomim.corpus.report.facts import Facts, as_funnel
 from geomim.corpus.report.page import html_table
 from geomim.corpus.store import Corpus
 
 _LISTED = 200  # rows of a table
+BAND_HEAD = ("band", "wavelength (nm)", "mean", "std")
+ORIGIN_HEAD = ("dataset", "licence", "commercial use", "tiles", "kept")
+AUDIT_HEAD = ("benchmark", "splits", "images", "tiles that touch it", "")
 
 
 def funnel_html(facts: Facts) -> str:
@@ -28,9 +30,7 @@ def funnel_html(facts: Facts) -> str:
         f"<p>Tiles with little to see (water, sand, haze): {low:,}, of which {kept:,} are kept. They are never called "
         "near duplicates of each other.</p>"
     )
-    if not low:
-        words = ""
-    return f"<table>{''.join(rows)}</table>{words}"
+    return f"<table>{''.join(rows)}</table>{words if low else ''}"
 
 
 def sizes_html(corpus: Corpus) -> str:
@@ -46,26 +46,37 @@ def sizes_html(corpus: Corpus) -> str:
 
 def bands_html(corpus: Corpus) -> str:
     """Bands with wavelength, mean and standard deviation."""
-    statistics, sensor = corpus.meta["statistics"], corpus.sensor
-    rows = [
+    which = "kept tiles of the train split" if corpus.meta["statistics"]["split"] == "train" else "all kept tiles"
+    name = html.escape(corpus.sensor.name)
+    text = f"<p>Sensor {name}; mean and standard deviation of stored numbers over {which}.</p>"
+    return text + html_table(BAND_HEAD, band_rows(corpus))
+
+
+def band_rows(corpus: Corpus) -> list[tuple[str, ...]]:
+    """The same of each band in words."""
+    numbers = zip(corpus.sensor.bands, corpus.contract.mean, corpus.contract.std, strict=True)
+    return [
         (band.name, "" if band.wavelength is None else f"{band.wavelength:g}", f"{mean:.5g}", f"{std:.5g}")
-        for band, mean, std in zip(sensor.bands, corpus.contract.mean, corpus.contract.std, strict=True)
+        for band, mean, std in numbers
     ]
-    which = "kept tiles of the train split" if statistics["split"] == "train" else "all kept tiles"
-    text = f"<p>Sensor {html.escape(sensor.name)}; mean and standard deviation of stored numbers over {which}.</p>"
-    return text + html_table(("band", "wavelength (nm)", "mean", "std"), rows)
 
 
 def classes_html(corpus: Corpus, facts: Facts) -> str:
     """Kept tiles by class and split."""
+    head, *rows = class_rows(corpus, facts, "(no class)")
+    if len(rows) > 1:
+        rows.append(("together", *(f"{facts.classes[split].total():,}" for split in ordered_splits(facts))))
+    return html_table(head, rows)
+
+
+def class_rows(corpus: Corpus, facts: Facts, unnamed: str) -> list[tuple[str, ...]]:
+    """The same as rows of words, the head first; `unnamed` stands for no class."""
     splits = ordered_splits(facts)
     names: list[str | None] = [*corpus.classes]
     if not corpus.classes or any(facts.classes[split][None] for split in splits):
         names.append(None)
-    rows = [(name or "(no class)", *(f"{facts.classes[split][name]:,}" for split in splits)) for name in names]
-    if len(names) > 1:
-        rows.append(("together", *(f"{facts.classes[split].total():,}" for split in splits)))
-    return html_table(("class", *(f"kept, {split}" for split in splits)), rows)
+    rows = [(name or unnamed, *(f"{facts.classes[split][name]:,}" for split in splits)) for name in names]
+    return [("class", *(f"kept, {split}" for split in splits)), *rows]
 
 
 def ordered_splits(facts: Facts) -> list[str]:
@@ -88,7 +99,7 @@ def skipped_html(corpus: Corpus) -> str:
 
 def licences_html(corpus: Corpus, facts: Facts) -> str:
     """Where the tiles come from and what may be done with them."""
-    origins = html_table(("dataset", "licence", "commercial use", "tiles", "kept"), origin_rows(facts))
+    origins = html_table(ORIGIN_HEAD, origin_rows(facts))
     rows = [
         ("sources", f"{facts.sources:,} cut, {len(corpus.skipped()):,} skipped"),
         ("given as", ", ".join(map(str, corpus.meta["recipe"].get("source") or []))),
@@ -110,28 +121,21 @@ def origin_rows(facts: Facts) -> list[tuple[str, ...]]:
     return rows[:_LISTED]
 
 
-def read_audit(corpus: Corpus) -> list[dict[str, Any]]:
-    """Benchmarks that the corpus was compared with."""
-    file = corpus.path / "audit" / "audit.json"
-    return json.loads(file.read_text())["benchmarks"] if file.is_file() else []
-
-
 def audit_html(corpus: Corpus) -> str:
     """Which benchmarks the corpus was kept clear of, and where the evidence lies."""
-    records = read_audit(corpus)
-    if not records:
-        return "<p>This corpus was not compared with any benchmark: `geomim corpus exclude` does that.</p>".replace(
-            "`geomim corpus exclude`", "<code>geomim corpus exclude</code>"
-        )
-    rows = [audit_row(record) for record in records]
+    if not (rows := audit_rows(corpus)):
+        return "<p>This corpus was not compared with any benchmark: <code>geomim corpus exclude</code> does that.</p>"
     link = '<p><a href="../audit/index.html">The evidence</a>, with pictures of the matches.</p>'
-    return html_table(("benchmark", "splits", "images", "tiles that touch it", ""), rows) + link
+    return html_table(AUDIT_HEAD, rows) + link
 
 
-def audit_row(record: dict[str, Any]) -> tuple[str, ...]:
-    """One benchmark in words."""
-    done = "excluded" if record["excluded"] else "reported only"
-    unreadable = len(record["unreadable"])
-    state = f"{done}; {unreadable} images not readable" if unreadable else done
-    splits = ", ".join(record["splits"]) or "all"
-    return record["benchmark"], splits, f"{record['images']:,}", f"{record['tiles']:,}", state
+def audit_rows(corpus: Corpus) -> list[tuple[str, ...]]:
+    """Benchmarks that the corpus was compared with, in words."""
+    file, rows = corpus.path / "audit" / "audit.json", []
+    for record in json.loads(file.read_text())["benchmarks"] if file.is_file() else []:
+        done = "excluded" if record["excluded"] else "reported only"
+        unreadable = len(record["unreadable"])
+        state = f"{done}; {unreadable} images not readable" if unreadable else done
+        splits = ", ".join(record["splits"]) or "all"
+        rows.append((record["benchmark"], splits, f"{record['images']:,}", f"{record['tiles']:,}", state))
+    return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -177,37 +177,24 @@ def _read(path: str, changed: int) -> Card:
         raise InputError(f"source card '{path}' is no YAML file ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(values, dict) or values.pop("kind", None) != "source":
         raise InputError(f"'{path}' is no source card: expected a mapping with 'kind: source'")
+    try:
+        return _card(values, path)
+    except (InputError, BandError) as error:
+        raise InputError(f"source card '{path}': {error}") from error
+
+
+def _card(values: dict[str, Any], path: str) -> Card:
+    """The card that a mapping says, every key checked, and what one key says of another."""
     known = {one.name: one for one in fields(Card) if one.name != "file"}
     for key in values:
         if key not in known:
-            raise InputError(f"source card '{path}': unknown key '{key}'{nearest(str(key), known)}")
-    missing = [key for key, one in known.items() if _required(one) and key not in values]
-    if missing:
-        raise InputError(f"source card '{path}': missing {', '.join(missing)}")
-    checked = {}
-    for key, value in values.items():
-        try:
-            checked[key] = _CHECKS.get(key, _text)(value)
-        except _WrongError as error:
-            raise InputError(f"source card '{path}': '{key}' must be {error}, given {value!r}") from error
-        except (InputError, BandError) as error:
-            raise InputError(f"source card '{path}': {error}") from error
-    card = Card(**checked, file=path)
-    try:
-        _check(card)
-    except (InputError, BandError) as error:
-        raise InputError(f"source card '{path}': {error}") from error
-    return card
-
-
-def _required(one: Field[Any]) -> bool:
-    return one.default is MISSING and one.default_factory is MISSING
-
-
-def _check(card: Card) -> None:
-    """What one key says of another."""
-    if card.name != Path(card.file).stem:
-        raise InputError(f"'name' must be that of the file, '{Path(card.file).stem}', given '{card.name}'")
+            raise InputError(f"unknown key '{key}'{nearest(str(key), known)}")
+    needed = [key for key, one in known.items() if one.default is MISSING and one.default_factory is MISSING]
+    if missing := [key for key in needed if key not in values]:
+        raise InputError(f"missing {', '.join(missing)}")
+    card = Card(**{key: _checked(key, value) for key, value in values.items()}, file=path)
+    if card.name != Path(path).stem:
+        raise InputError(f"'name' must be that of the file, '{Path(path).stem}', given '{card.name}'")
     unknown = [split for split in card.held_out if split not in card.splits]
     if unknown:
         raise InputError(f"'held_out' names {', '.join(unknown)}, which is not among the splits {list(card.splits)}")
@@ -216,32 +203,38 @@ def _check(card: Card) -> None:
     if other:
         raise InputError(f"'open' names splits {', '.join(map(str, other))}; 'splits' has {list(card.splits)}")
     card.to_sensor()
+    return card
+
+
+def _checked(key: str, value: Any) -> Any:
+    try:
+        return _CHECKS.get(key, _text)(value)
+    except _WrongError as error:
+        raise InputError(f"'{key}' must be {error}, given {value!r}") from error
 
 
 class _WrongError(ValueError):
     """A value of the wrong type; says which type was expected."""
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise _WrongError("text")
-    return value.strip()
-
-
-def _words(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-        raise _WrongError("a list of words")
-    return tuple(value)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise _WrongError("a mapping")
+def _expected(words: str, fits: bool, value: Any) -> Any:
+    if not fits:
+        raise _WrongError(words)
     return value
 
 
-def _address(value: Any) -> str | None:
-    return None if value is None else _text(value)
+def _text(value: Any) -> str:
+    return str(_expected("text", isinstance(value, str), value)).strip()
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    listed = isinstance(value, list) and all(isinstance(word, str) for word in value)
+    return tuple(_expected("a list of words", listed, value))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    named = isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    return dict(_expected("a mapping", named, value))
 
 
 def _metres(value: Any) -> float | tuple[float, ...] | str:
@@ -253,22 +246,9 @@ def _metres(value: Any) -> float | tuple[float, ...] | str:
     return tuple(map(float, given)) if isinstance(value, list) else float(value)
 
 
-def _forbids(value: Any) -> bool | str:
-    if not isinstance(value, bool) and value != UNVERIFIED:
-        raise _WrongError("true, false or unverified")
-    return value if isinstance(value, bool) else UNVERIFIED
-
-
-def _opened(value: Any) -> str:
-    if value not in OPENED:
-        raise _WrongError(" or ".join(OPENED))
-    return str(value)
-
-
 def _bands(value: Any) -> tuple[Band, ...]:
-    if not isinstance(value, list) or not value:
-        raise _WrongError("a list of bands")
-    return Sensor.from_dict({"name": "card", "bands": value}).bands
+    given = _expected("a list of bands", isinstance(value, list) and bool(value), value)
+    return Sensor.from_dict({"name": "card", "bands": given}).bands
 
 
 def _labels(value: Any) -> Mapping[str, Any]:
@@ -281,9 +261,8 @@ def _labels(value: Any) -> Mapping[str, Any]:
 def _open(value: Any) -> Mapping[str, Any]:
     if value == "none":
         return {"none": {}}
-    if not isinstance(value, dict) or len(value) != 1:
-        raise _WrongError(f"one of {', '.join(WAYS)} with its options")
-    way, options = next(iter(value.items()))
+    single = isinstance(value, dict) and len(value) == 1
+    [(way, options)] = _expected(f"one of {', '.join(WAYS)} with its options", single, value).items()
     if way not in WAYS:
         raise InputError(f"'open': unknown way '{way}'{nearest(str(way), WAYS)}")
     for key in _mapping(options or {}):
@@ -299,11 +278,13 @@ _CHECKS: dict[str, Any] = {
     "task": _words,
     "bands": _bands,
     "gsd": _metres,
-    "non_commercial": _forbids,
+    "non_commercial": lambda value: _expected(
+        "true, false or unverified", isinstance(value, bool) or value == UNVERIFIED, value
+    ),
     "open": _open,
-    "opened": _opened,
+    "opened": lambda value: _expected(" or ".join(OPENED), value in OPENED, value),
     "size": _mapping,
-    "licence_url": _address,
+    "licence_url": lambda value: None if value is None else _text(value),
     "splits": _mapping,
     "held_out": _words,
     "labels": _labels,

@@ -35,9 +35,11 @@ def list_files(
     """
     if not os.path.isdir(root):
         raise InputError(f"{card.name}: '{root}' is no folder; expected {card.title} as published in it")
-    patterns = _patterns(card)
+    images = card.options["images"]
+    only = next(iter(card.splits)) if len(card.splits) == 1 else None  # a source published as one whole
+    patterns = images if isinstance(images, Mapping) else {only: images}
     items: list[Item] = []
-    for split, pattern in patterns:
+    for split, pattern in patterns.items():
         if splits is not None and len(patterns) > 1 and split not in splits:
             continue
         paths = sorted(glob.glob(pattern, root_dir=root, recursive=True))
@@ -58,14 +60,6 @@ def list_files(
         if joined is not None:
             joined.append(table)
     return [item for item in items if splits is None or item.split in splits]
-
-
-def _patterns(card: Card) -> list[tuple[str | None, str]]:
-    images = card.options["images"]
-    if isinstance(images, Mapping):
-        return list(images.items())
-    only = next(iter(card.splits)) if len(card.splits) == 1 else None  # a source published as one whole
-    return [(only, images)]
 
 
 def _captions(card: Card, root: str, items: list[Item], splits: Sequence[str] | None) -> Joined:

@@ -238,12 +238,10 @@ def _pixels(uri: str, values: Mapping[str, Any], sample: Sample, card: Card | No
             f"'{uri}' has the shape {pixels.shape}; expected bands, rows and columns"
             + (f", or {dates} dates of them" if dates > 1 else " (a card says 'dates: 2' for pairs)")
         )
-    dtype = card.options.get("dtype") if card else None
-    if dtype:
-        limits = np.iinfo(dtype)
-        fits = np.isfinite(pixels).all() and pixels.min() >= limits.min and pixels.max() <= limits.max
-        if fits and (pixels.dtype.kind in "iu" or (pixels == np.floor(pixels)).all()):
-            pixels = pixels.astype(dtype)
+    if card and (dtype := card.options.get("dtype")):
+        with np.errstate(invalid="ignore"):  # a number that does not fit comes out as another one
+            whole = pixels.astype(dtype)
+        pixels = whole if np.array_equal(whole, pixels) else pixels
     return np.ascontiguousarray(pixels)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -27,7 +28,8 @@ def list_(task: str | None = None, licence: str | None = None) -> None:
     Raises:
         ConfigError: No card fits.
     """
-    found = [card for card in cards() if _fits_task(card, task) and _fits_licence(card, licence)]
+    named = [card for card in cards() if task is None or task.lower() in ", ".join(card.task).lower()]
+    found = [card for card in named if _fits_licence(card, licence)]
     if not found:
         asked = [f"--{name} {value}" for name, value in (("task", task), ("licence", licence)) if value]
         raise ConfigError(f"no source card fits {' '.join(asked)}: geomim sources list shows all {len(cards())}")
@@ -84,21 +86,15 @@ def check(source: str, download: bool = False) -> None:
     card = named.card
     items = list_card(named, download)
     table = Table("split", "images", "published", "first image", "labels", title=f"{card.title} in {named.root}")
-    for split, members in _by_split(items).items():
-        with open_item(members[0]) as scene:
+    for split, count in Counter(item.split for item in items).items():
+        item = next(item for item in items if item.split == split)
+        with open_item(item) as scene:
             first = f"{len(scene.sensor.bands)} x {scene.height} x {scene.width} {scene.dtype}"
-            labels = _labels(members[0], scene)
-        published = str(card.splits.get(split, "none")) + (" (held out)" if split in card.held_out else "")
-        table.add_row(split or "", str(len(members)), published, first, labels)
+            labels = _labels(item, scene)
+        published = str(card.splits.get(split or "", "none")) + (" (held out)" if split in card.held_out else "")
+        table.add_row(split or "", str(count), published, first, labels)
     console.print(table)
     console.print(f"bands {', '.join(band.name for band in card.bands)}: as the card says", soft_wrap=True)
-
-
-def _by_split(items: Iterable[Item]) -> dict[str, list[Item]]:
-    found: dict[str, list[Item]] = {}
-    for item in items:
-        found.setdefault(item.split or "", []).append(item)
-    return found
 
 
 def _labels(item: Item, scene: Scene) -> str:
@@ -113,10 +109,6 @@ def _labels(item: Item, scene: Scene) -> str:
     if found and found.mask is not None:
         parts.append(f"mask of {len(found.classes)} classes")
     return ", ".join(parts) or "none"
-
-
-def _fits_task(card: Card, task: str | None) -> bool:
-    return task is None or task.lower() in ", ".join(card.task).lower()
 
 
 def _fits_licence(card: Card, licence: str | None) -> bool:

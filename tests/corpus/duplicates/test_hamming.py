@@ -1,14 +1,15 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
+from geomim.corpus.duplicates import hamming
 from geomim.corpus.duplicates.hamming import (
     Band,
     BandIndex,
     choose_bands,
     cross_pairs,
     index_band,
-    join_band,
-    near_pairs,
     search_band,
 )
 from geomim.errors import CorpusError
@@ -49,11 +50,19 @@ def bands_of(radius, count):
     return tuple(Band(tuple(range(b, 64, count))[:20], share - 1 + (b < more)) for b in range(count))
 
 
-def in_pieces(hashes, bands, parts):
+def near_pairs(hashes, radius):
+    """Each pair within one set once."""
+    pairs, distances = cross_pairs(hashes, hashes, radius)
+    once = pairs[:, 0] < pairs[:, 1]
+    return pairs[once], distances[once]
+
+
+def in_pieces(hashes, bands, edges):
     for which in range(len(bands)):
         index = index_band(hashes, bands[which])
-        for part in range(parts):
-            yield join_band(bands, which, index, part, parts)
+        for start, stop in pairwise(edges):
+            pairs, distances = search_band(bands, which, index, hashes[start:stop])
+            yield pairs + np.array([start, 0]), distances
 
 
 def put_together(pieces):
@@ -82,33 +91,20 @@ def test_every_pair_is_found(kind, radius):
 def test_any_bands_and_any_pieces_find_the_same_without_repeats(kind, radius, count):
     hashes = planted(kind, 600)
     bands = bands_of(radius, count)
-    expected, apart = brute_force(hashes, hashes, radius)
-    for parts in (1, 7):
-        pairs, distances = put_together(in_pieces(hashes, bands, parts))
+    expected, apart = brute_force(hashes.copy(), hashes, radius)
+    for edges in ([0, len(hashes)], [0, 100, 350, len(hashes)], [*range(0, len(hashes), 90), len(hashes)]):
+        pairs, distances = put_together(in_pieces(hashes, bands, edges))
         np.testing.assert_array_equal(pairs, expected)
         np.testing.assert_array_equal(distances, apart)
-    found = []
-    for which in range(count):
-        index = index_band(hashes, bands[which])
-        for start in (0, 100, 350):
-            stop = {0: 100, 100: 350, 350: len(hashes)}[start]
-            pairs, distances = search_band(bands, which, index, hashes[start:stop])
-            found.append((pairs + np.array([start, 0]), distances))
-    pairs, distances = put_together(found)
-    expected, apart = brute_force(hashes.copy(), hashes, radius)
+
+
+def test_many_queries_are_searched_a_piece_at_a_time(monkeypatch):
+    hashes = planted("skewed")
+    expected, apart = near_pairs(hashes, 6)
+    monkeypatch.setattr(hamming, "_PIECE", 50)
+    pairs, distances = near_pairs(hashes, 6)
     np.testing.assert_array_equal(pairs, expected)
     np.testing.assert_array_equal(distances, apart)
-
-
-def test_threads_change_nothing_not_even_the_order():
-    hashes = planted("skewed", 3000)
-    bands = bands_of(6, 3)
-    index = index_band(hashes, bands[1])
-    alone, apart = join_band(bands, 1, index)
-    for threads in (2, 3):
-        pairs, distances = join_band(bands, 1, index, threads=threads)
-        np.testing.assert_array_equal(pairs, alone)
-        np.testing.assert_array_equal(distances, apart)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
@@ -120,7 +116,9 @@ def test_few_hashes(count, radius):
     assert distances.dtype == np.uint8
     pairs, _ = cross_pairs(hashes, np.array([5], np.uint64), radius)
     assert len(pairs) == min(count, 1 + (radius > 0))
-    assert len(put_together(in_pieces(hashes, bands_of(radius, 3), 3))[0]) == (count == 2 and radius > 0)
+    assert len(put_together(in_pieces(hashes, bands_of(radius, 3), [0, 0, 1, 2]))[0]) == count * (
+        1 + (count == 2 and radius > 0)
+    )
 
 
 def test_extreme_bits_are_searched():
@@ -153,22 +151,21 @@ def test_an_index_is_a_stable_sort_by_key():
 def test_an_index_can_be_stored_and_mapped(tmp_path):
     hashes = planted("uniform")
     bands = bands_of(8, 3)
-    expected = join_band(bands, 1, index_band(hashes, bands[1]))
+    expected = search_band(bands, 1, index_band(hashes, bands[1]), hashes)
     names = ("order", "starts", "hashes")
     for name in names:
         np.save(tmp_path / name, getattr(index_band(hashes, bands[1]), name))
     mapped = BandIndex(*(np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in names))
-    np.testing.assert_array_equal(join_band(bands, 1, mapped)[0], expected[0])
+    np.testing.assert_array_equal(search_band(bands, 1, mapped, hashes)[0], expected[0])
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_too_many_pairs_are_an_error_never_cut_off(threads):
+def test_too_many_pairs_are_an_error_never_cut_off():
     hashes = np.arange(64, dtype=np.uint64)
-    count = len(brute_force(hashes, hashes, 3)[0])
-    assert len(near_pairs(hashes, 3, limit=count, threads=threads)[0]) == count
+    count = len(brute_force(hashes, hashes.copy(), 3)[0])
+    assert len(cross_pairs(hashes, hashes, 3, limit=count)[0]) == count
     with pytest.raises(CorpusError, match=f"more than {count - 1:,} pairs of hashes lie within 3 bits"):
-        near_pairs(hashes, 3, limit=count - 1, threads=threads)
+        cross_pairs(hashes, hashes, 3, limit=count - 1)
     with pytest.raises(CorpusError, match="more than 10 pairs"):
-        cross_pairs(hashes, hashes, 2, limit=10, threads=threads)
+        cross_pairs(hashes, hashes, 2, limit=10)
     with pytest.raises(CorpusError, match=r"0\.\.12 bits, given 13"):
         near_pairs(hashes, 13)

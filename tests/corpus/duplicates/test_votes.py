@@ -66,15 +66,3 @@ def test_a_patch_of_a_crowd_has_no_say_on_either_side():
     assert len(crop_matches(one, blocks, min_votes=1, crowd=30).one) == 60
     assert len(crop_matches(one, blocks, min_votes=1, crowd=29).one) == 0
     assert len(crop_matches(blocks, one, min_votes=1, crowd=29).one) == 0
-
-
-def test_threads_do_not_change_the_outcome():
-    hashes = hashes_with_kin(500)
-    places = np.arange(len(hashes))
-    blocks = Blocks(
-        places % 40, hashes, np.stack([places % 64, places % 48], 1).astype(np.int16), np.full((1000, 2), 64)
-    )
-    one, two = (crop_pairs(blocks, min_votes=1, threads=threads) for threads in (1, 3))
-    assert len(one.one) > 100
-    for name in ("one", "two", "orientation", "offset", "votes"):
-        assert np.array_equal(getattr(one, name), getattr(two, name))
