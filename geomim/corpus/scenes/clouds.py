@@ -7,7 +7,6 @@ import os
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
@@ -17,8 +16,8 @@ import numpy as np
 from rasterio.windows import Window
 
 from geomim.corpus.scenes.files import SUFFIXES, environment, open_dataset, split_address
-from geomim.corpus.scenes.grids import Grid
-from geomim.corpus.scenes.scene import Scene
+from geomim.corpus.scenes.footprints import Grid
+from geomim.corpus.scenes.scene import Scene, Windows
 from geomim.corpus.scenes.warping import on_grid
 from geomim.errors import InputError, nearest
 
@@ -58,42 +57,12 @@ class UnknownKindError(InputError):
     """Neither name nor codes of a cloud mask tell what its codes mean."""
 
 
-@dataclass
-class CloudMask:
-    """A raster of cloud codes, on the scene's grid.
-
-    Attributes:
-        uri: The raster.
-        dataset: Open rasterio dataset.
-        places: 0-based places of the bands that hold codes.
-        outside: 0-based place of a band that is 0 where the mask says nothing, or None.
-        kind: One of `KINDS`.
-        nodata: Code that says nothing, or None.
-    """
-
-    uri: str
-    dataset: Any
-    places: tuple[int, ...]
-    outside: int | None
-    kind: str
-    nodata: float | None
-
-    def read(self, window: Window) -> np.ndarray:
-        """`(h, w)` bool: True under cloud or its shadow."""
-        with environment(self.uri):
-            codes = self.dataset.read([place + 1 for place in self.places], window=window)
-            known = None if self.outside is None else self.dataset.read(self.outside + 1, window=window) > 0
-        if codes.dtype.kind == "f":  # some programs write all bands of a file as one type
-            codes = np.nan_to_num(codes).astype(np.int64)
-        cloudy = KINDS[self.kind](codes)
-        if self.nodata is not None:
-            cloudy &= codes != np.asarray(self.nodata, codes.dtype)
-        somewhere: np.ndarray = np.logical_or.reduce(cloudy, axis=0)
-        return somewhere if known is None else somewhere & known
-
-    def close(self) -> None:
-        """Close the file."""
-        self.dataset.close()
+def cloudy(codes: np.ndarray, kind: str, nodata: float | None = None) -> np.ndarray:
+    """Where codes mean cloud or its shadow, bool; not where they are `nodata`."""
+    if codes.dtype.kind == "f":  # some programs write all bands of a file as one type
+        codes = np.nan_to_num(codes).astype(np.int64)
+    found = KINDS[kind](codes)
+    return found if nodata is None else found & (codes != np.asarray(nodata, codes.dtype))
 
 
 def named_kind(name: str, whole: bool = False) -> str | None:
@@ -107,7 +76,7 @@ def named_kind(name: str, whole: bool = False) -> str | None:
 
 def open_mask(
     uri: str, grid: Grid | None, shape: tuple[int, int], kind: str | None = None, places: Sequence[int] = (0,)
-) -> CloudMask:
+) -> Windows:
     """Open a cloud mask on the grid of a scene, resampled to the nearest code where its own is another.
 
     Args:
@@ -125,20 +94,27 @@ def open_mask(
         nodata = dataset.nodatavals[places[0]]
         kind = kind_of(uri, dataset.descriptions[places[0]], kind, lambda: _sample(dataset, places[0]), nodata)
         nodata = nodata if kind == "binary" and nodata != 1 else None
-        own = Grid.of(dataset)
+        own, numbers, outside = Grid.of(dataset), [place + 1 for place in places], False
         if grid is not None and own.crs and not grid.agrees(own):
             warped = on_grid(uri, dataset, grid, places, nearest=True)
             dataset.close()
-            return CloudMask(uri, warped, tuple(range(len(places))), len(places), kind, nodata)
-        if (own.height, own.width) != shape:
+            dataset, numbers, outside = warped, [*range(1, len(places) + 2)], True
+        elif (own.height, own.width) != shape:
             raise InputError(
                 f"cloud mask '{uri}' is {own.height} x {own.width} and its scene {shape[0]} x {shape[1]}, and they "
                 "share no place on Earth: bring it to the scene's grid first"
             )
-        return CloudMask(uri, dataset, tuple(places), None, kind, nodata)
     except BaseException:
         dataset.close()
         raise
+
+    def read(window: Window) -> np.ndarray:
+        with environment(uri):
+            codes = dataset.read(numbers, window=window)
+        where: np.ndarray = cloudy(codes[: len(places)], kind, nodata).any(axis=0)
+        return where & (codes[-1] > 0) if outside else where  # the band behind them is 0 where the mask says nothing
+
+    return Windows(read, dataset.close)
 
 
 def _sample(dataset: Any, place: int) -> np.ndarray:

@@ -62,19 +62,11 @@ class DetectedClouds:
     def read(self, window: Window) -> np.ndarray:
         """`(h, w)` bool: True under cloud or its shadow."""
         rows, cols = window.toslices()
-        cloudy = np.zeros((rows.stop - rows.start, cols.stop - cols.start), bool)
-        first = rows.start // _BLOCK
-        self._kept = {place: block for place, block in self._kept.items() if place[0] >= first}
-        for row in range(first, -(-rows.stop // _BLOCK)):
-            for col in range(cols.start // _BLOCK, -(-cols.stop // _BLOCK)):
-                block = self._block(row, col)
-                top, left = max(row * _BLOCK, rows.start), max(col * _BLOCK, cols.start)
-                bottom = min(row * _BLOCK + block.shape[0], rows.stop)
-                right = min(col * _BLOCK + block.shape[1], cols.stop)
-                cloudy[top - rows.start : bottom - rows.start, left - cols.start : right - cols.start] = block[
-                    top - row * _BLOCK : bottom - row * _BLOCK, left - col * _BLOCK : right - col * _BLOCK
-                ]
-        return cloudy
+        down, across = (range(part.start // _BLOCK, -(-part.stop // _BLOCK)) for part in (rows, cols))
+        self._kept = {place: block for place, block in self._kept.items() if place[0] >= down.start}
+        cloudy = np.block([[self._block(row, col) for col in across] for row in down])
+        top, left = rows.start - down.start * _BLOCK, cols.start - across.start * _BLOCK
+        return cloudy[top : top + rows.stop - rows.start, left : left + cols.stop - cols.start]
 
     def _block(self, row: int, col: int) -> np.ndarray:
         if (row, col) not in self._kept:

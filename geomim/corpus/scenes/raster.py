@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,12 @@ from rasterio.crs import CRS
 
 from geomim.corpus.scenes.clouds import mask_places, open_mask
 from geomim.corpus.scenes.files import open_dataset, parts_of
-from geomim.corpus.scenes.footprints import Placement, affine, ground_sample_distance
-from geomim.corpus.scenes.gcps import by_control_points
-from geomim.corpus.scenes.grids import Grid
+from geomim.corpus.scenes.footprints import Grid, Placement, by_control_points
 from geomim.corpus.scenes.meaning import informed, meant
 from geomim.corpus.scenes.metadata import acquisition_time, licence
 from geomim.corpus.scenes.naming import Choice, Offer, choose, read_offer
-from geomim.corpus.scenes.readers import ConvertedReader, nodata_of, sample, stored
-from geomim.corpus.scenes.scene import Numbers, Scene, Wanted
+from geomim.corpus.scenes.readers import nodata_of, sample, stored
+from geomim.corpus.scenes.scene import Numbers, Scene, Wanted, converted
 from geomim.corpus.scenes.validity import padding
 from geomim.corpus.scenes.warping import wanted_grid
 from geomim.errors import InputError
@@ -39,12 +38,11 @@ def open_raster(uri: str, wanted: Wanted) -> Scene:
 
 
 def _describe(uri: str, dataset: Any, wanted: Wanted) -> Scene:
-    grid = wanted_grid(uri, dataset, wanted.warp, wanted.resolution)
+    grid = wanted_grid(uri, dataset, wanted)
     _check_pixels(uri, dataset)
     tags, imagery, masks = dataset.tags(), dataset.tags(ns="IMAGERY"), mask_places(dataset.descriptions)
     crs, transform, placement = _place(uri, dataset) if grid is None else (grid.crs, grid.transform, None)
     height, width = (dataset.height, dataset.width) if grid is None else (grid.height, grid.width)
-    place = placement if transform is None else affine(transform)
     numbers = _palette(uri, dataset, grid, wanted) or _numbers(uri, dataset, grid, wanted)
     return Scene(
         uri=uri,
@@ -54,7 +52,6 @@ def _describe(uri: str, dataset: Any, wanted: Wanted) -> Scene:
         width=width,
         time=acquisition_time(uri, tags | imagery),
         licence=licence(tags),
-        gsd=ground_sample_distance(crs, place, height, width) or numbers.sensor.gsd,
         masks=open_mask(uri, grid, (height, width), None, masks[:1]) if masks else None,
         placement=placement,
         **vars(numbers),
@@ -68,15 +65,8 @@ def _numbers(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> Numbe
     names = [dataset.descriptions[place] or "" for place in choice.places]
     scaling = [(dataset.scales[place], dataset.offsets[place]) for place in choice.places]
     told = [None if one == (1.0, 0.0) else one for one in scaling]
-    sensor, guessed = informed(
-        uri,
-        choice.sensor,
-        names,
-        dtype,
-        told,
-        wanted.sensor is not None,
-        lambda: sample(uri, dataset, choice.places[0]),
-    )
+    look = partial(sample, uri, dataset, choice.places[0])
+    sensor, guessed = informed(uri, choice.sensor, names, dtype, told, wanted, look)
     nodata = nodata_of(dataset, choice.places, sensor.nodata)
     reader = stored(uri, dataset, grid, choice.places, nodata, choice.alpha)
     block = reader.dataset.block_shapes[0]
@@ -113,7 +103,7 @@ def _palette(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> Numbe
     choice = choose(offer, wanted.sensor, wanted.bands)
     indices = stored(uri, dataset, grid, (0,), nodata_of(dataset, (0,), None), nearest=True)
     table, shown = colours[list(choice.places)], colours[3] > 0  # transparent ones, and those of no index, are not
-    reader = ConvertedReader(indices, lambda bands, valid: (table[:, bands[0]], valid & shown[bands[0]]))
+    reader = converted(indices, lambda bands, valid: (table[:, bands[0]], valid & shown[bands[0]]))
     return Numbers(choice.sensor, reader, np.dtype(np.uint8), None, indices.dataset.block_shapes[0])
 
 

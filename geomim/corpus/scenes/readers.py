@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,7 @@ from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
 from geomim.corpus.scenes.files import environment
-from geomim.corpus.scenes.grids import Grid
-from geomim.corpus.scenes.scene import Reader
+from geomim.corpus.scenes.footprints import Grid
 from geomim.corpus.scenes.validity import Nodata, measured, padding
 from geomim.corpus.scenes.warping import on_grid
 from geomim.errors import InputError
@@ -60,27 +59,6 @@ class RasterReader:
     def close(self) -> None:
         """Close the file."""
         self.dataset.close()
-
-
-@dataclass
-class ConvertedReader:
-    """What is made of numbers as they are stored.
-
-    Attributes:
-        numbers: Gives what is stored.
-        convert: Pixels and validity of those that are stored to others.
-    """
-
-    numbers: Reader
-    convert: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-
-    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels `(C, h, w)` and validity `(h, w)`."""
-        return self.convert(*self.numbers.read(window))
-
-    def close(self) -> None:
-        """Close the file."""
-        self.numbers.close()
 
 
 def middle(height: int, width: int) -> Window:

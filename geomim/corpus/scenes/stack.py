@@ -16,13 +16,12 @@ import numpy as np
 from affine import Affine
 from rasterio.windows import Window
 
-from geomim.corpus.scenes.clouds import CloudMask, UnknownKindError, open_mask
+from geomim.corpus.scenes.clouds import UnknownKindError, open_mask
 from geomim.corpus.scenes.files import open_dataset
-from geomim.corpus.scenes.footprints import affine, ground_sample_distance
-from geomim.corpus.scenes.grids import Grid
+from geomim.corpus.scenes.footprints import Grid
 from geomim.corpus.scenes.meaning import Scaling, informed, meant
 from geomim.corpus.scenes.readers import RasterReader, sample, stored
-from geomim.corpus.scenes.scene import Numbers, Scene, Wanted
+from geomim.corpus.scenes.scene import Numbers, Scene, Wanted, Windows
 from geomim.corpus.scenes.validity import Nodata, measured, padding
 from geomim.corpus.scenes.warping import wanted_grid
 from geomim.errors import BandError, InputError
@@ -67,33 +66,6 @@ class Mask:
     places: tuple[int, ...] = (0,)
 
 
-@dataclass
-class StackReader:
-    """Bands of several files on one grid.
-
-    Attributes:
-        readers: One a file.
-        order: Where each band stands among the bands of all readers.
-        nodata: What is no measurement, a band.
-    """
-
-    readers: Sequence[RasterReader]
-    order: Sequence[int]
-    nodata: tuple[Nodata, ...]
-
-    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels `(C, h, w)` and validity `(h, w)`."""
-        parts = [reader.read_shown(window) for reader in self.readers]
-        pixels = np.concatenate([part for part, _ in parts])[list(self.order)]
-        shown: np.ndarray = np.logical_and.reduce([part for _, part in parts])
-        return pixels, shown & measured(pixels, self.nodata)
-
-    def close(self) -> None:
-        """Close the files."""
-        for reader in self.readers:
-            reader.close()
-
-
 def stack_scene(
     uri: str,
     sensor: Sensor,
@@ -129,25 +101,12 @@ def stack_scene(
         if not all(told):  # else the product's word goes before the user's
             names = [PurePosixPath(layer.path).name for layer in layers]
             look = partial(sample, layers[0].path, datasets[layers[0].path], layers[0].place)
-            sensor, guessed = informed(uri, sensor, names, dtype, told, wanted.sensor is not None, look)
-        reader = _reader(layers, datasets, grid, sensor)
-        shape = (grid.height, grid.width)
+            sensor, guessed = informed(uri, sensor, names, dtype, told, wanted, look)
+        reader, nodata, block = _reader(layers, datasets, grid, sensor)
         masks = _masks(mask, grid)
         opened.pop_all()  # they stay open, with the scene
-    block = reader.readers[0].dataset.block_shapes[0]
-    numbers = Numbers(sensor, reader, dtype, padding(reader.nodata), block, guessed)
-    return Scene(
-        uri=uri,
-        crs=grid.crs,
-        transform=grid.transform,
-        height=grid.height,
-        width=grid.width,
-        time=time,
-        licence=licence,
-        gsd=ground_sample_distance(grid.crs, affine(grid.transform), *shape) or sensor.gsd,
-        masks=masks,
-        **vars(meant(numbers, reader.nodata, told, wanted)),
-    )
+    numbers = meant(Numbers(sensor, reader, dtype, padding(nodata), block, guessed), nodata, told, wanted)
+    return Scene(uri=uri, time=time, licence=licence, masks=masks, **vars(grid), **vars(numbers))
 
 
 def _grid(uri: str, layers: Sequence[Layer], datasets: dict[str, Any], wanted: Wanted) -> Grid:
@@ -171,16 +130,12 @@ def _grid(uri: str, layers: Sequence[Layer], datasets: dict[str, Any], wanted: W
             f"one with {'--warp auto ' if degrees and not wanted.warp else ''}--resolution METRES"
         )
     if wanted.resolution is not None:  # a band that has this pixel size is left as it is
-        size = wanted.resolution
-        first = min(groups, key=lambda group: abs(math.log(_size(group[0]) / size)))[1][0]
+        sizes = [abs(math.log((grid.gsd or grid.metres[0]) / wanted.resolution)) for grid, _ in groups]
+        first = groups[sizes.index(min(sizes))][1][0]
     dataset = datasets[first.path]
     if dataset.transform == Affine.identity():
         raise InputError(f"'{first.path}' has no affine: bands in files of their own are put together by place only")
-    return wanted_grid(uri, dataset, wanted.warp, wanted.resolution) or Grid.of(dataset)
-
-
-def _size(grid: Grid) -> float:
-    return ground_sample_distance(grid.crs, affine(grid.transform), grid.height, grid.width) or grid.metres[0]
+    return wanted_grid(uri, dataset, wanted) or Grid.of(dataset)
 
 
 def _pixel(grid: Grid) -> str:
@@ -211,7 +166,7 @@ def _scaling(layer: Layer, dataset: Any) -> Scaling | None:
     return None if stated == (1.0, 0.0) else stated
 
 
-def _masks(mask: Mask | None, grid: Grid) -> CloudMask | None:
+def _masks(mask: Mask | None, grid: Grid) -> Windows | None:
     if mask is None:
         return None
     try:
@@ -222,19 +177,32 @@ def _masks(mask: Mask | None, grid: Grid) -> CloudMask | None:
         raise
 
 
-def _reader(layers: Sequence[Layer], datasets: dict[str, Any], grid: Grid, sensor: Sensor) -> StackReader:
+def _reader(
+    layers: Sequence[Layer], datasets: dict[str, Any], grid: Grid, sensor: Sensor
+) -> tuple[Windows, tuple[Nodata, ...], tuple[int, int]]:
+    """What reads the bands of all files in their order; what is no measurement in each; blocks of the first file."""
     readers: list[RasterReader] = []
     listed: list[Layer] = []
-    nodata: list[Nodata] = []
+    values: dict[Layer, Nodata] = {layer: _nodata(layer, datasets[layer.path], sensor) for layer in layers}
     for path, dataset in datasets.items():
         own = [layer for layer in layers if layer.path == path]
-        values = tuple(_nodata(layer, dataset, sensor) for layer in own)
         target = None if grid.agrees(Grid.of(dataset)) else grid
-        readers.append(stored(path, dataset, target, tuple(layer.place for layer in own), values))
+        places = tuple(layer.place for layer in own)
+        readers.append(stored(path, dataset, target, places, tuple(values[layer] for layer in own)))
         listed += own
-        nodata += values
-    order = [listed.index(layer) for layer in layers]
-    return StackReader(readers, order, tuple(nodata[place] for place in order))
+    order, nodata = [listed.index(layer) for layer in layers], tuple(values[layer] for layer in layers)
+
+    def read(window: Window) -> tuple[np.ndarray, np.ndarray]:
+        parts = [reader.read_shown(window) for reader in readers]
+        pixels = np.concatenate([part for part, _ in parts])[order]
+        shown: np.ndarray = np.logical_and.reduce([part for _, part in parts])
+        return pixels, shown & measured(pixels, nodata)
+
+    def close() -> None:
+        for reader in readers:
+            reader.close()
+
+    return Windows(read, close), nodata, readers[0].dataset.block_shapes[0]
 
 
 def _nodata(layer: Layer, dataset: Any, sensor: Sensor) -> Nodata:

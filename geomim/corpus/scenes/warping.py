@@ -21,16 +21,15 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_points
 
 from geomim.corpus.scenes.files import cause, environment
-from geomim.corpus.scenes.footprints import affine, ground_sample_distance, on_earth
-from geomim.corpus.scenes.gcps import SPLINE_POINTS
-from geomim.corpus.scenes.grids import Grid
+from geomim.corpus.scenes.footprints import SPLINE_POINTS, Grid, on_earth
+from geomim.corpus.scenes.scene import Wanted
 from geomim.errors import InputError
 
 _BLOCK = 512  # rows and columns that are warped at a time: twice as fast as GDAL's 128 x 512
 _SAME = 1e-4  # relative difference of pixel sizes that are one
 
 
-def wanted_grid(uri: str, dataset: Any, warp: str | None, resolution: float | None) -> Grid | None:
+def wanted_grid(uri: str, dataset: Any, wanted: Wanted) -> Grid | None:
     """The grid that a raster is to be brought to, or None where it stays as it is.
 
     `auto` leaves alone what is north-up in a projected system, and what has no place at all.
@@ -38,12 +37,12 @@ def wanted_grid(uri: str, dataset: Any, warp: str | None, resolution: float | No
     Args:
         uri: The raster, for error sentences.
         dataset: Open rasterio dataset.
-        warp: `auto`, or a coordinate reference system.
-        resolution: Metres of a pixel.
+        wanted: What is asked for.
 
     Raises:
         InputError: The raster has no place to warp from, or the system measures in degrees and the pixel in metres.
     """
+    warp, resolution = wanted.warp, wanted.resolution
     if warp is None and resolution is None:
         return None
     source = source_crs(dataset)
@@ -70,9 +69,7 @@ def wanted_grid(uri: str, dataset: Any, warp: str | None, resolution: float | No
 
 def _check_sizes(uri: str, dataset: Any, grid: Grid) -> None:
     """Refuse a grid that spends its pixels on going round the Earth."""
-    before, after = (
-        ground_sample_distance(g.crs, affine(g.transform), g.height, g.width) for g in (Grid.of(dataset), grid)
-    )
+    before, after = Grid.of(dataset).gsd, grid.gsd
     if before and after and after > 4 * before:
         raise InputError(
             f"'{uri}' would come from pixels of {before:.4g} m to {after:.4g} m in {_short(grid.crs)}, as what crosses "
@@ -84,13 +81,13 @@ def _short(crs: CRS) -> str:
     return str(crs.to_string())[:40]
 
 
-def check_grid(uri: str, grid: Grid | None, warp: str | None, resolution: float | None) -> None:
+def check_grid(uri: str, grid: Grid | None, wanted: Wanted) -> None:
     """Refuse to bring a scene to another grid that is read on its own only: a cube, an array in memory.
 
     Raises:
         InputError: What is asked for is another grid.
     """
-    crs = grid.crs if grid else None
+    crs, warp, resolution = grid.crs if grid else None, wanted.warp, wanted.resolution
     projected = crs is not None and crs.is_projected
     kept = warp is None or (crs is None or projected if warp == "auto" else crs == named_crs(warp))
     if resolution is not None:
