@@ -17,8 +17,9 @@ from rasterio.windows import Window
 
 from geomim.corpus.scenes.files import SUFFIXES, environment, open_dataset, split_address
 from geomim.corpus.scenes.footprints import Grid
+from geomim.corpus.scenes.readers import RasterReader, stored
 from geomim.corpus.scenes.scene import Scene, Windows
-from geomim.corpus.scenes.warping import on_grid
+from geomim.corpus.scenes.validity import Nodata
 from geomim.errors import InputError, nearest
 
 KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -75,7 +76,7 @@ def named_kind(name: str, whole: bool = False) -> str | None:
 
 
 def open_mask(
-    uri: str, grid: Grid | None, shape: tuple[int, int], kind: str | None = None, places: Sequence[int] = (0,)
+    uri: str, grid: Grid | None, shape: tuple[int, int], kind: str | None = None, places: tuple[int, ...] = (0,)
 ) -> Windows:
     """Open a cloud mask on the grid of a scene, resampled to the nearest code where its own is another.
 
@@ -94,12 +95,12 @@ def open_mask(
         nodata = dataset.nodatavals[places[0]]
         kind = kind_of(uri, dataset.descriptions[places[0]], kind, lambda: _sample(dataset, places[0]), nodata)
         nodata = nodata if kind == "binary" and nodata != 1 else None
-        own, numbers, outside = Grid.of(dataset), [place + 1 for place in places], False
+        own = Grid.of(dataset)
         if grid is not None and own.crs and not grid.agrees(own):
-            warped = on_grid(uri, dataset, grid, places, nearest=True)
-            dataset.close()
-            dataset, numbers, outside = warped, [*range(1, len(places) + 2)], True
-        elif (own.height, own.width) != shape:
+            reader = stored(uri, dataset, grid, places, (Nodata(),) * len(places), nearest=True)
+        elif (own.height, own.width) == shape:
+            reader = RasterReader(uri, dataset, places, None, False, ())
+        else:
             raise InputError(
                 f"cloud mask '{uri}' is {own.height} x {own.width} and its scene {shape[0]} x {shape[1]}, and they "
                 "share no place on Earth: bring it to the scene's grid first"
@@ -109,12 +110,10 @@ def open_mask(
         raise
 
     def read(window: Window) -> np.ndarray:
-        with environment(uri):
-            codes = dataset.read(numbers, window=window)
-        where: np.ndarray = cloudy(codes[: len(places)], kind, nodata).any(axis=0)
-        return where & (codes[-1] > 0) if outside else where  # the band behind them is 0 where the mask says nothing
+        codes, shown = reader.read_shown(window)
+        return np.any(cloudy(codes, kind, nodata), axis=0) & shown
 
-    return Windows(read, dataset.close)
+    return Windows(read, reader.close)
 
 
 def _sample(dataset: Any, place: int) -> np.ndarray:
@@ -177,9 +176,9 @@ def with_clouds(scene: Scene, clouds: str | None) -> Scene:
     if clouds is None:
         return scene
     if clouds == DETECTOR:
-        from geomim.corpus.scenes.detector import DetectedClouds
+        from geomim.corpus.scenes.detector import detected_clouds
 
-        masks: Any = DetectedClouds.of(scene)
+        masks = detected_clouds(scene)
     else:
         folder, kind = _parsed(clouds)
         found = find_mask(folder, scene.uri)

@@ -24,7 +24,7 @@ from geomim.corpus.scenes.naming import Offer, choose
 from geomim.corpus.scenes.readers import middle
 from geomim.corpus.scenes.scene import Numbers, Scene, Wanted, Windows
 from geomim.corpus.scenes.stores import images, open_store
-from geomim.corpus.scenes.validity import Nodata, measured, padding, storable
+from geomim.corpus.scenes.validity import Nodata, measured, one_type, padding, storable
 from geomim.corpus.scenes.warping import check_grid
 from geomim.errors import GeomimError, InputError
 from geomim.sensors import Band
@@ -104,11 +104,7 @@ def _describe(
     offered = tuple(_band(plane) for plane in planes)
     choice = choose(Offer(uri, offered, True, None, tuple(masks)), wanted.sensor, wanted.bands)
     chosen = [planes[place] for place in choice.places]
-    dtypes = {plane.dtype for plane in chosen}
-    dtype = np.dtype(dtypes.pop())
-    if dtypes or dtype.kind not in "iuf":
-        listed = ", ".join(sorted({str(plane.dtype) for plane in chosen}))
-        raise InputError(f"'{uri}' stores its bands as {listed}: choose bands of one type with --bands")
+    dtype = one_type(uri, [plane.dtype for plane in chosen])
     told = [None if plane.scaling == (1.0, 0.0) else plane.scaling for plane in chosen]
     names = [plane.name for plane in chosen]
     height, width = chosen[0].values.shape

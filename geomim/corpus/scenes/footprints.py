@@ -19,7 +19,7 @@ from shapely.geometry.base import BaseGeometry
 
 from geomim.errors import InputError
 
-Placement = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+Placement = Callable[[Any, Any], Any]
 """Columns and rows of pixel corners `(P,)` to x and y in a coordinate reference system."""
 
 SPLINE_POINTS = 1000
@@ -49,11 +49,11 @@ class Grid:
     @classmethod
     def of(cls, dataset: Any) -> Grid:
         """The grid that a rasterio dataset has."""
-        return cls(dataset.crs, dataset.transform, dataset.height, dataset.width)
+        return cls(dataset.crs or None, dataset.transform, dataset.height, dataset.width)
 
     def agrees(self, other: Grid) -> bool:
         """Whether two grids are one, up to rounding: a tenth of a pixel over the whole raster."""
-        if (self.height, self.width) != (other.height, other.width) or (self.crs or None) != (other.crs or None):
+        if (self.height, self.width) != (other.height, other.width) or self.crs != other.crs:
             return False
         pixel = math.hypot(self.transform.a, self.transform.d)
         return all(
@@ -63,7 +63,8 @@ class Grid:
 
     def at(self, col: float, row: float) -> tuple[float, float]:
         """Where a corner of a pixel lies in `crs`."""
-        return affine(self.transform)(col, row)
+        x, y = affine(self.transform)(col, row)
+        return x, y
 
     @property
     def gsd(self) -> float | None:
@@ -122,7 +123,7 @@ def by_control_points(uri: str, points: Sequence[Any]) -> Placement:
         )
     transformer = GCPTransformer(points, tps=len(points) <= SPLINE_POINTS)
 
-    return lambda cols, rows: tuple(map(np.asarray, transformer.xy(rows, cols, offset="ul")))
+    return lambda cols, rows: np.array(transformer.xy(rows, cols, offset="ul"))
 
 
 def _project(crs: Any, place: Placement, cols: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -279,11 +279,9 @@ def _guess(offer: Offer, bands: Sequence[Band]) -> Sensor:
 
 def _is_of(band: Band, sensor: Sensor) -> bool:
     """Name and wavelength both say so."""
-    try:
-        own = sensor.bands[match_bands([band.name], sensor.bands)[0]]
-    except BandError:
-        return False
-    return bool(band.wavelength and own.wavelength and abs(band.wavelength - own.wavelength) <= 5)
+    place = find_band(band.name, sensor.bands)
+    own = None if place is None else sensor.bands[place].wavelength
+    return bool(band.wavelength and own and abs(band.wavelength - own) <= 5)
 
 
 def _in_order(offer: Offer, sensor: Sensor, bands: Sequence[Band]) -> Sensor:

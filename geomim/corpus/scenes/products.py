@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import PurePosixPath
 from xml.etree import ElementTree
@@ -41,23 +41,21 @@ _TM = (
     Band("B5", 1650, 200, 30, "swir1"),
     Band("B7", 2220, 280, 30, "swir2"),
 )
-_LANDSAT_SENSORS = {
+_MADE_BY = {  # as `maker` tells it
     "4": Sensor("landsat4", _TM),
     "5": Sensor("landsat5", _TM),
     "7": SENSORS["landsat7"],
     "8": SENSORS["landsat8"],
-    "9": dataclasses.replace(SENSORS["landsat8"], name="landsat9"),
+    "9": replace(SENSORS["landsat8"], name="landsat9"),
+    "S2": SENSORS["sentinel2"],
+    "S30": replace(SENSORS["sentinel2"], name="hls_s30", nodata=-9999),
+    "L30": replace(SENSORS["landsat8"], name="hls_l30", scale=1e-4, offset=0.0, nodata=-9999),
 }
 _FURTHER = {  # bands that are read where --bands names them
     "landsat7": (Band("B8", 710, 380, 15, "pan"),),
     "landsat8": (Band("B8", 590, 180, 15, "pan"), Band("B9", 1373.5, 20, 30, "cirrus")),
 }
 _FURTHER["landsat9"] = _FURTHER["landsat8"]
-_MADE_BY = {
-    "S2": SENSORS["sentinel2"],
-    "S30": dataclasses.replace(SENSORS["sentinel2"], name="hls_s30", nodata=-9999),
-    "L30": dataclasses.replace(SENSORS["landsat8"], name="hls_l30", scale=1e-4, offset=0.0, nodata=-9999),
-}
 _ALSO = {"nir08": "nir_narrow", "nir09": "water_vapour", "swir16": "swir1", "swir22": "swir2"}  # Sentinel-2 on AWS
 _COLLECTION1 = (1e-4, 0.0)
 
@@ -103,14 +101,12 @@ def _loose(uri: str, folder: Folder, files: dict[str, Files], made: tuple[str, s
     name, kind = made
     usual = _MADE_BY.get(kind)
     if usual and kind == "S2" and ("L2A" in name or any(0 not in found for found in files.values())):
-        usual = dataclasses.replace(usual, name="sentinel2_l2a")  # of level 1 no name tells metres
-    told = [_meant(usual, band) for band in files]
-    sensor, places = _choose(uri, usual, told, wanted)
-    facts = _sentinel2_facts(name, folder) if re.search(r"_N\d{4}_", name) else None
-    layers = []
-    for band, place in zip(sensor.bands, places, strict=True):
-        layer = Layer(band, _nearest([*files.values()][place], wanted.resolution), alone=True)
-        layers.append(facts.scaled(layer, told[place].name) if facts else layer)
+        usual = replace(usual, name="sentinel2_l2a")  # of level 1 no name tells metres
+    told = [(_meant(usual, band), found) for band, found in files.items()]
+    sensor, codes, layers = _choose(uri, usual, told, wanted)
+    if re.search(r"_N\d{4}_", name):
+        layers = _sentinel2_facts(name, folder).scaled(codes, layers)
+    layers = [replace(layer, alone=True) for layer in layers]
     time = acquisition_time(uri, {}) or acquisition_time(folder.root, {}) or acquisition_time(name, {})
     return stack_scene(uri, sensor, layers, wanted, _mask(folder), time, COPERNICUS if kind == "S2" else None)
 
@@ -122,16 +118,21 @@ def _meant(sensor: Sensor | None, name: str) -> Band:
     return sensor.bands[place] if sensor and place is not None else Band(name, alias=code if code != name else None)
 
 
-def _choose(uri: str, usual: Sensor | None, told: Sequence[Band], wanted: Wanted) -> tuple[Sensor, tuple[int, ...]]:
-    """The sensor of the bands asked for, and their places; bands that a usual sensor lacks only where asked for."""
+def _choose(
+    uri: str, usual: Sensor | None, found: Sequence[tuple[Band, Files]], wanted: Wanted
+) -> tuple[Sensor, list[str], list[Layer]]:
+    """The sensor of the bands asked for, their names in the product, and their files.
+
+    Bands that a usual sensor lacks are read only where they are asked for; of the files of a band, the one that has the
+    resolution asked for, else the finest.
+    """
+    told = tuple(band for band, _ in found)
     further = tuple(place for place, band in enumerate(told) if usual and band not in usual.bands)
-    choice = choose(Offer(uri, tuple(told), True, None, further, usual), wanted.sensor, wanted.bands)
-    return choice.sensor, choice.places
-
-
-def _nearest(files: Files, resolution: float | None) -> str:
-    """The file that has the resolution asked for, else the finest."""
-    return files[int(resolution) if resolution in files else min(files)]
+    choice = choose(Offer(uri, told, True, None, further, usual), wanted.sensor, wanted.bands)
+    files = [found[place][1] for place in choice.places]
+    paths = [one[int(wanted.resolution) if wanted.resolution in one else min(one)] for one in files]
+    layers = [Layer(band, path) for band, path in zip(choice.sensor.bands, paths, strict=True)]
+    return choice.sensor, [told[place].name for place in choice.places], layers
 
 
 def _mask(folder: Folder) -> Mask | None:
@@ -154,21 +155,16 @@ def _sentinel2(uri: str, folder: Folder, wanted: Wanted) -> Scene:
             files.setdefault(code, {})[int(match[2] or own[code].gsd or 0)] = folder.path(name)
     told = " ".join((PurePosixPath(uri).name, *granules, *(name for name in folder.names if "/" not in name)))
     level2 = "L2A" in told or ("L1C" not in told and "B10" not in files)
-    there = [band for band in SENSORS["sentinel2"].bands if band.name in files]
-    usual = dataclasses.replace(SENSORS["sentinel2"], name="sentinel2_l2a" if level2 else "sentinel2")
-    chosen, places = _choose(uri, usual, there, wanted)
+    usual = replace(SENSORS["sentinel2"], name="sentinel2_l2a" if level2 else "sentinel2")
+    there = [(band, files[name]) for name, band in own.items() if name in files]
+    chosen, codes, layers = _choose(uri, usual, there, wanted)
     above, granule, _ = uri.rstrip("/").rpartition("/GRANULE/")
     facts = _sentinel2_facts(above, open_folder(above)) if granule else _sentinel2_facts(uri, folder)
-    codes = [there[place].name for place in places]
-    layers = [
-        facts.scaled(Layer(band, _nearest(files[code], wanted.resolution)), code)
-        for band, code in zip(chosen.bands, codes, strict=True)
-    ]
-    chosen = dataclasses.replace(chosen, nodata=_FILL)
+    layers, chosen = facts.scaled(codes, layers), replace(chosen, nodata=_FILL)
     return stack_scene(uri, chosen, layers, wanted, _mask(folder), facts.time or acquisition_time(uri, {}), COPERNICUS)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class _Facts:
     """What the metadata of a Sentinel-2 product say: reflectance is (number + offset of the band) / quantity."""
 
@@ -176,10 +172,13 @@ class _Facts:
     offsets: dict[str, float]
     time: datetime | None
 
-    def scaled(self, layer: Layer, code: str) -> Layer:
-        """A band of the product with what its numbers mean."""
-        offset = self.offsets.get(code, 0.0) / self.quantity
-        return dataclasses.replace(layer, scale=1 / self.quantity, offset=offset, nodata=_FILL)
+    def scaled(self, codes: Sequence[str], layers: Sequence[Layer]) -> list[Layer]:
+        """Bands of the product with what their numbers mean."""
+        offsets = [self.offsets.get(code, 0.0) / self.quantity for code in codes]
+        scale = 1 / self.quantity
+        return [
+            replace(one, scale=scale, offset=offset, nodata=_FILL) for one, offset in zip(layers, offsets, strict=True)
+        ]
 
 
 def _sentinel2_facts(uri: str, folder: Folder) -> _Facts:
@@ -205,27 +204,22 @@ def _sentinel2_facts(uri: str, folder: Folder) -> _Facts:
 
 def _landsat(uri: str, folder: Folder, files: dict[str, Files], made: tuple[str, str], wanted: Wanted) -> Scene:
     product, number = made
-    usual = _LANDSAT_SENSORS.get(number)
+    usual = _MADE_BY.get(number)
     if usual is None:
         raise InputError(f"'{uri}' is of Landsat {number}; known are 4, 5, 7, 8 and 9")
-    possible = dataclasses.replace(usual, bands=(*usual.bands, *_FURTHER.get(usual.name, ())))
-    told = {band: name for name in files if (band := _meant(possible, name)) in possible.bands}
-    if not told:
+    possible = replace(usual, bands=(*usual.bands, *_FURTHER.get(usual.name, ())))
+    found = {band: files[name] for name in files if (band := _meant(possible, name)) in possible.bands}
+    if not found:
         raise InputError(f"'{uri}' holds no reflective band: found {', '.join(files)}")
     facts = _landsat_facts(folder, product)
-    chosen, places = _choose(uri, usual, [*told], wanted)
+    chosen, codes, layers = _choose(uri, usual, [*found.items()], wanted)
     older = any("sr_band" in name.lower() for name in folder.names)  # made of Collection 1
     level = "L2" if "_L2" in product.upper() or any(name.startswith("SR_") for name in files) else "L1"
-    scaling = _COLLECTION1 if older else _landsat_scaling(facts, level, [[*told][place].name for place in places])
+    scaling = _COLLECTION1 if older else _landsat_scaling(facts, level, codes)
     nodata = -9999.0 if older else _FILL
-    chosen = dataclasses.replace(chosen, unit="reflectance" if scaling else "digital number", nodata=nodata)
+    chosen = replace(chosen, unit="reflectance" if scaling else "digital number", nodata=nodata)
     scale, offset = scaling or (1.0, 0.0)
-    layers = [
-        Layer(
-            band, _nearest(files[[*told.values()][place]], wanted.resolution), scale=scale, offset=offset, nodata=nodata
-        )
-        for band, place in zip(chosen.bands, places, strict=True)
-    ]
+    layers = [replace(layer, scale=scale, offset=offset, nodata=nodata) for layer in layers]
     day, hour = facts.get("DATE_ACQUIRED", ""), facts.get("SCENE_CENTER_TIME", "")[:8]
     time = acquisition_time("", {"ACQUISITIONDATETIME": f"{day}T{hour}"}) or acquisition_time(product, {})
     return stack_scene(uri, chosen, layers, wanted, _mask(folder), time, USGS)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def open_item(uri: str, wanted: Wanted) -> Scene:
     if not layers:
         raise InputError(f"'{uri}' has no asset with image bands: found {', '.join(item.assets) or 'none'}")
     choice = choose(Offer(uri, tuple(layer.band for layer in layers), True, None), wanted.sensor, wanted.bands)
-    chosen = [_renamed(layers[place], band) for place, band in zip(choice.places, choice.sensor.bands, strict=True)]
+    chosen = [replace(layers[place], band=band) for place, band in zip(choice.places, choice.sensor.bands, strict=True)]
     return stack_scene(uri, choice.sensor, chosen, wanted, _mask(item), _time(item), _licence(item))
 
 
@@ -63,7 +64,7 @@ def _json(href: str) -> Any:
             with urllib.request.urlopen(full(href), timeout=_TIMEOUT) as answer:
                 return json.loads(answer.read())
         return json.loads(Path(href).read_text(encoding="utf-8"))
-    except (OSError, ValueError, urllib.error.URLError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"'{href}' cannot be read as a STAC item ({' '.join(str(error).split())[:200]})") from error
 
 
@@ -74,7 +75,7 @@ def _layers(item: Any) -> list[Layer]:
     for key, asset in item.assets.items():
         if key.lower() in _PICTURES or _NO_MEASUREMENTS & set(asset.roles or ()) or named_kind(key, whole=True):
             continue
-        href = asset.get_absolute_href() or asset.href
+        href = _href(asset)
         if not ("tiff" in (asset.media_type or "") or "jp2" in (asset.media_type or "") or _RASTER.search(href)):
             continue
         told = _told_bands(asset.extra_fields)
@@ -95,12 +96,8 @@ def _told_bands(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
             {key.removeprefix("eo:").removeprefix("raster:"): value for key, value in band.items()}
             for band in fields["bands"]
         ]
-    spectral, numbers = fields.get("eo:bands") or [], fields.get("raster:bands") or []
-    count = max(len(spectral), len(numbers))
-    return [
-        (numbers[place] if place < len(numbers) else {}) | (spectral[place] if place < len(spectral) else {})
-        for place in range(count)
-    ]
+    older = (fields.get(key) or [] for key in ("raster:bands", "eo:bands"))
+    return [numbers | spectral for numbers, spectral in zip_longest(*older, fillvalue={})]
 
 
 def _band(facts: Mapping[str, Any], key: str, fields: Mapping[str, Any]) -> Band:
@@ -141,19 +138,15 @@ def _scaling(facts: Mapping[str, Any], band: Band, item: Any) -> tuple[float | N
     return (None, None) if (scale, offset) == (1.0, 0.0) else (scale, offset)
 
 
-def _renamed(layer: Layer, band: Band) -> Layer:
-    return Layer(band, layer.path, layer.place, layer.scale, layer.offset, layer.nodata)
-
-
 def _mask(item: Any) -> Mask | None:
     """The cloud mask: an asset that is one by its key, else one with the role `cloud`."""
-    for key, asset in item.assets.items():
-        if kind := named_kind(key, whole=True):
-            return Mask(asset.get_absolute_href() or asset.href, kind)
-    for asset in item.assets.values():
-        if "cloud" in (asset.roles or ()):
-            return Mask(asset.get_absolute_href() or asset.href)
-    return None
+    kinds = ((named_kind(key, whole=True), asset) for key, asset in item.assets.items())
+    masks = [Mask(_href(asset), kind) for kind, asset in kinds if kind or "cloud" in (asset.roles or ())]
+    return min(masks, key=lambda mask: mask.kind is None, default=None)
+
+
+def _href(asset: Any) -> str:
+    return str(asset.get_absolute_href() or asset.href)
 
 
 def _time(item: Any) -> datetime | None:

@@ -22,9 +22,9 @@ from geomim.corpus.scenes.footprints import Grid
 from geomim.corpus.scenes.meaning import Scaling, informed, meant
 from geomim.corpus.scenes.readers import RasterReader, sample, stored
 from geomim.corpus.scenes.scene import Numbers, Scene, Wanted, Windows
-from geomim.corpus.scenes.validity import Nodata, measured, padding
+from geomim.corpus.scenes.validity import Nodata, measured, one_type, padding
 from geomim.corpus.scenes.warping import wanted_grid
-from geomim.errors import BandError, InputError
+from geomim.errors import InputError
 from geomim.sensors import Band, Sensor
 
 
@@ -87,8 +87,8 @@ def stack_scene(
         licence: Of the scene.
 
     Raises:
-        InputError: A file cannot be opened, or the bands lie on different grids and no resolution is asked for.
-        BandError: The bands are of different types.
+        InputError: A file cannot be opened, the bands are of different types, or they lie on different grids and no
+            resolution is asked for.
     """
     paths = list(dict.fromkeys(layer.path for layer in layers))
     with ExitStack() as opened:
@@ -151,11 +151,7 @@ def _dtype(uri: str, layers: Sequence[Layer], datasets: dict[str, Any]) -> np.dt
             raise InputError(f"'{layer.path}' holds {held} bands, and '{uri}' says that it holds {layer.band.name} too")
         if layer.alone and held > 1:
             raise InputError(f"'{layer.path}' holds {held} bands, the files of '{uri}' one each: move it elsewhere")
-    dtypes = {datasets[layer.path].dtypes[layer.place] for layer in layers}
-    if len(dtypes) > 1 or any("complex" in dtype for dtype in dtypes):
-        raise BandError(f"'{uri}' stores its bands as {', '.join(sorted(dtypes))}: choose bands of one type (--bands)")
-    dtype: np.dtype[Any] = np.dtype(dtypes.pop())
-    return dtype
+    return one_type(uri, [datasets[layer.path].dtypes[layer.place] for layer in layers])
 
 
 def _scaling(layer: Layer, dataset: Any) -> Scaling | None:
