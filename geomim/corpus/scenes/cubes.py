@@ -155,27 +155,27 @@ def _planes(uri: str, cube: Any, choices: dict[str, str]) -> tuple[list[_Plane],
                 f"address, as in '{uri}{'&' if '#' in uri else '#'}{dim}=0'"
             )
         values = values.transpose(*others, rows, cols)
-        planes += _along(name, values, others[0]) if others else [_Plane(name, values, values.attrs)]
+        planes += _along(values, others[0]) if others else [_Plane(name, values, values.attrs)]
     shapes = {plane.values.shape for plane in planes}
     if len(shapes) > 1:
         raise InputError(f"'{uri}' holds images of {len(shapes)} sizes: keep those of one, or bring them to one grid")
     return planes, time
 
 
-def _along(name: str, values: Any, dim: str) -> list[_Plane]:
+def _along(values: Any, dim: str) -> list[_Plane]:
     """Bands along a dimension, named by its coordinate or by the variable's `long_name`."""
-    count = values.sizes[dim]
+    count, waves = values.sizes[dim], dim.lower().startswith("wave")
     names = [str(value) for value in values[dim].values] if dim in values.coords else []
     given = values.attrs.get("long_name")
     if isinstance(given, list | tuple | np.ndarray) and len(given) == count:
         names = [str(value) for value in given]
-    if not names or all(re.fullmatch(r"[\d.]+", name) for name in names):
-        names = [""] * count if not dim.lower().startswith("wave") else names
+    if not names or (not waves and all(re.fullmatch(r"[\d.]+", name) for name in names)):
+        names = [""] * count
     told = {key: values.coords[key].values for key in ("wavelength", "fwhm") if key in values.coords}
     planes = []
     for place in range(count):
         own = {key: column[place] for key, column in told.items() if np.shape(column) == (count,)}
-        if dim.lower().startswith("wave") and names[place]:
+        if waves and names[place]:
             own = {"wavelength": float(names[place]), **own}
         planes.append(_Plane(names[place], values.isel({dim: place}), values.attrs | own))
     return planes

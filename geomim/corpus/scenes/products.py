@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import PurePosixPath
 from xml.etree import ElementTree
@@ -14,7 +14,7 @@ from geomim.corpus.scenes.archives import Folder, is_folder, open_folder
 from geomim.corpus.scenes.bandfiles import group_of, maker
 from geomim.corpus.scenes.clouds import named_kind
 from geomim.corpus.scenes.meaning import added
-from geomim.corpus.scenes.metadata import acquisition_time
+from geomim.corpus.scenes.metadata import acquisition_time, date_in
 from geomim.corpus.scenes.naming import Offer, choose
 from geomim.corpus.scenes.scene import Scene, Wanted
 from geomim.corpus.scenes.stack import Layer, Mask, stack_scene
@@ -105,7 +105,7 @@ def _loose(uri: str, folder: Folder, files: dict[str, Files], made: tuple[str, s
     told = [(_meant(usual, band), found) for band, found in files.items()]
     sensor, codes, layers = _choose(uri, usual, told, wanted)
     if re.search(r"_N\d{4}_", name):
-        layers = _sentinel2_facts(name, folder).scaled(codes, layers)
+        layers = _scaled(layers, codes, *_sentinel2_facts(name, folder)[:2])
     layers = [replace(layer, alone=True) for layer in layers]
     time = acquisition_time(uri, {}) or acquisition_time(folder.root, {}) or acquisition_time(name, {})
     return stack_scene(uri, sensor, layers, wanted, _mask(folder), time, COPERNICUS if kind == "S2" else None)
@@ -159,33 +159,25 @@ def _sentinel2(uri: str, folder: Folder, wanted: Wanted) -> Scene:
     there = [(band, files[name]) for name, band in own.items() if name in files]
     chosen, codes, layers = _choose(uri, usual, there, wanted)
     above, granule, _ = uri.rstrip("/").rpartition("/GRANULE/")
-    facts = _sentinel2_facts(above, open_folder(above)) if granule else _sentinel2_facts(uri, folder)
-    layers, chosen = facts.scaled(codes, layers), replace(chosen, nodata=_FILL)
-    return stack_scene(uri, chosen, layers, wanted, _mask(folder), facts.time or acquisition_time(uri, {}), COPERNICUS)
+    *facts, time = _sentinel2_facts(above, open_folder(above)) if granule else _sentinel2_facts(uri, folder)
+    layers, chosen = _scaled(layers, codes, *facts), replace(chosen, nodata=_FILL)
+    return stack_scene(uri, chosen, layers, wanted, _mask(folder), time or acquisition_time(uri, {}), COPERNICUS)
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """What the metadata of a Sentinel-2 product say: reflectance is (number + offset of the band) / quantity."""
-
-    quantity: float
-    offsets: dict[str, float]
-    time: datetime | None
-
-    def scaled(self, codes: Sequence[str], layers: Sequence[Layer]) -> list[Layer]:
-        """Bands of the product with what their numbers mean."""
-        offsets = [self.offsets.get(code, 0.0) / self.quantity for code in codes]
-        scale = 1 / self.quantity
-        return [
-            replace(one, scale=scale, offset=offset, nodata=_FILL) for one, offset in zip(layers, offsets, strict=True)
-        ]
+def _scaled(
+    layers: Sequence[Layer], codes: Sequence[str], quantity: float, offsets: Mapping[str, float]
+) -> list[Layer]:
+    """Bands of Sentinel-2 whose reflectance is (number + offset of the band) / quantity."""
+    scaling = [(1 / quantity, offsets.get(code, 0.0) / quantity) for code in codes]
+    return [replace(layer, scaling=one, nodata=_FILL) for layer, one in zip(layers, scaling, strict=True)]
 
 
-def _sentinel2_facts(uri: str, folder: Folder) -> _Facts:
+def _sentinel2_facts(uri: str, folder: Folder) -> tuple[float, dict[str, float], datetime | None]:
+    """What the metadata of a product say, or its name: quantity and offsets, as `_scaled` takes them, and its time."""
     codes = SENSORS["sentinel2"].names  # band_id counts them
     name = next((name for name in folder.names if _MSI_METADATA.match(name)), None)
     if name is None:  # the name tells the processing baseline, from 04.00 on with an offset
-        return _Facts(10000.0, dict.fromkeys(codes, float(-(added(PurePosixPath(uri).name) or 0))), None)
+        return 10000.0, dict.fromkeys(codes, float(-(added(PurePosixPath(uri).name) or 0))), None
     texts: dict[str, str] = {}
     offsets: dict[str, float] = {}
     try:
@@ -198,8 +190,7 @@ def _sentinel2_facts(uri: str, folder: Folder) -> _Facts:
         quantity = next((float(texts[tag]) for tag in _QUANTITIES if tag in texts), 10000.0)
     except (ElementTree.ParseError, ValueError, IndexError) as error:
         raise InputError(f"'{folder.path(name)}' is no metadata of Sentinel-2 ({error}): fetch it again") from error
-    times = {"ACQUISITIONDATETIME": next((texts[tag] for tag in _TIMES if tag in texts), "")}
-    return _Facts(quantity, offsets, acquisition_time("", times))
+    return quantity, offsets, date_in(next((texts[tag] for tag in _TIMES if tag in texts), ""))
 
 
 def _landsat(uri: str, folder: Folder, files: dict[str, Files], made: tuple[str, str], wanted: Wanted) -> Scene:
@@ -218,10 +209,9 @@ def _landsat(uri: str, folder: Folder, files: dict[str, Files], made: tuple[str,
     scaling = _COLLECTION1 if older else _landsat_scaling(facts, level, codes)
     nodata = -9999.0 if older else _FILL
     chosen = replace(chosen, unit="reflectance" if scaling else "digital number", nodata=nodata)
-    scale, offset = scaling or (1.0, 0.0)
-    layers = [replace(layer, scale=scale, offset=offset, nodata=nodata) for layer in layers]
+    layers = [replace(layer, scaling=scaling or (1.0, 0.0), nodata=nodata) for layer in layers]
     day, hour = facts.get("DATE_ACQUIRED", ""), facts.get("SCENE_CENTER_TIME", "")[:8]
-    time = acquisition_time("", {"ACQUISITIONDATETIME": f"{day}T{hour}"}) or acquisition_time(product, {})
+    time = date_in(f"{day}T{hour}") or acquisition_time(product, {})
     return stack_scene(uri, chosen, layers, wanted, _mask(folder), time, USGS)
 
 

@@ -22,22 +22,13 @@ _UNMASKED = ({MaskFlags.all_valid}, {MaskFlags.nodata})
 
 @dataclass
 class RasterReader:
-    """Numbers as they are stored.
-
-    Attributes:
-        uri: The raster.
-        dataset: Open rasterio dataset.
-        places: 0-based places of the bands in it.
-        alpha: 0-based place of the alpha band, or None.
-        masked: The file carries masks of its own.
-        nodata: What is no measurement, a band.
-    """
+    """Numbers as they are stored, with attributes as `stored` takes them."""
 
     uri: str
     dataset: Any
     places: tuple[int, ...]
     alpha: int | None
-    masked: bool
+    masked: bool  # the file carries masks of its own
     nodata: tuple[Nodata, ...]
 
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from geomim.addresses import full
 from geomim.corpus.scenes.clouds import named_kind
-from geomim.corpus.scenes.meaning import added
+from geomim.corpus.scenes.meaning import Scaling, added
 from geomim.corpus.scenes.naming import Offer, choose
 from geomim.corpus.scenes.scene import Scene, Wanted
 from geomim.corpus.scenes.stack import Layer, Mask, stack_scene
@@ -82,8 +82,8 @@ def _layers(item: Any) -> list[Layer]:
         for place, facts in enumerate(told or [{}]):
             band = _band(facts, key if len(told) < 2 else f"{key} {place + 1}", asset.extra_fields)
             if band.name not in layers:
-                scale, offset = _scaling(facts, band, item)
-                layers[band.name] = Layer(band, href, place, scale, offset, _number(facts.get("nodata")))
+                nodata = _number(facts.get("nodata"))
+                layers[band.name] = Layer(band, href, place, _scaling(facts, band, item), nodata)
             if band.wavelength or band.alias:
                 described.add(band.name)
     return [layer for name, layer in layers.items() if not described or name in described]
@@ -119,7 +119,7 @@ def _number(told: Any) -> float | None:
         return None
 
 
-def _scaling(facts: Mapping[str, Any], band: Band, item: Any) -> tuple[float | None, float | None]:
+def _scaling(facts: Mapping[str, Any], band: Band, item: Any) -> Scaling | None:
     """Scale and offset of a band, or None where they are not told.
 
     Where the offset is not told of a band of Sentinel-2, its processing baseline does.
@@ -135,7 +135,7 @@ def _scaling(facts: Mapping[str, Any], band: Band, item: Any) -> tuple[float | N
         more = next((more for text in (*texts, item.id) if (more := added(text)) is not None), None)
         scale, offset = (scale, None) if more is None else (scale or 1e-4, -more * (scale or 1e-4))
     scale, offset = scale or 1.0, 0.0 if applied else offset or 0.0
-    return (None, None) if (scale, offset) == (1.0, 0.0) else (scale, offset)
+    return None if (scale, offset) == (1.0, 0.0) else (scale, offset)
 
 
 def _mask(item: Any) -> Mask | None:

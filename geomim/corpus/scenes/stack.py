@@ -36,8 +36,7 @@ class Layer:
         band: What it is.
         path: The file, as GDAL opens it.
         place: 0-based place in the file.
-        scale: Factor to what the numbers mean, or None where only the file knows.
-        offset: Added after `scale`; 0 where None.
+        scaling: What the product says its numbers mean, or None where only the file knows.
         nodata: Number that means "no measurement" by the product, where the file declares none.
         alone: The file must hold no other band.
     """
@@ -45,8 +44,7 @@ class Layer:
     band: Band
     path: str
     place: int = 0
-    scale: float | None = None
-    offset: float | None = None
+    scaling: Scaling | None = None
     nodata: float | None = None
     alone: bool = False
 
@@ -156,10 +154,8 @@ def _dtype(uri: str, layers: Sequence[Layer], datasets: dict[str, Any]) -> np.dt
 
 def _scaling(layer: Layer, dataset: Any) -> Scaling | None:
     """What the product says, else what the file says."""
-    if layer.scale is not None:
-        return layer.scale, layer.offset or 0.0
     stated = dataset.scales[layer.place], dataset.offsets[layer.place]
-    return None if stated == (1.0, 0.0) else stated
+    return layer.scaling or (None if stated == (1.0, 0.0) else stated)
 
 
 def _masks(mask: Mask | None, grid: Grid) -> Windows | None:
