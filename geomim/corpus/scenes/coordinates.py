@@ -14,7 +14,7 @@ from rasterio.crs import CRS
 
 _EVEN = 1e-2  # pixels by which a coordinate may lie beside its grid
 _WORDS = ("crs_wkt", "spatial_ref", "proj:wkt2", "proj:projjson", "proj:code", "proj:epsg", "epsg", "crs")
-_WORDS = (*_WORDS, "horizontal_CRS_code")  # of ESA's products in zarr
+_WORDS += ("horizontal_CRS_code",)  # of ESA's products in zarr
 _UNITS = {  # to metres and radians
     **dict.fromkeys(("m", "metre", "meter", "metres", "meters", "rad", "radian", "radians"), 1.0),
     **dict.fromkeys(("km", "kilometre", "kilometer", "kilometres", "kilometers"), 1000.0),

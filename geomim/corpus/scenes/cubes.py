@@ -16,7 +16,7 @@ from rasterio.windows import Window
 
 from geomim.corpus.scenes.clouds import cloudy, kind_of, named_kind
 from geomim.corpus.scenes.coordinates import place_of
-from geomim.corpus.scenes.files import cause, split_address
+from geomim.corpus.scenes.files import split_address
 from geomim.corpus.scenes.footprints import Grid
 from geomim.corpus.scenes.meaning import informed, meant
 from geomim.corpus.scenes.metadata import acquisition_time, licence
@@ -26,7 +26,7 @@ from geomim.corpus.scenes.scene import Numbers, Scene, Wanted, Windows
 from geomim.corpus.scenes.stores import images, open_store
 from geomim.corpus.scenes.validity import Nodata, measured, one_type, padding, storable
 from geomim.corpus.scenes.warping import check_grid
-from geomim.errors import GeomimError, InputError
+from geomim.errors import InputError
 from geomim.sensors import Band
 
 _TIMES = ("time", "t", "date")
@@ -81,19 +81,15 @@ def open_cube(uri: str, wanted: Wanted) -> Scene:
     Raises:
         InputError: It holds no image, several times, or is to be warped; one sentence.
         BandError: The bands have no names or other ones.
-        MissingExtraError: No library for NetCDF is installed.
     """
     path, fragment = split_address(uri)
     choices = dict(part.partition("=")[::2] for part in fragment.split("&") if part)
     cube, around, notes = open_store(uri, path, choices.pop("group", ""))
     try:
         return _describe(uri, cube, around, notes, choices, wanted)
-    except GeomimError:
+    except BaseException:
         cube.close()
         raise
-    except (ValueError, OSError, RuntimeError) as error:
-        cube.close()
-        raise InputError(f"'{uri}' cannot be read as a cube ({cause(error)})") from error
 
 
 def _describe(

@@ -219,11 +219,8 @@ def _item_parts(path: str) -> set[str] | None:
     try:
         if os.path.getsize(path) > _ITEM_BYTES:
             return None
-        with open(path, "rb") as file:
-            content = file.read()
-        if b'"stac_version"' not in content:
-            return None
-        item = json.loads(content)
+        content = Path(path).read_bytes()
+        item = json.loads(content) if b'"stac_version"' in content else None
     except (OSError, ValueError):
         return None
     if not isinstance(item, dict) or item.get("type") != "Feature" or not isinstance(item.get("assets"), dict):

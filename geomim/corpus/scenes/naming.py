@@ -19,6 +19,7 @@ _COLOURS = ("red", "green", "blue", "nir", "rededge", "swir", "pan", "coastal", 
 _COUNT = re.compile(r"(?:(?:band|layer|channel|bnd|ch|c|)[ _-]?0*|b[ _-]?)(0|[1-9]\d*)", re.IGNORECASE)
 """Labels of programs that count bands. `B01` is a code."""
 _TYPO = 0.75  # likeness of two names from which one is the other misspelt
+_IS_CODE = re.compile(r"b\d+a?", re.IGNORECASE)
 _CODE = re.compile(r"(?<![a-z0-9])b(?:and)?[ _-]?0*(\d{1,2}a?)(?![a-z0-9])", re.IGNORECASE)
 
 
@@ -167,7 +168,7 @@ def _by_user(offer: Offer, sensor: Sensor | None, names: list[str]) -> Choice:
         )
     if by_name:
         bands = tuple(band for place in by_name if (band := offer.bands[place]))
-        guessed = Sensor("custom", bands) if offer.counted and not _are_codes(kept) else None
+        guessed = Sensor("custom", bands) if offer.counted and not all(map(_IS_CODE.fullmatch, kept)) else None
         return Choice(chosen or (guessed or _guess(offer, bands)).select(kept), by_name, offer.alpha)
     missing = [band.name for band in (chosen.bands if chosen else map(Band, kept)) if not _found(own, [band])]
     others = {band.name for _, band in own} - set(kept)
@@ -250,10 +251,6 @@ def _listed(named: Sequence[tuple[int, Band]]) -> str:
 
 def _labelled(offer: Offer) -> str:
     return f" ('{offer.bands[0].name}' and so on only count them)" if offer.counted and offer.bands[0] else ""
-
-
-def _are_codes(names: Sequence[str]) -> bool:
-    return all(re.fullmatch(r"b\d+a?", name, re.IGNORECASE) for name in names)
 
 
 def _guess(offer: Offer, bands: Sequence[Band]) -> Sensor:

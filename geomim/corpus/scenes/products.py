@@ -159,8 +159,9 @@ def _sentinel2(uri: str, folder: Folder, wanted: Wanted) -> Scene:
     there = [(band, files[name]) for name, band in own.items() if name in files]
     chosen, codes, layers = _choose(uri, usual, there, wanted)
     above, granule, _ = uri.rstrip("/").rpartition("/GRANULE/")
-    *facts, time = _sentinel2_facts(above, open_folder(above)) if granule else _sentinel2_facts(uri, folder)
-    layers, chosen = _scaled(layers, codes, *facts), replace(chosen, nodata=_FILL)
+    product = (above, open_folder(above)) if granule else (uri, folder)
+    quantity, offsets, time = _sentinel2_facts(*product)
+    layers, chosen = _scaled(layers, codes, quantity, offsets), replace(chosen, nodata=_FILL)
     return stack_scene(uri, chosen, layers, wanted, _mask(folder), time or acquisition_time(uri, {}), COPERNICUS)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,11 +62,6 @@ def sample(uri: str, dataset: Any, place: int) -> np.ndarray:
     with environment(uri):
         numbers: np.ndarray = dataset.read(place + 1, window=middle(dataset.height, dataset.width))
     return numbers
-
-
-def nodata_of(dataset: Any, places: Sequence[int], usual: float | None) -> tuple[Nodata, ...]:
-    """What is no measurement in some bands, by the file; `usual` where it declares nothing."""
-    return tuple(Nodata.of(dataset.nodatavals[place], usual, dataset.dtypes[place]) for place in places)
 
 
 def stored(

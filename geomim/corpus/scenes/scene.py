@@ -24,14 +24,7 @@ from geomim.sensors import Sensor
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a user asks of a scene.
-
-    Attributes:
-        sensor: What took it.
-        bands: Names of its bands.
-        resolution: Metres of a pixel to bring its bands to.
-        warp: Coordinate reference system of a north-up grid to bring it to, or `auto`.
-        harmonise: Take the 1000 of baseline 04.00 off the numbers of Sentinel-2.
+    """What a user asks of a scene, as `open_scene` takes it.
 
     Raises:
         InputError: `resolution` is not above 0.

@@ -14,13 +14,15 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import pystac
+
 from geomim.addresses import full
 from geomim.corpus.scenes.clouds import named_kind
 from geomim.corpus.scenes.meaning import Scaling, added
 from geomim.corpus.scenes.naming import Offer, choose
 from geomim.corpus.scenes.scene import Scene, Wanted
 from geomim.corpus.scenes.stack import Layer, Mask, stack_scene
-from geomim.errors import InputError, MissingExtraError
+from geomim.errors import InputError
 from geomim.sensors import SENSORS, Band, find_band
 
 _BASELINES = ("s2:processing_baseline", "processing:version", "s2:product_uri", "sentinel:product_id")
@@ -37,12 +39,7 @@ def open_item(uri: str, wanted: Wanted) -> Scene:
     Raises:
         InputError: It cannot be read, is no item, has no image, or an asset cannot be reached.
         BandError: The bands have no names or other ones.
-        MissingExtraError: pystac is not installed.
     """
-    try:
-        import pystac
-    except ImportError as error:
-        raise MissingExtraError(f"'{uri}' needs a library: pip install pystac") from error
     content = _json(uri)
     href = uri if "://" in uri else os.path.abspath(uri)
     try:
@@ -114,7 +111,7 @@ def _band(facts: Mapping[str, Any], key: str, fields: Mapping[str, Any]) -> Band
 def _number(told: Any) -> float | None:
     """A number that may be written as `nan` or `inf`, or be null."""
     try:
-        return None if told is None else float(told)
+        return float(told)
     except (TypeError, ValueError):
         return None
 

@@ -96,7 +96,5 @@ def storable(value: float | None, dtype: np.dtype[Any]) -> float | None:
     """A nodata value; None where the type cannot hold it."""
     if value is None or dtype.kind == "f":
         return value
-    if not math.isfinite(value) or value != int(value):
-        return None
     limits = np.iinfo(dtype)
-    return value if limits.min <= value <= limits.max else None
+    return value if float(value).is_integer() and limits.min <= value <= limits.max else None

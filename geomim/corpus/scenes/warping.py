@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,19 +45,19 @@ def wanted_grid(uri: str, dataset: Any, wanted: Wanted) -> Grid | None:
     warp, resolution = wanted.warp, wanted.resolution
     if warp is None and resolution is None:
         return None
-    source = source_crs(dataset)
+    source, method = _source(dataset)
     if warp is None and source is not None and dataset.transform == Affine.identity():
         raise InputError(f"'{uri}' is placed by points and not by a grid: give --warp auto with --resolution")
     if warp is None or (warp == "auto" and (source is None or not on_earth(source))):
         return None if resolution is None else _resampled(uri, Grid.of(dataset), resolution)
     if source is None or not on_earth(source):
         raise InputError(f"'{uri}' has no place on Earth to warp from: leave --warp out, or give its place first")
-    target = _automatic(dataset, source) if warp == "auto" else named_crs(warp)
+    target = _automatic(dataset, source, method) if warp == "auto" else named_crs(warp)
     upright = dataset.transform != Affine.identity() and dataset.transform.b == dataset.transform.d == 0
     if upright and target == source:
         return None if resolution is None else _resampled(uri, Grid.of(dataset), resolution)
     try:
-        with environment(uri), WarpedVRT(dataset, crs=target, **_method(dataset)) as warped:
+        with environment(uri), WarpedVRT(dataset, crs=target, **method) as warped:
             grid = Grid.of(warped)
     except (RasterioError, CPLE_BaseError) as error:
         raise InputError(f"'{uri}' cannot be warped to {_short(target)} ({cause(error)})") from error
@@ -106,16 +106,9 @@ def on_grid(
     nodata: float | None = None,
     nearest: bool = False,
 ) -> Any:
-    """Some bands of a raster on another grid, read lazily.
+    """Some bands of a raster on another grid, read lazily; the raster may be closed afterwards.
 
-    Args:
-        uri: The raster.
-        dataset: Open rasterio dataset; may be closed afterwards.
-        grid: Where its pixels are wanted.
-        places: 0-based places of the bands.
-        alpha: 0-based place of the alpha band, or None.
-        nodata: Number that means "no measurement" in all of the bands, or None.
-        nearest: Take the nearest pixel, as masks need, not a bilinear mean.
+    Args are those of `readers.stored`; `nodata` means "no measurement" in all of the bands.
 
     Returns:
         The bands in the order given, and after them an alpha band: 0 where no pixel of the raster lies.
@@ -125,15 +118,16 @@ def on_grid(
         with rasterio.open(_subset(dataset, places, alpha)) as chosen:
             if nodata is None and np.dtype(chosen.dtypes[0]).kind == "f":
                 nodata = math.nan  # else one NaN spoils its neighbours
+            source, method = _source(chosen)
             warped = WarpedVRT(
                 chosen,
-                src_crs=source_crs(chosen) or grid.crs,
+                src_crs=source or grid.crs,
                 crs=grid.crs,
                 src_nodata=nodata,
                 add_alpha=alpha is None,
                 resampling=Resampling.nearest if nearest else Resampling.bilinear,
                 UNIFIED_SRC_NODATA="PARTIAL",  # a pixel is missing where all bands are
-                **_method(chosen),
+                **method,
             )
             with warped:
                 return rasterio.open(_moved(warped.tags(ns="xml:VRT")["xml:VRT"], grid, nodata))
@@ -163,22 +157,16 @@ def _moved(warped: str, grid: Grid, nodata: float | None) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def source_crs(dataset: Any) -> CRS | None:
-    """System of a raster's affine, of its control points or of its polynomials; None where it has no place."""
+def _source(dataset: Any) -> tuple[CRS | None, dict[str, Any]]:
+    """System of a raster's affine, control points or polynomials, None without a place; and how GDAL uses these."""
+    points, crs = dataset.gcps
     if dataset.transform != Affine.identity():
-        return dataset.crs or None
-    if dataset.gcps[0]:
-        return dataset.gcps[1] or None
-    return CRS.from_epsg(4326) if dataset.rpcs else None
-
-
-def _method(dataset: Any) -> dict[str, str]:
-    """How GDAL finds the place of a pixel; the spline is that of `gcps`."""
-    if dataset.transform != Affine.identity():
-        return {}
-    if dataset.gcps[0]:
-        return {"METHOD": "GCP_TPS" if len(dataset.gcps[0]) <= SPLINE_POINTS else "GCP_POLYNOMIAL"}
-    return {"METHOD": "RPC", "RPC_HEIGHT": str(dataset.rpcs.height_off)} if dataset.rpcs else {}
+        return dataset.crs or None, {}
+    if points:  # the spline is that of `by_control_points`
+        return crs or None, {"METHOD": "GCP_TPS" if len(points) <= SPLINE_POINTS else "GCP_POLYNOMIAL"}
+    if dataset.rpcs:
+        return CRS.from_epsg(4326), {"METHOD": "RPC", "RPC_HEIGHT": str(dataset.rpcs.height_off)}
+    return None, {}
 
 
 def named_crs(warp: str) -> CRS:
@@ -195,11 +183,11 @@ def named_crs(warp: str) -> CRS:
         ) from error
 
 
-def _automatic(dataset: Any, source: CRS) -> CRS:
+def _automatic(dataset: Any, source: CRS, method: Mapping[str, Any]) -> CRS:
     """The raster's own system where it is projected, else the UTM zone of its middle (polar stereographic beyond)."""
     if source.is_projected:
         return source
-    with WarpedVRT(dataset, crs=source, **_method(dataset)) as upright:
+    with WarpedVRT(dataset, crs=source, **method) as upright:
         middle = Grid.of(upright).at(upright.width / 2, upright.height / 2)
     (longitude,), (latitude,) = transform_points(source, "OGC:CRS84", [middle[0]], [middle[1]])
     if abs(latitude) > 84:
