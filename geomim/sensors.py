@@ -154,6 +154,14 @@ class BandContract:
         """What bands are divided by after their mean is taken off: `std`, or 1 for a constant band."""
         return tuple(std if std > 0 else 1.0 for std in self.std)
 
+    @property
+    def eight_bit(self) -> bool:
+        """Whether these are statistics of numbers from 0 to 255 of no unit, as pictures hold."""
+        stored = (self.sensor.unit, self.sensor.scale, self.sensor.offset) == (Sensor.unit, 1.0, 0.0)
+        # no numbers between 0 and 255 of a mean deviate further; means of 1 and less are those of fractions
+        possible = all(0 <= m <= 255 and s * s <= m * (255 - m) for m, s in zip(self.mean, self.std, strict=True))
+        return stored and possible and max(self.mean) > 1
+
     def indices(self, given: Sequence[str] | Sequence[Band]) -> list[int]:
         """Where each contract band stands among `given` bands, by name, alias or wavelength.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,13 @@ from geomim.sensors import SENSORS, BandContract, Sensor
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 """What counts as a picture in a class folder, in lower case; anything else belongs in a corpus."""
+
+SPLITS = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "tst"),
+}
+"""Names of folders that hold a split, in lower case."""
 
 Read = Callable[[np.ndarray], list[tuple[Tensor, Tensor | None]]]
 
@@ -39,6 +48,12 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def sample(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """All images in an order drawn by chance, always the same, a few at a time, as `read` gives them."""
+        rows = np.random.default_rng(0).permutation(len(self))
+        for start in range(0, len(rows), 16):
+            yield from self.read(np.sort(rows[start : start + 16]))
+
 
 @dataclass(frozen=True)
 class LabelledData:
@@ -52,7 +67,7 @@ class LabelledData:
         train: Images to fit on.
         test: Images to score on.
         notes: Choices that were made and that a reader of the scores should know.
-        side: Side of the images in pixels where all have the same; None where it varies.
+        side: Side of the images in pixels; of pictures the median, None where nothing is known.
     """
 
     name: str
@@ -62,7 +77,16 @@ class LabelledData:
     train: Labelled
     test: Labelled
     notes: tuple[str, ...] = ()
-    side: int | None = None
+    side: float | None = None
+
+    def told(self, sensor: Sensor) -> LabelledData:
+        """The same images, of which a user says what their numbers mean; bands are found by name.
+
+        Raises:
+            BandError: The sensor lacks a band.
+        """
+        sensor = sensor.select(self.sensor.names)
+        return replace(self, sensor=sensor, contract=self.contract and replace(self.contract, sensor=sensor))
 
 
 def open_labelled(
@@ -73,13 +97,15 @@ def open_labelled(
     Args:
         path: A corpus folder; a folder `SPLIT/CLASS/picture`; or a folder `CLASS/picture`, of which a fifth of each
             class is set aside for testing, chosen by a hash of the file's name.
-        train_split: Name of the split to fit on.
-        test_split: Name of the split to score on.
+        train_split: Name of the split to fit on. Of folders also another usual name of it: `Training` for `train`.
+        test_split: Name of the split to score on, likewise.
         size: Side of the images wanted; of a corpus with several tile sizes the nearest is taken.
 
     Raises:
-        InputError: There are no labels, no pictures, or no such split.
+        InputError: There are no labels, no pictures, no such split, or a test class that is not in train.
     """
+    if train_split == test_split:
+        raise InputError(f"train and test split are both '{train_split}': name two with --train-split and --test-split")
     path = Path(path)
     if holds_corpus(path):
         return _from_corpus(Corpus.open(path), train_split, test_split, size)
@@ -99,12 +125,14 @@ def _from_corpus(corpus: Corpus, train_split: str, test_split: str, size: int | 
             offered = ", ".join(sorted(set(tiles.splits[tiles.labels >= 0].tolist()))) or "none"
             raise CorpusError(
                 f"'{corpus.path}' has no labelled tile in split '{name}'; it has {offered}: "
-                "choose with --train_split and --test_split, or build it with --split FILE"
+                "choose with --train-split and --test-split, or build it with --split FILE"
             )
     train, test = (_of_tiles(tiles, rows) for rows in parts.values())
+    advice = "divide it again (geomim corpus split), or leave those tiles out (geomim corpus filter)"
+    missing = _unscored(f"'{corpus.path}'", corpus.classes, train, test, advice)
     notes = (f"of {len(corpus.sizes)} tile sizes, {side} px is used",) if len(corpus.sizes) > 1 else ()
     name = f"corpus {corpus.path.resolve().name}"
-    return LabelledData(name, tuple(corpus.classes), corpus.sensor, corpus.contract, train, test, notes, side)
+    return LabelledData(name, tuple(corpus.classes), corpus.sensor, corpus.contract, train, test, notes + missing, side)
 
 
 def _of_tiles(tiles: Tiles, rows: np.ndarray) -> Labelled:
@@ -119,21 +147,20 @@ def _of_tiles(tiles: Tiles, rows: np.ndarray) -> Labelled:
 
 def _from_folder(path: Path, train_split: str, test_split: str) -> LabelledData:
     notes: tuple[str, ...] = ()
-    if (path / train_split).is_dir() and (path / test_split).is_dir():
-        train, test = _by_class(path / train_split), _by_class(path / test_split)
-        classes = sorted(train)
-        unknown = sorted(set(test) - set(train))
-        if unknown:
-            raise InputError(f"'{path / test_split}' has classes that '{train_split}' lacks: {', '.join(unknown)}")
+    splits = _split_folders(path)
+    chosen = [_split_folder(path, splits, name) for name in (train_split, test_split)]
+    if all(chosen) and chosen[0] != chosen[1]:
+        train, test = (_by_class(folder) for folder in chosen if folder)
+    elif splits or (train_split, test_split) != ("train", "test"):
+        raise InputError(_no_split(path, splits, train_split, test_split))
     else:
-        everything = _by_class(path)
-        classes = sorted(everything)
         train, test = {}, {}
-        for name, files in everything.items():
+        for name, files in _by_class(path).items():
             held = set(sorted(files, key=lambda file: zlib.crc32(f"{file.parent.name}/{file.name}".encode()))[::5])
             train[name] = [file for file in files if file not in held]
             test[name] = [file for file in files if file in held]
         notes = ("the folder has no splits: a fifth of each class, by a hash of the file name, is the test split",)
+    classes = sorted(set(train) | set(test))
     if len(classes) < 2:
         given = ", ".join(classes) or "none"
         raise InputError(
@@ -141,12 +168,65 @@ def _from_folder(path: Path, train_split: str, test_split: str) -> LabelledData:
             f"given {given}. Other rasters: geomim corpus build --labels folder"
         )
     parts = [_of_files(part, classes) for part in (train, test)]
-    return LabelledData(f"folder {path.resolve().name}", tuple(classes), SENSORS["rgb"], None, *parts, notes)
+    missing = _unscored(f"'{path}'", classes, *parts, "move some of their pictures into it, or leave them out")
+    side, looks = _look_at_all([file for part in (train, test) for files in part.values() for file in files])
+    name = f"folder {path.resolve().name}"
+    return LabelledData(name, tuple(classes), SENSORS["rgb"], None, *parts, (*notes, *missing, *looks), side)
+
+
+def _unscored(where: str, classes: Sequence[str], train: Labelled, test: Labelled, advice: str) -> tuple[str, ...]:
+    """Classes that no test image has, as a note.
+
+    Raises:
+        InputError: There is no test image, or one of a class that no training image has.
+    """
+    there = [{classes[label] for label in part.labels.tolist()} for part in (train, test)]
+    unknown, missing = sorted(there[1] - there[0]), sorted(there[0] - there[1])
+    if unknown or not there[1]:
+        what = (
+            f"test images of classes that the train split lacks ({', '.join(unknown)})" if unknown else "no test image"
+        )
+        raise InputError(f"{where} has {what}: {advice}")
+    return (f"no test image is of {', '.join(missing)}",) if missing else ()
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _kind(name: str) -> str | None:
+    """Which of the usual splits a name stands for."""
+    return next((kind for kind, names in SPLITS.items() if name.lower() in names), None)
+
+
+def _split_folders(path: Path) -> list[Path]:
+    """Folders called as splits are, unless they stand among others and hold pictures, as the class `train` may."""
+    called = [folder for kind in SPLITS for folder in _folders(path) if _kind(folder.name) == kind]
+    return called if len(called) == len(_folders(path)) else [folder for folder in called if _by_class(folder)]
+
+
+def _split_folder(path: Path, splits: Sequence[Path], name: str) -> Path | None:
+    """The folder of that very name, or the only one of a name that means the same."""
+    if (path / name).is_dir():
+        return path / name
+    alike = [folder for folder in splits if _kind(folder.name) == _kind(name)]
+    return alike[0] if len(alike) == 1 and _kind(name) else None
+
+
+def _no_split(path: Path, splits: Sequence[Path], train_split: str, test_split: str) -> str:
+    there = [folder.name for folder in splits]
+    missing = [name for name in (train_split, test_split) if not _split_folder(path, splits, name)] or [test_split]
+    said = f"'{path}' has the split folders {', '.join(there) or '(none)'}, and none for {' and '.join(missing)}: "
+    if not there:
+        return said + "without --train-split and --test-split a fifth of each class is set aside"
+    if len(there) == 1:
+        return said + f"give {splits[0]} to have a fifth of each of its classes set aside"
+    return said + f"name two of them, as in --train-split {there[0]} --test-split {there[1]}"
 
 
 def _by_class(folder: Path) -> dict[str, list[Path]]:
     found = {}
-    for sub in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+    for sub in _folders(folder):
         files = sorted(file for file in sub.rglob("*") if file.suffix.lower() in PICTURES)
         if files:
             found[sub.name] = files
@@ -160,20 +240,50 @@ def _of_files(files: dict[str, list[Path]], classes: Sequence[str]) -> Labelled:
     def read(wanted: np.ndarray) -> list[tuple[Tensor, Tensor | None]]:
         with ThreadPoolExecutor(4) as pool:
             images = list(pool.map(_picture, [paths[row] for row in wanted]))
-        if len({image.shape for image in images}) == 1:
-            return [(torch.stack(images), None)]
-        return [(image[None], None) for image in images]
+        alike = len({image.shape for image in images}) == 1
+        groups = [torch.stack(images)] if alike else [image[None] for image in images]
+        return [(group[:, :3], group[:, 3] > 0 if group.shape[1] == 4 else None) for group in groups]
 
     return Labelled(np.array([label for _, label in pairs], np.int64), read)
 
 
-def _picture(path: Path) -> Tensor:
+def _look_at_all(paths: Sequence[Path]) -> tuple[float, tuple[str, ...]]:
+    """The usual side of pictures, from their headers, and what a reader of the scores should know of them."""
+
+    def look(path: Path) -> tuple[bool, float]:
+        with _open(path) as image:
+            return image.mode in ("L", "LA"), math.sqrt(image.width * image.height)
+
+    with ThreadPoolExecutor(4) as pool:
+        grey, sides = np.array(list(pool.map(look, paths))).T
+    notes = [f"{int(grey.sum())} of {len(paths)} pictures are grey: red, green and blue are the same"] * bool(
+        grey.any()
+    )
+    if sides.min() < sides.max():
+        notes.append(f"pictures of {sides.min():.0f} to {sides.max():.0f} px are brought to one size")
+    return float(np.median(sides)), tuple(notes)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
+    """A picture of 8 bits a band, in colours or grey."""
     try:
         with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
+            # Pillow cuts 16 bits a band down to 8 where there are several
+            deep = image.mode.startswith(("I", "F")) or (image.format == "PNG" and "16" in str(image.tile[0][3]))
+            if deep:
                 raise InputError(f"'{path}' has more than 8 bits a band: build a corpus of such images")
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except (OSError, SyntaxError, ValueError) as error:
+            if image.mode not in ("L", "LA", "P", "PA", "RGB", "RGBA"):
+                raise InputError(f"'{path}' is a picture in {image.mode}: expected grey, a palette or RGB; convert it")
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"'{path}' cannot be read as a picture ({error}): fetch it again or take it away") from error
+
+
+def _picture(path: Path) -> Tensor:
+    """`(3, H, W)` uint8, or `(4, H, W)` where some pixels may be transparent."""
+    with _open(path) as image:
+        transparent = "A" in image.getbands() or "transparency" in image.info
+        return torch.from_numpy(np.array(image.convert("RGBA" if transparent else "RGB"))).permute(2, 0, 1)

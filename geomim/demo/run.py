@@ -208,8 +208,8 @@ def _chapter(
         masks=labels,
         test_share=0.34 if labels else 0.0,
     )
-    if labels and not _scorable(corpus):
-        console.print(f"{group.name}: labels do not cover two scenes, so there is nothing to score on", soft_wrap=True)
+    if labels and (why := _unscorable(corpus)):
+        console.print(f"{group.name}: {why}, so there is nothing to score on", soft_wrap=True)
         labels = None
     console.print(f"\n[bold]{group.name}: the corpus into an encoder[/bold] (SelectiveMAE, {steps} steps)")
     # gentle crops: scale is part of what tells one texture from another
@@ -236,10 +236,14 @@ def _chapter(
     return chapter
 
 
-def _scorable(corpus: Path) -> bool:
-    """Whether tiles with a class are kept both to fit probes on and to score them."""
+def _unscorable(corpus: Path) -> str:
+    """Why probes cannot be fitted and scored; "" where kept tiles with a class allow it."""
     rows = Corpus.open(corpus).table(["kept", "split", "label"]).to_pylist()
-    return {"train", "test"} <= {row["split"] for row in rows if row["kept"] and row["label"] is not None}
+    seen = {(row["split"], row["label"]) for row in rows if row["kept"] and row["label"] is not None}
+    train, test = ({label for split, label in seen if split == name} for name in ("train", "test"))
+    if not train or not test:
+        return "labels do not cover two scenes"
+    return f"only held-out scenes show {', '.join(sorted(test - train))}" if test - train else ""
 
 
 def _scores(corpus: Path, run: Path, out: Path) -> tuple[Scores, list[tuple[int, Scores]]]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from geomim.errors import CheckpointError
 from geomim.evaluate.probes import EfficientProbe, LinearProbe
+from geomim.models.vit import ViT
 
 FORMAT_VERSION = 1
 
@@ -30,7 +31,8 @@ class ProbeCard:
         encoder: `fingerprint` of the encoder it was fitted on.
         contract: Band contract of that encoder, as plain values, or None.
         accuracy: On the test images, in 0..1.
-        scale: How many times the images were shrunk to the encoder's size; 1 where they were not or it varied.
+        scale: How many times the images were shrunk before they were encoded, the median where it varied; below 1
+            where they were enlarged.
     """
 
     kind: str
@@ -43,8 +45,10 @@ class ProbeCard:
 
 
 def fingerprint(encoder: nn.Module) -> str:
-    """Hash of all weights, which tells whether a probe was fitted on this encoder."""
+    """Hash of all weights, and of an unusual number of heads, which they do not show: whose probe is this?"""
     digest = hashlib.sha256()
+    if isinstance(encoder, ViT) and encoder.heads * 64 != encoder.width:
+        digest.update(f"{encoder.heads} heads".encode())
     for name, value in sorted(encoder.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())

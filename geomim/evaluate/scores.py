@@ -29,6 +29,7 @@ class Row:
         low: Lower end of the 95 % confidence interval.
         high: Upper end.
         per_seed: Accuracy of each seed.
+        recall: Share of the test images of each class that is found, mean over seeds; classes without one left out.
     """
 
     encoder: str
@@ -37,6 +38,12 @@ class Row:
     low: float
     high: float
     per_seed: tuple[float, ...]
+    recall: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def balanced(self) -> float:
+        """Mean of the classes' recall: what accuracy would be were all classes as frequent."""
+        return sum(self.recall.values()) / max(len(self.recall), 1)
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ class Scores:
         return {
             "data": self.data,
             "protocol": self.protocol,
-            "rows": [asdict(row) | {"per_seed": list(row.per_seed)} for row in self.rows],
+            "rows": [asdict(row) | {"per_seed": list(row.per_seed), "balanced": row.balanced} for row in self.rows],
             "warnings": self.warnings(),
             "notes": list(self.notes),
         }
@@ -141,7 +148,9 @@ def row(encoder: str, probe: str, predictions: Sequence[Tensor], labels: Tensor)
     correct = torch.stack([prediction == labels for prediction in predictions])
     per_seed = tuple(correct.double().mean(1).tolist())
     low, high = interval(correct)
-    return Row(encoder, probe, sum(per_seed) / len(per_seed), low, high, per_seed)
+    right = correct.double().mean(0)
+    recall = {label: float(right[labels == label].mean()) for label in sorted(set(labels.tolist()))}
+    return Row(encoder, probe, sum(per_seed) / len(per_seed), low, high, per_seed, recall)
 
 
 @dataclass

@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -20,15 +21,16 @@ from rich.progress import track
 from torch import Tensor
 
 from geomim.corpus.scenes import Scene, find_scenes, open_scene
-from geomim.errors import CheckpointError, InputError
+from geomim.errors import BandError, CheckpointError, GeomimError, InputError
 from geomim.evaluate.features import encode, fast_half
 from geomim.evaluate.probes import patch_logits
 from geomim.evaluate.saved import fingerprint, load_probe
 from geomim.maps.clusters import fit_kmeans
 from geomim.models.inputs import ContractInput, patch_validity
+from geomim.models.ranges import check_range
 from geomim.models.vit import ViT
-from geomim.models.weights import load_encoder
-from geomim.sensors import BandContract, Sensor, get_sensor
+from geomim.models.weights import contract_of, read_encoder
+from geomim.sensors import BandContract, Sensor, get_sensor, match_bands
 
 NODATA = 255
 """Value of a patch without image in a map; class ids run from 0 to 254."""
@@ -63,14 +65,27 @@ class Mapper:
         Raises:
             BandError: It lacks a band, by name.
         """
-        scene = open_scene(uri, sensor, bands)
+        scene = self._open(uri, sensor, bands)
         given, wanted = scene.sensor, self.contract.sensor
         if (given.unit, given.scale, given.offset) == (Sensor("", given.bands).unit, 1.0, 0.0) and sensor is None:
             given = dataclasses.replace(given, unit=wanted.unit, scale=wanted.scale, offset=wanted.offset)
         try:
             return scene, ContractInput(self.contract, given)
-        except BaseException:
+        except BandError as error:
             scene.close()
+            raise BandError(f"'{uri}': {error}") from error
+
+    def _open(self, uri: str, sensor: Sensor | None, bands: Sequence[str] | None) -> Scene:
+        try:
+            return open_scene(uri, sensor, bands)
+        except BandError:
+            if sensor is None or bands:
+                raise
+            # a product that names its bands may lack some that the encoder does not need
+            needed = sensor.select([sensor.names[place] for place in self.contract.indices(sensor.bands)])
+            with suppress(GeomimError), open_scene(uri) as named:
+                match_bands(needed.bands, named.sensor.bands)
+                return open_scene(uri, needed)
             raise
 
     @torch.no_grad()
@@ -89,19 +104,22 @@ def predict(
     out: str,
     sensor: str | None = None,
     bands: list[str] | None = None,
+    heads: int | None = None,
     device: str = "auto",
 ) -> list[Path]:
     """Map scenes: a saved probe's class for each patch, as georeferenced GeoTIFFs of class ids.
 
     Args:
-        checkpoint: The encoder the probe was fitted on: a geomim checkpoint or an exported folder.
+        checkpoint: The encoder the probe was fitted on: a geomim checkpoint, an exported folder, or a published MAE or
+            SelectiveMAE file, then taken to be for 8-bit RGB.
         probe: A probe file that `geomim evaluate` wrote, or its folder (then the linear probe).
         scene: Rasters, or folders of them.
         out: Folder for `NAME_classes.tif`; or one `.tif` for one scene. Pixels are as large as a patch, 255 is
             nodata; class names and colours are in the file and beside it.
         sensor: Name or YAML file of the scenes' sensor.
         bands: Names of the file's bands in file order, where it does not name them. Without `sensor`, a scene of no
-            stated unit is taken to store numbers as the encoder's sensor does.
+            stated unit is taken to store numbers as the encoder's sensor does, which is printed.
+        heads: Attention heads of a published file, which does not state them.
         device: `auto`, `cpu`, `cuda` or another torch device.
 
     Returns:
@@ -110,8 +128,9 @@ def predict(
     Raises:
         CheckpointError: The probe was fitted on another encoder, or cannot be read.
         BandError: A scene lacks bands that the encoder needs.
+        InputError: A scene's numbers are far from those that the encoder was trained on.
     """
-    mapper = _mapper(checkpoint, device)
+    mapper = _mapper(checkpoint, heads, device)
     fitted, card = load_probe(probe)
     if card.encoder != fingerprint(mapper.encoder):
         raise CheckpointError(
@@ -122,9 +141,10 @@ def predict(
             f"probe '{probe}' was fitted on the class token, which no patch has: run `geomim evaluate --pool mean`"
         )
     if card.scale != 1:
+        changed = f"shrunk {card.scale:.3g}" if card.scale > 1 else f"enlarged {1 / card.scale:.3g}"
         print(
-            f"note: the probe was fitted on tiles shrunk {card.scale:g} times, the map is made at the scene's own "
-            "resolution: for like with like, evaluate on tiles of the encoder's image size"
+            f"note: the probe was fitted on images {changed} times, the map is made at the scene's own resolution: for "
+            "like with like, evaluate on images of the encoder's size"
         )
     if len(card.classes) > NODATA:
         raise CheckpointError(f"a map holds at most {NODATA} classes; probe '{probe}' has {len(card.classes)}")
@@ -138,6 +158,7 @@ def predict(
     for uri, path in targets:
         opened, prepare = mapper.open(uri, read, bands)
         with opened:
+            _check(mapper, opened, prepare)
             _draw(mapper, opened, prepare, decide, names, path)
     return [path for _, path in targets]
 
@@ -151,12 +172,13 @@ def cluster(
     bands: list[str] | None = None,
     seed: int = 0,
     sample: int = 20000,
+    heads: int | None = None,
     device: str = "auto",
 ) -> list[Path]:
     """Map scenes without labels: k-means of the patch embeddings, fitted on a sample of all the scenes together.
 
     Args:
-        checkpoint: A geomim checkpoint or an exported folder.
+        checkpoint: As for `predict`.
         scene: Rasters, or folders of them.
         out: Folder for `NAME_clusters.tif`; or one `.tif` for one scene. As `predict` writes them.
         clusters: Number of clusters, 2 to 255; numbered from the most frequent in the sample.
@@ -164,6 +186,7 @@ def cluster(
         bands: As for `predict`.
         seed: Of the sample and the start.
         sample: About how many patches to fit on.
+        heads: As for `predict`.
         device: As for `predict`.
 
     Returns:
@@ -171,7 +194,7 @@ def cluster(
     """
     if not 2 <= clusters <= NODATA:
         raise InputError(f"clusters: expected 2 to {NODATA}, given {clusters}")
-    mapper = _mapper(checkpoint, device)
+    mapper = _mapper(checkpoint, heads, device)
     read = None if sensor is None else get_sensor(sensor)
     targets = _targets(find_scenes(scene), out, "clusters")
     fitted = fit_kmeans(_sample(mapper, [uri for uri, _ in targets], read, bands, sample, seed), clusters, seed)
@@ -183,12 +206,13 @@ def cluster(
     return [path for _, path in targets]
 
 
-def _mapper(checkpoint: str, device: str) -> Mapper:
-    encoder, contract = load_encoder(checkpoint)
-    if contract is None:
-        raise CheckpointError(f"'{checkpoint}' names no bands, so no scene can be matched to it: expected a contract")
+def _mapper(checkpoint: str, heads: int | None, device: str) -> Mapper:
+    loaded = read_encoder(checkpoint, heads)
+    contract, notes = contract_of(loaded, checkpoint)
+    for note in notes:
+        print(f"note: {note}")
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
-    return Mapper(encoder.to(target), contract, target)
+    return Mapper(loaded.encoder.to(target), contract, target)
 
 
 def _targets(scenes: Sequence[str], out: str, suffix: str) -> list[tuple[str, Path]]:
@@ -219,6 +243,26 @@ def _read(scene: Scene, top: int, left: int, side: int) -> tuple[np.ndarray, np.
     return np.pad(numbers, ((0, 0), *around), mode="edge"), np.pad(valid, around)
 
 
+def _check(mapper: Mapper, scene: Scene, prepare: ContractInput) -> None:
+    """Refuse a scene whose numbers are far from the contract's; say what was assumed of them, and what is unusual."""
+    if prepare.sensor != scene.sensor:
+        wanted = prepare.sensor
+        print(
+            f"note: '{scene.uri}' states no unit: {wanted.unit} = number * {wanted.scale:g} + {wanted.offset:g} is "
+            "assumed, as the encoder was trained on; --sensor says otherwise"
+        )
+    places = np.random.default_rng(0).permutation(_windows(scene, mapper))
+    read = (_read(scene, top, left, mapper.encoder.image_size) for top, left in places.tolist())
+    sample = ((torch.from_numpy(_plain(numbers))[None], torch.from_numpy(valid)[None]) for numbers, valid in read)
+    for note in check_range(prepare, sample, f"'{scene.uri}'"):
+        print(f"note: {note}")
+
+
+def _plain(numbers: np.ndarray) -> np.ndarray:
+    """Numbers of a type that torch computes with: it hardly does with unsigned ones of 16 and 32 bits."""
+    return numbers.astype(np.float32) if numbers.dtype.kind in "ui" and numbers.dtype != np.uint8 else numbers
+
+
 def _encoded(
     mapper: Mapper, scene: Scene, prepare: ContractInput, places: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[list[tuple[int, int]], Tensor, Tensor]]:
@@ -226,10 +270,9 @@ def _encoded(
     for start in range(0, len(places), mapper.batch):
         part = list(places[start : start + mapper.batch])
         read = [_read(scene, top, left, mapper.encoder.image_size) for top, left in part]
-        numbers = np.stack([numbers for numbers, _ in read])
-        numbers = numbers.astype(np.float32) if numbers.dtype.kind in "ui" else numbers
+        numbers = torch.from_numpy(_plain(np.stack([numbers for numbers, _ in read])))
         valid = torch.from_numpy(np.stack([valid for _, valid in read]))
-        yield part, *mapper.tokens(torch.from_numpy(numbers), valid, prepare)
+        yield part, *mapper.tokens(numbers, valid, prepare)
 
 
 def _draw(
@@ -325,6 +368,7 @@ def _sample(
     for uri in track(scenes, "sampling patches", transient=True):
         scene, prepare = mapper.open(uri, sensor, bands)
         with scene:
+            _check(mapper, scene, prepare)
             places = _windows(scene, mapper)
             chosen = torch.randperm(len(places), generator=generator)[:each].sort().values.tolist()
             for _, tokens, seen in _encoded(mapper, scene, prepare, [places[index] for index in chosen]):

@@ -45,6 +45,7 @@ tokens = model.forward_features(images)   # ({"B"}, 1 + patches, {args["embed_di
 ```
 
 `images` are `(B, {args["in_chans"]}, H, W)`: the bands above in that order, as `(stored number - mean) / std`.
+{_transform(config["pretrained_cfg"])}
 
 ## Licences and attributions
 
@@ -52,10 +53,19 @@ tokens = model.forward_features(images)   # ({"B"}, 1 + patches, {args["embed_di
 """
 
 
+def _transform(cfg: Mapping[str, Any]) -> str:
+    """Whether timm's own transforms make such images."""
+    start = f"`pretrained_cfg` holds {cfg['description']}"
+    if "255" in cfg["description"]:
+        return f"{start}: `timm.data.create_transform` prepares pictures of these bands."
+    return f"{start}. Do not use `timm.data.create_transform`: it divides by 255 first."
+
+
 def _bands(config: Mapping[str, Any]) -> str:
     contract, cfg = config["geomim"]["contract"], config["pretrained_cfg"]
     if contract is None:
-        rows = zip(("red", "green", "blue"), cfg["mean"], cfg["std"], strict=False)
+        scaled = ([255 * value for value in cfg[key]] for key in ("mean", "std"))
+        rows = zip(("red", "green", "blue"), *scaled, strict=False)
         lines = [f"| {name} | {mean:.6g} | {std:.6g} |" for name, mean, std in rows]
         note = "The weights state no bands; published files of this kind are trained on 8-bit RGB (0 to 255)."
         return "\n".join([note, "", "| band | mean | std |", "|---|---|---|", *lines])

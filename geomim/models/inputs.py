@@ -24,6 +24,7 @@ class ContractInput:
     """
 
     def __init__(self, contract: BandContract, sensor: Sensor) -> None:
+        self.contract, self.sensor = contract, sensor
         self.indices = contract.indices(sensor.bands)
         wanted = contract.sensor
         if wanted.unit != sensor.unit:

@@ -1,7 +1,7 @@
 """Weights in and out: geomim's own checkpoints, exported folders, and the published MAE and SelectiveMAE files.
 
-Reading never runs code from a file: everything but tensors and plain values is refused. One exception is
-`argparse.Namespace`, a bag of values that the published checkpoints carry their arguments in.
+Reading never runs code from a file: everything but tensors and plain values is refused. Plain are also numbers of
+numpy, paths, and `argparse.Namespace`, a bag of values that the published checkpoints carry their arguments in.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import logging
 import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,20 +26,31 @@ from torch import Tensor
 from geomim import __version__
 from geomim.errors import BandError, CheckpointError, GeomimError, InputError
 from geomim.models.card import model_card
+from geomim.models.foreign import find_encoder
 from geomim.models.vit import SIZES, ViT
-from geomim.sensors import BandContract
+from geomim.sensors import SENSORS, BandContract
 
 FORMAT_VERSION = 1
 """Version of the `geomim` entry in checkpoints and exports; a newer one is refused."""
 
+IMAGENET = BandContract(SENSORS["rgb"], (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+"""8-bit RGB with the statistics that the published files were trained with."""
+
+DIVIDED, STORED = "mean and std of 8-bit numbers divided by 255, as of pictures", "mean and std of stored numbers"
+"""What `pretrained_cfg` of an export says in its `description`; older exports say nothing and mean stored numbers."""
+
 _log = logging.getLogger(__name__)
 
-# What the published pretraining models hold besides the encoder, and heads put on one later; none is the encoder's.
-_NOT_ENCODER = re.compile(
-    r"(mask_token|decoder_|pos_embed_probs|get_token_probs|hog\.|head\.|projector\.|predictor\.|teacher\.)"
-)
-# Published sizes do not all have 64 channels a head.
-_PUBLISHED_HEADS = {width: heads for width, _, heads in SIZES.values()} | {1408: 16}
+# Plain values that published checkpoints carry beside their weights. Paths stay words: none is opened.
+_SCALAR = np.float64(0).__reduce__()[0]
+_PLAIN: list[Any] = [
+    argparse.Namespace,
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"},
+    *((PurePosixPath, f"pathlib.{inner}PosixPath") for inner in ("", "Pure", "_local.", "_local.Pure")),
+    *((PureWindowsPath, f"pathlib.{inner}WindowsPath") for inner in ("", "Pure", "_local.", "_local.Pure")),
+]
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class Loaded:
         kind: What the file is, in words.
         dropped: How many tensors of each family were left out because they are not the encoder's.
         details: What else a geomim checkpoint says of its training.
+        notes: What was assumed of it, in sentences for whoever uses it.
     """
 
     encoder: ViT
@@ -59,6 +71,7 @@ class Loaded:
     kind: str
     dropped: dict[str, int] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -68,7 +81,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         path: A `.safetensors` file, or one written by `torch.save`.
 
     Returns:
-        What the file holds, tensors on the CPU; `argparse.Namespace` objects are left as they are.
+        What the file holds, tensors on the CPU; `argparse.Namespace` objects are left as they are, and paths become
+        pure ones.
 
     Raises:
         CheckpointError: The file is missing, damaged, or holds an object that is neither tensor nor plain value.
@@ -82,7 +96,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"'{path}' is not a readable safetensors file: {error}") from error
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_PLAIN):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for damaged files
         raise CheckpointError(_refusal(path, error)) from error
@@ -120,22 +134,53 @@ def read_encoder(path: str | Path, heads: int | None = None) -> Loaded:
     """Read an encoder from a geomim `.ckpt`, an exported folder, or a published MAE or SelectiveMAE file.
 
     Args:
-        path: File or folder. Published files may hold their weights under `model` or `state_dict` or bare, with
-            the prefixes `module.` and `encoder.`.
+        path: File or folder. Published files may hold their weights bare or under any key, with any prefixes.
         heads: Attention heads of a published file, which does not state them; where None, those of the published
-            size, or one every 64 channels.
+            sizes, which is then noted.
 
     Raises:
         CheckpointError: The file is damaged, of a newer format, or not an encoder; the sentence names the tensors.
     """
     path = Path(path)
     if path.is_dir():
-        return _read_folder(path)
-    content = read_checkpoint(path)
-    loaded = _read_own(path, content) if "geomim" in content else _read_foreign(path, content, heads)
+        loaded = _read_folder(path)
+    else:
+        content = read_checkpoint(path)
+        loaded = _read_own(path, content) if "geomim" in content else _read_foreign(path, content, heads)
+    if heads not in (None, loaded.encoder.heads):
+        raise CheckpointError(f"'{path}' states {loaded.encoder.heads} attention heads: leave out --heads {heads}")
     config, dropped = loaded.encoder.config, loaded.dropped
     _log.info("%s: %s %s; left out: %s", path, loaded.kind, config, dropped or "nothing")
     return loaded
+
+
+def contract_of(loaded: Loaded, name: str) -> tuple[BandContract, tuple[str, ...]]:
+    """The contract of an encoder, and what was assumed of it; weights that name no bands are those published for RGB.
+
+    Args:
+        loaded: The encoder.
+        name: The file, for the sentence.
+
+    Raises:
+        BandError: It names no bands and has other than three channels.
+    """
+    if loaded.contract is not None:
+        return loaded.contract, loaded.notes
+    if loaded.encoder.in_chans != 3:
+        raise BandError(
+            f"'{name}' has {loaded.encoder.in_chans} channels and names no bands: expected a band contract, or RGB"
+        )
+    note = "the weights name no bands: taken as 8-bit red, green, blue, normalised as ImageNet is"
+    return IMAGENET, (note, *loaded.notes)
+
+
+def exported_contract(folder: str | Path) -> BandContract | None:
+    """What `export` wrote of the bands into a folder; None where it wrote nothing, or something else wrote it."""
+    try:
+        contract = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["geomim"]["contract"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return BandContract.from_dict(contract) if contract else None
 
 
 def _read_own(path: Path, content: dict[str, Any]) -> Loaded:
@@ -215,47 +260,17 @@ def _under(state: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
 
 
 def _read_foreign(path: Path, content: dict[str, Any], heads: int | None) -> Loaded:
-    nested = next((content[key] for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), content)
-    state = {name: value for name, value in nested.items() if isinstance(value, Tensor)}
-    for prefix in ("module.", "encoder."):
-        inner = _under(state, prefix)
-        state = inner if "patch_embed.proj.weight" in inner or (prefix == "module." and inner) else state
-    kept = {name: value for name, value in state.items() if not _NOT_ENCODER.match(name)}
-    dropped = Counter(name.split(".")[0] for name in state if name not in kept)
-    selective = any(name.startswith("get_token_probs") or ".cross_attn." in name for name in state)
-    encoder = _fill(path, _infer(path, kept, heads), kept)
-    kind = "published SelectiveMAE checkpoint" if selective else "published MAE checkpoint"
-    return Loaded(encoder, None, kind, dict(dropped))
-
-
-def _infer(path: Path, state: Mapping[str, Tensor], heads: int | None) -> ViT:
-    """Sizes from shapes alone."""
-    needed = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
-    missing = [name for name in needed if name not in state]
-    if missing:
-        given = ", ".join(list(state)[:5]) or "no tensors"
-        raise CheckpointError(
-            f"'{path}' is no vision transformer with timm's names: missing {', '.join(missing)}; given {given}"
-        )
-    width, in_chans, patch_size, _ = state["patch_embed.proj.weight"].shape
-    side = round((state["pos_embed"].shape[1] - 1) ** 0.5)
-    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-    if heads is None:
-        heads = _PUBLISHED_HEADS.get(width, width // 64 if width % 64 == 0 else None)
-    if heads is None or width % heads:
-        raise CheckpointError(
-            f"'{path}' is {width} wide and does not state its attention heads: expected a divisor of {width} "
-            f"in heads=, given {heads}"
-        )
-    ratio = state["blocks.0.mlp.fc1.weight"].shape[0] / width
-    return ViT(in_chans, side * patch_size, patch_size, width, depth, heads, ratio)
+    found = find_encoder(path, content, heads)
+    encoder = _fill(path, ViT(**found.config), found.state)
+    return Loaded(encoder, None, found.kind, found.dropped, notes=found.notes)
 
 
 def export(checkpoint: str, out: str, heads: int | None = None) -> Path:
     """Write an encoder as a folder that timm, torchgeo and safetensors read without geomim.
 
     `timm.create_model("local-dir:OUT", pretrained=True)` gives the encoder with mean-pooled patch tokens as its
-    answer; the numbers it expects are `(stored number - mean) / std` of `pretrained_cfg`.
+    answer. The mean and deviation of its `pretrained_cfg` are those of pictures brought to 0..1, as timm's transforms
+    do it, where the encoder was trained on 8-bit numbers; else those of stored numbers. Its `description` says which.
 
     Args:
         checkpoint: A geomim checkpoint, an exported folder, or a published MAE or SelectiveMAE file.
@@ -270,6 +285,8 @@ def export(checkpoint: str, out: str, heads: int | None = None) -> Path:
         InputError: `out` holds something else.
     """
     loaded = read_encoder(checkpoint, heads)
+    for note in loaded.notes:
+        print(f"note: {note}")
     folder = Path(out)
     if folder.exists() and not _replaceable(folder):
         raise InputError(f"'{folder}' exists and is no earlier export: give an empty or a new folder")
@@ -315,8 +332,9 @@ def hub_config(loaded: Loaded) -> dict[str, Any]:
     architecture = "vit_huge_patch14_224" if name == "huge" else f"vit_{name}_patch16_224"
     size = [encoder.in_chans, encoder.image_size, encoder.image_size]
     # Without a contract the published files are meant: they were trained on 8-bit RGB as ImageNet is normalised.
-    mean = list(contract.mean) if contract else [255 * value for value in IMAGENET_MEAN]
-    std = list(contract.divisor) if contract else [255 * value for value in IMAGENET_STD]
+    stated = contract or IMAGENET
+    unit = 255 if stated.eight_bit else 1  # timm brings pictures to 0..1 before it normalises them
+    mean, std = ([value / unit for value in values] for values in (stated.mean, stated.divisor))
     return {
         "architecture": architecture,
         "num_classes": 0,
@@ -338,6 +356,7 @@ def hub_config(loaded: Loaded) -> dict[str, Any]:
         },
         "pretrained_cfg": {
             "tag": "geomim",
+            "description": DIVIDED if stated.eight_bit else STORED,
             "custom_load": False,
             "input_size": size,
             "fixed_input_size": False,
@@ -360,7 +379,3 @@ def hub_config(loaded: Loaded) -> dict[str, Any]:
             "contract": contract.to_dict() if contract else None,
         },
     }
-
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Statistics of RGB in 0..1 that the published files were trained with."""

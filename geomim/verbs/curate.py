@@ -24,7 +24,9 @@ from geomim.errors import CorpusError, InputError
 from geomim.evaluate.features import Extractor, Pool, fast_half, frozen
 from geomim.evaluate.saved import fingerprint
 from geomim.models.inputs import ContractInput
-from geomim.verbs.evaluate import Candidate, open_candidate
+from geomim.models.ranges import LOOKS, check_range
+from geomim.sensors import get_sensor
+from geomim.verbs.evaluate import open_candidate
 
 _CHUNK = 8192  # tiles that a stopped run loses at most
 
@@ -36,6 +38,8 @@ def embed(
     image_size: int | None = None,
     pool: Pool = "mean",
     batch: int = 128,
+    sensor: str | None = None,
+    heads: int | None = None,
     device: str = "auto",
 ) -> Path:
     """Ask an encoder for a vector of every tile of a corpus, kept or not; stopped and started again, it goes on.
@@ -48,6 +52,8 @@ def embed(
         image_size: Side that tiles are resized to, in pixels; the encoder's own where not given.
         pool: The mean of the patch tokens, or the class token.
         batch: Tiles encoded at once.
+        sensor: Name or YAML file of a sensor that says what the tiles' numbers mean, where the corpus says it wrongly.
+        heads: Attention heads of a published file, which does not state them.
         device: `auto`, `cpu`, `cuda` or another torch device.
 
     Returns:
@@ -58,11 +64,14 @@ def embed(
         CheckpointError: The checkpoint cannot be read.
         BandError: The tiles lack bands that the encoder needs.
         CorpusError: The folder is no corpus.
+        InputError: Its numbers are far from those that the encoder was trained on.
     """
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     folder, console = Path(corpus), Console(stderr=True, markup=False, highlight=False)
     opened = Corpus.open(folder)
-    candidate = open_candidate(checkpoint, _unlabelled(opened), image_size)
+    images = _unlabelled(opened)
+    images = images.told(get_sensor(sensor)) if sensor else images
+    candidate = open_candidate(checkpoint, images, image_size, heads)
     name = name or re.sub(r"[^\w.-]+", "-", Path(checkpoint.removeprefix("timm:")).stem)
     tiles = _stored(opened)
     card = {
@@ -71,13 +80,16 @@ def embed(
         "image_size": candidate.image_size,
         "pool": pool,
         "tiles": _digest(tiles),
-    }
+    } | ({"sensor": images.sensor.to_dict()} if sensor else {})
     out = folder / "embeddings" / f"{name}.npy"
     if out.exists() and _read_json(out.with_suffix(".json")) == card:
         console.print(f"'{out}' is there already", soft_wrap=True)
         return out
     work = _resume(folder / "embeddings" / f"{name}.work", card)
-    encoder = _Encoder(opened, candidate, frozen(candidate.encoder.to(target), pool, half=fast_half(target)), batch)
+    extractor = frozen(candidate.encoder.to(target), pool, half=fast_half(target))
+    prepare = ContractInput(candidate.contract, images.sensor)
+    encoder = _Encoder(opened, prepare, candidate.image_size, extractor, batch)
+    notes = (*candidate.notes, *check_range(prepare, encoder.sample(tiles), images.name))
     starts = range(0, len(tiles), _CHUNK)
     for start in track(starts, f"embedding {len(tiles)} tiles", console=console, transient=True):
         file = work / f"{start:012d}.npy"
@@ -89,7 +101,7 @@ def embed(
     _join(work, out, tiles["id"].to_numpy())
     write_json(out.with_suffix(".json"), card)
     shutil.rmtree(work)
-    for note in candidate.notes:
+    for note in notes:
         console.print(note, soft_wrap=True)
     return out
 
@@ -103,10 +115,19 @@ def _unlabelled(corpus: Corpus) -> LabelledData:
 class _Encoder:
     """Vectors of stored tiles of any size."""
 
-    def __init__(self, corpus: Corpus, candidate: Candidate, extractor: Extractor, batch: int) -> None:
+    def __init__(
+        self, corpus: Corpus, prepare: ContractInput, image_size: int, extractor: Extractor, batch: int
+    ) -> None:
         self._corpus, self._extractor, self._batch = corpus, extractor, batch
-        self._prepare = ContractInput(candidate.contract, corpus.sensor)
-        self._size = candidate.image_size
+        self._prepare, self._size = prepare, image_size
+
+    def sample(self, tiles: pa.Table) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Numbers and validity of some tiles drawn by chance, always the same."""
+        some = tiles.take(np.random.default_rng(0).choice(len(tiles), min(LOOKS, len(tiles)), replace=False))
+        sizes, slots = some["size"].to_numpy(), some["slot"].to_numpy()
+        for size in np.unique(sizes).tolist():
+            for numbers, valid, _ in self._read(size, np.sort(slots[sizes == size])):
+                yield numbers, valid
 
     @torch.no_grad()
     def __call__(self, tiles: pa.Table, device: torch.device) -> np.ndarray:

@@ -1,6 +1,7 @@
 """`geomim evaluate`: how good is a frozen encoder, beside its floors?"""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ from geomim.evaluate.probes import Fit
 from geomim.evaluate.saved import ProbeCard, fingerprint, save_probe
 from geomim.evaluate.scores import PIXELS, RANDOM, Probed, Scores, probe_features
 from geomim.models.inputs import ContractInput
-from geomim.models.weights import IMAGENET_MEAN, IMAGENET_STD, read_encoder
-from geomim.sensors import SENSORS, BandContract, match_bands
+from geomim.models.ranges import check_range
+from geomim.models.weights import STORED, contract_of, exported_contract, read_encoder
+from geomim.sensors import SENSORS, BandContract, get_sensor, match_bands
 
 Probe = Literal["knn", "linear", "efficient"]
 
@@ -87,6 +89,8 @@ def evaluate(
     test_split: str = "test",
     pool: Pool = "mean",
     floors: bool = True,
+    sensor: str | None = None,
+    heads: int | None = None,
     device: str = "auto",
 ) -> Scores:
     """Score a frozen encoder on labelled images with kNN, linear and efficient probes.
@@ -104,10 +108,12 @@ def evaluate(
         image_size: Side that images are resized to, in pixels; the encoder's own where not given.
         probes: Which probes to fit.
         seeds: How many seeds, from 0.
-        train_split: Split to fit on.
-        test_split: Split to score on.
+        train_split: Split to fit on. Folders may have it under another usual name, such as `Training`.
+        test_split: Split to score on, likewise; `val` only where it is named here.
         pool: Image vector for kNN and the linear probe: the mean of the patch tokens, or the class token.
         floors: Score the floors too.
+        sensor: Name or YAML file of a sensor that says what the images' numbers mean, where they say it wrongly.
+        heads: Attention heads of a published file, which does not state them.
         device: `auto`, `cpu`, `cuda` or another torch device.
 
     Returns:
@@ -116,15 +122,19 @@ def evaluate(
     Raises:
         CheckpointError: The checkpoint cannot be read.
         BandError: The images lack bands that the encoder needs.
-        InputError: There are no labelled images.
+        InputError: There are no labelled images, or their numbers are far from those the encoder was trained on.
     """
     if seeds < 1 or not probes:
         raise ConfigError(f"expected at least one seed and one probe; given {seeds} and {probes}")
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     images = open_labelled(data, train_split, test_split, image_size)
-    candidate = open_candidate(checkpoint, images, image_size)
+    images = images.told(get_sensor(sensor)) if sensor else images
+    candidate = open_candidate(checkpoint, images, image_size, heads)
+    prepare = ContractInput(candidate.contract, images.sensor)
+    parts = {"train": images.train, "test": images.test}
+    ranges = [check_range(prepare, part.sample(), f"{images.name}, {name}") for name, part in parts.items()]
     numbers = list(range(seeds))
-    features = _features(candidate, images, "efficient" in probes, floors, pool, target)
+    features = _features(candidate, parts, prepare, "efficient" in probes, floors, pool, target)
     probed = _probe(candidate, features, len(images.classes), probes, numbers, target)
     protocol = {
         "checkpoint": checkpoint,
@@ -139,7 +149,8 @@ def evaluate(
         "interval": "95 %, bootstrap over test images and seeds",
         "geomim_version": __version__,
     }
-    scores = Scores(images.name, protocol, tuple(probed.rows), (*images.notes, *candidate.notes))
+    notes = (*images.notes, *candidate.notes, *itertools.chain(*ranges), *_rare(candidate, images, probed))
+    scores = Scores(images.name, protocol, tuple(probed.rows), notes)
     _save(candidate, images, scores, probed.fits, pool, Path(out))
     console = Console()
     console.print(scores.table())
@@ -147,13 +158,16 @@ def evaluate(
     return scores
 
 
-def open_candidate(checkpoint: str, images: LabelledData, image_size: int | None = None) -> Candidate:
+def open_candidate(
+    checkpoint: str, images: LabelledData, image_size: int | None = None, heads: int | None = None
+) -> Candidate:
     """Read an encoder for given images.
 
     Args:
         checkpoint: As for `evaluate`.
         images: What it is to be evaluated on.
         image_size: Side of the images; the encoder's own where None.
+        heads: As for `evaluate`.
 
     Raises:
         CheckpointError: The checkpoint cannot be read, or the size does not fit it.
@@ -161,10 +175,9 @@ def open_candidate(checkpoint: str, images: LabelledData, image_size: int | None
     """
     if checkpoint.startswith("timm:"):
         return _timm_candidate(checkpoint.removeprefix("timm:"), images, image_size)
-    loaded = read_encoder(checkpoint)
-    encoder, contract, notes = loaded.encoder, loaded.contract, ()
-    if contract is None:
-        contract, notes = _imagenet(encoder.in_chans, checkpoint)
+    loaded = read_encoder(checkpoint, heads)
+    encoder = loaded.encoder
+    contract, notes = contract_of(loaded, checkpoint)
     size = image_size or encoder.image_size
     if size % encoder.patch_size:
         raise CheckpointError(f"image_size {size}: expected a multiple of the patch size {encoder.patch_size}")
@@ -179,24 +192,21 @@ def _name(checkpoint: str, details: Mapping[str, Any]) -> str:
     return f"{recipe}, step {step:,}" if recipe and step is not None else Path(checkpoint).stem
 
 
-def _imagenet(in_chans: int, checkpoint: str) -> tuple[BandContract, tuple[str, ...]]:
-    if in_chans != 3:
-        raise BandError(f"'{checkpoint}' has {in_chans} channels and names no bands: expected a band contract, or RGB")
-    scaled = [tuple(255 * value for value in values) for values in (IMAGENET_MEAN, IMAGENET_STD)]
-    note = "the weights name no bands: taken as 8-bit red, green, blue, normalised as ImageNet is"
-    return BandContract(SENSORS["rgb"], *scaled), (note,)
-
-
 def _timm_candidate(name: str, images: LabelledData, image_size: int | None) -> Candidate:
     try:
         encoder = _timm(name, image_size, pretrained=True)
     except Exception as error:  # unknown name, no network, no such size: timm raises many kinds
         raise CheckpointError(f"timm cannot give '{name}' ({' '.join(str(error).split())[:200]})") from error
     config = encoder.pretrained_cfg
-    if config["input_size"][0] != 3:
+    own = exported_contract(name.removeprefix("local-dir:")) if name.startswith("local-dir:") else None
+    if own is None and config["input_size"][0] != 3:
         raise BandError(f"timm model '{name}' has {config['input_size'][0]} channels without names; expected RGB")
-    if images.contract is None:
-        scaled = [tuple(255 * value for value in config[key]) for key in ("mean", "std")]
+    if own is not None:
+        contract, note = own, f"{name}: normalised as its pretraining was"
+    elif images.contract is None:
+        # exports of geomim say what their statistics are of; the earliest said nothing and meant stored numbers
+        stored = config.get("tag") == "geomim" and config.get("description") in (None, "", STORED)
+        scaled = [tuple(value * (1 if stored else 255) for value in config[key]) for key in ("mean", "std")]
         contract, note = BandContract(SENSORS["rgb"], *scaled), f"{name}: normalised as its pretraining was"
     else:
         given = images.contract
@@ -224,21 +234,21 @@ def _timm(name: str, image_size: int | None, pretrained: bool = False, seed: int
 
 def _features(
     candidate: Candidate,
-    images: LabelledData,
+    images: Mapping[str, Labelled],
+    prepare: ContractInput,
     tokens: bool,
     floors: bool,
     pool: Pool,
     device: torch.device,
 ) -> dict[str, tuple[Features, Features]]:
     """Features of the encoder and of its floors on both splits, decoding every image once."""
-    prepare = ContractInput(candidate.contract, images.sensor)
     half = fast_half(device)
     extractors = {candidate.name: frozen(candidate.encoder.to(device), pool, tokens, half)}
     if floors:
         extractors[RANDOM] = frozen(candidate.fresh(0).to(device), pool, tokens, half)
         extractors[PIXELS] = pixel_statistics()
     parts = []
-    for split, part in (("train", images.train), ("test", images.test)):
+    for split, part in images.items():
         batches = Batches(part, prepare, candidate.image_size)
         shown = track(batches, f"features of {len(part)} {split} images", total=len(batches), transient=True)
         parts.append(extract_all(extractors, shown, device, len(part)))
@@ -272,6 +282,22 @@ def _probe(
     return result
 
 
+def _rare(candidate: Candidate, images: LabelledData, probed: Probed) -> list[str]:
+    """What accuracy hides where classes are of very different sizes."""
+    counts = np.bincount(images.test.labels)
+    share, largest = counts.max() / counts.sum(), images.classes[counts.argmax()]
+    rows = [row for row in probed.rows if row.encoder == candidate.name]
+    notes = []
+    if share > 2 / np.count_nonzero(counts) or share > 0.75:
+        balanced = ", ".join(f"{row.probe} {row.balanced:.3f}" for row in rows)
+        notes.append(f"{share:.0%} of the test images are {largest}; accuracy with all classes alike: {balanced}")
+    for row in rows:
+        unfound = [images.classes[label] for label, found in row.recall.items() if found == 0]
+        if unfound:
+            notes.append(f"the {row.probe} probe never finds {', '.join(unfound)}")
+    return notes
+
+
 def _save(
     candidate: Candidate, images: LabelledData, scores: Scores, fits: Mapping[str, Fit], pool: Pool, out: Path
 ) -> None:
@@ -287,7 +313,7 @@ def _save(
             encoder=digest,
             contract=candidate.contract.to_dict(),
             accuracy=row.accuracy if row else 0.0,
-            scale=1.0 if images.side is None else images.side / candidate.image_size,
+            scale=images.side / candidate.image_size if images.side else 1.0,
         )
         save_probe(out / f"{kind}.safetensors", fit.probe, card)
     part = out / ".evaluation.json.part"

@@ -71,7 +71,7 @@ def test_some_tiles_are_chosen_and_files_that_are_there_stay(corpus, tmp_path):
 def test_files_of_another_corpus_are_not_taken_for_tiles(corpus, tmp_path):
     out = to_geotiff(str(corpus), str(tmp_path / "tif"))
     other = write_parts(tmp_path / "other", textures(2, seed=1).astype(np.uint16))
-    with pytest.raises(InputError, match=r"another tile than 0 of 'other-0.tif'.*--out"):
+    with pytest.raises(InputError, match=r"another tile than 0 of 'other-000.tif'.*--out"):
         to_geotiff(str(other), str(out))
     (out / "000000000.tif").write_bytes(b"mine")
     with pytest.raises(InputError, match="or damaged"):

@@ -116,7 +116,7 @@ def test_band_order_is_matched_by_name_and_other_bands_refused(trained, tmp_path
     one, other = (rasterio.open(path).read(1) for path in maps)
     assert np.array_equal(one, other)
     wrong = write(tmp_path / "c.tif", pixels[:2], ("VV", "VH"))
-    with pytest.raises(BandError, match=r"red.*VV"):
+    with pytest.raises(BandError, match=r"c\.tif.*red.*VV"):
         predict(str(trained / "a.ckpt"), str(trained), [str(wrong)], str(tmp_path / "maps"))
     assert not (tmp_path / "maps" / "c_classes.tif").exists()
 
@@ -170,3 +170,62 @@ def test_kmeans_finds_blobs_and_survives_few_points():
     fitted = fit_kmeans(points, 3)
     assert torch.equal(fitted.nearest(points).bincount(), torch.tensor([50, 30, 20]))
     assert len(fit_kmeans(torch.ones(10, 2), 4).centres) == 1
+
+
+def s2_encoder(folder: Path) -> str:
+    bands = SENSORS["sentinel2"].select(("B02", "B03", "B04", "B08"))
+    contract = BandContract(bands, (900.0, 1000.0, 1100.0, 2500.0), (400.0,) * 4)
+    torch.manual_seed(0)
+    encoder = ViT(4, 32, 8, 48, 1, 3)
+    state = {f"model.encoder.{name}": value for name, value in encoder.state_dict().items()}
+    details = {"format_version": 1, "encoder": encoder.config, "contract": contract.to_dict()}
+    torch.save({"state_dict": state, "geomim": details}, folder / "s2.ckpt")
+    return str(folder / "s2.ckpt")
+
+
+def reflectance(bands: int = 4) -> np.ndarray:
+    usual = np.array([900, 1000, 1100, 2500] + [1500] * (bands - 4))[:, None, None]
+    return np.random.default_rng(0).normal(usual, 350, (bands, 64, 64)).clip(50)
+
+
+def test_scenes_of_another_unit_are_refused_and_the_file_that_is_named_works(tmp_path, capsys):
+    path, names = s2_encoder(tmp_path), ("blue", "green", "red", "nir")
+    for kind, pixels in (
+        ("fractions", (reflectance() / 10000).astype(np.float32)),
+        ("bytes", (reflectance() / 4000 * 255).clip(1, 255).astype(np.uint8)),
+    ):
+        scene = str(write(tmp_path / f"{kind}.tif", pixels, names))
+        with pytest.raises(InputError, match=rf"{kind}\.tif.*too small|itself") as refused:
+            cluster(path, [scene], str(tmp_path / "maps"), clusters=3)
+        assert not (tmp_path / "maps").exists()
+        sensor = tmp_path / f"{kind}.yaml"
+        sensor.write_text(str(refused.value).split("FILE.yaml: ")[1])
+        cluster(path, [scene], str(tmp_path / f"{kind}_map.tif"), clusters=3, sensor=str(sensor))
+    scene = str(write(tmp_path / "stored.tif", reflectance().astype(np.uint16), names))
+    capsys.readouterr()
+    cluster(path, [scene], str(tmp_path / "maps"), clusters=3)
+    said = capsys.readouterr().out
+    assert "states no unit" in said and "far from" not in said
+
+
+def test_a_sensor_gives_the_bands_that_the_encoder_needs(tmp_path):
+    names = ("B02", "B03", "B04", "B08", "B01", "B05", "B06", "B07", "B8A", "B09", "B11", "B12")
+    path, pixels = s2_encoder(tmp_path), reflectance(12).astype(np.uint16)
+    scene = str(write(tmp_path / "l2a.tif", pixels, names))
+    (written,) = cluster(path, [scene], str(tmp_path / "l2a"), clusters=3, sensor="sentinel2")
+    (four,) = cluster(
+        path, [scene], str(tmp_path / "four"), clusters=3, sensor="sentinel2", bands=["B02", "B03", "B04", "B08"]
+    )
+    assert np.array_equal(rasterio.open(written).read(), rasterio.open(four).read())
+    unnamed = str(write(tmp_path / "unnamed.tif", pixels[:4], (), photometric="MINISBLACK"))
+    with pytest.raises(BandError, match=r"unnamed\.tif"):
+        cluster(path, [unnamed], str(tmp_path / "no"), clusters=3, sensor="sentinel2")
+
+
+def test_published_weights_map_pictures_and_say_what_they_assume(tmp_path, capsys):
+    torch.manual_seed(0)
+    torch.save({"model": ViT(3, 32, 8, 192, 1, 3).state_dict()}, tmp_path / "mae.pth")
+    scene = str(write(tmp_path / "a.tif", texture(scene_kinds())[:3], ("red", "green", "blue")))
+    cluster(str(tmp_path / "mae.pth"), [scene], str(tmp_path / "maps"), clusters=3)
+    said = capsys.readouterr().out
+    assert "8-bit red, green, blue" in said and "3, as is usual" in said

@@ -139,7 +139,7 @@ def test_reference_selectivemae(reference_dir: Path) -> None:
         prediction = decoder(latents, split.predict)
         close(prediction, file["pred"])
         term = model.terms[0]
-        per_image, _ = term.loss(prediction, term.target(view, split.predict), None)
+        per_image = term.loss(prediction, term.target(view, split.predict), None)
         close(per_image, file[losses])
         model.masking = fixed(split)
         close(model({"image": images}, torch.tensor(0.0), NO_DRAWS).loss, file[losses].mean())

@@ -179,3 +179,19 @@ def test_what_is_missing_is_named(corpus, encoder):
     shutil.rmtree(corpus / "embeddings")
     with pytest.raises(CorpusError, match="run geomim corpus embed first"):
         balance(str(corpus), 3)
+
+
+def test_tiles_of_another_unit_are_refused_and_the_file_that_is_named_works(embedded, tmp_path):
+    path = Path(checkpoint(tmp_path / "b.ckpt"))
+    content = torch.load(path, weights_only=True)
+    content["geomim"]["contract"] |= {"mean": [0.5] * 3, "std": [0.2] * 3}
+    torch.save(content, path)
+    with pytest.raises(InputError, match="255 times too large") as refused:
+        embed(str(embedded), str(path), device="cpu")
+    assert not (embedded / "embeddings" / "b.json").exists()
+    sensor = tmp_path / "mine.yaml"
+    sensor.write_text(str(refused.value).split("FILE.yaml: ")[1])
+    out = embed(str(embedded), str(path), sensor=str(sensor), device="cpu")
+    assert json.loads(out.with_suffix(".json").read_text())["sensor"]["scale"] == 0.00392157
+    for file in (embedded / "embeddings").glob("b.*"):
+        file.unlink() if file.is_file() else shutil.rmtree(file)

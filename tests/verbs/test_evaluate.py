@@ -12,8 +12,9 @@ from geomim.errors import BandError, CheckpointError, ConfigError, CorpusError, 
 from geomim.evaluate.saved import load_probe
 from geomim.evaluate.scores import PIXELS, RANDOM
 from geomim.models.vit import ViT
+from geomim.models.weights import DIVIDED, export
 from geomim.sensors import SENSORS, BandContract
-from geomim.verbs.evaluate import evaluate
+from geomim.verbs.evaluate import evaluate, open_candidate
 
 CLASSES = {"bright": 200, "dark": 60, "middle": 130}
 
@@ -136,3 +137,84 @@ def test_bad_input_is_refused_with_a_sentence(tmp_path):
     (folder / "dark" / "0.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"dark.0\.png"):
         evaluate(path, str(folder), str(tmp_path / "o"), device="cpu")
+
+
+def fractions(path: Path) -> str:
+    """An encoder that was trained on colours from 0 to 1."""
+    content = torch.load(checkpoint(path), weights_only=True)
+    content["geomim"]["contract"] |= {"mean": [0.5] * 3, "std": [0.2] * 3}
+    torch.save(content, path)
+    return str(path)
+
+
+def test_numbers_of_another_unit_are_refused_and_the_file_that_is_named_works(tmp_path):
+    path, folder = fractions(tmp_path / "a.ckpt"), pictures(tmp_path / "data", 5)
+    with pytest.raises(InputError, match=r"255 times too large.*--sensor FILE\.yaml") as refused:
+        evaluate(path, str(folder), str(tmp_path / "o"), probes=["knn"], seeds=1, device="cpu")
+    assert not (tmp_path / "o").exists()
+    sensor = tmp_path / "mine.yaml"
+    sensor.write_text(str(refused.value).split("FILE.yaml: ")[1])
+    scores = evaluate(
+        path, str(folder), str(tmp_path / "o"), None, ["knn"], 1, sensor=str(sensor), floors=False, device="cpu"
+    )
+    assert not any("far from" in note for note in scores.notes)
+
+
+def test_heads_are_asked_for_and_given(tmp_path):
+    torch.save(ViT(3, 32, 16, 128, 1, 4).state_dict(), tmp_path / "mae.pth")
+    arguments = (str(tmp_path / "mae.pth"), str(pictures(tmp_path / "data", 5)), str(tmp_path / "o"), None, ["knn"], 1)
+    with pytest.raises(CheckpointError, match="--heads"):
+        evaluate(*arguments, device="cpu")
+    assert evaluate(*arguments, heads=4, floors=False, device="cpu").rows
+
+
+def test_an_export_seen_through_timm_scores_as_itself(tmp_path):
+    folder = export(checkpoint(tmp_path / "a.ckpt"), str(tmp_path / "export"))
+    data = str(pictures(tmp_path / "data", 8))
+
+    def known(name: str) -> dict[str, float]:
+        scores = evaluate(name, data, str(tmp_path / "o"), None, ["knn", "linear"], 1, floors=False, device="cpu")
+        return {row.probe: row.accuracy for row in scores.rows}
+
+    assert known(f"timm:local-dir:{folder}") == known(str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    images = open_labelled(data)
+    for contract, description, mean in ((True, None, 120.0), (False, DIVIDED, 120.0), (False, None, 120.0 / 255)):
+        # the earliest exports held statistics of stored numbers and did not say so
+        kept = config["geomim"] | ({} if contract else {"contract": None})
+        cfg = config["pretrained_cfg"] | {"description": description}
+        (folder / "config.json").write_text(json.dumps(config | {"geomim": kept, "pretrained_cfg": cfg}))
+        assert open_candidate(f"timm:local-dir:{folder}", images).contract.mean[0] == pytest.approx(mean)
+
+
+def test_a_probe_records_how_far_its_images_were_shrunk(tmp_path):
+    for name in CLASSES:
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index in range(5):
+            Image.new("RGB", (64, 64), (CLASSES[name], 10 * index, 90)).save(tmp_path / "data" / name / f"{index}.png")
+    path = checkpoint(tmp_path / "a.ckpt")
+    for size, scale in ((None, 2.0), (128, 0.5)):
+        evaluate(path, str(tmp_path / "data"), str(tmp_path / "o"), size, ["linear"], 1, floors=False, device="cpu")
+        assert load_probe(tmp_path / "o")[1].scale == scale
+
+
+def test_a_rare_class_that_is_never_found_is_said(tmp_path):
+    for name, count in (("sea", 95), ("oil", 5)):
+        for split in ("train", "test"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (32, 32), (90, 90, index)).save(tmp_path / split / name / f"{index}.png")
+    scores = evaluate(
+        checkpoint(tmp_path / "a.ckpt"),
+        str(tmp_path),
+        str(tmp_path / "o"),
+        None,
+        ["knn"],
+        1,
+        floors=False,
+        device="cpu",
+    )
+    row = scores.rows[0]
+    assert row.accuracy == 0.95 and row.balanced == 0.5
+    assert any("95% of the test images are sea" in note for note in scores.notes)
+    assert "the knn probe never finds oil" in scores.notes

@@ -16,9 +16,9 @@ from geomim.corpus.scenes.footprints import Grid, by_control_points
 from geomim.corpus.scenes.meaning import informed, meant
 from geomim.corpus.scenes.metadata import acquisition_time, licence
 from geomim.corpus.scenes.naming import Offer, choose, read_offer
-from geomim.corpus.scenes.readers import sample, stored
+from geomim.corpus.scenes.readers import nodata_of, sample, stored
 from geomim.corpus.scenes.scene import Numbers, Scene, Wanted, converted
-from geomim.corpus.scenes.validity import Nodata, one_type, padding
+from geomim.corpus.scenes.validity import one_type, padding
 from geomim.corpus.scenes.warping import wanted_grid
 from geomim.errors import InputError
 from geomim.sensors import Band, find_band
@@ -62,7 +62,7 @@ def _numbers(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> Numbe
     told = [None if one == (1.0, 0.0) else one for one in scaling]
     look = partial(sample, uri, dataset, choice.places[0])
     sensor, guessed = informed(uri, choice.sensor, names, dtype, told, wanted, look)
-    nodata = tuple(Nodata.of(dataset.nodatavals[place], sensor.nodata, dtype) for place in choice.places)
+    nodata = nodata_of(dataset, choice.places, sensor.nodata)
     reader = stored(uri, dataset, grid, choice.places, nodata, choice.alpha)
     block = reader.dataset.block_shapes[0]
     stored_numbers = Numbers(sensor, reader, dtype, padding(nodata), block, (*marked, *guessed), assumed=choice.assumed)
@@ -96,8 +96,7 @@ def _palette(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> Numbe
     colours[:, list(colormap)] = np.array(list(colormap.values())).T
     offer = Offer(uri, (Band("red"), Band("green"), Band("blue")), False, None)
     choice = choose(offer, wanted.sensor, wanted.bands)
-    nodata = Nodata.of(dataset.nodatavals[0], None, dataset.dtypes[0])
-    indices = stored(uri, dataset, grid, (0,), (nodata,), nearest=True)
+    indices = stored(uri, dataset, grid, (0,), nodata_of(dataset, (0,), None), nearest=True)
     table, shown = colours[list(choice.places)], colours[3] > 0  # transparent ones, and those of no index, are not
     reader = converted(indices, lambda bands, valid: (table[:, bands[0]], valid & shown[bands[0]]))
     return Numbers(choice.sensor, reader, np.dtype(np.uint8), None, indices.dataset.block_shapes[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,17 @@ def sample(uri: str, dataset: Any, place: int) -> np.ndarray:
     with environment(uri):
         numbers: np.ndarray = dataset.read(place + 1, window=middle(dataset.height, dataset.width))
     return numbers
+
+
+def nodata_of(dataset: Any, places: Sequence[int], usual: float | None) -> tuple[Nodata, ...]:
+    """What is no measurement in some bands, by the file; `usual` where it declares nothing.
+
+    `NODATA_VALUES` are one colour that is transparent (PNG): a pixel is nodata where all its bands have theirs.
+    """
+    values = [(dataset.nodatavals[place], dataset.dtypes[place]) for place in places]
+    if "NODATA_VALUES" in dataset.tags():
+        return tuple(Nodata.of(None, told, dtype) for told, dtype in values)
+    return tuple(Nodata.of(told, usual, dtype) for told, dtype in values)
 
 
 def stored(

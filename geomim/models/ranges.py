@@ -1,0 +1,171 @@
+"""Whether numbers can be what an encoder was trained on: in another unit they give a map of one class, not an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import yaml
+from torch import Tensor
+
+from geomim.errors import InputError
+from geomim.models.inputs import ContractInput
+
+LOOKS, PIXELS = 64, 4096
+"""Images with a valid pixel that are looked at, and about how many pixels of each."""
+
+# No scene is fifty times darker than usual in all its bands, nor is one band thirty deviations brighter: snow and
+# cloud reach some twenty in visible light, and lakes are dark and flat, but hardly so in the blue.
+_DARKER, _FARTHER, _BEYOND_BITS = 50, 30, 8
+_ODD, _FLATTER = 5, 8
+_FACTORS = (10000, 1000, 255, 100, 10000 / 255)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Valid pixels as deviations from the contract's means: a value for each band that varies, `(K,)` float64.
+
+    Attributes:
+        mean: Their mean; likewise `std`, `low` and `high`.
+        usual: The contract's mean, in its stored numbers; likewise `spread`, its deviation.
+        unit: The contract's deviation in the numbers that are given; `zero` is its mean in them.
+        eight_bit: The numbers are stored in 8 bits.
+    """
+
+    mean: Tensor
+    std: Tensor
+    low: Tensor
+    high: Tensor
+    usual: Tensor
+    spread: Tensor
+    unit: Tensor
+    zero: Tensor
+    eight_bit: bool
+
+    def stored(self, deviations: Tensor) -> Tensor:
+        """Deviations as stored numbers of the contract."""
+        return self.usual + deviations * self.spread
+
+
+def check_range(prepare: ContractInput, sample: Iterable[tuple[Tensor, Tensor | None]], what: str) -> tuple[str, ...]:
+    """Compare images with the statistics of the contract that they are prepared for.
+
+    Args:
+        prepare: Brings them to the contract.
+        sample: Stored numbers `(B, C, H, W)` and validity `(B, H, W)` bool or None, from all over the images; read on
+            until `LOOKS` of them hold a valid pixel.
+        what: The images, in words.
+
+    Returns:
+        A sentence where they are unusual; nothing where they are not, or no pixel is valid.
+
+    Raises:
+        InputError: They must be in another unit; the sentence names both ranges, the likely factor, and the flag that
+            tells geomim of it.
+    """
+    seen = _look(prepare, sample)
+    if seen is None:
+        return ()
+    if not bool(seen.std.any()):
+        return (f"{what}: every pixel that was looked at holds the same number",)
+    band, ranges = _ranges(prepare, seen)
+    fault = _fault(prepare, seen)
+    if fault is not None:
+        raise InputError(f"{what}: band {band} holds {ranges}: {fault}")
+    if bool((seen.mean.abs() > _ODD).any() | (seen.std < 1 / _FLATTER).all() | (seen.std > _FLATTER).all()):
+        return (f"{what} is far from what the encoder was trained on: band {band} holds {ranges}",)
+    sensor, usual = prepare.contract.sensor, seen.stored(torch.full_like(seen.mean, -2.0))
+    tenthousandths = (sensor.unit, sensor.scale, sensor.offset) == ("reflectance", 1e-4, 0.0)
+    if tenthousandths and bool((seen.stored(seen.low) >= 1000).all() & (usual < 1000).any()):
+        return (
+            f"{what}: no number is below 1000 in any band: where it carries the offset of newer Sentinel-2 products, "
+            "give a sensor with offset: -0.1 (--sensor FILE.yaml)",
+        )
+    return ()
+
+
+def _look(prepare: ContractInput, sample: Iterable[tuple[Tensor, Tensor | None]]) -> _Seen | None:
+    parts: list[Tensor] = []
+    looks, bits = 0, True
+    for numbers, valid in sample:
+        images, seen = prepare(numbers, valid)
+        pixels = images.transpose(0, 1)[:, seen[:, 0]]
+        parts.append(pixels[:, :: max(1, pixels.shape[1] // (PIXELS * len(images)))].double().cpu())
+        bits &= numbers.dtype == torch.uint8
+        looks += int(seen.flatten(1).any(1).sum())
+        if looks >= LOOKS:
+            break
+    known = torch.tensor(prepare.contract.std) > 0
+    pixels = torch.cat(parts, 1)[known] if parts else torch.empty(0, 0)
+    if not pixels.numel():
+        return None
+    usual, spread = (torch.tensor(values).double()[known] for values in (prepare.contract.mean, prepare.contract.std))
+    factor, shift = (value.flatten().double()[known] for value in (prepare.factor, prepare.shift))
+    low, high = pixels.aminmax(dim=1)
+    std = pixels.std(1, correction=0)
+    return _Seen(pixels.mean(1), std, low, high, usual, spread, 1 / factor, -shift / factor, bits)
+
+
+def _fault(prepare: ContractInput, seen: _Seen) -> str | None:
+    """Why the numbers cannot be right, and what to do; None where they can."""
+    contract, spread = prepare.contract, seen.spread
+    mean, low, high = (seen.stored(value) for value in (seen.mean, seen.low, seen.high))
+    if bool((low > 0).all() & (seen.usual + 2 * spread < 0).all()):
+        if bool(((10 * mean.log10() - seen.usual).abs() < 3 * spread).all()):
+            return "these are linear numbers for an encoder of decibels: give 10 * log10 of them"
+    if bool((high < 0).all() & (seen.usual > 0).all()):
+        if bool(((10 ** (mean / 10) / seen.usual).log10().abs() < 1).all()):
+            return "these are decibels for an encoder of linear numbers: give 10 ** (number / 10)"
+    smaller = (seen.usual.square() + spread.square()).sqrt() / (mean.square() + (seen.std * spread).square()).sqrt()
+    most = (255 - seen.zero) / seen.unit  # of 8 bits
+    if (
+        bool((seen.mean.abs() > _FARTHER).any() | (smaller > _DARKER).all())
+        or (contract.eight_bit and bool(((mean > 255) & (seen.mean > _BEYOND_BITS)).all()))
+        or (seen.eight_bit and bool((most < 0).all()))
+    ):
+        cause, scale, offset = _cause(prepare, seen, float(smaller.median()))
+        means = {"name": "mine", "unit": contract.sensor.unit, "scale": scale, "offset": offset}
+        means["bands"] = list(prepare.sensor.names)
+        text = yaml.safe_dump(means, default_flow_style=True, sort_keys=False, width=9999).strip()
+        return f"{cause}. Say what the numbers mean in a file, given as --sensor FILE.yaml: {text}"
+    return None
+
+
+def _cause(prepare: ContractInput, seen: _Seen, smaller: float) -> tuple[str, float, float]:
+    """In what the numbers differ: in words, and the scale and offset that would be right."""
+    sensor, wanted = prepare.sensor, prepare.contract.sensor
+    meant = (seen.mean * seen.unit + seen.zero - wanted.offset) / wanted.scale  # were they of the unit itself
+    changed = (sensor.scale, sensor.offset) != (1.0, 0.0)
+    if changed and bool(((meant - seen.usual).abs() < _ODD * seen.spread).all()):
+        return f"as {wanted.unit} itself does, not number * {sensor.scale:g} + {sensor.offset:g}", 1.0, 0.0
+    if bool(((seen.std > 0.2) & (seen.std < 5)).all()):
+        shift = float((-seen.mean * seen.spread).median()) * wanted.scale
+        words = f"about {abs(_short(shift)):,g} too {'small' if shift > 0 else 'large'}"
+        return words, sensor.scale, _short(sensor.offset + shift)
+    times = _usual_factor(max(smaller, 1 / smaller))
+    words = f"about {f'{times:,.0f}' if times > 99 else f'{times:.3g}'} times too"
+    if smaller > 1:
+        return f"{words} small", _short(sensor.scale * times, 6), sensor.offset
+    return f"{words} large", _short(sensor.scale / times, 6), sensor.offset
+
+
+def _usual_factor(times: float) -> float:
+    """The nearest factor between units that are in use, or the one found in two digits."""
+    near = min(_FACTORS, key=lambda usual: max(usual / times, times / usual))
+    return near if max(near / times, times / near) < 1.7 else _short(times)
+
+
+def _short(value: float, digits: int = 2) -> float:
+    return float(f"{value:.{digits}g}")
+
+
+def _ranges(prepare: ContractInput, seen: _Seen) -> tuple[str, str]:
+    """The band that is farthest off; what it holds and what it should, in the numbers that are given."""
+    place = int((seen.mean.abs() + seen.std.clamp_min(1e-9).log().abs()).argmax())
+    low, high, mean, least, most, usual = (
+        f"{float(value * seen.unit[place] + seen.zero[place]):.4g}"
+        for value in (seen.low[place], seen.high[place], seen.mean[place], -2.0, 2.0, 0.0)
+    )
+    names = [name for name, std in zip(prepare.contract.names, prepare.contract.std, strict=True) if std > 0]
+    return names[place], f"{low} to {high} (mean {mean}), where the encoder knows {least} to {most} (mean {usual})"

@@ -1,0 +1,110 @@
+import dataclasses
+import re
+
+import pytest
+import torch
+
+from geomim.errors import InputError
+from geomim.models.inputs import ContractInput
+from geomim.models.ranges import check_range
+from geomim.sensors import SENSORS, Band, BandContract, Sensor, get_sensor
+
+NAMES = ("B02", "B03", "B04", "B08")
+REFLECTANCE = BandContract(
+    SENSORS["sentinel2"].select(NAMES), (900.0, 1000.0, 1100.0, 2500.0), (450.0, 430.0, 500.0, 900.0)
+)
+LANDSAT = BandContract(SENSORS["landsat8"].select(("B4", "B5")), (10000.0, 14000.0), (1500.0, 2500.0))
+BYTES = BandContract(SENSORS["rgb"], (110.0, 115.0, 100.0), (55.0, 50.0, 52.0))
+FRACTIONS = BandContract(SENSORS["rgb"], (0.43, 0.45, 0.4), (0.2, 0.19, 0.2))
+RADAR = Sensor("s1", (Band("VV"), Band("VH")))
+DECIBELS = BandContract(RADAR, (-11.0, -18.0), (3.5, 4.0))
+LINEAR = BandContract(RADAR, (0.1, 0.02), (0.12, 0.025))
+
+
+def like(contract: BandContract, count: int = 6, side: int = 32) -> torch.Tensor:
+    """Numbers with the contract's statistics, in its unit."""
+    torch.manual_seed(0)
+    deviations = torch.randn(count, len(contract.names), side, side).clamp(-1.9, 3)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (contract.mean, contract.std))
+    return mean + deviations * std
+
+
+def check(contract: BandContract, numbers: torch.Tensor, sensor: Sensor | None = None) -> tuple[str, ...]:
+    return check_range(ContractInput(contract, sensor or contract.sensor), [(numbers, None)], "'a.tif'")
+
+
+@pytest.mark.parametrize(
+    ("contract", "numbers"),
+    [
+        (REFLECTANCE, like(REFLECTANCE) / 10000),
+        (REFLECTANCE, like(REFLECTANCE) / 100),
+        (REFLECTANCE, (like(REFLECTANCE) / 3500 * 255).clamp(0, 255).to(torch.uint8)),
+        (LANDSAT, like(LANDSAT) * 2.75e-5 - 0.2),
+        (FRACTIONS, like(BYTES).clamp(0, 255).to(torch.uint8)),
+        (BYTES, like(FRACTIONS)),
+        (BYTES, like(REFLECTANCE)[:, :3]),
+        (dataclasses.replace(DECIBELS, mean=(15.0, 16.0)), like(DECIBELS) + 400),
+    ],
+)
+def test_another_unit_is_refused_and_the_file_that_the_sentence_writes_is_accepted(tmp_path, contract, numbers):
+    with pytest.raises(InputError, match=r"'a\.tif'.*holds .* where the encoder knows .*--sensor") as refused:
+        check(contract, numbers)
+    written = tmp_path / "mine.yaml"
+    written.write_text(re.search(r"FILE\.yaml: (\{.*\})", str(refused.value))[1])
+    sensor = get_sensor(written)
+    assert sensor.names == contract.names
+    check(contract, numbers, sensor)
+
+
+def test_the_likely_factor_is_named():
+    for contract, numbers, scale in ((BYTES, like(FRACTIONS), 255.0), (LANDSAT, like(LANDSAT) * 2.75e-5 - 0.2, 1.0)):
+        with pytest.raises(InputError, match=f"scale: {scale}"):
+            check(contract, numbers)
+    with pytest.raises(InputError, match=r"255 times too large.*scale: 0\.00392157"):
+        check(FRACTIONS, like(BYTES))
+
+
+def test_decibels_and_linear_numbers_are_told_apart():
+    with pytest.raises(InputError, match="linear numbers for an encoder of decibels"):
+        check(DECIBELS, 10 ** (like(DECIBELS) / 10))
+    with pytest.raises(InputError, match="decibels for an encoder of linear numbers"):
+        check(LINEAR, like(DECIBELS))
+
+
+@pytest.mark.parametrize("contract", [REFLECTANCE, LANDSAT, BYTES, FRACTIONS, DECIBELS])
+def test_what_the_encoder_knows_passes_without_a_word(contract):
+    assert check(contract, like(contract)) == ()
+
+
+def test_units_that_files_declare_are_converted_not_refused():
+    told = dataclasses.replace(REFLECTANCE.sensor, scale=1.0)
+    assert check(REFLECTANCE, like(REFLECTANCE) / 10000, told) == ()
+
+
+def test_snow_and_lakes_are_unusual_but_not_refused():
+    torch.manual_seed(0)
+    snow = 8500 + 900 * torch.rand(4, 4, 32, 32)
+    lake = torch.tensor([300.0, 220, 120, 60])[:, None, None] + 8 * torch.rand(4, 4, 32, 32)
+    for numbers in (snow, lake, lake.to(torch.int16), torch.full((2, 4, 32, 32), 900.0)):
+        assert len(check(REFLECTANCE, numbers)) == 1
+    assert check(BYTES, torch.zeros(2, 3, 8, 8, dtype=torch.uint8))[0].endswith("the same number")
+
+
+def test_the_offset_of_newer_sentinel2_products_is_asked_about():
+    assert "offset: -0.1" in check(REFLECTANCE, like(REFLECTANCE).clamp_min(50) + 1000)[0]
+    told = dataclasses.replace(REFLECTANCE.sensor, offset=-0.1)
+    assert check(REFLECTANCE, like(REFLECTANCE).clamp_min(50) + 1000, told) == ()
+
+
+def test_only_valid_pixels_of_varying_bands_count():
+    numbers = like(BYTES)
+    numbers[:, :, :8] = 60000
+    valid = torch.ones(len(numbers), 32, 32, dtype=torch.bool)
+    valid[:, :8] = False
+    prepare = ContractInput(BYTES, BYTES.sensor)
+    assert check_range(prepare, [(numbers, valid)], "a") == ()
+    assert check_range(prepare, [(numbers, torch.zeros_like(valid))], "a") == ()
+    flat = dataclasses.replace(BYTES, std=(55.0, 0.0, 52.0))
+    numbers = like(BYTES)
+    numbers[:, 1] = 20000
+    assert check(flat, numbers) == ()
