@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from rasterio.windows import Window
 
-from geomim.corpus.scenes.clouds import cloudy, kind_of, named_kind
+from geomim.corpus.scenes.clouds import cloudy, kind_of, mask_places
 from geomim.corpus.scenes.coordinates import place_of
 from geomim.corpus.scenes.files import split_address
 from geomim.corpus.scenes.footprints import Grid
@@ -96,9 +96,8 @@ def _describe(
     uri: str, cube: Any, around: Sequence[Any], notes: Sequence[str], choices: dict[str, str], wanted: Wanted
 ) -> Scene:
     planes, time = _planes(uri, cube, choices)
-    masks = [place for place, plane in enumerate(planes) if named_kind(plane.name, whole=True)]
-    offered = tuple(_band(plane) for plane in planes)
-    choice = choose(Offer(uri, offered, True, None, tuple(masks)), wanted.sensor, wanted.bands)
+    masks = mask_places([plane.name for plane in planes])
+    choice = choose(Offer(uri, tuple(map(_band, planes)), True, None, masks), wanted.sensor, wanted.bands)
     chosen = [planes[place] for place in choice.places]
     dtype = one_type(uri, [plane.dtype for plane in chosen])
     told = [None if plane.scaling == (1.0, 0.0) else plane.scaling for plane in chosen]
@@ -137,9 +136,8 @@ def _planes(uri: str, cube: Any, choices: dict[str, str]) -> tuple[list[_Plane],
     time: datetime | None = None
     for name, (rows, cols) in images(cube).items():
         values = cube[name]
-        values = values.isel(
-            {dim: _chosen(uri, values, dim, place) for dim, place in choices.items() if dim in values.dims}
-        )
+        own = {dim: _chosen(uri, values, dim, place) for dim, place in choices.items() if dim in values.dims}
+        values = values.isel(own)
         time = time or _time(values)
         values = values.isel({dim: 0 for dim in values.dims if values.sizes[dim] == 1 and dim not in (rows, cols)})
         others = [str(dim) for dim in values.dims if dim not in (rows, cols)]

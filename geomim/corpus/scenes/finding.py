@@ -130,9 +130,8 @@ def _in_folder(root: str) -> set[str]:
             found[parent] = parent
         else:
             found |= _of_files(parent, files)
-            for name in files:
-                if name.endswith((".json", ".JSON")) and (inner := _item_parts(os.path.join(parent, name))) is not None:
-                    item = os.path.join(parent, name)
+            for item in (os.path.join(parent, name) for name in files if is_item(name)):
+                if (inner := _item_parts(item)) is not None:
                     found[item] = item
                     parts.update(inner)
     return {uri for uri, file in found.items() if os.path.normpath(file) not in parts} if parts else set(found)

@@ -194,7 +194,7 @@ def _selected(offer: Offer, sensor: Sensor, names: list[str]) -> Sensor:
 def _found(named: Sequence[tuple[int, Band]], wanted: Sequence[Band]) -> tuple[int, ...] | None:
     """Places of wanted bands among named ones; None where one is not there."""
     try:
-        return _pick(named, match_bands(wanted, [band for _, band in named]))
+        return tuple(named[index][0] for index in match_bands(wanted, [band for _, band in named]))
     except BandError:
         return None
 
@@ -231,7 +231,7 @@ def _by_file(offer: Offer) -> Choice:
         own = [band for _, band in named]
         sensor = _guess(offer, own)
         found = range(len(own)) if sensor.bands == tuple(own) else match_bands([b.name for b in sensor.bands], own)
-        return Choice(sensor, _pick(named, found), offer.alpha)
+        return Choice(sensor, tuple(named[index][0] for index in found), offer.alpha)
     if len(offer.spectral) == 1:
         return Choice(Sensor("gray", (Band("gray"),)), (offer.spectral[0],), offer.alpha)
     fitting = [sensor for sensor in SENSORS.values() if len(sensor.bands) == len(offer.spectral)]
@@ -290,10 +290,6 @@ def _in_order(offer: Offer, sensor: Sensor, bands: Sequence[Band]) -> Sensor:
             f"given {', '.join(band.name for band in bands)}; choose with --bands"
         ) from error
     return sensor.select([sensor.names[place] for place in sorted(places)])
-
-
-def _pick(named: Sequence[tuple[int, Band]], found: Sequence[int]) -> tuple[int, ...]:
-    return tuple(named[index][0] for index in found)
 
 
 def _count(offer: Offer) -> str:

@@ -57,7 +57,6 @@ _FURTHER = {  # bands that are read where --bands names them
 }
 _FURTHER["landsat9"] = _FURTHER["landsat8"]
 _ALSO = {"nir08": "nir_narrow", "nir09": "water_vapour", "swir16": "swir1", "swir22": "swir2"}  # Sentinel-2 on AWS
-_COLLECTION1 = (1e-4, 0.0)
 
 Files = dict[int, str]
 """Files of one band by metres of a pixel, 0 where their names tell none."""
@@ -207,7 +206,7 @@ def _landsat(uri: str, folder: Folder, files: dict[str, Files], made: tuple[str,
     chosen, codes, layers = _choose(uri, usual, [*found.items()], wanted)
     older = any("sr_band" in name.lower() for name in folder.names)  # made of Collection 1
     level = "L2" if "_L2" in product.upper() or any(name.startswith("SR_") for name in files) else "L1"
-    scaling = _COLLECTION1 if older else _landsat_scaling(facts, level, codes)
+    scaling = (1e-4, 0.0) if older else _landsat_scaling(facts, level, codes)
     nodata = -9999.0 if older else _FILL
     chosen = replace(chosen, unit="reflectance" if scaling else "digital number", nodata=nodata)
     layers = [replace(layer, scaling=scaling or (1.0, 0.0), nodata=nodata) for layer in layers]
@@ -221,12 +220,9 @@ def _landsat_scaling(facts: dict[str, str], level: str, codes: Sequence[str]) ->
 
     Level 1 is not corrected for the height of the sun, which differs from scene to scene.
     """
-    stated = set()
-    for code in codes:
-        number = code.removeprefix("B")
-        scale, offset = (facts.get(f"REFLECTANCE_{what}_BAND_{number}") for what in ("MULT", "ADD"))
-        if scale and offset:
-            stated.add((float(scale), float(offset)))
+    numbers = [code.removeprefix("B") for code in codes]
+    pairs = [[facts.get(f"REFLECTANCE_{what}_BAND_{number}") for what in ("MULT", "ADD")] for number in numbers]
+    stated = {(float(scale), float(offset)) for scale, offset in pairs if scale and offset}
     if len(stated) == 1:
         return stated.pop()
     return (2.75e-5, -0.2) if level == "L2" and not stated else None

@@ -94,8 +94,8 @@ def _palette(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> Numbe
         raise InputError(f"'{uri}' stores {dataset.dtypes[0]} as indices into a palette: expected uint8 or uint16")
     colours = np.zeros((4, np.iinfo(dataset.dtypes[0]).max + 1), np.uint8)
     colours[:, list(colormap)] = np.array(list(colormap.values())).T
-    offer = Offer(uri, (Band("red"), Band("green"), Band("blue")), False, None)
-    choice = choose(offer, wanted.sensor, wanted.bands)
+    rgb = (Band("red"), Band("green"), Band("blue"))
+    choice = choose(Offer(uri, rgb, False, None), wanted.sensor, wanted.bands)
     indices = stored(uri, dataset, grid, (0,), nodata_of(dataset, (0,), None), nearest=True)
     table, shown = colours[list(choice.places)], colours[3] > 0  # transparent ones, and those of no index, are not
     reader = converted(indices, lambda bands, valid: (table[:, bands[0]], valid & shown[bands[0]]))

@@ -159,14 +159,10 @@ def _scaling(layer: Layer, dataset: Any) -> Scaling | None:
 
 
 def _masks(mask: Mask | None, grid: Grid) -> Windows | None:
-    if mask is None:
-        return None
     try:
-        return open_mask(mask.path, grid, (grid.height, grid.width), mask.kind, mask.places)
+        return open_mask(mask.path, grid, (grid.height, grid.width), mask.kind, mask.places) if mask else None
     except UnknownKindError:
-        if mask.kind is None:
-            return None  # offered as clouds, such as percentages: no mask
-        raise
+        return None  # offered as clouds, such as percentages: no mask
 
 
 def _reader(
