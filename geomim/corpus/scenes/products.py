@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -58,6 +58,7 @@ _FURTHER = {  # bands that are read where --bands names them
 _FURTHER["landsat9"] = _FURTHER["landsat8"]
 _ALSO = {"nir08": "nir_narrow", "nir09": "water_vapour", "swir16": "swir1", "swir22": "swir2"}  # Sentinel-2 on AWS
 
+_Meaning = tuple[float, dict[str, float]]  # quantity and the offset of each band
 Files = dict[int, str]
 """Files of one band by metres of a pixel, 0 where their names tell none."""
 
@@ -104,7 +105,7 @@ def _loose(uri: str, folder: Folder, files: dict[str, Files], made: tuple[str, s
     told = [(_meant(usual, band), found) for band, found in files.items()]
     sensor, codes, layers = _choose(uri, usual, told, wanted)
     if re.search(r"_N\d{4}_", name):
-        layers = _scaled(layers, codes, *_sentinel2_facts(name, folder)[:2])
+        layers = _scaled(layers, codes, _sentinel2_facts(name, folder)[0])
     layers = [replace(layer, alone=True) for layer in layers]
     time = acquisition_time(uri, {}) or acquisition_time(folder.root, {}) or acquisition_time(name, {})
     return stack_scene(uri, sensor, layers, wanted, _mask(folder), time, COPERNICUS if kind == "S2" else None)
@@ -158,26 +159,24 @@ def _sentinel2(uri: str, folder: Folder, wanted: Wanted) -> Scene:
     there = [(band, files[name]) for name, band in own.items() if name in files]
     chosen, codes, layers = _choose(uri, usual, there, wanted)
     above, granule, _ = uri.rstrip("/").rpartition("/GRANULE/")
-    product = (above, open_folder(above)) if granule else (uri, folder)
-    quantity, offsets, time = _sentinel2_facts(*product)
-    layers, chosen = _scaled(layers, codes, quantity, offsets), replace(chosen, nodata=_FILL)
+    meaning, time = _sentinel2_facts(above, open_folder(above)) if granule else _sentinel2_facts(uri, folder)
+    layers, chosen = _scaled(layers, codes, meaning), replace(chosen, nodata=_FILL)
     return stack_scene(uri, chosen, layers, wanted, _mask(folder), time or acquisition_time(uri, {}), COPERNICUS)
 
 
-def _scaled(
-    layers: Sequence[Layer], codes: Sequence[str], quantity: float, offsets: Mapping[str, float]
-) -> list[Layer]:
+def _scaled(layers: Sequence[Layer], codes: Sequence[str], meaning: _Meaning) -> list[Layer]:
     """Bands of Sentinel-2 whose reflectance is (number + offset of the band) / quantity."""
+    quantity, offsets = meaning
     scaling = [(1 / quantity, offsets.get(code, 0.0) / quantity) for code in codes]
     return [replace(layer, scaling=one, nodata=_FILL) for layer, one in zip(layers, scaling, strict=True)]
 
 
-def _sentinel2_facts(uri: str, folder: Folder) -> tuple[float, dict[str, float], datetime | None]:
-    """What the metadata of a product say, or its name: quantity and offsets, as `_scaled` takes them, and its time."""
+def _sentinel2_facts(uri: str, folder: Folder) -> tuple[_Meaning, datetime | None]:
+    """What the metadata of a product say, or its name; and its time."""
     codes = SENSORS["sentinel2"].names  # band_id counts them
     name = next((name for name in folder.names if _MSI_METADATA.match(name)), None)
     if name is None:  # the name tells the processing baseline, from 04.00 on with an offset
-        return 10000.0, dict.fromkeys(codes, float(-(added(PurePosixPath(uri).name) or 0))), None
+        return (10000.0, dict.fromkeys(codes, float(-(added(PurePosixPath(uri).name) or 0)))), None
     texts: dict[str, str] = {}
     offsets: dict[str, float] = {}
     try:
@@ -190,7 +189,7 @@ def _sentinel2_facts(uri: str, folder: Folder) -> tuple[float, dict[str, float],
         quantity = next((float(texts[tag]) for tag in _QUANTITIES if tag in texts), 10000.0)
     except (ElementTree.ParseError, ValueError, IndexError) as error:
         raise InputError(f"'{folder.path(name)}' is no metadata of Sentinel-2 ({error}): fetch it again") from error
-    return quantity, offsets, date_in(next((texts[tag] for tag in _TIMES if tag in texts), ""))
+    return (quantity, offsets), date_in(next((texts[tag] for tag in _TIMES if tag in texts), ""))
 
 
 def _landsat(uri: str, folder: Folder, files: dict[str, Files], made: tuple[str, str], wanted: Wanted) -> Scene:
