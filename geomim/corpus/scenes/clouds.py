@@ -111,7 +111,7 @@ def open_mask(
 
     def read(window: Window) -> np.ndarray:
         codes, shown = reader.read_shown(window)
-        return shown & np.any(cloudy(codes, kind, nodata), axis=0)
+        return shown & cloudy(codes, kind, nodata).any(axis=0)
 
     return Windows(read, reader.close)
 
