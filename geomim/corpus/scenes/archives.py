@@ -6,7 +6,6 @@ import os
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -74,19 +73,16 @@ def open_folder(root: str) -> Folder:
     """
     inside = _INSIDE.match(root)
     if inside is None:
-        return Folder(root, tuple(sorted(_files(root))))
+        files = (os.path.join(parent, name) for parent, _, names in os.walk(root) for name in names)
+        return Folder(root, tuple(sorted(os.path.relpath(file, root) for file in files)))
     prefix = f"{inside[2].rstrip('/')}/" if inside[2] else ""
-    names = tuple(name[len(prefix) :] for name in members(inside[1]) if name.startswith(prefix))
-    return Folder(root, names)
+    return Folder(root, tuple(name[len(prefix) :] for name in members(inside[1]) if name.startswith(prefix)))
 
 
 def is_folder(root: str) -> bool:
     """Whether there is such a folder, on this machine or inside an archive."""
-    inside = _INSIDE.match(root)
-    if inside is None:
-        return os.path.isdir(root)
-    prefix = f"{inside[2].rstrip('/')}/" if inside[2] else ""
-    return os.path.isfile(inside[1]) and any(name.startswith(prefix) for name in members(inside[1]))
+    archive = archive_of(root)
+    return os.path.isdir(root) if archive is None else os.path.isfile(archive) and bool(open_folder(root).names)
 
 
 def members(archive: str) -> tuple[str, ...]:
@@ -120,16 +116,7 @@ def _content(archive: str, name: str) -> bytes:
         with zipfile.ZipFile(archive) as file:
             return file.read(name)
     with tarfile.open(archive) as bundle:
-        for candidate in (name, f"./{name}"):
-            if candidate in bundle.getnames():
-                member = bundle.extractfile(candidate)
-                if member is not None:
-                    return member.read()
-    raise KeyError(name)
-
-
-def _files(root: str) -> Iterable[str]:
-    for parent, _, names in os.walk(root):
-        below = os.path.relpath(parent, root)
-        for name in names:
-            yield name if below == "." else f"{below}/{name}"
+        held = bundle.getnames()
+        member = bundle.extractfile(name if name in held else f"./{name}")
+        assert member is not None  # `members` lists files alone
+        return member.read()

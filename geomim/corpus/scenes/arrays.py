@@ -10,30 +10,10 @@ from affine import Affine
 from rasterio.windows import Window
 
 from geomim.corpus.scenes.annotations import Annotations
-from geomim.corpus.scenes.footprints import affine, ground_sample_distance
-from geomim.corpus.scenes.scene import Scene
+from geomim.corpus.scenes.scene import Scene, Windows
 from geomim.corpus.scenes.validity import Nodata, measured, padding
 from geomim.errors import BandError, InputError
 from geomim.sensors import Sensor
-
-
-class ArrayReader:
-    """Windows of an array in memory."""
-
-    def __init__(self, pixels: np.ndarray, valid: np.ndarray | None, nodata: Nodata) -> None:
-        self._pixels = pixels
-        self._valid = valid
-        self._nodata = [nodata] * len(pixels)
-
-    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """Copies of pixels `(C, h, w)` and validity `(h, w)`."""
-        rows, cols = window.toslices()
-        pixels = self._pixels[:, rows, cols].copy()
-        valid = measured(pixels, self._nodata)
-        return pixels, valid if self._valid is None else valid & self._valid[rows, cols]
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 def array_scene(
@@ -78,7 +58,13 @@ def array_scene(
         raise InputError(f"'{uri}': validity is {valid.shape} and the image {pixels.shape[1:]}: they must be equal")
     height, width = pixels.shape[1:]
     none = Nodata.of(nodata, sensor.nodata, pixels.dtype)
-    place = None if transform is None else affine(transform)
+
+    def read(window: Window) -> tuple[np.ndarray, np.ndarray]:
+        rows, cols = window.toslices()
+        part = pixels[:, rows, cols].copy()
+        here = measured(part, [none] * len(part))
+        return part, here if valid is None else here & valid[rows, cols]
+
     return Scene(
         uri=uri,
         sensor=sensor,
@@ -90,8 +76,7 @@ def array_scene(
         nodata=padding([none]),
         time=time,
         licence=licence,
-        gsd=ground_sample_distance(crs, place, height, width) or sensor.gsd,
         block=(height, width),
-        reader=ArrayReader(pixels, valid, none),
+        reader=Windows(read),
         annotations=annotations,
     )

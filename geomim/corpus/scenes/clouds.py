@@ -7,7 +7,6 @@ import os
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
@@ -17,9 +16,10 @@ import numpy as np
 from rasterio.windows import Window
 
 from geomim.corpus.scenes.files import SUFFIXES, environment, open_dataset, split_address
-from geomim.corpus.scenes.grids import Grid
-from geomim.corpus.scenes.scene import Scene
-from geomim.corpus.scenes.warping import on_grid
+from geomim.corpus.scenes.footprints import Grid
+from geomim.corpus.scenes.readers import RasterReader, stored
+from geomim.corpus.scenes.scene import Scene, Windows
+from geomim.corpus.scenes.validity import Nodata
 from geomim.errors import InputError, nearest
 
 KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -58,42 +58,12 @@ class UnknownKindError(InputError):
     """Neither name nor codes of a cloud mask tell what its codes mean."""
 
 
-@dataclass
-class CloudMask:
-    """A raster of cloud codes, on the scene's grid.
-
-    Attributes:
-        uri: The raster.
-        dataset: Open rasterio dataset.
-        places: 0-based places of the bands that hold codes.
-        outside: 0-based place of a band that is 0 where the mask says nothing, or None.
-        kind: One of `KINDS`.
-        nodata: Code that says nothing, or None.
-    """
-
-    uri: str
-    dataset: Any
-    places: tuple[int, ...]
-    outside: int | None
-    kind: str
-    nodata: float | None
-
-    def read(self, window: Window) -> np.ndarray:
-        """`(h, w)` bool: True under cloud or its shadow."""
-        with environment(self.uri):
-            codes = self.dataset.read([place + 1 for place in self.places], window=window)
-            known = None if self.outside is None else self.dataset.read(self.outside + 1, window=window) > 0
-        if codes.dtype.kind == "f":  # some programs write all bands of a file as one type
-            codes = np.nan_to_num(codes).astype(np.int64)
-        cloudy = KINDS[self.kind](codes)
-        if self.nodata is not None:
-            cloudy &= codes != np.asarray(self.nodata, codes.dtype)
-        somewhere: np.ndarray = np.logical_or.reduce(cloudy, axis=0)
-        return somewhere if known is None else somewhere & known
-
-    def close(self) -> None:
-        """Close the file."""
-        self.dataset.close()
+def cloudy(codes: np.ndarray, kind: str, nodata: float | None = None) -> np.ndarray:
+    """Where codes mean cloud or its shadow, bool; not where they are `nodata`."""
+    if codes.dtype.kind == "f":  # some programs write all bands of a file as one type
+        codes = np.nan_to_num(codes).astype(np.int64)
+    found = KINDS[kind](codes)
+    return found if nodata is None else found & (codes != np.asarray(nodata, codes.dtype))
 
 
 def named_kind(name: str, whole: bool = False) -> str | None:
@@ -106,8 +76,8 @@ def named_kind(name: str, whole: bool = False) -> str | None:
 
 
 def open_mask(
-    uri: str, grid: Grid | None, shape: tuple[int, int], kind: str | None = None, places: Sequence[int] = (0,)
-) -> CloudMask:
+    uri: str, grid: Grid | None, shape: tuple[int, int], kind: str | None = None, places: tuple[int, ...] = (0,)
+) -> Windows:
     """Open a cloud mask on the grid of a scene, resampled to the nearest code where its own is another.
 
     Args:
@@ -127,18 +97,23 @@ def open_mask(
         nodata = nodata if kind == "binary" and nodata != 1 else None
         own = Grid.of(dataset)
         if grid is not None and own.crs and not grid.agrees(own):
-            warped = on_grid(uri, dataset, grid, places, nearest=True)
-            dataset.close()
-            return CloudMask(uri, warped, tuple(range(len(places))), len(places), kind, nodata)
-        if (own.height, own.width) != shape:
+            reader = stored(uri, dataset, grid, places, (Nodata(),) * len(places), nearest=True)
+        elif (own.height, own.width) == shape:
+            reader = RasterReader(uri, dataset, places, None, False, ())
+        else:
             raise InputError(
                 f"cloud mask '{uri}' is {own.height} x {own.width} and its scene {shape[0]} x {shape[1]}, and they "
                 "share no place on Earth: bring it to the scene's grid first"
             )
-        return CloudMask(uri, dataset, tuple(places), None, kind, nodata)
     except BaseException:
         dataset.close()
         raise
+
+    def read(window: Window) -> np.ndarray:
+        codes, shown = reader.read_shown(window)
+        return shown & cloudy(codes, kind, nodata).any(axis=0)
+
+    return Windows(read, reader.close)
 
 
 def _sample(dataset: Any, place: int) -> np.ndarray:
@@ -201,9 +176,9 @@ def with_clouds(scene: Scene, clouds: str | None) -> Scene:
     if clouds is None:
         return scene
     if clouds == DETECTOR:
-        from geomim.corpus.scenes.detector import DetectedClouds
+        from geomim.corpus.scenes.detector import detected_clouds
 
-        masks: Any = DetectedClouds.of(scene)
+        masks = detected_clouds(scene)
     else:
         folder, kind = _parsed(clouds)
         found = find_mask(folder, scene.uri)

@@ -8,25 +8,25 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
 from rasterio.windows import Window
 
-from geomim.corpus.scenes.clouds import KINDS, kind_of, named_kind
+from geomim.corpus.scenes.clouds import cloudy, kind_of, mask_places
 from geomim.corpus.scenes.coordinates import place_of
-from geomim.corpus.scenes.files import cause, split_address
-from geomim.corpus.scenes.footprints import affine, ground_sample_distance
-from geomim.corpus.scenes.grids import Grid
+from geomim.corpus.scenes.files import split_address
+from geomim.corpus.scenes.footprints import Grid
 from geomim.corpus.scenes.meaning import informed, meant
 from geomim.corpus.scenes.metadata import acquisition_time, licence
 from geomim.corpus.scenes.naming import Offer, choose
 from geomim.corpus.scenes.readers import middle
-from geomim.corpus.scenes.scene import Numbers, Scene, Wanted
+from geomim.corpus.scenes.scene import Numbers, Scene, Wanted, Windows
 from geomim.corpus.scenes.stores import images, open_store
-from geomim.corpus.scenes.validity import Nodata, measured, padding, storable
+from geomim.corpus.scenes.validity import Nodata, measured, one_type, padding, storable
 from geomim.corpus.scenes.warping import check_grid
-from geomim.errors import GeomimError, InputError
+from geomim.errors import InputError
 from geomim.sensors import Band
 
 _TIMES = ("time", "t", "date")
@@ -73,53 +73,6 @@ class _Plane:
         return stored.astype(stored.dtype.newbyteorder("="), copy=False).view(self.dtype)
 
 
-@dataclass
-class CubeReader:
-    """Windows of variables of a cube.
-
-    Attributes:
-        uri: The cube.
-        cube: Open `xarray.Dataset`.
-        planes: One a band.
-        nodata: What is no measurement, a band.
-    """
-
-    uri: str
-    cube: Any
-    planes: Sequence[_Plane]
-    nodata: tuple[Nodata, ...]
-
-    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels `(C, h, w)` and validity `(h, w)`."""
-        pixels = np.stack([plane.read(window) for plane in self.planes])
-        return pixels, measured(pixels, self.nodata)
-
-    def close(self) -> None:
-        """Close the file."""
-        self.cube.close()
-
-
-@dataclass
-class CubeClouds:
-    """A variable of cloud codes.
-
-    Attributes:
-        plane: Its codes.
-        kind: One of `clouds.KINDS`.
-    """
-
-    plane: _Plane
-    kind: str
-
-    def read(self, window: Window) -> np.ndarray:
-        """`(h, w)` bool: True under cloud or its shadow."""
-        codes = self.plane.read(window)
-        return KINDS[self.kind](np.nan_to_num(codes).astype(np.int64) if codes.dtype.kind == "f" else codes)
-
-    def close(self) -> None:
-        """The reader of the pixels closes the file."""
-
-
 def open_cube(uri: str, wanted: Wanted) -> Scene:
     """Open a zarr store or a NetCDF file: a variable with a dimension of bands, or a variable a band.
 
@@ -128,53 +81,40 @@ def open_cube(uri: str, wanted: Wanted) -> Scene:
     Raises:
         InputError: It holds no image, several times, or is to be warped; one sentence.
         BandError: The bands have no names or other ones.
-        MissingExtraError: No library for NetCDF is installed.
     """
-    path, choices = _choices(uri)
+    path, fragment = split_address(uri)
+    choices = dict(part.partition("=")[::2] for part in fragment.split("&") if part)
     cube, around, notes = open_store(uri, path, choices.pop("group", ""))
     try:
         return _describe(uri, cube, around, notes, choices, wanted)
-    except GeomimError:
+    except BaseException:
         cube.close()
         raise
-    except (ValueError, OSError, RuntimeError) as error:
-        cube.close()
-        raise InputError(f"'{uri}' cannot be read as a cube ({cause(error)})") from error
-
-
-def _choices(uri: str) -> tuple[str, dict[str, str]]:
-    path, fragment = split_address(uri)
-    choices = dict(part.partition("=")[::2] for part in fragment.split("&") if part)
-    return path, choices
 
 
 def _describe(
     uri: str, cube: Any, around: Sequence[Any], notes: Sequence[str], choices: dict[str, str], wanted: Wanted
 ) -> Scene:
     planes, time = _planes(uri, cube, choices)
-    masks = [place for place, plane in enumerate(planes) if named_kind(plane.name, whole=True)]
-    offered = tuple(_band(plane) for plane in planes)
-    choice = choose(Offer(uri, offered, True, None, tuple(masks)), wanted.sensor, wanted.bands)
+    masks = mask_places([plane.name for plane in planes])
+    choice = choose(Offer(uri, tuple(map(_band, planes)), True, None, masks), wanted.sensor, wanted.bands)
     chosen = [planes[place] for place in choice.places]
-    dtypes = {plane.dtype for plane in chosen}
-    dtype = np.dtype(dtypes.pop())
-    if dtypes or dtype.kind not in "iuf":
-        listed = ", ".join(sorted({str(plane.dtype) for plane in chosen}))
-        raise InputError(f"'{uri}' stores its bands as {listed}: choose bands of one type with --bands")
+    dtype = one_type(uri, [plane.dtype for plane in chosen])
     told = [None if plane.scaling == (1.0, 0.0) else plane.scaling for plane in chosen]
     names = [plane.name for plane in chosen]
     height, width = chosen[0].values.shape
-    sensor, guessed = informed(
-        uri, choice.sensor, names, dtype, told, wanted.sensor is not None, lambda: chosen[0].read(middle(height, width))
-    )
+    look = partial(chosen[0].read, middle(height, width))
+    sensor, guessed = informed(uri, choice.sensor, names, dtype, told, wanted, look)
     nodata = tuple(_nodata(plane, sensor.nodata) for plane in chosen)
-    reader = CubeReader(uri, cube, chosen, nodata)
     crs, transform, lost = place_of(cube, chosen[0].values, around)
-    numbers = Numbers(
-        sensor, reader, dtype, padding(nodata), _block(chosen[0]), (*notes, *lost, *guessed), 0, choice.assumed
-    )
-    check_grid(uri, None if transform is None else Grid(crs, transform, height, width), wanted.warp, wanted.resolution)
-    place = None if transform is None else affine(transform)
+    check_grid(uri, None if transform is None else Grid(crs, transform, height, width), wanted)
+
+    def read(window: Window) -> tuple[np.ndarray, np.ndarray]:
+        pixels = np.stack([plane.read(window) for plane in chosen])
+        return pixels, measured(pixels, nodata)
+
+    notes, reader = (*notes, *lost, *guessed), Windows(read, cube.close)
+    numbers = Numbers(sensor, reader, dtype, padding(nodata), _block(chosen[0]), notes, assumed=choice.assumed)
     tags = {key: str(value) for key, value in cube.attrs.items()}
     tags |= {"ACQUISITION_DATE": tags["time_coverage_start"]} if "time_coverage_start" in tags else {}
     return Scene(
@@ -185,7 +125,6 @@ def _describe(
         width=width,
         time=time or acquisition_time(split_address(uri)[0], tags),
         licence=licence({key.upper(): value for key, value in tags.items()}),
-        gsd=ground_sample_distance(crs, place, height, width) or sensor.gsd,
         masks=_clouds(uri, planes[masks[0]]) if masks else None,
         **vars(meant(numbers, nodata, told, wanted)),
     )
@@ -197,9 +136,8 @@ def _planes(uri: str, cube: Any, choices: dict[str, str]) -> tuple[list[_Plane],
     time: datetime | None = None
     for name, (rows, cols) in images(cube).items():
         values = cube[name]
-        values = values.isel(
-            {dim: _chosen(uri, values, dim, place) for dim, place in choices.items() if dim in values.dims}
-        )
+        own = {dim: _chosen(uri, values, dim, place) for dim, place in choices.items() if dim in values.dims}
+        values = values.isel(own)
         time = time or _time(values)
         values = values.isel({dim: 0 for dim in values.dims if values.sizes[dim] == 1 and dim not in (rows, cols)})
         others = [str(dim) for dim in values.dims if dim not in (rows, cols)]
@@ -211,27 +149,27 @@ def _planes(uri: str, cube: Any, choices: dict[str, str]) -> tuple[list[_Plane],
                 f"address, as in '{uri}{'&' if '#' in uri else '#'}{dim}=0'"
             )
         values = values.transpose(*others, rows, cols)
-        planes += _along(name, values, others[0]) if others else [_Plane(name, values, values.attrs)]
+        planes += _along(values, others[0]) if others else [_Plane(name, values, values.attrs)]
     shapes = {plane.values.shape for plane in planes}
     if len(shapes) > 1:
         raise InputError(f"'{uri}' holds images of {len(shapes)} sizes: keep those of one, or bring them to one grid")
     return planes, time
 
 
-def _along(name: str, values: Any, dim: str) -> list[_Plane]:
+def _along(values: Any, dim: str) -> list[_Plane]:
     """Bands along a dimension, named by its coordinate or by the variable's `long_name`."""
-    count = values.sizes[dim]
+    count, waves = values.sizes[dim], dim.lower().startswith("wave")
     names = [str(value) for value in values[dim].values] if dim in values.coords else []
     given = values.attrs.get("long_name")
     if isinstance(given, list | tuple | np.ndarray) and len(given) == count:
         names = [str(value) for value in given]
-    if not names or all(re.fullmatch(r"[\d.]+", name) for name in names):
-        names = [""] * count if not dim.lower().startswith("wave") else names
+    if not names or (not waves and all(re.fullmatch(r"[\d.]+", name) for name in names)):
+        names = [""] * count
     told = {key: values.coords[key].values for key in ("wavelength", "fwhm") if key in values.coords}
     planes = []
     for place in range(count):
         own = {key: column[place] for key, column in told.items() if np.shape(column) == (count,)}
-        if dim.lower().startswith("wave") and names[place]:
+        if waves and names[place]:
             own = {"wavelength": float(names[place]), **own}
         planes.append(_Plane(names[place], values.isel({dim: place}), values.attrs | own))
     return planes
@@ -282,10 +220,8 @@ def _block(plane: _Plane) -> tuple[int, int]:
     return (min(chunks[-2], height), min(chunks[-1], width)) if chunks else (1, width)
 
 
-def _clouds(uri: str, plane: _Plane) -> CubeClouds:
-    height, width = plane.values.shape
-    steps = (max(height // 512, 1), max(width // 512, 1))
+def _clouds(uri: str, plane: _Plane) -> Windows:
+    down, across = (max(length // 512, 1) for length in plane.values.shape)
     fill = plane.attributes.get("_FillValue")
-    return CubeClouds(
-        plane, kind_of(uri, plane.name, None, lambda: plane.values[:: steps[0], :: steps[1]].values, fill)
-    )
+    kind = kind_of(uri, plane.name, None, lambda: plane.values[::down, ::across].values, fill)
+    return Windows(lambda window: cloudy(plane.read(window), kind))

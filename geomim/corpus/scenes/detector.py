@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from importlib import import_module
 
 import numpy as np
 from rasterio.windows import Window
 
-from geomim.corpus.scenes.scene import Reader, Scene
+from geomim.corpus.scenes.scene import Scene, Windows
 from geomim.errors import BandError, MissingExtraError
 from geomim.sensors import Band, match_bands
 
@@ -18,77 +16,50 @@ _MARGIN = 128  # pixels around a block that it is seen with
 _COLOURS = (Band("red", 660, 80), Band("green", 560, 80), Band("nir", 850, 120))
 
 
-@dataclass
-class DetectedClouds:
-    """Clouds and shadows by omnicloudmask (Wright et al., Remote Sensing of Environment 2025).
+def detected_clouds(scene: Scene) -> Windows:
+    """Clouds and shadows of a scene by omnicloudmask (Wright et al., Remote Sensing of Environment 2025).
 
     The scene is predicted block by block on a fixed lattice, so that the answer for a pixel does not depend on the
     window asked for; what the last rows of blocks gave is kept.
 
-    Attributes:
-        reader: Gives the scene's pixels.
-        places: Places of red, green and near infrared among its bands.
-        shape: Rows and columns of the scene.
-        predict: `(3, h, w)` to classes `(1, h, w)`.
+    Raises:
+        MissingExtraError: The library is not installed.
+        BandError: The scene lacks red, green or near infrared.
     """
+    try:
+        predict = import_module("omnicloudmask").predict_from_array
+    except ImportError as error:
+        raise MissingExtraError("--clouds omnicloudmask needs a library: pip install omnicloudmask") from error
+    try:
+        places = match_bands(_COLOURS, scene.sensor.bands)
+    except BandError as error:
+        raise BandError(
+            f"--clouds omnicloudmask looks at red, green and nir; '{scene.uri}' has "
+            f"{', '.join(scene.sensor.names)}: give a folder of masks instead"
+        ) from error
+    kept: dict[tuple[int, int], np.ndarray] = {}
 
-    reader: Reader
-    places: tuple[int, ...]
-    shape: tuple[int, int]
-    predict: Callable[..., np.ndarray]
-    _kept: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
-
-    @classmethod
-    def of(cls, scene: Scene) -> DetectedClouds:
-        """The detector for a scene.
-
-        Raises:
-            MissingExtraError: The library is not installed.
-            BandError: The scene lacks red, green or near infrared.
-        """
-        try:
-            library = import_module("omnicloudmask")
-        except ImportError as error:
-            raise MissingExtraError("--clouds omnicloudmask needs a library: pip install omnicloudmask") from error
-        try:
-            places = tuple(match_bands(_COLOURS, scene.sensor.bands))
-        except BandError as error:
-            raise BandError(
-                f"--clouds omnicloudmask looks at red, green and nir; '{scene.uri}' has "
-                f"{', '.join(scene.sensor.names)}: give a folder of masks instead"
-            ) from error
-        return cls(scene.reader, places, (scene.height, scene.width), library.predict_from_array)
-
-    def read(self, window: Window) -> np.ndarray:
-        """`(h, w)` bool: True under cloud or its shadow."""
-        rows, cols = window.toslices()
-        cloudy = np.zeros((rows.stop - rows.start, cols.stop - cols.start), bool)
-        first = rows.start // _BLOCK
-        self._kept = {place: block for place, block in self._kept.items() if place[0] >= first}
-        for row in range(first, -(-rows.stop // _BLOCK)):
-            for col in range(cols.start // _BLOCK, -(-cols.stop // _BLOCK)):
-                block = self._block(row, col)
-                top, left = max(row * _BLOCK, rows.start), max(col * _BLOCK, cols.start)
-                bottom = min(row * _BLOCK + block.shape[0], rows.stop)
-                right = min(col * _BLOCK + block.shape[1], cols.stop)
-                cloudy[top - rows.start : bottom - rows.start, left - cols.start : right - cols.start] = block[
-                    top - row * _BLOCK : bottom - row * _BLOCK, left - col * _BLOCK : right - col * _BLOCK
-                ]
-        return cloudy
-
-    def _block(self, row: int, col: int) -> np.ndarray:
-        if (row, col) not in self._kept:
-            (top, bottom), (above, below) = _reach(row, self.shape[0])
-            (left, right), (before, after) = _reach(col, self.shape[1])
-            pixels, valid = self.reader.read(Window(before, above, after - before, below - above))
-            seen = np.where(valid, pixels[list(self.places)], 0).astype(np.float32)
-            classes = np.asarray(self.predict(seen, no_data_value=0))[0]
+    def block(row: int, col: int) -> np.ndarray:
+        if (row, col) not in kept:
+            (top, bottom), (above, below) = _reach(row, scene.height)
+            (left, right), (before, after) = _reach(col, scene.width)
+            pixels, valid = scene.reader.read(Window(before, above, after - before, below - above))
+            seen = np.where(valid, pixels[places], 0).astype(np.float32)
+            classes = np.asarray(predict(seen, no_data_value=0))[0]
             inside = classes[top - above : bottom - above, left - before : right - before]
-            self._kept[row, col] = np.isin(inside, (1, 2, 3))
-        return self._kept[row, col]
+            kept[row, col] = np.isin(inside, (1, 2, 3))
+        return kept[row, col]
 
-    def close(self) -> None:
-        """Nothing of its own is open."""
+    def read(window: Window) -> np.ndarray:
+        rows, cols = window.toslices()
+        down, across = (range(part.start // _BLOCK, -(-part.stop // _BLOCK)) for part in (rows, cols))
+        for place in [place for place in kept if place[0] < down.start]:
+            del kept[place]
+        blocks = np.block([[block(row, col) for col in across] for row in down])
+        top, left = rows.start - down.start * _BLOCK, cols.start - across.start * _BLOCK
+        return blocks[top : top + rows.stop - rows.start, left : left + cols.stop - cols.start]
+
+    return Windows(read)
 
 
 def _reach(place: int, length: int) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from geomim.addresses import keep
-from geomim.corpus.scenes.archives import archive_of, archive_root, is_archive, members
+from geomim.corpus.scenes.archives import archive_of, archive_root, is_archive, members, open_folder
 from geomim.corpus.scenes.bandfiles import PRODUCT, BandFiles, band_groups, band_of, group_of, groups_in
 from geomim.corpus.scenes.files import SUFFIXES, is_remote, open_dataset, parts_of, split_address
 from geomim.corpus.store import holds_corpus
@@ -87,11 +87,10 @@ def source_files(uri: str) -> list[str]:
         return [archive]
     if is_remote(path):
         return []
-    if not os.path.isfile(path) and (of_bands := group_of(path)):
-        folder, group = of_bands
-        return sorted(os.path.join(folder, name) for name in group.files + group.beside)
     if not os.path.isfile(path):
-        return sorted(os.path.join(parent, name) for parent, _, names in os.walk(path) for name in names)
+        folder, group = group_of(path) or (path, None)
+        names = group.files + group.beside if group else open_folder(path).names
+        return sorted(os.path.join(folder, name) for name in names)
     parts = (_item_parts(path) if is_item(path) else None) or set(parts_of(path))
     return sorted({path, *filter(os.path.isfile, parts)})
 
@@ -131,9 +130,8 @@ def _in_folder(root: str) -> set[str]:
             found[parent] = parent
         else:
             found |= _of_files(parent, files)
-            for name in files:
-                if name.endswith((".json", ".JSON")) and (inner := _item_parts(os.path.join(parent, name))) is not None:
-                    item = os.path.join(parent, name)
+            for item in (os.path.join(parent, name) for name in files if is_item(name)):
+                if (inner := _item_parts(item)) is not None:
                     found[item] = item
                     parts.update(inner)
     return {uri for uri, file in found.items() if os.path.normpath(file) not in parts} if parts else set(found)
@@ -203,17 +201,15 @@ def _in_archive(archive: str) -> set[str]:
         folder, _, file = name.rpartition("/")
         inside.setdefault(folder, []).append(file)
     found: set[str] = set()
-    products: list[str] = []
-    for folder in sorted(inside):
-        if any(f"{folder}/".startswith(f"{product}/") for product in products):
-            continue
+    products = {folder for folder, files in inside.items() if is_product(folder, files)}
+    for folder, files in inside.items():
         steps = folder.split("/")
-        named = next(("/".join(steps[: n + 1]) for n, step in enumerate(steps) if is_product(step, ())), None)
-        if named is not None or is_product(folder, inside[folder]):
-            products.append(folder if named is None else named)
-            found.add(f"{root}/{products[-1]}".rstrip("/"))
+        above = ("/".join(steps[:end]) for end in range(len(steps) + 1))  # the archive itself, too
+        product = next((one for one in above if one in products or is_product(one, ())), None)
+        if product is not None:
+            found.add(f"{root}/{product}".rstrip("/"))
         elif not any(step.startswith(".") for step in steps if step):
-            found.update(_of_files(f"{root}/{folder}".rstrip("/"), inside[folder]))
+            found.update(_of_files(f"{root}/{folder}".rstrip("/"), files))
     return found
 
 
@@ -222,11 +218,8 @@ def _item_parts(path: str) -> set[str] | None:
     try:
         if os.path.getsize(path) > _ITEM_BYTES:
             return None
-        with open(path, "rb") as file:
-            content = file.read()
-        if b'"stac_version"' not in content:
-            return None
-        item = json.loads(content)
+        content = Path(path).read_bytes()
+        item = json.loads(content) if b'"stac_version"' in content else None
     except (OSError, ValueError):
         return None
     if not isinstance(item, dict) or item.get("type") != "Feature" or not isinstance(item.get("assets"), dict):

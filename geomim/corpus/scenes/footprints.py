@@ -1,8 +1,10 @@
-"""Where on Earth a window lies: footprints in longitude and latitude (OGC:CRS84), and ground sample distance."""
+"""Where pixels lie: on a grid or by control points, on Earth in longitude and latitude, and how far apart they are."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -10,15 +12,71 @@ import numpy as np
 import pyproj
 import shapely
 from affine import Affine
+from rasterio.crs import CRS
+from rasterio.transform import GCPTransformer
 from rasterio.windows import Window
 from shapely.geometry.base import BaseGeometry
 
-Placement = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+from geomim.errors import InputError
+
+Placement = Callable[[Any, Any], Any]
 """Columns and rows of pixel corners `(P,)` to x and y in a coordinate reference system."""
+
+SPLINE_POINTS = 1000
+"""Beyond so many points a spline takes minutes to solve, and a polynomial is fitted."""
 
 _EARTH_RADIUS = 6378137.0
 _GEOD = pyproj.Geod(ellps="WGS84")
 _SEGMENTS = 16  # an edge of a window that is a curve in longitude and latitude
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid of pixels.
+
+    Attributes:
+        crs: `rasterio.crs.CRS`, or None where pixels have no place.
+        transform: Affine from (column, row) to `crs`.
+        height: Rows.
+        width: Columns.
+    """
+
+    crs: CRS | None
+    transform: Affine
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, dataset: Any) -> Grid:
+        """The grid that a rasterio dataset has."""
+        return cls(dataset.crs or None, dataset.transform, dataset.height, dataset.width)
+
+    def agrees(self, other: Grid) -> bool:
+        """Whether two grids are one, up to rounding: a tenth of a pixel over the whole raster."""
+        if (self.height, self.width) != (other.height, other.width) or self.crs != other.crs:
+            return False
+        pixel = math.hypot(self.transform.a, self.transform.d)
+        return all(
+            math.dist(self.at(*corner), other.at(*corner)) < 0.1 * pixel
+            for corner in ((0, 0), (self.width, 0), (0, self.height))
+        )
+
+    def at(self, col: float, row: float) -> tuple[float, float]:
+        """Where a corner of a pixel lies in `crs`."""
+        x, y = affine(self.transform)(col, row)
+        return x, y
+
+    @property
+    def gsd(self) -> float | None:
+        """`ground_sample_distance` of it."""
+        return ground_sample_distance(self.crs, affine(self.transform), self.height, self.width)
+
+    @property
+    def metres(self) -> tuple[float, float]:
+        """Width and height of a pixel, in a projected system."""
+        a, b, _, d, e, _ = self.transform[:6]
+        unit = self.crs.linear_units_factor[1] if self.crs else 1.0
+        return math.hypot(a, d) * unit, math.hypot(b, e) * unit
 
 
 @lru_cache(maxsize=256)
@@ -43,6 +101,29 @@ def affine(transform: Affine) -> Placement:
     """An affine as a `Placement`."""
     a, b, c, d, e, f = transform[:6]
     return lambda cols, rows: (a * cols + b * rows + c, d * cols + e * rows + f)
+
+
+def by_control_points(uri: str, points: Sequence[Any]) -> Placement:
+    """From columns and rows to the system of the points: a thin plate spline, which goes through each of them.
+
+    Args:
+        uri: The raster, for error sentences.
+        points: `rasterio.control.GroundControlPoint`s.
+
+    Raises:
+        InputError: They place nothing: fewer than three, or all on a line.
+    """
+    spread = np.array([[point.col, point.row, point.x, point.y] for point in points])
+    spread -= spread[:1]
+    ranks = [np.linalg.matrix_rank(part) for part in (spread[:, :2], spread[:, 2:])]
+    if len(points) < 3 or min(ranks) < 2:
+        raise InputError(
+            f"'{uri}' is placed by {len(points)} ground control points, and these place nothing: at least three, not "
+            "on one line, are needed"
+        )
+    transformer = GCPTransformer(points, tps=len(points) <= SPLINE_POINTS)
+
+    return lambda cols, rows: np.array(transformer.xy(rows, cols, offset="ul"))
 
 
 def _project(crs: Any, place: Placement, cols: np.ndarray, rows: np.ndarray) -> np.ndarray:

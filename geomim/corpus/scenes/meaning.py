@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from geomim.corpus.scenes.metadata import acquisition_time
-from geomim.corpus.scenes.readers import ConvertedReader
-from geomim.corpus.scenes.scene import Numbers, Wanted
+from geomim.corpus.scenes.scene import Numbers, Wanted, converted
 from geomim.corpus.scenes.validity import Nodata
 from geomim.errors import InputError
 from geomim.sensors import SENSORS, Sensor
@@ -61,7 +60,7 @@ def informed(
     names: Sequence[str],
     dtype: np.dtype[Any],
     told: Sequence[Scaling | None],
-    given: bool,
+    wanted: Wanted,
     look: Callable[[], np.ndarray],
 ) -> tuple[Sensor, tuple[str, ...]]:
     """A sensor with the scale, offset and nodata that names and numbers show, where neither file nor user tell theirs.
@@ -72,7 +71,7 @@ def informed(
         names: Names that the file gives the bands, or that of the file of each.
         dtype: Of the numbers.
         told: What product or file say, a band; None where nothing.
-        given: The user named the sensor.
+        wanted: Whether the user named the sensor.
         look: Gives some numbers as they are stored.
 
     Returns:
@@ -82,7 +81,7 @@ def informed(
         InputError: The file contradicts a sensor of the user's own, which is no mere default.
     """
     own, known = (sensor.scale, sensor.offset), SENSORS.get(sensor.name)
-    word = given and own != ((known.scale, known.offset) if known else (1.0, 0.0))
+    word = wanted.sensor is not None and own != ((known.scale, known.offset) if known else (1.0, 0.0))
     for one in told:
         if one and word and not np.allclose(one, own, rtol=1e-6, atol=1e-9):
             raise InputError(
@@ -125,13 +124,13 @@ def meant(numbers: Numbers, nodata: Sequence[Nodata], told: Sequence[Scaling | N
     scaling = [one or (sensor.scale, sensor.offset) for one in told]
     more = all(math.isclose(-offset, ADDED * scale, rel_tol=1e-4) for scale, offset in scaling)
     if wanted.harmonise and more and numbers.dtype.kind in "iu" and is_sentinel2(sensor):
-        reader = ConvertedReader(reader, partial(harmonised, nodata))
+        reader = converted(reader, partial(harmonised, nodata))
         scaling = [(scale, 0.0) for scale, _ in scaling]
         numbers = replace(numbers, reader=reader, taken_off=ADDED)
     if len(set(scaling)) == 1:
         return replace(numbers, sensor=replace(sensor, scale=scaling[0][0], offset=scaling[0][1]))
     sensor = replace(sensor, scale=1.0, offset=0.0, nodata=None)
-    reader = ConvertedReader(reader, partial(means, nodata, scaling))
+    reader = converted(reader, partial(means, nodata, scaling))
     return replace(numbers, sensor=sensor, reader=reader, dtype=np.dtype(np.float32), nodata=math.nan)
 
 

@@ -22,18 +22,19 @@ def acquisition_time(uri: str, tags: Mapping[str, str]) -> datetime | None:
         tags: Metadata of the file.
     """
     upper = {key.upper(): value for key, value in tags.items()}
-    name = Path(uri).name
-    numbered = _DAY_OF_YEAR.search(name)
-    if numbered and not any(key in upper for key in _TIME_TAGS):
+    told, name = [upper[key] for key in _TIME_TAGS if key in upper], Path(uri).name
+    if not told and (numbered := _DAY_OF_YEAR.search(name)):
         return datetime(int(numbered[1]), 1, 1) + timedelta(days=int(numbered[2]) - 1)
-    for text in [*(upper[key] for key in _TIME_TAGS if key in upper), name]:
-        found = _DATE.search(text)
-        if found:
-            try:
-                return datetime(*(int(part or 0) for part in found.groups()))  # type: ignore[arg-type]
-            except ValueError:
-                continue  # digits that are no date
-    return None
+    return next((time for text in (*told, name) if (time := date_in(text))), None)
+
+
+def date_in(text: str) -> datetime | None:
+    """The first date in a text, with its time of day where one follows; None where there is none."""
+    found = _DATE.search(text)
+    try:
+        return datetime(*(int(part or 0) for part in found.groups())) if found else None  # type: ignore[arg-type]
+    except ValueError:
+        return None  # digits that are no date
 
 
 def licence(tags: Mapping[str, str]) -> str | None:

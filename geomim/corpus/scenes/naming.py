@@ -19,6 +19,7 @@ _COLOURS = ("red", "green", "blue", "nir", "rededge", "swir", "pan", "coastal", 
 _COUNT = re.compile(r"(?:(?:band|layer|channel|bnd|ch|c|)[ _-]?0*|b[ _-]?)(0|[1-9]\d*)", re.IGNORECASE)
 """Labels of programs that count bands. `B01` is a code."""
 _TYPO = 0.75  # likeness of two names from which one is the other misspelt
+_IS_CODE = re.compile(r"b\d+a?", re.IGNORECASE)
 _CODE = re.compile(r"(?<![a-z0-9])b(?:and)?[ _-]?0*(\d{1,2}a?)(?![a-z0-9])", re.IGNORECASE)
 
 
@@ -167,7 +168,7 @@ def _by_user(offer: Offer, sensor: Sensor | None, names: list[str]) -> Choice:
         )
     if by_name:
         bands = tuple(band for place in by_name if (band := offer.bands[place]))
-        guessed = Sensor("custom", bands) if offer.counted and not _are_codes(kept) else None
+        guessed = Sensor("custom", bands) if offer.counted and not all(map(_IS_CODE.fullmatch, kept)) else None
         return Choice(chosen or (guessed or _guess(offer, bands)).select(kept), by_name, offer.alpha)
     missing = [band.name for band in (chosen.bands if chosen else map(Band, kept)) if not _found(own, [band])]
     others = {band.name for _, band in own} - set(kept)
@@ -193,7 +194,7 @@ def _selected(offer: Offer, sensor: Sensor, names: list[str]) -> Sensor:
 def _found(named: Sequence[tuple[int, Band]], wanted: Sequence[Band]) -> tuple[int, ...] | None:
     """Places of wanted bands among named ones; None where one is not there."""
     try:
-        return _pick(named, match_bands(wanted, [band for _, band in named]))
+        return tuple(named[index][0] for index in match_bands(wanted, [band for _, band in named]))
     except BandError:
         return None
 
@@ -230,7 +231,7 @@ def _by_file(offer: Offer) -> Choice:
         own = [band for _, band in named]
         sensor = _guess(offer, own)
         found = range(len(own)) if sensor.bands == tuple(own) else match_bands([b.name for b in sensor.bands], own)
-        return Choice(sensor, _pick(named, found), offer.alpha)
+        return Choice(sensor, tuple(named[index][0] for index in found), offer.alpha)
     if len(offer.spectral) == 1:
         return Choice(Sensor("gray", (Band("gray"),)), (offer.spectral[0],), offer.alpha)
     fitting = [sensor for sensor in SENSORS.values() if len(sensor.bands) == len(offer.spectral)]
@@ -250,10 +251,6 @@ def _listed(named: Sequence[tuple[int, Band]]) -> str:
 
 def _labelled(offer: Offer) -> str:
     return f" ('{offer.bands[0].name}' and so on only count them)" if offer.counted and offer.bands[0] else ""
-
-
-def _are_codes(names: Sequence[str]) -> bool:
-    return all(re.fullmatch(r"b\d+a?", name, re.IGNORECASE) for name in names)
 
 
 def _guess(offer: Offer, bands: Sequence[Band]) -> Sensor:
@@ -279,11 +276,9 @@ def _guess(offer: Offer, bands: Sequence[Band]) -> Sensor:
 
 def _is_of(band: Band, sensor: Sensor) -> bool:
     """Name and wavelength both say so."""
-    try:
-        own = sensor.bands[match_bands([band.name], sensor.bands)[0]]
-    except BandError:
-        return False
-    return bool(band.wavelength and own.wavelength and abs(band.wavelength - own.wavelength) <= 5)
+    place = find_band(band.name, sensor.bands)
+    own = None if place is None else sensor.bands[place].wavelength
+    return bool(band.wavelength and own and abs(band.wavelength - own) <= 5)
 
 
 def _in_order(offer: Offer, sensor: Sensor, bands: Sequence[Band]) -> Sensor:
@@ -295,10 +290,6 @@ def _in_order(offer: Offer, sensor: Sensor, bands: Sequence[Band]) -> Sensor:
             f"given {', '.join(band.name for band in bands)}; choose with --bands"
         ) from error
     return sensor.select([sensor.names[place] for place in sorted(places)])
-
-
-def _pick(named: Sequence[tuple[int, Band]], found: Sequence[int]) -> tuple[int, ...]:
-    return tuple(named[index][0] for index in found)
 
 
 def _count(offer: Offer) -> str:

@@ -57,7 +57,7 @@ def _open(uri: str, wanted: Wanted) -> Scene:
         from geomim.corpus.sources.torchgeo import open_sample
 
         sample = open_sample(uri, wanted.sensor, wanted.bands)
-        check_grid(uri, sample.grid, wanted.warp, wanted.resolution)
+        check_grid(uri, sample.grid, wanted)
         return sample
     if is_cube(uri):
         return open_cube(uri, wanted)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import PurePosixPath
 from xml.etree import ElementTree
@@ -14,7 +14,7 @@ from geomim.corpus.scenes.archives import Folder, is_folder, open_folder
 from geomim.corpus.scenes.bandfiles import group_of, maker
 from geomim.corpus.scenes.clouds import named_kind
 from geomim.corpus.scenes.meaning import added
-from geomim.corpus.scenes.metadata import acquisition_time
+from geomim.corpus.scenes.metadata import acquisition_time, date_in
 from geomim.corpus.scenes.naming import Offer, choose
 from geomim.corpus.scenes.scene import Scene, Wanted
 from geomim.corpus.scenes.stack import Layer, Mask, stack_scene
@@ -41,26 +41,24 @@ _TM = (
     Band("B5", 1650, 200, 30, "swir1"),
     Band("B7", 2220, 280, 30, "swir2"),
 )
-_LANDSAT_SENSORS = {
+_MADE_BY = {  # as `maker` tells it
     "4": Sensor("landsat4", _TM),
     "5": Sensor("landsat5", _TM),
     "7": SENSORS["landsat7"],
     "8": SENSORS["landsat8"],
-    "9": dataclasses.replace(SENSORS["landsat8"], name="landsat9"),
+    "9": replace(SENSORS["landsat8"], name="landsat9"),
+    "S2": SENSORS["sentinel2"],
+    "S30": replace(SENSORS["sentinel2"], name="hls_s30", nodata=-9999),
+    "L30": replace(SENSORS["landsat8"], name="hls_l30", scale=1e-4, offset=0.0, nodata=-9999),
 }
 _FURTHER = {  # bands that are read where --bands names them
     "landsat7": (Band("B8", 710, 380, 15, "pan"),),
     "landsat8": (Band("B8", 590, 180, 15, "pan"), Band("B9", 1373.5, 20, 30, "cirrus")),
 }
 _FURTHER["landsat9"] = _FURTHER["landsat8"]
-_MADE_BY = {
-    "S2": SENSORS["sentinel2"],
-    "S30": dataclasses.replace(SENSORS["sentinel2"], name="hls_s30", nodata=-9999),
-    "L30": dataclasses.replace(SENSORS["landsat8"], name="hls_l30", scale=1e-4, offset=0.0, nodata=-9999),
-}
 _ALSO = {"nir08": "nir_narrow", "nir09": "water_vapour", "swir16": "swir1", "swir22": "swir2"}  # Sentinel-2 on AWS
-_COLLECTION1 = (1e-4, 0.0)
 
+_Meaning = tuple[float, dict[str, float]]  # quantity and the offset of each band
 Files = dict[int, str]
 """Files of one band by metres of a pixel, 0 where their names tell none."""
 
@@ -103,14 +101,12 @@ def _loose(uri: str, folder: Folder, files: dict[str, Files], made: tuple[str, s
     name, kind = made
     usual = _MADE_BY.get(kind)
     if usual and kind == "S2" and ("L2A" in name or any(0 not in found for found in files.values())):
-        usual = dataclasses.replace(usual, name="sentinel2_l2a")  # of level 1 no name tells metres
-    told = [_meant(usual, band) for band in files]
-    sensor, places = _choose(uri, usual, told, wanted)
-    facts = _sentinel2_facts(name, folder) if re.search(r"_N\d{4}_", name) else None
-    layers = []
-    for band, place in zip(sensor.bands, places, strict=True):
-        layer = Layer(band, _nearest([*files.values()][place], wanted.resolution), alone=True)
-        layers.append(facts.scaled(layer, told[place].name) if facts else layer)
+        usual = replace(usual, name="sentinel2_l2a")  # of level 1 no name tells metres
+    told = [(_meant(usual, band), found) for band, found in files.items()]
+    sensor, codes, layers = _choose(uri, usual, told, wanted)
+    if re.search(r"_N\d{4}_", name):
+        layers = _scaled(layers, codes, _sentinel2_facts(name, folder)[0])
+    layers = [replace(layer, alone=True) for layer in layers]
     time = acquisition_time(uri, {}) or acquisition_time(folder.root, {}) or acquisition_time(name, {})
     return stack_scene(uri, sensor, layers, wanted, _mask(folder), time, COPERNICUS if kind == "S2" else None)
 
@@ -122,16 +118,21 @@ def _meant(sensor: Sensor | None, name: str) -> Band:
     return sensor.bands[place] if sensor and place is not None else Band(name, alias=code if code != name else None)
 
 
-def _choose(uri: str, usual: Sensor | None, told: Sequence[Band], wanted: Wanted) -> tuple[Sensor, tuple[int, ...]]:
-    """The sensor of the bands asked for, and their places; bands that a usual sensor lacks only where asked for."""
+def _choose(
+    uri: str, usual: Sensor | None, found: Sequence[tuple[Band, Files]], wanted: Wanted
+) -> tuple[Sensor, list[str], list[Layer]]:
+    """The sensor of the bands asked for, their names in the product, and their files.
+
+    Bands that a usual sensor lacks are read only where they are asked for; of the files of a band, the one that has the
+    resolution asked for, else the finest.
+    """
+    told = tuple(band for band, _ in found)
     further = tuple(place for place, band in enumerate(told) if usual and band not in usual.bands)
-    choice = choose(Offer(uri, tuple(told), True, None, further, usual), wanted.sensor, wanted.bands)
-    return choice.sensor, choice.places
-
-
-def _nearest(files: Files, resolution: float | None) -> str:
-    """The file that has the resolution asked for, else the finest."""
-    return files[int(resolution) if resolution in files else min(files)]
+    choice = choose(Offer(uri, told, True, None, further, usual), wanted.sensor, wanted.bands)
+    files = [found[place][1] for place in choice.places]
+    paths = [one[int(wanted.resolution) if wanted.resolution in one else min(one)] for one in files]
+    layers = [Layer(band, path) for band, path in zip(choice.sensor.bands, paths, strict=True)]
+    return choice.sensor, [told[place].name for place in choice.places], layers
 
 
 def _mask(folder: Folder) -> Mask | None:
@@ -154,39 +155,28 @@ def _sentinel2(uri: str, folder: Folder, wanted: Wanted) -> Scene:
             files.setdefault(code, {})[int(match[2] or own[code].gsd or 0)] = folder.path(name)
     told = " ".join((PurePosixPath(uri).name, *granules, *(name for name in folder.names if "/" not in name)))
     level2 = "L2A" in told or ("L1C" not in told and "B10" not in files)
-    there = [band for band in SENSORS["sentinel2"].bands if band.name in files]
-    usual = dataclasses.replace(SENSORS["sentinel2"], name="sentinel2_l2a" if level2 else "sentinel2")
-    chosen, places = _choose(uri, usual, there, wanted)
+    usual = replace(SENSORS["sentinel2"], name="sentinel2_l2a" if level2 else "sentinel2")
+    there = [(band, files[name]) for name, band in own.items() if name in files]
+    chosen, codes, layers = _choose(uri, usual, there, wanted)
     above, granule, _ = uri.rstrip("/").rpartition("/GRANULE/")
-    facts = _sentinel2_facts(above, open_folder(above)) if granule else _sentinel2_facts(uri, folder)
-    codes = [there[place].name for place in places]
-    layers = [
-        facts.scaled(Layer(band, _nearest(files[code], wanted.resolution)), code)
-        for band, code in zip(chosen.bands, codes, strict=True)
-    ]
-    chosen = dataclasses.replace(chosen, nodata=_FILL)
-    return stack_scene(uri, chosen, layers, wanted, _mask(folder), facts.time or acquisition_time(uri, {}), COPERNICUS)
+    meaning, time = _sentinel2_facts(above, open_folder(above)) if granule else _sentinel2_facts(uri, folder)
+    layers, chosen = _scaled(layers, codes, meaning), replace(chosen, nodata=_FILL)
+    return stack_scene(uri, chosen, layers, wanted, _mask(folder), time or acquisition_time(uri, {}), COPERNICUS)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Facts:
-    """What the metadata of a Sentinel-2 product say: reflectance is (number + offset of the band) / quantity."""
-
-    quantity: float
-    offsets: dict[str, float]
-    time: datetime | None
-
-    def scaled(self, layer: Layer, code: str) -> Layer:
-        """A band of the product with what its numbers mean."""
-        offset = self.offsets.get(code, 0.0) / self.quantity
-        return dataclasses.replace(layer, scale=1 / self.quantity, offset=offset, nodata=_FILL)
+def _scaled(layers: Sequence[Layer], codes: Sequence[str], meaning: _Meaning) -> list[Layer]:
+    """Bands of Sentinel-2 whose reflectance is (number + offset of the band) / quantity."""
+    quantity, offsets = meaning
+    scaling = [(1 / quantity, offsets.get(code, 0.0) / quantity) for code in codes]
+    return [replace(layer, scaling=one, nodata=_FILL) for layer, one in zip(layers, scaling, strict=True)]
 
 
-def _sentinel2_facts(uri: str, folder: Folder) -> _Facts:
+def _sentinel2_facts(uri: str, folder: Folder) -> tuple[_Meaning, datetime | None]:
+    """What the metadata of a product say, or its name; and its time."""
     codes = SENSORS["sentinel2"].names  # band_id counts them
     name = next((name for name in folder.names if _MSI_METADATA.match(name)), None)
     if name is None:  # the name tells the processing baseline, from 04.00 on with an offset
-        return _Facts(10000.0, dict.fromkeys(codes, float(-(added(PurePosixPath(uri).name) or 0))), None)
+        return (10000.0, dict.fromkeys(codes, float(-(added(PurePosixPath(uri).name) or 0)))), None
     texts: dict[str, str] = {}
     offsets: dict[str, float] = {}
     try:
@@ -199,35 +189,28 @@ def _sentinel2_facts(uri: str, folder: Folder) -> _Facts:
         quantity = next((float(texts[tag]) for tag in _QUANTITIES if tag in texts), 10000.0)
     except (ElementTree.ParseError, ValueError, IndexError) as error:
         raise InputError(f"'{folder.path(name)}' is no metadata of Sentinel-2 ({error}): fetch it again") from error
-    times = {"ACQUISITIONDATETIME": next((texts[tag] for tag in _TIMES if tag in texts), "")}
-    return _Facts(quantity, offsets, acquisition_time("", times))
+    return (quantity, offsets), date_in(next((texts[tag] for tag in _TIMES if tag in texts), ""))
 
 
 def _landsat(uri: str, folder: Folder, files: dict[str, Files], made: tuple[str, str], wanted: Wanted) -> Scene:
     product, number = made
-    usual = _LANDSAT_SENSORS.get(number)
+    usual = _MADE_BY.get(number)
     if usual is None:
         raise InputError(f"'{uri}' is of Landsat {number}; known are 4, 5, 7, 8 and 9")
-    possible = dataclasses.replace(usual, bands=(*usual.bands, *_FURTHER.get(usual.name, ())))
-    told = {band: name for name in files if (band := _meant(possible, name)) in possible.bands}
-    if not told:
+    possible = replace(usual, bands=(*usual.bands, *_FURTHER.get(usual.name, ())))
+    found = {band: files[name] for name in files if (band := _meant(possible, name)) in possible.bands}
+    if not found:
         raise InputError(f"'{uri}' holds no reflective band: found {', '.join(files)}")
     facts = _landsat_facts(folder, product)
-    chosen, places = _choose(uri, usual, [*told], wanted)
+    chosen, codes, layers = _choose(uri, usual, [*found.items()], wanted)
     older = any("sr_band" in name.lower() for name in folder.names)  # made of Collection 1
     level = "L2" if "_L2" in product.upper() or any(name.startswith("SR_") for name in files) else "L1"
-    scaling = _COLLECTION1 if older else _landsat_scaling(facts, level, [[*told][place].name for place in places])
+    scaling = (1e-4, 0.0) if older else _landsat_scaling(facts, level, codes)
     nodata = -9999.0 if older else _FILL
-    chosen = dataclasses.replace(chosen, unit="reflectance" if scaling else "digital number", nodata=nodata)
-    scale, offset = scaling or (1.0, 0.0)
-    layers = [
-        Layer(
-            band, _nearest(files[[*told.values()][place]], wanted.resolution), scale=scale, offset=offset, nodata=nodata
-        )
-        for band, place in zip(chosen.bands, places, strict=True)
-    ]
+    chosen = replace(chosen, unit="reflectance" if scaling else "digital number", nodata=nodata)
+    layers = [replace(layer, scaling=scaling or (1.0, 0.0), nodata=nodata) for layer in layers]
     day, hour = facts.get("DATE_ACQUIRED", ""), facts.get("SCENE_CENTER_TIME", "")[:8]
-    time = acquisition_time("", {"ACQUISITIONDATETIME": f"{day}T{hour}"}) or acquisition_time(product, {})
+    time = date_in(f"{day}T{hour}") or acquisition_time(product, {})
     return stack_scene(uri, chosen, layers, wanted, _mask(folder), time, USGS)
 
 
@@ -236,12 +219,9 @@ def _landsat_scaling(facts: dict[str, str], level: str, codes: Sequence[str]) ->
 
     Level 1 is not corrected for the height of the sun, which differs from scene to scene.
     """
-    stated = set()
-    for code in codes:
-        number = code.removeprefix("B")
-        scale, offset = (facts.get(f"REFLECTANCE_{what}_BAND_{number}") for what in ("MULT", "ADD"))
-        if scale and offset:
-            stated.add((float(scale), float(offset)))
+    numbers = [code.removeprefix("B") for code in codes]
+    pairs = [[facts.get(f"REFLECTANCE_{what}_BAND_{number}") for what in ("MULT", "ADD")] for number in numbers]
+    stated = {(float(scale), float(offset)) for scale, offset in pairs if scale and offset}
     if len(stated) == 1:
         return stated.pop()
     return (2.75e-5, -0.2) if level == "L2" and not stated else None

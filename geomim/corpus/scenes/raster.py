@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from functools import partial
 from typing import Any
 
 import numpy as np
 from affine import Affine
-from rasterio.crs import CRS
 
 from geomim.corpus.scenes.clouds import mask_places, open_mask
 from geomim.corpus.scenes.files import open_dataset, parts_of
-from geomim.corpus.scenes.footprints import Placement, affine, ground_sample_distance
-from geomim.corpus.scenes.gcps import by_control_points
-from geomim.corpus.scenes.grids import Grid
+from geomim.corpus.scenes.footprints import Grid, by_control_points
 from geomim.corpus.scenes.meaning import informed, meant
 from geomim.corpus.scenes.metadata import acquisition_time, licence
-from geomim.corpus.scenes.naming import Choice, Offer, choose, read_offer
-from geomim.corpus.scenes.readers import ConvertedReader, nodata_of, sample, stored
-from geomim.corpus.scenes.scene import Numbers, Scene, Wanted
-from geomim.corpus.scenes.validity import padding
+from geomim.corpus.scenes.naming import Offer, choose, read_offer
+from geomim.corpus.scenes.readers import nodata_of, sample, stored
+from geomim.corpus.scenes.scene import Numbers, Scene, Wanted, converted
+from geomim.corpus.scenes.validity import one_type, padding
 from geomim.corpus.scenes.warping import wanted_grid
 from geomim.errors import InputError
 from geomim.sensors import Band, find_band
@@ -39,24 +37,17 @@ def open_raster(uri: str, wanted: Wanted) -> Scene:
 
 
 def _describe(uri: str, dataset: Any, wanted: Wanted) -> Scene:
-    grid = wanted_grid(uri, dataset, wanted.warp, wanted.resolution)
+    grid = wanted_grid(uri, dataset, wanted)
     _check_pixels(uri, dataset)
     tags, imagery, masks = dataset.tags(), dataset.tags(ns="IMAGERY"), mask_places(dataset.descriptions)
-    crs, transform, placement = _place(uri, dataset) if grid is None else (grid.crs, grid.transform, None)
-    height, width = (dataset.height, dataset.width) if grid is None else (grid.height, grid.width)
-    place = placement if transform is None else affine(transform)
+    place = _place(uri, dataset) if grid is None else vars(grid)
     numbers = _palette(uri, dataset, grid, wanted) or _numbers(uri, dataset, grid, wanted)
     return Scene(
         uri=uri,
-        crs=crs,
-        transform=transform,
-        height=height,
-        width=width,
         time=acquisition_time(uri, tags | imagery),
         licence=licence(tags),
-        gsd=ground_sample_distance(crs, place, height, width) or numbers.sensor.gsd,
-        masks=open_mask(uri, grid, (height, width), None, masks[:1]) if masks else None,
-        placement=placement,
+        masks=open_mask(uri, grid, (place["height"], place["width"]), None, masks[:1]) if masks else None,
+        **place,
         **vars(numbers),
     )
 
@@ -64,19 +55,13 @@ def _describe(uri: str, dataset: Any, wanted: Wanted) -> Scene:
 def _numbers(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> Numbers:
     offer, marked = _unmarked(read_offer(uri, dataset, mask_places(dataset.descriptions)), dataset, wanted)
     choice = choose(offer, wanted.sensor, wanted.bands)
-    dtype = _dtype(uri, dataset, choice)
+    together = (*choice.places, *(() if choice.alpha is None else (choice.alpha,)))
+    dtype = one_type(uri, [dataset.dtypes[place] for place in together])
     names = [dataset.descriptions[place] or "" for place in choice.places]
     scaling = [(dataset.scales[place], dataset.offsets[place]) for place in choice.places]
     told = [None if one == (1.0, 0.0) else one for one in scaling]
-    sensor, guessed = informed(
-        uri,
-        choice.sensor,
-        names,
-        dtype,
-        told,
-        wanted.sensor is not None,
-        lambda: sample(uri, dataset, choice.places[0]),
-    )
+    look = partial(sample, uri, dataset, choice.places[0])
+    sensor, guessed = informed(uri, choice.sensor, names, dtype, told, wanted, look)
     nodata = nodata_of(dataset, choice.places, sensor.nodata)
     reader = stored(uri, dataset, grid, choice.places, nodata, choice.alpha)
     block = reader.dataset.block_shapes[0]
@@ -109,11 +94,11 @@ def _palette(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> Numbe
         raise InputError(f"'{uri}' stores {dataset.dtypes[0]} as indices into a palette: expected uint8 or uint16")
     colours = np.zeros((4, np.iinfo(dataset.dtypes[0]).max + 1), np.uint8)
     colours[:, list(colormap)] = np.array(list(colormap.values())).T
-    offer = Offer(uri, (Band("red"), Band("green"), Band("blue")), False, None)
-    choice = choose(offer, wanted.sensor, wanted.bands)
+    rgb = (Band("red"), Band("green"), Band("blue"))
+    choice = choose(Offer(uri, rgb, False, None), wanted.sensor, wanted.bands)
     indices = stored(uri, dataset, grid, (0,), nodata_of(dataset, (0,), None), nearest=True)
     table, shown = colours[list(choice.places)], colours[3] > 0  # transparent ones, and those of no index, are not
-    reader = ConvertedReader(indices, lambda bands, valid: (table[:, bands[0]], valid & shown[bands[0]]))
+    reader = converted(indices, lambda bands, valid: (table[:, bands[0]], valid & shown[bands[0]]))
     return Numbers(choice.sensor, reader, np.dtype(np.uint8), None, indices.dataset.block_shapes[0])
 
 
@@ -130,26 +115,16 @@ def _check_pixels(uri: str, dataset: Any) -> None:
         )
 
 
-def _dtype(uri: str, dataset: Any, choice: Choice) -> np.dtype[Any]:
-    together = [*choice.places, *([] if choice.alpha is None else [choice.alpha])]
-    dtypes = {dataset.dtypes[place] for place in together}
-    if len(dtypes) > 1:
-        raise InputError(
-            f"'{uri}' stores its bands as {', '.join(sorted(dtypes))}: choose bands of one type with --bands"
-        )
-    dtype: np.dtype[Any] = np.dtype(dtypes.pop())
-    return dtype
-
-
-def _place(uri: str, dataset: Any) -> tuple[CRS | None, Affine | None, Placement | None]:
-    """Coordinate reference system, and the affine or the control points that lead to it."""
-    if dataset.transform != Affine.identity():
-        return dataset.crs or None, dataset.transform, None
+def _place(uri: str, dataset: Any) -> dict[str, Any]:
+    """Size, coordinate reference system, and the affine or the control points that lead to it, as `Scene` has them."""
+    own = Grid.of(dataset)
+    if own.transform != Affine.identity():
+        return vars(own)
     points, crs = dataset.gcps
     if points:
-        return crs, None, by_control_points(uri, points)
+        return vars(own) | {"crs": crs, "transform": None, "placement": by_control_points(uri, points)}
     if dataset.rpcs:
         raise InputError(
             f"'{uri}' is placed by rational polynomials, which need a height: give a grid to warp it to (--warp)"
         )
-    return None, None, None
+    return vars(own) | {"crs": None, "transform": None}

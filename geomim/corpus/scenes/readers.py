@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,7 @@ from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
 from geomim.corpus.scenes.files import environment
-from geomim.corpus.scenes.grids import Grid
-from geomim.corpus.scenes.scene import Reader
+from geomim.corpus.scenes.footprints import Grid
 from geomim.corpus.scenes.validity import Nodata, measured, padding
 from geomim.corpus.scenes.warping import on_grid
 from geomim.errors import InputError
@@ -23,22 +22,13 @@ _UNMASKED = ({MaskFlags.all_valid}, {MaskFlags.nodata})
 
 @dataclass
 class RasterReader:
-    """Numbers as they are stored.
-
-    Attributes:
-        uri: The raster.
-        dataset: Open rasterio dataset.
-        places: 0-based places of the bands in it.
-        alpha: 0-based place of the alpha band, or None.
-        masked: The file carries masks of its own.
-        nodata: What is no measurement, a band.
-    """
+    """Numbers as they are stored, with attributes as `stored` takes them."""
 
     uri: str
     dataset: Any
     places: tuple[int, ...]
     alpha: int | None
-    masked: bool
+    masked: bool  # the file carries masks of its own
     nodata: tuple[Nodata, ...]
 
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
@@ -62,27 +52,6 @@ class RasterReader:
         self.dataset.close()
 
 
-@dataclass
-class ConvertedReader:
-    """What is made of numbers as they are stored.
-
-    Attributes:
-        numbers: Gives what is stored.
-        convert: Pixels and validity of those that are stored to others.
-    """
-
-    numbers: Reader
-    convert: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-
-    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels `(C, h, w)` and validity `(h, w)`."""
-        return self.convert(*self.numbers.read(window))
-
-    def close(self) -> None:
-        """Close the file."""
-        self.numbers.close()
-
-
 def middle(height: int, width: int) -> Window:
     """A part of a raster that tells what its numbers are."""
     rows, cols = min(height, _LOOK), min(width, _LOOK)
@@ -101,10 +70,10 @@ def nodata_of(dataset: Any, places: Sequence[int], usual: float | None) -> tuple
 
     `NODATA_VALUES` are one colour that is transparent (PNG): a pixel is nodata where all its bands have theirs.
     """
-    values = [(dataset.nodatavals[place], usual, dataset.dtypes[place]) for place in places]
+    values = [(dataset.nodatavals[place], dataset.dtypes[place]) for place in places]
     if "NODATA_VALUES" in dataset.tags():
-        values = [(None, told, dtype) for told, _, dtype in values]
-    return tuple(Nodata.of(*one) for one in values)
+        return tuple(Nodata.of(None, told, dtype) for told, dtype in values)
+    return tuple(Nodata.of(told, usual, dtype) for told, dtype in values)
 
 
 def stored(

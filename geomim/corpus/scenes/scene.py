@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -16,22 +17,14 @@ from shapely.geometry.base import BaseGeometry
 
 from geomim.corpus.scenes.annotations import Annotations
 from geomim.corpus.scenes.files import cause
-from geomim.corpus.scenes.footprints import Placement, affine, footprints
-from geomim.corpus.scenes.grids import Grid
+from geomim.corpus.scenes.footprints import Grid, Placement, affine, footprints, ground_sample_distance
 from geomim.errors import GeomimError, InputError
 from geomim.sensors import Sensor
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a user asks of a scene.
-
-    Attributes:
-        sensor: What took it.
-        bands: Names of its bands.
-        resolution: Metres of a pixel to bring its bands to.
-        warp: Coordinate reference system of a north-up grid to bring it to, or `auto`.
-        harmonise: Take the 1000 of baseline 04.00 off the numbers of Sentinel-2.
+    """What a user asks of a scene, as `open_scene` takes it.
 
     Raises:
         InputError: `resolution` is not above 0.
@@ -49,90 +42,99 @@ class Wanted:
 
 
 class Reader(Protocol):
-    """Where the pixels of a scene come from: a raster, a folder of bands, a cube, an array."""
+    """Reads windows inside a scene.
 
-    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels `(C, h, w)` and validity `(h, w)` bool of a window inside the scene."""
+    Of pixels it reads numbers `(C, h, w)` and validity `(h, w)` bool; of clouds `(h, w)` bool, True under cloud or its
+    shadow.
+    """
 
-    def close(self) -> None:
-        """Let go of the files."""
-
-
-class CloudReader(Protocol):
-    """Where a scene is cloudy."""
-
-    def read(self, window: Window) -> np.ndarray:
-        """`(h, w)` bool of a window inside the scene: True under cloud or its shadow."""
+    def read(self, window: Window) -> Any:
+        """What lies in a window."""
 
     def close(self) -> None:
         """Let go of the files."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A `Reader` that is two functions."""
+
+    read: Callable[[Window], Any]
+    close: Callable[[], None] = lambda: None
+
+
+def converted(reader: Reader, convert: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Windows:
+    """A reader of what is made of the pixels and the validity that another gives."""
+    return Windows(lambda window: convert(*reader.read(window)), reader.close)
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """The numbers of a scene, as `Scene` has them."""
-
-    sensor: Sensor
-    reader: Reader
-    dtype: np.dtype[Any]
-    nodata: float | None
-    block: tuple[int, int]
-    notes: tuple[str, ...] = ()
-    taken_off: int = 0
-    assumed: bool = False
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A raster that is open and not read yet; close it, or use it as a context manager.
+    """The numbers of a scene.
 
     Attributes:
-        uri: Path or address it was opened from.
         sensor: Bands in the order `read` returns them, unit and scale.
-        crs: Coordinate reference system, or None.
-        transform: Affine from (column, row) to `crs`; None where the raster has no place, or is placed by ground
-            control points.
-        height: Rows.
-        width: Columns.
+        reader: Gives pixels and validity.
         dtype: Type of the numbers.
         nodata: Number written where there is no measurement, or None; used to pad.
-        time: Acquisition in UTC without time zone, from metadata or a date in the file name; None if unknown.
-        licence: What the file's metadata say, or None.
-        gsd: Ground sample distance in metres, or None.
         block: Rows and columns of the blocks the file is stored in.
-        reader: Gives pixels and validity.
-        masks: Gives clouds, or None.
-        placement: From columns and rows to `crs`, where no affine does it; else None.
-        annotations: Labels that came with it, or None.
         notes: What was guessed or lost, sentences that say nothing of the file's name.
         taken_off: What was taken off the numbers that the source stores, to harmonise them.
         assumed: Nothing names its bands: they are taken to come in the order of the sensor that the user names.
     """
 
-    uri: str
     sensor: Sensor
+    reader: Reader = field(repr=False)
+    dtype: np.dtype[Any]
+    nodata: float | None
+    block: tuple[int, int]
+    notes: tuple[str, ...] = ()
+    taken_off: int = 0
+    assumed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene(Numbers):
+    """A raster that is open and not read yet; close it, or use it as a context manager.
+
+    Attributes:
+        uri: Path or address it was opened from.
+        crs: Coordinate reference system, or None.
+        transform: Affine from (column, row) to `crs`; None where the raster has no place, or is placed by ground
+            control points.
+        height: Rows.
+        width: Columns.
+        time: Acquisition in UTC without time zone, from metadata or a date in the file name; None if unknown.
+        licence: What the file's metadata say, or None.
+        masks: Gives clouds, or None.
+        placement: From columns and rows to `crs`, where no affine does it; else None.
+        annotations: Labels that came with it, or None.
+    """
+
+    uri: str
     crs: CRS | None
     transform: Affine | None
     height: int
     width: int
-    dtype: np.dtype[Any]
-    nodata: float | None
     time: datetime | None
     licence: str | None
-    gsd: float | None
-    block: tuple[int, int]
-    reader: Reader = field(repr=False)
-    masks: CloudReader | None = field(default=None, repr=False)
+    masks: Reader | None = field(default=None, repr=False)
     placement: Placement | None = field(default=None, repr=False)
     annotations: Annotations | None = field(default=None, repr=False)
-    notes: tuple[str, ...] = ()
-    taken_off: int = 0
-    assumed: bool = False
 
     @property
     def grid(self) -> Grid | None:
         """Where its pixels lie, or None without an affine."""
         return None if self.transform is None else Grid(self.crs, self.transform, self.height, self.width)
+
+    @cached_property
+    def gsd(self) -> float | None:
+        """Ground sample distance in metres, measured where it has a place, else that of its sensor; or None."""
+        return ground_sample_distance(self.crs, self._place, self.height, self.width) or self.sensor.gsd
+
+    @property
+    def _place(self) -> Placement | None:
+        return self.placement if self.transform is None else affine(self.transform)
 
     def read(self, window: Window | None = None) -> np.ndarray:
         """Pixels as they are stored.
@@ -171,8 +173,8 @@ class Scene:
         Returns:
             `(C, h, w)` in `dtype` and `(h, w)` bool.
         """
-        pixels, valid = self._decode(self.reader.read, window)
-        return pixels, valid
+        both: tuple[np.ndarray, np.ndarray] = self._decode(self.reader.read, window)
+        return both
 
     def clouds(self, window: Window | None = None) -> np.ndarray | None:
         """Where cloud or its shadow hides the ground.
@@ -210,16 +212,13 @@ class Scene:
 
     def footprints(self, windows: Sequence[Window]) -> np.ndarray:
         """The same for many windows at once: `(n,)` geometries or None."""
-        place = affine(self.transform) if self.transform is not None else self.placement
-        return footprints(self.crs, place, windows)
+        return footprints(self.crs, self._place, windows)
 
     def window_transform(self, window: Window) -> Affine | None:
         """Affine of a window's own pixel grid, or None."""
         if self.transform is None:
             return None
-        a, b, c, d, e, f = self.transform[:6]
-        col, row = window.col_off, window.row_off
-        return Affine(a, b, a * col + b * row + c, d, e, d * col + e * row + f)
+        return self.transform @ Affine.translation(window.col_off, window.row_off)
 
     def close(self) -> None:
         """Close the files."""

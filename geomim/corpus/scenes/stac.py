@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import os
 import re
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import pystac
+
 from geomim.addresses import full
 from geomim.corpus.scenes.clouds import named_kind
-from geomim.corpus.scenes.meaning import added
+from geomim.corpus.scenes.meaning import Scaling, added
 from geomim.corpus.scenes.naming import Offer, choose
 from geomim.corpus.scenes.scene import Scene, Wanted
 from geomim.corpus.scenes.stack import Layer, Mask, stack_scene
-from geomim.errors import InputError, MissingExtraError
+from geomim.errors import InputError
 from geomim.sensors import SENSORS, Band, find_band
 
 _BASELINES = ("s2:processing_baseline", "processing:version", "s2:product_uri", "sentinel:product_id")
@@ -36,12 +39,7 @@ def open_item(uri: str, wanted: Wanted) -> Scene:
     Raises:
         InputError: It cannot be read, is no item, has no image, or an asset cannot be reached.
         BandError: The bands have no names or other ones.
-        MissingExtraError: pystac is not installed.
     """
-    try:
-        import pystac
-    except ImportError as error:
-        raise MissingExtraError(f"'{uri}' needs a library: pip install pystac") from error
     content = _json(uri)
     href = uri if "://" in uri else os.path.abspath(uri)
     try:
@@ -53,7 +51,7 @@ def open_item(uri: str, wanted: Wanted) -> Scene:
     if not layers:
         raise InputError(f"'{uri}' has no asset with image bands: found {', '.join(item.assets) or 'none'}")
     choice = choose(Offer(uri, tuple(layer.band for layer in layers), True, None), wanted.sensor, wanted.bands)
-    chosen = [_renamed(layers[place], band) for place, band in zip(choice.places, choice.sensor.bands, strict=True)]
+    chosen = [replace(layers[place], band=band) for place, band in zip(choice.places, choice.sensor.bands, strict=True)]
     return stack_scene(uri, choice.sensor, chosen, wanted, _mask(item), _time(item), _licence(item))
 
 
@@ -63,7 +61,7 @@ def _json(href: str) -> Any:
             with urllib.request.urlopen(full(href), timeout=_TIMEOUT) as answer:
                 return json.loads(answer.read())
         return json.loads(Path(href).read_text(encoding="utf-8"))
-    except (OSError, ValueError, urllib.error.URLError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"'{href}' cannot be read as a STAC item ({' '.join(str(error).split())[:200]})") from error
 
 
@@ -74,15 +72,15 @@ def _layers(item: Any) -> list[Layer]:
     for key, asset in item.assets.items():
         if key.lower() in _PICTURES or _NO_MEASUREMENTS & set(asset.roles or ()) or named_kind(key, whole=True):
             continue
-        href = asset.get_absolute_href() or asset.href
+        href = _href(asset)
         if not ("tiff" in (asset.media_type or "") or "jp2" in (asset.media_type or "") or _RASTER.search(href)):
             continue
         told = _told_bands(asset.extra_fields)
         for place, facts in enumerate(told or [{}]):
             band = _band(facts, key if len(told) < 2 else f"{key} {place + 1}", asset.extra_fields)
             if band.name not in layers:
-                scale, offset = _scaling(facts, band, item)
-                layers[band.name] = Layer(band, href, place, scale, offset, _number(facts.get("nodata")))
+                nodata = _number(facts.get("nodata"))
+                layers[band.name] = Layer(band, href, place, _scaling(facts, band, item), nodata)
             if band.wavelength or band.alias:
                 described.add(band.name)
     return [layer for name, layer in layers.items() if not described or name in described]
@@ -95,12 +93,8 @@ def _told_bands(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
             {key.removeprefix("eo:").removeprefix("raster:"): value for key, value in band.items()}
             for band in fields["bands"]
         ]
-    spectral, numbers = fields.get("eo:bands") or [], fields.get("raster:bands") or []
-    count = max(len(spectral), len(numbers))
-    return [
-        (numbers[place] if place < len(numbers) else {}) | (spectral[place] if place < len(spectral) else {})
-        for place in range(count)
-    ]
+    older = (fields.get(key) or [] for key in ("raster:bands", "eo:bands"))
+    return [numbers | spectral for numbers, spectral in zip_longest(*older, fillvalue={})]
 
 
 def _band(facts: Mapping[str, Any], key: str, fields: Mapping[str, Any]) -> Band:
@@ -117,12 +111,12 @@ def _band(facts: Mapping[str, Any], key: str, fields: Mapping[str, Any]) -> Band
 def _number(told: Any) -> float | None:
     """A number that may be written as `nan` or `inf`, or be null."""
     try:
-        return None if told is None else float(told)
+        return float(told)
     except (TypeError, ValueError):
         return None
 
 
-def _scaling(facts: Mapping[str, Any], band: Band, item: Any) -> tuple[float | None, float | None]:
+def _scaling(facts: Mapping[str, Any], band: Band, item: Any) -> Scaling | None:
     """Scale and offset of a band, or None where they are not told.
 
     Where the offset is not told of a band of Sentinel-2, its processing baseline does.
@@ -138,22 +132,18 @@ def _scaling(facts: Mapping[str, Any], band: Band, item: Any) -> tuple[float | N
         more = next((more for text in (*texts, item.id) if (more := added(text)) is not None), None)
         scale, offset = (scale, None) if more is None else (scale or 1e-4, -more * (scale or 1e-4))
     scale, offset = scale or 1.0, 0.0 if applied else offset or 0.0
-    return (None, None) if (scale, offset) == (1.0, 0.0) else (scale, offset)
-
-
-def _renamed(layer: Layer, band: Band) -> Layer:
-    return Layer(band, layer.path, layer.place, layer.scale, layer.offset, layer.nodata)
+    return None if (scale, offset) == (1.0, 0.0) else (scale, offset)
 
 
 def _mask(item: Any) -> Mask | None:
     """The cloud mask: an asset that is one by its key, else one with the role `cloud`."""
-    for key, asset in item.assets.items():
-        if kind := named_kind(key, whole=True):
-            return Mask(asset.get_absolute_href() or asset.href, kind)
-    for asset in item.assets.values():
-        if "cloud" in (asset.roles or ()):
-            return Mask(asset.get_absolute_href() or asset.href)
-    return None
+    kinds = ((named_kind(key, whole=True), asset) for key, asset in item.assets.items())
+    masks = [Mask(_href(asset), kind) for kind, asset in kinds if kind or "cloud" in (asset.roles or ())]
+    return min(masks, key=lambda mask: mask.kind is None, default=None)
+
+
+def _href(asset: Any) -> str:
+    return str(asset.get_absolute_href() or asset.href)
 
 
 def _time(item: Any) -> datetime | None:

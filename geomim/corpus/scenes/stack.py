@@ -16,16 +16,15 @@ import numpy as np
 from affine import Affine
 from rasterio.windows import Window
 
-from geomim.corpus.scenes.clouds import CloudMask, UnknownKindError, open_mask
+from geomim.corpus.scenes.clouds import UnknownKindError, open_mask
 from geomim.corpus.scenes.files import open_dataset
-from geomim.corpus.scenes.footprints import affine, ground_sample_distance
-from geomim.corpus.scenes.grids import Grid
+from geomim.corpus.scenes.footprints import Grid
 from geomim.corpus.scenes.meaning import Scaling, informed, meant
 from geomim.corpus.scenes.readers import RasterReader, sample, stored
-from geomim.corpus.scenes.scene import Numbers, Scene, Wanted
-from geomim.corpus.scenes.validity import Nodata, measured, padding
+from geomim.corpus.scenes.scene import Numbers, Scene, Wanted, Windows
+from geomim.corpus.scenes.validity import Nodata, measured, one_type, padding
 from geomim.corpus.scenes.warping import wanted_grid
-from geomim.errors import BandError, InputError
+from geomim.errors import InputError
 from geomim.sensors import Band, Sensor
 
 
@@ -37,8 +36,7 @@ class Layer:
         band: What it is.
         path: The file, as GDAL opens it.
         place: 0-based place in the file.
-        scale: Factor to what the numbers mean, or None where only the file knows.
-        offset: Added after `scale`; 0 where None.
+        scaling: What the product says its numbers mean, or None where only the file knows.
         nodata: Number that means "no measurement" by the product, where the file declares none.
         alone: The file must hold no other band.
     """
@@ -46,8 +44,7 @@ class Layer:
     band: Band
     path: str
     place: int = 0
-    scale: float | None = None
-    offset: float | None = None
+    scaling: Scaling | None = None
     nodata: float | None = None
     alone: bool = False
 
@@ -65,33 +62,6 @@ class Mask:
     path: str
     kind: str | None = None
     places: tuple[int, ...] = (0,)
-
-
-@dataclass
-class StackReader:
-    """Bands of several files on one grid.
-
-    Attributes:
-        readers: One a file.
-        order: Where each band stands among the bands of all readers.
-        nodata: What is no measurement, a band.
-    """
-
-    readers: Sequence[RasterReader]
-    order: Sequence[int]
-    nodata: tuple[Nodata, ...]
-
-    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels `(C, h, w)` and validity `(h, w)`."""
-        parts = [reader.read_shown(window) for reader in self.readers]
-        pixels = np.concatenate([part for part, _ in parts])[list(self.order)]
-        shown: np.ndarray = np.logical_and.reduce([part for _, part in parts])
-        return pixels, shown & measured(pixels, self.nodata)
-
-    def close(self) -> None:
-        """Close the files."""
-        for reader in self.readers:
-            reader.close()
 
 
 def stack_scene(
@@ -115,8 +85,8 @@ def stack_scene(
         licence: Of the scene.
 
     Raises:
-        InputError: A file cannot be opened, or the bands lie on different grids and no resolution is asked for.
-        BandError: The bands are of different types.
+        InputError: A file cannot be opened, the bands are of different types, or they lie on different grids and no
+            resolution is asked for.
     """
     paths = list(dict.fromkeys(layer.path for layer in layers))
     with ExitStack() as opened:
@@ -129,25 +99,12 @@ def stack_scene(
         if not all(told):  # else the product's word goes before the user's
             names = [PurePosixPath(layer.path).name for layer in layers]
             look = partial(sample, layers[0].path, datasets[layers[0].path], layers[0].place)
-            sensor, guessed = informed(uri, sensor, names, dtype, told, wanted.sensor is not None, look)
-        reader = _reader(layers, datasets, grid, sensor)
-        shape = (grid.height, grid.width)
+            sensor, guessed = informed(uri, sensor, names, dtype, told, wanted, look)
+        reader, nodata, block = _reader(layers, datasets, grid, sensor)
         masks = _masks(mask, grid)
         opened.pop_all()  # they stay open, with the scene
-    block = reader.readers[0].dataset.block_shapes[0]
-    numbers = Numbers(sensor, reader, dtype, padding(reader.nodata), block, guessed)
-    return Scene(
-        uri=uri,
-        crs=grid.crs,
-        transform=grid.transform,
-        height=grid.height,
-        width=grid.width,
-        time=time,
-        licence=licence,
-        gsd=ground_sample_distance(grid.crs, affine(grid.transform), *shape) or sensor.gsd,
-        masks=masks,
-        **vars(meant(numbers, reader.nodata, told, wanted)),
-    )
+    numbers = meant(Numbers(sensor, reader, dtype, padding(nodata), block, guessed), nodata, told, wanted)
+    return Scene(uri=uri, time=time, licence=licence, masks=masks, **vars(grid), **vars(numbers))
 
 
 def _grid(uri: str, layers: Sequence[Layer], datasets: dict[str, Any], wanted: Wanted) -> Grid:
@@ -171,16 +128,12 @@ def _grid(uri: str, layers: Sequence[Layer], datasets: dict[str, Any], wanted: W
             f"one with {'--warp auto ' if degrees and not wanted.warp else ''}--resolution METRES"
         )
     if wanted.resolution is not None:  # a band that has this pixel size is left as it is
-        size = wanted.resolution
-        first = min(groups, key=lambda group: abs(math.log(_size(group[0]) / size)))[1][0]
+        sizes = [abs(math.log((grid.gsd or grid.metres[0]) / wanted.resolution)) for grid, _ in groups]
+        first = groups[sizes.index(min(sizes))][1][0]
     dataset = datasets[first.path]
     if dataset.transform == Affine.identity():
         raise InputError(f"'{first.path}' has no affine: bands in files of their own are put together by place only")
-    return wanted_grid(uri, dataset, wanted.warp, wanted.resolution) or Grid.of(dataset)
-
-
-def _size(grid: Grid) -> float:
-    return ground_sample_distance(grid.crs, affine(grid.transform), grid.height, grid.width) or grid.metres[0]
+    return wanted_grid(uri, dataset, wanted) or Grid.of(dataset)
 
 
 def _pixel(grid: Grid) -> str:
@@ -196,45 +149,48 @@ def _dtype(uri: str, layers: Sequence[Layer], datasets: dict[str, Any]) -> np.dt
             raise InputError(f"'{layer.path}' holds {held} bands, and '{uri}' says that it holds {layer.band.name} too")
         if layer.alone and held > 1:
             raise InputError(f"'{layer.path}' holds {held} bands, the files of '{uri}' one each: move it elsewhere")
-    dtypes = {datasets[layer.path].dtypes[layer.place] for layer in layers}
-    if len(dtypes) > 1 or any("complex" in dtype for dtype in dtypes):
-        raise BandError(f"'{uri}' stores its bands as {', '.join(sorted(dtypes))}: choose bands of one type (--bands)")
-    dtype: np.dtype[Any] = np.dtype(dtypes.pop())
-    return dtype
+    return one_type(uri, [datasets[layer.path].dtypes[layer.place] for layer in layers])
 
 
 def _scaling(layer: Layer, dataset: Any) -> Scaling | None:
     """What the product says, else what the file says."""
-    if layer.scale is not None:
-        return layer.scale, layer.offset or 0.0
     stated = dataset.scales[layer.place], dataset.offsets[layer.place]
-    return None if stated == (1.0, 0.0) else stated
+    return layer.scaling or (None if stated == (1.0, 0.0) else stated)
 
 
-def _masks(mask: Mask | None, grid: Grid) -> CloudMask | None:
-    if mask is None:
-        return None
+def _masks(mask: Mask | None, grid: Grid) -> Windows | None:
     try:
-        return open_mask(mask.path, grid, (grid.height, grid.width), mask.kind, mask.places)
+        return open_mask(mask.path, grid, (grid.height, grid.width), mask.kind, mask.places) if mask else None
     except UnknownKindError:
-        if mask.kind is None:
-            return None  # offered as clouds, such as percentages: no mask
-        raise
+        return None  # offered as clouds, such as percentages: no mask
 
 
-def _reader(layers: Sequence[Layer], datasets: dict[str, Any], grid: Grid, sensor: Sensor) -> StackReader:
+def _reader(
+    layers: Sequence[Layer], datasets: dict[str, Any], grid: Grid, sensor: Sensor
+) -> tuple[Windows, tuple[Nodata, ...], tuple[int, int]]:
+    """What reads the bands of all files in their order; what is no measurement in each; blocks of the first file."""
     readers: list[RasterReader] = []
     listed: list[Layer] = []
-    nodata: list[Nodata] = []
+    values: dict[Layer, Nodata] = {layer: _nodata(layer, datasets[layer.path], sensor) for layer in layers}
     for path, dataset in datasets.items():
         own = [layer for layer in layers if layer.path == path]
-        values = tuple(_nodata(layer, dataset, sensor) for layer in own)
         target = None if grid.agrees(Grid.of(dataset)) else grid
-        readers.append(stored(path, dataset, target, tuple(layer.place for layer in own), values))
+        places = tuple(layer.place for layer in own)
+        readers.append(stored(path, dataset, target, places, tuple(values[layer] for layer in own)))
         listed += own
-        nodata += values
-    order = [listed.index(layer) for layer in layers]
-    return StackReader(readers, order, tuple(nodata[place] for place in order))
+    order, nodata = [listed.index(layer) for layer in layers], tuple(values[layer] for layer in layers)
+
+    def read(window: Window) -> tuple[np.ndarray, np.ndarray]:
+        parts = [reader.read_shown(window) for reader in readers]
+        pixels = np.concatenate([part for part, _ in parts])[order]
+        shown: np.ndarray = np.logical_and.reduce([part for _, part in parts])
+        return pixels, shown & measured(pixels, nodata)
+
+    def close() -> None:
+        for reader in readers:
+            reader.close()
+
+    return Windows(read, close), nodata, readers[0].dataset.block_shapes[0]
 
 
 def _nodata(layer: Layer, dataset: Any, sensor: Sensor) -> Nodata:

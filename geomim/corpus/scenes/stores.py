@@ -6,12 +6,11 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 from geomim.addresses import full
 from geomim.corpus.scenes.files import cause, split_address
-from geomim.errors import GeomimError, InputError, MissingExtraError
+from geomim.errors import GeomimError, InputError
 
 _AXES = (  # names of a dimension of rows, of columns; what its coordinate may say instead
     ("y lat latitude northing row rows", "Y", "projection_y_coordinate latitude"),
@@ -42,7 +41,6 @@ def open_store(uri: str, path: str, group: str = "") -> tuple[Any, list[Mapping[
 
     Raises:
         InputError: It cannot be opened, or a group must be chosen.
-        MissingExtraError: No library for NetCDF is installed.
     """
     import xarray
 
@@ -60,8 +58,6 @@ def open_store(uri: str, path: str, group: str = "") -> tuple[Any, list[Mapping[
             cube, undated = _decoded(opened)
     except GeomimError:
         raise
-    except ImportError as error:
-        raise MissingExtraError(f"'{path}' cannot be opened: {cause(error)}") from error
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise InputError(f"'{path}' cannot be opened as a cube ({cause(error)})") from error
     cube.set_close(lambda: [one.close() for one in (*opened, source) if hasattr(one, "close")])
@@ -123,9 +119,4 @@ def _source(path: str) -> tuple[Any, dict[str, Any]]:
         from zarr.storage import ZipStore
 
         return ZipStore(path, mode="r"), options
-    if not re.search(r"\.(nc|nc4|cdf)$", path, re.IGNORECASE):
-        return path, options
-    for engine, library in (("netcdf4", "netCDF4"), ("h5netcdf", "h5netcdf")):
-        if find_spec(library):
-            return path, options | {"engine": engine}
-    raise MissingExtraError(f"'{path}' needs a library: pip install netCDF4 (or h5netcdf)")
+    return path, options | ({"engine": "netcdf4"} if re.search(r"\.(nc|nc4|cdf)$", path, re.IGNORECASE) else {})

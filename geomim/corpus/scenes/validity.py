@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from geomim.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,21 @@ def padding(nodata: Sequence[Nodata]) -> float | None:
     return next((none.values[0] for none in nodata if none.values), None)
 
 
+def one_type(uri: str, dtypes: Iterable[Any]) -> np.dtype[Any]:
+    """The type of the bands of a scene.
+
+    Raises:
+        InputError: They have several, or it is none of real numbers.
+    """
+    listed = sorted({str(dtype) for dtype in dtypes})
+    if len(listed) > 1 or np.dtype(listed[0]).kind not in "iuf":
+        raise InputError(f"'{uri}' stores its bands as {', '.join(listed)}: choose bands of one type with --bands")
+    return np.dtype(listed[0])
+
+
 def storable(value: float | None, dtype: np.dtype[Any]) -> float | None:
     """A nodata value; None where the type cannot hold it."""
     if value is None or dtype.kind == "f":
         return value
-    if not math.isfinite(value) or value != int(value):
-        return None
     limits = np.iinfo(dtype)
-    return value if limits.min <= value <= limits.max else None
+    return value if float(value).is_integer() and limits.min <= value <= limits.max else None

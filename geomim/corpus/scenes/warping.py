@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,16 +21,15 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_points
 
 from geomim.corpus.scenes.files import cause, environment
-from geomim.corpus.scenes.footprints import affine, ground_sample_distance, on_earth
-from geomim.corpus.scenes.gcps import SPLINE_POINTS
-from geomim.corpus.scenes.grids import Grid
+from geomim.corpus.scenes.footprints import SPLINE_POINTS, Grid, on_earth
+from geomim.corpus.scenes.scene import Wanted
 from geomim.errors import InputError
 
 _BLOCK = 512  # rows and columns that are warped at a time: twice as fast as GDAL's 128 x 512
 _SAME = 1e-4  # relative difference of pixel sizes that are one
 
 
-def wanted_grid(uri: str, dataset: Any, warp: str | None, resolution: float | None) -> Grid | None:
+def wanted_grid(uri: str, dataset: Any, wanted: Wanted) -> Grid | None:
     """The grid that a raster is to be brought to, or None where it stays as it is.
 
     `auto` leaves alone what is north-up in a projected system, and what has no place at all.
@@ -38,27 +37,27 @@ def wanted_grid(uri: str, dataset: Any, warp: str | None, resolution: float | No
     Args:
         uri: The raster, for error sentences.
         dataset: Open rasterio dataset.
-        warp: `auto`, or a coordinate reference system.
-        resolution: Metres of a pixel.
+        wanted: What is asked for.
 
     Raises:
         InputError: The raster has no place to warp from, or the system measures in degrees and the pixel in metres.
     """
+    warp, resolution = wanted.warp, wanted.resolution
     if warp is None and resolution is None:
         return None
-    source = source_crs(dataset)
+    source, method = _source(dataset)
     if warp is None and source is not None and dataset.transform == Affine.identity():
         raise InputError(f"'{uri}' is placed by points and not by a grid: give --warp auto with --resolution")
     if warp is None or (warp == "auto" and (source is None or not on_earth(source))):
         return None if resolution is None else _resampled(uri, Grid.of(dataset), resolution)
     if source is None or not on_earth(source):
         raise InputError(f"'{uri}' has no place on Earth to warp from: leave --warp out, or give its place first")
-    target = _automatic(dataset, source) if warp == "auto" else named_crs(warp)
+    target = _automatic(dataset, source, method) if warp == "auto" else named_crs(warp)
     upright = dataset.transform != Affine.identity() and dataset.transform.b == dataset.transform.d == 0
     if upright and target == source:
         return None if resolution is None else _resampled(uri, Grid.of(dataset), resolution)
     try:
-        with environment(uri), WarpedVRT(dataset, crs=target, **_method(dataset)) as warped:
+        with environment(uri), WarpedVRT(dataset, crs=target, **method) as warped:
             grid = Grid.of(warped)
     except (RasterioError, CPLE_BaseError) as error:
         raise InputError(f"'{uri}' cannot be warped to {_short(target)} ({cause(error)})") from error
@@ -70,9 +69,7 @@ def wanted_grid(uri: str, dataset: Any, warp: str | None, resolution: float | No
 
 def _check_sizes(uri: str, dataset: Any, grid: Grid) -> None:
     """Refuse a grid that spends its pixels on going round the Earth."""
-    before, after = (
-        ground_sample_distance(g.crs, affine(g.transform), g.height, g.width) for g in (Grid.of(dataset), grid)
-    )
+    before, after = Grid.of(dataset).gsd, grid.gsd
     if before and after and after > 4 * before:
         raise InputError(
             f"'{uri}' would come from pixels of {before:.4g} m to {after:.4g} m in {_short(grid.crs)}, as what crosses "
@@ -84,13 +81,13 @@ def _short(crs: CRS) -> str:
     return str(crs.to_string())[:40]
 
 
-def check_grid(uri: str, grid: Grid | None, warp: str | None, resolution: float | None) -> None:
+def check_grid(uri: str, grid: Grid | None, wanted: Wanted) -> None:
     """Refuse to bring a scene to another grid that is read on its own only: a cube, an array in memory.
 
     Raises:
         InputError: What is asked for is another grid.
     """
-    crs = grid.crs if grid else None
+    crs, warp, resolution = grid.crs if grid else None, wanted.warp, wanted.resolution
     projected = crs is not None and crs.is_projected
     kept = warp is None or (crs is None or projected if warp == "auto" else crs == named_crs(warp))
     if resolution is not None:
@@ -109,16 +106,9 @@ def on_grid(
     nodata: float | None = None,
     nearest: bool = False,
 ) -> Any:
-    """Some bands of a raster on another grid, read lazily.
+    """Some bands of a raster on another grid, read lazily; the raster may be closed afterwards.
 
-    Args:
-        uri: The raster.
-        dataset: Open rasterio dataset; may be closed afterwards.
-        grid: Where its pixels are wanted.
-        places: 0-based places of the bands.
-        alpha: 0-based place of the alpha band, or None.
-        nodata: Number that means "no measurement" in all of the bands, or None.
-        nearest: Take the nearest pixel, as masks need, not a bilinear mean.
+    Args are those of `readers.stored`; `nodata` means "no measurement" in all of the bands.
 
     Returns:
         The bands in the order given, and after them an alpha band: 0 where no pixel of the raster lies.
@@ -128,15 +118,16 @@ def on_grid(
         with rasterio.open(_subset(dataset, places, alpha)) as chosen:
             if nodata is None and np.dtype(chosen.dtypes[0]).kind == "f":
                 nodata = math.nan  # else one NaN spoils its neighbours
+            source, method = _source(chosen)
             warped = WarpedVRT(
                 chosen,
-                src_crs=source_crs(chosen) or grid.crs,
+                src_crs=source or grid.crs,
                 crs=grid.crs,
                 src_nodata=nodata,
                 add_alpha=alpha is None,
                 resampling=Resampling.nearest if nearest else Resampling.bilinear,
                 UNIFIED_SRC_NODATA="PARTIAL",  # a pixel is missing where all bands are
-                **_method(chosen),
+                **method,
             )
             with warped:
                 return rasterio.open(_moved(warped.tags(ns="xml:VRT")["xml:VRT"], grid, nodata))
@@ -166,22 +157,16 @@ def _moved(warped: str, grid: Grid, nodata: float | None) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def source_crs(dataset: Any) -> CRS | None:
-    """System of a raster's affine, of its control points or of its polynomials; None where it has no place."""
+def _source(dataset: Any) -> tuple[CRS | None, dict[str, Any]]:
+    """System of a raster's affine, control points or polynomials, None without a place; and how GDAL uses these."""
+    points, crs = dataset.gcps
     if dataset.transform != Affine.identity():
-        return dataset.crs or None
-    if dataset.gcps[0]:
-        return dataset.gcps[1] or None
-    return CRS.from_epsg(4326) if dataset.rpcs else None
-
-
-def _method(dataset: Any) -> dict[str, str]:
-    """How GDAL finds the place of a pixel; the spline is that of `gcps`."""
-    if dataset.transform != Affine.identity():
-        return {}
-    if dataset.gcps[0]:
-        return {"METHOD": "GCP_TPS" if len(dataset.gcps[0]) <= SPLINE_POINTS else "GCP_POLYNOMIAL"}
-    return {"METHOD": "RPC", "RPC_HEIGHT": str(dataset.rpcs.height_off)} if dataset.rpcs else {}
+        return dataset.crs or None, {}
+    if points:  # the spline is that of `by_control_points`
+        return crs or None, {"METHOD": "GCP_TPS" if len(points) <= SPLINE_POINTS else "GCP_POLYNOMIAL"}
+    if dataset.rpcs:
+        return CRS.from_epsg(4326), {"METHOD": "RPC", "RPC_HEIGHT": str(dataset.rpcs.height_off)}
+    return None, {}
 
 
 def named_crs(warp: str) -> CRS:
@@ -198,11 +183,11 @@ def named_crs(warp: str) -> CRS:
         ) from error
 
 
-def _automatic(dataset: Any, source: CRS) -> CRS:
+def _automatic(dataset: Any, source: CRS, method: Mapping[str, Any]) -> CRS:
     """The raster's own system where it is projected, else the UTM zone of its middle (polar stereographic beyond)."""
     if source.is_projected:
         return source
-    with WarpedVRT(dataset, crs=source, **_method(dataset)) as upright:
+    with WarpedVRT(dataset, crs=source, **method) as upright:
         middle = Grid.of(upright).at(upright.width / 2, upright.height / 2)
     (longitude,), (latitude,) = transform_points(source, "OGC:CRS84", [middle[0]], [middle[1]])
     if abs(latitude) > 84:

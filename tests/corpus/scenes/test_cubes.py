@@ -140,6 +140,12 @@ def test_degrees_south_up_and_places_that_are_none(tmp_path):
         assert scene.crs is None and scene.transform is None
 
 
+def test_wavelengths_that_no_coordinate_tells_are_asked_for(tmp_path):
+    path = write(xarray.Dataset({"cube": (("wavelength", "y", "x"), numbers(3))}, coordinates()), tmp_path / "cube.nc")
+    with pytest.raises(BandError, match="3 bands, all without a name"):
+        open_scene(path)
+
+
 def test_wavelength_coordinates_and_groups(tmp_path):
     pixels = numbers(3, dtype="uint16")
     cube = xarray.Dataset(

@@ -290,6 +290,13 @@ def test_archives_are_searched_and_opened(level2, tmp_path):
         assert len(scene.sensor.bands) == 7 and scene.clouds().any()
 
 
+def test_an_archive_that_is_a_product_itself_is_one_scene(level2, tmp_path):
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", level2[0])
+    assert find_scenes(packed) == [f"/vsizip/{packed}"]
+    with open_scene(f"/vsizip/{packed}", bands=["B04"]) as scene, open_scene(level2[0], bands=["B04"]) as own:
+        assert np.array_equal(scene.read(), own.read()) and scene.sensor == own.sensor
+
+
 @pytest.mark.parametrize("name", ["/etc/scene.tif", "../scene.tif", "a/../../scene.tif", "C:/scene.tif"])
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_archives_that_lead_out_of_themselves_are_refused(tmp_path, name, kind):
