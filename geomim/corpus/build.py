@@ -55,9 +55,6 @@ _INLINE_TILES = 20_000
 LATER = {"min_valid", "max_cloud", "where", "quota", "overlap", "only_licence", "non_commercial", "against"}
 LATER |= {"skip_unreadable", "crops", "allow_unmatched"}
 """What of a recipe counts after cutting: an unfinished build goes on with other values of these."""
-_NO_ROOM = (
-    "no room is left for '{}', or for temporary files: make room and run the build again; what was finished is kept"
-)
 RADIUS = 8
 """Bits within which near-copies are looked for at least; which of them count is decided later."""
 
@@ -189,9 +186,12 @@ def build(
             try:
                 _run(recipe, folder, pool, download, console)
             except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise CorpusError(_NO_ROOM.format(folder)) from error
-                raise
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise CorpusError(
+                    f"no room is left for '{folder}', or for temporary files: make room and run the build again; what "
+                    "was finished is kept"
+                ) from error
     if not (folder / "report" / "index.html").exists():
         write_report(folder)
     if remote:
@@ -226,7 +226,8 @@ def inspect(corpus: str) -> None:
 def _finished(folder: Path, recipe: Recipe, overwrite: bool) -> bool:
     """Whether the corpus is there already; refuses a folder that holds something else."""
     made, wanted = made_by(folder), asdict(recipe)
-    if made is None and not _just_begun(folder) and any(folder.iterdir()):
+    begun = {"work", "work/deleting", "work/recipe.json.part"}  # left by one that was stopped before its recipe
+    if made is None and not begun.issuperset(path.relative_to(folder).as_posix() for path in folder.rglob("*")):
         raise CorpusError(f"'{folder}' holds files that are no corpus: give another --out")
     if made is not None and made != wanted and not overwrite:
         names = [name for name in {**wanted, **made} if made.get(name) != wanted.get(name)]
@@ -244,14 +245,6 @@ def _finished(folder: Path, recipe: Recipe, overwrite: bool) -> bool:
         )
     shutil.rmtree(folder / "work.done", ignore_errors=True)
     return (folder / "corpus.json").exists() and not (folder / "work").exists() and not overwrite
-
-
-def _just_begun(folder: Path) -> bool:
-    """Whether there is nothing, or what a build leaves that was stopped before it wrote its recipe."""
-    if not folder.exists():
-        return True
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-    return names <= {"work", "work/deleting", "work/recipe.json.part"}
 
 
 def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: Console) -> None:
@@ -276,7 +269,7 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     classes = Masks(recipe.masks).classes if recipe.masks else _own_classes(folder)
     meta = {"searched": searched(recipe.near), "sensor": found, "recipe": asdict(recipe), "changes": []}
     meta |= {"protect": published, "classes": classes, "joined": [str(one) for one in joined]}
-    meta["searched_valid"] = recipe.min_valid
+    meta |= {"searched_valid": recipe.min_valid}
     excluded = None
     if benchmarks:
         from geomim.corpus.exclusion import Search, keep_clear
@@ -301,12 +294,9 @@ def _cut(plan: Plan, dealt: list[Any], work: Path, pool: Workers) -> None:
     (work / "tasks").mkdir(exist_ok=True)
     names = {task.name for task in dealt}
     for folder in (work / "tasks").iterdir():
-        if folder.name not in names:
+        lacking = plan.crops and not (folder / "blocks.parquet").exists()  # cut without what crops need
+        if folder.name not in names or lacking:
             discard(folder, work / "old")
-    for task in dealt:
-        folder = work / "tasks" / task.name
-        if plan.crops and folder.exists() and not (folder / "blocks.parquet").exists():
-            discard(folder, work / "old")  # cut without what crops need
     missing = [task for task in dealt if not (work / "tasks" / task.name).exists()]
     calls = [(plan, task, work / "tasks" / task.name) for task in missing]
     pixels = sum(pc.sum(task.sources.table["tiles"]).as_py() for task in missing) * plan.grid.largest**2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -62,40 +63,38 @@ class Tables:
             file = staged if staged.exists() else file
         return file if file.exists() else None
 
-    def read(self, name: str, low: int = 0, high: int = 2**62) -> pa.Table | None:
-        """Rows of a table whose `id` lies in `low ... high`, or None where there is no such table."""
+    def rows(self, name: str, tiles: pa.Table) -> list[dict[str, Any]]:
+        """What a table says of the tiles of a part; nothing where there is no such table."""
         file = self.file(name)
-        if file is None:
-            return None
-        return pq.read_table(file, filters=(pc.field("id") >= low) & (pc.field("id") <= high))
+        return [] if file is None else _rows(file, tiles)
 
     def part(self, file: Path, columns: list[str] | None = None) -> pa.Table:
         """One file of tiles, with the split that was drawn last, and the labels that were given last."""
         tiles = pq.read_table(file, columns=columns)
         for name in {"split", "label"}.intersection(tiles.column_names):
-            given = self.read(name, *_range(tiles))
-            if given is not None:
-                values = dict(zip(given["id"].to_pylist(), given[name].to_pylist(), strict=True))
+            if values := {row["id"]: row[name] for row in self.rows(name, tiles)}:
                 own = zip(tiles["id"].to_pylist(), tiles[name].to_pylist(), strict=True)
                 column = pa.array([values.get(number, old) for number, old in own], pa.string())
                 tiles = tiles.set_column(tiles.column_names.index(name), name, column)
         return tiles
 
 
-def _range(tiles: pa.Table) -> tuple[int, int]:
-    return (tiles["id"][0].as_py(), tiles["id"][-1].as_py()) if len(tiles) else (0, -1)
+def _rows(file: Path, tiles: pa.Table) -> list[dict[str, Any]]:
+    if not len(tiles):
+        return []
+    within = (pc.field("id") >= tiles["id"][0]) & (pc.field("id") <= tiles["id"][-1])
+    rows: list[dict[str, Any]] = pq.read_table(file, filters=within).to_pylist()
+    return rows
 
 
 def usable(tables: Tables, tiles: pa.Table, rules: Rules) -> list[str]:
     """Why each tile cannot be used, contamination included; "" where it can."""
     why = reasons(tiles, rules)
-    excluded = tables.read("exclusions", *_range(tiles))
-    if excluded is not None:
-        row = {number: place for place, number in enumerate(tiles["id"].to_pylist())}
-        for match in excluded.to_pylist():
-            place = row.get(match["id"])
-            if place is not None and not why[place]:
-                why[place] = _touches(match)
+    row = {number: place for place, number in enumerate(tiles["id"].to_pylist())}
+    for match in tables.rows("exclusions", tiles):
+        place = row.get(match["id"])
+        if place is not None and not why[place]:
+            why[place] = _touches(match)
     return why
 
 
@@ -127,8 +126,7 @@ def crowd(tables: Tables, file: Path, rules: Rules, wanted: Path) -> pa.Table:
     """
     tiles = tables.part(file)
     ids, numbers = np.load(wanted, mmap_mode="r"), tiles["id"].to_numpy()
-    at = np.minimum(np.searchsorted(ids, numbers), max(len(ids) - 1, 0))
-    there = (ids[at] == numbers) if len(ids) else np.zeros(len(numbers), bool)
+    there = np.searchsorted(ids, numbers, "right") > np.searchsorted(ids, numbers)
     columns = ["id", "original", "split", "valid_fraction", "cloud_fraction", "time", "geometry"]
     why = pa.array([not reason for reason in usable(tables, tiles, rules)], pa.bool_())
     return tiles.select(columns).append_column("usable", why).filter(pa.array(there))
@@ -243,18 +241,14 @@ def decide_part(tables: Tables, file: Path, rules: Rules, fates: Path) -> pa.Tab
     numbers = tiles["id"].to_pylist()
     row = {number: place for place, number in enumerate(numbers)}
     keeper: list[int | None] = [None] * len(tiles)
-    low, high = _range(tiles)
-    for fate in pq.read_table(fates, filters=(pc.field("id") >= low) & (pc.field("id") <= high)).to_pylist():
+    for fate in _rows(fates, tiles):
         place = row[fate["id"]]
         why[place], keeper[place] = _copy_of(fate), fate["keeper"]
-    shared = tables.read("shared", low, high)
-    for row_ in shared.to_pylist() if shared is not None else []:
-        why[row[row_["id"]]] = f"shares {row_['what']} with {row_['split']} tile {row_['other']}"
-    balance = tables.read("balance", low, high)
-    if balance is not None:
-        for number, chosen in zip(balance["id"].to_pylist(), balance["chosen"].to_pylist(), strict=True):
-            if not chosen and number in row and not why[row[number]]:
-                why[row[number]] = "balance: not among the chosen"
+    for one in tables.rows("shared", tiles):
+        why[row[one["id"]]] = f"shares {one['what']} with {one['split']} tile {one['other']}"
+    for one in tables.rows("balance", tiles):
+        if not one["chosen"] and one["id"] in row and not why[row[one["id"]]]:
+            why[row[one["id"]]] = "balance: not among the chosen"
     cluster = [number if other is None else other for number, other in zip(numbers, keeper, strict=True)]
     decided = {
         "kept": pa.array([not reason for reason in why], pa.bool_()),

@@ -108,16 +108,13 @@ def scan_sources(
     mine = mine and described.exists() and described.read_text() == plan.described()
     if mine and not (work / "deleting").exists() and file.exists():
         known = read_tables([file], SOURCES)
-        now = [state(plan, uri) for uri in given["uri"].to_pylist()]
-        then = list(zip(known["bytes"].to_pylist(), known["modified"].to_pylist(), strict=True))
+        now = {(uri, *state(plan, uri)) for uri in given["uri"].to_pylist()}
+        then = set(zip(*(known[name].to_pylist() for name in ("uri", "bytes", "modified")), strict=True))
         drawn = ["split"] if recipe.test_share else []
         same = known.select(GIVEN.names).drop_columns(drawn).equals(given.drop_columns(drawn))
         if same and now == then:
             return recipe, known
-        changed = set(zip(given["uri"].to_pylist(), now, strict=True)) ^ set(
-            zip(known["uri"].to_pylist(), then, strict=True)
-        )
-        names = sorted({uri for uri, _ in changed}) or [str(recipe.split or recipe.labels)]
+        names = sorted({uri for uri, *_ in now ^ then}) or [str(recipe.split or recipe.labels)]
         console.print(
             f"{len(names)} sources changed since the build was stopped, such as '{names[0]}': it cuts them anew",
             soft_wrap=True,

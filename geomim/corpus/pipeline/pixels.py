@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -79,19 +79,12 @@ def write_pixels(work: Path, out: Path, pixels: Pixels, workers: Workers, inline
 _INLINE_SHARDS = 3
 
 
-@dataclass(frozen=True)
-class _Slots:
-    """Tiles of one size in one part of the catalogue.
+class _Slots(NamedTuple):
+    """Tiles of one size in one part of the catalogue."""
 
-    Attributes:
-        runs: `(k, 2)` int64, first slot and one behind the last of each run.
-        all_valid: Whether every pixel is.
-        masked: Whether any has a mask.
-    """
-
-    runs: np.ndarray
+    runs: np.ndarray  # (k, 2), first slot and one behind the last of each run
     all_valid: bool
-    masked: bool
+    masked: bool  # whether any has a mask
 
 
 def _slots(part: Path) -> dict[int, _Slots]:

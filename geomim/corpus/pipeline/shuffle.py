@@ -46,8 +46,7 @@ def scatter(folder: Path, task: str, table: pa.Table, key: np.ndarray, count: in
 
 def gather(folder: Path, part: int, schema: pa.Schema) -> pa.Table:
     """All rows of one partition, in the order of the tasks' names."""
-    files = sorted((folder / f"part-{part:05d}").glob("*.parquet"))
-    return pa.concat_tables([schema.empty_table(), *(pq.read_table(file).cast(schema) for file in files)])
+    return read_tables(sorted((folder / f"part-{part:05d}").glob("*.parquet")), schema)
 
 
 def save(path: Path, array: np.ndarray) -> None:
@@ -84,7 +83,6 @@ def stage_folder(folder: Path) -> Path:
     return part
 
 
-def read_tables(files: Sequence[Path], schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+def read_tables(files: Sequence[Path], schema: pa.Schema) -> pa.Table:
     """Parquet files one below the other."""
-    empty = schema.empty_table() if columns is None else schema.empty_table().select(columns)
-    return pa.concat_tables([empty, *(pq.read_table(file, columns=columns).cast(empty.schema) for file in files)])
+    return pa.concat_tables([schema.empty_table(), *(pq.read_table(file).cast(schema) for file in files)])
