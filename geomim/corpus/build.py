@@ -11,10 +11,10 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +24,8 @@ from rich.progress import Progress
 
 from geomim.addresses import keep
 from geomim.corpus.assemble import write_edges
+from geomim.corpus.comparison.sides import side
+from geomim.corpus.exclusion import Search, keep_clear
 from geomim.corpus.labels import Masks
 from geomim.corpus.lock import hash_files
 from geomim.corpus.pipeline.conclude import finish
@@ -46,9 +48,6 @@ from geomim.corpus.report.report import print_funnel, print_summary, write_repor
 from geomim.corpus.slicing import TILE
 from geomim.corpus.store import SKIPPED, Corpus, write_json, write_table
 from geomim.errors import CorpusError, InputError
-
-if TYPE_CHECKING:
-    from geomim.corpus.comparison.sides import Side
 
 _INLINE_PIXELS = 32 * 2**20  # below this, starting a process costs more than it saves
 _INLINE_TILES = 20_000
@@ -250,7 +249,8 @@ def _finished(folder: Path, recipe: Recipe, overwrite: bool) -> bool:
 def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: Console) -> None:
     """All stages; each does nothing where its outcome is there already."""
     work = folder / "work"
-    benchmarks = _benchmarks(recipe, download)  # a wrong one is an error now, not after a night
+    # a wrong benchmark is an error now, not after a night
+    benchmarks = [side(one, True, None, None, download) for one in recipe.against or []]
     given, published, joined = list_sources(recipe, download, console)
     recipe, sources = scan_sources(recipe, given, folder, pool, console)
     plan = recipe.plan()
@@ -272,21 +272,10 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     meta |= {"searched_valid": recipe.min_valid}
     excluded = None
     if benchmarks:
-        from geomim.corpus.exclusion import Search, keep_clear
-
         excluded = keep_clear(folder, meta, benchmarks, Search(skip_unreadable=recipe.skip_unreadable), pool, console)
     finish(folder, meta, rules_of(meta), pool, {"exclusions": excluded})
     os.replace(work, folder / "work.done")  # with `work` beside it, no corpus opens
     shutil.rmtree(folder / "work.done")
-
-
-def _benchmarks(recipe: Recipe, download: bool) -> list[Side]:
-    """The benchmarks to keep clear of, each looked up."""
-    if not recipe.against:
-        return []
-    from geomim.corpus.comparison.sides import side
-
-    return [side(one, True, None, None, download) for one in recipe.against]
 
 
 def _cut(plan: Plan, dealt: list[Any], work: Path, pool: Workers) -> None:
@@ -338,11 +327,17 @@ def find_duplicates(
     """
     copies = find_copies(staged(work).folders, work / "copies.parquet", tiles, pool)
     aside = left_out(staged(work).folders, copies, asked["min_valid"])
-    found = [find_near(work, aside, tiles, searched(asked["near"]), pool)]
-    found.append(find_overlaps(work, tiles, asked["min_valid"], pool))
+    ways: dict[str, tuple[Callable[..., None], tuple]] = {
+        "near": (find_near, (aside, tiles, searched(asked["near"]))),
+        "overlaps": (find_overlaps, (tiles, asked["min_valid"])),
+    }
     if asked.get("crops"):
-        found.append(find_crops(work, aside, pixels, pool))
-    return copies, read_tables([file for one in found for file in sorted(one.glob("edges-*.parquet"))], EDGES)
+        ways["crops"] = (find_crops, (aside, pixels))
+    for name, (find, given) in ways.items():
+        if not (work / name).exists():
+            find(part := stage_folder(work / name), *given, pool)
+            os.replace(part, work / name)
+    return copies, read_tables([file for name in ways for file in sorted((work / name).glob("edges-*.parquet"))], EDGES)
 
 
 def searched(near: int | None) -> int:

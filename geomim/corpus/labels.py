@@ -110,8 +110,7 @@ class Masks:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise InputError(f"mask folder '{folder}' does not exist")
-        rasters = [file for file in sorted(self.folder.iterdir()) if file.suffix.lower() in SUFFIXES]
-        self.rasters = [file for file in rasters if not file.name.startswith(".")]
+        self.rasters = sorted(file for file in self.folder.glob("[!.]*") if file.suffix.lower() in SUFFIXES)
         if not self.rasters:
             raise InputError(f"mask folder '{folder}' holds no raster")
         self._files: dict[str, list[Path]] = {}

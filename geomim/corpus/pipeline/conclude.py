@@ -153,13 +153,15 @@ def finish(
     deciding = Tables(folder / "catalogue", _stage(part / "catalogue", tables or {}))
     files = deciding.parts()
     inline = sum(pq.read_metadata(file).num_rows for file in files) < _INLINE_TILES
-    fates = _fates(deciding, files, rules, part, workers, inline)
+    edges, copies = (pq.read_table(deciding.file(name)) for name in ("edges", "copies"))
+    if rules.near is None:  # near duplicates are kept
+        edges = edges.filter(pc.not_equal(edges["kind"], "perceptual"))
+    fates = _fates(deciding, files, edges.cast(EDGES), copies, rules, part, workers, inline)
     calls = [(deciding, file, rules, fates, part / f"decided-{file.stem}.parquet") for file in files]
     sums = workers.run("deciding", _decide, calls, inline)
     _check_some_kept(folder, sums, part, bool(tables and tables.get("split")))
     write_catalogue(part / "catalogue.parquet", _row_groups([call[-1] for call in calls]))
-    copies = pq.read_table(deciding.catalogue / "copies.parquet")
-    meta = meta | {"shared": check_apart(part, _edges(deciding, rules), copies, workers, inline)}
+    meta = meta | {"shared": check_apart(part, edges, copies, workers, inline)}
     sources = pq.read_table(folder / "catalogue" / "sources.parquet")
     write_lock(part / "corpus.lock", part / "catalogue.parquet", sources, _locked(folder, meta))
     facts = _facts(folder, meta, sums, part / "corpus.lock")
@@ -179,15 +181,16 @@ def _stage(folder: Path, tables: SmallTables) -> Path:
     return folder
 
 
-def _edges(tables: Tables, rules: Rules) -> pa.Table:
-    """Pairs that hold the same, without near duplicates where these are kept."""
-    edges = pq.read_table(tables.file("edges")).cast(EDGES)
-    return edges.filter(pc.not_equal(edges["kind"], "perceptual")) if rules.near is None else edges
-
-
-def _fates(tables: Tables, files: list[Path], rules: Rules, part: Path, workers: Workers, inline: bool) -> Path:
-    edges = _edges(tables, rules)
-    copies = pq.read_table(tables.catalogue / "copies.parquet")
+def _fates(
+    tables: Tables,
+    files: list[Path],
+    edges: pa.Table,
+    copies: pa.Table,
+    rules: Rules,
+    part: Path,
+    workers: Workers,
+    inline: bool,
+) -> Path:
     crowded = [edges["a"], edges["b"], copies["id"], copies["original"]]
     np.save(part / "crowd.npy", np.unique(np.concatenate([column.to_numpy() for column in crowded])))
     calls = [(tables, file, rules, part / "crowd.npy") for file in files]

@@ -6,7 +6,6 @@ them as queries in all eight orientations; all tasks map the same files, so memo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -21,8 +20,8 @@ from geomim.corpus.duplicates.hamming import Band, BandIndex, choose_bands, inde
 from geomim.corpus.duplicates.verify import MIN_CORRELATION, correlation
 from geomim.corpus.pipeline.edges import EDGES, edge_table
 from geomim.corpus.pipeline.executor import Workers
-from geomim.corpus.pipeline.shuffle import gather, parts, save, save_parts, scatter, stage_folder
-from geomim.corpus.pipeline.staged import staged
+from geomim.corpus.pipeline.shuffle import gather, parts, save, save_parts, scatter
+from geomim.corpus.pipeline.staged import Staged, staged
 from geomim.corpus.store import write_table
 
 QUERIES = 250_000  # hashes of a task: some seconds of work
@@ -31,34 +30,26 @@ _PAIRS = 200_000  # verified at once: 800 MB of signatures
 _KEYS = pa.schema([("phash", pa.uint64()), ("id", pa.int64())])
 
 
-def find_near(work: Path, aside: pa.Table, tiles: int, radius: int, workers: Workers) -> Path:
+def find_near(folder: Path, aside: pa.Table, tiles: int, radius: int, workers: Workers) -> None:
     """Find all pairs of tiles whose hashes lie within a radius in one of eight orientations, and verify them.
 
     Args:
-        work: Folder of the build.
+        folder: Empty, in the folder of unfinished work; receives Parquet files of `EDGES`.
         aside: Tiles that are not compared (column `id`).
         tiles: How many there are.
         radius: Bits.
         workers: Runs it.
-
-    Returns:
-        Folder with Parquet files of `EDGES`.
     """
-    done = work / "near"
-    if done.exists():
-        return done
-    folder, inline = stage_folder(done), tiles < 20_000
-    count = parts(tiles)
-    write_table(work / "aside-of-near.parquet", aside)
-    workers.run("hashing apart", _scatter, [(task, work, folder, count) for task in staged(work).folders], inline)
+    count, inline = parts(tiles), tiles < 20_000
+    write_table(folder / "aside.parquet", aside)
+    tasks = staged(folder.parent).folders
+    workers.run("hashing apart", _scatter, [(task, folder, count) for task in tasks], inline)
     sizes = workers.run("sorting hashes", _sort, [(folder, part) for part in range(count)], inline)
     unique = join_groups(folder, sizes, "ids", np.dtype(np.int64))
     bands = choose_bands(unique, radius)
     index_all(folder, bands, workers, inline)
-    slices = [(work, folder, bands, low, min(low + QUERIES, unique)) for low in range(0, unique, QUERIES)]
+    slices = [(folder, bands, low, min(low + QUERIES, unique)) for low in range(0, unique, QUERIES)]
     workers.run("searching near duplicates", _search, slices, inline)
-    os.replace(folder, done)
-    return done
 
 
 def index_all(folder: Path, bands: tuple[Band, ...], workers: Workers, inline: bool) -> None:
@@ -66,10 +57,10 @@ def index_all(folder: Path, bands: tuple[Band, ...], workers: Workers, inline: b
     workers.run("indexing hashes", _index, [(folder, bands, which) for which in range(len(bands))], inline)
 
 
-def _scatter(task: Path, work: Path, folder: Path, count: int) -> None:
+def _scatter(task: Path, folder: Path, count: int) -> None:
     columns = ["id", "phash", "valid_fraction", "low_information"]
     table = pq.read_table(task / "tiles.parquet", columns=columns)
-    aside = pq.read_table(work / "aside-of-near.parquet")["id"]
+    aside = pq.read_table(folder / "aside.parquet")["id"]
     usable = pc.and_(pc.greater(table["valid_fraction"], 0), pc.invert(table["low_information"]))
     table = table.filter(pc.and_(usable, pc.invert(pc.is_in(table["id"], aside))))
     hashes = table["phash"].to_numpy().view(np.uint64)
@@ -126,7 +117,7 @@ def load_index(folder: Path, which: int) -> BandIndex:
     return BandIndex(*(np.load(folder / f"{name}-{which}.npy", mmap_mode="r") for name in _ARRAYS))
 
 
-def _search(work: Path, folder: Path, bands: tuple[Band, ...], low: int, high: int) -> None:
+def _search(folder: Path, bands: tuple[Band, ...], low: int, high: int) -> None:
     """Pairs of a slice of hashes with all others, verified."""
     hashes = np.load(folder / "hashes.npy", mmap_mode="r")
     queries = np.ascontiguousarray(orientations(np.asarray(hashes[low:high])))
@@ -145,7 +136,7 @@ def _search(work: Path, folder: Path, bands: tuple[Band, ...], low: int, high: i
     tables = [EDGES.empty_table()]
     for first in range(0, len(pairs), QUERIES):
         some = slice(first, first + QUERIES)
-        tables.append(_verified(work, *_members(pairs[some], distance[some], turn[some], starts, ids)))
+        tables.append(_verified(staged(folder.parent), *_members(pairs[some], distance[some], turn[some], starts, ids)))
     table = _best(pa.concat_tables(tables))
     write_table(folder / f"edges-{low:012d}.parquet", table)
 
@@ -166,9 +157,7 @@ def _members(
     return np.minimum(a, b), np.maximum(a, b), distance, np.where(a > b, back[turn], turn)
 
 
-def _verified(work: Path, a: np.ndarray, b: np.ndarray, distance: np.ndarray, turn: np.ndarray) -> pa.Table:
-    """Candidates whose pixels agree."""
-    tiles = staged(work)
+def _verified(tiles: Staged, a: np.ndarray, b: np.ndarray, distance: np.ndarray, turn: np.ndarray) -> pa.Table:
     alike = np.empty(len(a), np.float32)
     for first in range(0, len(a), _PAIRS):
         some = slice(first, first + _PAIRS)

@@ -35,13 +35,7 @@ from geomim.corpus.store import IGNORE
 
 @dataclass(frozen=True)
 class Pixels:
-    """What all tiles of a corpus share.
-
-    Attributes:
-        dtype: Of the pixels.
-        bands: How many.
-        compression: Of the arrays, for archives; None where training reads them.
-    """
+    """What all tiles of a corpus share: type and number of bands, and how archives are compressed."""
 
     dtype: str
     bands: int
@@ -135,7 +129,6 @@ def _arrays(
 
 
 def _write(path: Path, layout: ArrayLayout, number: int, parts: _Parts) -> None:
-    """Write one shard from the staged tiles of some parts."""
     tiles = _tiles_of(layout, number, parts)
     if path.name != "image" or layout.compression is not None:
         write_shard(path, layout, number, _values(path.name, layout, tiles, parts))

@@ -64,27 +64,15 @@ the masks beside them, else -1."""
 class Plan:
     """How scenes are read and cut; the same for every task of a build.
 
-    Attributes:
-        grid: Sizes and places of the tiles.
-        sensor: Sensor as the user gave it, or None.
-        bands: Bands as the user gave them, or None.
-        resolution: Metres of a pixel that bands are brought to, or None.
-        warp: Grid that scenes are warped to, or None.
-        clouds: Where cloud masks come from, or None.
-        masks: Folder of label rasters, or None.
-        crops: Whether block hashes of tiles without a place are taken.
-        harmonise: Whether the 1000 of baseline 04.00 is taken off the numbers of Sentinel-2.
+    See `build` for the meaning of each; `options` are `resolution`, `warp`, `clouds` and `harmonise` of `open_scene`.
     """
 
     grid: Grid
-    sensor: Sensor | None = None
-    bands: list[str] | None = None
-    resolution: float | None = None
-    warp: str | None = None
-    clouds: str | None = None
-    masks: str | None = None
-    crops: bool = True
-    harmonise: bool = False
+    sensor: Sensor | None
+    bands: list[str] | None
+    masks: str | None
+    crops: bool
+    options: dict[str, Any]
 
     def open(self, uri: str, card: str | None) -> Scene:
         """Open a source.
@@ -93,8 +81,7 @@ class Plan:
             uri: Where it is.
             card: Which card says what its bands are, or None; the user's own word comes first.
         """
-        options = {"resolution": self.resolution, "warp": self.warp, "clouds": self.clouds}
-        return open_item(Item(uri, card=card), self.sensor, self.bands, **options, harmonise=self.harmonise)
+        return open_item(Item(uri, card=card), self.sensor, self.bands, **self.options)
 
     def described(self) -> str:
         """All that decides what is cut, as JSON, with what the sensor's file says."""
@@ -107,7 +94,7 @@ class Plan:
         Raises:
             InputError: A folder is not there, or holds several masks for the source.
         """
-        clouds = cloud_file(self.clouds, uri)
+        clouds = cloud_file(self.options["clouds"], uri)
         return (open_masks(self.masks).files(uri) if self.masks else []) + ([clouds] if clouds else [])
 
 
@@ -170,7 +157,9 @@ def scan_all(plan: Plan, given: pa.Table, workers: Workers) -> pa.Table:
     _check_one_sensor(sources)
     sources = _of_one_type(sources)
     if pc.all(pc.not_equal(sources["refused"], "")).as_py():
-        raise InputError(_nothing(sources))
+        reasons = sources["refused"].unique().to_pylist()
+        more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+        raise InputError(f"none of the {len(sources)} sources can be used: {'; '.join(reasons[:5])}{more}")
     return sources
 
 
@@ -226,12 +215,6 @@ def _of_one_type(sources: pa.Table) -> pa.Table:
     for name, column in new.items():
         sources = sources.set_column(sources.column_names.index(name), SOURCES.field(name), column)
     return sources
-
-
-def _nothing(sources: pa.Table) -> str:
-    reasons = sources["refused"].unique().to_pylist()
-    more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
-    return f"none of the {len(sources)} sources can be used: {'; '.join(reasons[:5])}{more}"
 
 
 @dataclass(frozen=True)
