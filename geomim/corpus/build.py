@@ -43,6 +43,7 @@ from geomim.corpus.pipeline.shuffle import discard, read_tables, stage_folder
 from geomim.corpus.pipeline.slots import assign_slots
 from geomim.corpus.pipeline.staged import Staged, staged
 from geomim.corpus.pipeline.staging import HASHES, cut
+from geomim.corpus.publish import publish
 from geomim.corpus.recipe import Recipe
 from geomim.corpus.report.report import print_funnel, print_summary, write_report
 from geomim.corpus.slicing import TILE
@@ -194,8 +195,6 @@ def build(
     if not (folder / "report" / "index.html").exists():
         write_report(folder)
     if remote:
-        from geomim.corpus.publish import publish
-
         publish(str(folder), str(out))
     print_funnel(Corpus.open(folder), console)
     return folder
@@ -261,18 +260,20 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     found = json.loads(usable["found"][0].as_py())
     pixels = Pixels(usable["dtype"][0].as_py(), len(found["bands"]), recipe.compression)
     tiles = pc.sum(sources["tiles"]).as_py()
-    _check_some_cut(work, _skipped(sources, work))
+    skipped = _skipped(sources, work)
+    if not any(pq.read_metadata(task / "tiles.parquet").num_rows for task in staged(work).folders):
+        listed = "; ".join(list(dict.fromkeys(skipped["reason"].to_pylist()))[:5])
+        raise InputError(f"no tile is kept, of 0 tiles and {len(skipped)} skipped sources: {listed}")
     if not (folder / "catalogue").exists():
         _catalogue(recipe, plan, folder, pixels, tiles, pool)
     write_pixels(work, folder, pixels, pool, inline=tiles < _INLINE_TILES)
-    write_table(folder / "skipped.parquet", _skipped(sources, work))
+    write_table(folder / "skipped.parquet", skipped)
     classes = Masks(recipe.masks).classes if recipe.masks else _own_classes(folder)
     meta = {"searched": searched(recipe.near), "sensor": found, "recipe": asdict(recipe), "changes": []}
     meta |= {"protect": published, "classes": classes, "joined": [str(one) for one in joined]}
     meta |= {"searched_valid": recipe.min_valid}
-    excluded = None
-    if benchmarks:
-        excluded = keep_clear(folder, meta, benchmarks, Search(skip_unreadable=recipe.skip_unreadable), pool, console)
+    search = Search(skip_unreadable=recipe.skip_unreadable)
+    excluded = keep_clear(folder, meta, benchmarks, search, pool, console) if benchmarks else None
     finish(folder, meta, rules_of(meta), pool, {"exclusions": excluded})
     os.replace(work, folder / "work.done")  # with `work` beside it, no corpus opens
     shutil.rmtree(folder / "work.done")
@@ -290,12 +291,6 @@ def _cut(plan: Plan, dealt: list[Any], work: Path, pool: Workers) -> None:
     calls = [(plan, task, work / "tasks" / task.name) for task in missing]
     pixels = sum(pc.sum(task.sources.table["tiles"]).as_py() for task in missing) * plan.grid.largest**2
     pool.run("cutting tiles", cut, calls, inline=pixels < _INLINE_PIXELS)
-
-
-def _check_some_cut(work: Path, skipped: pa.Table) -> None:
-    if not any(pq.read_metadata(task / "tiles.parquet").num_rows for task in staged(work).folders):
-        listed = "; ".join(list(dict.fromkeys(skipped["reason"].to_pylist()))[:5])
-        raise InputError(f"no tile is kept, of 0 tiles and {len(skipped)} skipped sources: {listed}")
 
 
 def _catalogue(recipe: Recipe, plan: Plan, folder: Path, pixels: Pixels, tiles: int, pool: Workers) -> None:

@@ -42,14 +42,7 @@ _INDEXED = 50_000_000  # forms from which one band is indexed at a time, for mem
 _EXPANDED = 1_000_000  # pairs of forms that become pairs of patches at once
 _MEMBER = np.dtype([("id", "<i8"), ("x", "<i2"), ("y", "<i2"), ("size", "<u2"), ("flip", "<u2")])
 _FORMS = pa.schema(
-    [
-        ("form", pa.uint64()),
-        ("id", pa.int64()),
-        ("size", pa.uint16()),
-        ("x", pa.int16()),
-        ("y", pa.int16()),
-        ("flip", pa.uint16()),
-    ]
+    {"form": pa.uint64(), "flip": pa.uint16(), "id": pa.int64(), "size": pa.uint16(), "x": pa.int16(), "y": pa.int16()}
 )
 _ALIKE = pa.schema([("query", pa.int64()), ("place", pa.int64()), ("turn", pa.int8())])
 _MATCHES = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("turn", pa.int8()), ("x", pa.int32()), ("y", pa.int32())])
@@ -109,8 +102,7 @@ def _scatter(tasks: Sequence[Path], folder: Path, count: int) -> None:
     blocks = pa.concat_tables([pq.read_table(task / "blocks.parquet") for task in tasks])
     blocks = blocks.filter(pc.invert(pc.is_in(blocks["id"], copies)))
     forms, flips = upright(blocks["hash"].to_numpy())
-    table = pa.table({"form": forms, "flip": flips} | {name: blocks[name] for name in ("id", "size", "x", "y")})
-    table = table.select(_FORMS.names).cast(_FORMS)
+    table = pa.table({"form": forms, "flip": flips} | {name: blocks[name] for name in _FORMS.names[2:]}, _FORMS)
     scatter(folder / "keys", tasks[0].name, table, partition(forms, count), count)
 
 

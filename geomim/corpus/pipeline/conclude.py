@@ -156,7 +156,9 @@ def finish(
     edges, copies = (pq.read_table(deciding.file(name)) for name in ("edges", "copies"))
     if rules.near is None:  # near duplicates are kept
         edges = edges.filter(pc.not_equal(edges["kind"], "perceptual"))
-    fates = _fates(deciding, files, edges.cast(EDGES), copies, rules, part, workers, inline)
+    ends = [edges["a"], edges["b"], copies["id"], copies["original"]]
+    np.save(part / "crowd.npy", np.unique(np.concatenate([column.to_numpy() for column in ends])))
+    fates = _fates(deciding, edges.cast(EDGES), rules, part, workers, inline)
     calls = [(deciding, file, rules, fates, part / f"decided-{file.stem}.parquet") for file in files]
     sums = workers.run("deciding", _decide, calls, inline)
     _check_some_kept(folder, sums, part, bool(tables and tables.get("split")))
@@ -181,25 +183,14 @@ def _stage(folder: Path, tables: SmallTables) -> Path:
     return folder
 
 
-def _fates(
-    tables: Tables,
-    files: list[Path],
-    edges: pa.Table,
-    copies: pa.Table,
-    rules: Rules,
-    part: Path,
-    workers: Workers,
-    inline: bool,
-) -> Path:
-    crowded = [edges["a"], edges["b"], copies["id"], copies["original"]]
-    np.save(part / "crowd.npy", np.unique(np.concatenate([column.to_numpy() for column in crowded])))
-    calls = [(tables, file, rules, part / "crowd.npy") for file in files]
+def _fates(tables: Tables, edges: pa.Table, rules: Rules, part: Path, workers: Workers, inline: bool) -> Path:
+    asked = [(tables, file, rules) for file in tables.parts()]
+    calls = [(*one, part / "crowd.npy") for one in asked]
     members = pa.concat_tables(workers.run("comparing copies", crowd, calls, inline)).combine_chunks()
     telling = counting(repeating(edges, members), rules)
     shared = SHARED.empty_table()
-    if any(is_divided(tables.part(file, ["id", "split"])) for file in files):
-        count = sum(pq.read_metadata(file).num_rows for file in files)
-        asked = [(tables, file, rules) for file in files]
+    if any(is_divided(tables.part(file, ["id", "split"])) for file in tables.parts()):
+        count = sum(pq.read_metadata(file).num_rows for file in tables.parts())
         ground = shared_ground(standing, asked, count, part / "shared", workers, inline)
         one, two = (table["a"].to_numpy() * 2**31 + table["b"].to_numpy() for table in (edges, telling))
         pixels = shared_pixels(members, edges.filter(pa.array(~np.isin(one, two))))  # of `telling`, one goes as a copy

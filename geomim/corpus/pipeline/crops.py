@@ -15,14 +15,13 @@ from geomim.corpus.duplicates.fingerprint import inverse
 from geomim.corpus.pipeline.candidates import propose
 from geomim.corpus.pipeline.edges import EDGES, edge_table
 from geomim.corpus.pipeline.executor import Workers
+from geomim.corpus.pipeline.overlaps import MIN_SHARE
 from geomim.corpus.pipeline.pixels import Pixels
 from geomim.corpus.pipeline.shuffle import save
 from geomim.corpus.pipeline.staged import staged
 from geomim.corpus.store import write_table
 from geomim.errors import CorpusError
 
-MIN_SHARE = 0.1
-"""Share of the smaller tile from which an overlap is written down; which ones count is decided later."""
 SINGLE = 1.0
 """Pairs a tile that are compared although a single match tells of them. They are by chance, and grow faster than the
 tiles: 0.6 a tile in RSICD, of which 10 more overlaps come than the 27 that two matches tell of, all true by eye. Where

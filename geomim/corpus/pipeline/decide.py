@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from geomim.corpus.duplicates.geometry import another_day
 from geomim.corpus.duplicates.keep import keep_one
 from geomim.corpus.labels import SPLITS
+from geomim.corpus.pipeline.edges import EDGES
 from geomim.corpus.pipeline.ground import PLACE
 from geomim.corpus.pipeline.rules import Rules, reasons
 
@@ -132,16 +133,9 @@ def crowd(tables: Tables, file: Path, rules: Rules, wanted: Path) -> pa.Table:
     return tiles.select(columns).append_column("usable", why).filter(pa.array(there))
 
 
+_TELLING = ("kind", "distance", "correlation", "share")  # columns of an edge
 FATES = pa.schema(
-    [
-        ("id", pa.int64()),
-        ("keeper", pa.int64()),
-        ("exact", pa.int64()),
-        ("kind", pa.string()),
-        ("distance", pa.int16()),
-        ("correlation", pa.float32()),
-        ("share", pa.float32()),
-    ]
+    [("id", pa.int64()), ("keeper", pa.int64()), ("exact", pa.int64()), *(EDGES.field(name) for name in _TELLING)]
 )
 """A row a usable tile that another stands for: `keeper` is kept; `exact` is the tile it is an exact copy of, or null;
 the rest tells the edge that leads from it, or from `exact`, to the keeper, null where `exact` is the keeper."""
@@ -181,7 +175,7 @@ def settle(members: pa.Table, edges: pa.Table, rules: Rules) -> pa.Table:
         "id": ids[dropped],
         "keeper": ids[keeper[dropped]],
         "exact": pa.array(ids[exact[dropped]], mask=exact[dropped] == dropped),
-        **{name: edge[name] for name in ("kind", "distance", "correlation", "share")},
+        **{name: edge[name] for name in _TELLING},
     }
     return pa.table(columns).cast(FATES)
 

@@ -56,9 +56,9 @@ def _scatter(task: Path, folder: Path, count: int, least: float) -> None:
     day = np.append(days[0], days[1][twice])
     acquisition = [f"{sensor} {on}" for sensor, on in zip(table["sensor"].take(rows).to_pylist(), day, strict=True)]
     key = np.array([xxhash.xxh3_64_intdigest(one.encode()) % count for one in acquisition], np.int64)
-    table = table.select(["id", "source", "time", "geometry"]).take(rows)
-    table = table.append_column("acquisition", pa.array(acquisition, pa.string())).append_column("late", pa.array(late))
-    scatter(folder / "keys", task.name, table.select(_KEYS.names), key, count)
+    columns = {name: table[name].take(rows) for name in ("id", "source", "time", "geometry")}
+    columns |= {"acquisition": acquisition, "late": late}
+    scatter(folder / "keys", task.name, pa.table(columns, _KEYS), key, count)
 
 
 def _overlaps(folder: Path, part: int) -> None:

@@ -205,10 +205,9 @@ def _of_one_type(sources: pa.Table) -> pa.Table:
     if len(counts) < 2:
         return sources
     (usual, count), *_ = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    dtype = sources["dtype"]
-    other = pc.and_(pc.not_equal(dtype, ""), pc.not_equal(dtype, usual))
+    other = pc.invert(pc.is_in(sources["dtype"], pa.array(["", usual])))
     why = f" and {count} other sources {usual}, and a corpus holds one type: build a corpus of its own, or convert it"
-    uris, kinds = sources["uri"].filter(other), dtype.filter(other)
+    uris, kinds = (sources[name].filter(other) for name in ("uri", "dtype"))
     reasons = pc.binary_join_element_wise("'", uris, "' stores ", kinds, why, "").combine_chunks()  # of these alone
     refused = pc.replace_with_mask(sources["refused"].combine_chunks(), other.combine_chunks(), reasons)
     new = {"refused": refused, "tiles": pc.if_else(other, 0, sources["tiles"])}
