@@ -114,13 +114,7 @@ def _touches(match: dict) -> str:
 
 
 def crowd(tables: Tables, file: Path, rules: Rules, wanted: Path) -> pa.Table:
-    """What decides about the tiles of one part that have a copy or a neighbour.
-
-    Args:
-        tables: The small tables.
-        file: One file of tiles.
-        rules: What is asked.
-        wanted: `.npy` of sorted ids.
+    """What decides about the tiles of one part that have a copy or a neighbour: sorted ids in the file `wanted`.
 
     Returns:
         Columns `id`, `original`, `split`, `valid_fraction`, `cloud_fraction`, `time`, `geometry` and `usable`.
@@ -219,17 +213,7 @@ def counting(edges: pa.Table, rules: Rules) -> pa.Table:
 
 
 def decide_part(tables: Tables, file: Path, rules: Rules, fates: Path) -> pa.Table:
-    """Decisions about the tiles of one part.
-
-    Args:
-        tables: The small tables.
-        file: One file of tiles.
-        rules: What is asked.
-        fates: Parquet file of `FATES`.
-
-    Returns:
-        All columns of the part, and `kept`, `reason`, `duplicate_of`, `cluster`.
-    """
+    """All columns of one file of tiles, and the decisions: `kept`, `reason`, `duplicate_of`, `cluster`."""
     tiles = tables.part(file)
     why = usable(tables, tiles, rules)
     numbers = tiles["id"].to_pylist()

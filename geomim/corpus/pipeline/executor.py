@@ -27,11 +27,7 @@ def cores() -> int:
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a table that go to a worker alone: pyarrow sends the whole table along with a slice of it.
-
-    Attributes:
-        table: The rows.
-    """
+    """Some rows of a table that go to a worker alone: pyarrow sends the whole table along with a slice of it."""
 
     table: pa.Table
 

@@ -41,7 +41,7 @@ def shared_ground(
     """Tiles of train that lie on the ground of others that are held out.
 
     Args:
-        tiles: Gives the tiles that count of one part, with the columns `PLACE`; a task.
+        tiles: A task that gives the tiles that count of one part, with the columns `PLACE`.
         calls: Its arguments for each part.
         count: How many tiles there are.
         aside: Folder for what is moved between parts; it goes.

@@ -45,14 +45,7 @@ class Pixels:
 def write_pixels(work: Path, out: Path, pixels: Pixels, workers: Workers, inline: bool) -> None:
     """Write `tiles.zarr`: an array of images a size, of validity where not all is valid, of masks where there are any.
 
-    A shard is a task and a file: one that is there is done.
-
-    Args:
-        work: Folder of the build.
-        out: Folder of the corpus, whose `catalogue` is there; nothing happens where `tiles.zarr` is, too.
-        pixels: What all tiles share.
-        workers: Runs it.
-        inline: Count in this process.
+    A shard is a task and a file: one that is there is done, and so is all where `tiles.zarr` is there.
     """
     if (out / "tiles.zarr").exists():
         return

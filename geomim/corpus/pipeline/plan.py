@@ -100,28 +100,16 @@ class Plan:
 
 def state(plan: Plan, uri: str) -> tuple[int, int]:
     """Size and last change of the local files that a source's tiles are made of; -1 where there is none."""
-    plain = uri.lower().endswith(_PLAIN) and not uri.startswith("/vsi")
     try:
-        status = [os.stat(file) for file in ([uri] if plain else source_files(uri)) + plan.beside(uri)]
+        status = [os.stat(file) for file in source_files(uri) + plan.beside(uri)]
     except (OSError, InputError):
         return -1, -1
     # the sum, not the latest: a file that an older one takes the place of has changed, too
     return sum(one.st_size for one in status) or -1, sum(one.st_mtime_ns for one in status) % 2**62 if status else -1
 
 
-_PLAIN = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2")  # one file each
-
-
 def scan(plan: Plan, rows: Rows) -> pa.Table:
-    """Open sources without reading their pixels.
-
-    Args:
-        plan: How.
-        rows: Of `GIVEN`.
-
-    Returns:
-        Rows of `SOURCES`.
-    """
+    """Open sources without reading their pixels: from rows of `GIVEN` to rows of `SOURCES`."""
     given = rows.table
     found: dict[str, list[Any]] = {field.name: [] for field in _FOUND}
     for uri, card in zip(given["uri"].to_pylist(), given["card"].to_pylist(), strict=True):

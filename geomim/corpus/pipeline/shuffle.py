@@ -64,12 +64,7 @@ def save_parts(path: Path, dtype: np.dtype, count: int, parts: Iterable[np.ndarr
 
 
 def discard(folder: Path, aside: Path) -> None:
-    """Remove a folder such that a kill leaves nothing under its name.
-
-    Args:
-        folder: What is removed.
-        aside: On the same disk; a name that means nothing.
-    """
+    """Remove a folder such that a kill leaves nothing under its name; `aside`, on the same disk, means nothing."""
     shutil.rmtree(aside, ignore_errors=True)
     os.replace(folder, aside)
     shutil.rmtree(aside)

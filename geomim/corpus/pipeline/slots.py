@@ -40,13 +40,7 @@ class _Room(NamedTuple):
 def assign_slots(work: Path, folder: Path, copies: pa.Table, pixels: Pixels, workers: Workers, inline: bool) -> None:
     """Write `tiles-*.parquet`: the facts of each task with `slot` and `original`; and `copies.parquet`.
 
-    Args:
-        work: Folder of the build.
-        folder: Where to.
-        copies: Exact copies; they share the slot of their original.
-        pixels: What all tiles share.
-        workers: Runs it.
-        inline: Stay in this process.
+    Exact copies share the slot of their original.
     """
     write_table(folder / "copies.parquet", copies)
     tasks = staged(work).folders

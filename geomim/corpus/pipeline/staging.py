@@ -59,11 +59,6 @@ def cut(plan: Plan, task: Task, folder: Path) -> None:
     """Cut the sources of a task into tiles and stage them in a folder, which appears when it is whole.
 
     A scene that fails half-way leaves no tile behind; it is listed in `skipped.parquet`.
-
-    Args:
-        plan: How.
-        task: Which sources.
-        folder: Where to; an interrupted attempt beside it is removed.
     """
     part = stage_folder(folder)
     skipped, hashes = [], []
