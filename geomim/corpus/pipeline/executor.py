@@ -53,9 +53,6 @@ class Workers:
         progress: Shows how far a stage is.
         count: Processes; one a core where None. Ignored on a cluster.
         cluster: Address of a Dask scheduler (`tcp://...`), or a YAML file for dask-jobqueue; see `connect`.
-
-    Attributes:
-        count: Processes.
     """
 
     def __init__(self, progress: Progress, count: int | None = None, cluster: str | None = None) -> None:
