@@ -11,10 +11,10 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +24,8 @@ from rich.progress import Progress
 
 from geomim.addresses import keep
 from geomim.corpus.assemble import write_edges
+from geomim.corpus.comparison.sides import side
+from geomim.corpus.exclusion import Search, keep_clear
 from geomim.corpus.labels import Masks
 from geomim.corpus.lock import hash_files
 from geomim.corpus.pipeline.conclude import finish
@@ -41,23 +43,18 @@ from geomim.corpus.pipeline.shuffle import discard, read_tables, stage_folder
 from geomim.corpus.pipeline.slots import assign_slots
 from geomim.corpus.pipeline.staged import Staged, staged
 from geomim.corpus.pipeline.staging import HASHES, cut
+from geomim.corpus.publish import publish
 from geomim.corpus.recipe import Recipe
 from geomim.corpus.report.report import print_funnel, print_summary, write_report
 from geomim.corpus.slicing import TILE
 from geomim.corpus.store import SKIPPED, Corpus, write_json, write_table
 from geomim.errors import CorpusError, InputError
 
-if TYPE_CHECKING:
-    from geomim.corpus.comparison.sides import Side
-
 _INLINE_PIXELS = 32 * 2**20  # below this, starting a process costs more than it saves
 _INLINE_TILES = 20_000
 LATER = {"min_valid", "max_cloud", "where", "quota", "overlap", "only_licence", "non_commercial", "against"}
 LATER |= {"skip_unreadable", "crops", "allow_unmatched"}
 """What of a recipe counts after cutting: an unfinished build goes on with other values of these."""
-_NO_ROOM = (
-    "no room is left for '{}', or for temporary files: make room and run the build again; what was finished is kept"
-)
 RADIUS = 8
 """Bits within which near-copies are looked for at least; which of them count is decided later."""
 
@@ -189,14 +186,15 @@ def build(
             try:
                 _run(recipe, folder, pool, download, console)
             except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise CorpusError(_NO_ROOM.format(folder)) from error
-                raise
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise CorpusError(
+                    f"no room is left for '{folder}', or for temporary files: make room and run the build again; what "
+                    "was finished is kept"
+                ) from error
     if not (folder / "report" / "index.html").exists():
         write_report(folder)
     if remote:
-        from geomim.corpus.publish import publish
-
         publish(str(folder), str(out))
     print_funnel(Corpus.open(folder), console)
     return folder
@@ -226,7 +224,8 @@ def inspect(corpus: str) -> None:
 def _finished(folder: Path, recipe: Recipe, overwrite: bool) -> bool:
     """Whether the corpus is there already; refuses a folder that holds something else."""
     made, wanted = made_by(folder), asdict(recipe)
-    if made is None and not _just_begun(folder) and any(folder.iterdir()):
+    begun = {"work", "work/deleting", "work/recipe.json.part"}  # left by one that was stopped before its recipe
+    if made is None and not begun.issuperset(path.relative_to(folder).as_posix() for path in folder.rglob("*")):
         raise CorpusError(f"'{folder}' holds files that are no corpus: give another --out")
     if made is not None and made != wanted and not overwrite:
         names = [name for name in {**wanted, **made} if made.get(name) != wanted.get(name)]
@@ -246,18 +245,11 @@ def _finished(folder: Path, recipe: Recipe, overwrite: bool) -> bool:
     return (folder / "corpus.json").exists() and not (folder / "work").exists() and not overwrite
 
 
-def _just_begun(folder: Path) -> bool:
-    """Whether there is nothing, or what a build leaves that was stopped before it wrote its recipe."""
-    if not folder.exists():
-        return True
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-    return names <= {"work", "work/deleting", "work/recipe.json.part"}
-
-
 def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: Console) -> None:
     """All stages; each does nothing where its outcome is there already."""
     work = folder / "work"
-    benchmarks = _benchmarks(recipe, download)  # a wrong one is an error now, not after a night
+    # a wrong benchmark is an error now, not after a night
+    benchmarks = [side(one, True, None, None, download) for one in recipe.against or []]
     given, published, joined = list_sources(recipe, download, console)
     recipe, sources = scan_sources(recipe, given, folder, pool, console)
     plan = recipe.plan()
@@ -268,32 +260,23 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
     found = json.loads(usable["found"][0].as_py())
     pixels = Pixels(usable["dtype"][0].as_py(), len(found["bands"]), recipe.compression)
     tiles = pc.sum(sources["tiles"]).as_py()
-    _check_some_cut(work, _skipped(sources, work))
+    skipped = _skipped(sources, work)
+    if not any(pq.read_metadata(task / "tiles.parquet").num_rows for task in staged(work).folders):
+        listed = "; ".join(list(dict.fromkeys(skipped["reason"].to_pylist()))[:5])
+        raise InputError(f"no tile is kept, of 0 tiles and {len(skipped)} skipped sources: {listed}")
     if not (folder / "catalogue").exists():
         _catalogue(recipe, plan, folder, pixels, tiles, pool)
     write_pixels(work, folder, pixels, pool, inline=tiles < _INLINE_TILES)
-    write_table(folder / "skipped.parquet", _skipped(sources, work))
+    write_table(folder / "skipped.parquet", skipped)
     classes = Masks(recipe.masks).classes if recipe.masks else _own_classes(folder)
     meta = {"searched": searched(recipe.near), "sensor": found, "recipe": asdict(recipe), "changes": []}
     meta |= {"protect": published, "classes": classes, "joined": [str(one) for one in joined]}
-    meta["searched_valid"] = recipe.min_valid
-    excluded = None
-    if benchmarks:
-        from geomim.corpus.exclusion import Search, keep_clear
-
-        excluded = keep_clear(folder, meta, benchmarks, Search(skip_unreadable=recipe.skip_unreadable), pool, console)
+    meta |= {"searched_valid": recipe.min_valid}
+    search = Search(skip_unreadable=recipe.skip_unreadable)
+    excluded = keep_clear(folder, meta, benchmarks, search, pool, console) if benchmarks else None
     finish(folder, meta, rules_of(meta), pool, {"exclusions": excluded})
     os.replace(work, folder / "work.done")  # with `work` beside it, no corpus opens
     shutil.rmtree(folder / "work.done")
-
-
-def _benchmarks(recipe: Recipe, download: bool) -> list[Side]:
-    """The benchmarks to keep clear of, each looked up."""
-    if not recipe.against:
-        return []
-    from geomim.corpus.comparison.sides import side
-
-    return [side(one, True, None, None, download) for one in recipe.against]
 
 
 def _cut(plan: Plan, dealt: list[Any], work: Path, pool: Workers) -> None:
@@ -301,22 +284,13 @@ def _cut(plan: Plan, dealt: list[Any], work: Path, pool: Workers) -> None:
     (work / "tasks").mkdir(exist_ok=True)
     names = {task.name for task in dealt}
     for folder in (work / "tasks").iterdir():
-        if folder.name not in names:
+        lacking = plan.crops and not (folder / "blocks.parquet").exists()  # cut without what crops need
+        if folder.name not in names or lacking:
             discard(folder, work / "old")
-    for task in dealt:
-        folder = work / "tasks" / task.name
-        if plan.crops and folder.exists() and not (folder / "blocks.parquet").exists():
-            discard(folder, work / "old")  # cut without what crops need
     missing = [task for task in dealt if not (work / "tasks" / task.name).exists()]
     calls = [(plan, task, work / "tasks" / task.name) for task in missing]
     pixels = sum(pc.sum(task.sources.table["tiles"]).as_py() for task in missing) * plan.grid.largest**2
     pool.run("cutting tiles", cut, calls, inline=pixels < _INLINE_PIXELS)
-
-
-def _check_some_cut(work: Path, skipped: pa.Table) -> None:
-    if not any(pq.read_metadata(task / "tiles.parquet").num_rows for task in staged(work).folders):
-        listed = "; ".join(list(dict.fromkeys(skipped["reason"].to_pylist()))[:5])
-        raise InputError(f"no tile is kept, of 0 tiles and {len(skipped)} skipped sources: {listed}")
 
 
 def _catalogue(recipe: Recipe, plan: Plan, folder: Path, pixels: Pixels, tiles: int, pool: Workers) -> None:
@@ -348,11 +322,17 @@ def find_duplicates(
     """
     copies = find_copies(staged(work).folders, work / "copies.parquet", tiles, pool)
     aside = left_out(staged(work).folders, copies, asked["min_valid"])
-    found = [find_near(work, aside, tiles, searched(asked["near"]), pool)]
-    found.append(find_overlaps(work, tiles, asked["min_valid"], pool))
+    ways: dict[str, tuple[Callable[..., None], tuple]] = {
+        "near": (find_near, (aside, tiles, searched(asked["near"]))),
+        "overlaps": (find_overlaps, (tiles, asked["min_valid"])),
+    }
     if asked.get("crops"):
-        found.append(find_crops(work, aside, pixels, pool))
-    return copies, read_tables([file for one in found for file in sorted(one.glob("edges-*.parquet"))], EDGES)
+        ways["crops"] = (find_crops, (aside, pixels))
+    for name, (find, given) in ways.items():
+        if not (work / name).exists():
+            find(part := stage_folder(work / name), *given, pool)
+            os.replace(part, work / name)
+    return copies, read_tables([file for name in ways for file in sorted((work / name).glob("edges-*.parquet"))], EDGES)
 
 
 def searched(near: int | None) -> int:

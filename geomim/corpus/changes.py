@@ -13,11 +13,10 @@ import shapely
 import xxhash
 from rich.console import Console
 
-from geomim.corpus.assemble import masked
+from geomim.corpus.assemble import masked, report
 from geomim.corpus.duplicates.keep import components
 from geomim.corpus.labels import SPLITS, by_tables
 from geomim.corpus.pipeline.conclude import conclude, open_to_change
-from geomim.corpus.report.report import print_funnel, write_report
 from geomim.corpus.store import Corpus
 from geomim.errors import InputError
 
@@ -83,7 +82,8 @@ def decide(
         asked = {"labels": labels, "split": split, "allow_unmatched": allow_unmatched}
         small, said = _join(opened, **asked)
         conclude(opened.path, {"join": asked}, small, said=said, **given)
-    return _shown(opened.path)
+    report(opened.path)
+    return opened.path
 
 
 _NO_RULES = ("corpus", "labels", "split", "allow_unmatched")
@@ -155,14 +155,8 @@ def split(
         finer = _draw(_together(joined, _places(tiles, "cluster", block)), kept, shares, seed)
         raise InputError(_undivided(group, kept, shares, by != "cluster" and finer is not None))
     conclude(opened.path, {"split": asked}, {"split": pa.table({"id": tiles["id"], "split": names})})
-    return _shown(opened.path)
-
-
-def _shown(folder: Path) -> Path:
-    """Write the report anew, and print the short one."""
-    write_report(folder)
-    print_funnel(Corpus.open(folder), Console(stderr=True, markup=False, highlight=False))
-    return folder
+    report(opened.path)
+    return opened.path
 
 
 def _places(tiles: pa.Table, by: str, block: float) -> list[str]:

@@ -23,7 +23,6 @@ from geomim.errors import InputError
 SPLITS = ("train", "val", "test")
 MAJORITY = 0.6
 """Share of a tile's valid pixels that one class must cover to be the tile's label."""
-_CLASS_COLUMNS = ("label", "class")
 _MASK_ENDINGS = ("", "_label", "_labels", "_mask")
 
 
@@ -46,7 +45,7 @@ def by_tables(
     if labels == "folder":
         columns["label"] = [Path(uri).parent.name for uri in uris]
     elif labels:
-        joined.append(join(labels, read_rows(labels, _CLASS_COLUMNS), uris, "they have no class").check())
+        joined.append(join(labels, read_rows(labels, ("label", "class")), uris, "they have no class").check())
         columns["label"] = joined[-1].values
     if split:
         said = [(row.name, _SAID.get(row.value.lower(), row.value.lower())) for row in read_rows(split, ["split"])]
@@ -110,8 +109,7 @@ class Masks:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise InputError(f"mask folder '{folder}' does not exist")
-        rasters = [file for file in sorted(self.folder.iterdir()) if file.suffix.lower() in SUFFIXES]
-        self.rasters = [file for file in rasters if not file.name.startswith(".")]
+        self.rasters = sorted(file for file in self.folder.glob("[!.]*") if file.suffix.lower() in SUFFIXES)
         if not self.rasters:
             raise InputError(f"mask folder '{folder}' holds no raster")
         self._files: dict[str, list[Path]] = {}

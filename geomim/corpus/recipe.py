@@ -54,9 +54,8 @@ class Recipe:
         """How scenes are read and cut."""
         sensor = get_sensor(self.sensor) if self.sensor else None
         grid = Grid(tuple(self.tile) or (TILE,), self.stride, self.seed, self.edge)
-        return Plan(
-            grid, sensor, self.bands, self.resolution, self.warp, self.clouds, self.masks, self.crops, self.harmonise
-        )
+        options = {name: getattr(self, name) for name in ("resolution", "warp", "clouds", "harmonise")}
+        return Plan(grid, sensor, self.bands, self.masks, self.crops, options)
 
     def check(self) -> None:
         """Refuse what makes no sense, before anything is read.

@@ -209,7 +209,6 @@ class _Part:
     pixels: np.ndarray
     valid: np.ndarray
     clouds: np.ndarray | None
-    held: int  # bytes in memory
 
 
 class _Rows:
@@ -246,11 +245,11 @@ class _Rows:
         window = Window(left, top, right - left, bottom - top)
         pixels, valid = self._scene.read_valid(window)
         clouds = self._scene.clouds(window)
-        held = valid.size * _bytes_per_pixel(self._scene)
-        if sum(part.held for part in self._parts) + held > _HELD_BYTES:
-            held, pixels, valid = 0, _aside(pixels), _aside(valid)
+        held = sum(part.pixels.nbytes for part in self._parts if not isinstance(part.pixels, np.memmap))
+        if held + pixels.nbytes > _HELD_BYTES:
+            pixels, valid = _aside(pixels), _aside(valid)
             clouds = None if clouds is None else _aside(clouds)
-        self._parts.append(_Part(top, bottom, left, right, pixels, valid, clouds, held))
+        self._parts.append(_Part(top, bottom, left, right, pixels, valid, clouds))
 
     def cut(self, row: int, col: int, size: int) -> Tile:
         """One tile of the rows that are held."""

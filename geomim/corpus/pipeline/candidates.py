@@ -9,8 +9,7 @@ files and hold one slice or one partition, but for the index of a band: 12 bytes
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,24 +32,17 @@ from geomim.corpus.duplicates.votes import (
     vote,
 )
 from geomim.corpus.pipeline.executor import Workers
-from geomim.corpus.pipeline.near import index_all, load_index, partition
-from geomim.corpus.pipeline.shuffle import ROWS, gather, parts, save, save_parts, scatter
+from geomim.corpus.pipeline.near import index_all, join_groups, load_index, partition, save_groups
+from geomim.corpus.pipeline.shuffle import ROWS, gather, parts, save, scatter
 from geomim.corpus.store import write_table
 
 QUERIES = 4_000_000
 """Hashes of a search task: sorted by key, so many read the index in order, and they take some 500 MB."""
 _INDEXED = 50_000_000  # forms from which one band is indexed at a time, for memory
 _EXPANDED = 1_000_000  # pairs of forms that become pairs of patches at once
-_MEMBER = np.dtype([("tile", "<i8"), ("x", "<i2"), ("y", "<i2"), ("size", "<u2"), ("flip", "<u2")])
+_MEMBER = np.dtype([("id", "<i8"), ("x", "<i2"), ("y", "<i2"), ("size", "<u2"), ("flip", "<u2")])
 _FORMS = pa.schema(
-    [
-        ("form", pa.uint64()),
-        ("id", pa.int64()),
-        ("size", pa.uint16()),
-        ("x", pa.int16()),
-        ("y", pa.int16()),
-        ("flip", pa.uint16()),
-    ]
+    {"form": pa.uint64(), "flip": pa.uint16(), "id": pa.int64(), "size": pa.uint16(), "x": pa.int16(), "y": pa.int16()}
 )
 _ALIKE = pa.schema([("query", pa.int64()), ("place", pa.int64()), ("turn", pa.int8())])
 _MATCHES = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("turn", pa.int8()), ("x", pa.int32()), ("y", pa.int32())])
@@ -76,8 +68,7 @@ def propose(
     workers.run("hashing apart", _scatter, [(some, folder, count) for some in _batches(tasks, rows)], inline)
     sizes = workers.run("sorting block hashes", _sort, [(folder, part) for part in range(count)], inline)
     shutil.rmtree(folder / "keys", ignore_errors=True)
-    _join(folder, sizes)
-    unique = sum(size for size, _ in sizes)
+    unique = join_groups(folder, sizes, "members", _MEMBER)
     bands = choose_form_bands(unique, RADIUS)
     index_all(folder, bands, workers, inline or unique > _INDEXED)
     lows = range(0, unique, QUERIES)
@@ -111,39 +102,17 @@ def _scatter(tasks: Sequence[Path], folder: Path, count: int) -> None:
     blocks = pa.concat_tables([pq.read_table(task / "blocks.parquet") for task in tasks])
     blocks = blocks.filter(pc.invert(pc.is_in(blocks["id"], copies)))
     forms, flips = upright(blocks["hash"].to_numpy())
-    table = pa.table({"form": forms, "flip": flips} | {name: blocks[name] for name in ("id", "size", "x", "y")})
-    table = table.select(_FORMS.names).cast(_FORMS)
+    table = pa.table({"form": forms, "flip": flips} | {name: blocks[name] for name in _FORMS.names[2:]}, _FORMS)
     scatter(folder / "keys", tasks[0].name, table, partition(forms, count), count)
 
 
 def _sort(folder: Path, part: int) -> tuple[int, int]:
-    """Distinct forms of a partition, and the patches that have each; returns how many of both."""
-    table = gather(folder / "keys", part, _FORMS)
-    columns = {name: table[name].to_numpy() for name in _FORMS.names}
-    order = np.lexsort([columns[name] for name in ("y", "x", "id", "form")])
-    unique, starts = np.unique(columns["form"][order], return_index=True)
-    members = np.empty(len(order), _MEMBER)
-    for name, column in (("tile", "id"), ("x", "x"), ("y", "y"), ("size", "size"), ("flip", "flip")):
-        members[name] = columns[column][order]
-    for name, array in (("hashes", unique), ("groups", starts), ("members", members)):
-        save(folder / f"{name}-{part:05d}.npy", array)
-    return len(unique), len(members)
-
-
-def _join(folder: Path, sizes: list[tuple[int, int]]) -> None:
-    """Partitions one behind the other, without holding them."""
-    unique, patches = (sum(column) for column in zip(*sizes, strict=True))
-    ends = np.cumsum([more for _, more in sizes])
-
-    def taken(name: str) -> Iterator[np.ndarray]:
-        for part in range(len(sizes)):
-            yield np.load(folder / f"{name}-{part:05d}.npy")
-            (folder / f"{name}-{part:05d}.npy").unlink()
-
-    begins = (starts + end - more for starts, end, (_, more) in zip(taken("groups"), ends, sizes, strict=True))
-    save_parts(folder / "hashes.npy", np.dtype(np.uint64), unique, taken("hashes"))
-    save_parts(folder / "groups.npy", np.dtype(np.int64), unique + 1, chain(begins, [np.array([patches])]))
-    save_parts(folder / "members.npy", _MEMBER, patches, taken("members"))
+    keys = [(name, "ascending") for name in ("form", "id", "x", "y")]
+    table = gather(folder / "keys", part, _FORMS).sort_by(keys)
+    members = np.empty(len(table), _MEMBER)
+    for name in _MEMBER.names:
+        members[name] = table[name].to_numpy()
+    return save_groups(folder, part, table["form"].to_numpy(), "members", members)
 
 
 def _search(folder: Path, bands: tuple[Band, ...], which: int, turn: int, low: int, high: int, count: int) -> None:
@@ -191,14 +160,14 @@ def _match(folder: Path, part: int, count: int, voters: int) -> None:
 
 def _matches(one: np.ndarray, two: np.ndarray, turn: np.ndarray, ends: np.ndarray) -> pa.Table:
     """Rows of `_MATCHES` of pairs of patches; within a file only a stride overlaps, so these are dropped."""
-    kept = one["tile"] < two["tile"]  # each pair is found from both sides
-    kept[kept] = np.searchsorted(ends, one["tile"][kept], "right") != np.searchsorted(ends, two["tile"][kept], "right")
+    kept = one["id"] < two["id"]  # each pair is found from both sides
+    kept[kept] = np.searchsorted(ends, one["id"][kept], "right") != np.searchsorted(ends, two["id"][kept], "right")
     one, two = one[kept], two[kept]
     turn = composed(turn[kept], one["flip"], two["flip"])
     here, there = (np.stack([side["x"], side["y"]], 1) for side in (one, two))
     size = two["size"].astype(np.int32)
     offset = here - turned_xy(there, np.stack([size, size], 1), turn)
-    columns = {"a": one["tile"], "b": two["tile"], "turn": turn.astype(np.int8), "x": offset[:, 0], "y": offset[:, 1]}
+    columns = {"a": one["id"], "b": two["id"], "turn": turn.astype(np.int8), "x": offset[:, 0], "y": offset[:, 1]}
     return pa.table(columns, _MATCHES)
 
 

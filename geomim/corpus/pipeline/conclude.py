@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -151,20 +153,21 @@ def finish(
     deciding = Tables(folder / "catalogue", _stage(part / "catalogue", tables or {}))
     files = deciding.parts()
     inline = sum(pq.read_metadata(file).num_rows for file in files) < _INLINE_TILES
-    fates = _fates(deciding, files, rules, part, workers, inline)
+    edges, copies = (pq.read_table(deciding.file(name)) for name in ("edges", "copies"))
+    if rules.near is None:  # near duplicates are kept
+        edges = edges.filter(pc.not_equal(edges["kind"], "perceptual"))
+    ends = [edges["a"], edges["b"], copies["id"], copies["original"]]
+    np.save(part / "crowd.npy", np.unique(np.concatenate([column.to_numpy() for column in ends])))
+    fates = _fates(deciding, edges.cast(EDGES), rules, part, workers, inline)
     calls = [(deciding, file, rules, fates, part / f"decided-{file.stem}.parquet") for file in files]
     sums = workers.run("deciding", _decide, calls, inline)
     _check_some_kept(folder, sums, part, bool(tables and tables.get("split")))
     write_catalogue(part / "catalogue.parquet", _row_groups([call[-1] for call in calls]))
-    copies = pq.read_table(deciding.catalogue / "copies.parquet")
-    meta = meta | {"shared": check_apart(part, _edges(deciding, rules), copies, workers, inline)}
-    write_lock(part / "corpus.lock", part / "catalogue.parquet", _sources(folder), _locked(folder, meta))
+    meta = meta | {"shared": check_apart(part, edges, copies, workers, inline)}
+    sources = pq.read_table(folder / "catalogue" / "sources.parquet")
+    write_lock(part / "corpus.lock", part / "catalogue.parquet", sources, _locked(folder, meta))
     facts = _facts(folder, meta, sums, part / "corpus.lock")
     write_json(part / "corpus.json", meta | facts | {"tables": {file.name: file_hash(file) for file in deciding.all()}})
-    for call in calls:
-        call[-1].unlink()
-    fates.unlink()
-    (part / "crowd.npy").unlink()
     os.replace(part, folder / _NEXT)
     complete(folder)
 
@@ -180,24 +183,14 @@ def _stage(folder: Path, tables: SmallTables) -> Path:
     return folder
 
 
-def _edges(tables: Tables, rules: Rules) -> pa.Table:
-    """Pairs that hold the same, without near duplicates where these are kept."""
-    edges = pq.read_table(tables.file("edges")).cast(EDGES)
-    return edges.filter(pc.not_equal(edges["kind"], "perceptual")) if rules.near is None else edges
-
-
-def _fates(tables: Tables, files: list[Path], rules: Rules, part: Path, workers: Workers, inline: bool) -> Path:
-    edges = _edges(tables, rules)
-    copies = pq.read_table(tables.catalogue / "copies.parquet")
-    crowded = [edges["a"], edges["b"], copies["id"], copies["original"]]
-    np.save(part / "crowd.npy", np.unique(np.concatenate([column.to_numpy() for column in crowded])))
-    calls = [(tables, file, rules, part / "crowd.npy") for file in files]
+def _fates(tables: Tables, edges: pa.Table, rules: Rules, part: Path, workers: Workers, inline: bool) -> Path:
+    asked = [(tables, file, rules) for file in tables.parts()]
+    calls = [(*one, part / "crowd.npy") for one in asked]
     members = pa.concat_tables(workers.run("comparing copies", crowd, calls, inline)).combine_chunks()
     telling = counting(repeating(edges, members), rules)
     shared = SHARED.empty_table()
-    if any(is_divided(tables.part(file, ["id", "split"])) for file in files):
-        count = sum(pq.read_metadata(file).num_rows for file in files)
-        asked = [(tables, file, rules) for file in files]
+    if any(is_divided(tables.part(file, ["id", "split"])) for file in tables.parts()):
+        count = sum(pq.read_metadata(file).num_rows for file in tables.parts())
         ground = shared_ground(standing, asked, count, part / "shared", workers, inline)
         one, two = (table["a"].to_numpy() * 2**31 + table["b"].to_numpy() for table in (edges, telling))
         pixels = shared_pixels(members, edges.filter(pa.array(~np.isin(one, two))))  # of `telling`, one goes as a copy
@@ -217,18 +210,15 @@ def _decide(tables: Tables, file: Path, rules: Rules, fates: Path, out: Path) ->
     named = ("licence", "attribution", "label")
     return {
         "names": {name: [one for one in tiles[name].unique().to_pylist() if one is not None] for name in named},
-        "stored": _by_size(tiles.filter(pc.equal(tiles["original"], tiles["id"]))),
-        "kept": _by_size(kept),
-        "all": moments(kept),
-        "train": moments(kept.filter(pc.equal(kept["split"], "train"))),
+        "reasons": tiles["reason"].unique().to_pylist()[:5],
+        "stored": Counter(tiles.filter(pc.equal(tiles["original"], tiles["id"]))["size"].to_pylist()),
+        "kept": Counter(kept["size"].to_pylist()),
+        "all": _moments(kept),
+        "train": _moments(kept.filter(pc.equal(kept["split"], "train"))),
     }
 
 
-def _by_size(tiles: pa.Table) -> dict[int, int]:
-    return {row["values"]: row["counts"] for row in pc.value_counts(tiles["size"]).to_pylist()}
-
-
-def moments(tiles: pa.Table) -> tuple[int, np.ndarray, np.ndarray]:
+def _moments(tiles: pa.Table) -> tuple[int, np.ndarray, np.ndarray]:
     """Valid pixels of some tiles, and mean and sum of squared deviations of each band over them."""
     pixels = tiles["pixels"].to_numpy()
     total = int(pixels.sum())
@@ -239,8 +229,8 @@ def moments(tiles: pa.Table) -> tuple[int, np.ndarray, np.ndarray]:
     return total, middle, squares.sum(0) + (pixels[:, None] * (mean - middle) ** 2).sum(0)
 
 
-def merged(parts: list[tuple[int, np.ndarray, np.ndarray]]) -> tuple[int, np.ndarray, np.ndarray] | None:
-    """Moments of all parts together, in their order (Chan et al., 1983); None where none holds a pixel."""
+def _merged(parts: list[tuple[int, np.ndarray, np.ndarray]]) -> tuple[int, np.ndarray, np.ndarray]:
+    """Moments of all parts together, in their order (Chan et al., 1983)."""
     count, mean, squares = 0, np.zeros(1), np.zeros(1)
     for more, part_mean, part_squares in parts:
         if more:
@@ -248,37 +238,31 @@ def merged(parts: list[tuple[int, np.ndarray, np.ndarray]]) -> tuple[int, np.nda
             squares = squares + part_squares + delta**2 * (count * more / (count + more))
             mean = mean + delta * (more / (count + more))
             count += more
-    return (count, mean, squares) if count else None
+    return count, mean, squares
 
 
 def _statistics(sums: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation of each band over kept train tiles, or over all kept ones where none is train."""
-    split = "train"
-    found = merged([one["train"] for one in sums])
-    if found is None:
-        split, found = "all", merged([one["all"] for one in sums])
-    assert found is not None  # some tile is kept, and a kept tile has a valid pixel
-    count, mean, squares = found
+    split = "train" if any(one["train"][0] for one in sums) else "all"
+    count, mean, squares = _merged([one[split] for one in sums])
     return {"mean": mean.tolist(), "std": np.sqrt(squares / count).tolist(), "split": split, "pixels": count}
 
 
 def _check_some_kept(folder: Path, sums: list[dict[str, Any]], part: Path, drawn: bool) -> None:
-    if any(one["kept"] for one in sums):
-        if drawn and not any(one["train"][0] for one in sums):
-            shutil.rmtree(part)
-            raise InputError(
-                "no tile would be left to train on: each shares ground or pixels with one that is held out; divide by "
-                "something smaller (--by cluster), or hold out less (--test-share, --val-share); nothing is changed"
-            )
+    if not any(one["kept"] for one in sums):
+        skipped = pq.read_table(folder / "skipped.parquet")["reason"].to_pylist()
+        count = sum(one["stored"].total() for one in sums)
+        reasons = list(dict.fromkeys(chain(*(one["reasons"] for one in sums), skipped)))[:5]
+        why = f"no tile is kept, of {count} tiles and {len(skipped)} skipped sources: {'; '.join(reasons)}"
+    elif drawn and not any(one["train"][0] for one in sums):
+        why = (
+            "no tile would be left to train on: each shares ground or pixels with one that is held out; divide by "
+            "something smaller (--by cluster), or hold out less (--test-share, --val-share); nothing is changed"
+        )
+    else:
         return
-    reasons: list[str] = []
-    for file in sorted(part.glob("decided-*.parquet")):
-        reasons += pq.read_table(file, columns=["reason"])["reason"].unique().to_pylist()
-    skipped = pq.read_table(folder / "skipped.parquet")["reason"].to_pylist()
-    count = sum(sum(one["stored"].values()) for one in sums)
     shutil.rmtree(part)
-    listed = "; ".join(list(dict.fromkeys([*reasons, *skipped]))[:5])
-    raise InputError(f"no tile is kept, of {count} tiles and {len(skipped)} skipped sources: {listed}")
+    raise InputError(why)
 
 
 def _row_groups(files: list[Path]) -> Iterator[pa.Table]:
@@ -292,20 +276,10 @@ def _row_groups(files: list[Path]) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting).combine_chunks()
 
 
-def _sources(folder: Path) -> pa.Table:
-    return pq.read_table(folder / "catalogue" / "sources.parquet")
-
-
 def _locked(folder: Path, meta: dict[str, Any]) -> dict[str, Any]:
-    changed: dict[str, Any] = {name: meta[name] for name in ("built", "changes") if name in meta}
+    said = {name: meta[name] for name in ("recipe", "built", "changes") if name in meta}
     skipped = pq.read_table(folder / "skipped.parquet", columns=["source"])["source"].unique().to_pylist()
-    return {
-        "geomim_version": __version__,
-        "recipe": meta["recipe"],
-        **changed,
-        "skipped": skipped,
-        "versions": versions(),
-    }
+    return {"geomim_version": __version__, **said, "skipped": skipped, "versions": versions()}
 
 
 def versions() -> dict[str, str]:
@@ -323,16 +297,14 @@ def versions() -> dict[str, str]:
 def _facts(folder: Path, meta: dict[str, Any], sums: list[dict[str, Any]], lock: Path) -> dict[str, Any]:
     """What the decisions say, for `corpus.json`."""
     names = {name: sorted({value for one in sums for value in one["names"][name]}) for name in sums[0]["names"]}
-    sizes = sorted({size for one in sums for size in one["stored"]})
+    stored, kept = (sum((one[what] for one in sums), Counter()) for what in ("stored", "kept"))
     return {
         "format_version": FORMAT_VERSION,
         "geomim_version": __version__,
         "statistics": _statistics(sums),
         "licences": names["licence"],
         "attributions": names["attribution"],
-        "sizes": {
-            str(size): {key: sum(one[of].get(size, 0) for one in sums) for key, of in _COUNTS.items()} for size in sizes
-        },
+        "sizes": {str(size): {"tiles": stored[size], "kept": kept[size]} for size in sorted(stored)},
         "classes": meta["classes"] or names["label"],
         "lock": xxhash.xxh3_128_hexdigest(lock.read_bytes()),
         "audit": _audit(folder),
@@ -348,6 +320,3 @@ def _audit(folder: Path) -> str | None:
     for file in files:
         state.update(file.read_bytes())
     return state.hexdigest() if files else None
-
-
-_COUNTS = {"tiles": "stored", "kept": "kept"}

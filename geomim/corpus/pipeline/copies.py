@@ -20,17 +20,7 @@ COPIES = pa.schema([("id", pa.int64()), ("original", pa.int64())])
 
 
 def find_copies(tasks: Sequence[Path], file: Path, tiles: int, workers: Workers) -> pa.Table:
-    """Find all exact copies.
-
-    Args:
-        tasks: Folders of the finished tasks.
-        file: Where the outcome goes; read where it exists.
-        tiles: How many there are.
-        workers: Runs it.
-
-    Returns:
-        Rows of `COPIES`.
-    """
+    """Rows of `COPIES` of all exact copies in the folders of finished tasks; they go to `file`, or come from it."""
     if not file.exists():
         count = parts(tiles)
         folder = stage_folder(file.with_suffix(""))

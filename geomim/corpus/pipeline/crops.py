@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
@@ -16,14 +15,13 @@ from geomim.corpus.duplicates.fingerprint import inverse
 from geomim.corpus.pipeline.candidates import propose
 from geomim.corpus.pipeline.edges import EDGES, edge_table
 from geomim.corpus.pipeline.executor import Workers
+from geomim.corpus.pipeline.overlaps import MIN_SHARE
 from geomim.corpus.pipeline.pixels import Pixels
-from geomim.corpus.pipeline.shuffle import save, stage_folder
+from geomim.corpus.pipeline.shuffle import save
 from geomim.corpus.pipeline.staged import staged
 from geomim.corpus.store import write_table
 from geomim.errors import CorpusError
 
-MIN_SHARE = 0.1
-"""Share of the smaller tile from which an overlap is written down; which ones count is decided later."""
 SINGLE = 1.0
 """Pairs a tile that are compared although a single match tells of them. They are by chance, and grow faster than the
 tiles: 0.6 a tile in RSICD, of which 10 more overlaps come than the 27 that two matches tell of, all true by eye. Where
@@ -32,25 +30,20 @@ _PAIRS = 2000  # of a task
 _HELD = 64  # of them whose tiles are held: half a gigabyte at 1024 pixels
 
 
-def find_crops(work: Path, aside: pa.Table, pixels: Pixels, workers: Workers) -> Path:
+def find_crops(folder: Path, aside: pa.Table, pixels: Pixels, workers: Workers) -> None:
     """Find pairs of tiles that share a part, at any offset and in any of eight orientations.
 
     Args:
-        work: Folder of the build.
+        folder: Empty, in the folder of unfinished work; receives Parquet files of `EDGES`.
         aside: Tiles that are not compared (column `id`).
         pixels: What all tiles share.
         workers: Runs it.
 
-    Returns:
-        Folder with Parquet files of `EDGES`.
-
     Raises:
         CorpusError: Memory or disk do not suffice.
     """
-    done = work / "crops"
     try:
-        if not done.exists():
-            _find(work, done, aside, pixels, workers)
+        _find(folder, aside, pixels, workers)
     except (MemoryError, BrokenExecutor, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.ENOSPC:
             raise
@@ -59,33 +52,30 @@ def find_crops(work: Path, aside: pa.Table, pixels: Pixels, workers: Workers) ->
             f"looking for crops needs more {lacking} than there is: go on with fewer --workers, or with --crops false; "
             "nothing is cut again"
         ) from error
-    return done
 
 
-def _find(work: Path, done: Path, aside: pa.Table, pixels: Pixels, workers: Workers) -> None:
-    folder, tasks = stage_folder(done), staged(work).folders
+def _find(folder: Path, aside: pa.Table, pixels: Pixels, workers: Workers) -> None:
+    tasks = staged(folder.parent).folders
     write_table(folder / "copies.parquet", aside)
-    sources = pq.read_table(work / "sources.parquet", columns=["tiles"])["tiles"].to_numpy()
+    sources = pq.read_table(folder.parent / "sources.parquet", columns=["tiles"])["tiles"].to_numpy()
     save(folder / "sources.npy", np.cumsum(sources))
     rows = [pq.read_metadata(task / "blocks.parquet").num_rows for task in tasks]
     counts = propose(folder, tasks, rows, workers)
     found, several = (sum(column) for column in zip(*counts, strict=True))
     which = 0 if found - several <= SINGLE * sources.sum() else 1
     ends = [(part, some[which]) for part, some in enumerate(counts)]
-    slices = [(work, folder, pixels, part, low, end) for part, end in ends for low in range(0, end, _PAIRS)]
+    slices = [(folder, pixels, part, low, end) for part, end in ends for low in range(0, end, _PAIRS)]
     workers.run("comparing crops", _compare, slices, inline=(found, several)[which] < _PAIRS)
-    os.replace(folder, done)
 
 
-def _compare(work: Path, folder: Path, pixels: Pixels, part: int, low: int, end: int) -> None:
-    """Verify a slice of the candidates on their pixels."""
+def _compare(folder: Path, pixels: Pixels, part: int, low: int, end: int) -> None:
     found = pq.read_table(folder / f"candidates-{part:05d}.parquet").slice(low, min(_PAIRS, end - low))
     a, b, turn, x, y = (found[name].to_numpy() for name in ("a", "b", "turn", "x", "y"))
     shares, alike = np.zeros(len(a), np.float32), np.zeros(len(a), np.float32)
     for start in range(0, len(a), _HELD):
         rows = range(start, min(start + _HELD, len(a)))
         numbers, places = np.unique(np.concatenate([a[rows], b[rows]]), return_inverse=True)
-        tiles = staged(work).greys(numbers, np.dtype(pixels.dtype), pixels.bands)
+        tiles = staged(folder.parent).greys(numbers, np.dtype(pixels.dtype), pixels.bands)
         for row, one, two in zip(rows, places[: len(rows)], places[len(rows) :], strict=True):
             shares[row], alike[row] = overlap(tiles[one], tiles[two], int(turn[row]), (int(x[row]), int(y[row])))
     least = np.where(found["votes"].to_numpy() > 1, MIN_CORRELATION, MIN_SINGLE_CORRELATION)

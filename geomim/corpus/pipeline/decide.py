@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from geomim.corpus.duplicates.geometry import another_day
 from geomim.corpus.duplicates.keep import keep_one
 from geomim.corpus.labels import SPLITS
+from geomim.corpus.pipeline.edges import EDGES
 from geomim.corpus.pipeline.ground import PLACE
 from geomim.corpus.pipeline.rules import Rules, reasons
 
@@ -62,40 +64,38 @@ class Tables:
             file = staged if staged.exists() else file
         return file if file.exists() else None
 
-    def read(self, name: str, low: int = 0, high: int = 2**62) -> pa.Table | None:
-        """Rows of a table whose `id` lies in `low ... high`, or None where there is no such table."""
+    def rows(self, name: str, tiles: pa.Table) -> list[dict[str, Any]]:
+        """What a table says of the tiles of a part; nothing where there is no such table."""
         file = self.file(name)
-        if file is None:
-            return None
-        return pq.read_table(file, filters=(pc.field("id") >= low) & (pc.field("id") <= high))
+        return [] if file is None else _rows(file, tiles)
 
     def part(self, file: Path, columns: list[str] | None = None) -> pa.Table:
         """One file of tiles, with the split that was drawn last, and the labels that were given last."""
         tiles = pq.read_table(file, columns=columns)
         for name in {"split", "label"}.intersection(tiles.column_names):
-            given = self.read(name, *_range(tiles))
-            if given is not None:
-                values = dict(zip(given["id"].to_pylist(), given[name].to_pylist(), strict=True))
+            if values := {row["id"]: row[name] for row in self.rows(name, tiles)}:
                 own = zip(tiles["id"].to_pylist(), tiles[name].to_pylist(), strict=True)
                 column = pa.array([values.get(number, old) for number, old in own], pa.string())
                 tiles = tiles.set_column(tiles.column_names.index(name), name, column)
         return tiles
 
 
-def _range(tiles: pa.Table) -> tuple[int, int]:
-    return (tiles["id"][0].as_py(), tiles["id"][-1].as_py()) if len(tiles) else (0, -1)
+def _rows(file: Path, tiles: pa.Table) -> list[dict[str, Any]]:
+    if not len(tiles):
+        return []
+    within = (pc.field("id") >= tiles["id"][0]) & (pc.field("id") <= tiles["id"][-1])
+    rows: list[dict[str, Any]] = pq.read_table(file, filters=within).to_pylist()
+    return rows
 
 
 def usable(tables: Tables, tiles: pa.Table, rules: Rules) -> list[str]:
     """Why each tile cannot be used, contamination included; "" where it can."""
     why = reasons(tiles, rules)
-    excluded = tables.read("exclusions", *_range(tiles))
-    if excluded is not None:
-        row = {number: place for place, number in enumerate(tiles["id"].to_pylist())}
-        for match in excluded.to_pylist():
-            place = row.get(match["id"])
-            if place is not None and not why[place]:
-                why[place] = _touches(match)
+    row = {number: place for place, number in enumerate(tiles["id"].to_pylist())}
+    for match in tables.rows("exclusions", tiles):
+        place = row.get(match["id"])
+        if place is not None and not why[place]:
+            why[place] = _touches(match)
     return why
 
 
@@ -114,36 +114,22 @@ def _touches(match: dict) -> str:
 
 
 def crowd(tables: Tables, file: Path, rules: Rules, wanted: Path) -> pa.Table:
-    """What decides about the tiles of one part that have a copy or a neighbour.
-
-    Args:
-        tables: The small tables.
-        file: One file of tiles.
-        rules: What is asked.
-        wanted: `.npy` of sorted ids.
+    """What decides about the tiles of one part that have a copy or a neighbour: sorted ids in the file `wanted`.
 
     Returns:
         Columns `id`, `original`, `split`, `valid_fraction`, `cloud_fraction`, `time`, `geometry` and `usable`.
     """
     tiles = tables.part(file)
     ids, numbers = np.load(wanted, mmap_mode="r"), tiles["id"].to_numpy()
-    at = np.minimum(np.searchsorted(ids, numbers), max(len(ids) - 1, 0))
-    there = (ids[at] == numbers) if len(ids) else np.zeros(len(numbers), bool)
+    there = np.searchsorted(ids, numbers, "right") > np.searchsorted(ids, numbers)
     columns = ["id", "original", "split", "valid_fraction", "cloud_fraction", "time", "geometry"]
     why = pa.array([not reason for reason in usable(tables, tiles, rules)], pa.bool_())
     return tiles.select(columns).append_column("usable", why).filter(pa.array(there))
 
 
+_TELLING = ("kind", "distance", "correlation", "share")  # columns of an edge
 FATES = pa.schema(
-    [
-        ("id", pa.int64()),
-        ("keeper", pa.int64()),
-        ("exact", pa.int64()),
-        ("kind", pa.string()),
-        ("distance", pa.int16()),
-        ("correlation", pa.float32()),
-        ("share", pa.float32()),
-    ]
+    [("id", pa.int64()), ("keeper", pa.int64()), ("exact", pa.int64()), *(EDGES.field(name) for name in _TELLING)]
 )
 """A row a usable tile that another stands for: `keeper` is kept; `exact` is the tile it is an exact copy of, or null;
 the rest tells the edge that leads from it, or from `exact`, to the keeper, null where `exact` is the keeper."""
@@ -183,7 +169,7 @@ def settle(members: pa.Table, edges: pa.Table, rules: Rules) -> pa.Table:
         "id": ids[dropped],
         "keeper": ids[keeper[dropped]],
         "exact": pa.array(ids[exact[dropped]], mask=exact[dropped] == dropped),
-        **{name: edge[name] for name in ("kind", "distance", "correlation", "share")},
+        **{name: edge[name] for name in _TELLING},
     }
     return pa.table(columns).cast(FATES)
 
@@ -227,34 +213,20 @@ def counting(edges: pa.Table, rules: Rules) -> pa.Table:
 
 
 def decide_part(tables: Tables, file: Path, rules: Rules, fates: Path) -> pa.Table:
-    """Decisions about the tiles of one part.
-
-    Args:
-        tables: The small tables.
-        file: One file of tiles.
-        rules: What is asked.
-        fates: Parquet file of `FATES`.
-
-    Returns:
-        All columns of the part, and `kept`, `reason`, `duplicate_of`, `cluster`.
-    """
+    """All columns of one file of tiles, and the decisions: `kept`, `reason`, `duplicate_of`, `cluster`."""
     tiles = tables.part(file)
     why = usable(tables, tiles, rules)
     numbers = tiles["id"].to_pylist()
     row = {number: place for place, number in enumerate(numbers)}
     keeper: list[int | None] = [None] * len(tiles)
-    low, high = _range(tiles)
-    for fate in pq.read_table(fates, filters=(pc.field("id") >= low) & (pc.field("id") <= high)).to_pylist():
+    for fate in _rows(fates, tiles):
         place = row[fate["id"]]
         why[place], keeper[place] = _copy_of(fate), fate["keeper"]
-    shared = tables.read("shared", low, high)
-    for row_ in shared.to_pylist() if shared is not None else []:
-        why[row[row_["id"]]] = f"shares {row_['what']} with {row_['split']} tile {row_['other']}"
-    balance = tables.read("balance", low, high)
-    if balance is not None:
-        for number, chosen in zip(balance["id"].to_pylist(), balance["chosen"].to_pylist(), strict=True):
-            if not chosen and number in row and not why[row[number]]:
-                why[row[number]] = "balance: not among the chosen"
+    for one in tables.rows("shared", tiles):
+        why[row[one["id"]]] = f"shares {one['what']} with {one['split']} tile {one['other']}"
+    for one in tables.rows("balance", tiles):
+        if not one["chosen"] and one["id"] in row and not why[row[one["id"]]]:
+            why[row[one["id"]]] = "balance: not among the chosen"
     cluster = [number if other is None else other for number, other in zip(numbers, keeper, strict=True)]
     decided = {
         "kept": pa.array([not reason for reason in why], pa.bool_()),

@@ -35,14 +35,8 @@ def edge_table(
     share: Any = 1.0,
 ) -> pa.Table:
     """Rows of `EDGES` of one kind; numbers count for all pairs, arrays hold one a pair."""
-    values = {"a": a, "b": b, "distance": distance, "orientation": orientation, "correlation": correlation}
-    values |= {"share": share}
-    columns = {
-        name: pa.array(np.broadcast_to(one, np.shape(a)).astype(EDGES.field(name).type.to_pandas_dtype()))
-        for name, one in values.items()
-    }
-    columns["kind"] = pa.array([kind] * len(a), pa.string())
-    return pa.table([columns[name] for name in EDGES.names], EDGES)
+    columns = (a, b, kind, distance, orientation, correlation, share)
+    return pa.table([np.broadcast_to(one, np.shape(a)) for one in columns], EDGES.names).cast(EDGES)
 
 
 def led(edges: pa.Table, a: np.ndarray, b: np.ndarray) -> pa.Table:

@@ -27,11 +27,7 @@ def cores() -> int:
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a table that go to a worker alone: pyarrow sends the whole table along with a slice of it.
-
-    Attributes:
-        table: The rows.
-    """
+    """Some rows of a table that go to a worker alone: pyarrow sends the whole table along with a slice of it."""
 
     table: pa.Table
 
@@ -57,9 +53,6 @@ class Workers:
         progress: Shows how far a stage is.
         count: Processes; one a core where None. Ignored on a cluster.
         cluster: Address of a Dask scheduler (`tcp://...`), or a YAML file for dask-jobqueue; see `connect`.
-
-    Attributes:
-        count: Processes.
     """
 
     def __init__(self, progress: Progress, count: int | None = None, cluster: str | None = None) -> None:

@@ -20,6 +20,7 @@ import xxhash
 
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.pipeline.shuffle import gather, parts, scatter, stage_folder
+from geomim.corpus.pipeline.slots import originals
 from geomim.errors import CorpusError
 
 SHARED = pa.schema([("id", pa.int64()), ("other", pa.int64()), ("split", pa.string()), ("what", pa.string())])
@@ -40,7 +41,7 @@ def shared_ground(
     """Tiles of train that lie on the ground of others that are held out.
 
     Args:
-        tiles: Gives the tiles that count of one part, with the columns `PLACE`; a task.
+        tiles: A task that gives the tiles that count of one part, with the columns `PLACE`.
         calls: Its arguments for each part.
         count: How many tiles there are.
         aside: Folder for what is moved between parts; it goes.
@@ -180,9 +181,7 @@ def check_apart(folder: Path, edges: pa.Table, copies: pa.Table, workers: Worker
         return None
     calls = [(file, group) for group in range(pq.read_metadata(file).num_row_groups)]
     ground = shared_ground(_kept_tiles, calls, len(tiles), folder / "shared", workers, inline)
-    ids = tiles["id"].to_numpy()
-    original = ids.copy()
-    original[np.searchsorted(ids, copies["id"].to_numpy())] = copies["original"].to_numpy()
+    original = originals(tiles["id"].to_numpy(), copies)
     own = pa.table({"a": copies["id"], "b": copies["id"]})  # a copy in another split is one as well
     pairs = pa.concat_tables([own, edges.select(["a", "b"])])
     members = tiles.rename_columns(["id", "split", "usable"]).append_column("original", pa.array(original))

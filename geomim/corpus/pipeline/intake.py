@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
@@ -75,9 +76,7 @@ def list_sources(recipe: Recipe, download: bool, console: Console) -> tuple[pa.T
         "captions": [list(item.captions) or None for item in ordered],
         "licence": [recipe.licence or item.licence for item in ordered],
         "attribution": [recipe.attribution or item.attribution for item in ordered],
-        "card": [item.card for item in ordered],
-        "dataset": [item.dataset for item in ordered],
-        "non_commercial": [item.non_commercial for item in ordered],
+        **{name: [getattr(item, name) for item in ordered] for name in ("card", "dataset", "non_commercial")},
     }
     return pa.table(columns, GIVEN), any(splits), joined
 
@@ -108,16 +107,13 @@ def scan_sources(
     mine = mine and described.exists() and described.read_text() == plan.described()
     if mine and not (work / "deleting").exists() and file.exists():
         known = read_tables([file], SOURCES)
-        now = [state(plan, uri) for uri in given["uri"].to_pylist()]
-        then = list(zip(known["bytes"].to_pylist(), known["modified"].to_pylist(), strict=True))
+        now = {(uri, *state(plan, uri)) for uri in given["uri"].to_pylist()}
+        then = set(zip(*(known[name].to_pylist() for name in ("uri", "bytes", "modified")), strict=True))
         drawn = ["split"] if recipe.test_share else []
         same = known.select(GIVEN.names).drop_columns(drawn).equals(given.drop_columns(drawn))
         if same and now == then:
             return recipe, known
-        changed = set(zip(given["uri"].to_pylist(), now, strict=True)) ^ set(
-            zip(known["uri"].to_pylist(), then, strict=True)
-        )
-        names = sorted({uri for uri, _ in changed}) or [str(recipe.split or recipe.labels)]
+        names = sorted({uri for uri, *_ in now ^ then}) or [str(recipe.split or recipe.labels)]
         console.print(
             f"{len(names)} sources changed since the build was stopped, such as '{names[0]}': it cuts them anew",
             soft_wrap=True,
@@ -153,10 +149,9 @@ def _draw_splits(recipe: Recipe, sources: pa.Table) -> pa.Table:
     """Hold out a share of the usable sources, where the recipe asks for it."""
     if not recipe.test_share:
         return sources
-    refused = sources["refused"].to_pylist()
-    usable = [uri for uri, why in zip(sources["uri"].to_pylist(), refused, strict=True) if not why]
-    drawn = iter(draw_splits(usable, recipe.test_share))
-    split = ["train" if why else next(drawn) for why in refused]
+    usable = pc.equal(sources["refused"], "")
+    split = np.full(len(sources), "train", object)
+    split[usable.to_numpy()] = draw_splits(sources["uri"].filter(usable).to_pylist(), recipe.test_share)
     return sources.set_column(1, SOURCES.field("split"), pa.array(split, pa.string()))
 
 

@@ -6,7 +6,6 @@ them as queries in all eight orientations; all tasks map the same files, so memo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -21,8 +20,8 @@ from geomim.corpus.duplicates.hamming import Band, BandIndex, choose_bands, inde
 from geomim.corpus.duplicates.verify import MIN_CORRELATION, correlation
 from geomim.corpus.pipeline.edges import EDGES, edge_table
 from geomim.corpus.pipeline.executor import Workers
-from geomim.corpus.pipeline.shuffle import gather, parts, save, save_parts, scatter, stage_folder
-from geomim.corpus.pipeline.staged import staged
+from geomim.corpus.pipeline.shuffle import gather, parts, save, save_parts, scatter
+from geomim.corpus.pipeline.staged import Staged, staged
 from geomim.corpus.store import write_table
 
 QUERIES = 250_000  # hashes of a task: some seconds of work
@@ -31,39 +30,25 @@ _PAIRS = 200_000  # verified at once: 800 MB of signatures
 _KEYS = pa.schema([("phash", pa.uint64()), ("id", pa.int64())])
 
 
-def find_near(work: Path, aside: pa.Table, tiles: int, radius: int, workers: Workers) -> Path:
+def find_near(folder: Path, aside: pa.Table, tiles: int, radius: int, workers: Workers) -> None:
     """Find all pairs of tiles whose hashes lie within a radius in one of eight orientations, and verify them.
 
     Args:
-        work: Folder of the build.
+        folder: Empty, in the folder of unfinished work; receives Parquet files of `EDGES`.
         aside: Tiles that are not compared (column `id`).
         tiles: How many there are.
         radius: Bits.
         workers: Runs it.
-
-    Returns:
-        Folder with Parquet files of `EDGES`.
     """
-    done = work / "near"
-    if done.exists():
-        return done
-    folder, inline = stage_folder(done), tiles < 20_000
-    count = parts(tiles)
-    write_table(work / "aside-of-near.parquet", aside)
-    workers.run("hashing apart", _scatter, [(task, work, folder, count) for task in staged(work).folders], inline)
-    sizes = workers.run("sorting hashes", sort_hashes, [(folder, part) for part in range(count)], inline)
-    join_hashes(folder, sizes)
-    unique = sum(size for size, _ in sizes)
-    search_all(work, folder, radius, unique, workers, inline)
-    os.replace(folder, done)
-    return done
-
-
-def search_all(work: Path, folder: Path, radius: int, unique: int, workers: Workers, inline: bool) -> None:
-    """Index `hashes.npy` and search it; edges land in files beside it."""
+    count, inline = parts(tiles), tiles < 20_000
+    write_table(folder / "aside.parquet", aside)
+    tasks = staged(folder.parent).folders
+    workers.run("hashing apart", _scatter, [(task, folder, count) for task in tasks], inline)
+    sizes = workers.run("sorting hashes", _sort, [(folder, part) for part in range(count)], inline)
+    unique = join_groups(folder, sizes, "ids", np.dtype(np.int64))
     bands = choose_bands(unique, radius)
     index_all(folder, bands, workers, inline)
-    slices = [(work, folder, radius, bands, low, min(low + QUERIES, unique)) for low in range(0, unique, QUERIES)]
+    slices = [(folder, bands, low, min(low + QUERIES, unique)) for low in range(0, unique, QUERIES)]
     workers.run("searching near duplicates", _search, slices, inline)
 
 
@@ -72,10 +57,10 @@ def index_all(folder: Path, bands: tuple[Band, ...], workers: Workers, inline: b
     workers.run("indexing hashes", _index, [(folder, bands, which) for which in range(len(bands))], inline)
 
 
-def _scatter(task: Path, work: Path, folder: Path, count: int) -> None:
+def _scatter(task: Path, folder: Path, count: int) -> None:
     columns = ["id", "phash", "valid_fraction", "low_information"]
     table = pq.read_table(task / "tiles.parquet", columns=columns)
-    aside = pq.read_table(work / "aside-of-near.parquet")["id"]
+    aside = pq.read_table(folder / "aside.parquet")["id"]
     usable = pc.and_(pc.greater(table["valid_fraction"], 0), pc.invert(table["low_information"]))
     table = table.filter(pc.and_(usable, pc.invert(pc.is_in(table["id"], aside))))
     hashes = table["phash"].to_numpy().view(np.uint64)
@@ -88,28 +73,34 @@ def partition(hashes: np.ndarray, count: int) -> np.ndarray:
     return (hashes >> np.uint64(32)).astype(np.int64) * count >> 32
 
 
-def sort_hashes(folder: Path, part: int) -> tuple[int, int]:
-    """Distinct hashes of a partition, and the tiles that have each; returns how many of both."""
+def _sort(folder: Path, part: int) -> tuple[int, int]:
     table = gather(folder / "keys", part, _KEYS).sort_by([("phash", "ascending"), ("id", "ascending")])
-    unique, starts = np.unique(table["phash"].to_numpy(), return_index=True)
-    save(folder / f"hashes-{part:05d}.npy", unique)
-    save(folder / f"groups-{part:05d}.npy", starts)
-    save(folder / f"ids-{part:05d}.npy", table["id"].to_numpy())
-    return len(unique), len(table)
+    return save_groups(folder, part, table["phash"].to_numpy(), "ids", table["id"].to_numpy())
 
 
-def join_hashes(folder: Path, sizes: list[tuple[int, int]]) -> None:
-    """Partitions one behind the other, without holding them."""
+def save_groups(folder: Path, part: int, hashes: np.ndarray, name: str, members: np.ndarray) -> tuple[int, int]:
+    """Write the distinct hashes of a sorted partition, and the members that have each; returns how many of both."""
+    unique, starts = np.unique(hashes, return_index=True)
+    for kind, array in (("hashes", unique), ("groups", starts), (name, members)):
+        save(folder / f"{kind}-{part:05d}.npy", array)
+    return len(unique), len(members)
+
+
+def join_groups(folder: Path, sizes: list[tuple[int, int]], name: str, dtype: np.dtype) -> int:
+    """Put partitions one behind the other, without holding them; returns how many distinct hashes there are."""
     unique, members = (sum(column) for column in zip(*sizes, strict=True))
     ends = np.cumsum([more for _, more in sizes])
 
-    def loaded(name: str) -> Iterator[np.ndarray]:
-        return (np.load(folder / f"{name}-{part:05d}.npy") for part in range(len(sizes)))
+    def taken(kind: str) -> Iterator[np.ndarray]:
+        for part in range(len(sizes)):
+            yield np.load(folder / f"{kind}-{part:05d}.npy")
+            (folder / f"{kind}-{part:05d}.npy").unlink()
 
-    begins = (starts + end - more for starts, end, (_, more) in zip(loaded("groups"), ends, sizes, strict=True))
-    save_parts(folder / "hashes.npy", np.dtype(np.uint64), unique, loaded("hashes"))
+    begins = (starts + end - more for starts, end, (_, more) in zip(taken("groups"), ends, sizes, strict=True))
+    save_parts(folder / "hashes.npy", np.dtype(np.uint64), unique, taken("hashes"))
     save_parts(folder / "groups.npy", np.dtype(np.int64), unique + 1, chain(begins, [np.array([members])]))
-    save_parts(folder / "ids.npy", np.dtype(np.int64), members, loaded("ids"))
+    save_parts(folder / f"{name}.npy", dtype, members, taken(name))
+    return unique
 
 
 def _index(folder: Path, bands: tuple[Band, ...], which: int) -> None:
@@ -126,11 +117,12 @@ def load_index(folder: Path, which: int) -> BandIndex:
     return BandIndex(*(np.load(folder / f"{name}-{which}.npy", mmap_mode="r") for name in _ARRAYS))
 
 
-def _search(work: Path, folder: Path, radius: int, bands: tuple[Band, ...], low: int, high: int) -> None:
+def _search(folder: Path, bands: tuple[Band, ...], low: int, high: int) -> None:
     """Pairs of a slice of hashes with all others, verified."""
     hashes = np.load(folder / "hashes.npy", mmap_mode="r")
     queries = np.ascontiguousarray(orientations(np.asarray(hashes[low:high])))
-    found, distances, turns = [], [], []
+    same = np.arange(low, high)
+    found, distances, turns = [np.stack([same, same], 1)], [np.zeros_like(same)], [np.zeros_like(same)]
     for which in range(len(bands)):
         pairs, distance = search_band(bands, which, load_index(folder, which), queries.ravel())
         turn, query = np.divmod(pairs[:, 0], high - low)
@@ -139,15 +131,12 @@ def _search(work: Path, folder: Path, radius: int, bands: tuple[Band, ...], low:
         found.append(pairs[ahead])
         distances.append(distance[ahead])
         turns.append(turn[ahead])
-    same = np.arange(low, high)
-    pairs = np.concatenate([np.stack([same, same], 1), *found])
-    distance = np.concatenate([np.zeros(len(same), np.int64), *distances])
-    turn = np.concatenate([np.zeros(len(same), np.int64), *turns])
+    pairs, distance, turn = (np.concatenate(column) for column in (found, distances, turns))
     starts, ids = np.load(folder / "groups.npy", mmap_mode="r"), np.load(folder / "ids.npy", mmap_mode="r")
     tables = [EDGES.empty_table()]
     for first in range(0, len(pairs), QUERIES):
         some = slice(first, first + QUERIES)
-        tables.append(_verified(work, *_members(pairs[some], distance[some], turn[some], starts, ids)))
+        tables.append(_verified(staged(folder.parent), *_members(pairs[some], distance[some], turn[some], starts, ids)))
     table = _best(pa.concat_tables(tables))
     write_table(folder / f"edges-{low:012d}.parquet", table)
 
@@ -156,32 +145,19 @@ def _members(
     pairs: np.ndarray, distance: np.ndarray, turn: np.ndarray, starts: np.ndarray, ids: np.ndarray
 ) -> tuple[np.ndarray, ...]:
     """Pairs of hashes to pairs of tiles `(a, b)`, with distance and orientation that turns `a` into `b`."""
-    first, second, far, turned = [], [], [], []
-    sizes = np.diff(starts)
-    alone = (sizes[pairs[:, 0]] == 1) & (sizes[pairs[:, 1]] == 1) & (pairs[:, 0] != pairs[:, 1])
-    first.append(ids[starts[pairs[alone, 0]]])
-    second.append(ids[starts[pairs[alone, 1]]])
-    far.append(distance[alone])
-    turned.append(turn[alone])
-    crowded = np.flatnonzero(~alone & ((pairs[:, 0] != pairs[:, 1]) | (sizes[pairs[:, 0]] > 1)))
-    for place in crowded.tolist():
-        one, two = (np.asarray(ids[starts[group] : starts[group + 1]]) for group in pairs[place])
-        a, b = (side.ravel() for side in np.meshgrid(one[:_CROWD], two, indexing="ij"))
-        if pairs[place, 0] == pairs[place, 1]:
-            a, b = a[a < b], b[a < b]
-        first.append(a)
-        second.append(b)
-        far.append(np.full(len(a), distance[place]))
-        turned.append(np.full(len(a), turn[place]))
-    a, b, distance, turn = (np.concatenate(column).astype(np.int64) for column in (first, second, far, turned))
-    swapped = a > b
+    one, two = starts[pairs].T
+    many, width = (starts[pairs + 1] - starts[pairs]).T
+    count = np.minimum(many, _CROWD) * width
+    pair = np.repeat(np.arange(len(pairs)), count)
+    first, second = np.divmod(np.arange(len(pair)) - np.repeat(np.cumsum(count) - count, count), width[pair])
+    a, b = ids[one[pair] + first], ids[two[pair] + second]
+    kept = (one != two)[pair] | (a < b)  # of a group with itself each pair once
+    a, b, distance, turn = a[kept], b[kept], distance[pair[kept]], turn[pair[kept]]
     back = np.array([inverse(k) for k in range(8)])
-    return np.minimum(a, b), np.maximum(a, b), distance, np.where(swapped, back[turn], turn)
+    return np.minimum(a, b), np.maximum(a, b), distance, np.where(a > b, back[turn], turn)
 
 
-def _verified(work: Path, a: np.ndarray, b: np.ndarray, distance: np.ndarray, turn: np.ndarray) -> pa.Table:
-    """Candidates whose pixels agree."""
-    tiles = staged(work)
+def _verified(tiles: Staged, a: np.ndarray, b: np.ndarray, distance: np.ndarray, turn: np.ndarray) -> pa.Table:
     alike = np.empty(len(a), np.float32)
     for first in range(0, len(a), _PAIRS):
         some = slice(first, first + _PAIRS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import xxhash
 from geomim.corpus.duplicates.geometry import HOUR, overlapping, same_day
 from geomim.corpus.pipeline.edges import edge_table
 from geomim.corpus.pipeline.executor import Workers
-from geomim.corpus.pipeline.shuffle import gather, parts, scatter, stage_folder
+from geomim.corpus.pipeline.shuffle import gather, parts, scatter
 from geomim.corpus.pipeline.staged import staged
 from geomim.corpus.store import write_table
 
@@ -22,34 +21,26 @@ MIN_SHARE = 0.1
 """Share of the smaller footprint from which an overlap is written down; which ones count is decided later."""
 
 _KEYS = pa.schema(
-    [("id", pa.int64()), ("source", pa.string()), ("acquisition", pa.string()), ("geometry", pa.binary())]
+    {"id": pa.int64(), "source": pa.string(), "acquisition": pa.string(), "geometry": pa.binary()}
+    | {"time": pa.timestamp("us"), "late": pa.bool_()}
 )
-_KEYS = _KEYS.append(pa.field("time", pa.timestamp("us"))).append(pa.field("late", pa.bool_()))
 """Tiles by sensor and day; `late` ones, of the day before, are there a second time, for those of after midnight."""
 
 
-def find_overlaps(work: Path, tiles: int, least: float, workers: Workers) -> Path:
+def find_overlaps(folder: Path, tiles: int, least: float, workers: Workers) -> None:
     """Find overlapping footprints among tiles of one acquisition (`same_day`) that come from different files.
 
     The same place on another day is no duplicate. Tiles of one file overlap only where a stride asks them to.
 
     Args:
-        work: Folder of the build.
+        folder: Empty, in the folder of unfinished work; receives Parquet files of `EDGES`.
         tiles: How many there are.
         least: Share of valid pixels from which a tile is compared.
         workers: Runs it.
-
-    Returns:
-        Folder with Parquet files of `EDGES`.
     """
-    done = work / "overlaps"
-    if done.exists():
-        return done
-    folder, count, inline = stage_folder(done), parts(tiles), tiles < 20_000
-    workers.run("sorting footprints", _scatter, [(task, folder, count, least) for task in staged(work).folders], inline)
+    count, inline, tasks = parts(tiles), tiles < 20_000, staged(folder.parent).folders
+    workers.run("sorting footprints", _scatter, [(task, folder, count, least) for task in tasks], inline)
     workers.run("overlapping footprints", _overlaps, [(folder, part) for part in range(count)], inline)
-    os.replace(folder, done)
-    return done
 
 
 def _scatter(task: Path, folder: Path, count: int, least: float) -> None:
@@ -65,9 +56,9 @@ def _scatter(task: Path, folder: Path, count: int, least: float) -> None:
     day = np.append(days[0], days[1][twice])
     acquisition = [f"{sensor} {on}" for sensor, on in zip(table["sensor"].take(rows).to_pylist(), day, strict=True)]
     key = np.array([xxhash.xxh3_64_intdigest(one.encode()) % count for one in acquisition], np.int64)
-    table = table.select(["id", "source", "time", "geometry"]).take(rows)
-    table = table.append_column("acquisition", pa.array(acquisition, pa.string())).append_column("late", pa.array(late))
-    scatter(folder / "keys", task.name, table.select(_KEYS.names), key, count)
+    columns = {name: table[name].take(rows) for name in ("id", "source", "time", "geometry")}
+    columns |= {"acquisition": acquisition, "late": late}
+    scatter(folder / "keys", task.name, pa.table(columns, _KEYS), key, count)
 
 
 def _overlaps(folder: Path, part: int) -> None:

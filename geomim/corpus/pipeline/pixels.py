@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -35,13 +35,7 @@ from geomim.corpus.store import IGNORE
 
 @dataclass(frozen=True)
 class Pixels:
-    """What all tiles of a corpus share.
-
-    Attributes:
-        dtype: Of the pixels.
-        bands: How many.
-        compression: Of the arrays, for archives; None where training reads them.
-    """
+    """What all tiles of a corpus share: type and number of bands, and how archives are compressed."""
 
     dtype: str
     bands: int
@@ -51,14 +45,7 @@ class Pixels:
 def write_pixels(work: Path, out: Path, pixels: Pixels, workers: Workers, inline: bool) -> None:
     """Write `tiles.zarr`: an array of images a size, of validity where not all is valid, of masks where there are any.
 
-    A shard is a task and a file: one that is there is done.
-
-    Args:
-        work: Folder of the build.
-        out: Folder of the corpus, whose `catalogue` is there; nothing happens where `tiles.zarr` is, too.
-        pixels: What all tiles share.
-        workers: Runs it.
-        inline: Count in this process.
+    A shard is a task and a file: one that is there is done, and so is all where `tiles.zarr` is there.
     """
     if (out / "tiles.zarr").exists():
         return
@@ -79,19 +66,12 @@ def write_pixels(work: Path, out: Path, pixels: Pixels, workers: Workers, inline
 _INLINE_SHARDS = 3
 
 
-@dataclass(frozen=True)
-class _Slots:
-    """Tiles of one size in one part of the catalogue.
+class _Slots(NamedTuple):
+    """Tiles of one size in one part of the catalogue."""
 
-    Attributes:
-        runs: `(k, 2)` int64, first slot and one behind the last of each run.
-        all_valid: Whether every pixel is.
-        masked: Whether any has a mask.
-    """
-
-    runs: np.ndarray
+    runs: np.ndarray  # (k, 2), first slot and one behind the last of each run
     all_valid: bool
-    masked: bool
+    masked: bool  # whether any has a mask
 
 
 def _slots(part: Path) -> dict[int, _Slots]:
@@ -142,7 +122,6 @@ def _arrays(
 
 
 def _write(path: Path, layout: ArrayLayout, number: int, parts: _Parts) -> None:
-    """Write one shard from the staged tiles of some parts."""
     tiles = _tiles_of(layout, number, parts)
     if path.name != "image" or layout.compression is not None:
         write_shard(path, layout, number, _values(path.name, layout, tiles, parts))

@@ -64,27 +64,15 @@ the masks beside them, else -1."""
 class Plan:
     """How scenes are read and cut; the same for every task of a build.
 
-    Attributes:
-        grid: Sizes and places of the tiles.
-        sensor: Sensor as the user gave it, or None.
-        bands: Bands as the user gave them, or None.
-        resolution: Metres of a pixel that bands are brought to, or None.
-        warp: Grid that scenes are warped to, or None.
-        clouds: Where cloud masks come from, or None.
-        masks: Folder of label rasters, or None.
-        crops: Whether block hashes of tiles without a place are taken.
-        harmonise: Whether the 1000 of baseline 04.00 is taken off the numbers of Sentinel-2.
+    See `build` for the meaning of each; `options` are `resolution`, `warp`, `clouds` and `harmonise` of `open_scene`.
     """
 
     grid: Grid
-    sensor: Sensor | None = None
-    bands: list[str] | None = None
-    resolution: float | None = None
-    warp: str | None = None
-    clouds: str | None = None
-    masks: str | None = None
-    crops: bool = True
-    harmonise: bool = False
+    sensor: Sensor | None
+    bands: list[str] | None
+    masks: str | None
+    crops: bool
+    options: dict[str, Any]
 
     def open(self, uri: str, card: str | None) -> Scene:
         """Open a source.
@@ -93,8 +81,7 @@ class Plan:
             uri: Where it is.
             card: Which card says what its bands are, or None; the user's own word comes first.
         """
-        options = {"resolution": self.resolution, "warp": self.warp, "clouds": self.clouds}
-        return open_item(Item(uri, card=card), self.sensor, self.bands, **options, harmonise=self.harmonise)
+        return open_item(Item(uri, card=card), self.sensor, self.bands, **self.options)
 
     def described(self) -> str:
         """All that decides what is cut, as JSON, with what the sensor's file says."""
@@ -107,34 +94,22 @@ class Plan:
         Raises:
             InputError: A folder is not there, or holds several masks for the source.
         """
-        clouds = cloud_file(self.clouds, uri)
+        clouds = cloud_file(self.options["clouds"], uri)
         return (open_masks(self.masks).files(uri) if self.masks else []) + ([clouds] if clouds else [])
 
 
 def state(plan: Plan, uri: str) -> tuple[int, int]:
     """Size and last change of the local files that a source's tiles are made of; -1 where there is none."""
-    plain = uri.lower().endswith(_PLAIN) and not uri.startswith("/vsi")
     try:
-        status = [os.stat(file) for file in ([uri] if plain else source_files(uri)) + plan.beside(uri)]
+        status = [os.stat(file) for file in source_files(uri) + plan.beside(uri)]
     except (OSError, InputError):
         return -1, -1
     # the sum, not the latest: a file that an older one takes the place of has changed, too
     return sum(one.st_size for one in status) or -1, sum(one.st_mtime_ns for one in status) % 2**62 if status else -1
 
 
-_PLAIN = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2")  # one file each
-
-
 def scan(plan: Plan, rows: Rows) -> pa.Table:
-    """Open sources without reading their pixels.
-
-    Args:
-        plan: How.
-        rows: Of `GIVEN`.
-
-    Returns:
-        Rows of `SOURCES`.
-    """
+    """Open sources without reading their pixels: from rows of `GIVEN` to rows of `SOURCES`."""
     given = rows.table
     found: dict[str, list[Any]] = {field.name: [] for field in _FOUND}
     for uri, card in zip(given["uri"].to_pylist(), given["card"].to_pylist(), strict=True):
@@ -170,7 +145,9 @@ def scan_all(plan: Plan, given: pa.Table, workers: Workers) -> pa.Table:
     _check_one_sensor(sources)
     sources = _of_one_type(sources)
     if pc.all(pc.not_equal(sources["refused"], "")).as_py():
-        raise InputError(_nothing(sources))
+        reasons = sources["refused"].unique().to_pylist()
+        more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+        raise InputError(f"none of the {len(sources)} sources can be used: {'; '.join(reasons[:5])}{more}")
     return sources
 
 
@@ -216,22 +193,15 @@ def _of_one_type(sources: pa.Table) -> pa.Table:
     if len(counts) < 2:
         return sources
     (usual, count), *_ = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    dtype = sources["dtype"]
-    other = pc.and_(pc.not_equal(dtype, ""), pc.not_equal(dtype, usual))
+    other = pc.invert(pc.is_in(sources["dtype"], pa.array(["", usual])))
     why = f" and {count} other sources {usual}, and a corpus holds one type: build a corpus of its own, or convert it"
-    uris, kinds = sources["uri"].filter(other), dtype.filter(other)
+    uris, kinds = (sources[name].filter(other) for name in ("uri", "dtype"))
     reasons = pc.binary_join_element_wise("'", uris, "' stores ", kinds, why, "").combine_chunks()  # of these alone
     refused = pc.replace_with_mask(sources["refused"].combine_chunks(), other.combine_chunks(), reasons)
     new = {"refused": refused, "tiles": pc.if_else(other, 0, sources["tiles"])}
     for name, column in new.items():
         sources = sources.set_column(sources.column_names.index(name), SOURCES.field(name), column)
     return sources
-
-
-def _nothing(sources: pa.Table) -> str:
-    reasons = sources["refused"].unique().to_pylist()
-    more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
-    return f"none of the {len(sources)} sources can be used: {'; '.join(reasons[:5])}{more}"
 
 
 @dataclass(frozen=True)

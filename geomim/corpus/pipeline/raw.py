@@ -55,12 +55,9 @@ class RawFile:
 
 
 class ImageFiles:
-    """Images of one size on their way to disk, in files of a shard each, of which one is open; `close` them.
+    """Images of one size, of `record` bytes, on their way to disk; `close` them.
 
-    Args:
-        folder: Of the task.
-        size: Edge of the tiles.
-        record: Bytes of an image.
+    They go to files of a shard each, of which one is open.
     """
 
     def __init__(self, folder: Path, size: int, record: int) -> None:

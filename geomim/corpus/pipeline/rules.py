@@ -20,18 +20,10 @@ DECIDED = ("kept", "reason", "duplicate_of", "cluster")
 
 @dataclass(frozen=True)
 class Rules:
-    """What is asked of a tile.
+    """What is asked of a tile; see `build` for the meaning of each.
 
-    Attributes:
-        min_valid: Least share of valid pixels, 0 to 1.
-        max_cloud: Largest share of clouds among them, 0 to 1; tiles without a cloud mask pass. None: not asked.
-        where: SQL condition on the catalogue's columns that a tile must meet, or None.
-        quota: Tiles of low information that are kept of each scene: sea and desert are classes, but a few tell all.
-        licence: Licences to keep, as the catalogue spells them; all where None.
-        non_commercial: Keep tiles of sources that forbid commercial use.
-        near: Bits within which verified near-copies are dropped; None keeps them.
-        overlap: Share of the smaller of two overlapping tiles from which one is dropped; None keeps both.
-        protect: Never drop val and test tiles as duplicates: a published split stays whole, its copies leave train.
+    Tiles without a cloud mask pass `max_cloud`. `licence` is `only_licence` there. With `protect`, val and test tiles
+    are never dropped as duplicates: a published split stays whole, its copies leave train.
     """
 
     min_valid: float = 0.5

@@ -46,8 +46,7 @@ def scatter(folder: Path, task: str, table: pa.Table, key: np.ndarray, count: in
 
 def gather(folder: Path, part: int, schema: pa.Schema) -> pa.Table:
     """All rows of one partition, in the order of the tasks' names."""
-    files = sorted((folder / f"part-{part:05d}").glob("*.parquet"))
-    return pa.concat_tables([schema.empty_table(), *(pq.read_table(file).cast(schema) for file in files)])
+    return read_tables(sorted((folder / f"part-{part:05d}").glob("*.parquet")), schema)
 
 
 def save(path: Path, array: np.ndarray) -> None:
@@ -65,12 +64,7 @@ def save_parts(path: Path, dtype: np.dtype, count: int, parts: Iterable[np.ndarr
 
 
 def discard(folder: Path, aside: Path) -> None:
-    """Remove a folder such that a kill leaves nothing under its name.
-
-    Args:
-        folder: What is removed.
-        aside: On the same disk; a name that means nothing.
-    """
+    """Remove a folder such that a kill leaves nothing under its name; `aside`, on the same disk, means nothing."""
     shutil.rmtree(aside, ignore_errors=True)
     os.replace(folder, aside)
     shutil.rmtree(aside)
@@ -84,7 +78,6 @@ def stage_folder(folder: Path) -> Path:
     return part
 
 
-def read_tables(files: Sequence[Path], schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+def read_tables(files: Sequence[Path], schema: pa.Schema) -> pa.Table:
     """Parquet files one below the other."""
-    empty = schema.empty_table() if columns is None else schema.empty_table().select(columns)
-    return pa.concat_tables([empty, *(pq.read_table(file, columns=columns).cast(empty.schema) for file in files)])
+    return pa.concat_tables([schema.empty_table(), *(pq.read_table(file).cast(schema) for file in files)])

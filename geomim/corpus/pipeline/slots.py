@@ -7,8 +7,8 @@ each task) goes into the holes first and then behind: the slots 0, 1, 2, ... are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,39 +22,25 @@ from geomim.corpus.shards import whole_shard
 from geomim.corpus.store import write_table
 
 
-@dataclass(frozen=True)
-class _Count:
-    """Tiles of one size in a task: how many, and the places of those that are exact copies, ascending."""
+class _Count(NamedTuple):
+    """Tiles of one size in a task."""
 
     tiles: int
-    copies: np.ndarray
+    copies: np.ndarray  # places of those that are exact copies, ascending
 
 
-@dataclass(frozen=True)
-class _Room:
-    """Slots for the tiles of one size of a task.
+class _Room(NamedTuple):
+    """Slots for the tiles of one size of a task."""
 
-    Attributes:
-        home: Tiles that stay in the files where they were staged: the first so many places.
-        first: Slot of the first of them.
-        others: `(n,)` slots of all other tiles that are no copies.
-    """
-
-    home: int
-    first: int
-    others: np.ndarray
+    home: int  # tiles that stay in the files where they were staged: the first so many places
+    first: int  # slot of the first of them
+    others: np.ndarray  # slots of all other tiles that are no copies
 
 
 def assign_slots(work: Path, folder: Path, copies: pa.Table, pixels: Pixels, workers: Workers, inline: bool) -> None:
     """Write `tiles-*.parquet`: the facts of each task with `slot` and `original`; and `copies.parquet`.
 
-    Args:
-        work: Folder of the build.
-        folder: Where to.
-        copies: Exact copies; they share the slot of their original.
-        pixels: What all tiles share.
-        workers: Runs it.
-        inline: Stay in this process.
+    Exact copies share the slot of their original.
     """
     write_table(folder / "copies.parquet", copies)
     tasks = staged(work).folders
@@ -73,13 +59,9 @@ def assign_slots(work: Path, folder: Path, copies: pa.Table, pixels: Pixels, wor
 def _count(task: Path, folder: Path) -> dict[int, _Count]:
     tiles = pq.read_table(task / "tiles.parquet", columns=["id", "size", "place"])
     ids = tiles["id"].to_numpy()
-    copied = pa.array(originals(ids, pq.read_table(folder / "copies.parquet")) != ids)
-    result = {}
-    for size in tiles["size"].unique().to_pylist():
-        some = pc.equal(tiles["size"], size)
-        places = tiles.filter(pc.and_(some, copied))["place"].to_numpy()
-        result[size] = _Count(pc.sum(some).as_py(), places)
-    return result
+    copied = originals(ids, pq.read_table(folder / "copies.parquet")) != ids
+    sizes, places = tiles["size"].to_numpy(), tiles["place"].to_numpy()
+    return {size: _Count((sizes == size).sum(), places[(sizes == size) & copied]) for size in np.unique(sizes).tolist()}
 
 
 def _share(counts: list[_Count], per_file: int) -> list[_Room]:

@@ -17,8 +17,7 @@ from geomim.corpus.pipeline.staging import grey
 from geomim.corpus.reader import TileArray
 from geomim.corpus.store import write_table
 
-SIGNATURE = (GRID * GRID,)
-"""Shape of a staged signature."""
+_SIGNATURE = (GRID * GRID,)  # shape of one
 
 
 class Staged:
@@ -60,9 +59,9 @@ class Staged:
 
     def signatures(self, ids: np.ndarray) -> np.ndarray:
         """Block means of tiles, `(n, 1024)` float16."""
-        result = np.empty((len(ids), *SIGNATURE), np.float16)
+        result = np.empty((len(ids), *_SIGNATURE), np.float16)
         for number, group, rows in self._by_task(ids):
-            result[group] = self._raw(self.folders[number] / "signature.raw", np.float16, SIGNATURE)[rows]
+            result[group] = self._raw(self.folders[number] / "signature.raw", np.float16, _SIGNATURE)[rows]
         return result
 
     def greys(self, ids: np.ndarray, dtype: np.dtype, bands: int) -> list[np.ndarray]:

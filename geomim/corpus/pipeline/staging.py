@@ -50,6 +50,7 @@ HASHES = pa.schema(
 """A row a source that was cut; `xxh3` is null where the file is remote; `classes` are those of its own mask;
 `taken_off` is what its numbers lost to mean the same as others'; `notes` say what was guessed or lost."""
 
+_QUALITY = ("valid_fraction", "saturated_fraction", "information", "low_information")
 _CORNERS = 32  # block hashes of a tile up to 256 px; larger ones get more, as their area is
 _BATCH_BYTES = 16 * 2**20  # pixels that are fingerprinted at once
 
@@ -58,11 +59,6 @@ def cut(plan: Plan, task: Task, folder: Path) -> None:
     """Cut the sources of a task into tiles and stage them in a folder, which appears when it is whole.
 
     A scene that fails half-way leaves no tile behind; it is listed in `skipped.parquet`.
-
-    Args:
-        plan: How.
-        task: Which sources.
-        folder: Where to; an interrupted attempt beside it is removed.
     """
     part = stage_folder(folder)
     skipped, hashes = [], []
@@ -80,8 +76,7 @@ def cut(plan: Plan, task: Task, folder: Path) -> None:
                     classes = list(scene.annotations.classes) if scene.annotations else []
                 facts = {"classes": classes, "taken_off": scene.taken_off or None, "notes": list(scene.notes) or None}
                 size, digest = source_hash(source["uri"]) or (-1, None)
-                row = {"uri": source["uri"], "bytes": size, "xxh3": digest, "tiles": source["tiles"]}
-                hashes.append(row | facts)
+                hashes.append(source | facts | {"bytes": size, "xxh3": digest})
             except GeomimError as error:
                 staging.roll_back(mark)
                 skipped.append({"source": source["uri"], "reason": str(error)})
@@ -201,14 +196,11 @@ class Staging:
         masked = self._masked[size]
         rows = []
         for place, (facts, tile, mask) in enumerate(self._waiting):
-            row = facts | {
+            row = facts | {name: getattr(quality, name)[place].item() for name in _QUALITY}
+            row |= {
                 "xxh3": content_hash(tile.pixels),
                 "phash": int(hashes[place]),
-                "valid_fraction": float(quality.valid_fraction[place]),
                 "cloud_fraction": None if known is None else float(quality.cloud_fraction[place]),
-                "saturated_fraction": float(quality.saturated_fraction[place]),
-                "information": float(quality.information[place]),
-                "low_information": bool(quality.low_information[place]),
                 "beside": content_hash(tile.valid),
                 "place": self._counts[size] + place,
                 "pixels": int(counts[place]),

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pytest
 import rasterio
 
+from geomim.corpus import assemble, exclusion
 from geomim.corpus import build as building
-from geomim.corpus import changes, exclusion
 from geomim.corpus.build import build
 from geomim.corpus.changes import decide
 from geomim.corpus.exclusion import exclude
@@ -114,7 +114,7 @@ def no_pages():
         patch.setattr(building, "write_report", lambda folder: None)
         patch.setattr(exclusion, "figures", lambda *_: "")
         patch.setattr(exclusion, "write_report", lambda folder: None)
-        patch.setattr(changes, "write_report", lambda folder: None)
+        patch.setattr(assemble, "write_report", lambda folder: None)
         yield
 
 
