@@ -1,8 +1,10 @@
 """How pictures are cut where nobody says how: whole where they are alike, to the border where they are not."""
 
 import json
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import rasterio
 
@@ -46,6 +48,18 @@ def test_equal_pictures_are_taken_whole(tmp_path, capsys):
     with pytest.raises(CorpusError, match=r"tile: \[100\] there, \[64\] given"):
         build([source], str(tmp_path / "c"), tile=64, workers=1)
     assert len(windows(build([source], str(tmp_path / "c"), tile=64, workers=1, overwrite=True))) == 12
+
+
+def test_a_window_that_is_moved_inside_is_no_copy_of_its_neighbour(tmp_path):
+    y, x = np.mgrid[:128, :130]
+    waves = sum(np.sin(a * y + b * x + a) for a, b in np.random.default_rng(0).uniform(-0.3, 0.3, (40, 2)))
+    folder = Path(pictures(tmp_path / "p", [(128, 130)]))
+    with rasterio.open(folder / "0.png", "w", driver="PNG", count=3, height=128, width=130, dtype="uint8") as to:
+        to.write(np.broadcast_to(128 + 6 * waves, (3, 128, 130)).astype(np.uint8))
+    out = build([str(folder)], str(tmp_path / "c"), tile=128, workers=1)
+    assert [row[2] for row in windows(out)] == [0, 2]
+    assert Corpus.open(out).table()["reason"].to_pylist() == ["", ""]
+    assert len(pq.read_table(out / "catalogue" / "edges.parquet")) == 1  # they do look alike
 
 
 def test_others_are_cut_to_their_borders(tmp_path):

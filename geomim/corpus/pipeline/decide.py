@@ -30,6 +30,9 @@ _WORDS = {
 }
 
 
+_WINDOW = ("row", "col", "size")
+
+
 @dataclass(frozen=True)
 class Tables:
     """The small tables that decide, as files; those that are missing say nothing.
@@ -117,16 +120,16 @@ def crowd(tables: Tables, file: Path, rules: Rules, wanted: Path) -> pa.Table:
     """What decides about the tiles of one part that have a copy or a neighbour: sorted ids in the file `wanted`.
 
     Returns:
-        Columns `id`, `original`, `split`, `valid_fraction`, `cloud_fraction`, `time`, `geometry` and `usable`.
+        The columns `_CROWD`, and `usable`.
     """
     tiles = tables.part(file)
     ids, numbers = np.load(wanted, mmap_mode="r"), tiles["id"].to_numpy()
     there = np.searchsorted(ids, numbers, "right") > np.searchsorted(ids, numbers)
-    columns = ["id", "original", "split", "valid_fraction", "cloud_fraction", "time", "geometry"]
     why = pa.array([not reason for reason in usable(tables, tiles, rules)], pa.bool_())
-    return tiles.select(columns).append_column("usable", why).filter(pa.array(there))
+    return tiles.select(_CROWD).append_column("usable", why).filter(pa.array(there))
 
 
+_CROWD = ["id", "original", "split", "valid_fraction", "cloud_fraction", "time", "geometry", "source", *_WINDOW]
 _TELLING = ("kind", "distance", "correlation", "share")  # columns of an edge
 FATES = pa.schema(
     [("id", pa.int64()), ("keeper", pa.int64()), ("exact", pa.int64()), *(EDGES.field(name) for name in _TELLING)]
@@ -196,11 +199,18 @@ def _edge_between(one: np.ndarray, two: np.ndarray, ends: np.ndarray, edges: pa.
 
 
 def repeating(edges: pa.Table, members: pa.Table) -> pa.Table:
-    """The edges between tiles that may be duplicates: one ground on different days is new data."""
+    """The edges between tiles that may be duplicates.
+
+    One ground on different days is new data; windows of one source that overlap were asked for, by stride or edge.
+    """
     ids = members["id"].to_numpy()
     ends = [members.take(np.searchsorted(ids, edges[end].to_numpy())) for end in ("a", "b")]
     shapes, times = zip(*((end["geometry"].to_pylist(), end["time"].to_numpy()) for end in ends), strict=True)
-    return edges.filter(pa.array(~another_day(shapes, times)))
+    asked = pc.equal(ends[0]["source"], ends[1]["source"]).to_numpy()
+    one, two = ([end[name].to_numpy() for name in _WINDOW] for end in ends)
+    for axis in (0, 1):
+        asked &= (one[axis] < two[axis] + two[2]) & (two[axis] < one[axis] + one[2])
+    return edges.filter(pa.array(~(another_day(shapes, times) | asked)))
 
 
 def counting(edges: pa.Table, rules: Rules) -> pa.Table:
