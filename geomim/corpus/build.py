@@ -133,7 +133,8 @@ def build(
         where: SQL condition on the catalogue's columns that a tile must meet.
         quota: Tiles of low information (sea, desert, snow) that are kept of each scene.
         near: Bits, 0 to 12, in which the perceptual hashes of near duplicates may differ; null keeps near duplicates,
-            also those of val and test. One ground on different days (UTC) is no duplicate unless its pixels are equal.
+            also those of val and test. One ground on different days (UTC) is no duplicate unless its pixels are equal,
+            nor are tiles of one file that overlap: these were asked for.
         overlap: Share of the smaller of two overlapping tiles of different files from which one is dropped, where
             they are one acquisition: of one sensor and day (or less than an hour apart across midnight).
         crops: Look for partly overlapping crops among tiles without a place on Earth or a time: some 11 core-hours
