@@ -81,10 +81,10 @@ def _remove(folder: Path) -> None:
 
 
 @contextmanager
-def working() -> Iterator[Workers]:
-    """Processes under a progress bar."""
+def working(count: int | None = None) -> Iterator[Workers]:
+    """So many processes under a progress bar; one a core where not given."""
     console = Console(stderr=True, markup=False, highlight=False)
-    with Progress(console=console, transient=True) as progress, Workers(progress) as workers:
+    with Progress(console=console, transient=True) as progress, Workers(progress, count) as workers:
         yield workers
 
 

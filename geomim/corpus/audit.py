@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
-from rich.progress import Progress
 
 from geomim import __version__
+from geomim.corpus.assemble import working
 from geomim.corpus.comparison.collection import Collection, collect
 from geomim.corpus.comparison.matching import Footprint, match
 from geomim.corpus.comparison.parts import Crops
@@ -72,7 +72,7 @@ def audit(
         raise CorpusError(f"'{folder}' holds files that are no audit: give another --out")
     console = Console(stderr=True, markup=False, highlight=False)
     left, right = side(a, sensor=sensor, bands=bands), side(b, sensor=sensor, bands=bands)
-    with Progress(console=console, transient=True) as progress, Workers(progress, workers) as pool:
+    with working(workers) as pool:
         one, two = collect_both(left, right, tile, pool)
         found = match(one, two, pool, radius, crops, footprint, buffer)
         asked = {"radius": radius, "crops": crops, "footprint": footprint, "buffer": buffer, "tile": tile}

@@ -250,11 +250,10 @@ def gather_blocks(side: Collection, places: np.ndarray, workers: Workers) -> Blo
     chunks = [places[start : start + _PER_TASK] for start in range(0, len(places), _PER_TASK)]
     calls = [(side.read.some(chunk), chunk) for chunk in chunks]
     parts = workers.run(f"looking for corners in {side.name}", take_blocks, calls, inline=len(places) < 4 * _PER_TASK)
-    columns = zip(*parts, strict=True) if parts else ([np.empty((0, *shape), kind)] for shape, kind in _NO_BLOCKS)
-    return Blocks(*(np.concatenate(column) for column in columns))
+    return Blocks(*(np.concatenate(column) for column in zip(_NO_BLOCKS, *parts, strict=True)))
 
 
-_NO_BLOCKS = (((), np.int64), ((), np.uint64), ((2,), np.int16), ((2,), np.int32))
+_NO_BLOCKS = (np.empty(0, np.int64), np.empty(0, np.uint64), np.empty((0, 2), np.int16), np.empty((0, 2), np.int32))
 
 
 def _tiled(side: Collection) -> np.ndarray:
@@ -281,26 +280,20 @@ def take_blocks(read: Reader, places: np.ndarray) -> tuple[np.ndarray, ...]:
 def _collect_tiles(of: Side, corpus: Corpus, bands: Sequence[str], workers: Workers) -> Collection:
     table = corpus.table(where=pc.field("split").isin(list(of.splits)) if of.splits else None)
     read = CorpusReader(corpus, table, tuple(bands))
-    views = tile_views(table)
-    if bands and tuple(bands) != corpus.sensor.names:  # stored hashes are of all bands
-        views = _rehash(views, read, workers)
-    return Collection(of.name, views, read, corpus.sensor.select(bands) if bands else None, len(table))
-
-
-def tile_views(table: pa.Table) -> pa.Table:
-    """Rows of `VIEWS` of rows of a catalogue, whose hashes are of all its bands."""
-    size = table["size"].cast(pa.int64())
     columns = {name: table[name] for name in ("id", "split", "xxh3", "geometry", "sensor", "time")} | {
         "item": table["source"],
         "row": pc.fill_null(table["row"], 0),
         "col": pc.fill_null(table["col"], 0),
-        "height": size,
-        "width": size,
+        "height": table["size"],
+        "width": table["size"],
         "whole": pa.array(np.ones(len(table), bool)),
         "phash": pa.array(table["phash"].to_numpy().view(np.uint64)),
         "low_information": pc.or_(table["low_information"], pc.less(table["valid_fraction"], 0.5)),
     }
-    return pa.table({name: columns[name] for name in VIEWS.names}).cast(VIEWS)
+    views = pa.table({name: columns[name] for name in VIEWS.names}).cast(VIEWS)
+    if bands and tuple(bands) != corpus.sensor.names:  # stored hashes are of all bands
+        views = _rehash(views, read, workers)
+    return Collection(of.name, views, read, corpus.sensor.select(bands) if bands else None, len(table))
 
 
 def _rehash(views: pa.Table, read: Reader, workers: Workers) -> pa.Table:

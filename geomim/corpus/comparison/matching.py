@@ -86,12 +86,9 @@ def match(
 
 def order(table: pa.Table) -> pa.Table:
     """Sort matches: the most certain kind first, then by distance, correlation and share."""
-    rank = pc.index_in(table["kind"], value_set=pa.array(KINDS))
-    correlated = pc.if_else(pc.is_nan(table["correlation"]), pa.scalar(-2.0, pa.float32()), table["correlation"])
-    keys = pa.table({"rank": rank, "distance": table["distance"], "correlation": correlated, "share": table["share"]})
-    keys = keys.append_column("a", table["a"]).append_column("b", table["b"])
+    ranked = table.append_column("rank", pc.index_in(table["kind"], value_set=pa.array(KINDS)))
     ways = [("rank", "ascending"), ("distance", "ascending"), ("correlation", "descending"), ("share", "descending")]
-    return table.take(pc.sort_indices(keys, [*ways, ("a", "ascending"), ("b", "ascending")]))
+    return table.take(pc.sort_indices(ranked, [*ways, ("a", "ascending"), ("b", "ascending")]))
 
 
 def _representatives(side: Collection) -> np.ndarray:
