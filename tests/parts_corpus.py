@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from whole_arrays import write_array
 
 from geomim.corpus.assemble import decide_anew, working, write_edges
 from geomim.corpus.duplicates.fingerprint import block_means, content_hash, perceptual_hash
 from geomim.corpus.lock import source_hash
 from geomim.corpus.pipeline.copies import COPIES
-from geomim.corpus.shards import write_array, write_groups
+from geomim.corpus.shards import write_groups
 from geomim.corpus.store import CATALOGUE, SKIPPED, write_table
 from geomim.sensors import get_sensor
 

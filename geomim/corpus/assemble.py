@@ -112,8 +112,7 @@ def read_small(corpus: Corpus, name: str) -> pa.Table | None:
 def put(table: pa.Table, name: str, values: Any) -> pa.Table:
     """The table with other values in one column."""
     field = table.schema.field(name)
-    array = values if isinstance(values, pa.ChunkedArray) else pa.array(values, field.type)
-    return table.set_column(table.schema.get_field_index(name), field, array)
+    return table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
 
 
 def images(corpus: Corpus, size: int) -> TileArray:
