@@ -142,7 +142,7 @@ def _say_what_differs(folder: str, corpora: Sequence[Corpus]) -> None:
         console.print(f"excluded tiles stay excluded, but {why}: {again} does it", soft_wrap=True)
 
 
-_CUT = ("tile", "stride", "resolution", "warp", "clouds", "crops", "test_share")
+_CUT = ("tile", "stride", "resolution", "harmonise", "warp", "clouds", "crops", "test_share")
 """Entries of recipes by which the same sources give other tiles, edges or splits."""
 
 

@@ -25,13 +25,14 @@ from geomim.corpus.pipeline.plan import Task, deal
 from geomim.corpus.pipeline.raw import little_endian
 from geomim.corpus.pipeline.shuffle import gather, scatter
 from geomim.corpus.pipeline.staged import Staged
-from geomim.corpus.pipeline.staging import BLOCKS, blocks_of
+from geomim.corpus.pipeline.staging import BLOCKS, HASHES, blocks_of
 from geomim.corpus.reader import TileArray
 from geomim.corpus.shards import write_groups
 from geomim.corpus.store import IGNORE, Corpus, write_table
 
 _INLINE_TILES = 2000
 _BATCH_BYTES = 16 * 2**20  # pixels that are fingerprinted at once
+_SOURCES = HASHES.append(pa.field("file", pa.string()))
 _MOVED = pa.schema(
     [
         *((field.name, field.type) for field in FACTS if field.name not in ("place", "mask_place")),
@@ -81,8 +82,8 @@ def stage(folder: Path, corpora: Sequence[Corpus], slots: Sequence[dict[int, int
         workers: Runs it.
 
     Returns:
-        The sources: `uri`, `bytes`, `xxh3`, `tiles` and `file`, in the order of their tiles' ids, then those without
-        tiles.
+        The sources: `uri`, `bytes`, `xxh3`, `tiles`, `file` and `taken_off`, in the order of their tiles' ids, then
+        those without tiles.
     """
     work, inline = folder / "work", sum(corpus.rows().count_rows() for corpus in corpora) < _INLINE_TILES
     files = [(number, file) for number, one in enumerate(corpora) for file in Tables(one.path / "catalogue").parts()]
@@ -108,7 +109,7 @@ def stage(folder: Path, corpora: Sequence[Corpus], slots: Sequence[dict[int, int
     workers.run("looking at tiles", stage_part, staged, inline)
     Staged.write(work, tasks)
     write_table(work / "sources.parquet", tiled)
-    return sources.select(["uri", "bytes", "xxh3", "tiles", "file"])
+    return sources.select(["uri", "bytes", "xxh3", "tiles", "file", "taken_off"])
 
 
 def count_tiles(file: Path) -> pa.Table:
@@ -125,14 +126,12 @@ def join_sources(corpora: Sequence[Corpus], counted: pa.Table) -> tuple[pa.Table
         counted: Columns `corpus`, `uri` and `tiles`.
 
     Returns:
-        Columns `uri`, `bytes`, `xxh3`, `tiles`, `file` and how many `corpora` have tiles of it; and which row each of
-        `counted` belongs to. Other files under a name that is taken get the name of their corpus before it.
+        Columns `uri`, `bytes`, `xxh3`, `tiles`, `file`, `taken_off` and how many `corpora` have tiles of it; and which
+        row each of `counted` belongs to. Other files under a name that is taken get the name of their corpus before it.
     """
     listed = []
     for number, corpus in enumerate(corpora):
-        table = pq.read_table(corpus.path / "catalogue" / "sources.parquet")
-        file = pc.coalesce(table["file"], table["uri"]) if "file" in table.column_names else table["uri"]
-        table = table.select(["uri", "bytes", "xxh3"]).append_column("file", file)
+        table = pq.read_table(corpus.path / "catalogue" / "sources.parquet", schema=_SOURCES)
         listed.append(table.append_column("corpus", pa.array([number] * len(table))))
     with duckdb.connect() as connection:
         connection.register("listed", pa.concat_tables(listed))
@@ -159,12 +158,14 @@ def join_sources(corpora: Sequence[Corpus], counted: pa.Table) -> tuple[pa.Table
 
 
 _JOINED = """
-CREATE TEMP TABLE known AS SELECT corpus, uri, bytes, xxh3, min(file) AS file FROM listed GROUP BY ALL;
+CREATE TEMP TABLE known AS
+SELECT corpus, uri, bytes, xxh3, min(coalesce(file, uri)) AS file, min(taken_off) AS taken_off
+FROM listed GROUP BY corpus, uri, bytes, xxh3;
 CREATE TEMP TABLE joined AS
 WITH tiles AS (SELECT corpus, uri, sum(tiles) AS tiles FROM counted GROUP BY ALL),
 one AS (
-    SELECT uri, bytes, xxh3, coalesce(sum(tiles), 0)::BIGINT AS tiles, min(file) AS file, count(tiles) AS corpora,
-        min(corpus) AS corpus
+    SELECT uri, bytes, xxh3, coalesce(sum(tiles), 0)::BIGINT AS tiles, min(file) AS file, min(taken_off) AS taken_off,
+        count(tiles) AS corpora, min(corpus) AS corpus
     FROM known LEFT JOIN tiles USING (corpus, uri) GROUP BY uri, bytes, xxh3
 )
 SELECT *, corpus > min(corpus) OVER (PARTITION BY uri) AS other,
