@@ -68,8 +68,7 @@ def new_corpus(out: str, verb: str, **asked: Any) -> Iterator[Path]:
         raise
     os.replace(target / "work", target / "work.done")  # with `work` beside it, no corpus opens
     shutil.rmtree(target / "work.done")
-    write_report(target)
-    print_funnel(Corpus.open(target), Console(stderr=True, markup=False, highlight=False))
+    report(target)
 
 
 def _remove(folder: Path) -> None:
@@ -78,6 +77,12 @@ def _remove(folder: Path) -> None:
         for one in sorted(folder.iterdir(), key=lambda path: path.name == "work"):
             shutil.rmtree(one) if one.is_dir() else one.unlink()
         folder.rmdir()
+
+
+def report(folder: Path) -> None:
+    """Write the page to look at, and print what became of the tiles."""
+    write_report(folder)
+    print_funnel(Corpus.open(folder), Console(stderr=True, markup=False, highlight=False))
 
 
 @contextmanager
