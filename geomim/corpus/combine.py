@@ -70,7 +70,7 @@ def merge(corpora: list[str], out: str) -> Path:
     with new_corpus(out, "merge", corpora=corpora) as folder, working() as workers:
         slots = write_arrays(folder / "tiles.zarr", opened, workers)
         sources = stage(folder, opened, slots, workers)
-        pixels = Pixels(_dtype(opened[0]).name, len(opened[0].sensor.bands))
+        pixels = Pixels(images(opened[0], opened[0].sizes[0]).dtype.name, len(opened[0].sensor.bands))
         tiles = pc.sum(sources["tiles"]).as_py()
         copies, edges = find_duplicates(folder / "work", tiles, pixels, recipe, workers)
         _write_tables(folder, copies)
@@ -253,12 +253,6 @@ def _renamed(edges: pa.Table, old: np.ndarray, new: np.ndarray) -> pa.Table:
     return led(edges, *(new[np.searchsorted(old, edges[end].to_numpy())] for end in ("a", "b")))
 
 
-def _dtype(corpus: Corpus) -> np.dtype:
-    """Type of a corpus's pixels."""
-    dtype: np.dtype = images(corpus, corpus.sizes[0]).dtype
-    return dtype
-
-
 def _check_alike(one: Corpus, two: Corpus) -> None:
     """Refuse what cannot be one corpus."""
     if one.sensor != two.sensor:
@@ -268,8 +262,9 @@ def _check_alike(one: Corpus, two: Corpus) -> None:
             f"'{two.path}' has {two.sensor.name} ({', '.join(two.sensor.names)})"
             + (f" with {two.sensor.deviation(one.sensor)}" if alike else "")
         )
-    if _dtype(one) != _dtype(two):
-        raise CorpusError(f"a corpus holds one type: '{one.path}' holds {_dtype(one)}, '{two.path}' {_dtype(two)}")
+    types = [images(corpus, corpus.sizes[0]).dtype for corpus in (one, two)]
+    if types[0] != types[1]:
+        raise CorpusError(f"a corpus holds one type: '{one.path}' holds {types[0]}, '{two.path}' {types[1]}")
     if masked(one) and masked(two) and one.classes != two.classes:
         raise CorpusError(
             f"their masks have different classes: '{one.path}' has {', '.join(one.classes)}; '{two.path}' has "
