@@ -194,7 +194,11 @@ def _search_all(
         known = pa.concat_tables([known.filter(pc.not_equal(known["benchmark"], benchmark.name)), rows])
         what = "would be dropped" if report_only else "are excluded"
         console.print(f"{benchmark.name}: {len(pc.unique(rows['id'])):,} of {tiles:,} tiles touch it and {what}")
-    return _sorted(known), searched
+    # of each tile the most certain row first: it is the reason that the catalogue gives
+    ranked = known.append_column("rank", pc.index_in(known["kind"], value_set=pa.array(KINDS)))
+    ways = [(name, "ascending") for name in ("id", "rank", "benchmark", "distance")]
+    ways += [("correlation", "descending"), ("item", "ascending")]
+    return known.take(pc.sort_indices(ranked, ways)), searched
 
 
 def _search(benchmark: Side, corpus: Corpus, search: Search, pool: Workers) -> tuple[Collection, pa.Table]:
@@ -223,14 +227,6 @@ def _search(benchmark: Side, corpus: Corpus, search: Search, pool: Workers) -> t
     rows = described.rename_columns({"id_a": "id", "item_b": "item", "split_b": "split"})
     rows = rows.append_column("benchmark", pa.array([benchmark.name] * len(rows), pa.string()))
     return two, rows.select(EXCLUSIONS.names).cast(EXCLUSIONS)
-
-
-def _sorted(table: pa.Table) -> pa.Table:
-    """Of each tile the most certain row first: it is the reason that the catalogue gives."""
-    rank = pc.index_in(table["kind"], value_set=pa.array(KINDS))
-    ways = [(name, "ascending") for name in ("id", "rank", "benchmark", "distance")]
-    ways += [("correlation", "descending"), ("item", "ascending")]
-    return table.take(pc.sort_indices(table.append_column("rank", rank), ways))
 
 
 def _known(corpus: Corpus) -> pa.Table:
