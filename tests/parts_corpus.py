@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from whole_arrays import write_array
 
-from geomim.corpus.assemble import decide_anew, working, write_copies, write_edges
+from geomim.corpus.assemble import decide_anew, working, write_edges
 from geomim.corpus.duplicates.fingerprint import block_means, content_hash, perceptual_hash
 from geomim.corpus.lock import source_hash
-from geomim.corpus.shards import write_array, write_groups
+from geomim.corpus.pipeline.copies import COPIES
+from geomim.corpus.shards import write_groups
 from geomim.corpus.store import CATALOGUE, SKIPPED, write_table
 from geomim.sensors import get_sensor
 
@@ -86,11 +88,14 @@ def write_parts(path, tiles, sources=None, valid=None, masks=None, classes=(), r
     original = np.array([first.setdefault((row["xxh3"], row["beside"]), row["id"]) for row in rows])
     write_groups(path / "tiles.zarr")
     write_table(path / "catalogue" / "tiles-000000.parquet", table.append_column("original", pa.array(original)))
-    write_copies(path / "catalogue", table["id"].to_numpy(), original)
+    ids = table["id"].to_numpy()
+    copy = ids != original
+    write_table(path / "catalogue" / "copies.parquet", pa.table([ids[copy], original[copy]], COPIES))
     write_edges(path / "catalogue", [])
     known = list(dict.fromkeys(uris))
     hashes = [source_hash(uri) or (-1, None) for uri in known]
     listed = {"uri": known, "bytes": [h[0] for h in hashes], "xxh3": pa.array([h[1] for h in hashes], pa.string())}
+    listed["tiles"] = [uris.count(uri) for uri in known]
     write_table(path / "catalogue" / "sources.parquet", pa.table(listed))
     write_table(path / "skipped.parquet", SKIPPED.empty_table())
     meta = {

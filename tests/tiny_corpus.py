@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from whole_arrays import write_array
 
-from geomim.corpus.shards import write_array, write_groups
+from geomim.corpus.shards import write_groups
 from geomim.corpus.store import CATALOGUE, write_catalogue, write_json
 from geomim.sensors import Sensor, get_sensor
 

@@ -10,6 +10,8 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +22,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from geomim.corpus.pipeline.conclude import finish
-from geomim.corpus.pipeline.copies import COPIES
 from geomim.corpus.pipeline.edges import EDGES
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.pipeline.rules import rules_of
 from geomim.corpus.reader import TileArray
 from geomim.corpus.report.report import print_funnel, write_report
-from geomim.corpus.shards import ArrayLayout, write_shard
+from geomim.corpus.shards import ArrayLayout, create_array, link_shard, tiles_per_shard, write_shard
 from geomim.corpus.store import IGNORE, Corpus, write_json, write_table
 from geomim.errors import CorpusError
-
-BY_ID = ("exclusions", "split", "label", "balance")
-"""Small tables with a column `id` that a corpus may have."""
 
 ARRAYS: dict[str, tuple[tuple[str, ...], Any]] = {
     "image": (("tile", "band", "y", "x"), 0),
@@ -40,7 +38,7 @@ ARRAYS: dict[str, tuple[tuple[str, ...], Any]] = {
 }
 """Names of the dimensions of each array of a size, and what a tile reads as that is not stored."""
 
-INLINE_SHARDS = 16
+_INLINE_SHARDS = 16
 """Below so many shards, starting a process costs more than it saves."""
 
 
@@ -88,10 +86,10 @@ def report(folder: Path) -> None:
 
 
 @contextmanager
-def working() -> Iterator[Workers]:
-    """Processes under a progress bar."""
+def working(count: int | None = None) -> Iterator[Workers]:
+    """So many processes under a progress bar; one a core where not given."""
     console = Console(stderr=True, markup=False, highlight=False)
-    with Progress(console=console, transient=True) as progress, Workers(progress) as workers:
+    with Progress(console=console, transient=True) as progress, Workers(progress, count) as workers:
         yield workers
 
 
@@ -100,13 +98,6 @@ def decide_anew(folder: Path, meta: Mapping[str, Any], workers: Workers) -> None
     names = ("sensor", "recipe", "protect", "classes", "searched", "searched_valid")
     kept = {name: meta[name] for name in names if name in meta}
     finish(folder, kept, rules_of(kept), workers)
-
-
-def write_copies(folder: Path, ids: np.ndarray, original: np.ndarray) -> None:
-    """Write `copies.parquet` of a catalogue: the tiles that are exact copies, in id order."""
-    copy = np.flatnonzero(ids != original)
-    order = copy[np.argsort(ids[copy])]
-    write_table(folder / "copies.parquet", pa.table([ids[order], original[order]], COPIES))
 
 
 def write_edges(folder: Path, tables: Sequence[pa.Table]) -> None:
@@ -126,17 +117,19 @@ def read_small(corpus: Corpus, name: str) -> pa.Table | None:
 def put(table: pa.Table, name: str, values: Any) -> pa.Table:
     """The table with other values in one column."""
     field = table.schema.field(name)
-    array = values if isinstance(values, pa.ChunkedArray) else pa.array(values, field.type)
-    return table.set_column(table.schema.get_field_index(name), field, array)
+    return table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
 
 
-def dtype_of(corpus: Corpus) -> np.dtype:
-    """Type of a corpus's pixels."""
-    image = corpus.array("image", corpus.sizes[0])
-    if image is None:
+def images(corpus: Corpus, size: int) -> TileArray:
+    """The pixels of a corpus's tiles of one size.
+
+    Raises:
+        CorpusError: They are not there.
+    """
+    array = corpus.array("image", size)
+    if array is None:
         raise CorpusError(f"'{corpus.path}' lacks its pixels: build the corpus again")
-    dtype: np.dtype = image.dtype
-    return dtype
+    return array
 
 
 def masked(corpus: Corpus) -> bool:
@@ -144,23 +137,58 @@ def masked(corpus: Corpus) -> bool:
     return any(corpus.array("mask", size) is not None for size in corpus.sizes)
 
 
-def bring_shard(path: Path, layout: ArrayLayout, number: int, source: Path | None, slots: np.ndarray) -> None:
-    """Write one shard from tiles of another array; a task.
+def bring_tiles(
+    path: Path, size: int, parts: Sequence[tuple[Corpus, Sequence[int]]], per_shard: int | None, workers: Workers
+) -> list[int]:
+    """Write the arrays of one size from tiles of corpora, one corpus behind the other; `write_groups` is left to do.
+
+    Args:
+        path: `tiles.zarr` of the new corpus.
+        size: Of the tiles.
+        parts: Corpora that have tiles of it, and the slots there of those to bring, ascending.
+        per_shard: Tiles a shard; as many as suit a new array where None.
+        workers: Runs it.
+
+    Returns:
+        Where the tiles of each corpus begin: with a shard of their own.
+    """
+    image = images(parts[0][0], size)
+    counts: np.ndarray = np.array([len(slots) for _, slots in parts])
+    per_shard = per_shard or tiles_per_shard((counts.sum(), *image.shape[1:]), image.dtype)
+    shards = -(-counts // per_shard)
+    first = (np.cumsum(shards) - shards) * per_shard
+    calls = []
+    for name, (names, fill) in ARRAYS.items():
+        arrays = [corpus.array(name, size) for corpus, _ in parts]
+        like = next((array for array in arrays if array is not None), None)
+        if like is None:
+            continue
+        packed, target = like.layout.compression if like.layout else None, path / str(size) / name
+        shape = ((first + counts).max(), *like.shape[1:])
+        layout = create_array(target, shape, like.dtype, names, fill, packed, per_shard)
+        for array, start, (_, slots) in zip(arrays, first.tolist(), parts, strict=True):
+            for done in range(0, len(slots), per_shard):
+                calls.append((target, layout, (start + done) // per_shard, array, slots[done : done + per_shard]))
+    workers.run("copying tiles", bring_shard, calls, inline=len(calls) < _INLINE_SHARDS)
+    return list(first.tolist())
+
+
+def bring_shard(path: Path, layout: ArrayLayout, number: int, array: TileArray | None, slots: Sequence[int]) -> None:
+    """Write one shard from tiles of another array, or share one that is taken whole; a task.
 
     Args:
         path: Folder of the array.
         layout: Its layout.
         number: Of the shard.
-        source: The other array; None where all tiles are fill values.
-        slots: `(n,)` places in it of the shard's tiles, -1 for one that is all fill.
+        array: The other one; None where all tiles are fill values.
+        slots: Places in it of the first tiles of the shard, ascending; what is behind them is all fill.
     """
-    if (path / layout.file(number)).exists():
-        return
-    array = TileArray(source) if source else None
-
-    def tiles() -> Iterator[np.ndarray | None]:
-        for slot in slots.tolist():
-            tile = None if array is None or slot < 0 else array.read([slot])[0]
-            yield None if tile is None or (tile == layout.fill).all() else tile
-
-    write_shard(path, layout, number, tiles())
+    if array is not None and array.layout and replace(array.layout, shape=layout.shape) == layout:
+        there = slots[0] // layout.per_shard
+        whole = array.layout.slots(there)
+        if (slots[0], slots[-1], len(slots)) == (whole[0], whole[-1], len(whole)):
+            link_shard(path, layout, number, array.path / layout.file(there))
+            return
+    tiles = (None if array is None else array.read([slot])[0] for slot in slots)
+    found = (None if tile is None or (tile == layout.fill).all() else tile for tile in tiles)
+    write_shard(path, layout, number, chain(found, repeat(None, len(layout.slots(number)) - len(slots))))

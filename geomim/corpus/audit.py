@@ -10,18 +10,20 @@ from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
-from rich.progress import Progress
 
 from geomim import __version__
+from geomim.corpus.assemble import working
 from geomim.corpus.comparison.collection import Collection, collect
 from geomim.corpus.comparison.matching import Footprint, match
 from geomim.corpus.comparison.parts import Crops
 from geomim.corpus.comparison.sides import Side, common_bands, same_corpus, side
 from geomim.corpus.pipeline.executor import Workers
+from geomim.corpus.pipeline.shuffle import stage_folder
 from geomim.corpus.report.matches import counts, counts_html, counts_table, describe, figures, unreadable_html
 from geomim.corpus.report.page import html_page, html_table
 from geomim.corpus.store import write_json, write_table
 from geomim.errors import CorpusError, InputError
+from geomim.sensors import match_bands
 
 
 def audit(
@@ -70,12 +72,15 @@ def audit(
         raise CorpusError(f"'{folder}' holds files that are no audit: give another --out")
     console = Console(stderr=True, markup=False, highlight=False)
     left, right = side(a, sensor=sensor, bands=bands), side(b, sensor=sensor, bands=bands)
-    with Progress(console=console, transient=True) as progress, Workers(progress, workers) as pool:
+    with working(workers) as pool:
         one, two = collect_both(left, right, tile, pool)
         found = match(one, two, pool, radius, crops, footprint, buffer)
         asked = {"radius": radius, "crops": crops, "footprint": footprint, "buffer": buffer, "tile": tile}
         described = describe(found, one, two)
-        _write(folder, found, described, one, two, asked)
+        title = f"Pairs within {one.name}" if one is two else f"{one.name} and {two.name}"
+        sides = {"a": facts(one)} if one is two else {"a": facts(one), "b": facts(two)}
+        record = {"geomim_version": __version__, "asked": asked, **sides}
+        write_evidence(folder, title, record, found, described, one, two)
     Console(markup=False, highlight=False).print(counts_table(described, f"{one.name} and {two.name}"))
     console.print(f"look at: {folder / 'index.html'}", soft_wrap=True)
     check_readable([one, two], skip_unreadable, folder)
@@ -89,23 +94,14 @@ def collect_both(left: Side, right: Side, tile: int, workers: Workers) -> tuple[
     one = collect(left, bands, tile, workers)
     if _same(left, right):
         return one, one
-    # the other side may call the same bands otherwise
-    theirs = common_bands(second, first) if len(bands) else ()
+    theirs = common_bands(second, first)  # the other side may call the same bands otherwise
     if len(theirs) != len(bands):
         raise InputError(
             f"the bands of '{left.given}' and '{right.given}' cannot be told apart: name them with --bands"
         )
-    return one, collect(right, _in_order(bands, first, second), tile, workers)
-
-
-def _in_order(bands: Sequence[str], first: Any, second: Any) -> tuple[str, ...]:
-    """Names that the second sensor has for bands of the first."""
-    from geomim.sensors import match_bands
-
-    if not bands:
-        return ()
-    chosen = first.select(bands).bands
-    return tuple(second.bands[place].name for place in match_bands(chosen, second.bands))
+    if first and second and bands:
+        theirs = tuple(second.bands[place].name for place in match_bands(first.select(bands).bands, second.bands))
+    return one, collect(right, theirs, tile, workers)
 
 
 def _same(left: Side, right: Side) -> bool:
@@ -141,33 +137,44 @@ def facts(one: Collection) -> dict[str, Any]:
     }
 
 
-def counted(described: pa.Table) -> list[dict[str, Any]]:
-    """Counts by kind and distance, for the record."""
-    names = ("kind", "distance", "windows", "images")
-    return [dict(zip(names, row, strict=True)) for row in counts(described)]
-
-
-def _write(
-    folder: Path, found: pa.Table, described: pa.Table, one: Collection, two: Collection, asked: dict[str, Any]
+def write_evidence(
+    folder: Path,
+    title: str,
+    record: dict[str, Any],
+    found: pa.Table,
+    described: pa.Table,
+    one: Collection,
+    two: Collection,
+    lead: Sequence[tuple[str, str]] = (),
+    matches: str = "Matches",
 ) -> None:
-    """Page, pictures and lists, aside and then renamed."""
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    """Page, pictures and lists of one comparison, aside and then renamed.
+
+    Args:
+        folder: Where to; what is there is replaced.
+        title: Of the page.
+        record: Goes to `audit.json` with the counts; its `asked` says how the sides were compared.
+        found: Rows of `MATCHES`.
+        described: The same from `describe`.
+        one: One side.
+        two: The other.
+        lead: Sections of the page before the usual ones.
+        matches: Heading of the pictures.
+    """
+    part = stage_folder(folder)
     write_table(part / "matches.parquet", described)
     sections = [
-        ("What was compared", compared_html(one, two, asked)),
+        *lead,
+        ("What was compared", _compared_html(one, two, record["asked"])),
         ("What was found", counts_html(described)),
         ("Not readable", unreadable_html([one] if one is two else [one, two])),
-        ("Matches", figures(found, one, two, part, "matches.parquet")),
+        (matches, figures(found, one, two, part, "matches.parquet")),
     ]
-    title = f"Pairs within {one.name}" if one is two else f"{one.name} and {two.name}"
     (part / "index.html").write_text(html_page(title, sections), encoding="utf-8")
-    sides = {"a": facts(one)} if one is two else {"a": facts(one), "b": facts(two)}
-    record = {"geomim_version": __version__, "asked": asked, **sides, "found": counted(described)}
-    write_json(part / "audit.json", record)
-    if folder.exists():
-        shutil.rmtree(folder)
+    names = ("kind", "distance", "windows", "images")
+    counted = [dict(zip(names, row, strict=True)) for row in counts(described)]
+    write_json(part / "audit.json", record | {"found": counted})
+    shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
 
 
@@ -178,10 +185,10 @@ _CROPS = {
 }
 
 
-def compared_html(one: Collection, two: Collection, asked: dict[str, Any]) -> str:
+def _compared_html(one: Collection, two: Collection, asked: dict[str, Any]) -> str:
     """Both sides, and how they were compared, in words."""
-    rows = []
-    for each in [one] if one is two else [one, two]:
+    rows, sides = [], [one] if one is two else [one, two]
+    for each in sides:
         placed = each.views["geometry"].null_count < len(each)
         rows.append(
             (
@@ -198,7 +205,7 @@ def compared_html(one: Collection, two: Collection, asked: dict[str, Any]) -> st
             f"Bands compared: {', '.join(one.sensor.names)}. Perceptual hashes within {asked['radius']} bits in eight "
             f"orientations, each candidate checked on its pixels" + _CROPS[asked["crops"]]
         )
-    low = sum(sum(each.views["low_information"].to_pylist()) for each in ([one] if one is two else [one, two]))
+    low = sum(sum(each.views["low_information"].to_pylist()) for each in sides)
     if low and one.sensor is not None:
         how += f" Windows with too little to see (water, sand, nodata), compared exactly and by place only: {low:,}."
     if one is two:

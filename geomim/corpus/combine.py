@@ -16,30 +16,28 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from geomim.corpus.assemble import (
-    ARRAYS,
-    BY_ID,
-    INLINE_SHARDS,
-    bring_shard,
+    bring_tiles,
     decide_anew,
-    dtype_of,
+    images,
     masked,
     new_corpus,
     put,
     read_small,
     working,
-    write_copies,
     write_edges,
 )
 from geomim.corpus.build import find_duplicates, searched
-from geomim.corpus.pieces import line_up, stage, write_arrays
+from geomim.corpus.pieces import stage, write_arrays
 from geomim.corpus.pipeline.conclude import open_to_change
+from geomim.corpus.pipeline.copies import COPIES
+from geomim.corpus.pipeline.decide import Tables
 from geomim.corpus.pipeline.edges import EDGES, led
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.pipeline.pixels import Pixels
 from geomim.corpus.pipeline.rules import matching, rules_of
 from geomim.corpus.pipeline.slots import originals
 from geomim.corpus.pipeline.staged import staged
-from geomim.corpus.shards import create_array, write_groups
+from geomim.corpus.shards import write_groups
 from geomim.corpus.store import SKIPPED, Corpus, write_table
 from geomim.errors import BandError, CorpusError, InputError
 
@@ -70,11 +68,9 @@ def merge(corpora: list[str], out: str) -> Path:
         _check_alike(opened[0], other)
     recipe = opened[0].meta["recipe"]
     with new_corpus(out, "merge", corpora=corpora) as folder, working() as workers:
-        pieces = line_up(opened)
-        write_arrays(folder / "tiles.zarr", pieces, workers)
-        write_groups(folder / "tiles.zarr")
-        sources = stage(folder, pieces, workers)
-        pixels = Pixels(dtype_of(opened[0]).name, len(opened[0].sensor.bands))
+        slots = write_arrays(folder / "tiles.zarr", opened, workers)
+        sources = stage(folder, opened, slots, workers)
+        pixels = Pixels(images(opened[0], opened[0].sizes[0]).dtype.name, len(opened[0].sensor.bands))
         tiles = pc.sum(sources["tiles"]).as_py()
         copies, edges = find_duplicates(folder / "work", tiles, pixels, recipe, workers)
         _write_tables(folder, copies)
@@ -107,7 +103,7 @@ def _carry_over(folder: Path, corpora: Sequence[Corpus], edges: pa.Table) -> Non
         old, new = ids["old"].to_numpy(), ids["id"].to_numpy()
         more = pq.read_table(corpus.path / "catalogue" / "edges.parquet").cast(EDGES)
         more = more.filter(pc.equal(more["kind"], "embedding"))
-        between.append(led(more, *(new[np.searchsorted(old, more[end].to_numpy())] for end in ("a", "b"))))
+        between.append(_renamed(more, old, new))
         for name, some in tables.items():
             if (table := read_small(corpus, name)) is not None:
                 some.append(put(table, "id", new[np.searchsorted(old, table["id"].to_numpy())]))
@@ -146,7 +142,7 @@ def _say_what_differs(folder: str, corpora: Sequence[Corpus]) -> None:
         console.print(f"excluded tiles stay excluded, but {why}: {again} does it", soft_wrap=True)
 
 
-_CUT = ("tile", "stride", "resolution", "warp", "clouds", "crops", "test_share")
+_CUT = ("tile", "stride", "resolution", "harmonise", "warp", "clouds", "crops", "test_share")
 """Entries of recipes by which the same sources give other tiles, edges or splits."""
 
 
@@ -179,6 +175,12 @@ def filter(corpus: str, where: str, out: str, licence: list[str] | None = None) 
     ids = _chosen(opened, where, licence)
     with new_corpus(out, "filter", corpus=corpus, where=where, licence=licence) as folder, working() as workers:
         _pick(opened, ids, folder, workers)
+        for name in ("exclusions", "split", "label", "balance"):
+            if (table := read_small(opened, name)) is not None:
+                write_table(folder / "catalogue" / f"{name}.parquet", _among(table, ids, "id"))
+        write_table(folder / "skipped.parquet", opened.skipped())
+        if (opened.path / "audit").is_dir():
+            shutil.copytree(opened.path / "audit", folder / "audit")
         said = {"where": where, "licence": licence, "recipe": opened.meta["recipe"].get("filtered")}
         meta = opened.meta | {"classes": opened.meta["classes"] if masked(opened) else []}
         decide_anew(folder, meta | {"recipe": opened.meta["recipe"] | {"filtered": said}}, workers)
@@ -204,109 +206,51 @@ def _chosen(corpus: Corpus, where: str, licence: Sequence[str] | None) -> np.nda
 
 
 def _pick(corpus: Corpus, ids: np.ndarray, folder: Path, workers: Workers) -> None:
-    """Write arrays and small tables of some tiles."""
-    rows = []
-    for file in sorted((corpus.path / "catalogue").glob("tiles-*.parquet")):
-        table = pq.read_table(file, columns=["id", "size", "slot", "original"])
-        rows.append(table.filter(_among(table["id"], ids)))
-    tiles = pa.concat_tables(rows)
-    original = _first_of(tiles["original"].to_numpy(), tiles["id"].to_numpy())
-    slots = _pick_arrays(corpus, tiles, folder / "tiles.zarr", workers)
-    done = number = 0
-    for file in sorted((corpus.path / "catalogue").glob("tiles-*.parquet")):
-        part = pq.read_table(file)
-        part = part.filter(_among(part["id"], ids))
-        if len(part):
-            own = slice(done, done + len(part))
-            part = put(put(part, "slot", slots[own]), "original", original[own])
-            write_table(folder / "catalogue" / f"tiles-{number:06d}.parquet", part)
-            done, number = done + len(part), number + 1
-    write_copies(folder / "catalogue", tiles["id"].to_numpy(), original)
-    write_edges(folder / "catalogue", [_edges_among(corpus, tiles, original)])
-    for name in BY_ID:
-        if (table := read_small(corpus, name)) is not None:
-            write_table(folder / "catalogue" / f"{name}.parquet", table.filter(_among(table["id"], ids)))
-    _pick_sources(corpus, folder)
-    if (corpus.path / "audit").is_dir():
-        shutil.copytree(corpus.path / "audit", folder / "audit")
-
-
-def _edges_among(corpus: Corpus, tiles: pa.Table, first: np.ndarray) -> pa.Table:
-    """The edges between tiles that stay.
-
-    What was found by looking at an original holds for its copies: where it goes, the first one that stays takes its
-    place. A footprint or a vector is that of a tile itself.
-
-    Args:
-        corpus: The corpus.
-        tiles: Columns `id` and `original` of those that stay, in id order.
-        first: `(n,)` the first of each one's copies that stay.
-    """
-    edges = pq.read_table(corpus.path / "catalogue" / "edges.parquet").cast(EDGES)
-    own = pc.is_in(edges["kind"], pa.array(["footprint", "embedding"]))
-    originals_, place = np.unique(tiles["original"].to_numpy(), return_index=True)
-    ids = tiles["id"].to_numpy()
-    found = []
-    for some, known, stands in (
-        (edges.filter(own), ids, ids),
-        (edges.filter(pc.invert(own)), originals_, first[place]),
-    ):
-        some = some.filter(pc.and_(_among(some["a"], known), _among(some["b"], known)))
-        found.append(led(some, *(stands[np.searchsorted(known, some[end].to_numpy())] for end in ("a", "b"))))
-    return pa.concat_tables(found)
-
-
-def _pick_sources(corpus: Corpus, folder: Path) -> None:
-    """Of the sources those that gave a tile, and all masks that were given beside sources."""
-    named: set[str] = set()
-    for file in sorted((folder / "catalogue").glob("tiles-*.parquet")):
-        named.update(pq.read_table(file, columns=["source"])["source"].unique().to_pylist())
-    sources = pq.read_table(corpus.path / "catalogue" / "sources.parquet")
-    some = pc.is_in(sources["uri"], pa.array(sorted(named), pa.string()))
-    if "tiles" in sources.column_names:
-        some = pc.or_kleene(some, pc.equal(sources["tiles"], 0))
-    write_table(folder / "catalogue" / "sources.parquet", sources.filter(some))
-    write_table(folder / "skipped.parquet", corpus.skipped())
-
-
-def _among(column: pa.ChunkedArray, ids: np.ndarray) -> pa.Array:
-    """Which numbers of a column are among sorted ones."""
-    numbers = column.to_numpy()
-    at = np.minimum(np.searchsorted(ids, numbers), len(ids) - 1)
-    return pa.array(ids[at] == numbers)
-
-
-def _first_of(group: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """The lowest id of each tile's group."""
-    _, place = np.unique(group, return_inverse=True)
-    first: np.ndarray = np.full(place.max() + 1, np.iinfo(np.int64).max)
-    np.minimum.at(first, place, ids)
-    result: np.ndarray = first[place]
-    return result
-
-
-def _pick_arrays(corpus: Corpus, tiles: pa.Table, path: Path, workers: Workers) -> np.ndarray:
-    """Write the arrays of some tiles, and return the slot of each in them."""
-    sizes, calls = tiles["size"].to_numpy(), []
-    slots: np.ndarray = tiles["slot"].to_numpy().copy()
+    """Write pixels, facts, edges and sources of some tiles."""
+    files, columns = Tables(corpus.path / "catalogue").parts(), ["size", "slot", "original"]
+    tiles = pa.concat_tables(_among(pq.read_table(file, columns=["id", *columns]), ids, "id") for file in files)
+    sizes, slots, old = (tiles[name].to_numpy() for name in columns)
+    originals_, place, back = np.unique(old, return_index=True, return_inverse=True)
+    original, slots = ids[place][back], slots.copy()  # of copies the first that stays
     for size in np.unique(sizes).tolist():
-        rows = np.flatnonzero(sizes == size)
-        wanted, slots[rows] = np.unique(slots[rows], return_inverse=True)
-        per_shard = None
-        for name, (names, fill) in ARRAYS.items():
-            source = corpus.array(name, size)
-            if source is None:
-                continue
-            packed = source.layout.compression if source.layout else None
-            shape = (len(wanted), *source.shape[1:])
-            layout = create_array(path / str(size) / name, shape, source.dtype, names, fill, packed, per_shard)
-            per_shard = layout.per_shard
-            for number in range(layout.shards):
-                span = layout.slots(number)
-                calls.append((path / str(size) / name, layout, number, source.path, wanted[span.start : span.stop]))
-    workers.run("copying tiles", bring_shard, calls, inline=len(calls) < INLINE_SHARDS)
-    write_groups(path)
-    return slots
+        own = sizes == size
+        wanted, slots[own] = np.unique(slots[own], return_inverse=True)
+        bring_tiles(folder / "tiles.zarr", size, [(corpus, wanted)], None, workers)
+    write_groups(folder / "tiles.zarr")
+    done, number, named = 0, 0, set()
+    for part in (_among(pq.read_table(file), ids, "id") for file in files):
+        if len(part):
+            here = slice(done, done + len(part))
+            part = put(put(part, "slot", slots[here]), "original", original[here])
+            write_table(folder / "catalogue" / f"tiles-{number:06d}.parquet", part)
+            named.update(part["source"].unique().to_pylist())
+            done, number = done + len(part), number + 1
+    copy = ids != original
+    write_table(folder / "catalogue" / "copies.parquet", pa.table([ids[copy], original[copy]], COPIES))
+    # what was found by looking at an original holds for its copies; a footprint or a vector is that of a tile itself
+    edges = pq.read_table(corpus.path / "catalogue" / "edges.parquet").cast(EDGES)
+    itself = pc.is_in(edges["kind"], pa.array(["footprint", "embedding"]))
+    looked = _among(edges.filter(pc.invert(itself)), originals_, "a", "b")
+    found = [_among(edges.filter(itself), ids, "a", "b"), _renamed(looked, originals_, ids[place])]
+    write_edges(folder / "catalogue", found)
+    sources = pq.read_table(corpus.path / "catalogue" / "sources.parquet")
+    # those that gave a tile, and all masks that were given beside sources
+    some = pc.or_(pc.is_in(sources["uri"], pa.array(sorted(named))), pc.equal(sources["tiles"], 0))
+    write_table(folder / "catalogue" / "sources.parquet", sources.filter(some))
+
+
+def _among(table: pa.Table, known: np.ndarray, *columns: str) -> pa.Table:
+    """The rows whose numbers in these columns are among sorted ones."""
+    for name in columns:
+        numbers = table[name].to_numpy()
+        at = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
+        table = table.filter(pa.array(known[at] == numbers))
+    return table
+
+
+def _renamed(edges: pa.Table, old: np.ndarray, new: np.ndarray) -> pa.Table:
+    """The edges under other ids; `old` is sorted."""
+    return led(edges, *(new[np.searchsorted(old, edges[end].to_numpy())] for end in ("a", "b")))
 
 
 def _check_alike(one: Corpus, two: Corpus) -> None:
@@ -318,8 +262,9 @@ def _check_alike(one: Corpus, two: Corpus) -> None:
             f"'{two.path}' has {two.sensor.name} ({', '.join(two.sensor.names)})"
             + (f" with {two.sensor.deviation(one.sensor)}" if alike else "")
         )
-    if dtype_of(one) != dtype_of(two):
-        raise CorpusError(f"a corpus holds one type: '{one.path}' holds {dtype_of(one)}, '{two.path}' {dtype_of(two)}")
+    types = [images(corpus, corpus.sizes[0]).dtype for corpus in (one, two)]
+    if types[0] != types[1]:
+        raise CorpusError(f"a corpus holds one type: '{one.path}' holds {types[0]}, '{two.path}' {types[1]}")
     if masked(one) and masked(two) and one.classes != two.classes:
         raise CorpusError(
             f"their masks have different classes: '{one.path}' has {', '.join(one.classes)}; '{two.path}' has "

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -73,7 +73,8 @@ def pack_shard(corpus: str, file: Path, ids: np.ndarray) -> None:
                 values = None if array is None else array.read([row["slot"]])[0]
                 if values is not None and (name == "image" or not (values == fill).all()):
                     _add(tar, f"{key}.{name}.npy", _npy(values))
-            _add(tar, f"{key}.json", json.dumps(_plain(row), ensure_ascii=False).encode())
+            told = {name: value for name, value in row.items() if name != "slot" and value is not None}
+            _add(tar, f"{key}.json", json.dumps(told, ensure_ascii=False, default=_plain).encode())
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -88,11 +89,6 @@ def _npy(values: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the catalogue in what JSON knows."""
-    geometry, time = row["geometry"], row["time"]
-    return {name: value for name, value in row.items() if name != "slot" and value is not None} | {
-        name: value
-        for name, value in (("geometry", geometry and geometry.hex()), ("time", time and time.isoformat()))
-        if value
-    }
+def _plain(value: bytes | datetime) -> str:
+    """A footprint or a time in what JSON knows."""
+    return value.hex() if isinstance(value, bytes) else value.isoformat()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -24,14 +23,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from geomim import __version__
-from geomim.corpus.audit import check_readable, collect_both, compared_html, counted, facts
+from geomim.corpus.audit import check_readable, collect_both, facts, write_evidence
 from geomim.corpus.comparison.collection import Collection
 from geomim.corpus.comparison.matching import KINDS, Footprint, match
 from geomim.corpus.comparison.parts import Crops
 from geomim.corpus.comparison.sides import Side, same_corpus, side
 from geomim.corpus.pipeline.conclude import conclude, open_to_change
 from geomim.corpus.pipeline.executor import Workers
-from geomim.corpus.report.matches import WORDS, counts_html, counts_table, describe, figures, unreadable_html
+from geomim.corpus.report.matches import WORDS, counts_table, describe
 from geomim.corpus.report.page import html_page
 from geomim.corpus.report.report import write_report
 from geomim.corpus.store import CATALOGUE, Corpus, write_json, write_table, write_text
@@ -114,7 +113,9 @@ def exclude(
         else:
             # it is done even where it is an error in the end, so that a rebuild goes on behind it
             done = replace(search, skip_unreadable=skip_unreadable or any(one.unreadable for one in searched))
-            change = _change(opened, [one.given for one in sides], asdict(done))
+            # the build's recipe names some itself
+            more = [one.given for one in sides if one.given not in (opened.meta["recipe"].get("against") or [])]
+            change = {"exclude": {"against": more, **asdict(done)}} if more else {}
             conclude(opened.path, change, {"exclusions": found}, workers=pool)
     _overview(opened.path, known if report_only else found)
     write_report(opened.path)
@@ -193,13 +194,11 @@ def _search_all(
         known = pa.concat_tables([known.filter(pc.not_equal(known["benchmark"], benchmark.name)), rows])
         what = "would be dropped" if report_only else "are excluded"
         console.print(f"{benchmark.name}: {len(pc.unique(rows['id'])):,} of {tiles:,} tiles touch it and {what}")
-    return _sorted(known, ["benchmark"]), searched
-
-
-def _change(corpus: Corpus, against: list[str], asked: dict[str, Any]) -> dict[str, Any]:
-    """What the lock says of it: all benchmarks but those that the build's recipe names itself."""
-    more = [one for one in against if one not in (corpus.meta["recipe"].get("against") or [])]
-    return {"exclude": {"against": more, **asked}} if more else {}
+    # of each tile the most certain row first: it is the reason that the catalogue gives
+    ranked = known.append_column("rank", pc.index_in(known["kind"], value_set=pa.array(KINDS)))
+    ways = [(name, "ascending") for name in ("id", "rank", "benchmark", "distance")]
+    ways += [("correlation", "descending"), ("item", "ascending")]
+    return known.take(pc.sort_indices(ranked, ways)), searched
 
 
 def _search(benchmark: Side, corpus: Corpus, search: Search, pool: Workers) -> tuple[Collection, pa.Table]:
@@ -208,33 +207,26 @@ def _search(benchmark: Side, corpus: Corpus, search: Search, pool: Workers) -> t
         raise InputError(f"'{benchmark.given}' is the corpus itself: its own splits are kept apart by `corpus split`")
     own = Side(corpus.path.resolve().name, str(corpus.path), (), corpus)
     one, two = collect_both(own, benchmark, min(corpus.sizes), pool)
-    found = match(one, two, pool, search.radius, search.crops, search.footprint, search.buffer)
+    asked = {name: getattr(search, name) for name in ("radius", "crops", "footprint", "buffer")}
+    found = match(one, two, pool, **asked)
     described = describe(found, one, two)
-    words = {name: getattr(search, name) for name in ("radius", "crops", "footprint", "buffer")}
-    _write_evidence(corpus.path / "audit", benchmark, one, two, found, described, words)
+    touched = len(pc.unique(described["id_a"]))
+    record = {
+        "benchmark": benchmark.name,
+        "given": benchmark.given,
+        "splits": list(benchmark.splits or sorted({item.split for item in benchmark.items if item.split})),
+        "asked": asked,
+        **{key: value for key, value in facts(two).items() if key != "name"},
+        "tiles": touched,
+    }
+    target, title = corpus.path / "audit" / folder_of(benchmark.name), f"{one.name} against {two.name}"
+    lead = [("In short", f"<p>{touched:,} of {len(one):,} tiles touch {two.name}.</p>")]
+    matches = "Matches: the tile, and the image of the benchmark"
+    write_evidence(target, title, record, found, described, one, two, lead, matches)
     Console(markup=False, highlight=False).print(counts_table(described, benchmark.name))
-    return two, exclusions(described, benchmark.name)
-
-
-def exclusions(described: pa.Table, benchmark: str) -> pa.Table:
-    """Rows of `EXCLUSIONS` of matches of a corpus (a) with a benchmark (b)."""
-    columns = {"id": "id_a", "item": "item_b", "split": "split_b"}
-    table = pa.table(
-        [
-            pa.array([benchmark] * len(described)) if name == "benchmark" else described[columns.get(name, name)]
-            for name in EXCLUSIONS.names
-        ],
-        names=EXCLUSIONS.names,
-    ).cast(EXCLUSIONS)
-    return _sorted(table, [])
-
-
-def _sorted(table: pa.Table, then: list[str]) -> pa.Table:
-    """Of each tile the most certain row first: it is the reason that the catalogue gives."""
-    rank = pc.index_in(table["kind"], value_set=pa.array(KINDS))
-    ways = [("id", "ascending"), ("rank", "ascending"), *((name, "ascending") for name in then)]
-    ways += [("distance", "ascending"), ("correlation", "descending"), ("item", "ascending")]
-    return table.take(pc.sort_indices(table.append_column("rank", rank), ways))
+    rows = described.rename_columns({"id_a": "id", "item_b": "item", "split_b": "split"})
+    rows = rows.append_column("benchmark", pa.array([benchmark.name] * len(rows), pa.string()))
+    return two, rows.select(EXCLUSIONS.names).cast(EXCLUSIONS)
 
 
 def _known(corpus: Corpus) -> pa.Table:
@@ -260,17 +252,15 @@ def _known(corpus: Corpus) -> pa.Table:
     return table.cast(EXCLUSIONS)
 
 
-def _records(folder: Path) -> list[Path]:
+def _records(folder: Path) -> dict[Path, dict[str, Any]]:
     """`audit.json` of each benchmark; what an interrupted run left aside is none."""
-    return sorted(file for file in folder.glob("*/audit.json") if file.parent.suffix != ".part")
+    files = sorted(file for file in folder.glob("*/audit.json") if file.parent.suffix != ".part")
+    return {file: json.loads(file.read_text()) for file in files}
 
 
 def _check_names(folder: Path, sides: Sequence[Side]) -> None:
     """Refuse to let one benchmark replace another that is called the same."""
-    given: dict[str, str] = {}
-    for file in _records(folder):
-        record = json.loads(file.read_text())
-        given[record["benchmark"]] = record["given"]
+    given: dict[str, str] = {record["benchmark"]: record["given"] for record in _records(folder).values()}
     for one in sides:
         before = given.setdefault(one.name, one.given)
         if before != one.given and not one.given.startswith(f"{one.name}="):
@@ -286,60 +276,21 @@ def folder_of(name: str) -> str:
     return plain if plain == name else f"{plain}-{xxhash.xxh3_64_hexdigest(name.encode())[:6]}"
 
 
-def _write_evidence(
-    folder: Path,
-    benchmark: Side,
-    one: Collection,
-    two: Collection,
-    found: pa.Table,
-    described: pa.Table,
-    asked: dict[str, Any],
-) -> None:
-    """Page, pictures and lists of one benchmark, aside and then renamed."""
-    target = folder / folder_of(benchmark.name)
-    part = target.with_name(target.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    write_table(part / "matches.parquet", described)
-    touched = len(pc.unique(described["id_a"]))
-    sections = [
-        ("In short", f"<p>{touched:,} of {len(one):,} tiles touch {two.name}.</p>"),
-        ("What was compared", compared_html(one, two, asked)),
-        ("What was found", counts_html(described)),
-        ("Not readable", unreadable_html([two])),
-        ("Matches: the tile, and the image of the benchmark", figures(found, one, two, part, "matches.parquet")),
-    ]
-    (part / "index.html").write_text(html_page(f"{one.name} against {two.name}", sections), encoding="utf-8")
-    record = {
-        "benchmark": benchmark.name,
-        "given": benchmark.given,
-        "splits": list(benchmark.splits or sorted({item.split for item in benchmark.items if item.split})),
-        "asked": asked,
-        **{key: value for key, value in facts(two).items() if key != "name"},
-        "tiles": touched,
-        "found": counted(described),
-    }
-    write_json(part / "audit.json", record)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(part, target)
-
-
 def _overview(corpus: Path, excluded: pa.Table) -> None:
     """`matches.parquet`, `audit.json` and the page of all benchmarks together; the same facts give the same bytes."""
     folder = corpus / "audit"
-    records, tables = [], []
-    for file in _records(folder):
-        record = json.loads(file.read_text())
-        records.append(record)
+    records, tables = _records(folder), []
+    dropped = set(excluded["benchmark"].to_pylist())
+    for file, record in records.items():
+        record["excluded"] = record["benchmark"] in dropped or record["tiles"] == 0
         table = pq.read_table(file.with_name("matches.parquet"))
         tables.append(table.add_column(0, "benchmark", pa.array([record["benchmark"]] * len(table), pa.string())))
-    dropped = set(excluded["benchmark"].to_pylist())
-    for record in records:
-        record["excluded"] = record["benchmark"] in dropped or record["tiles"] == 0
     write_table(folder / "matches.parquet", pa.concat_tables(tables))
     digest = xxhash.xxh3_128_hexdigest((folder / "matches.parquet").read_bytes())
-    write_json(folder / "audit.json", {"geomim_version": __version__, "benchmarks": records, "matches": digest})
-    rows = "".join(_overview_row(record) for record in records)
+    write_json(
+        folder / "audit.json", {"geomim_version": __version__, "benchmarks": list(records.values()), "matches": digest}
+    )
+    rows = "".join(_overview_row(record) for record in records.values())
     head = "".join(f"<th>{name}</th>" for name in ("benchmark", "images", "tiles that touch it", *WORDS, ""))
     text = (
         "<p>Tiles of the corpus that touch what a benchmark is scored on, by the way in which they do. A tile may "

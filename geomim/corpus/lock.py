@@ -120,7 +120,7 @@ def write_lock(file: Path, catalogue: Path, sources: pa.Table | ds.Dataset, head
         catalogue: The corpus's `catalogue.parquet`.
         sources: Columns `uri`, `bytes` and `xxh3` as of `source_hash`, in the order of their tiles' ids.
         header: `geomim_version`, `recipe` and `versions`; where it was changed, `built` (the recipe of the build) and
-            `changes` as of `listed`; names of sources that were `skipped`.
+            `changes`, `verb` and `asked` of each in their order; names of sources that were `skipped`.
     """
     from pyarrow.dataset import dataset
 
@@ -221,10 +221,3 @@ def _text(batch: pa.RecordBatch, names: Iterable[str]) -> tuple[np.ndarray, memo
     lines = pc.binary_join_element_wise(*columns, ends, "\t", null_handling="replace", null_replacement="")
     _, offsets, raw = lines.buffers()
     return np.frombuffer(offsets, np.int32)[lines.offset : lines.offset + len(lines) + 1], memoryview(raw)
-
-
-def listed(changes: Any) -> list[dict[str, Any]]:
-    """What was done to a corpus after its build, in its order: `verb` and `asked` of each, also of older locks."""
-    if isinstance(changes, dict):
-        return [{"verb": verb, "asked": asked} for verb, asked in changes.items()]
-    return list(changes or [])

@@ -6,7 +6,6 @@ What a build finds out about its tiles is then found out by the build's own stag
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from geomim.corpus.assemble import ARRAYS, INLINE_SHARDS, bring_shard, put
+from geomim.corpus.assemble import ARRAYS, bring_tiles, images, put
 from geomim.corpus.duplicates.fingerprint import block_means, content_hash, signature
 from geomim.corpus.pipeline.decide import Tables
 from geomim.corpus.pipeline.executor import Rows, Workers
@@ -26,13 +25,14 @@ from geomim.corpus.pipeline.plan import Task, deal
 from geomim.corpus.pipeline.raw import little_endian
 from geomim.corpus.pipeline.shuffle import gather, scatter
 from geomim.corpus.pipeline.staged import Staged
-from geomim.corpus.pipeline.staging import BLOCKS, blocks_of
+from geomim.corpus.pipeline.staging import BLOCKS, HASHES, blocks_of
 from geomim.corpus.reader import TileArray
-from geomim.corpus.shards import ArrayLayout, create_array, link_shard, tiles_per_shard
+from geomim.corpus.shards import write_groups
 from geomim.corpus.store import IGNORE, Corpus, write_table
 
 _INLINE_TILES = 2000
 _BATCH_BYTES = 16 * 2**20  # pixels that are fingerprinted at once
+_SOURCES = HASHES.append(pa.field("file", pa.string()))
 _MOVED = pa.schema(
     [
         *((field.name, field.type) for field in FACTS if field.name not in ("place", "mask_place")),
@@ -46,125 +46,61 @@ _MOVED = pa.schema(
 `joint` is the row of its source in the table of all."""
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A corpus that becomes a part of another.
-
-    Attributes:
-        corpus: The corpus.
-        slots: Added to its slots, by size.
-    """
-
-    corpus: Corpus
-    slots: dict[int, int]
-
-
-def line_up(corpora: Sequence[Corpus]) -> list[Piece]:
-    """Slots of several corpora behind each other; each starts with a shard of its own."""
-    pieces = []
-    slots = dict.fromkeys(sorted({size for corpus in corpora for size in corpus.sizes}), 0)
-    for corpus in corpora:
-        pieces.append(Piece(corpus, dict(slots)))
-        for size, used in _used(corpus).items():
-            slots[size] += -(-used // _per_shard(corpora, size)) * _per_shard(corpora, size)
-    return pieces
-
-
-def _used(corpus: Corpus) -> dict[int, int]:
-    """Slots in use, by size."""
-    last = corpus.table(["size", "slot"]).group_by("size").aggregate([("slot", "max")])
-    return {size: slot + 1 for size, slot in zip(last["size"].to_pylist(), last["slot_max"].to_pylist(), strict=True)}
-
-
-def _per_shard(corpora: Sequence[Corpus], size: int) -> int:
-    """Tiles a shard: of the first corpus that holds tiles of this size."""
-    for corpus in corpora:
-        image = corpus.array("image", size) if size in corpus.sizes else None
-        if image is not None:
-            return image.layout.per_shard if image.layout else tiles_per_shard(image.shape, image.dtype)
-    raise ValueError(f"no corpus holds tiles of {size} pixels")
-
-
-def write_arrays(path: Path, pieces: Sequence[Piece], workers: Workers) -> None:
-    """Bring the pixels of all pieces together; `write_groups` is left to do.
+def write_arrays(path: Path, corpora: Sequence[Corpus], workers: Workers) -> list[dict[int, int]]:
+    """Bring the pixels of all corpora together; what the disk can share is not written again.
 
     Args:
         path: `tiles.zarr` of the new corpus.
-        pieces: In order.
-        workers: Runs it.
-    """
-    corpora, calls, links = [piece.corpus for piece in pieces], [], []
-    used = [_used(corpus) for corpus in corpora]
-    for size in pieces[0].slots:
-        per_shard = _per_shard(corpora, size)
-        end = max(piece.slots[size] + some.get(size, 0) for piece, some in zip(pieces, used, strict=True))
-        for name, (names, fill) in ARRAYS.items():
-            arrays = [corpus.array(name, size) for corpus in corpora]
-            some = next((array for array in arrays if array is not None), None)
-            if some is None:
-                continue
-            target = path / str(size) / name
-            packed = some.layout.compression if some.layout else None
-            layout = create_array(target, (end, *some.shape[1:]), some.dtype, names, fill, packed, per_shard)
-            for place, (piece, array) in enumerate(zip(pieces, arrays, strict=True)):
-                more = _shards(target, layout, piece.slots[size], used[place].get(size, 0), array)
-                calls += more[0]
-                links += more[1]
-    workers.run("sharing tiles", link_shard, links, inline=True)
-    workers.run("copying tiles", bring_shard, calls, inline=len(calls) < INLINE_SHARDS)
-
-
-def _shards(
-    target: Path, layout: ArrayLayout, first: int, used: int, array: TileArray | None
-) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-    """Calls that bring the shards of one piece: those of `bring_shard`, and of `link_shard`."""
-    per_shard = layout.per_shard
-    equal = array is not None and array.layout is not None and replace(array.layout, shape=layout.shape) == layout
-    calls: list[tuple[Any, ...]] = []
-    for number in range(-(-used // per_shard)):
-        there = first // per_shard + number
-        if array is not None and equal:
-            calls.append((target, layout, there, array.path / layout.file(number)))
-            continue
-        slots = np.full(len(layout.slots(there)), -1)
-        own = np.arange(number * per_shard, min((number + 1) * per_shard, used))
-        slots[: len(own)] = own
-        calls.append((target, layout, there, array.path if array else None, slots))
-    return ([], calls) if equal else (calls, [])
-
-
-def stage(folder: Path, pieces: Sequence[Piece], workers: Workers) -> pa.Table:
-    """Number the tiles of all pieces as a build of all their sources does it, and stage what it knows of them.
-
-    A source that several pieces hold counts once, and so do its tiles that are the same.
-
-    Args:
-        folder: Of the new corpus, whose pixels are there; receives `work/tasks` and all that the search for
-            duplicates needs, and `ids.parquet` in each task: which tile of which piece became which.
-        pieces: In order.
+        corpora: In order.
         workers: Runs it.
 
     Returns:
-        The sources: `uri`, `bytes`, `xxh3`, `tiles` and `file`, in the order of their tiles' ids, then those without
-        tiles.
+        What is added to the slots of each corpus, by size.
     """
-    work, inline = folder / "work", sum(piece.corpus.rows().count_rows() for piece in pieces) < _INLINE_TILES
-    tables = [Tables(piece.corpus.path / "catalogue") for piece in pieces]
-    files = [(number, file) for number, some in enumerate(tables) for file in some.parts()]
+    added: list[dict[int, int]] = [{} for _ in corpora]
+    for size in sorted({size for corpus in corpora for size in corpus.sizes}):
+        holders = [number for number, corpus in enumerate(corpora) if size in corpus.sizes]
+        layout = images(corpora[holders[0]], size).layout
+        parts = [(corpora[number], range(len(images(corpora[number], size)))) for number in holders]
+        first = bring_tiles(path, size, parts, layout.per_shard if layout else None, workers)
+        for number, slot in zip(holders, first, strict=True):
+            added[number][size] = slot
+    write_groups(path)
+    return added
+
+
+def stage(folder: Path, corpora: Sequence[Corpus], slots: Sequence[dict[int, int]], workers: Workers) -> pa.Table:
+    """Number the tiles of all corpora as a build of all their sources does it, and stage what it knows of them.
+
+    A source that several of them hold counts once, and so do its tiles that are the same.
+
+    Args:
+        folder: Of the new corpus, whose pixels are there; receives `work/tasks` and all that the search for
+            duplicates needs, and `ids.parquet` in each task: which tile of which corpus became which.
+        corpora: In order.
+        slots: From `write_arrays`.
+        workers: Runs it.
+
+    Returns:
+        The sources: `uri`, `bytes`, `xxh3`, `tiles`, `file` and `taken_off`, in the order of their tiles' ids, then
+        those without tiles.
+    """
+    work, inline = folder / "work", sum(corpus.rows().count_rows() for corpus in corpora) < _INLINE_TILES
+    files = [(number, file) for number, one in enumerate(corpora) for file in Tables(one.path / "catalogue").parts()]
     runs = workers.run("counting tiles", count_tiles, [(file,) for _, file in files], inline)
     counted = pa.concat_tables(
         run.append_column("corpus", pa.array([number] * len(run))) for (number, _), run in zip(files, runs, strict=True)
     )
-    sources, joint = join_sources([piece.corpus for piece in pieces], counted)
+    sources, joint = join_sources(corpora, counted)
     tiled = sources.filter(pc.greater(sources["tiles"], 0))
     count = tiled["tiles"].to_numpy()
     first = np.cumsum(count) - count
-    dealt = deal(count, max(pieces[0].slots) ** 2 * len(pieces[0].corpus.sensor.bands))
+    dealt = deal(count, max(size for one in corpora for size in one.sizes) ** 2 * len(corpora[0].sensor.bands))
     part = np.repeat(np.arange(len(dealt)), [end - start for start, end in dealt])
     calls = []
     for (number, file), own in zip(files, np.split(joint, np.cumsum([len(run) for run in runs])[:-1]), strict=True):
         names = Rows(pa.table({"uri": tiled["uri"].take(own)}))
-        calls.append((work / "moved", number, file, pieces[number].slots, names, own, part[own], len(dealt)))
+        calls.append((work / "moved", number, file, slots[number], names, own, part[own], len(dealt)))
     workers.run("sorting tiles", move_tiles, calls, inline)
     tasks = [Task(f"{place:06d}", Rows(tiled.slice(*span)), int(first[span[0]])) for place, span in enumerate(dealt)]
     offsets = [first[start:end] for start, end in dealt]
@@ -173,7 +109,7 @@ def stage(folder: Path, pieces: Sequence[Piece], workers: Workers) -> pa.Table:
     workers.run("looking at tiles", stage_part, staged, inline)
     Staged.write(work, tasks)
     write_table(work / "sources.parquet", tiled)
-    return sources.select(["uri", "bytes", "xxh3", "tiles", "file"])
+    return sources.select(["uri", "bytes", "xxh3", "tiles", "file", "taken_off"])
 
 
 def count_tiles(file: Path) -> pa.Table:
@@ -190,14 +126,12 @@ def join_sources(corpora: Sequence[Corpus], counted: pa.Table) -> tuple[pa.Table
         counted: Columns `corpus`, `uri` and `tiles`.
 
     Returns:
-        Columns `uri`, `bytes`, `xxh3`, `tiles`, `file` and how many `corpora` have tiles of it; and which row each of
-        `counted` belongs to. Other files under a name that is taken get the name of their corpus before it.
+        Columns `uri`, `bytes`, `xxh3`, `tiles`, `file`, `taken_off` and how many `corpora` have tiles of it; and which
+        row each of `counted` belongs to. Other files under a name that is taken get the name of their corpus before it.
     """
     listed = []
     for number, corpus in enumerate(corpora):
-        table = pq.read_table(corpus.path / "catalogue" / "sources.parquet")
-        file = pc.coalesce(table["file"], table["uri"]) if "file" in table.column_names else table["uri"]
-        table = table.select(["uri", "bytes", "xxh3"]).append_column("file", file)
+        table = pq.read_table(corpus.path / "catalogue" / "sources.parquet", schema=_SOURCES)
         listed.append(table.append_column("corpus", pa.array([number] * len(table))))
     with duckdb.connect() as connection:
         connection.register("listed", pa.concat_tables(listed))
@@ -224,12 +158,14 @@ def join_sources(corpora: Sequence[Corpus], counted: pa.Table) -> tuple[pa.Table
 
 
 _JOINED = """
-CREATE TEMP TABLE known AS SELECT corpus, uri, bytes, xxh3, min(file) AS file FROM listed GROUP BY ALL;
+CREATE TEMP TABLE known AS
+SELECT corpus, uri, bytes, xxh3, min(coalesce(file, uri)) AS file, min(taken_off) AS taken_off
+FROM listed GROUP BY corpus, uri, bytes, xxh3;
 CREATE TEMP TABLE joined AS
 WITH tiles AS (SELECT corpus, uri, sum(tiles) AS tiles FROM counted GROUP BY ALL),
 one AS (
-    SELECT uri, bytes, xxh3, coalesce(sum(tiles), 0)::BIGINT AS tiles, min(file) AS file, count(tiles) AS corpora,
-        min(corpus) AS corpus
+    SELECT uri, bytes, xxh3, coalesce(sum(tiles), 0)::BIGINT AS tiles, min(file) AS file, min(taken_off) AS taken_off,
+        count(tiles) AS corpora, min(corpus) AS corpus
     FROM known LEFT JOIN tiles USING (corpus, uri) GROUP BY uri, bytes, xxh3
 )
 SELECT *, corpus > min(corpus) OVER (PARTITION BY uri) AS other,
@@ -253,11 +189,11 @@ def move_tiles(
     part: np.ndarray,
     count: int,
 ) -> None:
-    """Write the tiles of one file of a piece into the parts of the new corpus; a task.
+    """Write the tiles of one file of a corpus into the parts of the new corpus; a task.
 
     Args:
         folder: Of the shuffle.
-        number: Of the piece.
+        number: Of the corpus.
         file: Its tiles.
         slots: Added to their slots, by size.
         names: What each of its sources is called now, in the order of their tiles.
@@ -285,7 +221,7 @@ def stage_part(work: Path, name: str, span: tuple[int, int], first: np.ndarray, 
         name: Of the part.
         span: Rows of its sources in the table of all.
         first: `(n,)` the first id of each source.
-        shared: `(n,)` whether several pieces have tiles of it.
+        shared: `(n,)` whether several corpora have tiles of it.
     """
     tiles = gather(work / "moved", int(name), _MOVED)
     joint = tiles["joint"].to_numpy() - span[0]

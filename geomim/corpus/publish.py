@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,9 @@ def publish(corpus: str, url: str) -> None:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for _ in pool.map(lambda name: _send(folder, target, name, there.get(name)), names):
                 progress.advance(bar)
-        _forget_others(target, there.keys() - names)
+        for name in sorted(there.keys() - names):  # of an older state, which readers would find beside the new ones
+            if name.partition("/")[0] in ("tiles.zarr", "catalogue", "audit"):
+                (target / name).remove()
         _send(folder, target, "corpus.json", None)
     console.print(f"'{folder}' is at '{plain(str(target))}'", soft_wrap=True)
 
@@ -71,17 +72,7 @@ def _clear_for(folder: Path, target: Url) -> None:
     if not same:
         raise CorpusError(f"'{target}' holds another corpus: give another address, or remove it there first")
     if text != mine:
-        with reached(target):
-            files, path = (target / "corpus.json").files()
-            files.rm_file(path)
-
-
-def _forget_others(target: Url, names: Iterable[str]) -> None:
-    """Remove tiles, tables and evidence of an older state, which readers would find beside the new ones."""
-    for name in sorted(names):
-        if name.partition("/")[0] in ("tiles.zarr", "catalogue", "audit"):
-            files, path = (target / name).files()
-            files.rm_file(path)
+        (target / "corpus.json").remove()
 
 
 def _there(target: Url) -> dict[str, dict[str, Any]]:

@@ -73,23 +73,18 @@ class Url:
             raise InputError(f"'{self}' cannot be opened: {error}") from error
         return files, path
 
+    def _ask(self, method: str) -> Any:
+        with reached(self):
+            files, path = self.files()
+            return getattr(files, method)(path)
+
     def is_file(self) -> bool:
         """Whether a file is there."""
-        with reached(self):
-            files, path = self.files()
-            return bool(files.isfile(path))
-
-    def is_dir(self) -> bool:
-        """Whether some file is below."""
-        with reached(self):
-            files, path = self.files()
-            return bool(files.isdir(path))
+        return bool(self._ask("isfile"))
 
     def exists(self) -> bool:
         """Whether there is anything."""
-        with reached(self):
-            files, path = self.files()
-            return bool(files.exists(path))
+        return bool(self._ask("exists"))
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """All of a text file.
@@ -97,9 +92,11 @@ class Url:
         Raises:
             FileNotFoundError: It is not there.
         """
-        with reached(self):
-            files, path = self.files()
-            return str(files.cat_file(path).decode(encoding))
+        return str(self._ask("cat_file").decode(encoding))
+
+    def remove(self) -> None:
+        """Remove a file."""
+        self._ask("rm_file")
 
     def ranges(self, names: Sequence[str], starts: Sequence[int], ends: Sequence[int]) -> list[bytes]:
         """Parts of files below, asked for side by side.

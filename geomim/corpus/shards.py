@@ -132,17 +132,6 @@ def create_array(
     return layout
 
 
-def write_array(
-    path: Path, tiles: np.ndarray, names: Sequence[str], fill: Any = 0, compression: str | None = None
-) -> ArrayLayout:
-    """Write a whole array `(N, *tile)` that is in memory; tiles that are all `fill` take no bytes."""
-    layout = create_array(path, tiles.shape, tiles.dtype, names, fill, compression)
-    for number in range(layout.shards):
-        parts = (tiles[slot] for slot in layout.slots(number))
-        write_shard(path, layout, number, (None if (part == fill).all() else part for part in parts))
-    return layout
-
-
 def missing_shards(path: Path, layout: ArrayLayout) -> list[int]:
     """Numbers of the shards that are still to be written."""
     return [number for number in range(layout.shards) if not (path / layout.file(number)).exists()]

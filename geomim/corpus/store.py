@@ -295,11 +295,8 @@ def _parquet(path: Place, schema: pa.Schema) -> ds.Dataset:
     import pyarrow.dataset as ds  # here: it brings pandas
 
     try:
-        if isinstance(path, Url):
-            files, name = path.files()
-            dataset = ds.dataset(name, schema, format="parquet", filesystem=files)
-        else:
-            dataset = ds.dataset(str(path), schema, format="parquet")
+        files, name = path.files() if isinstance(path, Url) else (None, str(path))
+        dataset = ds.dataset(name, schema, format="parquet", filesystem=files)
         for file in dataset.get_fragments():
             file.ensure_complete_metadata()  # says now that it is damaged
         return dataset
@@ -322,13 +319,6 @@ def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file aside and rename it; the same rows give the same bytes."""
     with aside(path) as file:
         pq.write_table(table, file, compression="zstd")
-
-
-def write_tables(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-    """`write_table` of more rows than memory holds, a row group for each table."""
-    with aside(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for table in tables:
-            writer.write_table(table.select(schema.names).cast(schema))
 
 
 def write_catalogue(path: Path, tables: Iterable[pa.Table]) -> None:

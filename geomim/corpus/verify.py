@@ -16,13 +16,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from geomim.corpus.duplicates.fingerprint import content_hash
-from geomim.corpus.lock import Locked, digests, file_hash, listed, read_lock, source_hash
+from geomim.corpus.lock import Locked, digests, file_hash, read_lock, source_hash
 from geomim.corpus.reader import TileArray
 from geomim.corpus.remote import Url
 from geomim.corpus.store import IGNORE, Corpus
 from geomim.errors import CorpusError, InputError
-
-_PUT_TOGETHER = {"merged", "appended", "filtered", "unpacked"}  # entries of a recipe that starts from other corpora
 
 
 class _Findings:
@@ -198,7 +196,7 @@ def rebuild(lock: str, out: str, workers: int | None = None, cluster: str | None
     """
     head, lines = read_lock(lock)
     found, console = _Findings(), Console(stderr=True, markup=False, highlight=False)
-    if not _PUT_TOGETHER.isdisjoint(head["recipe"]):
+    if "merged" in head["recipe"] or "filtered" in head["recipe"]:
         raise CorpusError(f"'{lock}' is of a corpus that was put together from others: rebuild those, then do it again")
     with Progress(console=console, transient=True) as progress:
         _verify_sources(head, lines, found, progress)
@@ -215,7 +213,7 @@ def rebuild(lock: str, out: str, workers: int | None = None, cluster: str | None
         if head["versions"].get(name) != now:
             console.print(f"{name} is {now}, and was {head['versions'].get(name)}", soft_wrap=True)
     folder = build(**recipe, out=out, workers=workers, cluster=cluster)
-    _change_again(folder, listed(head.get("changes")))
+    _change_again(folder, head.get("changes") or [])
     old, new = ((line for line in read_lock(one)[1] if line.tiles) for one in (lock, folder))
     for line, again in zip_longest(old, new):
         if line != again:
@@ -231,8 +229,6 @@ def _find_added(sources: list[str], lock: str, found: _Findings) -> None:
     from geomim.corpus.sources.items import list_items
 
     head, lines = read_lock(lock)
-    if "skipped" not in head:
-        return
     known = {line.uri for line in lines} | set(head["skipped"])
     for uri in sorted({item.uri for item in list_items(sources)} - known):
         found.say("added sources", f"source '{uri}' was added")

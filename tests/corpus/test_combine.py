@@ -181,6 +181,19 @@ def test_sources_that_are_named_alike_are_kept_apart(tmp_path, capsys, monkeypat
     verify(str(out))
 
 
+def test_what_was_taken_off_a_source_is_still_told(two, tmp_path, capsys):
+    file = two[1] / "catalogue" / "sources.parquet"
+    table = pq.read_table(file)
+    write_table(file, table.append_column("taken_off", pa.array([1000] * len(table), pa.int64())))
+    meta = json.loads((two[1] / "corpus.json").read_text())
+    meta["recipe"]["harmonise"] = True
+    write_json(two[1] / "corpus.json", meta)
+    out = merge([str(path) for path in two], str(tmp_path / "all"))
+    told = {line.uri: line.taken_off for line in read_lock(out)[1]}
+    assert told["one-000.tif"] is None and told["two-000.tif"] == 1000
+    assert "other values of harmonise" in " ".join(capsys.readouterr().err.split())
+
+
 def test_what_cannot_be_one_corpus_is_refused(two, tmp_path):
     with pytest.raises(InputError, match="two corpora or more; given 1"):
         merge([str(two[0])], str(tmp_path / "all"))

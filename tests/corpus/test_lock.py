@@ -7,11 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 from pyarrow.dataset import dataset
+from whole_arrays import write_array
 
 from geomim.corpus import lock as locks
 from geomim.corpus.duplicates.fingerprint import content_hash
 from geomim.corpus.lock import read_lock, source_hash, write_lock
-from geomim.corpus.shards import write_array, write_groups
+from geomim.corpus.shards import write_groups
 from geomim.corpus.store import CATALOGUE, write_catalogue, write_json
 from geomim.corpus.verify import rebuild, verify
 from geomim.errors import CorpusError

@@ -11,7 +11,7 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
-from geomim.corpus import assemble, exclusion
+from geomim.corpus import assemble, audit, exclusion
 from geomim.corpus import build as building
 from geomim.corpus.build import build
 from geomim.corpus.combine import filter, merge
@@ -161,7 +161,7 @@ def check_edges(corpus):
 @pytest.fixture(autouse=True)
 def no_pages(monkeypatch):
     """Reports and pictures take most of the time."""
-    monkeypatch.setattr(exclusion, "figures", lambda *_: "")
+    monkeypatch.setattr(audit, "figures", lambda *_: "")
     for module in (assemble, building, exclusion):
         monkeypatch.setattr(module, "write_report", lambda folder: None)
 

@@ -4,10 +4,10 @@ import pickle
 import numpy as np
 import pytest
 import zarr
+from whole_arrays import write_array
 
 from geomim.corpus import shards
 from geomim.corpus.reader import TileArray
-from geomim.corpus.shards import write_array
 from geomim.errors import CorpusError
 
 NAMES = ("tile", "band", "y", "x")

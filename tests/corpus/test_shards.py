@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import xarray
 import zarr
+from whole_arrays import write_array
 
 from geomim.corpus import shards
 from geomim.corpus.reader import TileArray
@@ -16,7 +17,6 @@ from geomim.corpus.shards import (
     find_layout,
     missing_shards,
     read_meta,
-    write_array,
     write_groups,
     write_shard,
 )

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import shapely
+from whole_arrays import write_array
 
-from geomim.corpus.shards import write_array, write_groups
+from geomim.corpus.shards import write_groups
 from geomim.corpus.store import CATALOGUE, Corpus, write_catalogue, write_json
 from geomim.errors import CorpusError
 from geomim.sensors import get_sensor

@@ -250,11 +250,10 @@ def gather_blocks(side: Collection, places: np.ndarray, workers: Workers) -> Blo
     chunks = [places[start : start + _PER_TASK] for start in range(0, len(places), _PER_TASK)]
     calls = [(side.read.some(chunk), chunk) for chunk in chunks]
     parts = workers.run(f"looking for corners in {side.name}", take_blocks, calls, inline=len(places) < 4 * _PER_TASK)
-    columns = zip(*parts, strict=True) if parts else ([np.empty((0, *shape), kind)] for shape, kind in _NO_BLOCKS)
-    return Blocks(*(np.concatenate(column) for column in columns))
+    return Blocks(*(np.concatenate(column) for column in zip(_NO_BLOCKS, *parts, strict=True)))
 
 
-_NO_BLOCKS = (((), np.int64), ((), np.uint64), ((2,), np.int16), ((2,), np.int32))
+_NO_BLOCKS = (np.empty(0, np.int64), np.empty(0, np.uint64), np.empty((0, 2), np.int16), np.empty((0, 2), np.int32))
 
 
 def _tiled(side: Collection) -> np.ndarray:
@@ -281,33 +280,20 @@ def take_blocks(read: Reader, places: np.ndarray) -> tuple[np.ndarray, ...]:
 def _collect_tiles(of: Side, corpus: Corpus, bands: Sequence[str], workers: Workers) -> Collection:
     table = corpus.table(where=pc.field("split").isin(list(of.splits)) if of.splits else None)
     read = CorpusReader(corpus, table, tuple(bands))
-    views = tile_views(table, corpus.sensor.name)
+    columns = {name: table[name] for name in ("id", "split", "xxh3", "geometry", "sensor", "time")} | {
+        "item": table["source"],
+        "row": pc.fill_null(table["row"], 0),
+        "col": pc.fill_null(table["col"], 0),
+        "height": table["size"],
+        "width": table["size"],
+        "whole": pa.array(np.ones(len(table), bool)),
+        "phash": pa.array(table["phash"].to_numpy().view(np.uint64)),
+        "low_information": pc.or_(table["low_information"], pc.less(table["valid_fraction"], 0.5)),
+    }
+    views = pa.table({name: columns[name] for name in VIEWS.names}).cast(VIEWS)
     if bands and tuple(bands) != corpus.sensor.names:  # stored hashes are of all bands
         views = _rehash(views, read, workers)
     return Collection(of.name, views, read, corpus.sensor.select(bands) if bands else None, len(table))
-
-
-def tile_views(table: pa.Table, sensor: str) -> pa.Table:
-    """Rows of `VIEWS` of rows of a catalogue, whose hashes are of all its bands."""
-    size = table["size"].cast(pa.int64())
-    names = table.column_names
-    columns = {
-        "id": table["id"],
-        "item": table["source"],
-        "split": table["split"],
-        "row": pc.fill_null(table["row"], 0),
-        "col": pc.fill_null(table["col"], 0),
-        "height": size,
-        "width": size,
-        "whole": pa.array(np.ones(len(table), bool)),
-        "xxh3": table["xxh3"],
-        "phash": pa.array(table["phash"].to_numpy().view(np.uint64)),
-        "low_information": pc.or_(table["low_information"], pc.less(table["valid_fraction"], 0.5)),
-        "geometry": table["geometry"],
-        "sensor": table["sensor"] if "sensor" in names else pa.array([sensor] * len(table)),
-        "time": table["time"],
-    }
-    return pa.table({name: columns[name] for name in VIEWS.names}).cast(VIEWS)
 
 
 def _rehash(views: pa.Table, read: Reader, workers: Workers) -> pa.Table:
@@ -329,7 +315,7 @@ def _hash_views(read: Reader, count: int) -> list[dict[str, Any]]:
 
 
 class CorpusReader:
-    """Reads tiles of a corpus by their place in a table; a copy without pixels reads those of its original.
+    """Reads tiles of a corpus by their place in a table.
 
     Args:
         corpus: Where they are.
@@ -340,7 +326,7 @@ class CorpusReader:
     def __init__(self, corpus: Corpus, table: pa.Table, bands: tuple[str, ...]) -> None:
         self._path = corpus.path
         self._sizes: np.ndarray = table["size"].to_numpy()
-        self._slots = _slots(corpus, table)
+        self._slots: np.ndarray = table["slot"].to_numpy()
         self._chosen = match_bands(bands, corpus.sensor.bands) if bands else []
         self._arrays = {size: (corpus.array("image", size), corpus.array("valid", size)) for size in corpus.sizes}
 
@@ -358,19 +344,3 @@ class CorpusReader:
         part = copy(self)
         part._sizes, part._slots = self._sizes[places], self._slots[places]
         return part
-
-
-def _slots(corpus: Corpus, table: pa.Table) -> np.ndarray:
-    """Where the pixels of each tile are stored; those of an exact copy are its original's."""
-    slots: np.ndarray = table["slot"].to_numpy()
-    missing = np.flatnonzero(slots < 0)
-    if not len(missing):
-        return slots
-    columns = ["xxh3", "size"]
-    stored = corpus.table([*columns, "slot"], where=pc.field("slot") >= 0)
-    keys = zip(*(stored[name].to_pylist() for name in columns), strict=True)
-    known = dict(zip(keys, stored["slot"].to_pylist(), strict=True))
-    wanted = zip(*(table[name].take(missing).to_pylist() for name in columns), strict=True)
-    slots = slots.copy()
-    slots[missing] = [known.get(key, -1) for key in wanted]
-    return slots

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -13,24 +12,15 @@ import shapely
 
 from geomim.corpus.comparison.collection import Collection, contents
 from geomim.corpus.comparison.likeness import CELLS, MIN_LIKENESS, details, likeness
-from geomim.corpus.comparison.parts import Crops, Parts, find_parts
-from geomim.corpus.duplicates.fingerprint import inverse, orientations
+from geomim.corpus.comparison.parts import BACK, Crops, find_parts
+from geomim.corpus.duplicates.fingerprint import orientations
 from geomim.corpus.duplicates.geometry import same_day
 from geomim.corpus.duplicates.hamming import cross_pairs
+from geomim.corpus.pipeline.edges import EDGES, edge_table
 from geomim.corpus.pipeline.executor import Workers
 from geomim.errors import CorpusError
 
-MATCHES = pa.schema(
-    [
-        ("a", pa.int64()),
-        ("b", pa.int64()),
-        ("kind", pa.string()),
-        ("distance", pa.int16()),
-        ("orientation", pa.int8()),
-        ("correlation", pa.float32()),
-        ("share", pa.float32()),
-    ]
-)
+MATCHES = EDGES
 """A row a pair of views, `a` of one side and `b` of the other, and a way in which they match. `kind` is one of `KINDS`;
 `distance` in bits, -1 where no hash decides; `orientation` turns `a` so that it looks like `b`; `correlation` of
 pixels, NaN unknown; `share` of the smaller one that both hold."""
@@ -76,15 +66,16 @@ def match(
     Raises:
         CorpusError: The radius is out of range, or so many pairs are alike that a list of them makes no sense.
     """
-    copies = _exact(a, b)
+    found = [_exact(a, b)]
     one, two = _representatives(a), _representatives(b)
-    found = [copies]
-    usable_a, usable_b = one[~_low(a)[one]], two[~_low(b)[two]]
+    low = [side.views["low_information"].to_numpy() for side in (a, b)]
+    usable_a, usable_b = one[~low[0][one]], two[~low[1][two]]
     near = _perceptual(a, b, usable_a, usable_b, radius)
     found.append(_spread(near, a, b))
     if crops != "off":
-        parts = _parts_table(find_parts(a, b, usable_a, usable_b, crops, workers))
-        found.append(_spread(_unknown(parts, near), a, b))
+        parts = _best(find_parts(a, b, usable_a, usable_b, crops, workers))
+        unknown = ~np.isin(*(table["a"].to_numpy() << 32 | table["b"].to_numpy() for table in (parts, near)))
+        found.append(_spread(parts.filter(pa.array(unknown)), a, b))
     if footprint != "off":
         found.append(_footprints(a, b, footprint, buffer))
     table = _without_itself(pa.concat_tables(found), a, b)
@@ -95,16 +86,9 @@ def match(
 
 def order(table: pa.Table) -> pa.Table:
     """Sort matches: the most certain kind first, then by distance, correlation and share."""
-    rank = pc.index_in(table["kind"], value_set=pa.array(KINDS))
-    correlated = pc.if_else(pc.is_nan(table["correlation"]), pa.scalar(-2.0, pa.float32()), table["correlation"])
-    keys = pa.table({"rank": rank, "distance": table["distance"], "correlation": correlated, "share": table["share"]})
-    keys = keys.append_column("a", table["a"]).append_column("b", table["b"])
+    ranked = table.append_column("rank", pc.index_in(table["kind"], value_set=pa.array(KINDS)))
     ways = [("rank", "ascending"), ("distance", "ascending"), ("correlation", "descending"), ("share", "descending")]
-    return table.take(pc.sort_indices(keys, [*ways, ("a", "ascending"), ("b", "ascending")]))
-
-
-def _low(side: Collection) -> np.ndarray:
-    return side.views["low_information"].to_numpy()
+    return table.take(pc.sort_indices(ranked, [*ways, ("a", "ascending"), ("b", "ascending")]))
 
 
 def _representatives(side: Collection) -> np.ndarray:
@@ -112,13 +96,6 @@ def _representatives(side: Collection) -> np.ndarray:
     hashes = contents(side)
     _, first = np.unique(hashes, return_index=True)
     return np.sort(first[hashes[first] != b""])
-
-
-def _rows(kind: str, a: Any, b: Any, distance: Any, orientation: Any, correlated: Any, share: Any) -> pa.Table:
-    count = len(a)
-    columns = [a, b, [kind] * count, distance, orientation, correlated, share]
-    filled = [np.full(count, value) if np.isscalar(value) else value for value in columns]
-    return pa.table([pa.array(v, f.type) for f, v in zip(MATCHES, filled, strict=True)], schema=MATCHES)
 
 
 def _exact(a: Collection, b: Collection) -> pa.Table:
@@ -133,7 +110,7 @@ def _exact(a: Collection, b: Collection) -> pa.Table:
     if a is b:
         pairs = {(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]}
     places = np.array(sorted(pairs), np.int64).reshape(-1, 2)
-    return _rows("exact", places[:, 0], places[:, 1], 0, 0, 1.0, 1.0)
+    return edge_table(places[:, 0], places[:, 1], "exact", 0, 0, 1.0)
 
 
 def _groups(side: Collection, among: pa.ChunkedArray) -> dict[str, list[int]]:
@@ -154,19 +131,13 @@ def _perceptual(a: Collection, b: Collection, one: np.ndarray, two: np.ndarray, 
     pairs, distance = cross_pairs(queries.ravel(), hashes_a[one], radius)
     turn, place = np.divmod(pairs[:, 0], max(len(two), 1))
     first, second = one[pairs[:, 1]], two[place]
-    wanted = _other_content(a, b, first, second)
+    wanted = contents(a)[first] != contents(b)[second]
     if a is b:
         wanted &= first < second
     first, second, turn, distance = first[wanted], second[wanted], turn[wanted], distance[wanted]
     correlated = _verify(a, b, first, second, turn)
     good = correlated >= MIN_LIKENESS
-    back = np.array([inverse(k) for k in range(8)])[turn]
-    table = _rows("perceptual", first, second, distance, back, correlated, 1.0).filter(pa.array(good))
-    return _best(table)
-
-
-def _other_content(a: Collection, b: Collection, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    return contents(a)[first] != contents(b)[second]
+    return _best(edge_table(first, second, "perceptual", distance, BACK[turn], correlated).filter(pa.array(good)))
 
 
 def _verify(a: Collection, b: Collection, first: np.ndarray, second: np.ndarray, turn: np.ndarray) -> np.ndarray:
@@ -183,12 +154,9 @@ def _verify(a: Collection, b: Collection, first: np.ndarray, second: np.ndarray,
     return result
 
 
-def _details(side: Collection, places: Iterable[int]) -> np.ndarray:
-    places = list(map(int, places))
-    result = np.empty((len(places), CELLS, CELLS), np.float32)
-    for row, place in enumerate(places):
-        result[row] = details(*side.read(place))
-    return result
+def _details(side: Collection, places: np.ndarray) -> np.ndarray:
+    read = (details(*side.read(int(place))) for place in places)
+    return np.fromiter(read, np.dtype((np.float32, (CELLS, CELLS))), len(places))
 
 
 def _best(table: pa.Table) -> pa.Table:
@@ -213,18 +181,6 @@ def _spread(table: pa.Table, a: Collection, b: Collection) -> pa.Table:
     return pa.Table.from_pylist(rows, MATCHES)
 
 
-def _parts_table(parts: Parts) -> pa.Table:
-    turn = np.array([inverse(k) for k in range(8)])[parts.orientation]
-    return _best(_rows("crop", parts.one, parts.two, -1, turn, parts.likeness, parts.share))
-
-
-def _unknown(table: pa.Table, known: pa.Table) -> pa.Table:
-    """Rows of pairs that are not known."""
-    pairs = set(zip(known["a"].to_pylist(), known["b"].to_pylist(), strict=True))
-    here = zip(table["a"].to_pylist(), table["b"].to_pylist(), strict=True)
-    return table.filter(pa.array([pair not in pairs for pair in here], pa.bool_()))
-
-
 def _footprints(a: Collection, b: Collection, which: Footprint, buffer: float) -> pa.Table:
     """Views whose outlines share ground."""
     places_a, shapes_a = _outlines(a)
@@ -243,7 +199,7 @@ def _footprints(a: Collection, b: Collection, which: Footprint, buffer: float) -
     if which == "acquisition":
         wanted &= _same_acquisition(a, b, first, second)
     first, second, share = first[wanted], second[wanted], share[wanted]
-    return _rows("footprint", first, second, -1, 0, np.nan, share)
+    return edge_table(first, second, "footprint", share=share)
 
 
 def _outlines(side: Collection) -> tuple[np.ndarray, np.ndarray]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 
 from geomim.corpus.comparison.collection import Collection, Reader, contents, gather_blocks, image_names
 from geomim.corpus.comparison.likeness import CELLS, MIN_LIKENESS, details, likeness
 from geomim.corpus.duplicates import votes as voting
-from geomim.corpus.duplicates.fingerprint import orient
+from geomim.corpus.duplicates.fingerprint import inverse, orient
+from geomim.corpus.pipeline.edges import edge_table
 from geomim.corpus.pipeline.executor import Workers
 
 Crops = Literal["off", "fast", "thorough"]
@@ -32,26 +33,13 @@ _PER_TASK = 1000  # pairs
 _CACHED = 256  # views
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Pairs of views that hold the same in part.
-
-    Attributes:
-        one: `(m,)` int64 places.
-        two: `(m,)` int64 places.
-        orientation: `(m,)` int8: how `two` must be turned.
-        share: `(m,)` float32 of the smaller view that both hold.
-        likeness: `(m,)` float32 of that part.
-    """
-
-    one: np.ndarray
-    two: np.ndarray
-    orientation: np.ndarray
-    share: np.ndarray
-    likeness: np.ndarray
+BACK = np.array([inverse(k) for k in range(8)])
+"""How one side of a pair must be turned, by how the other must be."""
 
 
-def find_parts(a: Collection, b: Collection, one: np.ndarray, two: np.ndarray, crops: Crops, workers: Workers) -> Parts:
+def find_parts(
+    a: Collection, b: Collection, one: np.ndarray, two: np.ndarray, crops: Crops, workers: Workers
+) -> pa.Table:
     """Views of different images and different content that share a part.
 
     Args:
@@ -61,6 +49,9 @@ def find_parts(a: Collection, b: Collection, one: np.ndarray, two: np.ndarray, c
         two: Places of `b`.
         crops: How thoroughly.
         workers: Runs it.
+
+    Returns:
+        Rows of `EDGES` of the kind crop; a pair may be there in several orientations.
     """
     names, hashes = [(of(a), of(b)) for of in (image_names, contents)]
     found = []
@@ -68,7 +59,7 @@ def find_parts(a: Collection, b: Collection, one: np.ndarray, two: np.ndarray, c
         apart = names[0][candidates.one] != names[1][candidates.two]  # windows of one image overlap, of course
         apart &= hashes[0][candidates.one] != hashes[1][candidates.two]
         found.append(_check(a, b, candidates[np.flatnonzero(apart)], workers))
-    return Parts(*(np.concatenate([getattr(some, field.name) for some in found]) for field in fields(Parts)))
+    return pa.concat_tables(found)
 
 
 def _propose(
@@ -84,7 +75,7 @@ def _propose(
         yield voting.crop_matches(mine, theirs, RADIUS, votes, CROWD)
 
 
-def _check(a: Collection, b: Collection, pairs: voting.Crops, workers: Workers) -> Parts:
+def _check(a: Collection, b: Collection, pairs: voting.Crops, workers: Workers) -> pa.Table:
     """The candidates whose pixels agree."""
     calls = []
     for start in range(0, len(pairs.one), _PER_TASK):
@@ -95,7 +86,9 @@ def _check(a: Collection, b: Collection, pairs: voting.Crops, workers: Workers) 
     results = workers.run("comparing parts", compare, calls, inline=len(calls) < 2)
     share, alike = np.concatenate([np.empty((2, 0), np.float32), *results], axis=1)
     good = (share >= MIN_SHARE) & (alike >= MIN_LIKENESS)
-    return Parts(pairs.one[good], pairs.two[good], pairs.orientation[good], share[good], alike[good])
+    pairs = pairs[np.flatnonzero(good)]
+    turn = BACK[pairs.orientation]
+    return edge_table(pairs.one, pairs.two, "crop", orientation=turn, correlation=alike[good], share=share[good])
 
 
 def compare(
@@ -114,7 +107,7 @@ def compare(
     Returns:
         `(2, m)` float32; 0 where the part is too small to tell.
     """
-    first, second = (lru_cache(_CACHED)(_Grey(read)) for read in (read_one, read_two))
+    first, second = (lru_cache(_CACHED)(partial(_grey, read)) for read in (read_one, read_two))
     share, views = np.zeros(len(one), np.float32), np.zeros((2, len(one), CELLS, CELLS), np.float32)
     for row in range(len(one)):
         grey, valid = first(int(one[row]))
@@ -128,15 +121,10 @@ def compare(
     return np.stack([share, likeness(views[0], views[1], np.zeros(len(one), np.int64))])
 
 
-class _Grey:
-    """Reads the mean of the bands of a view, and what is measured of it."""
-
-    def __init__(self, read: Reader) -> None:
-        self._read = read
-
-    def __call__(self, place: int) -> tuple[np.ndarray, np.ndarray]:
-        pixels, valid = self._read(place)
-        return pixels.mean(0, dtype=np.float32), valid
+def _grey(read: Reader, place: int) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of the bands of a view, and what is measured of it."""
+    pixels, valid = read(place)
+    return pixels.mean(0, dtype=np.float32), valid
 
 
 def common_part(

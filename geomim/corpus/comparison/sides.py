@@ -16,8 +16,8 @@ from geomim.corpus.remote import Place, place
 from geomim.corpus.scenes import SUFFIXES, Scene
 from geomim.corpus.sources.items import Item, list_items, open_item, split_source
 from geomim.corpus.store import Corpus, holds_corpus
-from geomim.errors import BandError, GeomimError, InputError, nearest
-from geomim.sensors import Sensor, get_sensor, match_bands
+from geomim.errors import GeomimError, InputError, nearest
+from geomim.sensors import Sensor, find_band, get_sensor
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def side(
     known = get_sensor(sensor) if sensor else None
     if folder is not None:
         wanted = splits or (("val", "test") if held_out else None)
-        return _of_corpus(name or _called(_folder_name(folder), splits, held_out), given, Corpus.open(folder), wanted)
+        return _of_corpus(name or _called(_resolved(folder).name, splits, held_out), given, Corpus.open(folder), wanted)
     items = list_items(path, download, joined := [])
     for one in joined:
         Console(stderr=True, markup=False, highlight=False).print(str(one.check(allow=True)), soft_wrap=True)
@@ -125,16 +125,13 @@ def _corpus_folder(path: str) -> Place | None:
     return folder if holds_corpus(folder) else None
 
 
-def _folder_name(folder: Place) -> str:
-    return folder.resolve().name if isinstance(folder, Path) else folder.name
+def _resolved(path: Place) -> Place:
+    return path.resolve() if isinstance(path, Path) else path
 
 
 def same_corpus(one: Corpus | None, two: Corpus | None) -> bool:
     """Whether both are the same folder."""
-    if one is None or two is None:
-        return False
-    places = [each.path.resolve() if isinstance(each.path, Path) else each.path for each in (one, two)]
-    return str(places[0]) == str(places[1])
+    return one is not None and two is not None and _resolved(one.path) == _resolved(two.path)
 
 
 def _called(name: str, splits: tuple[str, ...] | None, held_out: bool) -> str:
@@ -168,13 +165,5 @@ def _of_corpus(name: str, given: str, corpus: Corpus, splits: tuple[str, ...] | 
 
 def common_bands(one: Sensor | None, two: Sensor | None) -> tuple[str, ...]:
     """Names, in `one`, of the bands that both have; by name, alias or wavelength."""
-    if one is None or two is None:
-        return ()
-    names = []
-    for band in one.bands:
-        try:
-            match_bands([band], two.bands)
-        except BandError:
-            continue
-        names.append(band.name)
-    return tuple(names)
+    offered = two.bands if two else ()
+    return tuple(band.name for band in (one.bands if one else ()) if find_band(band, offered) is not None)

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from geomim import __version__
-from geomim.corpus.lock import file_hash, listed, write_lock
+from geomim.corpus.lock import file_hash, write_lock
 from geomim.corpus.pipeline.decide import FATES, Tables, counting, crowd, decide_part, repeating, settle, standing
 from geomim.corpus.pipeline.edges import EDGES
 from geomim.corpus.pipeline.executor import Workers
@@ -129,7 +129,7 @@ def _note(meta: dict[str, Any], change: dict[str, Any]) -> None:
     if not change:
         return
     meta.setdefault("built", meta["recipe"])
-    before = [one for one in listed(meta.get("changes")) if change.get(one["verb"], one) is not None]
+    before = [one for one in meta.get("changes") or [] if change.get(one["verb"], one) is not None]
     meta["changes"] = before + [{"verb": verb, "asked": asked} for verb, asked in change.items() if asked is not None]
 
 

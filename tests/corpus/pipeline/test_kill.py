@@ -112,7 +112,7 @@ def no_pages():
     """Reports and pictures, which are no part of what is decided, take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building, "write_report", lambda folder: None)
-        patch.setattr(exclusion, "figures", lambda *_: "")
+        patch.setattr("geomim.corpus.audit.figures", lambda *_: "")
         patch.setattr(exclusion, "write_report", lambda folder: None)
         patch.setattr(assemble, "write_report", lambda folder: None)
         yield
