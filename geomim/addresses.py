@@ -17,6 +17,7 @@ _LOGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^\s/?#'\"]+)@", re.IGNORECASE)
 _SECRET = re.compile(
     r"sig|.*signature|x-(amz|goog|oss|cos|obs)-.*|q-(sign|ak|key|header|url).*|.*token|.*secret.*|.*passw(or)?d|pwd|"
     r".*api[-_]?key|.*access[-_]?key([-_]?id)?|.*credentials?|auth|.*authorization|.*subscription[-_]?key|tk|jwt|hmac|"
+    r".*(auth|app|map|private|hmac)[-_]?key|app[-_]?code|connect[-_]?id|sas|.*session(id)?|ticket|"
     r"hdne?a|hdnts|__gda__|header\..*|userpwd",
     re.IGNORECASE,
 )

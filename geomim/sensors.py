@@ -245,7 +245,7 @@ def find_band(wanted: str | Band, offered: Sequence[Band]) -> int | None:
         for attribute in ("name", "alias"):
             for index, other in enumerate(offered):
                 value = getattr(other, attribute)
-                if value and _plain(value) == key:
+                if value and _plain(value) == key and not (re.fullmatch(_NUMBERED, key) and _apart(band, other)):
                     return index
     near = [
         (abs(band.wavelength - other.wavelength), index)
@@ -253,6 +253,14 @@ def find_band(wanted: str | Band, offered: Sequence[Band]) -> int | None:
         if band.wavelength and other.wavelength and _overlap(band, other)
     ]
     return min(near)[1] if near else None
+
+
+_NUMBERED = r"b(and)?\d+a?"
+"""Names that count a sensor's bands: B5 of Landsat 8 is near infrared, B05 of Sentinel-2 is red edge."""
+
+
+def _apart(one: Band, two: Band) -> bool:
+    return bool(one.wavelength and two.wavelength) and not _overlap(one, two)
 
 
 def _overlap(one: Band, two: Band) -> bool:

@@ -16,6 +16,7 @@ KEPT = "https://host/a,b/x_2020.tif"
         (f"{KEPT}?AWSAccessKeyId=C&Expires=160&Signature={SECRET}", KEPT),
         (f"{KEPT}?Policy={SECRET}&Signature=s&Key-Pair-Id=K", KEPT),
         (f"{KEPT}?access_token={SECRET}", KEPT),
+        (f"{KEPT}?authkey={SECRET}&connectid={SECRET}&app_code={SECRET}&SESSIONID={SECRET}", KEPT),
         (f"{KEPT}?version=3&api_key={SECRET}&layer=a", f"{KEPT}?version=3&layer=a"),
         (f"https://tiles/get?key={SECRET}&x=1", "https://tiles/get?x=1"),
         ("https://tiles/get?key=folder/x.tif", "https://tiles/get?key=folder/x.tif"),

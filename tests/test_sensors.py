@@ -26,6 +26,18 @@ def test_bands_match_by_name_alias_and_wavelength_never_by_position() -> None:
     assert match_bands([sentinel[3], sentinel[11]], unnamed) == [1, 0]
 
 
+def test_a_number_that_another_sensor_gives_to_another_band_is_no_name() -> None:
+    of = {name: {band.name: band for band in sensor.bands} for name, sensor in SENSORS.items()}
+    offered = SENSORS["sentinel2"].bands
+    for sensor, wanted in (
+        ("landsat8", {"B2": "B02", "B3": "B03", "B4": "B04", "B5": "B08"}),
+        ("landsat7", {"B1": "B02", "B2": "B03", "B3": "B04", "B4": "B08"}),
+    ):
+        places = match_bands([of[sensor][name] for name in wanted], offered)
+        assert [offered[place].name for place in places] == list(wanted.values())
+    assert match_bands(["B5"], offered) == [offered.index(of["sentinel2"]["B05"])]  # whoever says no wavelength
+
+
 def test_a_missing_band_is_named_with_what_was_given() -> None:
     with pytest.raises(BandError, match=r"expected bands B04, B11; given red, green, blue, nir; missing B11"):
         match_bands(get_sensor("sentinel2", ["B04", "B11"]).bands, get_sensor("naip").bands)

@@ -85,11 +85,11 @@ def embed(
     if out.exists() and _read_json(out.with_suffix(".json")) == card:
         console.print(f"'{out}' is there already", soft_wrap=True)
         return out
-    work = _resume(folder / "embeddings" / f"{name}.work", card)
     extractor = frozen(candidate.encoder.to(target), pool, half=fast_half(target))
     prepare = ContractInput(candidate.contract, images.sensor)
     encoder = _Encoder(opened, prepare, candidate.image_size, extractor, batch)
     notes = (*candidate.notes, *check_range(prepare, encoder.sample(tiles), images.name))
+    work = _resume(folder / "embeddings" / f"{name}.work", card)  # which another encoder's vectors leave
     starts = range(0, len(tiles), _CHUNK)
     for start in track(starts, f"embedding {len(tiles)} tiles", console=console, transient=True):
         file = work / f"{start:012d}.npy"

@@ -144,7 +144,7 @@ def train(
             _store(folder / "config.yaml", config, module.history)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
-        except (RuntimeError, GeomimError) as error:
+        except (RuntimeError, OSError, GeomimError) as error:
             raise _sentence(error, training) from error
     if signals.received and trainer.global_step < training.max_steps:
         name = signal.Signals(signals.received).name

@@ -25,14 +25,13 @@ def same_day(one: np.ndarray, two: np.ndarray) -> np.ndarray:
 HOUR = np.timedelta64(1, "h")
 
 
-def another_day(shapes: tuple[Sequence, Sequence], times: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def another_day(one: np.ndarray, two: np.ndarray, times: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Whether tiles show one ground on different days, and so are no duplicates however alike they look.
 
-    What looks alike and lies elsewhere, or has no place (None for WKB) or date (NaT), may be a copy.
+    What looks alike and lies elsewhere, or has no place (None for a shape) or date (NaT), may be a copy.
     """
     found = ~(np.isnat(times[0]) | np.isnat(times[1]) | same_day(*times))
-    one, two = (shapely.from_wkb(np.asarray(side, object)[found]) for side in shapes)
-    found[found] = shapely.area(shapely.intersection(one, two)) > 0
+    found[found] = shapely.area(shapely.intersection(one[found], two[found])) > 0
     return found
 
 

@@ -244,6 +244,6 @@ def _told(pairs: np.ndarray, distances: np.ndarray, full: np.ndarray) -> tuple[n
 
 def _too_many(limit: int, radius: int) -> CorpusError:
     return CorpusError(
-        f"more than {limit:,} pairs of hashes lie within {radius} bits: the images are nearly all alike; search within "
-        "fewer bits (--near of a build, --radius elsewhere)"
+        f"more than {limit:,} pairs of hashes lie within {radius} bits: the images are nearly all alike; leave some of "
+        "them out, or search within fewer bits where --radius says how many"
     )

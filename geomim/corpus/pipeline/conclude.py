@@ -256,8 +256,8 @@ def _check_some_kept(folder: Path, sums: list[dict[str, Any]], part: Path, drawn
         why = f"no tile is kept, of {count} tiles and {len(skipped)} skipped sources: {'; '.join(reasons)}"
     elif drawn and not any(one["train"][0] for one in sums):
         why = (
-            "no tile would be left to train on: each shares ground or pixels with one that is held out; divide by "
-            "something smaller (--by cluster), or hold out less (--test-share, --val-share); nothing is changed"
+            "no tile would be left to train on: each shares ground or pixels with one that is held out; hold out less, "
+            "or divide by something smaller (geomim corpus split --by cluster); nothing is changed"
         )
     else:
         return

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import shapely
 
 from geomim.corpus.duplicates.geometry import another_day
 from geomim.corpus.duplicates.keep import keep_one
@@ -130,6 +131,7 @@ def crowd(tables: Tables, file: Path, rules: Rules, wanted: Path) -> pa.Table:
 
 
 _CROWD = ["id", "original", "split", "valid_fraction", "cloud_fraction", "time", "geometry", "source", *_WINDOW]
+_EDGES = 2**20  # looked at at once
 _TELLING = ("kind", "distance", "correlation", "share")  # columns of an edge
 FATES = pa.schema(
     [("id", pa.int64()), ("keeper", pa.int64()), ("exact", pa.int64()), *(EDGES.field(name) for name in _TELLING)]
@@ -204,13 +206,19 @@ def repeating(edges: pa.Table, members: pa.Table) -> pa.Table:
     One ground on different days is new data; windows of one source that overlap were asked for, by stride or edge.
     """
     ids = members["id"].to_numpy()
-    ends = [members.take(np.searchsorted(ids, edges[end].to_numpy())) for end in ("a", "b")]
-    shapes, times = zip(*((end["geometry"].to_pylist(), end["time"].to_numpy()) for end in ends), strict=True)
-    asked = pc.equal(ends[0]["source"], ends[1]["source"]).to_numpy()
-    one, two = ([end[name].to_numpy() for name in _WINDOW] for end in ends)
-    for axis in (0, 1):
-        asked &= (one[axis] < two[axis] + two[2]) & (two[axis] < one[axis] + one[2])
-    return edges.filter(pa.array(~(another_day(shapes, times) | asked)))
+    shapes = shapely.from_wkb(members["geometry"].to_numpy())
+    source = pc.dictionary_encode(members["source"]).combine_chunks().indices.to_numpy()
+    time, row, col, size = (members[name].to_numpy() for name in ("time", *_WINDOW))
+    found = []
+    for start in range(0, len(edges), _EDGES):
+        some = edges.slice(start, _EDGES)
+        one, two = (np.searchsorted(ids, some[end].to_numpy()) for end in ("a", "b"))
+        asked = source[one] == source[two]
+        for low in (row, col):
+            asked &= (low[one] < low[two] + size[two]) & (low[two] < low[one] + size[one])
+        other = another_day(shapes[one], shapes[two], (time[one], time[two]))
+        found.append(some.filter(pa.array(~(other | asked))))
+    return pa.concat_tables([edges.slice(0, 0), *found])
 
 
 def counting(edges: pa.Table, rules: Rules) -> pa.Table:

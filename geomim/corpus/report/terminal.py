@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +28,8 @@ def _print_counts(corpus: Corpus, console: Console, counts: dict[str, int]) -> N
     skipped = len(corpus.skipped())
     table.add_row("sources skipped", f"{skipped:,}", "listed in skipped.parquet" if skipped else "")
     console.print(table)
-    if corpus.meta.get("shared") is not None and corpus.meta["statistics"]["split"] == "all":
+    shares = pc.starts_with(pc.field("reason"), "shares ")
+    if corpus.meta["statistics"]["split"] == "all" and corpus.rows().count_rows(filter=shares):
         console.print(
             "no tile is left to train on: each shares something with val or test; try corpus split --by cluster"
         )

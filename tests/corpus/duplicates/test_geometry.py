@@ -46,9 +46,10 @@ def test_tiles_without_a_place_have_no_neighbours():
 def test_one_ground_on_different_days_is_no_duplicate_and_all_else_may_be():
     times = ["2020-01-01T10:00", "2020-01-01T17:00", "2020-06-01", "2020-06-01", "NaT", "2020-06-01", "2020-06-01"]
     two = [*boxes([(0.2, 0), (0, 0), (0, 0), (1, 0), (0, 0), (9, 9)]), None]
-    one, first = boxes([(0, 0)] * 7), np.full(7, np.datetime64("2020-01-01T09:00", "us"))
+    one, two = (shapely.from_wkb(np.array(side, object)) for side in (boxes([(0, 0)] * 7), two))
+    first = np.full(7, np.datetime64("2020-01-01T09:00", "us"))
     second = np.array(times, "datetime64[us]")
     expected = [False, False, True, False, False, False, False]  # the fourth only touches, the sixth lies elsewhere
-    assert another_day((one, two), (first, second)).tolist() == expected
-    assert another_day((two, one), (second, first)).tolist() == expected
-    assert another_day(([], []), (first[:0], first[:0])).tolist() == []
+    assert another_day(one, two, (first, second)).tolist() == expected
+    assert another_day(two, one, (second, first)).tolist() == expected
+    assert another_day(one[:0], two[:0], (first[:0], first[:0])).tolist() == []
