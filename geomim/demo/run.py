@@ -20,7 +20,7 @@ from geomim.corpus.store import Corpus, write_json
 from geomim.corpus.synthetic import write_scenes
 from geomim.data.datamodule import TileDataModule
 from geomim.demo.page import write_page
-from geomim.errors import GeomimError, InputError
+from geomim.errors import GeomimError, InputError, Interrupted
 from geomim.evaluate.scores import Scores
 from geomim.maps.predict import cluster, predict
 from geomim.models.weights import export, read_encoder
@@ -215,17 +215,20 @@ def _chapter(
     # gentle crops: scale is part of what tells one texture from another
     data = TileDataModule(str(corpus), batch_size=BATCH, image_size=IMAGE, workers=0, scale=(0.5, 1.0), seed=seed)
     run = folder / "run"
-    last = train(
-        data,
-        run,
-        "selective_mae",
-        METHOD,
-        ENCODER,
-        Optimisation(base_learning_rate=4e-3),
-        Training(steps, precision="32-true", log_every=10, watch_every=max(1, steps // 3), milestones=MILESTONES),
-        seed,
-        resume="last",
-    )
+    try:
+        last = train(
+            data,
+            run,
+            "selective_mae",
+            METHOD,
+            ENCODER,
+            Optimisation(base_learning_rate=4e-3),
+            Training(steps, precision="32-true", log_every=10, watch_every=max(1, steps // 3), milestones=MILESTONES),
+            seed,
+            resume="last",
+        )
+    except Interrupted as stop:
+        raise Interrupted(stop.signal, "stopped while it trained: the same command goes on where it was") from stop
     chapter = Chapter(group, folder, corpus, run)
     console.print(f"\n[bold]{group.name}: the encoder into scores and maps[/bold]")
     if labels:
