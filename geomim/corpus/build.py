@@ -123,6 +123,7 @@ def build(
         resolution: Metres of a pixel that bands of different resolution are brought to; never resampled otherwise.
         harmonise: Take off the 1000 that Sentinel-2 adds to its numbers since processing baseline 04.00 (January 2022),
             so that those of all years mean the same; what would fall below the least measurement becomes that.
+            Scenes after January 2022 that tell no baseline are not used then.
         warp: `auto` or a code such as EPSG:32633: the grid that rotated rasters and those placed by ground control
             points are warped to; cut as they are otherwise.
         clouds: Folder of cloud masks named like the scenes (FOLDER:scl, :fmask or :qa_pixel says which kind), or

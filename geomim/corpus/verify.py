@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
@@ -17,6 +20,7 @@ from rich.progress import Progress
 
 from geomim.corpus.duplicates.fingerprint import content_hash
 from geomim.corpus.lock import Locked, digests, file_hash, read_lock, source_hash
+from geomim.corpus.publish import publish
 from geomim.corpus.reader import TileArray
 from geomim.corpus.remote import Url
 from geomim.corpus.store import IGNORE, Corpus
@@ -178,13 +182,14 @@ def _verify_sources(head: dict[str, Any], lines: Iterator[Locked], found: _Findi
 
 
 def rebuild(lock: str, out: str, workers: int | None = None, cluster: str | None = None) -> Path:
-    """Build a corpus again from its lock, and compare.
+    """Build a corpus again from its lock, do again what changed it, and compare.
 
-    It is run where the first build was run, since sources are looked for by the names in the lock.
+    It is run where the first build was run, since sources are looked for by the names in the lock. Until all is done
+    and compared, it lies in the folder `OUT.part`; stopped and started again, it goes on there or begins anew.
 
     Args:
         lock: A corpus.lock, or the folder of the corpus that holds it.
-        out: Folder of the new corpus.
+        out: Folder of the new corpus, or an address such as s3://bucket/corpus.
         workers: Processes; one a core where not given.
         cluster: Address of a Dask scheduler, or a YAML file for dask-jobqueue.
 
@@ -192,12 +197,15 @@ def rebuild(lock: str, out: str, workers: int | None = None, cluster: str | None
         The folder.
 
     Raises:
-        CorpusError: A source vanished, was changed or was added, or the outcome differs.
+        CorpusError: `out` holds something, a source vanished, was changed or was added, the corpus was changed in a way
+            that is not done again from a lock, or the outcome differs.
     """
     head, lines = read_lock(lock)
     found, console = _Findings(), Console(stderr=True, markup=False, highlight=False)
-    if "merged" in head["recipe"] or "filtered" in head["recipe"]:
-        raise CorpusError(f"'{lock}' is of a corpus that was put together from others: rebuild those, then do it again")
+    folder = _folder(out)
+    part = folder.with_name(folder.name + ".part")
+    _check_free(folder, part)
+    _check_again(lock, head)
     with Progress(console=console, transient=True) as progress:
         _verify_sources(head, lines, found, progress)
     if found.counts:
@@ -212,16 +220,75 @@ def rebuild(lock: str, out: str, workers: int | None = None, cluster: str | None
     for name, now in versions().items():
         if head["versions"].get(name) != now:
             console.print(f"{name} is {now}, and was {head['versions'].get(name)}", soft_wrap=True)
-    folder = build(**recipe, out=out, workers=workers, cluster=cluster)
-    _change_again(folder, head.get("changes") or [])
-    old, new = ((line for line in read_lock(one)[1] if line.tiles) for one in (lock, folder))
+    mark = _begin(part, folder.name, head)
+    made = build(**recipe, out=str(part / folder.name), workers=workers, cluster=cluster)
+    _change_again(made, head.get("changes") or [])
+    old, new = ((line for line in read_lock(one)[1] if line.tiles) for one in (lock, made))
     for line, again in zip_longest(old, new):
         if line != again:
             found.say("sources", f"tiles of '{(line or again).uri}' came out otherwise")
     if found.counts:
-        raise CorpusError(f"'{folder}' differs from '{lock}': {found}")
+        os.replace(mark, part / f"{_MARK}other")  # the next try begins anew
+        raise CorpusError(f"'{made}' differs from '{lock}' and does not become '{out}': {found}")
+    os.replace(made, folder)
+    shutil.rmtree(part)
     console.print(f"'{folder}' is the same: {head['tiles']:,} tiles of {head['sources']:,} sources", soft_wrap=True)
+    if "://" in str(out):
+        publish(str(folder), out)
     return folder
+
+
+_MARK = "of-"  # and a hash of the lock: what a folder holds is unfinished work of `rebuild`
+
+
+def _folder(out: str) -> Path:
+    """Where a corpus comes to lie: `out`, or a folder called like the end of its address."""
+    folder = Path(str(out).rstrip("/").rsplit("/", 1)[-1] if "://" in str(out) else out)
+    return folder.resolve() if folder.is_symlink() or folder.name in ("", "..") else folder
+
+
+def _check_free(folder: Path, part: Path) -> None:
+    """Refuse to build where something is already."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise CorpusError(f"'{folder}' holds something already: give another --out, or remove it")
+    if folder.is_mount():  # nothing can be renamed to it
+        raise CorpusError(f"'{folder}' is a mounted file system: give a folder in it as --out")
+    if part.is_file() or (part.is_dir() and any(part.iterdir()) and not any(part.glob(f"{_MARK}*"))):
+        raise CorpusError(f"'{part}' is needed for unfinished work and holds other files: give another --out")
+
+
+def _check_again(lock: str, head: dict[str, Any]) -> None:
+    """Refuse a corpus that was made or changed in ways that a lock alone does not tell."""
+    if "merged" in head["recipe"] or "filtered" in head["recipe"]:
+        raise CorpusError(f"'{lock}' is of a corpus that was put together from others: rebuild those, then do it again")
+    changes = [change["verb"] for change in head.get("changes") or []]
+    if left := [verb for verb in dict.fromkeys(changes) if verb not in _AGAIN]:
+        raise CorpusError(
+            f"'{lock}' cannot be rebuilt: {', '.join(left)} changed the corpus by an encoder's embeddings; build it by "
+            "the recipe in the lock, and do what it lists as `changes` again"
+        )
+
+
+def _begin(part: Path, name: str, head: dict[str, Any]) -> Path:
+    """The folder of unfinished work, empty but for a build that can go on; its mark."""
+    mark = part / f"{_MARK}{xxhash.xxh3_128_hexdigest(json.dumps(head).encode())}"
+    shutil.rmtree(part / ".old", ignore_errors=True)
+    if (part / name).exists() and not (mark.exists() and _goes_on(part / name)):
+        os.replace(part / name, part / ".old")  # at once, so that no half of it is taken for a build
+        shutil.rmtree(part / ".old")
+    part.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    for other in set(part.glob(f"{_MARK}*")) - {mark}:
+        other.unlink()
+    return mark
+
+
+def _goes_on(folder: Path) -> bool:
+    """Whether a build was stopped, or is done and nothing changed it yet."""
+    done = folder / "corpus.json"
+    if (folder / "work").exists() or not done.exists():
+        return True
+    return not (folder / "next").exists() and not json.loads(done.read_text(encoding="utf-8")).get("changes")
 
 
 def _find_added(sources: list[str], lock: str, found: _Findings) -> None:
@@ -234,6 +301,9 @@ def _find_added(sources: list[str], lock: str, found: _Findings) -> None:
         found.say("added sources", f"source '{uri}' was added")
 
 
+_AGAIN = ("split", "exclude", "decide", "join")
+
+
 def _change_again(folder: Path, changes: list[dict[str, Any]]) -> None:
     """Do what was done to the corpus after its build, in the same order."""
     from geomim.corpus.changes import decide, split
@@ -241,11 +311,8 @@ def _change_again(folder: Path, changes: list[dict[str, Any]]) -> None:
     from geomim.corpus.pipeline.conclude import conclude
     from geomim.corpus.report.report import write_report
 
-    verbs: dict[str, Callable[..., Any]] = {"split": split, "exclude": exclude, "decide": conclude, "join": decide}
-    for place, change in enumerate(changes):
-        if change["verb"] not in verbs:
-            left = ", ".join(dict.fromkeys(later["verb"] for later in changes[place:]))
-            raise CorpusError(f"'{folder}' is built; {left} then changed the first one: do it again, with its encoder")
+    verbs: dict[str, Callable[..., Any]] = dict(zip(_AGAIN, (split, exclude, conclude, decide), strict=True))
+    for change in changes:
         verbs[change["verb"]](str(folder), **change["asked"])
     if changes:
         write_report(folder)

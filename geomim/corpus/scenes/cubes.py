@@ -117,16 +117,17 @@ def _describe(
     numbers = Numbers(sensor, reader, dtype, padding(nodata), _block(chosen[0]), notes, assumed=choice.assumed)
     tags = {key: str(value) for key, value in cube.attrs.items()}
     tags |= {"ACQUISITION_DATE": tags["time_coverage_start"]} if "time_coverage_start" in tags else {}
+    time = time or acquisition_time(split_address(uri)[0], tags)
     return Scene(
         uri=uri,
         crs=crs,
         transform=transform,
         height=height,
         width=width,
-        time=time or acquisition_time(split_address(uri)[0], tags),
+        time=time,
         licence=licence({key.upper(): value for key, value in tags.items()}),
         masks=_clouds(uri, planes[masks[0]]) if masks else None,
-        **vars(meant(numbers, nodata, told, wanted)),
+        **vars(meant(uri, numbers, nodata, told, wanted, time)),
     )
 
 

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -100,10 +101,20 @@ def informed(
             return sensor, () if own == (scale, offset) else (note,)
     if not is_sentinel2(sensor):
         return sensor, ()
-    found, time = _PRODUCT.search(uri), acquisition_time(uri, {})
-    if found and (more := added(found[1])) is not None:
+    if (more := _named(uri)) is not None:
         return replace(sensor, offset=-more * sensor.scale), ()
-    return sensor, (_UNTOLD,) if time and (time.year, time.month) >= (2022, 2) else ()
+    return sensor, (_UNTOLD,) if _doubtful(acquisition_time(uri, {})) else ()
+
+
+def _named(uri: str) -> int | None:
+    """What the numbers of a product have more, where an address names it with its processing baseline."""
+    found = _PRODUCT.search(uri)
+    return added(found[1]) if found else None
+
+
+def _doubtful(time: datetime | None) -> bool:
+    """Whether numbers of Sentinel-2 may have 1000 more for being of that time."""
+    return time is not None and (time.year, time.month) >= (2022, 2)
 
 
 def _fractions(numbers: np.ndarray) -> bool:
@@ -111,18 +122,32 @@ def _fractions(numbers: np.ndarray) -> bool:
     return positive.size > 0 and bool(np.percentile(positive, 99) <= _FRACTION)
 
 
-def meant(numbers: Numbers, nodata: Sequence[Nodata], told: Sequence[Scaling | None], wanted: Wanted) -> Numbers:
+def meant(
+    uri: str,
+    numbers: Numbers,
+    nodata: Sequence[Nodata],
+    told: Sequence[Scaling | None],
+    wanted: Wanted,
+    time: datetime | None,
+) -> Numbers:
     """Numbers as they are stored, where all bands are scaled alike; else what they mean, as float32.
 
     Args:
+        uri: The scene.
         numbers: As they are stored; the scale and offset of their sensor stand in where nothing is told.
         nodata: What is no measurement, a band.
         told: What product or file say, a band; None where nothing.
         wanted: Whether to harmonise.
+        time: When it was taken, if known.
+
+    Raises:
+        InputError: It is to be harmonised, and nothing says what its numbers have more.
     """
     sensor, reader = numbers.sensor, numbers.reader
     scaling = [one or (sensor.scale, sensor.offset) for one in told]
     more = all(math.isclose(-offset, ADDED * scale, rel_tol=1e-4) for scale, offset in scaling)
+    if wanted.harmonise:
+        _check_told(uri, numbers, told, wanted, time)
     if wanted.harmonise and more and numbers.dtype.kind in "iu" and is_sentinel2(sensor):
         reader = converted(reader, partial(harmonised, nodata))
         scaling = [(scale, 0.0) for scale, _ in scaling]
@@ -132,6 +157,26 @@ def meant(numbers: Numbers, nodata: Sequence[Nodata], told: Sequence[Scaling | N
     sensor = replace(sensor, scale=1.0, offset=0.0, nodata=None)
     reader = converted(reader, partial(means, nodata, scaling))
     return replace(numbers, sensor=sensor, reader=reader, dtype=np.dtype(np.float32), nodata=math.nan)
+
+
+def _check_told(
+    uri: str, numbers: Numbers, told: Sequence[Scaling | None], wanted: Wanted, time: datetime | None
+) -> None:
+    """Refuse to harmonise by a guess: what is left in or taken off by mistake shows nowhere."""
+    if not is_sentinel2(numbers.sensor):
+        return
+    if wanted.sensor is not None and wanted.sensor.offset:
+        raise InputError(
+            f"sensor '{wanted.sensor.name}' has an offset of its own, {wanted.sensor.offset:g}, which would count for "
+            f"'{uri}' and scenes of all other dates: with --harmonise, give a sensor without offset"
+        )
+    stored = numbers.dtype.kind in "iu" and numbers.dtype.itemsize > 1
+    if stored and not all(told) and _named(uri) is None and _doubtful(time):
+        raise InputError(
+            f"'{uri}' is taken after January 2022 and tells no processing baseline, so that --harmonise cannot know "
+            "whether its numbers have 1000 more: give its .SAFE folder, a folder of that name (with _Nxxxx_), a STAC "
+            "item that tells its baseline, or write scale and offset into the file"
+        )
 
 
 def means(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -41,10 +42,11 @@ def _describe(uri: str, dataset: Any, wanted: Wanted) -> Scene:
     _check_pixels(uri, dataset)
     tags, imagery, masks = dataset.tags(), dataset.tags(ns="IMAGERY"), mask_places(dataset.descriptions)
     place = _place(uri, dataset) if grid is None else vars(grid)
-    numbers = _palette(uri, dataset, grid, wanted) or _numbers(uri, dataset, grid, wanted)
+    time = acquisition_time(uri, tags | imagery)
+    numbers = _palette(uri, dataset, grid, wanted) or _numbers(uri, dataset, grid, wanted, time)
     return Scene(
         uri=uri,
-        time=acquisition_time(uri, tags | imagery),
+        time=time,
         licence=licence(tags),
         masks=open_mask(uri, grid, (place["height"], place["width"]), None, masks[:1]) if masks else None,
         **place,
@@ -52,7 +54,7 @@ def _describe(uri: str, dataset: Any, wanted: Wanted) -> Scene:
     )
 
 
-def _numbers(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> Numbers:
+def _numbers(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted, time: datetime | None) -> Numbers:
     offer, marked = _unmarked(read_offer(uri, dataset, mask_places(dataset.descriptions)), dataset, wanted)
     choice = choose(offer, wanted.sensor, wanted.bands)
     together = (*choice.places, *(() if choice.alpha is None else (choice.alpha,)))
@@ -66,7 +68,7 @@ def _numbers(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> Numbe
     reader = stored(uri, dataset, grid, choice.places, nodata, choice.alpha)
     block = reader.dataset.block_shapes[0]
     stored_numbers = Numbers(sensor, reader, dtype, padding(nodata), block, (*marked, *guessed), assumed=choice.assumed)
-    return meant(stored_numbers, nodata, told, wanted)
+    return meant(uri, stored_numbers, nodata, told, wanted, time)
 
 
 def _unmarked(offer: Offer, dataset: Any, wanted: Wanted) -> tuple[Offer, tuple[str, ...]]:

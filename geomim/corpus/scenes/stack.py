@@ -103,7 +103,8 @@ def stack_scene(
         reader, nodata, block = _reader(layers, datasets, grid, sensor)
         masks = _masks(mask, grid)
         opened.pop_all()  # they stay open, with the scene
-    numbers = meant(Numbers(sensor, reader, dtype, padding(nodata), block, guessed), nodata, told, wanted)
+    numbers = Numbers(sensor, reader, dtype, padding(nodata), block, guessed)
+    numbers = meant(uri, numbers, nodata, told, wanted, time)
     return Scene(uri=uri, time=time, licence=licence, masks=masks, **vars(grid), **vars(numbers))
 
 

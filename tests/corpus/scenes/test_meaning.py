@@ -16,7 +16,7 @@ from geomim.corpus.scenes import open_scene
 from geomim.corpus.scenes.meaning import added, harmonised
 from geomim.corpus.scenes.validity import Nodata
 from geomim.corpus.store import Corpus
-from geomim.errors import BandError
+from geomim.errors import BandError, InputError
 from geomim.sensors import Band, Sensor, get_sensor
 
 SIZE = 64
@@ -199,6 +199,31 @@ def test_a_series_across_2022_becomes_one_corpus_by_the_flag_that_the_refusal_na
     assert 1500 < np.mean(corpus.contract.mean) < 1700  # without the 1000
     _, sources = read_lock(tmp_path / "yes")
     assert {source.uri: source.taken_off for source in sources} == dict(zip(uris, (None, 1000, 1000), strict=True))
+
+
+def test_what_tells_no_baseline_is_not_harmonised_by_a_guess(tmp_path):
+    loose = [tif(tmp_path / f"T32TNS_{day}T101031_B02_10m.tif", add=1000) for day in ("20230601", "20210601")]
+    for band in ("B02", "B03"):
+        tif(tmp_path / "S2B_20220201" / f"{band}.tif")
+    untold = [loose[0], tmp_path / "S2B_20220201", item(tmp_path / "item", {}, bands=["B02"])]
+    for uri in untold:
+        with pytest.raises(InputError, match=r"tells no processing baseline.*\.SAFE.*_Nxxxx_.*STAC"):
+            scaling(str(uri), bands=["B02"], harmonise=True)
+    assert scaling(str(loose[1]), bands=["B02"], harmonise=True) == ((1e-4, 0.0), ())
+    with rasterio.open(loose[0], "r+") as file:
+        file.scales, file.offsets = (1e-4,), (-0.1,)
+    assert scaling(str(loose[0]), bands=["B02"], harmonise=True) == ((1e-4, 0.0), ())
+    safe(tmp_path, AFTER)
+    (under,) = (tmp_path / f"{AFTER}.SAFE").rglob("*_B02_10m.tif")
+    assert scaling(str(under), bands=["B02"], harmonise=True)[0] == (1e-4, 0.0)
+
+
+def test_a_sensor_with_an_offset_is_not_harmonised_since_it_would_count_for_all_dates(tmp_path):
+    mine = Sensor("mine", get_sensor("sentinel2", ["B02"]).bands, "reflectance", 1e-4, -0.1)
+    uris = [tif(tmp_path / f"T32TNS_{day}T101031_B02_10m.tif") for day in ("20210601", "20230601")]
+    for uri in (*uris, safe(tmp_path, AFTER)):
+        with pytest.raises(InputError, match=r"sensor 'mine' has an offset of its own, -0\.1.*without offset"):
+            scaling(str(uri), mine, ["B02"], harmonise=True)
 
 
 def test_notes_are_printed_with_how_many_they_are_said_of(tmp_path, capsys):
