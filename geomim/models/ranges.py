@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
 
-from geomim.errors import InputError
+from geomim.errors import BandError, InputError
 from geomim.models.inputs import ContractInput
 
 LOOKS, PIXELS = 64, 4096
@@ -138,13 +139,25 @@ def _fault(prepare: ContractInput, seen: _Seen) -> str | None:
     ):
         cause, scale, offset = _cause(prepare, seen)
         means = {"name": "mine", "unit": contract.sensor.unit, "scale": scale, "offset": offset}
-        means["bands"] = list(prepare.sensor.names)
+        means["bands"] = _bands(prepare)
         text = yaml.safe_dump(means, default_flow_style=True, sort_keys=False, width=9999).strip()
         return f"{cause}. Say what the numbers mean in a file, given as --sensor FILE.yaml: {text}"
     if seen.flat:
         varies = f"every band varies more than {_ONE_CLASS:,} times less, which makes a map of one class"
         return f"{varies}. Look at how the numbers were scaled, and say what they mean with --sensor FILE.yaml"
     return None
+
+
+def _bands(prepare: ContractInput) -> list[Any]:
+    """The given bands for a file: names, and what else finds them where names alone would find others, or none."""
+    names = list(prepare.sensor.names)
+    try:
+        if prepare.contract.indices(names) == prepare.indices:
+            return names
+    except BandError:
+        pass
+    keys = ("name", "alias", "wavelength", "bandwidth")
+    return [{key: vars(band)[key] for key in keys if vars(band)[key] is not None} for band in prepare.sensor.bands]
 
 
 def _cause(prepare: ContractInput, seen: _Seen) -> tuple[str, float, float]:
