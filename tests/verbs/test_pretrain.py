@@ -167,6 +167,23 @@ def test_the_advice_after_a_loss_that_is_not_finite_works(half, capsys, monkeypa
         assert main([*FLAGS, "--resume", "last", *advice]) == 0
 
 
+def test_weights_that_a_step_ruined_are_not_stored(half, capsys, monkeypatch):
+    step = PretrainModule.training_step
+
+    def ruin(self, parts, batch_idx):
+        step(self, parts, batch_idx)
+        if self.trainer.global_step == 4:
+            next(self.model.parameters()).data.fill_(torch.nan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PretrainModule, "training_step", ruin)
+        assert main([*FLAGS, "--resume", "last", "--training.checkpoint_every", "1"]) == 1
+    error = capsys.readouterr().err
+    assert "weights are not finite after step 4. Try half of" in error and "milestone" in error
+    assert torch.load(half, weights_only=True)["geomim"]["step"] == 3
+    assert main([*FLAGS, "--resume", "last", "--optimizer.base_learning_rate", "1e-5"]) == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
