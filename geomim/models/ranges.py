@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
 
-from geomim.errors import InputError
+from geomim.errors import BandError, InputError
 from geomim.models.inputs import ContractInput
 
 LOOKS, PIXELS = 64, 4096
@@ -18,7 +19,7 @@ LOOKS, PIXELS = 64, 4096
 # No scene is fifty times darker than usual in all its bands, nor is one band thirty deviations brighter: snow and
 # cloud reach some twenty in visible light, and lakes are dark and flat, but hardly so in the blue.
 _DARKER, _FARTHER, _BEYOND_BITS = 50, 30, 8
-_ODD, _FLATTER = 5, 8
+_ODD, _FLATTER, _ONE_CLASS = 5, 8, 2000
 _FACTORS = (10000, 1000, 255, 100, 10000 / 255)
 
 
@@ -46,6 +47,19 @@ class _Seen:
     def stored(self, deviations: Tensor) -> Tensor:
         """Deviations as stored numbers of the contract."""
         return self.usual + deviations * self.spread
+
+    @property
+    def smaller(self) -> Tensor:
+        """By which factor the numbers are smaller than they should be, as they are given: an offset comes after it."""
+        given = self.mean * self.unit + self.zero
+        return (self.zero.square() + self.unit.square()).sqrt() / torch.hypot(given, self.std * self.unit)
+
+    @property
+    def flat(self) -> bool:
+        """Whether they vary, but thousands of times too little; not by rounding alone, nor by single counts."""
+        given, std = (self.mean * self.unit + self.zero).abs(), self.std * self.unit.abs()
+        fractional = ((self.high - self.low) * self.unit.abs() < 1).all()
+        return bool((self.std < 1 / _ONE_CLASS).all() & (std > 1e-6 * given).any() & fractional)
 
 
 def check_range(prepare: ContractInput, sample: Iterable[tuple[Tensor, Tensor | None]], what: str) -> tuple[str, ...]:
@@ -117,22 +131,36 @@ def _fault(prepare: ContractInput, seen: _Seen) -> str | None:
     if bool((high < 0).all() & (seen.usual > 0).all()):
         if bool(((10 ** (mean / 10) / seen.usual).log10().abs() < 1).all()):
             return "these are decibels for an encoder of linear numbers: give 10 ** (number / 10)"
-    smaller = (seen.usual.square() + spread.square()).sqrt() / (mean.square() + (seen.std * spread).square()).sqrt()
     most = (255 - seen.zero) / seen.unit  # of 8 bits
     if (
-        bool((seen.mean.abs() > _FARTHER).any() | (smaller > _DARKER).all())
+        bool((seen.mean.abs() > _FARTHER).any() | (seen.smaller > _DARKER).all())
         or (contract.eight_bit and bool(((mean > 255) & (seen.mean > _BEYOND_BITS)).all()))
         or (seen.eight_bit and bool((most < 0).all()))
     ):
-        cause, scale, offset = _cause(prepare, seen, float(smaller.median()))
+        cause, scale, offset = _cause(prepare, seen)
         means = {"name": "mine", "unit": contract.sensor.unit, "scale": scale, "offset": offset}
-        means["bands"] = list(prepare.sensor.names)
+        means["bands"] = _bands(prepare)
         text = yaml.safe_dump(means, default_flow_style=True, sort_keys=False, width=9999).strip()
         return f"{cause}. Say what the numbers mean in a file, given as --sensor FILE.yaml: {text}"
+    if seen.flat:
+        varies = f"every band varies more than {_ONE_CLASS:,} times less, which makes a map of one class"
+        return f"{varies}. Look at how the numbers were scaled, and say what they mean with --sensor FILE.yaml"
     return None
 
 
-def _cause(prepare: ContractInput, seen: _Seen, smaller: float) -> tuple[str, float, float]:
+def _bands(prepare: ContractInput) -> list[Any]:
+    """The given bands for a file: names, and what else finds them where names alone would find others, or none."""
+    names = list(prepare.sensor.names)
+    try:
+        if prepare.contract.indices(names) == prepare.indices:
+            return names
+    except BandError:
+        pass
+    keys = ("name", "alias", "wavelength", "bandwidth")
+    return [{key: vars(band)[key] for key in keys if vars(band)[key] is not None} for band in prepare.sensor.bands]
+
+
+def _cause(prepare: ContractInput, seen: _Seen) -> tuple[str, float, float]:
     """In what the numbers differ: in words, and the scale and offset that would be right."""
     sensor, wanted = prepare.sensor, prepare.contract.sensor
     meant = (seen.mean * seen.unit + seen.zero - wanted.offset) / wanted.scale  # were they of the unit itself
@@ -143,6 +171,7 @@ def _cause(prepare: ContractInput, seen: _Seen, smaller: float) -> tuple[str, fl
         shift = float((-seen.mean * seen.spread).median()) * wanted.scale
         words = f"about {abs(_short(shift)):,g} too {'small' if shift > 0 else 'large'}"
         return words, sensor.scale, _short(sensor.offset + shift)
+    smaller = float(seen.smaller[seen.smaller.isfinite()].median())
     times = _usual_factor(max(smaller, 1 / smaller))
     words = f"about {f'{times:,.0f}' if times > 99 else f'{times:.3g}'} times too"
     if smaller > 1:

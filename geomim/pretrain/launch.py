@@ -64,7 +64,9 @@ def placement(accelerator: str, devices: int | str, nodes: int) -> dict[str, Any
     count = max(1, gpus) if devices == "auto" else int(devices)
     if count < 1 or (gpus and count > gpus):
         raise ConfigError(f"training.devices: expected 1 to {gpus or 'the number of cores'}; given {devices}")
-    if world not in (1, count * nodes) or (nodes > 1 and world == 1 and "NODE_RANK" not in os.environ):
+    # Lightning's own children have both; without a place of its own, each process would train alone
+    child = by == "WORLD_SIZE" and "LOCAL_RANK" in os.environ and world == count * nodes
+    if (world > 1 and not child) or (nodes > 1 and world == 1 and "NODE_RANK" not in os.environ):
         raise ConfigError(
             f"{by or 'no launcher'} started {world} processes, and training.devices {devices} with training.nodes "
             f"{nodes} make {count * nodes}: start them with torchrun (--nnodes, --nproc-per-node) or srun, which need "

@@ -24,6 +24,12 @@ from geomim.pretrain.signals import Signals
 from geomim.randomness import Draws
 from geomim.sensors import BandContract
 
+_DIVERGED = (
+    "Try half of optimizer.base_learning_rate, training.clip=1 or training.precision=32-true, and go on with --resume "
+    "last; where that ends likewise, with --resume and an earlier milestone, or anew under another --name. If it is "
+    "not finite from the first step, look at the corpus's means and deviations"
+)
+
 
 @dataclass(frozen=True)
 class Optimisation:
@@ -247,16 +253,20 @@ class PretrainModule(pl.LightningModule):
         values = self.trainer.strategy.reduce(stacked, reduce_op="mean").tolist()
         losses = dict(zip(self._sums, values, strict=True))
         if not math.isfinite(losses["loss"]):
-            raise GeomimError(
-                f"the loss is {losses['loss']} between steps {self._mark[0]} and {self.trainer.global_step}. Try "
-                "half of optimizer.base_learning_rate, training.clip=1 or training.precision=32-true, and go on with "
-                "--resume last; if it is not finite from the first step, look at the corpus's means and deviations"
-            )
+            where = f"between steps {self._mark[0]} and {self.trainer.global_step}"
+            raise GeomimError(f"the loss is {losses['loss']} {where}. {_DIVERGED}")
         return losses
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the plain `geomim` entry; refuses to store weights after a loss that is not finite."""
+        """Add the plain `geomim` entry; the checkpoint before stays where loss or weights are not finite.
+
+        Raises:
+            GeomimError: They are not.
+        """
         self._read_losses()
+        # a step can ruin weights though its loss was finite
+        if not bool(torch.stack([one.detach().isfinite().all() for one in self.parameters()]).all()):
+            raise GeomimError(f"weights are not finite after step {self.trainer.global_step}. {_DIVERGED}")
         checkpoint["geomim"] = self.description() | {
             "step": self.trainer.global_step,
             "progress": self.progress,

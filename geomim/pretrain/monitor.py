@@ -154,7 +154,10 @@ class Watch(pl.Callback):
         batch = {
             key: value.to(module.device) if isinstance(value, Tensor) else value for key, value in self.batch.items()
         }
-        figures = collapse(module.model.encoder(batch["image"]).tokens[:, 1:].mean(1))
+        embeddings = module.model.encoder(batch["image"]).tokens[:, 1:].mean(1)
+        if not bool(embeddings.isfinite().all()):
+            return  # the next log or save ends the run on all ranks, with a sentence
+        figures = collapse(embeddings)
         for logger in trainer.loggers:
             logger.log_metrics(figures, trainer.global_step)
         few = {key: value[: self.shown] for key, value in batch.items()}

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from geomim.data.datamodule import TileDataModule
-from geomim.errors import ConfigError, GeomimError, Interrupted, nearest
+from geomim.errors import ConfigError, GeomimError, Interrupted, ResumeError, nearest
 from geomim.models.vit import vit
 from geomim.models.weights import read_checkpoint
 from geomim.pretrain.launch import placement
@@ -138,7 +138,10 @@ def train(
             raise ConfigError(f"{where} cannot be had on this machine: {error}") from error
         module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size)
         if start is not None:
-            module.on_load_checkpoint(read_checkpoint(start))
+            checkpoint = read_checkpoint(start)
+            module.on_load_checkpoint(checkpoint)
+            if _done(checkpoint["geomim"]["step"], training.max_steps, start, checkpoints / "last.ckpt"):
+                return checkpoints / "last.ckpt"
         checkpoints.mkdir(parents=True, exist_ok=True)
         if config is not None and trainer.is_global_zero:
             _store(folder / "config.yaml", config, module.history)
@@ -222,6 +225,24 @@ def _start(folder: Path, resume: str | Path | None) -> Path | None:
     if not Path(resume).is_file():
         raise ConfigError(f"--resume: expected 'last' or a checkpoint file; '{resume}' does not exist")
     return Path(resume)
+
+
+def _done(step: int, steps: int, start: Path, last: Path) -> bool:
+    """Whether a checkpoint is the end of this run, which is said.
+
+    Raises:
+        ResumeError: It is another file, from which no step would be trained, so that no encoder came of it.
+    """
+    if step < steps:
+        return False
+    if not last.exists() or not last.samefile(start):
+        raise ResumeError(
+            f"cannot resume: '{start}' is at step {step} already and --training.max_steps is {steps}: give more, or "
+            "use the checkpoint as it is"
+        )
+    if rank_zero_only.rank == 0:
+        print(f"the run is done: step {step} of {steps}; more --training.max_steps go on from there")
+    return True
 
 
 def _plain(value: Any) -> Any:

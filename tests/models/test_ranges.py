@@ -64,6 +64,39 @@ def test_the_likely_factor_is_named():
         check(FRACTIONS, like(BYTES))
 
 
+def test_an_offset_of_the_sensor_does_not_hide_another_unit():
+    landsat = SENSORS["landsat8"].select(("B2", "B3", "B4", "B5"))
+    stored = (like(REFLECTANCE) * 1e-4 + 0.2) / 2.75e-5
+    assert check(REFLECTANCE, stored, landsat) == ()
+    with pytest.raises(InputError, match=r"as reflectance itself does"):
+        check(REFLECTANCE, stored * 2.75e-5 - 0.2, landsat)
+    with pytest.raises(InputError, match=r"about 100 times too small.*scale: 0\.00275, offset: -0\.2"):
+        check(REFLECTANCE, (stored / 100).to(torch.uint8), landsat)
+
+
+def test_the_file_that_the_sentence_writes_finds_the_bands_of_another_sensor(tmp_path):
+    landsat = SENSORS["landsat8"]
+    four = (like(REFLECTANCE) * 1e-4 + 0.2) / 2.75e-5
+    numbers = torch.zeros(6, 7, 32, 32)
+    numbers[:, 1:5] = four
+    for given, scale in ((numbers * 2.75e-5 - 0.2, 1.0), (numbers / 100, 0.00275)):
+        with pytest.raises(InputError, match=rf"scale: {scale}\b.*name: B5, alias: nir, wavelength: 865") as refused:
+            check(REFLECTANCE, given, landsat)
+        written = tmp_path / "mine.yaml"
+        written.write_text(re.search(r"FILE\.yaml: (\{.*\})", str(refused.value))[1])
+        assert check(REFLECTANCE, given, get_sensor(written)) == ()
+
+
+def test_a_spread_that_makes_one_class_is_refused():
+    usual = torch.tensor(REFLECTANCE.mean)[:, None, None]
+    with pytest.raises(InputError, match="varies more than 2,000 times less"):
+        check(REFLECTANCE, usual + like(REFLECTANCE) * 1e-4)
+    counts = usual.repeat(4, 1, 32, 32)
+    counts[0, 0, 0, 0] += 1
+    assert len(check(REFLECTANCE, counts)) == 1
+    assert len(check(REFLECTANCE, usual.repeat(4, 1, 32, 32))) == 1
+
+
 def test_decibels_and_linear_numbers_are_told_apart():
     with pytest.raises(InputError, match="linear numbers for an encoder of decibels"):
         check(DECIBELS, 10 ** (like(DECIBELS) / 10))

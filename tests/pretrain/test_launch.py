@@ -92,7 +92,15 @@ def test_processes_of_other_launchers_do_not_train_alone(start, name):
     start({name: "2"})
     with pytest.raises(ConfigError, match=f"{name} started 2 processes.*make 1: start them with torchrun"):
         placement("cpu", "auto", 1)
-    assert placement("cpu", 2, 1)["devices"] == 2  # as Lightning's own children have it
+    with pytest.raises(ConfigError, match=f"{name} started 2 processes.*make 2: start them with torchrun"):
+        placement("cpu", 2, 1)
+
+
+def test_children_that_lightning_started_go_on(start):
+    start({"WORLD_SIZE": "2", "LOCAL_RANK": "1", "NODE_RANK": "0"})
+    assert placement("cpu", 2, 1)["devices"] == 2
+    with pytest.raises(ConfigError, match=r"started 2 processes.*make 3"):
+        placement("cpu", 3, 1)
 
 
 def test_devices_and_machines_that_are_not_there(start):

@@ -85,6 +85,21 @@ def test_more_steps_spread_the_schedule_anew(half):
     assert [whole[step] for step in (3, 4, 5, 6)] == [fresh[step] for step in (3, 4, 5, 6)]
 
 
+def test_a_run_that_is_done_says_so_and_no_other_starts_from_it_without_more_steps(half, capsys):
+    end = str(half.with_name("step-0000004.ckpt"))
+    assert main([*FLAGS, "--name", "next", "--resume", end]) == 2
+    assert re.search(r"step 4 already and --training.max_steps is 4: give more", capsys.readouterr().err)
+    assert not Path("runs/next").exists()
+    assert main([*FLAGS, "--name", "next", "--resume", end, "--training.max_steps", "5"]) == 0
+    assert main([*FLAGS, "--resume", "last"]) == 0 and "the run is done" not in capsys.readouterr().out
+    before = files(half.parents[1])
+    for resume in ("last", str(half)):
+        assert main([*FLAGS, "--resume", resume]) == 0
+        said = capsys.readouterr().out
+        assert "the run is done: step 4 of 4" in said and "encoder: runs/run/checkpoints/last.ckpt" in said
+    assert files(half.parents[1]) == before
+
+
 def test_the_same_images_in_other_micro_batches_go_on_exactly(half, trained):
     assert main([*FLAGS, "--resume", "last", "--data.batch_size", "1", "--training.accumulate", "4"]) == 0
     whole = torch.load(trained / "runs" / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
@@ -150,6 +165,23 @@ def test_the_advice_after_a_loss_that_is_not_finite_works(half, capsys, monkeypa
         ["--training.precision", "32-true"],
     ):
         assert main([*FLAGS, "--resume", "last", *advice]) == 0
+
+
+def test_weights_that_a_step_ruined_are_not_stored(half, capsys, monkeypatch):
+    step = PretrainModule.training_step
+
+    def ruin(self, parts, batch_idx):
+        step(self, parts, batch_idx)
+        if self.trainer.global_step == 4:
+            next(self.model.parameters()).data.fill_(torch.nan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PretrainModule, "training_step", ruin)
+        assert main([*FLAGS, "--resume", "last", "--training.checkpoint_every", "1"]) == 1
+    error = capsys.readouterr().err
+    assert "weights are not finite after step 4. Try half of" in error and "milestone" in error
+    assert torch.load(half, weights_only=True)["geomim"]["step"] == 3
+    assert main([*FLAGS, "--resume", "last", "--optimizer.base_learning_rate", "1e-5"]) == 0
 
 
 @pytest.mark.parametrize(
