@@ -84,26 +84,33 @@ def _some(names: Sequence[str]) -> str:
 def join(file: str, rows: Sequence[Row], uris: Sequence[str], default: str) -> Joined:
     """Join a table with sources: a row names every source whose path ends with its path.
 
-    Where several rows name a source, the one with the longest path counts. Rows that name no source are taken for
-    those without a row that are called so but for suffix and case.
+    Where several rows name a source, the one with the longest path counts; the others are for sources that it does not
+    name. Rows that name no source are taken for those without a row that are called so but for suffix and case.
     """
     counts, torn, values = [0] * len(rows), [], [None] * len(uris)
-    for form in (_plain, _bare):
-        left, named = [row for row, count in enumerate(counts) if not count], defaultdict(list)
-        for row in left:
-            named[form(rows[row].name)].append(row)
+    lefts = []
+    for as_row, as_source in ((_plain, _plain), (_folded, _bare), (_bare, _bare)):
+        named = defaultdict(list)
+        lefts.append([row for row, count in enumerate(counts) if not count])
+        for row in lefts[-1]:
+            named[as_row(rows[row].name)].append(row)
         deep = sorted({name.count("/") + 1 for name in named}, reverse=True)  # the longest path first
+        shorter = []
         for place in [place for place, value in enumerate(values) if value is None]:
-            parts = form(uris[place]).split("/")
-            found = [row for depth in deep for row in named.get("/".join(parts[-depth:]), ()) if depth <= len(parts)]
+            parts = as_source(uris[place]).split("/")
+            paths = ["/".join(parts[-depth:]) for depth in deep if depth <= len(parts)]
+            found, *others = [named[path] for path in paths if path in named] or [[]]
             for row in found:
                 counts[row] += 1
                 values[place] = rows[found[0]].value
             if len({rows[row].value for row in found}) > 1:
                 torn.append(uris[place])
+            shorter += [row for other in others for row in other if rows[row].value == values[place]]
+        for row in shorter:  # it says the same once more, which is no row without a source
+            counts[row] = max(counts[row], 1)
     unmatched = [row for row, count in zip(rows, counts, strict=True) if count == 0]
     several = [row for row, count in zip(rows, counts, strict=True) if count > 1]
-    guessed = [rows[row] for row in left if counts[row] == 1]
+    guessed = [rows[row] for row in lefts[1] if counts[row] == 1]
     without = [uri for uri, value in zip(uris, values, strict=True) if value is None]
     return Joined(file, values, default, len(rows), unmatched, several, guessed, torn, without)
 
@@ -112,8 +119,12 @@ def _plain(path: str) -> str:
     return path.replace("\\", "/").removeprefix("./")
 
 
+def _folded(path: str) -> str:
+    return _plain(path).casefold()
+
+
 def _bare(path: str) -> str:
-    return re.sub(r"\.[^./]*$", "", _plain(path)).casefold()
+    return re.sub(r"\.[^./]*$", "", _folded(path))
 
 
 def join_rasters(folder: str, files: Iterable, uris: Sequence[str], find: Callable[[str], Any], default: str) -> Joined:

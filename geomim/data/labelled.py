@@ -102,7 +102,8 @@ def open_labelled(
         size: Side of the images wanted; of a corpus with several tile sizes the nearest is taken.
 
     Raises:
-        InputError: There are no labels, no pictures, no such split, or a test class that is not in train.
+        InputError: There are no labels, no pictures, no such split, or a test class that is not in train; or class
+            folders seem to be splits, or to hold them.
     """
     if train_split == test_split:
         raise InputError(f"train and test split are both '{train_split}': name two with --train-split and --test-split")
@@ -154,8 +155,9 @@ def _from_folder(path: Path, train_split: str, test_split: str) -> LabelledData:
     elif splits or (train_split, test_split) != ("train", "test"):
         raise InputError(_no_split(path, splits, train_split, test_split))
     else:
-        train, test = {}, {}
-        for name, files in _by_class(path).items():
+        train, test, found = {}, {}, _by_class(path)
+        _check_no_splits(path, found)
+        for name, files in found.items():
             held = set(sorted(files, key=lambda file: zlib.crc32(f"{file.parent.name}/{file.name}".encode()))[::5])
             train[name] = [file for file in files if file not in held]
             test[name] = [file for file in files if file in held]
@@ -222,6 +224,32 @@ def _no_split(path: Path, splits: Sequence[Path], train_split: str, test_split: 
     if len(there) == 1:
         return said + f"give {splits[0]} to have a fifth of each of its classes set aside"
     return said + f"name two of them, as in --train-split {there[0]} --test-split {there[1]}"
+
+
+def _check_no_splits(path: Path, found: dict[str, list[Path]]) -> None:
+    """Refuse folders that seem to be splits, or to hold some, where each is to be a class.
+
+    Raises:
+        InputError: One holds folders called as splits, or all hold the same folders and no picture beside them.
+    """
+    depth = len(path.parts) + 1
+    inside = {name: {file.parts[depth:-1][:1] for file in files} for name, files in found.items()}
+    nested = {name: sorted(sub for parts in subs for sub in parts) for name, subs in inside.items()}
+    for name, subs in nested.items():
+        if len({_kind(sub) for sub in subs} - {None}) > 1:
+            raise InputError(
+                f"'{path / name}' holds the splits {', '.join(subs)}: expected SPLIT/CLASS/picture, not "
+                "CLASS/SPLIT/picture; move the class folders into the splits, or all pictures into their class folders"
+            )
+    most = max(nested.values(), key=len, default=[])
+    alike = len(nested) > 1 and all(len(subs) > 1 and set(subs) <= set(most) for subs in nested.values())
+    if alike and not any(() in subs for subs in inside.values()):
+        names = sorted(nested, key=lambda name: ("train" not in name.lower(), "test" not in name.lower()))
+        raise InputError(
+            f"'{path}' has the folders {', '.join(nested)}, with the same folders in each ({', '.join(most)}). If they "
+            f"are splits, name two of them: --train-split {names[0]} --test-split {names[1]}. If they are classes, "
+            "move their pictures up into them"
+        )
 
 
 def _by_class(folder: Path) -> dict[str, list[Path]]:

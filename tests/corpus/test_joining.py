@@ -58,9 +58,30 @@ def test_what_is_not_certain_is_not_guessed():
     joined = join("t", [Row("1.tif", "x"), Row("2.tiff", "x"), Row("b/1.tif", "x")], SOURCES, "-")
     assert joined.guessed == [Row("2.tiff", "x")] and joined.unmatched == []
     assert join("t", [Row("1.tif", "x")], SOURCES, "-").several == [Row("1.tif", "x")]
-    assert join("t", [Row("1.tif", "x"), Row("a/1.tif", "y")], SOURCES, "-").torn == ["/d/a/1.tif"]
     assert join("t", [Row("1.tif", "x"), Row("a/1.tif", "x")], SOURCES, "-").torn == []
     assert join("t", [Row("A/1.TIF", "x")], SOURCES, "-").values == ["x", None, None, None]
+
+
+def test_names_without_suffix_may_hold_dots():
+    joined = join("t", [Row("tile.1", "test", True)], ["/d/tile.1.tif", "/d/tile.tif"], "-")
+    assert joined.values == ["test", None] and joined.guessed == [Row("tile.1", "test", True)]
+    assert join("t", [Row("S2_2021.06.01", "x")], ["/d/s2_2021.06.02.tif", "/d/s2_2021.06.01.tif"], "-").values == [
+        None,
+        "x",
+    ]
+    joined = join("t", [Row("tile.1.png", "x"), Row("tile", "y")], ["/d/tile.1.tif", "/d/tile.tif"], "-")
+    assert joined.values == ["x", "y"] and joined.unmatched == joined.torn == []
+
+
+def test_a_shorter_path_is_for_sources_that_no_longer_one_names():
+    for given in (["test", "train"], ["train", "test"], ["test", "test"]):
+        rows = [Row("a/x.tif", given[0], True), Row("x.tif", given[1], True)]
+        for turned in (rows, rows[::-1]):
+            joined = join("t", turned, ["/d/a/x.tif", "/d/b/x.tif"], "-").check()
+            assert joined.values == given and joined.unmatched == joined.several == joined.guessed == joined.torn == []
+        joined = join("t", rows, ["/d/a/x.tif"], "-")
+        assert joined.values == given[:1] and joined.unmatched == ([] if given[0] == given[1] else rows[1:])
+    assert join("t", [Row("1.tif", "x"), Row("a/1.tif", "y"), Row("a/1.tif", "z")], SOURCES, "-").torn == [SOURCES[0]]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +116,7 @@ def test_held_out_rows_without_one_source_are_refused_and_the_flag_works(tmp_pat
             assign_splits(SOURCES, file)
         splits, _ = assign_splits(SOURCES, file, allow=True)
         assert splits == {"typo": ["train", "test", "train", "train"], "twice": ["val", "train", "val", "train"]}[name]
-    for text in ("1.tif,test\nb/1.tif,train\n", "a/1.tif,test\na/1.tif,train\n"):
+    for text in ("1.tif,test\n1.tif,train\n", "a/1.tif,test\na/1.tif,train\n"):
         for allow in (False, True):
             with pytest.raises(InputError, match="give paths with folders"):
                 assign_splits(SOURCES, table(tmp_path, f"image,split\n{text}"), allow)

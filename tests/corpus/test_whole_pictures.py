@@ -50,6 +50,19 @@ def test_equal_pictures_are_taken_whole(tmp_path, capsys):
     assert len(windows(build([source], str(tmp_path / "c"), tile=64, workers=1, overwrite=True))) == 12
 
 
+def test_pictures_below_a_tile_are_said(tmp_path, capsys):
+    said = "pictures are smaller than a tile of 256 and are padded: --tile {} cuts them without padding"
+    for name, sizes, edge in (("a", [(200, 200), (200, 210), (300, 400)], 200), ("b", [(150, 200)] * 2, 150)):
+        source = pictures(tmp_path / name, sizes)
+        build([source], str(tmp_path / f"{name}1"), min_valid=0.1, workers=1)
+        assert f"2 of {len(sizes)} {said.format(edge)}" in capsys.readouterr().err
+        out = build([source], str(tmp_path / f"{name}2"), tile=edge, workers=1)
+        assert {row[4] for row in windows(out)} == {1.0} and "padded" not in capsys.readouterr().err
+    with pytest.raises(InputError, match="no tile is kept"):
+        build([source], str(tmp_path / "c"), workers=1)
+    assert f"2 of 2 {said.format(150)}" in capsys.readouterr().err
+
+
 def test_a_window_that_is_moved_inside_is_no_copy_of_its_neighbour(tmp_path):
     y, x = np.mgrid[:128, :130]
     waves = sum(np.sin(a * y + b * x + a) for a, b in np.random.default_rng(0).uniform(-0.3, 0.3, (40, 2)))

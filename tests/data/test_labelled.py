@@ -60,6 +60,33 @@ def test_a_class_may_be_called_as_a_split(tmp_path):
     assert data.classes == ("bus", "train") and "fifth of each class" in data.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("train", "test"), [("train_set", "test_set"), ("train2017", "val2017"), ("trainingData", "testData"), ("x", "y")]
+)
+def test_folders_with_the_same_folders_in_each_are_no_classes(tmp_path, train, test):
+    pictures(tmp_path / train, ("field", "port", "water")), pictures(tmp_path / test, count=2)
+    with pytest.raises(InputError, match=rf"\(field, port, water\)\..*--train-split {train} --test-split {test}\."):
+        open_labelled(tmp_path)
+    data = open_labelled(tmp_path, train_split=train, test_split=test)
+    assert (len(data.classes), len(data.train), len(data.test)) == (3, 18, 4)
+
+
+def test_splits_inside_classes_are_refused(tmp_path):
+    pictures(tmp_path / "field", ("train", "test")), pictures(tmp_path / "water", ("Train", "Val"))
+    with pytest.raises(InputError, match=r"field' holds the splits test, train: expected SPLIT/CLASS/picture"):
+        open_labelled(tmp_path)
+
+
+def test_classes_may_be_nested(tmp_path):
+    pictures(tmp_path / "a" / "farm", ("wheat", "maize")), pictures(tmp_path / "a" / "water", ("lake", "pond"))
+    pictures(tmp_path / "b" / "farm", ("images",)), pictures(tmp_path / "b" / "water", ("images",))
+    pictures(tmp_path / "c" / "farm", ("old", "new")), pictures(tmp_path / "c" / "water", ("old", "new"))
+    pictures(tmp_path / "c", ("farm",))  # some lie in the class itself
+    pictures(tmp_path / "d" / "vehicle", ("bus", "train")), pictures(tmp_path / "d", ("farm",))
+    for name in "abcd":
+        assert open_labelled(tmp_path / name).classes == ("farm", "vehicle" if name == "d" else "water")
+
+
 def test_a_test_class_that_train_lacks_is_refused_and_the_converse_said(tmp_path):
     pictures(tmp_path / "a" / "train"), pictures(tmp_path / "a" / "test", ("field", "port"))
     with pytest.raises(InputError, match=r"train split lacks \(port\)"):

@@ -131,18 +131,30 @@ def scan_sources(
 
 
 def _settle_tile(recipe: Recipe, sources: pa.Table, console: Console) -> tuple[Recipe, pa.Table]:
-    """Where no size of tiles is asked for: pictures that are all alike are taken whole."""
+    """Where no size of tiles is asked for: pictures that are all alike are taken whole, and small ones are said."""
     if recipe.tile:
         return recipe, sources
     usable = pc.equal(sources["refused"], "")
     edges = sources["whole"].filter(usable).to_numpy()
-    if len(edges) < 2 or not edges[0] or (edges != edges[0]).any():
+    if len(edges) < 2 or edges[0] <= 0 or (edges != edges[0]).any():
+        _say_padded(recipe, np.abs(edges), console)
         return replace(recipe, tile=[TILE]), sources
     edge = int(edges[0])
     console.print(f"all {len(edges)} pictures are {edge} x {edge}: each is one tile; --tile cuts them otherwise")
     tiles = pc.if_else(usable, pa.scalar(1, pa.int64()), sources["tiles"])
     place = sources.column_names.index("tiles")
     return replace(recipe, tile=[edge]), sources.set_column(place, SOURCES.field("tiles"), tiles)
+
+
+def _say_padded(recipe: Recipe, edges: np.ndarray, console: Console) -> None:
+    """Name the size that needs no padding; where `pad` or `drop` is asked for, none would help."""
+    small = edges[edges < TILE]
+    if len(small) and recipe.edge == "shift":
+        console.print(
+            f"{len(small)} of {len(edges)} pictures are smaller than a tile of {TILE} and are padded: "
+            f"--tile {small.min()} cuts them without padding",
+            soft_wrap=True,
+        )
 
 
 def _draw_splits(recipe: Recipe, sources: pa.Table) -> pa.Table:

@@ -54,9 +54,9 @@ _FOUND = [
     pa.field("modified", pa.int64(), nullable=False),
 ]
 SOURCES = pa.schema([*GIVEN, *_FOUND])
-"""A row a source. `tiles` lie on its grid; `whole` is its edge where it may be one tile, else 0; `found` is its sensor
-as JSON; `refused` says why it cannot be used, or ""; `notes` say what was guessed or lost, a sentence a line; `bytes`
-and `modified` (ns) are those of its local files and of
+"""A row a source. `tiles` lie on its grid; `whole` is its edge where it may be one tile, else the shorter one below 0,
+and 0 where it cannot be opened; `found` is its sensor as JSON; `refused` says why it cannot be used, or ""; `notes` say
+what was guessed or lost, a sentence a line; `bytes` and `modified` (ns) are those of its local files and of
 the masks beside them, else -1."""
 
 
@@ -117,7 +117,7 @@ def scan(plan: Plan, rows: Rows) -> pa.Table:
         try:
             with plan.open(uri, card) as scene:
                 tiles = len(windows(scene.height, scene.width, plan.grid, scene_name(uri)))
-                edge = whole(scene.height, scene.width, scene.crs is not None)
+                edge = whole(scene.height, scene.width, scene.crs is not None) or -min(scene.height, scene.width)
                 kind, dtype, notes = _as_json(scene.sensor), scene.dtype.name, "\n".join(scene.notes)
         except GeomimError as error:
             refused = str(error)
