@@ -28,7 +28,7 @@ from geomim.corpus.sources.cards import Card, load_card
 from geomim.corpus.sources.items import Item, blank_item
 from geomim.corpus.sources.samples import annotate, numbers, read_mask
 from geomim.errors import BandError, InputError, MissingExtraError, nearest
-from geomim.sensors import Sensor
+from geomim.sensors import Sensor, find_band
 
 SCHEME = "torchgeo://"
 _NAMESAKE = 50  # nm: bands of one name and this far apart are different ones, such as Landsat's B5 and Sentinel-2's B05
@@ -214,7 +214,8 @@ def _choose(uri: str, count: int, card: Card | None, sensor: Sensor | None, band
         return Choice(own, tuple(range(count)), None)
     choice = choose(Offer(uri, own.bands, True, None), sensor or own, bands)
     for band, place in zip(choice.sensor.bands, choice.places, strict=True):
-        given = own.bands[place]
+        namesake = find_band(band.name, own.bands)
+        given = own.bands[place if namesake is None else namesake]
         if band.wavelength and given.wavelength and abs(band.wavelength - given.wavelength) > _NAMESAKE:
             raise BandError(
                 f"'{uri}' is of sensor '{own.name}', whose {given.name} is at {given.wavelength:g} nm; "
