@@ -17,9 +17,10 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from geomim.errors import ConfigError, GeomimError
+from geomim.models.weights import FORMAT_VERSION
 from geomim.pretrain.context import Context
 from geomim.pretrain.objective import MaskedImageModel
-from geomim.pretrain.resume import FORMAT_VERSION, changes
+from geomim.pretrain.resume import changes
 from geomim.pretrain.signals import Signals
 from geomim.randomness import Draws
 from geomim.sensors import BandContract

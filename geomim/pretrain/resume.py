@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from geomim.errors import CheckpointError, ResumeError
-
-FORMAT_VERSION = 1
-"""Version of the `geomim` entry of a checkpoint."""
+from geomim.models.weights import FORMAT_VERSION
 
 _TRAINING = (
     "max_steps clip precision accelerator devices nodes accumulate log_every watch_every checkpoint_every milestones "
