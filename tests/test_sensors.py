@@ -13,8 +13,11 @@ def test_sensors_round_trip_and_are_physical(name: str) -> None:
     sensor = get_sensor(name)
     assert Sensor.from_dict(json.loads(json.dumps(sensor.to_dict()))) == sensor
     for band in sensor.bands:
-        assert band.wavelength is not None and 400 < band.wavelength < 15000
-        assert band.bandwidth is not None and 10 <= band.bandwidth < band.wavelength
+        assert band.wavelength is not None and band.bandwidth is not None
+        if band.polarisation:
+            assert 2e7 < band.wavelength < 1e9 and band.bandwidth < band.wavelength / 10  # X band to P band
+        else:
+            assert 400 < band.wavelength < 15000 and 10 <= band.bandwidth < band.wavelength
 
 
 def test_bands_match_by_name_alias_and_wavelength_never_by_position() -> None:

@@ -89,8 +89,8 @@ def check_range(prepare: ContractInput, sample: Iterable[tuple[Tensor, Tensor | 
         raise InputError(f"{what}: band {band} holds {ranges}: {fault}")
     if bool((seen.mean.abs() > _ODD).any() | (seen.std < 1 / _FLATTER).all() | (seen.std > _FLATTER).all()):
         return (f"{what} is far from what the encoder was trained on: band {band} holds {ranges}",)
-    sensor, usual = prepare.contract.sensor, seen.stored(torch.full_like(seen.mean, -2.0))
-    tenthousandths = (sensor.unit, sensor.scale, sensor.offset) == ("reflectance", 1e-4, 0.0)
+    usual = seen.stored(torch.full_like(seen.mean, -2.0))
+    tenthousandths = set(prepare.contract.sensor.meanings) == {("reflectance", 1e-4, 0.0)}
     if tenthousandths and bool((seen.stored(seen.low) >= 1000).all() & (usual < 1000).any()):
         return (
             f"{what}: no number is below 1000 in any band: where it carries the offset of newer Sentinel-2 products, "
@@ -137,15 +137,27 @@ def _fault(prepare: ContractInput, seen: _Seen) -> str | None:
         or (contract.eight_bit and bool(((mean > 255) & (seen.mean > _BEYOND_BITS)).all()))
         or (seen.eight_bit and bool((most < 0).all()))
     ):
-        cause, scale, offset = _cause(prepare, seen)
-        means = {"name": "mine", "unit": contract.sensor.unit, "scale": scale, "offset": offset}
-        means["bands"] = _bands(prepare)
-        text = yaml.safe_dump(means, default_flow_style=True, sort_keys=False, width=9999).strip()
-        return f"{cause}. Say what the numbers mean in a file, given as --sensor FILE.yaml: {text}"
+        return _remedy(prepare, seen)
     if seen.flat:
         varies = f"every band varies more than {_ONE_CLASS:,} times less, which makes a map of one class"
         return f"{varies}. Look at how the numbers were scaled, and say what they mean with --sensor FILE.yaml"
     return None
+
+
+def _remedy(prepare: ContractInput, seen: _Seen) -> str:
+    """The likely cause, and the file that says what the numbers mean; to be filled in where bands mean different."""
+    meanings = [prepare.sensor.meaning(place) for place in prepare.indices]
+    if len({*prepare.contract.sensor.meanings}) == 1 == len({*meanings}):
+        cause, scale, offset = _cause(prepare, seen)
+        means = {"name": "mine", "unit": meanings[0][0], "scale": scale, "offset": offset, "bands": _bands(prepare)}
+        how = "what the numbers mean"
+    else:
+        told = [dict(zip(("unit", "scale", "offset"), one, strict=True)) for one in prepare.sensor.meanings]
+        named = [band if isinstance(band, dict) else {"name": band} for band in _bands(prepare)]
+        means = {"name": "mine", "bands": [band | one for band, one in zip(named, told, strict=True)]}
+        cause, how = "it cannot be in the unit that is told", "the unit, scale and offset that each band has"
+    text = yaml.safe_dump(means, default_flow_style=True, sort_keys=False, width=9999).strip()
+    return f"{cause}. Say {how} in a file, given as --sensor FILE.yaml: {text}"
 
 
 def _bands(prepare: ContractInput) -> list[Any]:
@@ -162,21 +174,21 @@ def _bands(prepare: ContractInput) -> list[Any]:
 
 def _cause(prepare: ContractInput, seen: _Seen) -> tuple[str, float, float]:
     """In what the numbers differ: in words, and the scale and offset that would be right."""
-    sensor, wanted = prepare.sensor, prepare.contract.sensor
-    meant = (seen.mean * seen.unit + seen.zero - wanted.offset) / wanted.scale  # were they of the unit itself
-    changed = (sensor.scale, sensor.offset) != (1.0, 0.0)
-    if changed and bool(((meant - seen.usual).abs() < _ODD * seen.spread).all()):
-        return f"as {wanted.unit} itself does, not number * {sensor.scale:g} + {sensor.offset:g}", 1.0, 0.0
+    unit, own_scale, own_offset = prepare.contract.sensor.meaning(0)
+    _, scale, offset = prepare.sensor.meaning(prepare.indices[0])
+    meant = (seen.mean * seen.unit + seen.zero - own_offset) / own_scale  # were they of the unit itself
+    if (scale, offset) != (1.0, 0.0) and bool(((meant - seen.usual).abs() < _ODD * seen.spread).all()):
+        return f"as {unit} itself does, not number * {scale:g} + {offset:g}", 1.0, 0.0
     if bool(((seen.std > 0.2) & (seen.std < 5)).all()):
-        shift = float((-seen.mean * seen.spread).median()) * wanted.scale
+        shift = float((-seen.mean * seen.spread).median()) * own_scale
         words = f"about {abs(_short(shift)):,g} too {'small' if shift > 0 else 'large'}"
-        return words, sensor.scale, _short(sensor.offset + shift)
+        return words, scale, _short(offset + shift)
     smaller = float(seen.smaller[seen.smaller.isfinite()].median())
     times = _usual_factor(max(smaller, 1 / smaller))
     words = f"about {f'{times:,.0f}' if times > 99 else f'{times:.3g}'} times too"
     if smaller > 1:
-        return f"{words} small", _short(sensor.scale * times, 6), sensor.offset
-    return f"{words} large", _short(sensor.scale / times, 6), sensor.offset
+        return f"{words} small", _short(scale * times, 6), offset
+    return f"{words} large", _short(scale / times, 6), offset
 
 
 def _usual_factor(times: float) -> float:

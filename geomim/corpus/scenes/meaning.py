@@ -81,29 +81,44 @@ def informed(
     Raises:
         InputError: The file contradicts a sensor of the user's own, which is no mere default.
     """
-    own, known = (sensor.scale, sensor.offset), SENSORS.get(sensor.name)
-    word = wanted.sensor is not None and own != ((known.scale, known.offset) if known else (1.0, 0.0))
-    for one in told:
+    each = _scaling(sensor)
+    word = wanted.sensor is not None and each != _usual(sensor)
+    for one, own in zip(told, each, strict=True):
         if one and word and not np.allclose(one, own, rtol=1e-6, atol=1e-9):
             raise InputError(
                 f"'{uri}' says number * {one[0]:g} + {one[1]:g}; sensor '{sensor.name}' says * {own[0]:g} + "
                 f"{own[1]:g}: give a sensor YAML with the scale of the file (--sensor)"
             )
-    if word or all(told) or dtype.itemsize < 2 or (dtype.kind == "f" and own == (1.0, 0.0)):
+    own = each[0]
+    guessed = len(set(each)) == 1 and not (dtype.kind == "f" and own == (1.0, 0.0))  # of all bands alike
+    if word or all(told) or dtype.itemsize < 2 or not guessed:
         return sensor, ()
     if dtype.kind == "f" and _fractions(look()):
         note = f"its numbers are fractions: they are read as {sensor.unit} already, not as number * {own[0]:g}"
-        return replace(sensor, scale=1.0, offset=0.0), (note,)
+        return sensor.rescaled(1.0, 0.0), (note,)
     for pattern, (whose, scale, offset, nodata) in _NAMED.items():
         if all(re.search(pattern, name) for name in names):
             note = f"its bands are called as those of {whose}: read as number * {scale:g} + {offset:g}"
-            sensor = replace(sensor, scale=scale, offset=offset, nodata=nodata)
+            sensor = replace(sensor.rescaled(scale, offset), nodata=nodata)
             return sensor, () if own == (scale, offset) else (note,)
     if not is_sentinel2(sensor):
         return sensor, ()
     if (more := _named(uri)) is not None:
-        return replace(sensor, offset=-more * sensor.scale), ()
+        return sensor.rescaled(own[0], -more * own[0]), ()
     return sensor, (_UNTOLD,) if _doubtful(acquisition_time(uri, {})) else ()
+
+
+def _scaling(sensor: Sensor) -> list[Scaling]:
+    return [(scale, offset) for _, scale, offset in sensor.meanings]
+
+
+def _usual(sensor: Sensor) -> list[Scaling]:
+    """What a user takes over who just names a sensor, a band; one with Sentinel-2's offset is named for it."""
+    known = SENSORS.get(sensor.name)
+    if known is None or (is_sentinel2(known) and known.offset):
+        return [(1.0, 0.0)] * len(sensor.bands)
+    own = dict(zip(known.names, _scaling(known), strict=True))
+    return [own.get(name, (known.scale, known.offset)) for name in sensor.names]
 
 
 def _named(uri: str) -> int | None:
@@ -130,7 +145,7 @@ def meant(
     wanted: Wanted,
     time: datetime | None,
 ) -> Numbers:
-    """Numbers as they are stored, where all bands are scaled alike; else what they mean, as float32.
+    """Numbers as they are stored, where bands are scaled alike or as the sensor says; else what they mean, as float32.
 
     Args:
         uri: The scene.
@@ -144,7 +159,8 @@ def meant(
         InputError: It is to be harmonised, and nothing says what its numbers have more.
     """
     sensor, reader = numbers.sensor, numbers.reader
-    scaling = [one or (sensor.scale, sensor.offset) for one in told]
+    own = _scaling(sensor)
+    scaling = [one or usual for one, usual in zip(told, own, strict=True)]
     more = all(math.isclose(-offset, ADDED * scale, rel_tol=1e-4) for scale, offset in scaling)
     if wanted.harmonise:
         _check_told(uri, numbers, told, wanted, time)
@@ -152,9 +168,11 @@ def meant(
         reader = converted(reader, partial(harmonised, nodata))
         scaling = [(scale, 0.0) for scale, _ in scaling]
         numbers = replace(numbers, reader=reader, taken_off=ADDED)
+    if scaling == own:
+        return numbers
     if len(set(scaling)) == 1:
-        return replace(numbers, sensor=replace(sensor, scale=scaling[0][0], offset=scaling[0][1]))
-    sensor = replace(sensor, scale=1.0, offset=0.0, nodata=None)
+        return replace(numbers, sensor=sensor.rescaled(*scaling[0]))
+    sensor = replace(sensor.rescaled(1.0, 0.0), nodata=None)
     reader = converted(reader, partial(means, nodata, scaling))
     return replace(numbers, sensor=sensor, reader=reader, dtype=np.dtype(np.float32), nodata=math.nan)
 
@@ -165,9 +183,9 @@ def _check_told(
     """Refuse to harmonise by a guess: what is left in or taken off by mistake shows nowhere."""
     if not is_sentinel2(numbers.sensor):
         return
-    if wanted.sensor is not None and wanted.sensor.offset:
+    if wanted.sensor is not None and (more := next(filter(None, (one[1] for one in _scaling(wanted.sensor))), 0)):
         raise InputError(
-            f"sensor '{wanted.sensor.name}' has an offset of its own, {wanted.sensor.offset:g}, which would count for "
+            f"sensor '{wanted.sensor.name}' has an offset of its own, {more:g}, which would count for "
             f"'{uri}' and scenes of all other dates: with --harmonise, give a sensor without offset"
         )
     stored = numbers.dtype.kind in "iu" and numbers.dtype.itemsize > 1

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from geomim.errors import BandError, InputError, nearest
+from geomim.resources import root
 from geomim.sensors import SENSORS, Band, Sensor
 
 UNVERIFIED = "unverified"
@@ -126,9 +126,8 @@ def is_non_commercial(card: Card) -> bool:
 
 
 def folder() -> Path:
-    """Where the shipped cards are: beside the package in a clone, inside it in a wheel."""
-    package = Path(str(files("geomim")))
-    return package / "datasets" if (package / "datasets").is_dir() else package.parent / "datasets"
+    """Where the shipped cards are."""
+    return root() / "datasets"
 
 
 def cards() -> list[Card]:
