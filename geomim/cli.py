@@ -48,7 +48,7 @@ VERBS = {
     "corpus rebuild": Verb("geomim.corpus.verify:rebuild", "corpus", "make a corpus again from its lock and sources"),
     "pretrain": Verb("geomim.verbs.pretrain:run", "train", "a corpus becomes an encoder"),
     "evaluate": Verb("geomim.verbs.evaluate:evaluate", "train", "how good a frozen encoder is, beside its floors"),
-    "export": Verb("geomim.models.weights:export", "train", "an encoder becomes a folder that plain timm loads"),
+    "export": Verb("geomim.models.export:export", "train", "an encoder becomes a folder that plain timm loads"),
     "predict": Verb("geomim.maps.predict:predict", "maps", "an encoder, a probe and a scene become a map of classes"),
     "cluster": Verb("geomim.maps.predict:cluster", "maps", "an encoder and a scene become a map without labels"),
 }

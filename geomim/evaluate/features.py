@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from geomim.errors import InputError
+from geomim.models.build import from_config
 from geomim.models.inputs import patch_validity
 from geomim.models.vit import ViT
 
@@ -75,9 +76,9 @@ def encode(encoder: nn.Module, images: Tensor) -> tuple[Tensor | None, Tensor, t
         InputError: The module has no `forward_features`.
     """
     if isinstance(encoder, ViT):
-        tokens = encoder(images).tokens
+        latents = encoder(images)
         rows, columns = (side // encoder.patch_size for side in images.shape[-2:])
-        return tokens[:, 0], tokens[:, 1:], (rows, columns)
+        return latents.tokens[:, 0] if latents.prefix else None, latents.patches, (rows, columns)
     forward_features: Callable[[Tensor], Tensor] | None = getattr(encoder, "forward_features", None)
     if forward_features is None:
         raise InputError(f"expected a geomim encoder or a timm model; given {type(encoder).__name__}")
@@ -157,12 +158,12 @@ def random_like(encoder: ViT, seed: int) -> ViT:
     """The same architecture with the weights it would start training from: the other floor.
 
     Args:
-        encoder: Gives the architecture.
+        encoder: Gives the architecture; a spectral one is baked.
         seed: Of the initialisation; the global random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ViT(**encoder.config).eval()
+        return from_config(encoder.config, {}).eval()
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
-"""The encoder that a run trains: what the `--encoder` arguments mean."""
+"""The encoder that a run trains: what the `--encoder` arguments mean, and how a stored one is made again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Literal
 
 from geomim.errors import ConfigError
 from geomim.models.vit import Size, ViT, vit
@@ -18,6 +19,11 @@ def build_encoder(
     depth: int | None = None,
     heads: int | None = None,
     class_token: bool = True,
+    spectral: bool = False,
+    band_dropout: float = 0.0,
+    gsd_positions: bool = False,
+    weights: str | None = None,
+    fill: Literal["nearest", "zero"] = "nearest",
 ) -> ViT:
     """Make an encoder for some sensors.
 
@@ -30,11 +36,48 @@ def build_encoder(
         depth: Number of blocks instead of the size's.
         heads: Attention heads instead of the size's; where only `width` is given, one head every 64 channels.
         class_token: Put a class token in front of the patches.
+        spectral: Make the kernel of every band from its wavelength, so that one encoder takes any sensor.
+        band_dropout: Probability of a band to be hidden from the encoder in training; it is still asked for.
+        gsd_positions: Positions follow the metres a pixel, where the tiles tell them.
+        weights: Start from published weights: `timm:NAME`, or a checkpoint, an exported folder or a published file.
+        fill: Kernels of bands that the weights lack: those of the nearest wavelength, or zero.
 
     Raises:
-        ConfigError: There are several sensors, which a plain encoder cannot tell apart.
+        ConfigError: There are several sensors, which a plain encoder cannot tell apart, or a number is out of range.
+        BandError: A band of a spectral encoder has neither wavelength nor polarisation.
+        CheckpointError: The weights cannot be read, or are of another encoder.
     """
-    if len(contracts) > 1:
-        raise ConfigError(f"the corpora are of several sensors ({', '.join(contracts)}): a plain encoder knows one")
-    (contract,) = contracts.values()
-    return vit(len(contract.names), image_size, patch_size, size, width, depth, heads, class_token)
+    if len(contracts) > 1 and not spectral:
+        raise ConfigError(
+            f"the corpora are of several sensors ({', '.join(contracts)}), and a plain encoder knows one: give "
+            "--encoder.spectral true, or corpora of one sensor"
+        )
+    if not 0 <= band_dropout < 1:
+        raise ConfigError(f"encoder.band_dropout: expected 0 or more and below 1; given {band_dropout}")
+    first = next(iter(contracts.values()))
+    sensors = {name: contract.sensor for name, contract in contracts.items()} if spectral else None
+    sizes = (image_size, patch_size, size, width, depth, heads, class_token, gsd_positions)
+    encoder = vit(len(first.names), *sizes, sensors)
+    encoder.band_dropout = band_dropout
+    if weights:
+        from geomim.models.inflate import start  # reads weights, which makes encoders
+
+        encoder.notes = start(encoder, [one.sensor for one in contracts.values()], weights, fill)
+    return encoder
+
+
+def from_config(config: Mapping[str, Any], contracts: Mapping[str, BandContract]) -> ViT:
+    """Make a stored encoder again, with fresh weights.
+
+    Args:
+        config: Its `config`; those stored before there were families lack the later keys.
+        contracts: Bands of its sensors, which a spectral one makes its kernels for.
+
+    Raises:
+        ConfigError: The values do not describe an encoder.
+        TypeError: A key is unknown.
+    """
+    values = {key: value for key, value in config.items() if key not in ("family", "spectral")}
+    if config.get("spectral"):
+        values["sensors"] = {name: contract.sensor for name, contract in contracts.items()}
+    return ViT(**values)

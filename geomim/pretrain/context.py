@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from geomim.models.spectral import keep_bands
 from geomim.models.vit import Patches, ViT, patchify
 from geomim.randomness import Draws
 
@@ -26,6 +27,7 @@ class View:
         encoder: The encoder, for patch size and embedding.
         sensor: Whose bands they are.
         gsd: `(B,)` metres a pixel; None where unknown.
+        bands: `(B, C)` what the encoder sees each band multiplied by, see `keep_bands`; all as they are where None.
 
     Attributes:
         grid: Rows and columns of patches.
@@ -33,7 +35,7 @@ class View:
         patches: `(B, L, p*p*C)`, see `patchify`.
         pixel_valid: `(B, L, p*p)` bool, which pixels of each patch were measured; None where all were.
         patch_valid: `(B, L)` bool, patches with at least `PATCH_VALID` of their pixels measured; None where all are.
-        seen: The patches as the encoder may see them.
+        seen: The patches as the encoder may see them: without the bands that are dropped.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class View:
         encoder: ViT,
         sensor: str | None = None,
         gsd: Tensor | None = None,
+        bands: Tensor | None = None,
     ) -> None:
         self.image, self.valid, self.encoder, self.sensor, self.gsd = image, valid, encoder, sensor, gsd
         size = encoder.patch_size
@@ -51,7 +54,8 @@ class View:
         self.patches = patchify(image, size)
         self.pixel_valid = None if valid is None else patchify(valid, size)
         self.patch_valid = None if self.pixel_valid is None else self.pixel_valid.float().mean(-1) >= PATCH_VALID
-        self.seen = Patches(self.patches, self.grid, sensor, gsd)
+        seen = self.patches if bands is None else self.patches * bands.repeat(1, size**2)[:, None]
+        self.seen = Patches(seen, self.grid, sensor, gsd)
         self._known: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
@@ -98,8 +102,10 @@ class Context:
         self.draws = draws
         self.views = _Views()
         for name, view in {"image": batch, **batch.get("views", {})}.items():
-            gsd = view.get("gsd", batch.get("gsd"))
-            self.views[name] = View(view["image"], view.get("valid"), encoder, batch.get("sensor"), gsd)
+            gsd, share, bands = view.get("gsd", batch.get("gsd")), getattr(encoder, "band_dropout", 0.0), None
+            if share and encoder.training:
+                bands = keep_bands(draws(f"bands {name}", view["image"].shape[1]), share)
+            self.views[name] = View(view["image"], view.get("valid"), encoder, batch.get("sensor"), gsd, bands)
 
     def image_weight(self, view: str, min_valid: float) -> Tensor | None:
         """`(B,)` float: 0 for images with less than `min_valid` of their patches valid; None where all are."""

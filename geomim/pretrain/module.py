@@ -272,6 +272,7 @@ class PretrainModule(pl.LightningModule):
         checkpoint["geomim"] = self.description() | {
             "step": self.trainer.global_step,
             "progress": self.progress,
+            "provenance": {"start": list(self.model.encoder.notes)},
         }
 
     def description(self) -> dict[str, Any]:
