@@ -30,7 +30,7 @@ A vision transformer ({args["embed_dim"]} wide, {args["depth"]} deep, {args["num
 
 ## Bands
 
-{_bands(config)}
+{"".join([_bands(config), *(f"{chr(10) * 2}{note}." for note in own.get("notes", ()))])}
 
 ## Load it
 
