@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -33,8 +32,6 @@ _LACKS = {
 }
 """Parts of timm's models that the plain encoder has not, by the names of their weights."""
 
-_log = logging.getLogger(__name__)
-
 
 @torch.no_grad()
 def start(encoder: ViT, sensors: Sequence[Sensor], weights: str, fill: Fill) -> tuple[str, ...]:
@@ -52,7 +49,7 @@ def start(encoder: ViT, sensors: Sequence[Sensor], weights: str, fill: Fill) -> 
         fill: Kernels of bands that the weights lack.
 
     Returns:
-        What was done, in sentences, which are also logged.
+        What was done, in sentences.
 
     Raises:
         CheckpointError: The weights cannot be read, are of another size, or have parts that the encoder lacks.
@@ -86,8 +83,6 @@ def start(encoder: ViT, sensors: Sequence[Sensor], weights: str, fill: Fill) -> 
             inflated = torch.einsum("cs,sdpq->dcpq", inflation(own, sensors[0], fill), kernels)
             state |= {"patch_embed.proj.bias": bias, "patch_embed.proj.weight": inflated}
     encoder.load_state_dict(state, strict=False)  # a spectral one keeps its own network
-    for sentence in said:
-        _log.info("%s", sentence)
     return tuple(said)
 
 

@@ -137,6 +137,8 @@ def train(
             where = f"training.accelerator {training.accelerator} with training.devices {training.devices}"
             raise ConfigError(f"{where} cannot be had on this machine: {error}") from error
         module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size)
+        for note in module.model.encoder.notes if trainer.is_global_zero else ():
+            print(f"note: {note}")
         if start is not None:
             checkpoint = read_checkpoint(start)
             module.on_load_checkpoint(checkpoint)
