@@ -54,29 +54,20 @@ def build_encoder(
         )
     if not 0 <= band_dropout < 1:
         raise ConfigError(f"encoder.band_dropout: expected 0 or more and below 1; given {band_dropout}")
-    first = next(iter(contracts.values()))
-    sensors = {name: contract.sensor for name, contract in contracts.items()} if spectral else None
-    sizes = (image_size, patch_size, size, width, depth, heads, class_token, gsd_positions)
-    encoder = vit(len(first.names), *sizes, sensors)
+    sensors = {name: contract.sensor for name, contract in contracts.items()}
+    bands = len(next(iter(sensors.values())).bands)
+    options = {"class_token": class_token, "gsd_positions": gsd_positions, "sensors": sensors if spectral else None}
+    encoder = vit(bands, image_size, patch_size, size, width, depth, heads, **options)
     encoder.band_dropout = band_dropout
     if weights:
         from geomim.models.inflate import start  # reads weights, which makes encoders
 
-        encoder.notes = start(encoder, [one.sensor for one in contracts.values()], weights, fill)
+        encoder.notes = start(encoder, list(sensors.values()), weights, fill)
     return encoder
 
 
 def from_config(config: Mapping[str, Any], contracts: Mapping[str, BandContract]) -> ViT:
-    """Make a stored encoder again, with fresh weights.
-
-    Args:
-        config: Its `config`; those stored before there were families lack the later keys.
-        contracts: Bands of its sensors, which a spectral one makes its kernels for.
-
-    Raises:
-        ConfigError: The values do not describe an encoder.
-        TypeError: A key is unknown.
-    """
+    """An encoder by its `config`, with fresh weights; a spectral one is made for the bands of `contracts`."""
     values = {key: value for key, value in config.items() if key not in ("family", "spectral")}
     if config.get("spectral"):
         values["sensors"] = {name: contract.sensor for name, contract in contracts.items()}

@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
 from geomim import __version__
-from geomim.errors import ConfigError, InputError
+from geomim.errors import CheckpointError, ConfigError, InputError
 from geomim.models.card import model_card
 from geomim.models.fitting import fitted, named_contract
 from geomim.models.vit import SIZES
@@ -82,21 +83,23 @@ def export(
 
 
 def _baked(
-    loaded: Loaded,
-    name: str,
-    sensor: str | None,
-    bands: list[str] | None,
-    gsd: float | None,
-    patch_size: int | None,
+    loaded: Loaded, name: str, sensor: str | None, bands: list[str] | None, gsd: float | None, patch_size: int | None
 ) -> Loaded:
-    """A plain encoder of one sensor."""
+    """A plain encoder of one sensor, with the rights of everything that it was trained on."""
     if gsd is not None and not loaded.encoder.config.get("gsd_positions"):
         raise ConfigError(f"the positions of '{name}' do not follow the metres a pixel: leave out --gsd")
+    if not loaded.encoder.config.get("spectral"):
+        if sensor or bands:
+            raise CheckpointError(f"'{name}' is a plain encoder of its own bands: leave out --sensor and --bands")
+        return replace(loaded, encoder=fitted(loaded.encoder, loaded.contract, gsd, patch_size))
     contract, notes = named_contract(loaded, name, sensor, bands)
+    licences, attributions, corpora = (
+        tuple(dict.fromkeys(chain.from_iterable(getattr(one, key) for one in loaded.contracts.values())))
+        for key in ("licences", "attributions", "corpora")
+    )
+    contract = replace(contract, licences=licences, attributions=attributions, corpora=corpora)
     encoder = fitted(loaded.encoder, contract, gsd, patch_size)
-    if contract is None:
-        return replace(loaded, encoder=encoder)
-    return replace(loaded, encoder=encoder, contracts={contract.sensor.name: contract}, notes=(*loaded.notes, *notes))
+    return replace(loaded, encoder=encoder, contracts={contract.sensor.name: contract}, notes=notes)
 
 
 def _replaceable(folder: Path) -> bool:

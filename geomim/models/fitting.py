@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -16,18 +14,17 @@ from geomim.models.weights import IMAGENET, Loaded, contract_of
 from geomim.sensors import Band, BandContract, Sensor, find_band, get_sensor
 
 Chosen = tuple[BandContract, tuple[str, ...]]
+"""The contract that an encoder is used with, and what was assumed, in sentences."""
 
 
 def fitted(encoder: ViT, contract: BandContract | None, gsd: float | None = None, patch_size: int | None = None) -> ViT:
-    """The encoder as a plain one of one sensor; arguments as for `ViT.bake`, and None for published weights of RGB."""
-    config = encoder.config
-    if not (config.get("spectral") or config.get("gsd_positions") or patch_size):
-        return encoder
-    return encoder.bake(contract or IMAGENET, gsd, patch_size)
+    """The encoder as a plain one of one sensor; arguments as for `ViT.bake`, no contract for published ones of RGB."""
+    changes = encoder.config.get("spectral") or encoder.config.get("gsd_positions") or patch_size
+    return encoder.bake(contract or IMAGENET, gsd, patch_size) if changes else encoder
 
 
 def contract_for(loaded: Loaded, name: str, sensor: Sensor, own: BandContract | None = None) -> Chosen:
-    """What an encoder is to be given of some images, and what was assumed, in sentences.
+    """What an encoder is to be given of some images: their bands as it was trained on, or all of them.
 
     Args:
         loaded: The encoder. A plain one keeps its contract.
@@ -40,64 +37,6 @@ def contract_for(loaded: Loaded, name: str, sensor: Sensor, own: BandContract | 
     """
     if not loaded.encoder.config.get("spectral"):
         return contract_of(loaded, name)
-    contract, notes = _for_images(loaded.contracts, sensor, own)
-    return contract, (*loaded.notes, *notes)
-
-
-def named_contract(
-    loaded: Loaded, name: str, sensor: str | None, bands: Sequence[str] | None
-) -> tuple[BandContract | None, tuple[str, ...]]:
-    """The contract that a user names, and what was assumed.
-
-    Args:
-        loaded: The encoder.
-        name: Its file, for the sentences.
-        sensor: One that it was trained on, another one, or a YAML file; its only one where None.
-        bands: Some of the bands; all where None.
-
-    Returns:
-        The contract, None for weights that name no bands; and sentences.
-
-    Raises:
-        CheckpointError: It is of several sensors and none is named, or it is a plain one and something is.
-        BandError: There are no such bands, or nothing is known of their statistics.
-    """
-    if not loaded.encoder.config.get("spectral"):
-        if sensor or bands:
-            raise CheckpointError(f"'{name}' is a plain encoder of its own bands: leave out --sensor and --bands")
-        return loaded.contract, ()
-    contracts = loaded.contracts
-    if sensor is None:
-        if loaded.contract is None:
-            raise CheckpointError(f"'{name}' is of several sensors ({', '.join(contracts)}): name one with --sensor")
-        sensor = next(iter(contracts))
-    if sensor in contracts:
-        contract = contracts[sensor].select(bands) if bands else contracts[sensor]
-        return _of_all(contract, contracts), (f"trained on {', '.join(contracts)}; this is it for '{sensor}'",)
-    given, statistics = _read(sensor)
-    if statistics is None:
-        given = given.select(bands) if bands else given
-        contract, notes = _never_seen(contracts, given)
-    else:
-        contract, notes = statistics.select(bands) if bands else statistics, ("mean and std are those of the file",)
-    said = f"never trained on '{given.name}', only on {', '.join(contracts)}: its kernels are made from wavelengths"
-    return _of_all(contract, contracts), (said, *notes)
-
-
-def _read(sensor: str) -> tuple[Sensor, BandContract | None]:
-    """A sensor, and where its file holds `mean` and `std` too, its contract."""
-    path = Path(sensor)
-    values = yaml.safe_load(path.read_text()) if path.suffix in (".yaml", ".yml") and path.is_file() else None
-    if not isinstance(values, Mapping) or not {"mean", "std"} & set(values):
-        given = get_sensor(sensor)
-        return given, None
-    given = Sensor.from_dict({key: value for key, value in values.items() if key not in ("mean", "std")})
-    mean, std = (tuple(map(float, values.get(key) or ())) for key in ("mean", "std"))
-    return given, BandContract(given, mean, std)
-
-
-def _for_images(contracts: Mapping[str, BandContract], sensor: Sensor, own: BandContract | None) -> Chosen:
-    """The contract for images: one trained on whose bands they have, else one of their own bands."""
 
     def suits(contract: BandContract) -> bool:
         try:
@@ -109,58 +48,82 @@ def _for_images(contracts: Mapping[str, BandContract], sensor: Sensor, own: Band
         units = zip(contract.sensor.meanings, map(sensor.meaning, places), strict=True)
         return all(given[0] in (wanted[0], unknown) for wanted, given in units)
 
-    known = [name for name, contract in contracts.items() if suits(contract)]
+    known = {key: contract for key, contract in loaded.contracts.items() if suits(contract)}
     if known:
-        best = max(known, key=lambda name: (contracts[name].sensor.name == sensor.name, len(contracts[name].names)))
-        note = (
-            f"trained on {', '.join(contracts)}: the images are seen as '{best}' ({', '.join(contracts[best].names)})"
-        )
-        return contracts[best], (note,)
-    said = f"never trained on '{sensor.name}' ({', '.join(sensor.names)}), only on {', '.join(contracts)}"
-    if own is not None and own.sensor == sensor:
-        return own, (f"{said}: its kernels are made from wavelengths, its mean and std are those of the images",)
-    contract, notes = _never_seen(contracts, sensor)
-    return contract, (f"{said}: its kernels are made from wavelengths", *notes)
+        best = max(known, key=lambda key: (known[key].sensor.name == sensor.name, len(known[key].names)))
+        said = f"trained on {', '.join(loaded.contracts)}: the images are seen as '{best}'"
+        return known[best], (*loaded.notes, f"{said} ({', '.join(known[best].names)})")
+    return _never_seen(loaded, sensor, own if own and own.sensor == sensor else None, "the images")
 
 
-def _never_seen(contracts: Mapping[str, BandContract], sensor: Sensor) -> Chosen:
-    """Statistics from bands that were trained on, of one unit: the same band, or the nearest in wavelength."""
-    known = [
-        (band, name, contract.sensor.meaning(place), contract.mean[place], contract.std[place])
-        for name, contract in contracts.items()
-        for place, band in enumerate(contract.sensor.bands)
-    ]
+def named_contract(loaded: Loaded, name: str, sensor: str | None, bands: Sequence[str] | None) -> Chosen:
+    """The contract of a spectral encoder that a user names.
+
+    Args:
+        loaded: The encoder.
+        name: Its file, for the sentences.
+        sensor: One that it was trained on, another one, or a YAML file, which may hold `mean` and `std` too; its only
+            one where None.
+        bands: Some of the bands; all where None.
+
+    Raises:
+        CheckpointError: It is of several sensors and none is named.
+        BandError: There are no such bands, or nothing is known of their statistics.
+    """
+    contracts = loaded.contracts
+    if sensor is None and len(contracts) > 1:
+        raise CheckpointError(f"'{name}' is of several sensors ({', '.join(contracts)}): name one with --sensor")
+    key = sensor or next(iter(contracts))
+    if key in contracts:
+        said = f"trained on {', '.join(contracts)}; this is it for '{key}'"
+        return contracts[key].select(bands) if bands else contracts[key], (*loaded.notes, said)
+    path, given = Path(key), {}
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        given = dict(yaml.safe_load(path.read_text()) or {})
+    mean, std = given.pop("mean", None), given.pop("std", None)
+    if mean is None and std is None:
+        return _never_seen(loaded, get_sensor(key, bands), None, "")
+    contract = BandContract(Sensor.from_dict(given), tuple(mean or ()), tuple(std or ()))
+    contract = contract.select(bands) if bands else contract
+    return _never_seen(loaded, contract.sensor, contract, f"'{key}'")
+
+
+def _never_seen(loaded: Loaded, sensor: Sensor, own: BandContract | None, source: str) -> Chosen:
+    """All bands of a sensor, with its own statistics or those of bands that were trained on."""
+    contracts = loaded.contracts
+    said = f"never trained on '{sensor.name}' ({', '.join(sensor.names)}), only on {', '.join(contracts)}: its kernels "
+    contract, borrowed = (own, f"its mean and std are those of {source}") if own else _borrowed(contracts, sensor)
+    return contract, (*loaded.notes, f"{said}are made from wavelengths, {borrowed}")
+
+
+def _borrowed(contracts: Mapping[str, BandContract], sensor: Sensor) -> tuple[BandContract, str]:
+    """Statistics of the same band of one unit, or of the nearest in wavelength."""
+    known = [(key, contract, place) for key, contract in contracts.items() for place in range(len(contract.names))]
     mean, std, said = [], [], []
-    for place, band in enumerate(sensor.bands):
-        unit, scale, offset = sensor.meaning(place)
-        alike = [one for one in known if one[2][0] == unit]
-        found = nearest_band(band, [one[0] for one in alike])
+    for band, (unit, scale, offset) in zip(sensor.bands, sensor.meanings, strict=True):
+        alike = [(key, one, place) for key, one, place in known if one.sensor.meaning(place)[0] == unit]
+        found = nearest_band(band, [one.sensor.bands[place] for _, one, place in alike])
         if found is None:
             raise BandError(
                 f"'{sensor.name}': no band that the encoder knows tells mean and std of {band.name} in {unit}: "
                 "give them as 'mean' and 'std' in the YAML file of the sensor, a number a band"
             )
-        other, name, (_, times, plus), centre, spread = alike[found]
-        mean.append((centre * times + plus - offset) / scale)
-        std.append(spread * abs(times / scale))
-        said.append(f"{band.name} as {other.name} of {name}")
-    return BandContract(sensor, tuple(mean), tuple(std)), (f"mean and std are borrowed: {', '.join(said)}",)
+        key, one, place = alike[found]
+        _, times, plus = one.sensor.meaning(place)
+        mean.append((one.mean[place] * times + plus - offset) / scale)
+        std.append(one.std[place] * abs(times / scale))
+        said.append(f"{band.name} as {one.names[place]} of {key}")
+    return BandContract(sensor, tuple(mean), tuple(std)), f"its mean and std are borrowed: {', '.join(said)}"
 
 
 def nearest_band(band: Band, offered: Sequence[Band]) -> int | None:
     """Where the same band stands, or the one of nearest wavelength; None for radar and bands without wavelength."""
-    found = find_band(band, offered)
-    if found is not None or band.polarisation or not band.wavelength:
+    found, length = find_band(band, offered), band.wavelength
+    if found is not None or band.polarisation or not length:
         return found
-    optical = [place for place, one in enumerate(offered) if one.wavelength and not one.polarisation]
-    ratio = band.wavelength
-    return min(optical, key=lambda place: abs(math.log((offered[place].wavelength or 1) / ratio)), default=None)
-
-
-def _of_all(contract: BandContract, contracts: Mapping[str, BandContract]) -> BandContract:
-    """With the rights and corpora of everything that the weights were trained on."""
-    licences, attributions, corpora = (
-        tuple(dict.fromkeys(chain.from_iterable(getattr(one, key) for one in contracts.values())))
-        for key in ("licences", "attributions", "corpora")
-    )
-    return replace(contract, licences=licences, attributions=attributions, corpora=corpora)
+    apart = [
+        (abs(math.log(one.wavelength / length)), place)
+        for place, one in enumerate(offered)
+        if one.wavelength and not one.polarisation
+    ]
+    return min(apart)[1] if apart else None

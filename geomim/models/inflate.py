@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Literal
 
 import timm
@@ -17,20 +18,11 @@ from geomim.models.fitting import nearest_band
 from geomim.models.spectral import BandKernels, SpectralPatchEmbed, band_codes
 from geomim.models.vit import Norm, ViT, sincos_positions
 from geomim.models.weights import Loaded, contract_of, exported_contract, read_encoder
-from geomim.sensors import Band, Sensor, find_band
+from geomim.sensors import Sensor, find_band
 
 Fill = Literal["nearest", "zero"]
 
 _BASIS = "patch_embed.kernels.basis"
-_LACKS = {
-    r"blocks\.\d+\.ls\d": "layer scale",
-    r"reg_token": "register tokens",
-    r"dist_token": "a distillation token",
-    r"norm_pre": "a norm before its blocks",
-    r"fc_norm": "a norm behind the pooling",
-    r"blocks\.\d+\.attn\.[qk]_norm": "norms of queries and keys",
-}
-"""Parts of timm's models that the plain encoder has not, by the names of their weights."""
 
 
 @torch.no_grad()
@@ -56,37 +48,44 @@ def start(encoder: ViT, sensors: Sequence[Sensor], weights: str, fill: Fill) -> 
         BandError: The bands of the weights are not known, or none is among the encoder's and `fill` is `zero`.
     """
     given = _from_timm(weights.removeprefix("timm:")) if weights.startswith("timm:") else read_encoder(weights)
-    source, embed, pixels = given.encoder, encoder.patch_embed, [encoder.patch_size] * 2
+    source, said = given.encoder, [f"started from {weights}"]
     _check_sizes(encoder, source, weights)
-    said = [f"started from {weights}"]
-    state = {name: value for name, value in source.state_dict().items() if not name.startswith("patch_embed.")}
-    state["pos_embed"] = source.positions(encoder.grid)
     if source.grid != encoder.grid:
         said.append(f"positions resampled from {source.grid} to {encoder.grid} patches")
     if source.patch_size != encoder.patch_size:
         said.append(f"kernels resized from {source.patch_size} to {encoder.patch_size} px by pseudo-inverse")
+    state = {name: value for name, value in source.state_dict().items() if not name.startswith("patch_embed.")}
+    state["pos_embed"] = source.positions(encoder.grid)
+    kernels, words = _kernels(encoder, list(sensors), given, weights, fill)
+    encoder.load_state_dict(state | kernels, strict=False)  # a spectral one keeps its own network
+    return (*said, *words)
+
+
+def _kernels(
+    encoder: ViT, sensors: list[Sensor], given: Loaded, weights: str, fill: Fill
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights of the patch embedding, and what was done."""
+    source, embed, pixels = given.encoder, encoder.patch_embed, [encoder.patch_size] * 2
     if source.spectral and isinstance(embed, SpectralPatchEmbed):
         made = {f"patch_embed.{name}": value for name, value in source.patch_embed.state_dict().items()}
-        state |= made | {_BASIS: resample_patch_embed(made[_BASIS], pixels)}
-        said += [*given.notes, f"its kernels were made for {', '.join(given.contracts)}"]
-    else:
-        contract, notes = (None, given.notes) if source.spectral else contract_of(given, weights)
-        own = contract.sensor if contract else sensors[0]
-        said += [*notes, *(sentence for sensor in sensors for sentence in _matches(own, sensor, fill))]
-        kernel, bias = source.patch_embed.baked(own)
-        kernels = resample_patch_embed(kernel, pixels).transpose(0, 1)
-        if isinstance(embed, SpectralPatchEmbed):
-            basis, residual = _solve(embed.kernels, own, sensors, kernels, fill)
-            state |= {"patch_embed.bias": bias, _BASIS: basis}
-            said.append(f"the kernels made for {', '.join(own.names)} differ by {residual:.1g} of their size")
-        else:
-            inflated = torch.einsum("cs,sdpq->dcpq", inflation(own, sensors[0], fill), kernels)
-            state |= {"patch_embed.proj.bias": bias, "patch_embed.proj.weight": inflated}
-    encoder.load_state_dict(state, strict=False)  # a spectral one keeps its own network
-    return tuple(said)
+        made[_BASIS] = resample_patch_embed(made[_BASIS], pixels)
+        return made, [*given.notes, f"its kernels were made for {', '.join(given.contracts)}"]
+    contract, notes = (None, given.notes) if source.spectral else contract_of(given, weights)
+    own = contract.sensor if contract else sensors[0]
+    taken, words = zip(*(inflation(own, sensor, fill) for sensor in sensors), strict=True)
+    kernel, bias = source.patch_embed.baked(own)
+    kernels = resample_patch_embed(kernel, pixels).transpose(0, 1).flatten(1)
+    said = [*notes, *chain.from_iterable(words)]
+    if isinstance(embed, SpectralPatchEmbed):
+        basis, residual = _solve(embed.kernels, [own, *sensors], taken, kernels)
+        said.append(f"the kernels made for {', '.join(own.names)} differ by {residual:.1g} of their size")
+        return {"patch_embed.bias": bias, _BASIS: basis}, said
+    shares = taken[0] if fill == "zero" else share_out(taken[0], own, sensors[0])
+    inflated = (shares @ kernels).view(-1, encoder.width, *pixels).transpose(0, 1)
+    return {"patch_embed.proj.bias": bias, "patch_embed.proj.weight": inflated}, said
 
 
-def inflation(own: Sensor, wanted: Sensor, fill: Fill) -> Tensor:
+def inflation(own: Sensor, wanted: Sensor, fill: Fill) -> tuple[Tensor, list[str]]:
     """What each band of an encoder takes of each kernel of the weights.
 
     Args:
@@ -95,69 +94,64 @@ def inflation(own: Sensor, wanted: Sensor, fill: Fill) -> Tensor:
         fill: What bands take that the weights lack.
 
     Returns:
-        `(C, S)`; with `nearest` each column sums to 1, so that the kernels together answer as before.
+        `(C, S)`, rows that sum to 1, or to 0 for a band that starts at zero; and what that is in sentences.
+
+    Raises:
+        BandError: Nothing is taken.
     """
-    taken = torch.stack([_taken(band, own, fill) for band in wanted.bands])
-    if fill == "zero":
-        return taken
-    for place in (taken.sum(0) == 0).nonzero().flatten().tolist():  # nobody's nearest: it goes to its own nearest
-        near = nearest_band(own.bands[place], wanted.bands)
-        taken[slice(None) if near is None else near, place] = 1.0
-    return taken / taken.sum(0)
-
-
-def _taken(band: Band, own: Sensor, fill: Fill) -> Tensor:
-    """Whose kernel a band takes, `(S,)`."""
-    place = find_band(band, own.bands) if fill == "zero" else nearest_band(band, own.bands)
-    if place is None:
-        return torch.full((len(own.bands),), 1 / len(own.bands) if fill == "nearest" else 0.0)
-    return torch.eye(len(own.bands))[place]
-
-
-def _matches(own: Sensor, wanted: Sensor, fill: Fill) -> list[str]:
-    """Which kernels the bands take, in words."""
-    same, lacking = [], []
+    rows: list[Tensor] = []
+    same: list[str] = []
+    lacking: list[str] = []
     for band in wanted.bands:
         found, near = find_band(band, own.bands), nearest_band(band, own.bands)
-        if found is not None:
-            same.append(f"{band.name} as {own.names[found]}")
-        elif fill == "zero":
-            lacking.append(f"{band.name} as zero")
+        if found is not None or (fill == "nearest" and near is not None):
+            rows.append(torch.eye(len(own.bands))[near or 0])
         else:
-            lacking.append(f"{band.name} as {'the mean of all' if near is None else own.names[near]}")
+            rows.append(torch.full((len(own.bands),), 1 / len(own.bands) if fill == "nearest" else 0.0))
+        what = "zero" if fill == "zero" else "the mean of all" if near is None else own.names[near]
+        (lacking if found is None else same).append(f"{band.name} as {what if found is None else own.names[found]}")
     if fill == "zero" and not same:
         raise BandError(
             f"none of the bands of '{wanted.name}' ({', '.join(wanted.names)}) is one of the weights' "
             f"({', '.join(own.names)}): give --encoder.fill nearest"
         )
     said = [f"kernels of '{wanted.name}': {', '.join(same) or 'none is the same'}"]
-    return said + ([f"bands of '{wanted.name}' that the weights lack: {', '.join(lacking)}"] if lacking else [])
+    said += [f"bands of '{wanted.name}' that the weights lack: {', '.join(lacking)}"] if lacking else []
+    return torch.stack(rows), said
+
+
+def share_out(taken: Tensor, own: Sensor, wanted: Sensor) -> Tensor:
+    """Share each kernel out among the bands that take it, so that all together answer as before: columns sum to 1."""
+    for place in (taken.sum(0) == 0).nonzero().flatten().tolist():  # nobody's nearest: it goes to its own nearest
+        near = nearest_band(own.bands[place], wanted.bands)
+        taken[slice(None) if near is None else near, place] = 1.0
+    return taken / taken.sum(0)
 
 
 def _solve(
-    made: BandKernels, own: Sensor, sensors: Sequence[Sensor], kernels: Tensor, fill: Fill
+    made: BandKernels, sensors: Sequence[Sensor], taken: Sequence[Tensor], kernels: Tensor
 ) -> tuple[Tensor, float]:
-    """The basis from which the wanted kernels `(S, D, p, p)` are made, and how far those of the own bands are off."""
-    every = [own, *sensors]
-    taken = torch.cat([_taken(band, own, fill)[None] for sensor in every for band in sensor.bands]).double()
-    wanted = len(own.bands) ** 0.5 * taken @ kernels.flatten(1).double()  # tokens are divided by that root
-    mixture = made.mixture(torch.cat([band_codes(sensor) for sensor in every])).double()
+    """The basis from which kernels `(S, D*p*p)` are made as they are `taken`, and how far the first sensor's are off.
+
+    The first sensor is the weights' own.
+    """
+    rows = torch.cat([torch.eye(len(kernels)), *taken]).double()
+    wanted = len(kernels) ** 0.5 * rows @ kernels.double()  # tokens are divided by that root
+    mixture = made.mixture(torch.cat([band_codes(sensor) for sensor in sensors])).double()
     ridge = 1e-6 * torch.eye(len(mixture), dtype=mixture.dtype)
     basis = mixture.T @ torch.linalg.solve(mixture @ mixture.T + ridge, wanted)
-    off = (mixture @ basis - wanted)[: len(own.bands)].norm() / wanted[: len(own.bands)].norm()
+    off = (mixture @ basis - wanted)[: len(kernels)].norm() / wanted[: len(kernels)].norm()
     return basis.float().view_as(made.basis), float(off)
 
 
 def _check_sizes(encoder: ViT, source: ViT, weights: str) -> None:
-    names = ("width", "depth", "heads", "mlp_ratio")
-    theirs, ours = (
-        ", ".join(f"{name} {getattr(one, name, 0):g}" for name in names) + f", {one.class_tokens} class token"
-        for one in (source, encoder)
-    )
-    if theirs != ours or source.config["family"] != encoder.config["family"]:
+    """Refuse weights of another size, and positions that cannot follow the GSD."""
+    names = ("family", "width", "depth", "heads", "mlp_ratio", "class_token")
+    theirs, ours = (", ".join(f"{name} {one.config.get(name)}" for name in names) for one in (source, encoder))
+    if theirs != ours:
         raise CheckpointError(
-            f"'{weights}' is a {source.config['family']} of {theirs}; the encoder is a {encoder.config['family']} of "
-            f"{ours}: give --encoder.size, or --encoder.width, depth, heads and class_token, of the weights"
+            f"'{weights}' has {theirs}; the encoder has {ours}: give --encoder.size, or --encoder.width, depth, heads "
+            "and class_token, of the weights"
         )
     computed = sincos_positions(source.width, source.grid)[:, 1 - source.class_tokens :]
     if encoder.gsd_positions and not torch.allclose(source.pos_embed, computed, atol=1e-4):
@@ -188,12 +182,11 @@ def _from_timm(name: str) -> Loaded:
 
 def _check_parts(name: str, model: Any, state: dict[str, Tensor], encoder: ViT) -> None:
     """Refuse what computes something else than a plain encoder."""
-    odd = sorted(state.keys() ^ encoder.state_dict().keys())
-    parts = [next((what for pattern, what in _LACKS.items() if re.match(pattern, key)), key) for key in odd]
+    odd = sorted({re.sub(r"\d+", "N", key) for key in state.keys() ^ encoder.state_dict().keys()})
+    parts = [f"{key}{' (layer scale)' if '.ls' in key else ''}" for key in odd]
     eps = {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)} - {Norm(4).eps}
     parts += [f"a norm epsilon of {value:g}" for value in eps]
     activation = model.blocks[0].mlp.act
     parts += [] if isinstance(activation, nn.GELU) else [f"the activation {type(activation).__name__}"]
     if parts:
-        found = ", ".join(list(dict.fromkeys(parts))[:6])
-        raise CheckpointError(f"'{name}' differs from a plain vision transformer in {found}: give plain weights")
+        raise CheckpointError(f"'{name}' is no plain vision transformer: it differs in {', '.join(parts[:6])}")

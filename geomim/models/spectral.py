@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomim.errors import BandError, ConfigError
-from geomim.sensors import POLARISATIONS, Band, Sensor
+from geomim.sensors import POLARISATIONS, Sensor
 
-RANK, HIDDEN = 64, 128
-"""How many basis kernels the kernels of all bands are mixed from, and the width of the network that mixes them."""
+CODE, HIDDEN, RANK = 2 * 16 + 2 * 4 + len(POLARISATIONS), 128, 64
+"""Width of a band's code and of the network that reads it; how many basis kernels those of all bands are mixed from."""
 
 
 def _waves(nanometres: float | None, slowest: float, fastest: float, count: int) -> Tensor:
@@ -25,18 +25,8 @@ def _waves(nanometres: float | None, slowest: float, fastest: float, count: int)
     return torch.cat([angle.sin(), angle.cos()]).float()
 
 
-def band_code(band: Band) -> Tensor:
-    """What a kernel is made from: centre wavelength, bandwidth and polarisation of a band, `(CODE,)`."""
-    # as large as the code of a wavelength
-    polarisation = torch.tensor([4.0 * (band.polarisation == name) for name in POLARISATIONS])
-    return torch.cat([_waves(band.wavelength, 1 / 4, 4, 16), _waves(band.bandwidth, 1 / 16, 1, 4), polarisation])
-
-
-CODE = 2 * 16 + 2 * 4 + len(POLARISATIONS)
-
-
 def band_codes(sensor: Sensor) -> Tensor:
-    """Codes of all bands, `(C, CODE)`.
+    """What kernels are made from: centre wavelength, bandwidth and polarisation of each band, `(C, CODE)`.
 
     Raises:
         BandError: A band has neither wavelength nor polarisation.
@@ -45,11 +35,16 @@ def band_codes(sensor: Sensor) -> Tensor:
     if unknown:
         raise BandError(
             f"a spectral encoder makes its kernels from wavelengths, and sensor '{sensor.name}' gives none for "
-            f"{', '.join(unknown)}: state wavelength (nm) and bandwidth, or the polarisation of radar "
-            f"({', '.join(POLARISATIONS)}), in a YAML file and build the corpus with --sensor FILE.yaml, leave these "
-            "bands out with --bands, or train with --encoder.spectral false"
+            f"{', '.join(unknown)}: state wavelength and bandwidth in nm, or of radar the polarisation "
+            f"({', '.join(POLARISATIONS)}), in a YAML file of the sensor (--sensor FILE.yaml), leave these bands out "
+            "(--bands), or train a plain encoder (--encoder.spectral false)"
         )
-    return torch.stack([band_code(band) for band in sensor.bands])
+    codes = []
+    for band in sensor.bands:
+        # as large as the code of a wavelength
+        polarisation = torch.tensor([4.0 * (band.polarisation == name) for name in POLARISATIONS])
+        codes += [_waves(band.wavelength, 1 / 4, 4, 16), _waves(band.bandwidth, 1 / 16, 1, 4), polarisation]
+    return torch.cat(codes).view(-1, CODE)
 
 
 class BandKernels(nn.Module):
@@ -61,17 +56,29 @@ class BandKernels(nn.Module):
     longer; bandwidth and polarisation are coded too. All kernels start equally large, whatever the band.
 
     Args:
+        sensors: Bands of each sensor that is trained on, by the name that a batch gives; their codes are no weights.
         shape: Of the weight of a band.
         std: Its deviation at the start.
     """
 
-    def __init__(self, shape: tuple[int, ...], std: float) -> None:
+    def __init__(self, sensors: Mapping[str, Sensor], shape: tuple[int, ...], std: float) -> None:
         super().__init__()
+        self.names = list(sensors)
+        for place, sensor in enumerate(sensors.values()):
+            self.register_buffer(f"codes_{place}", band_codes(sensor), persistent=False)
         self.network = nn.Sequential(nn.Linear(CODE, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, RANK))
         self.basis = nn.Parameter(torch.randn(RANK, *shape) * std)
 
+    def codes(self, sensor: str | None) -> Tensor:
+        """`(C, CODE)` of a sensor by its name; of the only one where it is None."""
+        name = self.names[0] if sensor is None and len(self.names) == 1 else sensor
+        if name not in self.names:
+            raise ConfigError(f"expected one of the encoder's sensors ({', '.join(self.names)}); given {name}")
+        codes: Tensor = getattr(self, f"codes_{self.names.index(name)}")
+        return codes
+
     def mixture(self, codes: Tensor) -> Tensor:
-        """Share of each basis kernel in those of the bands: `(C, CODE)` to `(C, RANK)`, each of length 1."""
+        """Share of each basis weight in those of the bands: `(C, CODE)` to `(C, RANK)`, each of length 1."""
         mixture: Tensor = F.layer_norm(self.network(codes), (RANK,)) / RANK**0.5
         return mixture
 
@@ -80,91 +87,60 @@ class BandKernels(nn.Module):
         return (self.mixture(codes) @ self.basis.flatten(1)).view(-1, *self.basis.shape[1:])
 
 
-class _Sensors(nn.Module):
-    """Sensors by name, and the codes of their bands, which are no weights."""
-
-    def __init__(self, sensors: Mapping[str, Sensor]) -> None:
-        super().__init__()
-        self.sensors = dict(sensors)
-        for place, sensor in enumerate(self.sensors.values()):
-            self.register_buffer(f"codes_{place}", band_codes(sensor), persistent=False)
-
-    def codes(self, name: str | None) -> Tensor:
-        """`(C, CODE)` of a sensor; of the only one where the name is None."""
-        names = list(self.sensors)
-        if name is None and len(names) == 1:
-            name = names[0]
-        if name not in names:
-            raise ConfigError(f"expected one of the encoder's sensors ({', '.join(names)}); given {name}")
-        codes: Tensor = getattr(self, f"codes_{names.index(name)}")
-        return codes
-
-
-class SpectralPatchEmbed(_Sensors):
+class SpectralPatchEmbed(nn.Module):
     """A linear map of each patch that is made for the sensor's bands.
 
+    Kernels of C bands are divided by the root of C, so that tokens of few and many bands start equally large.
+
     Args:
-        sensors: Bands of each sensor that is trained on, by the name that a batch gives.
+        sensors: As for `BandKernels`.
         width: Token width.
         patch_size: Side of a patch in pixels.
     """
 
     def __init__(self, sensors: Mapping[str, Sensor], width: int, patch_size: int) -> None:
-        super().__init__(sensors)
-        self.kernels = BandKernels((width, patch_size, patch_size), (2 / (width + patch_size**2)) ** 0.5)
+        super().__init__()
+        self.sensors = dict(sensors)
+        self.kernels = BandKernels(sensors, (width, patch_size, patch_size), (2 / (width + patch_size**2)) ** 0.5)
         self.bias = nn.Parameter(torch.zeros(width))
 
     def channels(self, sensor: str | None = None) -> int:
         """Number of bands of a sensor."""
-        return len(self.codes(sensor))
-
-    def kernel(self, codes: Tensor) -> Tensor:
-        """The convolution for some bands, `(D, C, p, p)`.
-
-        Kernels of C bands are divided by the root of C, so that tokens of few and many bands start equally large.
-        """
-        kernel: Tensor = self.kernels(codes).transpose(0, 1) / len(codes) ** 0.5
-        return kernel
+        return len(self.kernels.codes(sensor))
 
     def baked(self, sensor: Sensor) -> tuple[Tensor, Tensor]:
         """Convolution `(D, C, p, p)` and bias for any sensor, in the order of its bands."""
-        return self.kernel(band_codes(sensor).to(self.bias.device)), self.bias
+        kernels = self.kernels(band_codes(sensor).to(self.bias.device))
+        return kernels.transpose(0, 1) / len(kernels) ** 0.5, self.bias
 
     def forward(self, patches: Tensor, sensor: str | None = None) -> Tensor:
         """Embed patches laid out as `patchify` lays them: `(B, K, p*p*C)` to `(B, K, D)`."""
-        weight = self.kernel(self.codes(sensor)).permute(0, 2, 3, 1).flatten(1)
-        return F.linear(patches, weight, self.bias)
-
-    def readout(self, width: int) -> SpectralReadout:
-        """The last layer of a decoder of pixels that is `width` wide."""
-        return SpectralReadout(self.sensors, width, self.kernels.basis.shape[-1])
+        kernels = self.kernels(self.kernels.codes(sensor))
+        return F.linear(patches, kernels.permute(1, 2, 3, 0).flatten(1) / len(kernels) ** 0.5, self.bias)
 
 
-class SpectralReadout(_Sensors):
+class SpectralReadout(nn.Module):
     """A linear map of tokens to pixels that is made for the sensor's bands: the mirror of `SpectralPatchEmbed`.
 
     Args:
-        sensors: As for `SpectralPatchEmbed`.
+        sensors: As for `BandKernels`.
         width: Width of the tokens.
         patch_size: Side of a patch in pixels.
     """
 
     def __init__(self, sensors: Mapping[str, Sensor], width: int, patch_size: int) -> None:
-        super().__init__(sensors)
-        self.kernels = BandKernels((patch_size**2, width + 1), (2 / (width + patch_size**2)) ** 0.5)
+        super().__init__()
+        self.kernels = BandKernels(sensors, (patch_size**2, width + 1), (2 / (width + patch_size**2)) ** 0.5)
         nn.init.zeros_(self.kernels.basis.data[..., -1])  # the last column is the bias
 
     def forward(self, tokens: Tensor, sensor: str | None = None) -> Tensor:
         """`(B, P, width)` to `(B, P, p*p*C)` as `patchify` lays them."""
-        weight = self.kernels(self.codes(sensor)).transpose(0, 1).flatten(0, 1)  # (p*p*C, width + 1)
+        weight = self.kernels(self.kernels.codes(sensor)).transpose(0, 1).flatten(0, 1)  # (p*p*C, width + 1)
         return F.linear(tokens, weight[:, :-1], weight[:, -1])
 
 
 def keep_bands(numbers: Tensor, share: float) -> Tensor:
-    """Which bands of each sample are seen, and how much larger: some are dropped, never all.
-
-    The bands that are left are enlarged to the size that a sensor of only these bands would have, which is the root
-    of their share: a spectral encoder sees then what it sees of such a sensor.
+    """Drop bands of each sample, never all; those left get the size that a sensor of only these would have.
 
     Args:
         numbers: `(B, C)` uniform in (0, 1).

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomim.errors import BandError, ConfigError
-from geomim.models.spectral import SpectralPatchEmbed
+from geomim.models.spectral import SpectralPatchEmbed, SpectralReadout
 from geomim.sensors import BandContract, Sensor
 
 Size = Literal["tiny", "small", "base", "large", "huge"]
@@ -160,19 +160,11 @@ class PatchEmbed(nn.Module):
         return self.proj.in_channels
 
     def baked(self, sensor: Sensor) -> tuple[Tensor, Tensor]:
-        """Convolution and bias as they are, for the encoder's own sensor.
-
-        Raises:
-            BandError: The sensor has another number of bands.
-        """
+        """Convolution and bias as they are, for a sensor of as many bands."""
         if len(sensor.bands) != self.proj.in_channels:
             raise BandError(f"a plain encoder of {self.proj.in_channels} bands cannot be baked for {sensor.names}")
         assert self.proj.bias is not None
         return self.proj.weight, self.proj.bias
-
-    def readout(self, width: int) -> nn.Module:
-        """The last layer of a decoder of pixels that is `width` wide."""
-        return Readout(width, self.proj.in_channels * self.proj.kernel_size[0] * self.proj.kernel_size[1])
 
     def forward(self, patches: Tensor, sensor: str | None = None) -> Tensor:
         """Embed patches laid out as `patchify` lays them: `(B, K, p*p*C)` to `(B, K, D)`; the sensor is always its."""
@@ -203,8 +195,7 @@ class ViT(nn.Module):
         mlp_ratio: Hidden width of the MLP over `width`.
         class_token: Put a class token in front of the patches.
         gsd_positions: Positions follow the metres a pixel where a batch tells them, in the line of Scale-MAE.
-        sensors: Make the kernel of every band from its wavelength, for these sensors by name; `in_chans` is then not
-            asked.
+        sensors: Make the kernel of every band from its wavelength, for these sensors by name instead of `in_chans`.
 
     Attributes:
         band_dropout: Probability of a band to be hidden from the encoder in training.
@@ -281,7 +272,9 @@ class ViT(nn.Module):
 
     def pixel_head(self, width: int) -> nn.Module:
         """The last layer of a decoder of pixels: `head(tokens, sensor)` of `(B, P, width)` gives `(B, P, p*p*C)`."""
-        return self.patch_embed.readout(width)
+        if isinstance(self.patch_embed, SpectralPatchEmbed):
+            return SpectralReadout(self.patch_embed.sensors, width, self.patch_size)
+        return Readout(width, self.patch_size**2 * self.in_chans)
 
     @torch.no_grad()
     def bake(self, contract: BandContract, gsd: float | None = None, patch_size: int | None = None) -> ViT:
@@ -305,19 +298,15 @@ class ViT(nn.Module):
         state["patch_embed.proj.weight"] = resample_patch_embed(kernel, [size, size])
         state["patch_embed.proj.bias"] = bias
         told = gsd or contract.sensor.gsd
-        state["pos_embed"] = self.positions(plain.grid, torch.tensor([told]) if told else None)
+        scaled = torch.tensor([told * size / self.patch_size]) if told else None
+        state["pos_embed"] = self.positions(plain.grid, scaled)
         plain.load_state_dict(state)
         return plain.train(self.training)
 
     def positions(self, grid: tuple[int, int], gsd: Tensor | None = None) -> Tensor:
-        """Position embedding for a patch grid, resampled where it is not the trained one.
+        """Position embedding `(1 or B, prefix+L, D)` for a patch grid, resampled where it is not the trained one.
 
-        Args:
-            grid: Rows and columns.
-            gsd: Metres a pixel, 0-dim or `(B,)`, NaN where unknown; looked at where positions follow it.
-
-        Returns:
-            `(1, prefix+L, D)`, or `(B, prefix+L, D)` with `gsd`.
+        Where positions follow it, `gsd` is metres a pixel, 0-dim or `(B,)`, NaN where unknown.
         """
         if self.gsd_positions and gsd is not None:
             scale = (gsd.to(self.pos_embed.device).float().reshape(-1) / REFERENCE_GSD).nan_to_num(1.0)
@@ -405,8 +394,7 @@ class ViT(nn.Module):
         Raises:
             ConfigError: The number of bands is not the encoder's.
         """
-        channels = self.patch_embed.channels(sensor)
-        if images.shape[1] != channels:
+        if images.shape[1] != (channels := self.patch_embed.channels(sensor)):
             raise ConfigError(f"expected images (B, {channels}, H, W); given {tuple(images.shape)}")
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
         return self.encode(Patches(patchify(images, self.patch_size), grid, sensor, gsd), indices, key_valid, levels)
@@ -428,9 +416,7 @@ def vit(
     width: int | None = None,
     depth: int | None = None,
     heads: int | None = None,
-    class_token: bool = True,
-    gsd_positions: bool = False,
-    sensors: Mapping[str, Sensor] | None = None,
+    **options: Any,
 ) -> ViT:
     """A vision transformer of a usual size.
 
@@ -442,9 +428,7 @@ def vit(
         width: Token width instead of the size's.
         depth: Number of blocks instead of the size's.
         heads: Attention heads instead of the size's; where only `width` is given, one head every 64 channels.
-        class_token: Put a class token in front of the patches.
-        gsd_positions: As for `ViT`.
-        sensors: As for `ViT`.
+        **options: Further arguments of `ViT`.
 
     Raises:
         ConfigError: The size is unknown.
@@ -454,7 +438,6 @@ def vit(
     usual_width, usual_depth, usual_heads = SIZES[size]
     if width is not None and heads is None:
         heads = math.gcd(width, max(1, width // 64))
-    given = zip((width, depth, heads), (usual_width, usual_depth, usual_heads), strict=True)
-    width, depth, heads = (usual if one is None else one for one, usual in given)
-    shape = (in_chans, image_size, patch_size, width, depth, heads)
-    return ViT(*shape, class_token=class_token, gsd_positions=gsd_positions, sensors=sensors)
+    sizes = zip((width, depth, heads), (usual_width, usual_depth, usual_heads), strict=True)
+    width, depth, heads = (usual if given is None else given for given, usual in sizes)
+    return ViT(in_chans, image_size, patch_size, width, depth, heads, **options)

@@ -226,10 +226,8 @@ def _described(
     _fill(path, encoder, state)
     for name, contract in contracts.items():
         if len(contract.names) != encoder.patch_embed.channels(name):
-            raise BandError(
-                f"'{path}': expected {encoder.in_chans} bands, one a channel; "
-                f"its contract names {', '.join(contract.names)}"
-            )
+            bands = f"its contract names {', '.join(contract.names)}"
+            raise BandError(f"'{path}': expected {encoder.in_chans} bands, one a channel; {bands}")
     rest = {key: value for key, value in details.items() if key not in ("encoder", "contract", "contracts")}
     return Loaded(encoder, contracts, kind, details=rest, notes=notes)
 

@@ -69,7 +69,10 @@ def test_a_sensor_never_seen_borrows_statistics_and_says_so(tmp_path: Path, caps
     landsat = get_sensor("landsat8")
     folder = export(path, str(tmp_path / "out"), sensor="landsat8")
     said, card = capsys.readouterr().out, (folder / "README.md").read_text()
-    assert "never trained on 'landsat8', only on naip, s2" in said and "never trained on 'landsat8'" in card
+    assert (
+        "never trained on 'landsat8' (B1, B2, B3, B4, B5, B6, B7), only on naip, s2" in said
+        and "never trained on 'landsat8'" in card
+    )
     contract = read_encoder(folder).contract
     assert contract.sensor == landsat and f"{landsat.names[3]} as B04 of s2" in said
     (_, scale, offset), (_, times, plus) = landsat.meaning(3), S2.meaning(3)

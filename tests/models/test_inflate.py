@@ -10,7 +10,7 @@ from torch import nn
 from geomim.errors import BandError, CheckpointError
 from geomim.models.build import build_encoder
 from geomim.models.export import export
-from geomim.models.inflate import inflation
+from geomim.models.inflate import inflation, share_out
 from geomim.models.vit import ViT
 from geomim.sensors import BandContract, Sensor, get_sensor
 
@@ -79,12 +79,16 @@ def test_a_grey_image_is_answered_as_before(tmp_path: Path) -> None:
 
 
 def test_kernels_are_shared_by_the_bands_that_take_them() -> None:
-    assert inflation(RGB, NAIP, "nearest").tolist() == [[0.5, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0, 0]]
-    assert inflation(RGB, NAIP, "zero").tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
-    radar = inflation(RGB, get_sensor("sentinel1"), "nearest")
-    torch.testing.assert_close(radar, torch.full((2, 3), 0.5))  # the mean of all, twice
+    shares = share_out(inflation(RGB, NAIP, "nearest")[0], RGB, NAIP)
+    assert shares.tolist() == [[0.5, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0, 0]]
+    assert inflation(RGB, NAIP, "zero")[0].tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
+    radar = get_sensor("sentinel1")
+    shares = share_out(inflation(RGB, radar, "nearest")[0], RGB, radar)
+    torch.testing.assert_close(shares, torch.full((2, 3), 0.5))  # the mean of all, twice
     order = replace(RGB, bands=RGB.bands[::-1])
-    assert torch.equal(inflation(RGB, order, "nearest"), torch.eye(3).flip(0))
+    assert torch.equal(inflation(RGB, order, "nearest")[0], torch.eye(3).flip(0))
+    nir = S2.select(["B08"])
+    assert share_out(inflation(RGB, nir, "nearest")[0], RGB, nir).tolist() == [[1, 1, 1]]
 
 
 def test_spectral_encoder_takes_kernels_for_all_its_sensors(tmp_path: Path) -> None:
@@ -115,12 +119,15 @@ def test_positions_and_kernels_are_resampled(tmp_path: Path) -> None:
     ("changes", "found"),
     [
         ({"init_values": 1e-5}, "layer scale"),
-        ({"reg_tokens": 2}, "register tokens"),
-        ({"pre_norm": True}, "a norm before its blocks"),
-        ({"qk_norm": True}, "norms of queries and keys"),
+        ({"reg_tokens": 2}, "reg_token"),
+        ({"pre_norm": True}, "norm_pre.weight"),
+        ({"qk_norm": True}, "blocks.N.attn.k_norm.weight"),
         ({"act_layer": "relu"}, "the activation ReLU"),
         ({"depth": 3}, "depth 3.*--encoder.size"),
-        ({"class_token": False, "global_pool": "avg", "fc_norm": False}, "0 class token.*class_token"),
+        (
+            {"class_token": False, "global_pool": "avg", "fc_norm": False},
+            "class_token False; the encoder has .*class_token True",
+        ),
         ({"in_chans": 5}, "5 channels and names no bands"),
     ],
 )

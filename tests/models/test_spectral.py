@@ -6,7 +6,7 @@ from torch import Tensor
 
 from geomim.errors import BandError, ConfigError
 from geomim.models.build import build_encoder, from_config
-from geomim.models.spectral import SpectralPatchEmbed, band_codes, keep_bands
+from geomim.models.spectral import BandKernels, SpectralPatchEmbed, band_codes, keep_bands
 from geomim.models.vit import Patches, ViT, patchify
 from geomim.pretrain.context import Context
 from geomim.pretrain.objective import MaskedImageModel
@@ -74,13 +74,13 @@ def test_bands_close_in_wavelength_have_close_kernels() -> None:
     torch.manual_seed(0)
     bands = [Band(str(nm), nm, 30) for nm in (655, 665, 700, 865, 2200)]
     near = torch.nn.functional.normalize(
-        SpectralPatchEmbed({}, 48, 4).kernels(band_codes(Sensor("x", tuple(bands)))).flatten(1)
+        BandKernels({}, (48, 4, 4), 1.0)(band_codes(Sensor("x", tuple(bands)))).flatten(1)
     )
     alike = (near @ near[0]).tolist()
     assert alike[1] > 0.95 > alike[2] > max(alike[3:])
     radar = [Band(name, 55465765, 579799, polarisation=name) for name in ("VV", "VH")]
     one, two = torch.nn.functional.normalize(
-        SpectralPatchEmbed({}, 48, 4).kernels(band_codes(Sensor("x", tuple(radar)))).flatten(1)
+        BandKernels({}, (48, 4, 4), 1.0)(band_codes(Sensor("x", tuple(radar)))).flatten(1)
     )
     assert one @ two < 0.8
 
