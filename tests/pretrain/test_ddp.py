@@ -17,6 +17,8 @@ from geomim.pretrain.recipes import RECIPES
 from geomim.verbs import pretrain as verb
 
 METHOD = {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
+LATENT = {"projector_width": 16}
+OWN = {"latent_mim": LATENT, "selective_latent": LATENT}
 ENCODER = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
 
 
@@ -52,7 +54,7 @@ def run(corpus, folder, recipe, devices, batch_size, accumulate, resume=None):
         milestones=2,
     )
     data = TileDataModule(str(corpus), batch_size=batch_size, image_size=16, workers=0)
-    verb.train(data, folder, recipe, METHOD, ENCODER, training=training, resume=resume)
+    verb.train(data, folder, recipe, METHOD | OWN.get(recipe, {}), ENCODER, training=training, resume=resume)
     losses = [line.split(",")[1] for line in (folder / "metrics.csv").read_text().split()[1:]]
     return Probe.kept | {"loss": np.array(losses, float)}
 

@@ -1,0 +1,108 @@
+"""What a slowly following copy of the encoder says, and how alike patches should be."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from geomim.errors import ConfigError
+from geomim.models.decoders import Projector
+from geomim.models.vit import Patches, ViT, take
+from geomim.pretrain.context import View
+from geomim.pretrain.targets.answer import Answer
+
+
+def falling(progress: Tensor, first: float, last: float) -> Tensor:
+    """From `first` to `last` along half a cosine, over training."""
+    return last + (first - last) * 0.5 * (1 + torch.cos(math.pi * progress))
+
+
+class EmaLatent(nn.Module):
+    """Latents of a copy of the encoder that follows it: its exponential moving average, never trained.
+
+    The momentum rises from `momentum` to 1 along half a cosine (Latent MIM, Wei et al., ECCV 2024; as BYOL). The copy
+    sees the pixels as they are: no band is dropped.
+
+    Args:
+        encoder: The encoder to follow.
+        projector: Followed as well, and put behind the copy; the latents as they are where None.
+        momentum: What the copy keeps of itself in the first step.
+        sees: The copy sees the asked patches alone, or the whole image.
+
+    Raises:
+        ConfigError: The momentum is no share.
+    """
+
+    dim: int | None
+
+    def __init__(
+        self,
+        encoder: ViT,
+        projector: Projector | None = None,
+        momentum: float = 0.99,
+        sees: Literal["predict", "all"] = "predict",
+    ) -> None:
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise ConfigError(f"method.momentum: expected a number from 0 to 1; given {momentum}")
+        self.dim, self.momentum, self.sees = encoder.width, momentum, sees
+        self._followed = (encoder, projector)  # in a tuple, since they are no parts of this one
+        self.encoder, self.projector = copy.deepcopy(self._followed)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> EmaLatent:
+        """Stay as in evaluation."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def before_step(self, progress: Tensor) -> None:
+        """Follow, parameters and buffers alike."""
+        ours, theirs = _numbers(self.encoder, self.projector), _numbers(*self._followed)
+        delta = torch._foreach_sub(theirs, ours)
+        torch._foreach_mul_(delta, falling(progress, 1 - self.momentum, 0.0))
+        torch._foreach_add_(ours, delta)
+
+    @torch.no_grad()
+    def forward(self, view: View, positions: Tensor) -> Answer:
+        """Latents at `positions (B, P)`: `(B, P, D)`."""
+        patches, valid, asked = Patches(view.patches, view.grid, view.sensor, view.gsd), view.patch_valid, None
+        if self.sees == "predict":
+            valid, asked = None if valid is None else valid.gather(1, positions), positions
+        latents = self.encoder.encode(patches, asked, valid)
+        values = latents.patches if self.projector is None else self.projector(latents, positions)
+        return Answer((values if self.sees == "predict" else take(values, positions)).float())
+
+
+def _numbers(*modules: nn.Module | None) -> list[Tensor]:
+    """All parameters and buffers that are not counters."""
+    every = [one for module in modules if module is not None for one in (*module.parameters(), *module.buffers())]
+    return [one for one in every if one.is_floating_point()]
+
+
+class Alike(nn.Module):
+    """How alike an image's patches should be: a cosine that falls over training (Latent MIM, Wei et al., ECCV 2024).
+
+    Args:
+        first: The wanted cosine of the first step.
+        last: That of the last.
+    """
+
+    dim: int | None = 1
+    wanted: Tensor
+
+    def __init__(self, first: float = 0.75, last: float = 0.25) -> None:
+        super().__init__()
+        self.first, self.last = first, last
+        self.register_buffer("wanted", torch.tensor(first), persistent=False)
+
+    def before_step(self, progress: Tensor) -> None:
+        """Fall."""
+        self.wanted.copy_(falling(progress, self.first, self.last))
+
+    def forward(self, view: View, positions: Tensor) -> Answer:
+        """The same at all `positions (B, P)`: `(B, P, 1)`."""
+        return Answer(self.wanted.expand(*positions.shape, 1))
