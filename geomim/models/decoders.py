@@ -96,17 +96,22 @@ class SelfAttention(Decoder):
 
 
 class CrossAttentionBlock(nn.Module):
-    """Queries attend to a memory of another width, then to their own MLP; never to each other.
+    """Queries attend to a memory of another width, then to their own MLP; to each other only where `joint`.
 
     Args:
         width: Width of the queries.
         memory_width: Width of the memory.
         heads: Attention heads.
+        joint: Queries attend to each other first, and the memory has a norm of its own (Latent MIM, CroCo).
     """
 
-    def __init__(self, width: int, memory_width: int, heads: int) -> None:
+    def __init__(self, width: int, memory_width: int, heads: int, joint: bool = False) -> None:
         super().__init__()
         self.heads = heads
+        self.joint = nn.ModuleDict() if joint else None
+        if self.joint is not None:
+            self.joint.update({"norm": Norm(width), "attn": Attention(width, heads, qkv_bias=True)})
+            self.joint["norm_memory"] = Norm(memory_width)
         self.norm1 = Norm(width)
         self.cross_attn = nn.ModuleDict(
             {"q": nn.Linear(width, width), "kv": nn.Linear(memory_width, 2 * width), "proj": nn.Linear(width, width)}
@@ -120,6 +125,9 @@ class CrossAttentionBlock(nn.Module):
         def split(tokens: Tensor) -> Tensor:
             return tokens.view(*tokens.shape[:2], self.heads, -1).transpose(1, 2)
 
+        if self.joint is not None:
+            queries = queries + self.joint["attn"](self.joint["norm"](queries))
+            memory = self.joint["norm_memory"](memory)
         part = self.cross_attn
         keys, values = part["kv"](memory).chunk(2, -1)
         pooled = F.scaled_dot_product_attention(
@@ -193,52 +201,25 @@ class Projector(nn.Module):
 
     Args:
         width: Width of the tokens, before and after.
-        hidden: Width between the linear maps.
-        depth: Number of linear maps.
+        hidden: Width between the three maps.
     """
 
-    reads_levels = False
-
-    def __init__(self, width: int, hidden: int = 4096, depth: int = 3) -> None:
+    def __init__(self, width: int, hidden: int = 4096) -> None:
         super().__init__()
-        if hidden < 1:
-            raise ConfigError(f"method.projector_width: expected at least 1; given {hidden}")
-        widths = [width, *[hidden] * (depth - 1), width]
-        layers: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after, bias=False), nn.LayerNorm(after), nn.GELU()]
-        self.layers = nn.Sequential(*layers[:-1])
+        widths = (width, hidden, hidden, width)
+        layers = [(nn.Linear(*sides, bias=False), nn.LayerNorm(sides[1]), nn.GELU()) for sides in pairwise(widths)]
+        self.layers = nn.Sequential(*[layer for group in layers for layer in group][:-1])
         self.apply(init_weights)
 
     def project(self, memory: Latents) -> Tensor:
         """Project all tokens, class token too: `(B, prefix+K, D)`; once, whoever asks."""
-        return memory.once(self, lambda: self.layers(memory.tokens))
+        if self not in memory.known:
+            memory.known[self] = self.layers(memory.tokens)
+        return memory.known[self]
 
     def forward(self, memory: Latents, positions: Tensor) -> Tensor:
         """The projected tokens of the seen patches, `(B, K, D)`; `positions` are theirs."""
         return self.project(memory)[:, memory.prefix :]
-
-
-class JointBlock(nn.Module):
-    """Queries attend to each other, then to a memory, then to their own MLP.
-
-    Args:
-        width: Width of queries and memory.
-        heads: Attention heads.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm = Norm(width)
-        self.self_attn = Attention(width, heads, qkv_bias=True)
-        self.norm_memory = Norm(width)
-        self.cross = CrossAttentionBlock(width, width, heads)
-
-    def forward(self, queries: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
-        """Update `(B, P, width)` queries; arguments as in `CrossAttentionBlock`."""
-        queries = queries + self.self_attn(self.norm(queries))
-        updated: Tensor = self.cross(queries, self.norm_memory(memory), mask)
-        return updated
 
 
 class Latent(Decoder):
@@ -259,7 +240,7 @@ class Latent(Decoder):
         self.projector = projector
         self.cls_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
         self.embed = nn.Linear(encoder.width, width)
-        self.blocks = nn.ModuleList(JointBlock(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(CrossAttentionBlock(width, width, heads, joint=True) for _ in range(depth))
         self.apply(init_weights)
 
     def forward(self, memory: Latents, positions: Tensor) -> Tensor:
@@ -270,10 +251,8 @@ class Latent(Decoder):
         mask = None if memory.key_valid is None else memory.key_valid[:, None, None, :]
         # not -inf, which gives no number where nothing visible was measured
         near = None if mask is None else torch.where(mask[..., prefix:], 0.0, -1e4)
-        asked, seen, values = (
-            part[:, None] for part in (self.places(positions), places[:, prefix:], embedded[:, prefix:])
-        )
-        cue = F.scaled_dot_product_attention(asked, seen, values, attn_mask=near)[:, 0]
+        seen, values = places[:, None, prefix:], embedded[:, None, prefix:]
+        cue = F.scaled_dot_product_attention(self.places(positions)[:, None], seen, values, attn_mask=near)[:, 0]
         tokens = torch.cat([self.cls_token.expand(batch, -1, -1), self.queries(positions) + cue], 1)
         for block in self.blocks:
             tokens = block(tokens, embedded + places, mask)

@@ -6,7 +6,6 @@ Parameter names are timm's, so what is trained here leaves as a timm model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -65,7 +64,7 @@ class Latents:
         levels: The tokens before block 0 and after every block, without the final norm; empty unless asked for.
         sensor: As in `Patches`.
         prefix: Class tokens in front, 0 or 1.
-        known: What was made of them, see `once`.
+        known: What was made of them already, by its maker.
     """
 
     tokens: Tensor
@@ -74,18 +73,12 @@ class Latents:
     levels: list[Tensor] = field(default_factory=list)
     sensor: str | None = None
     prefix: int = 1
-    known: dict[Hashable, Tensor] = field(default_factory=dict, init=False, repr=False)
+    known: dict[nn.Module, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def patches(self) -> Tensor:
         """The tokens of the patches, `(B, K, D)`."""
         return self.tokens[:, self.prefix :]
-
-    def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """What `compute` makes of these tokens, computed at the first asking; `key` says what it is."""
-        if key not in self.known:
-            self.known[key] = compute()
-        return self.known[key]
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:

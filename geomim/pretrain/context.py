@@ -71,18 +71,8 @@ class View:
         return self.once("tokens", embed)
 
 
-def close_gaps(image: Tensor, patch_size: int, cell: int, offsets: Tensor) -> Tensor:
-    """Cut a patch out of every cell of a grid and put them side by side (Latent MIM, Wei et al., ECCV 2024).
-
-    Args:
-        image: `(B, C, H, W)`, H and W multiples of `cell`.
-        patch_size: Side of a patch in pixels.
-        cell: Side of a cell in pixels.
-        offsets: `(B, L, 2)` int64, first row and column of the patch in its cell, at most `cell - patch_size`.
-
-    Returns:
-        `(B, C, h, w)`, a patch a cell and no gap.
-    """
+def _close_gaps(image: Tensor, patch_size: int, cell: int, offsets: Tensor) -> Tensor:
+    """Cut a patch at `offsets (B, L, 2)` out of every cell of `(B, C, H, W)`, and put them side by side."""
     batch, channels, height, width = image.shape
     cells = patchify(image, cell).view(batch, -1, cell, cell, channels)
     rows, columns = (offsets[..., None] + torch.arange(patch_size, device=image.device)).unbind(2)  # (B, L, p) each
@@ -123,10 +113,11 @@ class Context:
             gsd = view.get("gsd", batch.get("gsd"))
             image, valid, size = view["image"], view.get("valid"), encoder.patch_size
             if gap and image.shape[-1] != encoder.image_size:
-                cells = (image.shape[-2] // (size + gap)) * (image.shape[-1] // (size + gap))
-                offsets = (draws(f"gap {name}", cells, 2) * gap).long().clamp(max=gap - 1)  # a draw may round to 1
-                image = close_gaps(image, size, size + gap, offsets)
-                valid = None if valid is None else close_gaps(valid, size, size + gap, offsets)
+                cell = size + gap
+                length = (image.shape[-2] // cell) * (image.shape[-1] // cell)
+                offsets = (draws(f"gap {name}", length, 2) * gap).long().clamp(max=gap - 1)  # a draw may round to 1
+                image = _close_gaps(image, size, cell, offsets)
+                valid = None if valid is None else _close_gaps(valid, size, cell, offsets)
             self.views[name] = View(image, valid, encoder, batch.get("sensor"), gsd)
 
     def image_weight(self, view: str, min_valid: float) -> Tensor | None:

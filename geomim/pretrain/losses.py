@@ -7,13 +7,11 @@ A loss is called as `loss(prediction, answer, weight)` with `weight (B, P)` or N
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from geomim.errors import ConfigError
 from geomim.pretrain.targets import Answer
 
 Loss = Callable[[Tensor, Answer, Tensor | None], Tensor]
@@ -30,59 +28,44 @@ def mse(prediction: Tensor, answer: Answer, weight: Tensor | None) -> Tensor:
     return _per_image((prediction.float() - answer.values).square(), answer, weight)
 
 
-@dataclass(frozen=True)
-class PatchDiscrimination:
-    """Tell the patches of an image apart (Latent MIM, Wei et al., ECCV 2024).
+def discriminate(
+    prediction: Tensor, answer: Answer, weight: Tensor | None, temperature: float = 0.2, same: float | None = None
+) -> Tensor:
+    """Tell the patches of an image apart (patch discrimination of Latent MIM, Wei et al., ECCV 2024).
 
-    Predictions are standardised over the image's patches, dimension by dimension; both sides are brought to unit
-    length; cross-entropy over cosine / temperature with the patch itself as the right one, times 2 * temperature.
-    Patches that weigh nothing are neither asked nor offered.
-
-    Attributes:
-        temperature: Divides the cosines.
-        same: Patches whose targets are nearer than this cosine are not told apart, as in water; all are where None.
-
-    Raises:
-        ConfigError: The temperature is not above 0.
-    """
-
-    temperature: float = 0.2
-    same: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ConfigError(f"method.temperature: expected a number above 0; given {self.temperature}")
-
-    def __call__(self, prediction: Tensor, answer: Answer, weight: Tensor | None) -> Tensor:
-        """Arguments as in `mse`."""
-        with torch.autocast(prediction.device.type, enabled=False):
-            counts = torch.ones_like(answer.values[..., :1]) if weight is None else (weight[..., None] > 0).float()
-            ours, count = prediction.float(), counts.sum(1, keepdim=True)
-            ours = ours - (ours * counts).sum(1, keepdim=True) / count.clamp(min=1)
-            variance = (ours.square() * counts).sum(1, keepdim=True) / (count - 1).clamp(min=1)
-            # a floor under root and length: predictions that are all the same have a finite gradient
-            ours = F.normalize(ours / ((variance + 1e-12).sqrt() + 1e-4), dim=-1, eps=1e-3)
-            right = F.normalize(answer.values, dim=-1)
-            cosine = ours @ right.transpose(1, 2)
-            other = counts.transpose(1, 2) > 0
-            if self.same is not None:
-                other = other & (right @ right.transpose(1, 2) <= self.same)
-            own = torch.eye(cosine.shape[1], dtype=torch.bool, device=cosine.device)
-            offered = (cosine / self.temperature).masked_fill(~(other | own), -torch.inf)
-            patch = offered.logsumexp(-1) - offered.diagonal(dim1=1, dim2=2)
-            return 2 * self.temperature * _mean(patch, weight)
-
-
-def similarity(prediction: Tensor, answer: Answer, weight: Tensor | None) -> Tensor:
-    """Squared distance of the mean cosine of an image's patches, each with each and itself, from a wanted one.
+    Predictions are standardised over the image's patches, each dimension by itself; then cross-entropy over the cosines
+    with all targets / temperature, times 2 * temperature. Patches that weigh nothing are neither asked nor offered.
 
     Args:
         prediction: `(B, P, T)`.
-        answer: The wanted cosine in all its values.
+        answer: Values `(B, P, T)`.
         weight: `(B, P)`.
+        temperature: Divides the cosines.
+        same: Patches with targets nearer than this cosine are not told apart; all are where None.
     """
+    with torch.autocast(prediction.device.type, enabled=False):
+        ours, right = prediction.float(), F.normalize(answer.values, dim=-1)
+        kept = torch.ones_like(ours[..., :1]) if weight is None else (weight > 0).float().unsqueeze(-1)
+        count = kept.sum(1, keepdim=True)
+        ours = ours - (ours * kept).sum(1, keepdim=True) / count.clamp(min=1)
+        variance = (ours.square() * kept).sum(1, keepdim=True) / (count - 1).clamp(min=1)
+        # a floor under root and length: predictions that are all the same have a finite gradient
+        ours = F.normalize(ours / ((variance + 1e-12).sqrt() + 1e-4), dim=-1, eps=1e-3)
+        logits = ours @ right.transpose(1, 2) / temperature
+        apart = kept.transpose(1, 2) > 0
+        if same is not None:
+            apart = apart & (right @ right.transpose(1, 2) <= same)
+        own = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
+        logits = logits.masked_fill(~(apart | own), -torch.inf)
+        wrong = logits.logsumexp(-1) - logits.diagonal(dim1=1, dim2=2)
+        return 2 * temperature * _per_image(wrong.unsqueeze(-1), answer, weight)
+
+
+def similarity(prediction: Tensor, answer: Answer, weight: Tensor | None) -> Tensor:
+    """Squared distance of the mean cosine of an image's patches, each with each and itself, from the wanted one."""
     unit = F.normalize(prediction.float(), dim=-1)
-    mean = _mean(unit.transpose(1, 2), weight[:, None] if weight is not None else None)
+    share = torch.ones_like(unit[..., 0]) if weight is None else weight
+    mean = (unit * share.unsqueeze(-1)).sum(1) / share.sum(1, keepdim=True).clamp(min=1e-6)
     return (mean.square().sum(-1) - answer.values[:, 0, 0]).square()
 
 
@@ -91,13 +74,9 @@ def _per_image(error: Tensor, answer: Answer, weight: Tensor | None) -> Tensor:
         patch = error.mean(-1)
     else:
         patch = (error * answer.element).sum(-1) / answer.element.sum(-1).clamp(min=1)
-    return _mean(patch, weight)
-
-
-def _mean(patch: Tensor, weight: Tensor | None) -> Tensor:
     if weight is None:
-        return patch.mean(-1)
-    return (patch * weight).mean(-1) / weight.mean(-1).clamp(min=1e-6)
+        return patch.mean(1)
+    return (patch * weight).mean(1) / weight.mean(1).clamp(min=1e-6)
 
 
 def reduce(values: Tensor, weights: Tensor, total: Tensor | None = None) -> Tensor:

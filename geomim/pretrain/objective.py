@@ -129,7 +129,7 @@ class MaskedImageModel(nn.Module):
         min_valid: An image with a smaller share of valid patches weighs nothing.
         mask_token: The encoder sees all patches, with a learned token for those that are not visible.
         needs: Views that a batch must bring besides the image: `second`, another crop of it, or `date`, another date.
-        gap: See `Context`.
+        gap: See `Context`; with the encoder's size it gives `crop_size`, the side in pixels of images to train on.
 
     Raises:
         ConfigError: The encoder cannot run on the visible patches alone, and `mask_token` is not set; or two terms
@@ -147,8 +147,6 @@ class MaskedImageModel(nn.Module):
         gap: int = 0,
     ) -> None:
         super().__init__()
-        if gap < 0:
-            raise ConfigError(f"method.gap: expected 0 pixels or more; given {gap}")
         if not (encoder.visible_only or mask_token):
             raise ConfigError(
                 "this encoder is hierarchical and sees all patches: expected a recipe that hides them behind mask "
@@ -157,15 +155,10 @@ class MaskedImageModel(nn.Module):
         if len({term.name for term in terms}) < len(terms):
             raise ConfigError(f"expected a name of its own for every term; given {[term.name for term in terms]}")
         self.encoder, self.masking, self.min_valid = encoder, masking, min_valid
-        self.needs, self.gap = needs, gap
+        self.needs, self.gap, self.crop_size = needs, gap, encoder.image_size + gap * encoder.grid[0]
         self.terms = nn.ModuleList(terms)
         self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.embed_width).normal_(std=0.02)) if mask_token else None
         self.read_levels = any(getattr(term.decoder, "reads_levels", False) for term in terms)
-
-    @property
-    def crop_size(self) -> int:
-        """Side in pixels of the images to train on: the encoder's, and the gaps between patches."""
-        return self.encoder.image_size + self.gap * self.encoder.grid[0]
 
     def context(self, batch: dict[str, Any], draws: Draws) -> Context:
         """What the parts may ask of a batch.

@@ -126,11 +126,12 @@ def test_one_process_equals_two_and_micro_batches(two_processes, tmp_path, monke
             np.testing.assert_allclose(kept[name], whole[name], atol=1e-5, rtol=1e-5, err_msg=f"{how}: {name}")
 
 
-def test_a_run_of_two_processes_goes_on_in_one_with_micro_batches(two_processes, tmp_path, monkeypatch):
+@pytest.mark.parametrize("recipe", ["mae", "latent_mim"])  # without and with a copy that follows
+def test_a_run_of_two_processes_goes_on_in_one_with_micro_batches(two_processes, tmp_path, monkeypatch, recipe):
     corpora, cases = two_processes
-    folder = cases["mae", True, 1] / "checkpoints"
+    folder = cases[recipe, True, 1] / "checkpoints"
     monkeypatch.setattr(verb, "Watch", Probe)
-    run(corpora[True], tmp_path, "mae", 1, 4, 2, resume=folder / "step-0000001.ckpt")
+    run(corpora[True], tmp_path, recipe, 1, 4, 2, resume=folder / "step-0000001.ckpt")
     one, two = (
         torch.load(path, weights_only=True) for path in (tmp_path / "checkpoints/last.ckpt", folder / "last.ckpt")
     )

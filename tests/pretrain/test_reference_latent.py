@@ -51,14 +51,14 @@ def decoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     ours = {}
     for name, values in state.items():
         for theirs, here in (
-            ("norm2q", "cross.norm1"),
-            ("norm2kv", "norm_memory"),
-            ("norm3", "cross.norm2"),
-            ("mlp", "cross.mlp"),
-            ("cross_attn.q_proj", "cross.cross_attn.q"),
-            ("cross_attn.kv_proj", "cross.cross_attn.kv"),
-            ("cross_attn.proj", "cross.cross_attn.proj"),
-            ("norm1", "norm"),
+            ("norm2q", "norm1"),
+            ("norm2kv", "joint.norm_memory"),
+            ("norm3", "norm2"),
+            ("self_attn", "joint.attn"),
+            ("cross_attn.q_proj", "cross_attn.q"),
+            ("cross_attn.kv_proj", "cross_attn.kv"),
+            ("cross_attn.proj", "cross_attn.proj"),
+            ("norm1", "joint.norm"),
             ("head", "pred"),
         ):
             if theirs in name.split(".") or f".{theirs}." in name:

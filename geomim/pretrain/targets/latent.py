@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from geomim.errors import ConfigError
 from geomim.models.decoders import Projector
 from geomim.models.vit import Patches, ViT, take
 from geomim.pretrain.context import View
@@ -22,22 +21,14 @@ def falling(progress: Tensor, first: float, last: float) -> Tensor:
 
 
 class EmaLatent(nn.Module):
-    """Latents of a copy of the encoder that follows it: its exponential moving average, never trained.
-
-    The momentum rises from `momentum` to 1 along half a cosine (Latent MIM, Wei et al., ECCV 2024; as BYOL). The copy
-    sees the pixels as they are: no band is dropped.
+    """Latents of a copy of the encoder that follows it (exponential moving average, as in BYOL and Latent MIM).
 
     Args:
-        encoder: The encoder to follow.
+        encoder: The encoder to follow; the copy sees all its bands, also those dropped in training.
         projector: Followed as well, and put behind the copy; the latents as they are where None.
-        momentum: What the copy keeps of itself in the first step.
+        momentum: What the copy keeps of itself in the first step; rises to 1 along half a cosine.
         sees: The copy sees the asked patches alone, or the whole image.
-
-    Raises:
-        ConfigError: The momentum is no share.
     """
-
-    dim: int | None
 
     def __init__(
         self,
@@ -47,9 +38,8 @@ class EmaLatent(nn.Module):
         sees: Literal["predict", "all"] = "predict",
     ) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise ConfigError(f"method.momentum: expected a number from 0 to 1; given {momentum}")
-        self.dim, self.momentum, self.sees = encoder.width, momentum, sees
+        self.dim: int | None = encoder.width
+        self.momentum, self.sees = momentum, sees
         self._followed = (encoder, projector)  # in a tuple, since they are no parts of this one
         self.encoder, self.projector = copy.deepcopy(self._followed)
         self.requires_grad_(False).eval()
@@ -78,31 +68,20 @@ class EmaLatent(nn.Module):
 
 
 def _numbers(*modules: nn.Module | None) -> list[Tensor]:
-    """All parameters and buffers that are not counters."""
     every = [one for module in modules if module is not None for one in (*module.parameters(), *module.buffers())]
     return [one for one in every if one.is_floating_point()]
 
 
-class Alike(nn.Module):
-    """How alike an image's patches should be: a cosine that falls over training (Latent MIM, Wei et al., ECCV 2024).
-
-    Args:
-        first: The wanted cosine of the first step.
-        last: That of the last.
-    """
+class Alike:
+    """Cosine that an image's patches should have: falls from 0.75 to 0.25 (Latent MIM, Wei et al., ECCV 2024)."""
 
     dim: int | None = 1
-    wanted: Tensor
-
-    def __init__(self, first: float = 0.75, last: float = 0.25) -> None:
-        super().__init__()
-        self.first, self.last = first, last
-        self.register_buffer("wanted", torch.tensor(first), persistent=False)
+    wanted = torch.tensor(0.75)
 
     def before_step(self, progress: Tensor) -> None:
         """Fall."""
-        self.wanted.copy_(falling(progress, self.first, self.last))
+        self.wanted = falling(progress, 0.75, 0.25)
 
-    def forward(self, view: View, positions: Tensor) -> Answer:
+    def __call__(self, view: View, positions: Tensor) -> Answer:
         """The same at all `positions (B, P)`: `(B, P, 1)`."""
-        return Answer(self.wanted.expand(*positions.shape, 1))
+        return Answer(self.wanted.to(positions.device).expand(*positions.shape, 1))
