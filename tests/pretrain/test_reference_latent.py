@@ -19,7 +19,7 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 
 
 def renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
-    """Weights under our names; the longest published prefix counts."""
+    """Weights under our names; the first prefix that fits counts."""
     found = {}
     for name, values in state.items():
         for theirs, ours in names.items():

@@ -78,7 +78,8 @@ def selective_latent(
     """Semantic selection with latent targets: patches drawn as in SelectiveMAE, told apart as in Latent MIM.
 
     Ours: nobody has published it. Verified each against its own published code: the selection (Wang et al., ICCV 2025)
-    and prediction and loss (Wei et al., ECCV 2024). Deviates from them as `selective_mae` and `latent_mim` do.
+    and prediction and loss (Wei et al., ECCV 2024). Deviates from them as `selective_mae` and `latent_mim` do, and cuts
+    no gaps, whose seams would count as the richest edges.
 
     Args:
         encoder: The encoder to train.
@@ -92,7 +93,6 @@ def selective_latent(
         score: How seeds and predicted patches are drawn.
         phases: When growth goes from near to far to random.
     """
-    size = (decoder_depth, decoder_width, decoder_heads, projector_width)
-    model = latent_mim(encoder, visible, *size, gap=0, same=same)
+    model = latent_mim(encoder, visible, decoder_depth, decoder_width, decoder_heads, projector_width, gap=0, same=same)
     model.masking = Selective(visible, predict, score, phases)
     return model

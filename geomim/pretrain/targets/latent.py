@@ -52,9 +52,7 @@ class EmaLatent(nn.Module):
     def before_step(self, progress: Tensor) -> None:
         """Follow, parameters and buffers alike."""
         ours, theirs = _numbers(self.encoder, self.projector), _numbers(*self._followed)
-        delta = torch._foreach_sub(theirs, ours)
-        torch._foreach_mul_(delta, falling(progress, 1 - self.momentum, 0.0))
-        torch._foreach_add_(ours, delta)
+        torch._foreach_lerp_(ours, theirs, [falling(progress, 1 - self.momentum, 0.0)] * len(ours))
 
     @torch.no_grad()
     def forward(self, view: View, positions: Tensor) -> Answer:
