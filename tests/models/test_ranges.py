@@ -56,6 +56,20 @@ def test_another_unit_is_refused_and_the_file_that_the_sentence_writes_is_accept
     check(contract, numbers, sensor)
 
 
+def test_where_bands_mean_different_the_file_is_to_be_filled_in_and_then_accepted(tmp_path):
+    mixed = BandContract(SENSORS["modis_toa"].select(("B1", "B31")), (20.0, 280.0), (10.0, 15.0))
+    assert check(mixed, like(mixed)) == ()
+    numbers = like(mixed) * torch.tensor([1.0, 100.0])[:, None, None]  # hundredths of a kelvin
+    with pytest.raises(InputError, match=r"band B31 holds .*unit, scale and offset that each band has") as refused:
+        check(mixed, numbers)
+    written = tmp_path / "mine.yaml"
+    written.write_text(re.search(r"FILE\.yaml: (\{.*\})", str(refused.value))[1])
+    with pytest.raises(InputError, match="band B31"):
+        check(mixed, numbers, get_sensor(written))
+    written.write_text(written.read_text().replace("kelvin, scale: 1", "kelvin, scale: 0.01"))
+    assert check(mixed, numbers, get_sensor(written)) == ()
+
+
 def test_the_likely_factor_is_named():
     for contract, numbers, scale in ((BYTES, like(FRACTIONS), 255.0), (LANDSAT, like(LANDSAT) * 2.75e-5 - 0.2, 1.0)):
         with pytest.raises(InputError, match=f"scale: {scale}"):
