@@ -123,8 +123,7 @@ def _look(prepare: ContractInput, sample: Iterable[tuple[Tensor, Tensor | None]]
     usual, spread = (torch.tensor(values).double()[known] for values in (prepare.contract.mean, prepare.contract.std))
     factor, shift = (value.flatten().double()[known] for value in (prepare.factor, prepare.shift))
     low, high = pixels.aminmax(dim=1)
-    std = pixels.std(1, correction=0)
-    tensors = (pixels.mean(1), std, low, high, usual, spread, 1 / factor, -shift / factor)
+    tensors = (pixels.mean(1), pixels.std(1, correction=0), low, high, usual, spread, 1 / factor, -shift / factor)
     places = known.nonzero().flatten()
     units = [prepare.contract.sensor.meaning(place)[0] for place in places.tolist()]
     # that bands of one unit are as they should be says nothing of those of another
@@ -180,7 +179,7 @@ def _bands(prepare: ContractInput) -> list[Any]:
             return names
     except BandError:
         pass
-    keys = ("name", "alias", "wavelength", "bandwidth")
+    keys = ("name", "alias", "wavelength", "bandwidth", "polarisation")
     return [{key: vars(band)[key] for key in keys if vars(band)[key] is not None} for band in prepare.sensor.bands]
 
 
