@@ -24,11 +24,10 @@ def shipped(path: str) -> Path:
     """
     if Path(path).is_file():
         return Path(path)
-    if (root() / path).is_file():
-        return root() / path
+    base = root()
+    if (base / path).is_file():
+        return base / path
     known = [
-        file.relative_to(root()).as_posix()
-        for kind in ("configs", "datasets")
-        for file in (root() / kind).rglob("*.yaml")
+        file.relative_to(base).as_posix() for kind in ("configs", "datasets") for file in (base / kind).rglob("*.yaml")
     ]
     raise InputError(f"file '{path}' does not exist{nearest(path, known)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -94,22 +95,14 @@ class Sensor:
 
     def meaning(self, place: int) -> tuple[str, float, float]:
         """Unit, scale and offset of one band: its own, else the sensor's."""
-        band = self.bands[place]
-        return (
-            self.unit if band.unit is None else band.unit,
-            self.scale if band.scale is None else band.scale,
-            self.offset if band.offset is None else band.offset,
-        )
+        own, usual = vars(self.bands[place]), vars(self)
+        unit, scale, offset = (usual[key] if own[key] is None else own[key] for key in ("unit", "scale", "offset"))
+        return unit, scale, offset
 
     @property
     def meanings(self) -> tuple[tuple[str, float, float], ...]:
         """`meaning` of each band."""
         return tuple(map(self.meaning, range(len(self.bands))))
-
-    @property
-    def formula(self) -> str:
-        """What the numbers mean: `reflectance = number * 0.0001 + 0`, each formula that a band has once."""
-        return "; ".join(dict.fromkeys(f"{u} = number * {scale:g} + {offset:g}" for u, scale, offset in self.meanings))
 
     def rescaled(self, scale: float, offset: float) -> Sensor:
         """The sensor with one scale and offset for all bands; their units stay."""
@@ -354,15 +347,13 @@ def _checked(values: Mapping[str, Any], cls: type, what: str) -> dict[str, Any]:
 
 
 def _of_kind(kind: str, value: Any, what: str) -> Any:
-    if value is None and kind.endswith("None"):
-        return None
-    if kind.startswith("str") and not isinstance(value, str):
-        raise InputError(f"{what} must be text, given {value!r}")
-    if kind.startswith("float") and not isinstance(value, int | float):
-        try:
-            return float(value)  # YAML takes 1e-4 for text
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{what} must be a number, given {value!r}") from error
+    number, text = kind.startswith("float"), kind.startswith("str")
+    if number and isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)  # YAML takes 1e-4 for text
+    fits = isinstance(value, int | float) if number else isinstance(value, str) or not text
+    if not fits and not (value is None and kind.endswith("None")):
+        raise InputError(f"{what} must be {'a number' if number else 'text'}, given {value!r}")
     return value
 
 
@@ -370,26 +361,18 @@ class _Shipped(Mapping[str, Sensor]):
     """Sensors by name, each read from its file when it is first asked for; `-` is as good as `_`."""
 
     def __getitem__(self, name: str) -> Sensor:
-        name = name.replace("-", "_")
-        if name not in _names():
-            raise KeyError(name)
-        return _shipped(name)
+        return _shipped(_files()[name.replace("-", "_")])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_names())
+        return iter(_files())
 
     def __len__(self) -> int:
-        return len(_names())
-
-
-@lru_cache(maxsize=1)
-def _names() -> tuple[str, ...]:
-    return tuple(sorted(path.stem for path in (root() / "datasets" / "sensors").glob("*.yaml")))
+        return len(_files())
 
 
 @cache
-def _shipped(name: str) -> Sensor:
-    return _read(root() / "datasets" / "sensors" / f"{name}.yaml")
+def _files() -> dict[str, Path]:
+    return {path.stem: path for path in sorted((root() / "datasets" / "sensors").glob("*.yaml"))}
 
 
 def _read(path: Path) -> Sensor:
@@ -404,6 +387,8 @@ def _read(path: Path) -> Sensor:
     except (InputError, BandError) as error:
         raise type(error)(f"sensor file '{path}': {error}") from error
 
+
+_shipped = cache(_read)
 
 SENSORS: Mapping[str, Sensor] = _Shipped()
 """The built-in sensors by name, `datasets/sensors/NAME.yaml`."""

@@ -252,9 +252,10 @@ def _read(scene: Scene, top: int, left: int, side: int) -> tuple[np.ndarray, np.
 def _check(mapper: Mapper, scene: Scene, prepare: ContractInput) -> None:
     """Refuse a scene whose numbers are far from the contract's; say what was assumed of them, and what is unusual."""
     if prepare.sensor != scene.sensor:
+        told = dict.fromkeys(f"{u} = number * {s:g} + {o:g}" for u, s, o in prepare.contract.sensor.meanings)
         print(
-            f"note: '{scene.uri}' states no unit: {prepare.contract.sensor.formula} is assumed, as the encoder was "
-            "trained on; --sensor says otherwise"
+            f"note: '{scene.uri}' states no unit: {', '.join(told)} is assumed, as the encoder was trained on; "
+            "--sensor says otherwise"
         )
     if scene.assumed:
         names = ", ".join(scene.sensor.names)

@@ -62,12 +62,10 @@ def doubts(sensor: Sensor, dtype: str, mean: np.ndarray, assumed: bool) -> tuple
     """
     refusals, notes = [], []
     names = {band.alias or band.name: band.name for band in sensor.bands}
-    units, scales, offsets = zip(*sensor.meanings, strict=True)
-    values = scales * mean + offsets
-    meant = dict(zip(names, values, strict=True))
-    light = [band for band in zip(values, scales, offsets, mean, units, strict=True) if band[-1] == "reflectance"]
-    if light:
-        brightest, scale, offset, held, _ = max(light)
+    bands = [(s * held + o, held, s, o, unit) for (unit, s, o), held in zip(sensor.meanings, mean, strict=True)]
+    meant = dict(zip(names, (band[0] for band in bands), strict=True))
+    if light := [band for band in bands if band[-1] == "reflectance"]:
+        brightest, held, scale, offset, _ = max(light)
         said = f"sensor '{sensor.name}' says that reflectance is number * {scale:g} + {offset:g}"
         largest = np.iinfo(dtype).max * scale + offset if dtype[0] in "ui" else np.inf
         way = "give a YAML file with what the numbers mean (--sensor FILE)"

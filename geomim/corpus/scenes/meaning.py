@@ -29,7 +29,7 @@ _PRODUCT = re.compile(r"S2[A-D]_MSIL\d\w_\d{8}T\d{6}(_N\d{4}_)")
 _FRACTION = 2.0  # no floating-point number above it: reflectance, not a multiple of it
 _UNTOLD = (
     "it is taken after January 2022 and tells no processing baseline: its numbers are read as reflectance * 10000, "
-    "without the 1000 of baseline 04.00; if they have it, give a sensor YAML with offset: -0.1"
+    "without the 1000 of baseline 04.00; if they have it, give a sensor with offset: -0.1 (sentinel2_l2a_n0400 or YAML)"
 )
 _NAMED = {  # names of Landsat's bands: whose they are; scale, offset and nodata there
     r"(?<![A-Za-z])SR_B\d": ("Landsat Collection 2", 2.75e-5, -0.2, 0),
@@ -82,25 +82,25 @@ def informed(
         InputError: The file contradicts a sensor of the user's own, which is no mere default.
     """
     each = _scaling(sensor)
-    word = wanted.sensor is not None and each != _usual(sensor)
+    word = wanted.sensor is not None and not set(each) <= _usual(sensor)
     for one, own in zip(told, each, strict=True):
         if one and word and not np.allclose(one, own, rtol=1e-6, atol=1e-9):
             raise InputError(
                 f"'{uri}' says number * {one[0]:g} + {one[1]:g}; sensor '{sensor.name}' says * {own[0]:g} + "
                 f"{own[1]:g}: give a sensor YAML with the scale of the file (--sensor)"
             )
-    own = each[0]
-    guessed = len(set(each)) == 1 and not (dtype.kind == "f" and own == (1.0, 0.0))  # of all bands alike
-    if word or all(told) or dtype.itemsize < 2 or not guessed:
+    unit, *own = sensor.meaning(0)  # what is guessed would be so of all bands
+    several = len(set(sensor.meanings)) > 1
+    if word or several or all(told) or dtype.itemsize < 2 or (dtype.kind == "f" and own == [1.0, 0.0]):
         return sensor, ()
     if dtype.kind == "f" and _fractions(look()):
-        note = f"its numbers are fractions: they are read as {sensor.unit} already, not as number * {own[0]:g}"
+        note = f"its numbers are fractions: they are read as {unit} already, not as number * {own[0]:g}"
         return sensor.rescaled(1.0, 0.0), (note,)
     for pattern, (whose, scale, offset, nodata) in _NAMED.items():
         if all(re.search(pattern, name) for name in names):
             note = f"its bands are called as those of {whose}: read as number * {scale:g} + {offset:g}"
             sensor = replace(sensor.rescaled(scale, offset), nodata=nodata)
-            return sensor, () if own == (scale, offset) else (note,)
+            return sensor, () if own == [scale, offset] else (note,)
     if not is_sentinel2(sensor):
         return sensor, ()
     if (more := _named(uri)) is not None:
@@ -112,13 +112,10 @@ def _scaling(sensor: Sensor) -> list[Scaling]:
     return [(scale, offset) for _, scale, offset in sensor.meanings]
 
 
-def _usual(sensor: Sensor) -> list[Scaling]:
-    """What a user takes over who just names a sensor, a band; one with Sentinel-2's offset is named for it."""
+def _usual(sensor: Sensor) -> set[Scaling]:
+    """What a user takes over who just names a sensor; one with the offset of Sentinel-2 is named for it."""
     known = SENSORS.get(sensor.name)
-    if known is None or (is_sentinel2(known) and known.offset):
-        return [(1.0, 0.0)] * len(sensor.bands)
-    own = dict(zip(known.names, _scaling(known), strict=True))
-    return [own.get(name, (known.scale, known.offset)) for name in sensor.names]
+    return {(1.0, 0.0)} if known is None or (is_sentinel2(known) and known.offset) else {*_scaling(known)}
 
 
 def _named(uri: str) -> int | None:

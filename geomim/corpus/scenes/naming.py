@@ -18,8 +18,8 @@ from geomim.sensors import SENSORS, Band, Sensor, find_band, match_bands
 _COLOURS = ("red", "green", "blue", "nir", "rededge", "swir", "pan", "coastal", "yellow")
 _COUNT = re.compile(r"(?:(?:band|layer|channel|bnd|ch|c|)[ _-]?0*|b[ _-]?)(0|[1-9]\d*)", re.IGNORECASE)
 """Labels of programs that count bands. `B01` is a code."""
-_GUESSED = ("landsat7", "landsat8", "naip", "rgb", "sentinel2")
-"""Sensors that names and wavelengths are taken for; each other one shares its bands with one of them or is named."""
+_GUESSED = ("sentinel2", "landsat7", "landsat8", "naip", "rgb")
+"""Sensors that a file's names and wavelengths are taken for; others are too like these, or are named by the user."""
 _TYPO = 0.75  # likeness of two names from which one is the other misspelt
 _IS_CODE = re.compile(r"b\d+a?", re.IGNORECASE)
 _CODE = re.compile(r"(?<![a-z0-9])b(?:and)?[ _-]?0*(\d{1,2}a?)(?![a-z0-9])", re.IGNORECASE)

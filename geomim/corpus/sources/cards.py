@@ -106,6 +106,9 @@ class Card:
     def to_sensor(self) -> Sensor:
         """The sensor with this source's bands, in the order in which it is opened."""
         if self.sensor in SENSORS:
+            if said := [band.name for band in self.bands if {band.unit, band.scale, band.offset} != {None}]:
+                told = f"sensor '{self.sensor}' is built in and says what its numbers mean, and so do {', '.join(said)}"
+                raise InputError(f"'bands': {told}: leave that out, or name a sensor that is not built in")
             return SENSORS[self.sensor].select([band.name for band in self.bands])
         return Sensor(self.sensor, self.bands)
 
