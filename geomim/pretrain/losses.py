@@ -27,6 +27,11 @@ def mse(prediction: Tensor, answer: Answer, weight: Tensor | None) -> Tensor:
     return _per_image((prediction.float() - answer.values).square(), answer, weight)
 
 
+def l1(prediction: Tensor, answer: Answer, weight: Tensor | None) -> Tensor:
+    """Mean absolute error; arguments as of `mse`."""
+    return _per_image((prediction.float() - answer.values).abs(), answer, weight)
+
+
 def _per_image(error: Tensor, answer: Answer, weight: Tensor | None) -> Tensor:
     if answer.element is None:
         patch = error.mean(-1)

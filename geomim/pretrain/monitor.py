@@ -153,7 +153,7 @@ class Watch(pl.Callback):
         batch = {
             key: value.to(module.device) if isinstance(value, Tensor) else value for key, value in self.batch.items()
         }
-        embeddings = module.model.encoder(batch["image"]).tokens[:, 1:].mean(1)
+        embeddings = module.model.encoder(batch["image"]).patches.mean(1)
         if not bool(embeddings.isfinite().all()):
             return  # the next log or save ends the run on all ranks, with a sentence
         figures = collapse(embeddings)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomim.errors import ConfigError
-from geomim.models.vit import Latents, ViT
+from geomim.models.hierarchical import Encoder
+from geomim.models.vit import Latents
 from geomim.pretrain.context import Context, View
 from geomim.pretrain.losses import Loss, reduce
 from geomim.pretrain.masking.split import Masking, TokenSplit
@@ -137,7 +138,7 @@ class MaskedImageModel(nn.Module):
 
     def __init__(
         self,
-        encoder: ViT,
+        encoder: Encoder,
         masking: Masking,
         terms: Sequence[Term],
         min_valid: float = 0.25,
@@ -218,6 +219,8 @@ class MaskedImageModel(nn.Module):
             splits: What the masking gave for it.
         """
         latents: dict[str, Latents] = {}
+        for name, split in splits.items():
+            context.views[name].hidden = split.hidden
         for term in cast(list[Term], self.terms):
             for name in term.memory:
                 if name not in latents:
@@ -246,6 +249,8 @@ class MaskedImageModel(nn.Module):
         if hidden is None:
             hidden = torch.ones(seen.values.shape[:2], dtype=torch.bool, device=split.visible.device)
             hidden = hidden.scatter(1, split.visible, False)
+            if valid is not None:
+                hidden = hidden | ~valid
         return self.encoder.encode(seen, None, valid, self.read_levels, hidden, self.mask_token)
 
     @torch.no_grad()

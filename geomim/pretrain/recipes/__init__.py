@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from geomim.pretrain.objective import MaskedImageModel
-from geomim.pretrain.recipes.pixels import cross_mae, mae, selective_mae
+from geomim.pretrain.recipes.pixels import cross_mae, mae, satvision, selective_mae, simmim
 
 RECIPES: dict[str, Callable[..., MaskedImageModel]] = {
     "mae": mae,
     "cross_mae": cross_mae,
     "selective_mae": selective_mae,
+    "simmim": simmim,
+    "satvision": satvision,
 }
 """Every recipe by the name a config gives it."""
