@@ -19,9 +19,10 @@ def model_card(name: str, config: Mapping[str, Any]) -> str:
     own, args = config["geomim"], config["model_args"]
     contract = own["contract"]
     what, order = "A vision transformer", f"(B, 1 + patches, {config['num_features']}): class token first"
+    deep, heads = args.get("depth"), args["num_heads"]
     if "depths" in args:
+        deep, heads = ("-".join(map(str, args[key])) for key in ("depths", "num_heads"))
         what, order = "A hierarchical Swin V2", f"(B, rows, columns, {config['num_features']})"
-    deep = args.get("depth") or "-".join(map(str, args["depths"]))
     trained = f"`{own['recipe']}`, {own['step']} steps" if own.get("recipe") and "step" in own else own["source"]
     return f"""---
 library_name: timm
@@ -29,7 +30,7 @@ tags: [image-feature-extraction, timm, remote-sensing, geomim]
 ---
 # {name}
 
-{what} ({args["embed_dim"]} wide, {deep} deep, {args["num_heads"]} heads) for images of
+{what} ({args["embed_dim"]} wide, {deep} deep, {heads} heads) for images of
 {args["img_size"]} px in patches of {args["patch_size"]} px. Trained with {trained}.
 
 ## Bands

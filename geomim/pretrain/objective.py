@@ -259,7 +259,8 @@ class MaskedImageModel(nn.Module):
 
         Returns:
             For every masked view: `visible (B, K)` and `predict (B, M)` patch indices, `patches (B, L, p*p*C)` as
-            given, `weight (B, M)`; and where pixels are predicted `prediction (B, M, p*p*C)` in the same numbers.
+            given, `weight (B, M)`; where pixels are predicted `prediction (B, M, p*p*C)` in the same numbers; where
+            they are hidden on a finer grid `seen (B, L, p*p)` bool.
         """
         context = self.context(batch, draws)
         splits = self.masking(context, progress)
@@ -272,6 +273,8 @@ class MaskedImageModel(nn.Module):
                 "patches": context.views[name].patches,
                 "weight": torch.ones_like(split.predict, dtype=torch.float32) if weight is None else weight,
             }
+            if split.hidden is not None:
+                pictures[name]["seen"] = context.views[name].pixels_of(~split.hidden)
         for term, positions, prediction, _, _ in self.ask(context, splits):
             shown = pictures.get(term.view, {})
             if isinstance(term.target, Pixels) and term.where == "predict" and "prediction" not in shown:

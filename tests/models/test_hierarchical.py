@@ -142,7 +142,7 @@ def test_a_checkpoint_is_read_back_and_leaves_as_a_stock_timm_model(encoder: Hie
     assert type(stock).__module__.startswith("timm.")
     assert torch.equal(read_encoder(folder).encoder(images).tokens, expected)
     card = (folder / "README.md").read_text()
-    assert "Swin V2 (24 wide, 1-2-1 deep" in card and "(B, rows, columns, 96)" in card
+    assert "Swin V2 (24 wide, 1-2-1 deep, 1-2-4 heads)" in card and "(B, rows, columns, 96)" in card
 
     config = json.loads((folder / "config.json").read_text())
     config["geomim"]["encoder"]["family"] = "convnext"

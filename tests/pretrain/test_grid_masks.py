@@ -12,9 +12,11 @@ from geomim.models.vit import ViT, vit
 from geomim.pretrain.context import Context
 from geomim.pretrain.losses import l1
 from geomim.pretrain.masking import Blocks, Units
-from geomim.pretrain.recipes import simmim
+from geomim.pretrain.monitor import reconstructions
+from geomim.pretrain.recipes import satvision, simmim
 from geomim.pretrain.targets import Pixels
 from geomim.randomness import Draws
+from geomim.sensors import Band, BandContract, Sensor
 
 NOW = torch.tensor(0.5)
 
@@ -105,6 +107,17 @@ def test_the_loss_of_finer_units_is_the_mean_over_their_hidden_pixels(swin: Hier
     error = (guess - answer.values).abs().view(6, 4, 4, 16, 16, 2).permute(0, 5, 1, 3, 2, 4).reshape(6, 2, 64, 64)
     expected = (error * counted).sum((1, 2, 3)) / counted.sum((1, 2, 3)) / 2
     torch.testing.assert_close(l1(guess, answer, split.predict_weight), expected)
+
+
+def test_the_picture_shows_what_is_hidden_inside_of_a_patch(swin: Hierarchical) -> None:
+    model = satvision(swin)
+    batch = {"image": torch.rand(2, 2, 64, 64), "position": torch.arange(2)}
+    contract = BandContract(Sensor("two", (Band("a"), Band("b"))), (0.0, 0.0), (1.0, 1.0))
+    image, visible, predicted = reconstructions(model, batch, contract).transpose(1, 0, 2, 3, 4)
+    split = model.masking(model.context(batch, Draws(0, torch.arange(2))), NOW)["image"]
+    hidden = split.hidden.view(2, 8, 8).repeat_interleave(8, 1).repeat_interleave(8, 2).numpy()
+    assert (visible[hidden] == 0.5).all() and (visible[~hidden] == image[~hidden]).all()
+    assert (predicted[~hidden] == image[~hidden]).all() and (predicted[hidden] != 0.5).mean() > 0.9
 
 
 def test_units_that_do_not_fit_are_refused_with_the_numbers(plain: ViT, swin: Hierarchical, caplog) -> None:
