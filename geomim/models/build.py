@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from geomim.errors import ConfigError
-from geomim.models.hierarchical import Encoder, sized_swin_v2, swin_v2
+from geomim.models.hierarchical import SWIN_SIZES, Encoder, swin_v2
 from geomim.models.vit import Size, ViT, vit
 from geomim.sensors import BandContract
 
@@ -45,7 +45,10 @@ def build_encoder(
         raise ConfigError(f"the corpora are of several sensors ({', '.join(contracts)}): a plain encoder knows one")
     (contract,) = contracts.values()
     if family == "swinv2":
-        return sized_swin_v2(len(contract.names), image_size, patch_size or 4, size, width, depth, heads, window)
+        sizes = zip((width, depth, heads), SWIN_SIZES[size], strict=True)
+        width, third, first = (usual if given is None else given for given, usual in sizes)
+        stages = (2, 2, third, 2), [first << stage for stage in range(4)]
+        return swin_v2(len(contract.names), image_size, patch_size or 4, width, *stages, window)
     if window is not None:
         raise ConfigError("--encoder.window is of a Swin: expected --encoder.family swinv2 with it")
     return vit(len(contract.names), image_size, patch_size or 16, size, width, depth, heads, class_token)
@@ -57,8 +60,8 @@ def from_config(config: Mapping[str, Any]) -> Encoder:
     Raises:
         ConfigError: The family is unknown.
     """
-    family = config.get("family", "vit")
+    values = dict(config)
+    family = values.pop("family", "vit")
     if family not in ("vit", "swinv2"):
         raise ConfigError(f"unknown family of encoders '{family}'")
-    arguments = {key: value for key, value in config.items() if key != "family"}
-    return swin_v2(**arguments) if family == "swinv2" else ViT(**arguments)
+    return swin_v2(**values) if family == "swinv2" else ViT(**values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
 from geomim.errors import ConfigError
-from geomim.models.vit import Latents, Patches, Readout, Size, ViT, patchify, unpatchify
+from geomim.models.vit import Latents, Patches, Readout, ViT, patchify, unpatchify
 
 SWIN_SIZES: dict[str, tuple[int, int, int]] = {
     "tiny": (96, 6, 3),
@@ -40,36 +41,18 @@ class Hierarchical(nn.Module):
 
     visible_only = False
 
-    def __init__(self, network: nn.Module, config: dict[str, Any]) -> None:
+    def __init__(self, network: Any, config: dict[str, Any]) -> None:
         super().__init__()
-        model: Any = network
-        self.network, self.config = model, config
-        self.in_chans: int = model.patch_embed.proj.in_channels
-        self.image_size: int = model.patch_embed.img_size[0]
-        self.patch_size: int = model.feature_info[-1]["reduction"]
-        self.embed_size: int = model.patch_embed.patch_size[0]
-        self.width, self.embed_width = int(model.num_features), int(model.patch_embed.proj.out_channels)
-        self.class_tokens = int(getattr(model, "num_prefix_tokens", 0))
+        self.network, self.config, embed = network, config, network.patch_embed
+        self.in_chans, self.embed_width = int(embed.proj.in_channels), int(embed.proj.out_channels)
+        self.image_size, self.embed_size = int(embed.img_size[0]), int(embed.patch_size[0])
+        self.patch_size, self.width = int(network.feature_info[-1]["reduction"]), int(network.num_features)
+        self.class_tokens = int(getattr(network, "num_prefix_tokens", 0))
+        self.depth, self.heads = sum(config.get("depths", ())), config.get("heads")
         self.grid = (self.image_size // self.patch_size, self.image_size // self.patch_size)
         self.num_patches = self.grid[0] * self.grid[1]
         self._veil: tuple[Tensor, Tensor] | None = None
-        model.patch_embed.register_forward_hook(self._hide)
-
-    @property
-    def heads(self) -> Any:
-        """Attention heads of each stage."""
-        return self.config["heads"]
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return sum(self.config["depths"])
-
-    @property
-    def norm(self) -> nn.Module:
-        """The last norm."""
-        norm: nn.Module = self.network.norm
-        return norm
+        embed.register_forward_hook(self._hide)
 
     def pixel_head(self, width: int) -> nn.Module:
         """As of `ViT`, with `p` the output stride."""
@@ -80,6 +63,9 @@ class Hierarchical(nn.Module):
         if self._veil is None:
             return embedded
         hidden, token = self._veil
+        side = math.isqrt(hidden.shape[1])
+        times = self.image_size // self.embed_size // side
+        hidden = hidden.view(-1, side, side).repeat_interleave(times, 1).repeat_interleave(times, 2)
         return torch.where(hidden.view(*embedded.shape[:-1], 1), token.to(embedded.dtype).view(-1), embedded)
 
     def encode(
@@ -95,27 +81,22 @@ class Hierarchical(nn.Module):
 
         Args:
             patches: Some images, in patches of `patch_size`.
-            indices: Not taken: it cannot run on some of the patches.
+            indices: Refused: it cannot run on some of the patches.
             key_valid: Not used: windows have no mask for keys.
-            levels: Not given: its stages have grids of their own.
+            levels: Refused: its stages have grids of their own.
             hidden: `(B, l)` bool, the cells that `mask_token` stands for: on the grid of the output, of the embedding,
                 or one between.
             mask_token: `(1, 1, embed_width)`.
 
         Raises:
-            ConfigError: Some patches or levels are asked for, or the image is not of the size it was made for.
+            ConfigError: Some patches or levels are asked for, or the image is not of the trained size.
         """
         if indices is not None or levels:
             raise ConfigError("a hierarchical encoder sees all patches and gives one level: use --encoder.family vit")
-        rows, columns = patches.grid
         if patches.grid != self.grid:
-            given = f"{rows * self.patch_size}x{columns * self.patch_size}"
+            given = "x".join(str(side * self.patch_size) for side in patches.grid)
             raise ConfigError(f"expected images of {self.image_size}x{self.image_size} px, as trained; given {given}")
-        if hidden is not None and mask_token is not None:
-            finer = self.patch_size // self.embed_size
-            times = round((rows * columns * finer**2 / hidden.shape[1]) ** 0.5)
-            cells = hidden.view(-1, rows * finer // times, columns * finer // times)
-            self._veil = cells.repeat_interleave(times, 1).repeat_interleave(times, 2), mask_token
+        self._veil = None if hidden is None or mask_token is None else (hidden, mask_token)
         features = self.network.forward_features(unpatchify(patches.values, patches.grid, self.patch_size))
         self._veil = None
         tokens = features.flatten(1, 2) if features.ndim == 4 else features
@@ -134,9 +115,9 @@ class Hierarchical(nn.Module):
 
     def timm_arguments(self) -> tuple[str, dict[str, Any]]:
         """Name of an architecture and arguments that make timm build the same model."""
-        names = {"image_size": "img_size", "embed_size": "patch_size", "in_chans": "in_chans", "width": "embed_dim"}
-        names |= {"depths": "depths", "heads": "num_heads", "window": "window_size"}
-        arguments = {theirs: self.config[ours] for ours, theirs in names.items()}
+        theirs = ("in_chans", "img_size", "patch_size", "embed_dim", "depths", "num_heads", "window_size")
+        ours = ("in_chans", "image_size", "embed_size", "width", "depths", "heads", "window")
+        arguments = {their: self.config[our] for their, our in zip(theirs, ours, strict=True)}
         return "swinv2_base_window8_256", {**arguments, "global_pool": "avg"}
 
 
@@ -167,16 +148,14 @@ def swin_v2(
         ConfigError: The image does not divide into patches, or a stage's grid not into windows.
     """
     stride = embed_size * 2 ** (len(depths) - 1)
-    if image_size % stride:
-        raise ConfigError(f"expected a Swin's image_size to be a multiple of {stride} px; given {image_size}")
     grids = [image_size // (embed_size << stage) for stage in range(len(depths))]
     fitting = [one for one in range(1, 33) if all(grid <= one or grid % one == 0 for grid in grids)]
     found = window or min((one for one in fitting if one > 3), key=lambda one: abs(one - 8), default=0)
-    if found not in fitting:
+    if image_size % stride or found not in fitting:
         raise ConfigError(
-            f"the grids of image_size {image_size} ({', '.join(map(str, grids))}) are no whole windows"
-            f"{f' of {window}' if window else ''}: expected --encoder.window one of {fitting or 'none'}, or an "
-            f"image_size that is a multiple of {8 * stride}"
+            f"expected a Swin's image_size to be a multiple of {stride} px, and the grids of its stages "
+            f"({', '.join(map(str, grids))}) to divide into windows{f' of {window}' if window else ''}, as into "
+            f"--encoder.window {fitting}; given {image_size}"
         )
     if any(width * 2**stage % count for stage, count in enumerate(heads)):
         raise ConfigError(f"expected a Swin's width {width}, doubled by stage, as multiples of its heads {list(heads)}")
@@ -186,20 +165,3 @@ def swin_v2(
         image_size, embed_size, in_chans, 0, "avg", width, tuple(depths), tuple(heads), found, drop_path_rate=0.0
     )
     return Hierarchical(network, config)
-
-
-def sized_swin_v2(
-    in_chans: int,
-    image_size: int,
-    embed_size: int,
-    size: Size,
-    width: int | None = None,
-    depth: int | None = None,
-    heads: int | None = None,
-    window: int | None = None,
-) -> Hierarchical:
-    """A Swin V2 of a usual size: `width`, `depth` and `heads` instead of what `SWIN_SIZES` says; others `swin_v2`'s."""
-    sizes = zip((width, depth, heads), SWIN_SIZES[size], strict=True)
-    width, third, first = (usual if given is None else given for given, usual in sizes)
-    heads_of = [first << stage for stage in range(4)]
-    return swin_v2(in_chans, image_size, embed_size, width, (2, 2, third, 2), heads_of, window)

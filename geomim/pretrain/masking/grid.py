@@ -20,8 +20,7 @@ _log = logging.getLogger(__name__)
 class Units:
     """Square units of pixels, drawn uniformly (SimMIM, Xie et al., CVPR 2022): hidden are `ceil(hidden * units)`.
 
-    Units without image are hidden first, so those with image are seen first; all of them are hidden from an encoder
-    with mask tokens, and none is predicted.
+    Units without image are hidden first. All of them are hidden from an encoder with mask tokens, none is predicted.
 
     Args:
         encoder: The encoder that is masked: its patches divide a unit, or are divided by it.
@@ -44,11 +43,8 @@ class Units:
             )
         self.count((image // size) ** 2)
         if size < patch:
-            _log.warning(
-                "units of %d px are hidden, the encoder answers by %d px: every answer has seen some of its pixels",
-                size,
-                patch,
-            )
+            said = "units of %d px are hidden, the encoder answers by %d px: every answer has seen some of its pixels"
+            _log.warning(said, size, patch)
 
     def count(self, units: int) -> int:
         """How many of `units` are hidden."""
@@ -65,24 +61,19 @@ class Units:
 
     def split(self, view: View, noise: Tensor) -> TokenSplit:
         """Split by `noise (B, units)` in (0, 1): the smallest are hidden."""
-        valid = None if view.valid is None else patchify(view.valid, self.size).float().mean(-1) >= PATCH_VALID
-        order = (noise if valid is None else noise - (~valid).to(noise.dtype)).argsort(1)
+        empty = torch.zeros_like(noise, dtype=torch.bool)
+        if view.valid is not None:
+            empty = patchify(view.valid, self.size).float().mean(-1) < PATCH_VALID
+        order = (noise - empty.to(noise.dtype)).argsort(1)
         count, patch = self.count(noise.shape[1]), view.encoder.patch_size
-        if self.size < patch:
-            hidden = torch.zeros_like(noise, dtype=torch.bool).scatter(1, order[:, :count], True)
-            return self._fine(view, hidden if valid is None else hidden | ~valid, order)
+        if self.size < patch:  # all patches are asked, and weigh as many pixels as they hide
+            hidden = empty.scatter(1, order[:, :count], True)
+            asked = view.pixels_of(hidden) & (True if view.pixel_valid is None else view.pixel_valid)
+            weight = asked.float().mean(-1) * (1 if view.patch_valid is None else view.patch_valid)
+            everywhere = torch.arange(view.length, device=order.device).expand(len(order), -1)
+            return TokenSplit(order[:, :0], everywhere, predict_weight=weight, hidden=hidden)
         side, columns = self.size // patch, view.image.shape[3] // self.size
         inside = torch.arange(side, device=order.device)
         corner = order // columns * (side * view.grid[1]) + order % columns * side
         patches = corner[..., None] + (inside[:, None] * view.grid[1] + inside).flatten()
         return split_of(view, patches[:, count:].flatten(1), patches[:, :count].flatten(1))
-
-    def _fine(self, view: View, hidden: Tensor, order: Tensor) -> TokenSplit:
-        """Units inside of output patches: all patches are asked, and weigh as many pixels as they hide."""
-        pixels = view.pixels_of(hidden)
-        everywhere = torch.arange(view.length, device=order.device).expand(len(order), -1)
-        if view.pixel_valid is None or view.patch_valid is None:
-            weight = pixels.float().mean(-1)
-        else:
-            weight = (pixels & view.pixel_valid).float().mean(-1) * view.patch_valid
-        return TokenSplit(order[:, :0], everywhere, predict_weight=weight, hidden=hidden)

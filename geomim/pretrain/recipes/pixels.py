@@ -61,10 +61,10 @@ def cross_mae(
         decoder_heads: Attention heads of the decoder.
         normalise: Target pixels normalised per patch, or as they are.
     """
-    encoder.norm.requires_grad_(False)
-    pixels = Pixels(normalise)
     decoder = CrossAttention(encoder, "pixels", decoder_depth, decoder_width, decoder_heads, mix_levels=True)
-    return MaskedImageModel(encoder, Random(visible, predict), [Term(decoder, pixels, mse)])
+    model = MaskedImageModel(encoder, Random(visible, predict), [Term(decoder, Pixels(normalise), mse)])
+    encoder.norm.requires_grad_(False)
+    return model
 
 
 def selective_mae(
