@@ -15,6 +15,8 @@ from geomim.randomness import Draws
 SMALL = {"decoder_depth": 2, "decoder_width": 48, "decoder_heads": 4}
 ON_SWIN = {"simmim": {"unit": 8}, "satvision": {"unit": 4}}
 """Recipes tested on a Swin that embeds 4 px and answers by 8 px."""
+LATENT = {"projector_width": 64}
+OWN = {"latent_mim": LATENT | {"visible": 0.25}, "selective_latent": LATENT}
 every_recipe = pytest.mark.parametrize("name", RECIPES)
 
 
@@ -22,7 +24,9 @@ def build(name: str) -> MaskedImageModel:
     torch.manual_seed(0)
     if name in ON_SWIN:
         return RECIPES[name](tiny_swin(), **ON_SWIN[name])
-    return RECIPES[name](vit(in_chans=4, image_size=32, patch_size=4, width=48, depth=2, heads=3), **SMALL)
+    return RECIPES[name](
+        vit(in_chans=4, image_size=32, patch_size=4, width=48, depth=2, heads=3), **SMALL, **OWN.get(name, {})
+    )
 
 
 def tiny_swin() -> Hierarchical:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from geomim.pretrain.objective import MaskedImageModel
+from geomim.pretrain.recipes.latent import latent_mim, selective_latent
 from geomim.pretrain.recipes.pixels import cross_mae, mae, satvision, selective_mae, simmim
 
 RECIPES: dict[str, Callable[..., MaskedImageModel]] = {
@@ -17,5 +18,7 @@ RECIPES: dict[str, Callable[..., MaskedImageModel]] = {
     "selective_mae": selective_mae,
     "simmim": simmim,
     "satvision": satvision,
+    "latent_mim": latent_mim,
+    "selective_latent": selective_latent,
 }
 """Every recipe by the name a config gives it."""
