@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from geomim.errors import InputError
 from geomim.models.build import from_config
+from geomim.models.hierarchical import Encoder, Hierarchical
 from geomim.models.inputs import patch_validity
 from geomim.models.vit import ViT
 
@@ -66,7 +67,7 @@ def encode(encoder: nn.Module, images: Tensor) -> tuple[Tensor | None, Tensor, t
     """Tokens of whole images from a geomim encoder or any timm model.
 
     Args:
-        encoder: `ViT`, or a module with timm's `forward_features`.
+        encoder: One of geomim's, or a module with timm's `forward_features`.
         images: `(B, C, H, W)` as the encoder expects them.
 
     Returns:
@@ -75,7 +76,7 @@ def encode(encoder: nn.Module, images: Tensor) -> tuple[Tensor | None, Tensor, t
     Raises:
         InputError: The module has no `forward_features`.
     """
-    if isinstance(encoder, ViT):
+    if isinstance(encoder, (ViT, Hierarchical)):
         latents = encoder(images)
         rows, columns = (side // encoder.patch_size for side in images.shape[-2:])
         return latents.tokens[:, 0] if latents.prefix else None, latents.patches, (rows, columns)
@@ -154,7 +155,7 @@ def pixel_statistics() -> Extractor:
     return Extractor(forward)
 
 
-def random_like(encoder: ViT, seed: int) -> ViT:
+def random_like(encoder: Encoder, seed: int) -> Encoder:
     """The same architecture with the weights it would start training from: the other floor.
 
     Args:

@@ -26,9 +26,9 @@ from geomim.evaluate.probes import patch_logits
 from geomim.evaluate.saved import fingerprint, load_probe
 from geomim.maps.clusters import fit_kmeans
 from geomim.models.fitting import Chosen, contract_for, fitted
+from geomim.models.hierarchical import Encoder
 from geomim.models.inputs import ContractInput, patch_validity
 from geomim.models.ranges import check_range
-from geomim.models.vit import ViT
 from geomim.models.weights import Loaded, contract_of, read_encoder
 from geomim.sensors import BandContract, Sensor, get_sensor, match_bands
 
@@ -49,7 +49,7 @@ class Mapper:
         batch: Windows encoded at a time.
     """
 
-    encoder: ViT
+    encoder: Encoder
     contract: BandContract
     device: torch.device
     batch: int = 16

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from geomim.errors import ConfigError
+from geomim.models.hierarchical import SWIN_SIZES, Encoder, swin_v2
 from geomim.models.vit import Size, ViT, vit
 from geomim.sensors import BandContract
 
@@ -13,29 +14,34 @@ from geomim.sensors import BandContract
 def build_encoder(
     contracts: Mapping[str, BandContract],
     image_size: int = 224,
-    patch_size: int = 16,
+    family: Literal["vit", "swinv2"] = "vit",
+    patch_size: int | None = None,
     size: Size = "small",
     width: int | None = None,
     depth: int | None = None,
     heads: int | None = None,
     class_token: bool = True,
+    window: int | None = None,
     spectral: bool = False,
     band_dropout: float = 0.0,
     gsd_positions: bool = False,
     weights: str | None = None,
     fill: Literal["nearest", "zero"] = "nearest",
-) -> ViT:
+) -> Encoder:
     """Make an encoder for some sensors.
 
     Args:
         contracts: Bands and statistics of each sensor that it is trained on.
         image_size: Side of the training image in pixels.
-        patch_size: Side of a patch in pixels.
+        family: A plain transformer, or the hierarchical Swin V2, for recipes that hide patches behind mask tokens.
+        patch_size: Side of an embedded patch in pixels; 16 where not given, 4 of a Swin.
         size: Usual width, depth and heads, by name.
-        width: Token width instead of the size's.
-        depth: Number of blocks instead of the size's.
-        heads: Attention heads instead of the size's; where only `width` is given, one head every 64 channels.
-        class_token: Put a class token in front of the patches.
+        width: Token width instead of the size's; of a Swin that of the first stage.
+        depth: Number of blocks instead of the size's; of a Swin those of the third stage.
+        heads: Attention heads instead of the size's, of a Swin in the first stage; where only `width` of a plain
+            transformer is given, one head every 64 channels.
+        class_token: Put a class token in front of the patches; a Swin has none.
+        window: Side of a Swin's attention windows in patches; the one nearest to 8 that fits where not given.
         spectral: Make the kernel of every band from its wavelength, so that one encoder takes any sensor.
         band_dropout: Probability of a band to be hidden from the encoder in training; it is still asked for.
         gsd_positions: Positions follow the metres a pixel, where the tiles tell them.
@@ -43,7 +49,8 @@ def build_encoder(
         fill: Kernels of bands that the weights lack: those of the nearest wavelength, or zero.
 
     Raises:
-        ConfigError: There are several sensors, which a plain encoder cannot tell apart, or a number is out of range.
+        ConfigError: There are several sensors, which a plain encoder cannot tell apart; the sizes do not fit, a number
+            is out of range, or the family lacks what is asked for.
         BandError: A band of a spectral encoder has neither wavelength nor polarisation.
         CheckpointError: The weights cannot be read, or are of another encoder.
     """
@@ -56,19 +63,41 @@ def build_encoder(
         raise ConfigError(f"encoder.band_dropout: expected 0 or more and below 1; given {band_dropout}")
     sensors = {name: contract.sensor for name, contract in contracts.items()}
     bands = len(next(iter(sensors.values())).bands)
-    options = {"class_token": class_token, "gsd_positions": gsd_positions, "sensors": sensors if spectral else None}
-    encoder = vit(bands, image_size, patch_size, size, width, depth, heads, **options)
+    encoder: Encoder
+    if family == "swinv2":
+        if spectral or gsd_positions or weights:
+            raise ConfigError("--encoder.spectral, gsd_positions and weights are of --encoder.family vit")
+        sizes = zip((width, depth, heads), SWIN_SIZES[size], strict=True)
+        width, third, first = (usual if given is None else given for given, usual in sizes)
+        stages = (2, 2, third, 2), [first << stage for stage in range(4)]
+        encoder = swin_v2(bands, image_size, patch_size or 4, width, *stages, window)
+    elif window is not None:
+        raise ConfigError("--encoder.window is of a Swin: expected --encoder.family swinv2 with it")
+    else:
+        options = {"class_token": class_token, "gsd_positions": gsd_positions, "sensors": sensors if spectral else None}
+        encoder = vit(bands, image_size, patch_size or 16, size, width, depth, heads, **options)
     encoder.band_dropout = band_dropout
-    if weights:
+    if weights and isinstance(encoder, ViT):
         from geomim.models.inflate import start  # reads weights, which makes encoders
 
         encoder.notes = start(encoder, list(sensors.values()), weights, fill)
     return encoder
 
 
-def from_config(config: Mapping[str, Any], contracts: Mapping[str, BandContract]) -> ViT:
-    """An encoder by its `config`, with fresh weights; a spectral one is made for the bands of `contracts`."""
+def from_config(config: Mapping[str, Any], contracts: Mapping[str, BandContract] | None = None) -> Encoder:
+    """An encoder by its `config`, with the weights it would start training from.
+
+    Args:
+        config: What an encoder says of itself.
+        contracts: Whose bands a spectral one is made for, by name.
+
+    Raises:
+        ConfigError: The family is unknown.
+    """
     values = {key: value for key, value in config.items() if key not in ("family", "spectral")}
+    family = config.get("family", "vit")
+    if family not in ("vit", "swinv2"):
+        raise ConfigError(f"unknown family of encoders '{family}'")
     if config.get("spectral"):
-        values["sensors"] = {name: contract.sensor for name, contract in contracts.items()}
-    return ViT(**values)
+        values["sensors"] = {name: contract.sensor for name, contract in (contracts or {}).items()}
+    return swin_v2(**values) if family == "swinv2" else ViT(**values)

@@ -16,7 +16,8 @@ from geomim import __version__
 from geomim.errors import CheckpointError, ConfigError, InputError
 from geomim.models.card import model_card
 from geomim.models.fitting import fitted, named_contract
-from geomim.models.vit import SIZES
+from geomim.models.hierarchical import Hierarchical
+from geomim.models.vit import SIZES, ViT
 from geomim.models.weights import DIVIDED, FORMAT_VERSION, IMAGENET, STORED, Loaded, read_encoder
 
 
@@ -64,7 +65,8 @@ def export(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        state = {name: value.contiguous() for name, value in loaded.encoder.state_dict().items()}
+        model = loaded.encoder.network if isinstance(loaded.encoder, Hierarchical) else loaded.encoder
+        state = {name: value.contiguous() for name, value in model.state_dict().items()}
         save_file(state, aside / "model.safetensors", metadata={"format": "pt"})
         (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (aside / "README.md").write_text(model_card(folder.name, config), encoding="utf-8")
@@ -116,9 +118,7 @@ def hub_config(loaded: Loaded) -> dict[str, Any]:
         loaded: The encoder and what is known of it.
     """
     encoder, contract = loaded.encoder, loaded.contract
-    sizes = {size: name for name, size in SIZES.items()}
-    name = sizes.get((encoder.width, encoder.depth, encoder.heads), "base")
-    architecture = "vit_huge_patch14_224" if name == "huge" else f"vit_{name}_patch16_224"
+    architecture, arguments = _vit_arguments(encoder) if isinstance(encoder, ViT) else encoder.timm_arguments()
     size = [encoder.in_chans, encoder.image_size, encoder.image_size]
     # Without a contract the published files are meant: they were trained on 8-bit RGB as ImageNet is normalised.
     stated = contract or IMAGENET
@@ -129,27 +129,13 @@ def hub_config(loaded: Loaded) -> dict[str, Any]:
         "num_classes": 0,
         "num_features": encoder.width,
         "global_pool": "avg",
-        # Every size is stated, so the architecture's own sizes never matter. fc_norm=False keeps the final norm
-        # where it was trained, before the pooling.
-        "model_args": {
-            "img_size": encoder.image_size,
-            "patch_size": encoder.patch_size,
-            "in_chans": encoder.in_chans,
-            "class_token": bool(encoder.class_tokens),
-            "embed_dim": encoder.width,
-            "depth": encoder.depth,
-            "num_heads": encoder.heads,
-            "mlp_ratio": encoder.mlp_ratio,
-            "global_pool": "avg",
-            "fc_norm": False,
-            "dynamic_img_size": True,
-        },
+        "model_args": arguments,  # every size is stated, so the architecture's own sizes never matter
         "pretrained_cfg": {
             "tag": "geomim",
             "description": DIVIDED if stated.eight_bit else STORED,
             "custom_load": False,
             "input_size": size,
-            "fixed_input_size": False,
+            "fixed_input_size": not isinstance(encoder, ViT),
             "interpolation": "bilinear",
             "crop_pct": 1.0,
             "crop_mode": "center",
@@ -169,4 +155,23 @@ def hub_config(loaded: Loaded) -> dict[str, Any]:
             "contract": contract.to_dict() if contract else None,
             "notes": list(loaded.notes),
         },
+    }
+
+
+def _vit_arguments(encoder: ViT) -> tuple[str, dict[str, Any]]:
+    """Name of an architecture and arguments that make timm build the same model."""
+    sizes = {size: name for name, size in SIZES.items()}
+    name = sizes.get((encoder.width, encoder.depth, encoder.heads), "base")
+    return "vit_huge_patch14_224" if name == "huge" else f"vit_{name}_patch16_224", {
+        "img_size": encoder.image_size,
+        "patch_size": encoder.patch_size,
+        "in_chans": encoder.in_chans,
+        "class_token": bool(encoder.class_tokens),
+        "embed_dim": encoder.width,
+        "depth": encoder.depth,
+        "num_heads": encoder.heads,
+        "mlp_ratio": encoder.mlp_ratio,
+        "global_pool": "avg",
+        "fc_norm": False,  # keeps the final norm where it was trained, before the pooling
+        "dynamic_img_size": True,
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from geomim.errors import BandError, CheckpointError
+from geomim.models.hierarchical import Encoder
 from geomim.models.vit import ViT
 from geomim.models.weights import IMAGENET, Loaded, contract_of
 from geomim.sensors import Band, BandContract, Sensor, find_band, get_sensor
@@ -17,8 +18,14 @@ Chosen = tuple[BandContract, tuple[str, ...]]
 """The contract that an encoder is used with, and what was assumed, in sentences."""
 
 
-def fitted(encoder: ViT, contract: BandContract | None, gsd: float | None = None, patch_size: int | None = None) -> ViT:
+def fitted(
+    encoder: Encoder, contract: BandContract | None, gsd: float | None = None, patch_size: int | None = None
+) -> Encoder:
     """The encoder as a plain one of one sensor; arguments as for `ViT.bake`, no contract for published ones of RGB."""
+    if not isinstance(encoder, ViT):
+        if patch_size:
+            raise CheckpointError("the patches of a hierarchical encoder are of one size: leave out --patch-size")
+        return encoder
     changes = encoder.config.get("spectral") or encoder.config.get("gsd_positions") or patch_size
     return encoder.bake(contract or IMAGENET, gsd, patch_size) if changes else encoder
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from geomim.errors import BandError, CheckpointError
 from geomim.models.fitting import nearest_band
+from geomim.models.hierarchical import Encoder
 from geomim.models.spectral import BandKernels, SpectralPatchEmbed, band_codes
 from geomim.models.vit import Norm, ViT, sincos_positions
 from geomim.models.weights import Loaded, contract_of, exported_contract, read_encoder
@@ -48,24 +49,23 @@ def start(encoder: ViT, sensors: Sequence[Sensor], weights: str, fill: Fill) -> 
         BandError: The bands of the weights are not known, or none is among the encoder's and `fill` is `zero`.
     """
     given = _from_timm(weights.removeprefix("timm:")) if weights.startswith("timm:") else read_encoder(weights)
-    source, said = given.encoder, [f"started from {weights}"]
-    _check_sizes(encoder, source, weights)
+    source, said = _checked(encoder, given.encoder, weights), [f"started from {weights}"]
     if source.grid != encoder.grid:
         said.append(f"positions resampled from {source.grid} to {encoder.grid} patches")
     if source.patch_size != encoder.patch_size:
         said.append(f"kernels resized from {source.patch_size} to {encoder.patch_size} px by pseudo-inverse")
     state = {name: value for name, value in source.state_dict().items() if not name.startswith("patch_embed.")}
     state["pos_embed"] = source.positions(encoder.grid)
-    kernels, words = _kernels(encoder, list(sensors), given, weights, fill)
+    kernels, words = _kernels(encoder, list(sensors), source, given, weights, fill)
     encoder.load_state_dict(state | kernels, strict=False)  # a spectral one keeps its own network
     return (*said, *words)
 
 
 def _kernels(
-    encoder: ViT, sensors: list[Sensor], given: Loaded, weights: str, fill: Fill
+    encoder: ViT, sensors: list[Sensor], source: ViT, given: Loaded, weights: str, fill: Fill
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Weights of the patch embedding, and what was done."""
-    source, embed, pixels = given.encoder, encoder.patch_embed, [encoder.patch_size] * 2
+    embed, pixels = encoder.patch_embed, [encoder.patch_size] * 2
     if source.spectral and isinstance(embed, SpectralPatchEmbed):
         made = {f"patch_embed.{name}": value for name, value in source.patch_embed.state_dict().items()}
         made[_BASIS] = resample_patch_embed(made[_BASIS], pixels)
@@ -144,11 +144,11 @@ def _solve(
     return basis.float().view_as(made.basis), float(off)
 
 
-def _check_sizes(encoder: ViT, source: ViT, weights: str) -> None:
-    """Refuse weights of another size, and positions that cannot follow the GSD."""
+def _checked(encoder: ViT, source: Encoder, weights: str) -> ViT:
+    """The source; weights of another size are refused, and positions that cannot follow the GSD."""
     names = ("family", "width", "depth", "heads", "mlp_ratio", "class_token")
     theirs, ours = (", ".join(f"{name} {one.config.get(name)}" for name in names) for one in (source, encoder))
-    if theirs != ours:
+    if theirs != ours or not isinstance(source, ViT):
         raise CheckpointError(
             f"'{weights}' has {theirs}; the encoder has {ours}: give --encoder.size, or --encoder.width, depth, heads "
             "and class_token, of the weights"
@@ -156,6 +156,7 @@ def _check_sizes(encoder: ViT, source: ViT, weights: str) -> None:
     computed = sincos_positions(source.width, source.grid)[:, 1 - source.class_tokens :]
     if encoder.gsd_positions and not torch.allclose(source.pos_embed, computed, atol=1e-4):
         raise CheckpointError(f"'{weights}' learned its positions, which cannot follow the GSD: no gsd_positions")
+    return source
 
 
 def _from_timm(name: str) -> Loaded:

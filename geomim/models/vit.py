@@ -21,7 +21,7 @@ from geomim.errors import BandError, ConfigError
 from geomim.models.spectral import SpectralPatchEmbed, SpectralReadout
 from geomim.sensors import BandContract, Sensor
 
-Size = Literal["tiny", "small", "base", "large", "huge"]
+Size = Literal["tiny", "small", "base", "large", "huge", "giant"]
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "tiny": (192, 12, 3),
@@ -263,6 +263,11 @@ class ViT(nn.Module):
     def embed_width(self) -> int:
         """Width of an embedded patch, which a mask token stands for."""
         return self.width
+
+    @property
+    def embed_size(self) -> int:
+        """Pixels at a side of an embedded patch."""
+        return self.patch_size
 
     @property
     def config(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from geomim import __version__
 from geomim.errors import BandError, CheckpointError, GeomimError
 from geomim.models.build import from_config
 from geomim.models.foreign import find_encoder
+from geomim.models.hierarchical import Encoder, Hierarchical
 from geomim.models.vit import ViT
 from geomim.sensors import SENSORS, BandContract
 
@@ -64,7 +65,7 @@ class Loaded:
         notes: What was assumed of it, in sentences for whoever uses it.
     """
 
-    encoder: ViT
+    encoder: Encoder
     contracts: dict[str, BandContract]
     kind: str
     dropped: dict[str, int] = field(default_factory=dict)
@@ -119,7 +120,7 @@ def _refusal(path: Path, error: Exception) -> str:
     return f"'{path}' is no readable checkpoint ({type(error).__name__}): it is damaged or of another kind"
 
 
-def load_encoder(path: str | Path, heads: int | None = None) -> tuple[ViT, BandContract | None]:
+def load_encoder(path: str | Path, heads: int | None = None) -> tuple[Encoder, BandContract | None]:
     """Read an encoder from any of the known formats; `read_encoder` also says what was read.
 
     Args:
@@ -223,16 +224,18 @@ def _described(
         encoder = from_config(details["encoder"], contracts)
     except (KeyError, TypeError, GeomimError) as error:
         raise CheckpointError(f"'{path}' does not describe its encoder: {error}") from error
+    if isinstance(encoder, Hierarchical):  # an export has timm's own names
+        state = {f"network.{name.removeprefix('network.')}": value for name, value in state.items()}
     _fill(path, encoder, state)
-    for name, contract in contracts.items():
-        if len(contract.names) != encoder.patch_embed.channels(name):
+    for contract in contracts.values():
+        if not encoder.config.get("spectral") and len(contract.names) != encoder.in_chans:
             bands = f"its contract names {', '.join(contract.names)}"
             raise BandError(f"'{path}': expected {encoder.in_chans} bands, one a channel; {bands}")
     rest = {key: value for key, value in details.items() if key not in ("encoder", "contract", "contracts")}
     return Loaded(encoder, contracts, kind, details=rest, notes=notes)
 
 
-def _fill(path: Path, encoder: ViT, state: Mapping[str, Tensor]) -> ViT:
+def _fill(path: Path, encoder: Encoder, state: Mapping[str, Tensor]) -> Encoder:
     """Load weights, or say which are missing, unknown or of another shape."""
     wanted = encoder.state_dict()
     faults = [f"missing {name} {tuple(value.shape)}" for name, value in wanted.items() if name not in state]

@@ -28,6 +28,11 @@ def mse(prediction: Tensor, answer: Answer, weight: Tensor | None) -> Tensor:
     return _per_image((prediction.float() - answer.values).square(), answer, weight)
 
 
+def l1(prediction: Tensor, answer: Answer, weight: Tensor | None) -> Tensor:
+    """Mean absolute error; arguments as of `mse`."""
+    return _per_image((prediction.float() - answer.values).abs(), answer, weight)
+
+
 def discriminate(
     prediction: Tensor, answer: Answer, weight: Tensor | None, temperature: float = 0.2, same: float | None = None
 ) -> Tensor:

@@ -20,6 +20,9 @@ METHOD = {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
 LATENT = {"projector_width": 16}
 OWN = {"latent_mim": LATENT, "selective_latent": LATENT}
 ENCODER = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
+METHODS = {"simmim": {"unit": 8}, "satvision": {"unit": 4}}
+ENCODERS = {"satvision": {"family": "swinv2", "patch_size": 2, "width": 8, "depth": 1, "heads": 1}}
+"""What recipes take that differ from the others."""
 
 
 class Probe(verb.Watch):
@@ -54,7 +57,8 @@ def run(corpus, folder, recipe, devices, batch_size, accumulate, resume=None):
         milestones=2,
     )
     data = TileDataModule(str(corpus), batch_size=batch_size, image_size=16, workers=0)
-    verb.train(data, folder, recipe, METHOD | OWN.get(recipe, {}), ENCODER, training=training, resume=resume)
+    method = METHODS.get(recipe, METHOD | OWN.get(recipe, {}))
+    verb.train(data, folder, recipe, method, ENCODERS.get(recipe, ENCODER), training=training, resume=resume)
     losses = [line.split(",")[1] for line in (folder / "metrics.csv").read_text().split()[1:]]
     return Probe.kept | {"loss": np.array(losses, float)}
 

@@ -10,12 +10,14 @@ from collections.abc import Callable
 
 from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.recipes.latent import latent_mim, selective_latent
-from geomim.pretrain.recipes.pixels import cross_mae, mae, selective_mae
+from geomim.pretrain.recipes.pixels import cross_mae, mae, satvision, selective_mae, simmim
 
 RECIPES: dict[str, Callable[..., MaskedImageModel]] = {
     "mae": mae,
     "cross_mae": cross_mae,
     "selective_mae": selective_mae,
+    "simmim": simmim,
+    "satvision": satvision,
     "latent_mim": latent_mim,
     "selective_latent": selective_latent,
 }
