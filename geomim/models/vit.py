@@ -233,9 +233,8 @@ class ViT(nn.Module):
         self.width, self.depth, self.heads, self.mlp_ratio = width, depth, heads, mlp_ratio
         self.grid = (image_size // patch_size, image_size // patch_size)
         self.num_patches = self.grid[0] * self.grid[1]
-        self.patch_embed = (
-            SpectralPatchEmbed(sensors, width, patch_size) if sensors else PatchEmbed(in_chans, width, patch_size)
-        )
+        embed = PatchEmbed(in_chans, width, patch_size)
+        self.patch_embed = embed if sensors is None else SpectralPatchEmbed(sensors, width, patch_size)
         self.class_tokens = int(class_token)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
         self.register_buffer("pos_embed", sincos_positions(width, self.grid)[:, 1 - self.class_tokens :])
