@@ -78,14 +78,14 @@ class Origin:
     Attributes:
         recipe: Name in `RECIPES`.
         recipe_args: Its arguments as plain values.
-        contract: Bands and statistics of the training tiles.
+        contracts: Bands and statistics of the training tiles, by the name of their sensor.
         corpus: Corpus folders.
         settings: How it is trained, as plain values by the names of the flags.
     """
 
     recipe: str
     recipe_args: dict[str, Any]
-    contract: BandContract
+    contracts: dict[str, BandContract]
     corpus: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -188,6 +188,7 @@ class PretrainModule(pl.LightningModule):
         """
         optimizer: Any = self.optimizers()
         progress = torch.full((), self.progress, device=self.device)
+        self.model.before_step(progress)
         plans = []
         for part in parts:
             context = self._receive(part)
@@ -218,7 +219,7 @@ class PretrainModule(pl.LightningModule):
     def _receive(self, part: dict[str, Any]) -> Context:
         """A micro-batch on the device, augmented; the same whenever it is asked for."""
         batch = self.trainer.strategy.batch_to_device(part)
-        return Context(batch, self.model.encoder, Draws(self.seed, batch["position"]))
+        return self.model.context(batch, Draws(self.seed, batch["position"]))
 
     def on_train_start(self) -> None:
         """Start the clock."""
@@ -280,7 +281,7 @@ class PretrainModule(pl.LightningModule):
             "recipe": self.origin.recipe,
             "recipe_args": self.origin.recipe_args,
             "encoder": dict(self.model.encoder.config),
-            "contract": self.origin.contract.to_dict(),
+            "contracts": {name: contract.to_dict() for name, contract in self.origin.contracts.items()},
             "corpus": list(self.origin.corpus),
             "settings": self.origin.settings,
             "history": self.history,
