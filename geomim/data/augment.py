@@ -8,7 +8,8 @@ torchvision use (a plain `grid_sample` aliases wherever it shrinks).
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,9 +64,19 @@ def resample(images: Tensor, rows: Tensor, columns: Tensor, valid: Tensor | None
     return torch.cat(parts)
 
 
-def crop_boxes(
-    draws: Draws, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+class Crop(NamedTuple):
+    """A box an image, `(B,)` float32 in pixels, and whether it is upside down, mirrored and turned, `(B, 3)` bool."""
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    flips: Tensor
+
+
+def draw_crops(
+    draws: Draws, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], view: str = ""
+) -> Crop:
     """Draw one random box an image, as `RandomResizedCrop` does but not rounded to whole pixels.
 
     A box longer than the image is shortened to it, where torchvision draws again.
@@ -75,44 +86,70 @@ def crop_boxes(
         size: Height and width of the images.
         scale: Least and greatest share of the area.
         ratio: Least and greatest width over height; drawn log-uniformly.
-
-    Returns:
-        Top, left, height and width, `(B,)` float32 in pixels.
+        view: Of which view, as the start of the draws' purposes.
     """
     height, width = size
-    area, aspect, y, x = draws("crop", 4).unbind(1)
+    area, aspect, y, x = draws(f"{view}crop", 4).unbind(1)
     area = (scale[0] + area * (scale[1] - scale[0])) * height * width
     aspect = torch.exp(math.log(ratio[0]) + aspect * (math.log(ratio[1]) - math.log(ratio[0])))
     box_height = (area / aspect).sqrt().clamp(max=height)
     box_width = (area * aspect).sqrt().clamp(max=width)
-    return y * (height - box_height), x * (width - box_width), box_height, box_width
+    flips = draws(f"{view}flip", 3) < 0.5
+    return Crop(y * (height - box_height), x * (width - box_width), box_height, box_width, flips)
+
+
+def crop_both(crop: Crop, size: tuple[int, int], offset: Tensor) -> tuple[Crop, Crop]:
+    """Make crops of tiles and of others beside them cut out the same ground.
+
+    Args:
+        crop: Of the tiles; it is moved and shortened as far as it must to lie in both.
+        size: Height and width of the tiles.
+        offset: `(B, 2)` float, how many pixels below and to the right of the tiles the others lie.
+
+    Returns:
+        The crop, and that of the others.
+    """
+    starts, lengths = [], []
+    for start, length, side, lag in zip(crop[:2], crop[2:4], size, offset.unbind(1), strict=True):
+        lengths.append(torch.minimum(length, side - lag.abs()))
+        starts.append(start.clamp(lag.clamp(min=0), side - lengths[-1] + lag.clamp(max=0)))
+    others = [start - lag for start, lag in zip(starts, offset.unbind(1), strict=True)]
+    return Crop(*starts, *lengths, crop.flips), Crop(*others, *lengths, crop.flips)
 
 
 class Augment:
     """Random resized crop, flips and quarter turns, then normalisation, for one batch on its device.
 
     Args:
-        contract: Means and standard deviations, in the channel order of the images.
+        contracts: By the names of sensors: means and standard deviations, in the channel order of the images.
         image_size: Side of the result in pixels.
         scale: Least and greatest share of a tile that a crop covers.
         ratio: Least and greatest width over height of a crop.
         flip: Mirror left and right at random, or also top and bottom: seen from above there is no up.
         turn: Also turn by 90 degrees at random.
         seed: Seed of the run.
+        jitter: Greatest change of each band of an image, of its normalised numbers: a factor in 1 -+ jitter, and a
+            summand in -+ jitter.
+        shift: Pixels of the tile by which the crop of another date may be off, down and to the right.
+
+    Attributes:
+        second: Also cut the view `second`, another crop of the tile.
     """
 
     def __init__(
         self,
-        contract: BandContract,
+        contracts: Mapping[str, BandContract],
         image_size: int,
         scale: tuple[float, float] = (0.2, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: Literal["horizontal", "both"] = "both",
         turn: bool = False,
         seed: int = 0,
+        jitter: float = 0.0,
+        shift: float = 0.0,
     ) -> None:
-        self.mean, self.std = statistics(contract)
-        self.image_size = image_size
+        self.statistics = {name: statistics(contract) for name, contract in contracts.items()}
+        self.image_size, self.jitter, self.shift, self.second = image_size, jitter, shift, False
         self.scale, self.ratio, self.flip, self.turn, self.seed = scale, ratio, flip, turn, seed
 
     @torch.no_grad()
@@ -120,22 +157,41 @@ class Augment:
         """Turn a raw batch into a training batch.
 
         Args:
-            batch: `image (B, C, H, W)` in any number type, `position (B,)`, and `valid (B, 1, H, W)` bool where some
-                pixel is not.
+            batch: `image (B, C, H, W)` in any number type, `sensor`, `position (B,)`, and `valid (B, 1, H, W)` bool
+                where some pixel is not; perhaps `gsd (B,)`, metres a pixel; perhaps `views` with `date`: the same of
+                another date, and its `offset (B, 2)`, see `crop_both`.
 
         Returns:
-            The batch with `image (B, C, size, size)` float32, and `valid (B, 1, size, size)` bool if it came with one.
+            The batch with `image (B, C, size, size)` float32, and `valid (B, 1, size, size)` bool if it came with one;
+            `gsd` is that of the result. Each of `views` likewise.
         """
-        images, valid = batch["image"], batch.get("valid")
-        self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
-        draws = Draws(self.seed, batch["position"])
-        top, left, height, width = crop_boxes(draws, images.shape[-2:], self.scale, self.ratio)
-        flips = draws("flip", 3) < 0.5
-        upside = flips[:, 0] if self.flip == "both" else None
-        rows = resampling(top, height, images.shape[2], self.image_size, upside)
-        columns = resampling(left, width, images.shape[3], self.image_size, flips[:, 1])
-        turned = flips[:, 2] if self.turn else None
-        return batch | finish(images, valid, rows, columns, (self.mean, self.std), turned)
+        draws, size, views = Draws(self.seed, batch["position"]), batch["image"].shape[-2:], {}
+        crop = draw_crops(draws, size, self.scale, self.ratio)
+        if date := batch.get("views", {}).get("date"):
+            offset = date["offset"] + (draws("date/shift", 2) * 2 - 1) * self.shift
+            crop, other = crop_both(crop, size, offset)
+            views["date"] = date | self._cut(date, batch["sensor"], other, draws, "date/")
+        if self.second:
+            other = draw_crops(draws, size, self.scale, self.ratio, "second/")
+            views["second"] = self._cut(batch, batch["sensor"], other, draws, "second/")
+        ready = batch | self._cut(batch, batch["sensor"], crop, draws)
+        return ready | {"views": views} if views else ready
+
+    def _cut(self, raw: dict[str, Any], sensor: str, crop: Crop, draws: Draws, view: str = "") -> dict[str, Tensor]:
+        images, (height, width) = raw["image"], raw["image"].shape[-2:]
+        upside = crop.flips[:, 0] if self.flip == "both" else None
+        rows = resampling(crop.top, crop.height, height, self.image_size, upside)
+        columns = resampling(crop.left, crop.width, width, self.image_size, crop.flips[:, 1])
+        turned = crop.flips[:, 2] if self.turn else None
+        mean, std = self.statistics[sensor] = tuple(one.to(images.device) for one in self.statistics[sensor])
+        if self.jitter:  # folded into the normalisation: (x - mean) / std * gain + summand
+            gain, summand = ((draws(f"{view}jitter", 2, len(mean), 1, 1) * 2 - 1) * self.jitter).unbind(1)
+            std = std / (1 + gain)
+            mean = mean - summand * std
+        cut = finish(images, raw.get("valid"), rows, columns, (mean, std), turned)
+        if "gsd" in raw:
+            cut["gsd"] = raw["gsd"] * (crop.height * crop.width).sqrt() / self.image_size
+        return cut
 
 
 def whole(images: Tensor, valid: Tensor | None, image_size: int, contract: BandContract) -> dict[str, Tensor]:
@@ -169,7 +225,7 @@ def finish(
         valid: `(B, 1, H, W)` bool, or None where all are.
         rows: `(B, h, H)` from `resampling`.
         columns: `(B, w, W)` from `resampling`.
-        scaling: Means and standard deviations, `(C, 1, 1)` on the device of the images.
+        scaling: Means and standard deviations, `(C, 1, 1)` or `(B, C, 1, 1)`, on the device of the images.
         turned: `(B,)` bool, True to swap rows and columns (needs h = w).
 
     Returns:

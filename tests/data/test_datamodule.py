@@ -5,7 +5,7 @@ from tiny_corpus import write_corpus
 
 from geomim.corpus.store import Corpus
 from geomim.data.datamodule import TileDataModule
-from geomim.data.tiles import join_contracts
+from geomim.data.tiles import contracts_of
 from geomim.errors import BandError, ConfigError, CorpusError
 from geomim.sensors import get_sensor
 
@@ -49,7 +49,8 @@ def test_two_corpora_have_the_statistics_of_their_mixture(tmp_path):
     corpora = [Corpus.open(path) for path in paths]
     for corpus, shift in zip(corpora, (0.0, 100.0), strict=True):
         object.__setattr__(corpus.contract, "mean", (50.0 + shift,) * 3)
-    joined = join_contracts(corpora, [1, 1])
+    (joined,), keys = (lambda found: (found[0].values(), found[1]))(contracts_of(corpora, [1, 1]))
+    assert keys == ["rgb", "rgb"]
     assert joined.mean == pytest.approx((100.0,) * 3) and joined.std == pytest.approx((6100**0.5,) * 3)
     module = TileDataModule([str(path) for path in paths], batch_size=4, image_size=16, workers=0)
     assert module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0)["image"].shape == (4, 3, 16, 16)
