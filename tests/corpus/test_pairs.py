@@ -114,7 +114,7 @@ def test_a_column_says_what_is_one_place(tmp_path):
 
 def test_a_column_that_is_not_there_is_refused_by_name(tmp_path):
     corpus = placed(tmp_path / "c", [None] * 4, place=[1, 1, 2, 2])
-    with pytest.raises(ConfigError, match="data.pairs.*'plac'.*did you mean 'place'"):
+    with pytest.raises(ConfigError, match=r"data\.pairs.*'plac'.*did you mean 'place'"):
         find_pairs(corpus, 24, np.arange(4), "plac")
     with pytest.raises(ConfigError, match="no column 'bbox' of values"):
         find_pairs(corpus, 24, np.arange(4), "bbox")

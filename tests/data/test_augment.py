@@ -107,3 +107,62 @@ def test_whole_tiles_are_normalised_by_the_contract(contract):
     images = torch.tensor([100.0, 110.0, 120.0])[:, None, None].expand(2, 3, 8, 8) + 50
     image = whole(images, None, 4, contract)["image"]
     torch.testing.assert_close(image[0, :, 0, 0], torch.tensor([1.0, 50 / 60, 50 / 70]))
+
+
+def test_crops_of_tiles_beside_each_other_show_one_ground():
+    wide = smooth(64, 48)
+    down, right = torch.arange(64) % 5 - 2, torch.arange(64) % 3 - 1
+    one = wide[:, :, 4:36, 4:36]
+    two = torch.stack([w[:, 4 + d : 36 + d, 4 + r : 36 + r] for w, d, r in zip(wide, down, right, strict=True)])
+    offset = torch.stack([down, right], 1).float()
+    for scale in ((0.2, 0.5), (1.0, 1.0)):
+        crops = crop_both(draw_crops(Draws(0, torch.arange(64)), (32, 32), scale, (3 / 4, 4 / 3)), (32, 32), offset)
+        cut = []
+        for images, crop in zip((one, two), crops, strict=True):
+            for start, length in ((crop.top, crop.height), (crop.left, crop.width)):
+                assert (start > -1e-4).all() and (start + length < 32 + 1e-4).all()
+            inside = resampling(crop.top, crop.height, 32, 8), resampling(crop.left, crop.width, 32, 8)
+            cut.append(resample(images, *inside)[:, :, 1:-1, 1:-1])  # at the edge of a tile there is no beyond
+        torch.testing.assert_close(*cut, atol=0.05, rtol=1e-3)
+
+
+def test_another_date_without_offset_is_cut_alike_and_keeps_its_own_validity(contracts):
+    images, valid = smooth(8), torch.ones(8, 1, 32, 32, dtype=torch.bool)
+    valid[:, :, :20] = False
+    date = {"image": images.clone(), "valid": valid, "offset": torch.zeros(8, 2), "gsd": torch.full((8,), 5.0)}
+    batch = Augment(contracts, 16, turn=True)(raw(images, views={"date": date}))
+    other = batch["views"]["date"]
+    assert "valid" not in batch and 0 < other["valid"].float().mean() < 0.7
+    good = other["valid"].expand_as(other["image"])
+    assert torch.equal(other["image"][good], batch["image"][good]) and not other["image"][~good].any()
+
+
+def test_jitter_scales_and_shifts_each_band_of_each_image(contracts):
+    images, valid = smooth(200), torch.ones(200, 1, 32, 32, dtype=torch.bool)
+    valid[:, :, :9] = False
+    date = {"image": images, "offset": torch.zeros(200, 2)}
+    batch = raw(images, valid=valid, views={"date": date})
+    plain, changed = Augment(contracts, 16)(batch), Augment(contracts, 16, jitter=0.2)(batch)
+    assert torch.equal(plain["valid"], changed["valid"])
+    gains = []
+    for before, after, good in (
+        (plain["image"], changed["image"], plain["valid"]),
+        (plain["views"]["date"]["image"], changed["views"]["date"]["image"], None),
+    ):
+        weight = torch.ones_like(before) if good is None else good.expand_as(before).float()
+        count = weight.sum((2, 3)).clamp(min=1)
+        x, y = (one - ((one * weight).sum((2, 3)) / count)[..., None, None] for one in (before, after))
+        gain = (x * y * weight).sum((2, 3)) / (x * x * weight).sum((2, 3)).clamp(min=1e-9)
+        summand = ((after - gain[..., None, None] * before) * weight).sum((2, 3)) / count
+        residual = (after - gain[..., None, None] * before - summand[..., None, None]) * weight
+        sure = count > 8
+        assert residual[sure].abs().max() < 1e-3 and not after[weight == 0].any()
+        for values, middle in ((gain[sure], 1.0), (summand[sure], 0.0)):
+            assert (values - middle).abs().max() < 0.2 + 1e-3 and 0.1 < values.std() < 0.13
+        gains.append(gain)
+    assert abs(torch.corrcoef(torch.stack([gains[0].flatten(), gains[1].flatten()]))[0, 1]) < 0.15
+    assert abs(torch.corrcoef(gains[1].T)[0, 1]) < 0.2  # bands are changed apart
+    again = Augment(contracts, 16, jitter=0.2)(
+        {name: one[5:6] for name, one in raw(images).items() if name != "sensor"} | {"sensor": "rgb"}
+    )
+    torch.testing.assert_close(again["image"], Augment(contracts, 16, jitter=0.2)(raw(images))["image"][5:6])
