@@ -1,13 +1,12 @@
 """Tiles that show one place at several times: by where they lie, or by what a column of the catalogue says.
 
-It needs no geo stack, so that a machine that trains need not have one: tiles are one place where they lie on one pixel
-grid (reference system, size and direction of pixels), and their corners are near each other there.
+It needs no geo stack, as a machine that trains has none: tiles are compared on the pixel grid that they share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,24 +15,15 @@ import pyarrow.compute as pc
 from geomim.corpus.store import Corpus
 from geomim.errors import ConfigError, nearest
 
-SHARE = 0.9
-"""Least share of a tile's ground that another one must cover to show the same place."""
-
-_PLACE = ["time", "transform", "epsg", "crs_wkt"]
+_SHARE = 0.9  # least part of a tile's ground that another one must cover to show the same place
 _AT_ONCE = 2**20  # tiles that are compared with those near them
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Tiles that have a partner, and who their partners are.
+class Pairs(NamedTuple):
+    """Tiles that have a partner, `rows (p,)` int64 among all, and who the others of their place are.
 
-    Attributes:
-        rows: `(p,)` int64, these tiles, as places among all.
-        members: Tiles of a place beside each other, as places in `rows`.
-        first: `(p,)` int64, where a tile's place starts in `members`.
-        count: `(p,)` int64, how many it has, itself included; at least 2.
-        own: `(p,)` int64, where it stands itself, counted from `first`.
-        offsets: A row a member, float32: pixels that its corner lies below and to the right of the tile's.
+    Tiles of a place are beside each other in `members`, as places in `rows`: those of a tile start at its `first`, are
+    `count` with itself, which is the one at `own`, and lie `offsets (m, 2)` float32 pixels below and right of it.
     """
 
     rows: np.ndarray
@@ -44,15 +34,7 @@ class Pairs:
     offsets: np.ndarray | None = None
 
     def partner(self, tiles: np.ndarray, draw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """One of the others, by numbers drawn from [0, 1).
-
-        Args:
-            tiles: `(B,)` int64, places in `rows`.
-            draw: `(B,)` float.
-
-        Returns:
-            The partners, `(B,)` int64, and their offsets, `(B, 2)` float32.
-        """
+        """One of the others of each tile `(B,)` by a number in [0, 1), and its offset `(B, 2)` float32."""
         count = self.count[tiles]
         step = 1 + (draw.astype(float) * (count - 1)).astype(np.int64)
         at = self.first[tiles] + (self.own[tiles] + step) % count
@@ -65,33 +47,31 @@ def find_pairs(corpus: Corpus, size: int, rows: np.ndarray, column: str | None =
     Args:
         corpus: The corpus.
         size: Side of the tiles.
-        rows: `(n,)` int64, places among the kept tiles of that size; only these are paired.
-        column: Tiles with one value there are a place, whatever their time; a column of `catalogue.parquet`, also one
-            that was added to it. Where None: tiles that cover each other to `SHARE`, of different days.
+        rows: `(n,)` int64, which of the kept tiles of that size are paired.
+        column: Of `catalogue.parquet`, also one added to it: tiles of one value are a place, whatever their time. Where
+            None: tiles of different days that lie on one pixel grid and cover nine tenths of each other.
 
     Raises:
         ConfigError: There is no such column, or it holds lists.
     """
     catalogue = corpus.rows()
-    there = next(catalogue.get_fragments()).physical_schema
-    if column is not None:
-        if column not in there.names or pa.types.is_nested(there.field(column).type):
-            flat = [field.name for field in there if not pa.types.is_nested(field.type)]
-            raise ConfigError(f"data.pairs: '{corpus.path}' has no column '{column}' of values{nearest(column, flat)}")
-        if column not in catalogue.schema.names:
-            catalogue = catalogue.replace_schema(catalogue.schema.append(there.field(column)))
+    if column:
+        there = next(catalogue.get_fragments()).physical_schema
+        names = [field.name for field in there if not pa.types.is_nested(field.type)]
+        if column not in names:
+            raise ConfigError(f"data.pairs: '{corpus.path}' has no column '{column}' of values{nearest(column, names)}")
+        catalogue = catalogue.replace_schema(there)
     wanted = pc.field("kept") & (pc.field("size") == size)
-    table = catalogue.to_table(columns=_PLACE if column is None else [column], filter=wanted).take(rows)
-    return _by_place(table, size) if column is None else _by_value(table[column])
+    names = [column] if column else ["time", "transform", "epsg", "crs_wkt"]
+    table = catalogue.to_table(columns=names, filter=wanted).take(rows)
+    return _by_value(table[column]) if column else _by_place(table, size)
 
 
 def _by_value(values: pa.ChunkedArray) -> Pairs:
     codes = values.combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
     rows = np.flatnonzero((codes >= 0) & (_groups(codes)[2] > 1))
     members, first, count = _groups(codes[rows])
-    own = np.empty_like(first)
-    own[members] = np.arange(len(rows)) - first[members]
-    return Pairs(rows, members, first, count, own)
+    return Pairs(rows, members, first, count, np.argsort(members) - first)
 
 
 def _by_place(table: pa.Table, size: int) -> Pairs:
@@ -101,8 +81,7 @@ def _by_place(table: pa.Table, size: int) -> Pairs:
     corner = np.stack([f, c], 1)
     inverse = np.stack([a, -d, -b, e], 1).reshape(-1, 2, 2) / (a * e - b * d)[:, None, None]  # y, x to rows, columns
     code = crs.filter(able).combine_chunks().dictionary_encode().indices.to_numpy()
-    spacing = (np.stack([a, b, d, e]) + 0.0).astype(np.float32).view(np.int32)  # so that rounding makes no difference
-    grid = _hash(code, *spacing)
+    grid = _hash(code, *(np.stack([a, b, d, e]) + 0.0).astype(np.float32).view(np.int32))  # rounded, and no -0.0
     time = table["time"].filter(able).to_numpy()
     days = time.astype("datetime64[D]")
     found, offsets = [np.empty(0, np.int64)], [np.empty((0, 2), np.float32)]
@@ -110,7 +89,7 @@ def _by_place(table: pa.Table, size: int) -> Pairs:
         lag = (inverse[one] @ (corner[two] - corner[one])[..., None])[..., 0]
         share = np.clip(1 - np.abs(lag) / size, 0, None).prod(1)
         apart = (days[one] != days[two]) & (np.abs(time[one] - time[two]) >= np.timedelta64(1, "h"))  # over midnight
-        good = (grid[one] == grid[two]) & (share >= SHARE) & (apart | (one == two))
+        good = (grid[one] == grid[two]) & (share >= _SHARE) & (apart | (one == two))
         found.append(one[good] * len(grid) + two[good])
         offsets.append(lag[good].astype(np.float32))
     unique, at = np.unique(np.concatenate(found), return_index=True)  # most are found in several coverings
@@ -123,12 +102,7 @@ def _by_place(table: pa.Table, size: int) -> Pairs:
 
 
 def _near(grid: np.ndarray, corners: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Tiles and those in their cell of four coverings of the plane: what lies within half a cell is in one of them.
-
-    Args:
-        grid: `(n,)` uint64, the pixel grid.
-        corners: `(n, 2)` row and column of the corner there, in tiles.
-    """
+    """Tiles and those in their cell of four coverings: corners less than half a tile apart share one of the cells."""
     for shift in ((0, 0), (0, 0.5), (0.5, 0), (0.5, 0.5)):
         members, first, count = _groups(_hash(grid, *np.floor(corners + shift).astype(np.int64).T))
         for low in range(0, len(grid), _AT_ONCE):

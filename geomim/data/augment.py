@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -64,19 +64,12 @@ def resample(images: Tensor, rows: Tensor, columns: Tensor, valid: Tensor | None
     return torch.cat(parts)
 
 
-class Crop(NamedTuple):
-    """A box an image, `(B,)` float32 in pixels, and whether it is upside down, mirrored and turned, `(B, 3)` bool."""
-
-    top: Tensor
-    left: Tensor
-    height: Tensor
-    width: Tensor
-    flips: Tensor
+Boxes = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def draw_crops(
+def crop_boxes(
     draws: Draws, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], view: str = ""
-) -> Crop:
+) -> Boxes:
     """Draw one random box an image, as `RandomResizedCrop` does but not rounded to whole pixels.
 
     A box longer than the image is shortened to it, where torchvision draws again.
@@ -86,7 +79,10 @@ def draw_crops(
         size: Height and width of the images.
         scale: Least and greatest share of the area.
         ratio: Least and greatest width over height; drawn log-uniformly.
-        view: Of which view, as the start of the draws' purposes.
+        view: Start of the purposes of the draws.
+
+    Returns:
+        Top, left, height and width, `(B,)` float32 in pixels.
     """
     height, width = size
     area, aspect, y, x = draws(f"{view}crop", 4).unbind(1)
@@ -94,27 +90,21 @@ def draw_crops(
     aspect = torch.exp(math.log(ratio[0]) + aspect * (math.log(ratio[1]) - math.log(ratio[0])))
     box_height = (area / aspect).sqrt().clamp(max=height)
     box_width = (area * aspect).sqrt().clamp(max=width)
-    flips = draws(f"{view}flip", 3) < 0.5
-    return Crop(y * (height - box_height), x * (width - box_width), box_height, box_width, flips)
+    return y * (height - box_height), x * (width - box_width), box_height, box_width
 
 
-def crop_both(crop: Crop, size: tuple[int, int], offset: Tensor) -> tuple[Crop, Crop]:
-    """Make crops of tiles and of others beside them cut out the same ground.
+def boxes_on_both(boxes: Boxes, size: tuple[int, int], offset: Tensor) -> tuple[Boxes, Boxes]:
+    """Boxes of one ground in tiles of `size` and in others, which lie `offset (B, 2)` pixels below and to the right.
 
-    Args:
-        crop: Of the tiles; it is moved and shortened as far as it must to lie in both.
-        size: Height and width of the tiles.
-        offset: `(B, 2)` float, how many pixels below and to the right of the tiles the others lie.
-
-    Returns:
-        The crop, and that of the others.
+    Where a box does not lie in both, it is moved, and shortened as far as it must.
     """
-    starts, lengths = [], []
-    for start, length, side, lag in zip(crop[:2], crop[2:4], size, offset.unbind(1), strict=True):
-        lengths.append(torch.minimum(length, side - lag.abs()))
-        starts.append(start.clamp(lag.clamp(min=0), side - lengths[-1] + lag.clamp(max=0)))
-    others = [start - lag for start, lag in zip(starts, offset.unbind(1), strict=True)]
-    return Crop(*starts, *lengths, crop.flips), Crop(*others, *lengths, crop.flips)
+    found = []
+    for start, length, side, lag in zip(boxes[:2], boxes[2:], size, offset.unbind(1), strict=True):
+        length = torch.minimum(length, side - lag.abs())
+        start = start.clamp(lag.clamp(min=0), side - length + lag.clamp(max=0))
+        found.append((start, start - lag, length))
+    (top, other_top, height), (left, other_left, width) = found
+    return (top, left, height, width), (other_top, other_left, height, width)
 
 
 class Augment:
@@ -128,9 +118,8 @@ class Augment:
         flip: Mirror left and right at random, or also top and bottom: seen from above there is no up.
         turn: Also turn by 90 degrees at random.
         seed: Seed of the run.
-        jitter: Greatest change of each band of an image, of its normalised numbers: a factor in 1 -+ jitter, and a
-            summand in -+ jitter.
-        shift: Pixels of the tile by which the crop of another date may be off, down and to the right.
+        jitter: Greatest change of a band of an image, once normalised: by a factor 1 -+ jitter and by -+ jitter.
+        shift: Greatest error of the crop of another date, in pixels of the tile.
 
     Attributes:
         second: Also cut the view `second`, another crop of the tile.
@@ -148,7 +137,7 @@ class Augment:
         jitter: float = 0.0,
         shift: float = 0.0,
     ) -> None:
-        self.statistics = {name: statistics(contract) for name, contract in contracts.items()}
+        self.statistics = {name: list(statistics(contract)) for name, contract in contracts.items()}
         self.image_size, self.jitter, self.shift, self.second = image_size, jitter, shift, False
         self.scale, self.ratio, self.flip, self.turn, self.seed = scale, ratio, flip, turn, seed
 
@@ -158,40 +147,36 @@ class Augment:
 
         Args:
             batch: `image (B, C, H, W)` in any number type, `sensor`, `position (B,)`, and `valid (B, 1, H, W)` bool
-                where some pixel is not; perhaps `gsd (B,)`, metres a pixel; perhaps `views` with `date`: the same of
-                another date, and its `offset (B, 2)`, see `crop_both`.
+                where some pixel is not; optionally `gsd (B,)` and `views` with `date`, see `TileSet.read`.
 
         Returns:
             The batch with `image (B, C, size, size)` float32, and `valid (B, 1, size, size)` bool if it came with one;
-            `gsd` is that of the result. Each of `views` likewise.
+            `gsd` of the result. Its `views` are dicts of the same.
         """
         draws, size, views = Draws(self.seed, batch["position"]), batch["image"].shape[-2:], {}
-        crop = draw_crops(draws, size, self.scale, self.ratio)
+        boxes, flips = crop_boxes(draws, size, self.scale, self.ratio), draws("flip", 3)
         if date := batch.get("views", {}).get("date"):
             offset = date["offset"] + (draws("date/shift", 2) * 2 - 1) * self.shift
-            crop, other = crop_both(crop, size, offset)
-            views["date"] = date | self._cut(date, batch["sensor"], other, draws, "date/")
+            boxes, others = boxes_on_both(boxes, size, offset)
+            views["date"] = date | self._cut(date, others, flips, draws, "date/")
         if self.second:
-            other = draw_crops(draws, size, self.scale, self.ratio, "second/")
-            views["second"] = self._cut(batch, batch["sensor"], other, draws, "second/")
-        ready = batch | self._cut(batch, batch["sensor"], crop, draws)
+            others = crop_boxes(draws, size, self.scale, self.ratio, "second/")
+            views["second"] = self._cut(batch, others, draws("second/flip", 3), draws, "second/")
+        ready = batch | self._cut(batch, boxes, flips, draws)
         return ready | {"views": views} if views else ready
 
-    def _cut(self, raw: dict[str, Any], sensor: str, crop: Crop, draws: Draws, view: str = "") -> dict[str, Tensor]:
-        images, (height, width) = raw["image"], raw["image"].shape[-2:]
-        upside = crop.flips[:, 0] if self.flip == "both" else None
-        rows = resampling(crop.top, crop.height, height, self.image_size, upside)
-        columns = resampling(crop.left, crop.width, width, self.image_size, crop.flips[:, 1])
-        turned = crop.flips[:, 2] if self.turn else None
-        mean, std = self.statistics[sensor] = tuple(one.to(images.device) for one in self.statistics[sensor])
+    def _cut(self, raw: dict[str, Any], boxes: Boxes, flips: Tensor, draws: Draws, view: str = "") -> dict[str, Tensor]:
+        images, (top, left, height, width) = raw["image"], boxes
+        upside, mirrored, turned = (flips < 0.5).unbind(1)
+        rows = resampling(top, height, images.shape[2], self.image_size, upside if self.flip == "both" else None)
+        columns = resampling(left, width, images.shape[3], self.image_size, mirrored)
+        mean, std = self.statistics[raw["sensor"]] = [one.to(images.device) for one in self.statistics[raw["sensor"]]]
         if self.jitter:  # folded into the normalisation: (x - mean) / std * gain + summand
             gain, summand = ((draws(f"{view}jitter", 2, len(mean), 1, 1) * 2 - 1) * self.jitter).unbind(1)
             std = std / (1 + gain)
             mean = mean - summand * std
-        cut = finish(images, raw.get("valid"), rows, columns, (mean, std), turned)
-        if "gsd" in raw:
-            cut["gsd"] = raw["gsd"] * (crop.height * crop.width).sqrt() / self.image_size
-        return cut
+        cut = finish(images, raw.get("valid"), rows, columns, (mean, std), turned if self.turn else None)
+        return cut | ({"gsd": raw["gsd"] * (height * width).sqrt() / self.image_size} if "gsd" in raw else {})
 
 
 def whole(images: Tensor, valid: Tensor | None, image_size: int, contract: BandContract) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from geomim.corpus.store import Corpus
 from geomim.data.augment import Augment, whole
 from geomim.data.sampler import PositionBatches, Stream
-from geomim.data.tiles import StreamDataset, TileSet, as_is, contracts_of
+from geomim.data.tiles import StreamDataset, TileSet, as_is, share_contracts
 from geomim.errors import ConfigError, CorpusError
 from geomim.randomness import Draws
 
@@ -57,11 +57,10 @@ class TileDataModule(pl.LightningDataModule):
         flip: Mirror left and right at random, or also top and bottom.
         turn: Also turn by 90 degrees at random.
         seed: Seed of order and crops.
-        pairs: For recipes of two dates: column of the catalogue in which tiles of one place have one value. Where not
-            given, tiles are paired that lie on one ground on different days.
-        shift: For recipes of two dates: pixels by which their crops may be off at random.
-        jitter: Random change of each band of an image, by a factor in 1 -+ jitter and a summand in -+ jitter deviations;
-            not for targets in physical units, which are changed as well.
+        pairs: For recipes of two dates: column of the catalogue in which a place has one value; by ground if not given.
+        shift: Greatest random error in pixels between the crops of two dates.
+        jitter: Greatest random change of a band of an image, by a factor 1 -+ jitter and by -+ jitter deviations; not
+            for targets in physical units, which would change as well.
 
     Attributes:
         contracts: Bands and statistics of what the batches hold, by the name that `sensor` of a batch says.
@@ -92,9 +91,8 @@ class TileDataModule(pl.LightningDataModule):
         jitter: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, value, least in zip(
-            ("batch_size", "image_size", "workers"), (batch_size, image_size, workers), (1, 1, 0), strict=True
-        ):
+        least_values = {"batch_size": (batch_size, 1), "image_size": (image_size, 1), "workers": (workers, 0)}
+        for name, (value, least) in least_values.items():
             if value < least:
                 raise ConfigError(f"data.{name}: expected at least {least}; given {value}")
         if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
@@ -103,9 +101,7 @@ class TileDataModule(pl.LightningDataModule):
                 f"{list(scale)} and {list(ratio)}"
             )
         if shift < 0 or not 0 <= jitter < 1:
-            raise ConfigError(
-                f"expected data.shift of at least 0 and data.jitter in [0, 1); given {shift} and {jitter}"
-            )
+            raise ConfigError(f"expected data.shift >= 0 and 0 <= data.jitter < 1; given {shift} and {jitter}")
         self.corpora = [Corpus.open(path) for path in ([corpus] if isinstance(corpus, str) else corpus)]
         for name, given in (("size", size), ("weight", weights)):
             if isinstance(given, list) and len(given) != len(self.corpora):
@@ -116,9 +112,7 @@ class TileDataModule(pl.LightningDataModule):
             if not len(tiles):
                 raise CorpusError(f"'{one.path}' holds no kept tile to train on: see its report for the reasons")
         self.weights = weights or None
-        self.contracts, keys = contracts_of(self.corpora, weights or [float(len(tiles)) for tiles in self.sets])
-        for tiles, key in zip(self.sets, keys, strict=True):
-            tiles.sensor = key
+        self.contracts = share_contracts(self.sets, weights or [float(len(tiles)) for tiles in self.sets])
         self.batch_size, self.image_size, self.workers, self.seed = batch_size, image_size, workers, seed
         self.pairs = pairs
         self.augment = Augment(self.contracts, image_size, scale, ratio, flip, turn, seed, jitter, shift)
@@ -131,24 +125,19 @@ class TileDataModule(pl.LightningDataModule):
         }
 
     def provide(self, needs: frozenset[str], crop_size: int | None = None) -> list[str]:
-        """Give batches what a recipe needs; once, before anything is read.
+        """Have batches hold what a recipe needs, once, before anything is read; in sentences, what this leaves out.
 
         Args:
-            needs: Views besides the image: `second`, another crop of the tile, and `date`, the same crop of another
-                date of the place; tiles without one take no part then.
+            needs: Views: `second`, another crop of the tile; `date`, the same crop of another date, where there is one.
             crop_size: Side of the training image where it is not `image_size`.
 
-        Returns:
-            What a user should know of it, in sentences.
-
         Raises:
-            ConfigError: Settings of pairs are given, but the recipe reads one date; or there is no such column.
+            ConfigError: Settings of dates are given, and the recipe reads one; or there is no such column.
             CorpusError: A corpus has no pairs.
         """
         if "date" not in needs and (self.pairs or self.augment.shift):
             raise ConfigError("data.pairs and data.shift are for recipes of two dates, and this one reads one date")
-        self.augment.second = "second" in needs
-        self.augment.image_size = crop_size or self.image_size
+        self.augment.second, self.augment.image_size = "second" in needs, crop_size or self.image_size
         return [tiles.pair(self.pairs) for tiles in self.sets if "date" in needs]
 
     def train_dataloader(self) -> Steps:
@@ -158,11 +147,10 @@ class TileDataModule(pl.LightningDataModule):
         if trainer is not None:
             rank, world = trainer.global_rank, trainer.world_size
             steps, accumulate = trainer.global_step, trainer.lightning_module.accumulate
-        stream = Stream(
-            [len(tiles) for tiles in self.sets], self.weights, self.batch_size * world * accumulate, self.seed
-        )
+        block = self.batch_size * world * accumulate
+        stream = Stream([len(tiles) for tiles in self.sets], self.weights, block, self.seed)
         return Steps(
-            StreamDataset(self.sets, stream, self.seed),
+            StreamDataset(self.sets, stream),
             parts=accumulate if trainer is not None else None,
             batch_sampler=PositionBatches(self.batch_size, rank, world, steps * accumulate),  # type: ignore[arg-type]
             collate_fn=as_is,
@@ -198,10 +186,9 @@ class TileDataModule(pl.LightningDataModule):
             tiles = TileSet(self.corpora[0], tiles.tiles.size, "val")
             tiles.sensor = self.sets[0].sensor
         rows = np.linspace(0, len(tiles) - 1, min(count, len(tiles))).astype(np.int64)
-        position = torch.arange(len(rows))
+        position, side = torch.arange(len(rows)), self.augment.image_size
         batch = tiles.read(rows, Draws(self.seed, position)) | {"position": position}
         if self.augment.second or tiles.pairs is not None:
             return self.augment(batch)
-        side = self.augment.image_size
         shown = whole(batch["image"], batch.get("valid"), side, self.contracts[tiles.sensor])
         return batch | shown | {"gsd": batch["gsd"] * tiles.tiles.size / side}

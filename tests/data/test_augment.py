@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as V
 
-from geomim.data.augment import Augment, crop_both, draw_crops, resample, resampling, whole
+from geomim.data.augment import Augment, boxes_on_both, crop_boxes, resample, resampling, whole
 from geomim.randomness import Draws
 from geomim.sensors import BandContract, get_sensor
 
@@ -45,7 +45,7 @@ def test_a_crop_on_whole_pixels_is_that_crop():
 
 
 def test_boxes_lie_inside_and_spread_over_scale():
-    top, left, height, width, _ = draw_crops(Draws(0, torch.arange(4000)), (40, 60), (0.2, 1.0), (3 / 4, 4 / 3))
+    top, left, height, width = crop_boxes(Draws(0, torch.arange(4000)), (40, 60), (0.2, 1.0), (3 / 4, 4 / 3))
     assert (top >= 0).all() and (left >= 0).all()
     assert (top + height <= 40 + 1e-3).all() and (left + width <= 60 + 1e-3).all()
     share = height * width / 2400
@@ -116,12 +116,12 @@ def test_crops_of_tiles_beside_each_other_show_one_ground():
     two = torch.stack([w[:, 4 + d : 36 + d, 4 + r : 36 + r] for w, d, r in zip(wide, down, right, strict=True)])
     offset = torch.stack([down, right], 1).float()
     for scale in ((0.2, 0.5), (1.0, 1.0)):
-        crops = crop_both(draw_crops(Draws(0, torch.arange(64)), (32, 32), scale, (3 / 4, 4 / 3)), (32, 32), offset)
+        boxes = crop_boxes(Draws(0, torch.arange(64)), (32, 32), scale, (3 / 4, 4 / 3))
         cut = []
-        for images, crop in zip((one, two), crops, strict=True):
-            for start, length in ((crop.top, crop.height), (crop.left, crop.width)):
+        for images, (top, left, height, width) in zip((one, two), boxes_on_both(boxes, (32, 32), offset), strict=True):
+            for start, length in ((top, height), (left, width)):
                 assert (start > -1e-4).all() and (start + length < 32 + 1e-4).all()
-            inside = resampling(crop.top, crop.height, 32, 8), resampling(crop.left, crop.width, 32, 8)
+            inside = resampling(top, height, 32, 8), resampling(left, width, 32, 8)
             cut.append(resample(images, *inside)[:, :, 1:-1, 1:-1])  # at the edge of a tile there is no beyond
         torch.testing.assert_close(*cut, atol=0.05, rtol=1e-3)
 
@@ -129,7 +129,13 @@ def test_crops_of_tiles_beside_each_other_show_one_ground():
 def test_another_date_without_offset_is_cut_alike_and_keeps_its_own_validity(contracts):
     images, valid = smooth(8), torch.ones(8, 1, 32, 32, dtype=torch.bool)
     valid[:, :, :20] = False
-    date = {"image": images.clone(), "valid": valid, "offset": torch.zeros(8, 2), "gsd": torch.full((8,), 5.0)}
+    date = {
+        "image": images.clone(),
+        "valid": valid,
+        "offset": torch.zeros(8, 2),
+        "gsd": torch.full((8,), 5.0),
+        "sensor": "rgb",
+    }
     batch = Augment(contracts, 16, turn=True)(raw(images, views={"date": date}))
     other = batch["views"]["date"]
     assert "valid" not in batch and 0 < other["valid"].float().mean() < 0.7
@@ -140,7 +146,7 @@ def test_another_date_without_offset_is_cut_alike_and_keeps_its_own_validity(con
 def test_jitter_scales_and_shifts_each_band_of_each_image(contracts):
     images, valid = smooth(200), torch.ones(200, 1, 32, 32, dtype=torch.bool)
     valid[:, :, :9] = False
-    date = {"image": images, "offset": torch.zeros(200, 2)}
+    date = {"image": images, "offset": torch.zeros(200, 2), "sensor": "rgb"}
     batch = raw(images, valid=valid, views={"date": date})
     plain, changed = Augment(contracts, 16)(batch), Augment(contracts, 16, jitter=0.2)(batch)
     assert torch.equal(plain["valid"], changed["valid"])
