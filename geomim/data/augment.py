@@ -165,26 +165,26 @@ class Augment:
         ready = batch | self._cut(batch, boxes, flips, draws)
         return ready | {"views": views} if views else ready
 
-    def _cut(self, raw: dict[str, Any], boxes: Boxes, flips: Tensor, draws: Draws, view: str = "") -> dict[str, Tensor]:
+    def whole(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What `__call__` gives, but of whole tiles, without any change by chance."""
+        start = torch.zeros(len(batch["image"]), device=batch["image"].device)
+        height, width = (start + side for side in batch["image"].shape[2:])
+        return batch | self._cut(batch, (start, start, height, width), start.new_ones(len(start), 3))
+
+    def _cut(
+        self, raw: dict[str, Any], boxes: Boxes, flips: Tensor, draws: Draws | None = None, view: str = ""
+    ) -> dict[str, Tensor]:
         images, (top, left, height, width) = raw["image"], boxes
         upside, mirrored, turned = (flips < 0.5).unbind(1)
         rows = resampling(top, height, images.shape[2], self.image_size, upside if self.flip == "both" else None)
         columns = resampling(left, width, images.shape[3], self.image_size, mirrored)
         mean, std = self.statistics[raw["sensor"]] = [one.to(images.device) for one in self.statistics[raw["sensor"]]]
-        if self.jitter:  # folded into the normalisation: (x - mean) / std * gain + summand
+        if self.jitter and draws is not None:  # folded into the normalisation: (x - mean) / std * gain + summand
             gain, summand = ((draws(f"{view}jitter", 2, len(mean), 1, 1) * 2 - 1) * self.jitter).unbind(1)
             std = std / (1 + gain)
             mean = mean - summand * std
         cut = finish(images, raw.get("valid"), rows, columns, (mean, std), turned if self.turn else None)
         return cut | ({"gsd": raw["gsd"] * (height * width).sqrt() / self.image_size} if "gsd" in raw else {})
-
-
-def whole(images: Tensor, valid: Tensor | None, image_size: int, contract: BandContract) -> dict[str, Tensor]:
-    """Scale whole tiles to `image_size` and normalise them: `image` and `valid` as `Augment` gives them."""
-    start = torch.zeros(len(images), device=images.device)
-    rows, columns = (resampling(start, start + side, side, image_size) for side in images.shape[2:])
-    mean, std = (values.to(images.device) for values in statistics(contract))
-    return finish(images, valid, rows, columns, (mean, std))
 
 
 def statistics(contract: BandContract) -> tuple[Tensor, Tensor]:

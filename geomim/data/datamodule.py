@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from geomim.corpus.store import Corpus
-from geomim.data.augment import Augment, whole
+from geomim.data.augment import Augment
 from geomim.data.sampler import PositionBatches, Stream
 from geomim.data.tiles import StreamDataset, TileSet, as_is, share_contracts
 from geomim.errors import ConfigError, CorpusError
@@ -186,9 +186,6 @@ class TileDataModule(pl.LightningDataModule):
             tiles = TileSet(self.corpora[0], tiles.tiles.size, "val")
             tiles.sensor = self.sets[0].sensor
         rows = np.linspace(0, len(tiles) - 1, min(count, len(tiles))).astype(np.int64)
-        position, side = torch.arange(len(rows)), self.augment.image_size
+        position = torch.arange(len(rows))
         batch = tiles.read(rows, Draws(self.seed, position)) | {"position": position}
-        if self.augment.second or tiles.pairs is not None:
-            return self.augment(batch)
-        shown = whole(batch["image"], batch.get("valid"), side, self.contracts[tiles.sensor])
-        return batch | shown | {"gsd": batch["gsd"] * tiles.tiles.size / side}
+        return (self.augment if self.augment.second or tiles.pairs is not None else self.augment.whole)(batch)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as V
 
-from geomim.data.augment import Augment, boxes_on_both, crop_boxes, resample, resampling, whole
+from geomim.data.augment import Augment, boxes_on_both, crop_boxes, resample, resampling
 from geomim.randomness import Draws
 from geomim.sensors import BandContract, get_sensor
 
@@ -103,9 +103,9 @@ def test_no_invalid_number_leaks(contracts):
     torch.testing.assert_close(results[0]["image"][good], untouched[good])  # weights of valid pixels are unchanged
 
 
-def test_whole_tiles_are_normalised_by_the_contract(contract):
+def test_whole_tiles_are_normalised_by_the_contract(contracts):
     images = torch.tensor([100.0, 110.0, 120.0])[:, None, None].expand(2, 3, 8, 8) + 50
-    image = whole(images, None, 4, contract)["image"]
+    image = Augment(contracts, 4, turn=True, jitter=0.5).whole(raw(images))["image"]
     torch.testing.assert_close(image[0, :, 0, 0], torch.tensor([1.0, 50 / 60, 50 / 70]))
 
 
