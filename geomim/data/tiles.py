@@ -161,15 +161,15 @@ def share_contracts(sets: Sequence[TileSet], weights: Sequence[float]) -> dict[s
     for place, tiles in enumerate(sets):
         groups.setdefault(dataclasses.replace(tiles.corpus.sensor, nodata=None), []).append(place)
     for one, two in itertools.combinations(groups, 2):
-        shared = [band for band in one.names if one.name == two.name and band in two.names]
-        said, other = ((sensor.unit, sensor.scale, sensor.offset) for sensor in (one, two))
-        if shared and said != other:
-            first, second = (sets[groups[sensor][0]].corpus.path for sensor in (one, two))
-            raise BandError(
-                f"band {shared[0]} of {one.name} is {said[0]} = {said[1]} * number + {said[2]} in '{first}', and "
-                f"{other[0]} = {other[1]} * number + {other[2]} in '{second}'; where these are two products, build one "
-                "with a sensor of another name (--sensor YAML)"
-            )
+        for band in [band for band in one.names if one.name == two.name and band in two.names]:
+            said, other = (sensor.select([band]).meaning(0) for sensor in (one, two))
+            if said != other:
+                first, second = (sets[groups[sensor][0]].corpus.path for sensor in (one, two))
+                raise BandError(
+                    f"band {band} of {one.name} is {said[0]} = {said[1]} * number + {said[2]} in '{first}', and "
+                    f"{other[0]} = {other[1]} * number + {other[2]} in '{second}'; where these are two products, build "
+                    "one with a sensor of another name (--sensor YAML)"
+                )
     contracts: dict[str, BandContract] = {}
     for sensor, places in groups.items():
         key = re.sub(r"[^\w-]", "_", sensor.name)  # a module's name has no dots

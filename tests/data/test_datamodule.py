@@ -115,6 +115,17 @@ def test_one_band_of_one_sensor_means_one_thing(three, tmp_path):
         TileDataModule([three[1], str(other)])
 
 
+def test_a_band_may_mean_something_of_its_own(tmp_path):
+    usual = get_sensor("sentinel2", S2)
+    kelvin = dataclasses.replace(usual.bands[2], unit="kelvin")
+    own = dataclasses.replace(usual, bands=(*usual.bands[:2], kelvin))
+    paths = [str(write_corpus(tmp_path / name, sensor=one)) for name, one in (("a", usual), ("b", own))]
+    with pytest.raises(BandError, match=r"band B04 of sentinel2 is reflectance .*a', and kelvin = .*b'"):
+        TileDataModule(paths)
+    named = dataclasses.replace(own, name="thermal")
+    assert len(TileDataModule([paths[0], str(write_corpus(tmp_path / "c", sensor=named))]).contracts) == 2
+
+
 def test_a_size_is_chosen_a_corpus(three):
     assert [one.tiles.size for one in TileDataModule(three, size=[24, 32, 24]).sets] == [24, 32, 24]
     with pytest.raises(ConfigError, match=r"one size a corpus \(3\); given 2"):
