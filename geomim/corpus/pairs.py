@@ -61,9 +61,8 @@ def find_pairs(corpus: Corpus, size: int, rows: np.ndarray, column: str | None =
         if column not in names:
             raise ConfigError(f"data.pairs: '{corpus.path}' has no column '{column}' of values{nearest(column, names)}")
         catalogue = catalogue.replace_schema(there)
-    wanted = pc.field("kept") & (pc.field("size") == size)
     names = [column] if column else ["time", "transform", "epsg", "crs_wkt"]
-    table = catalogue.to_table(columns=names, filter=wanted).take(rows)
+    table = catalogue.to_table(columns=names, filter=pc.field("kept") & (pc.field("size") == size)).take(rows)
     return _by_value(table[column]) if column else _by_place(table, size)
 
 
@@ -97,8 +96,8 @@ def _by_place(table: pa.Table, size: int) -> Pairs:
     several = np.bincount(one, minlength=1)[one] > 1
     one, two, offset = one[several], two[several], np.concatenate(offsets)[at[several]]
     rows, first, count = np.unique(one, return_index=True, return_counts=True)
-    own = np.flatnonzero(one == two) - first
-    return Pairs(np.flatnonzero(able)[rows], np.searchsorted(rows, two), first, count, own, offset)
+    placed, own = np.flatnonzero(able)[rows], np.flatnonzero(one == two) - first
+    return Pairs(placed, np.searchsorted(rows, two), first, count, own, offset)
 
 
 def _near(grid: np.ndarray, corners: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -233,8 +233,7 @@ class Tiles:
         self.splits: np.ndarray = np.asarray(table["split"].to_pylist(), dtype=str)
         places = pc.index_in(table["label"], value_set=pa.array(corpus.classes, pa.string()))
         self.labels: np.ndarray = pc.fill_null(places, -1).to_numpy().astype(np.int64)
-        gsds = pc.fill_null(table["gsd"], corpus.sensor.gsd or np.nan)
-        self.gsds: np.ndarray = gsds.to_numpy().astype(np.float32)
+        self.gsds: np.ndarray = table["gsd"].fill_null(corpus.sensor.gsd or np.nan).to_numpy().astype(np.float32)
         image = corpus.array("image", size)
         if image is None:
             raise CorpusError(f"'{corpus.path}' lacks the pixels of its {size} px tiles: build the corpus again")

@@ -58,7 +58,7 @@ class TileDataModule(pl.LightningDataModule):
         turn: Also turn by 90 degrees at random.
         seed: Seed of order and crops.
         pairs: For recipes of two dates: column of the catalogue in which a place has one value; by ground if not given.
-        shift: Greatest random error in pixels between the crops of two dates.
+        shift: Greatest random error in pixels between the crops of two dates, up to 8.
         jitter: Greatest random change of a band of an image, by a factor 1 -+ jitter and by -+ jitter deviations; not
             for targets in physical units, which would change as well.
 
@@ -100,8 +100,8 @@ class TileDataModule(pl.LightningDataModule):
                 "data.scale and data.ratio: expected 0 < least <= greatest, and a scale of at most 1; given "
                 f"{list(scale)} and {list(ratio)}"
             )
-        if shift < 0 or not 0 <= jitter < 1:
-            raise ConfigError(f"expected data.shift >= 0 and 0 <= data.jitter < 1; given {shift} and {jitter}")
+        if not 0 <= shift <= 8 or not 0 <= jitter < 1:
+            raise ConfigError(f"expected data.shift in [0, 8] and data.jitter in [0, 1); given {shift} and {jitter}")
         self.corpora = [Corpus.open(path) for path in ([corpus] if isinstance(corpus, str) else corpus)]
         for name, given in (("size", size), ("weight", weights)):
             if isinstance(given, list) and len(given) != len(self.corpora):
@@ -111,14 +111,12 @@ class TileDataModule(pl.LightningDataModule):
         for one, tiles in zip(self.corpora, self.sets, strict=True):
             if not len(tiles):
                 raise CorpusError(f"'{one.path}' holds no kept tile to train on: see its report for the reasons")
-        self.weights = weights or None
         self.contracts = share_contracts(self.sets, weights or [float(len(tiles)) for tiles in self.sets])
         self.batch_size, self.image_size, self.workers, self.seed = batch_size, image_size, workers, seed
-        self.pairs = pairs
+        self.pairs, self.weights = pairs, weights or None
         self.augment = Augment(self.contracts, image_size, scale, ratio, flip, turn, seed, jitter, shift)
-        locks = [one.meta.get("lock") for one in self.corpora]
         self.settings = {
-            "corpus": [f"{len(tiles)} tiles of lock {lock}" for tiles, lock in zip(self.sets, locks, strict=True)],
+            "corpus": [f"{len(tiles)} tiles of lock {tiles.corpus.meta.get('lock')}" for tiles in self.sets],
             **{"batch_size": batch_size, "image_size": image_size, "size": size, "weights": weights, "split": split},
             **{"workers": workers, "scale": list(scale), "ratio": list(ratio), "flip": flip, "turn": turn},
             **{"seed": seed, "pairs": pairs, "shift": shift, "jitter": jitter},
@@ -173,13 +171,11 @@ class TileDataModule(pl.LightningDataModule):
     def pictures(self, count: int) -> Batch:
         """Some whole tiles to watch, the same every time: of the first corpus, its validation split where there is one.
 
-        Of a recipe of several views they are crops, and of two dates tiles of training.
-
         Args:
             count: How many at most.
 
         Returns:
-            A normalised batch as `Augment` gives it, on the CPU; `position` counts from 0.
+            A normalised batch as `Augment` gives it, on the CPU, crops where there are views; `position` counts from 0.
         """
         tiles = self.sets[0]
         if (tiles.tiles.splits == "val").any() and tiles.pairs is None:

@@ -29,9 +29,6 @@ class TileSet:
         size: Side of its tiles in pixels; None where it has only one.
         split: Tiles of this split; all kept tiles where None.
 
-    Attributes:
-        sensor: What batches say their sensor is.
-
     Raises:
         CorpusError: No kept tile is of the split.
     """
@@ -83,9 +80,8 @@ class TileSet:
         """
         if self.pairs is None or draws is None:
             return self._load(self.rows[rows])[0]
-        drawn, swapped = draws("pair", 2).numpy().T
-        others, offset = self.pairs.partner(rows, drawn)
-        swap = swapped < 0.5
+        others, offset = self.pairs.partner(rows, draws("pair").numpy())
+        swap = draws("pair/swap").numpy() < 0.5
         batch, date = self._load(self.rows[np.where(swap, others, rows)], self.rows[np.where(swap, rows, others)])
         date["offset"] = torch.from_numpy(np.where(swap[:, None], -offset, offset))
         return batch | {"views": {"date": date}}
@@ -162,13 +158,12 @@ def share_contracts(sets: Sequence[TileSet], weights: Sequence[float]) -> dict[s
         groups.setdefault(dataclasses.replace(tiles.corpus.sensor, nodata=None), []).append(place)
     for one, two in itertools.combinations(groups, 2):
         for band in [band for band in one.names if one.name == two.name and band in two.names]:
-            said, other = (sensor.select([band]).meaning(0) for sensor in (one, two))
+            said, other = ("{} = {} * number + {}".format(*s.select([band]).meaning(0)) for s in (one, two))
             if said != other:
                 first, second = (sets[groups[sensor][0]].corpus.path for sensor in (one, two))
                 raise BandError(
-                    f"band {band} of {one.name} is {said[0]} = {said[1]} * number + {said[2]} in '{first}', and "
-                    f"{other[0]} = {other[1]} * number + {other[2]} in '{second}'; where these are two products, build "
-                    "one with a sensor of another name (--sensor YAML)"
+                    f"band {band} of {one.name} is {said} in '{first}', and {other} in '{second}'; where these are two "
+                    "products, build one with a sensor of another name (--sensor YAML)"
                 )
     contracts: dict[str, BandContract] = {}
     for sensor, places in groups.items():

@@ -136,7 +136,7 @@ def train(
             where = f"training.accelerator {training.accelerator} with training.devices {training.devices}"
             raise ConfigError(f"{where} cannot be had on this machine: {error}") from error
         module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size)
-        for sentence in data.provide(module.model.needs, getattr(module.model, "crop_size", None)):
+        for sentence in data.provide(module.model.needs, module.model.crop_size):
             rank_zero_only(print)(sentence)
         batch = data.pictures(64)
         watch = Watch(batch, data.contracts[batch["sensor"]], folder / "reconstructions", training.watch_every)

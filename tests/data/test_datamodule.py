@@ -276,6 +276,6 @@ def test_what_cannot_be_trained_on_is_refused_by_name(tmp_path, corpus):
         TileDataModule(str(tmp_path))
     with pytest.raises(ConfigError, match="one weight a corpus"):
         TileDataModule(str(corpus), weights=[1.0, 2.0])
-    for options in ({"jitter": 1.0}, {"jitter": -0.1}, {"shift": -1.0}):
-        with pytest.raises(ConfigError, match=r"data\.shift >= 0 and 0 <= data\.jitter < 1"):
+    for options in ({"jitter": 1.0}, {"jitter": -0.1}, {"shift": -1.0}, {"shift": 8.5}):
+        with pytest.raises(ConfigError, match=r"data\.shift in \[0, 8\] and data\.jitter in \[0, 1\)"):
             TileDataModule(str(corpus), **options)
