@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from timm.layers.mlp import Mlp
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -75,17 +75,24 @@ class SelfAttention(Decoder):
         answers: Tensor = self.pred(tokens, memory.sensor)
         return answers
 
-    def sequence(self, memory: Latents, positions: Tensor) -> Tensor:
-        """Class token, visible tokens and queries after the last block: `(B, prefix+K+P, width)`."""
-        batch, queries = positions.shape
-        seen = self.embed(memory.tokens)
-        table = self.pos_embed.expand(batch, -1, -1)
+    def place(self, memory: Latents) -> Tensor:
+        """What was seen in the decoder's width, with its positions: `(B, prefix+K, width)`."""
+        table = self.pos_embed.expand(len(memory.tokens), -1, -1)
         places = table[:, 1:] if memory.positions is None else take(table[:, 1:], memory.positions)
-        seen = seen + torch.cat([table[:, : memory.prefix], places], 1)
-        tokens = torch.cat([seen, self.queries(positions)], 1)
+        placed: Tensor = self.embed(memory.tokens) + torch.cat([table[:, : memory.prefix], places], 1)
+        return placed
+
+    def start(self, memory: Latents, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Class token, visible tokens and queries before the first block, and which of them may be attended to."""
+        tokens = torch.cat([self.place(memory), self.queries(positions)], 1)
         mask = None
         if memory.key_valid is not None:
-            mask = F.pad(memory.key_valid, (0, queries), value=True)[:, None, None, :]
+            mask = F.pad(memory.key_valid, (0, positions.shape[1]), value=True)[:, None, None, :]
+        return tokens, mask
+
+    def sequence(self, memory: Latents, positions: Tensor) -> Tensor:
+        """Class token, visible tokens and queries after the last block: `(B, prefix+K+P, width)`."""
+        tokens, mask = self.start(memory, positions)
         for block in self.blocks:
             tokens = block(tokens, attn_mask=mask)
         return tokens
@@ -179,4 +186,54 @@ class CrossAttention(Decoder):
         for block, seen in zip(self.blocks, memories, strict=True):
             tokens = block(tokens, seen, mask)
         answers: Tensor = self.pred(self.norm(tokens), memory.sensor)
+        return answers
+
+
+class CompletionBlock(nn.Module):
+    """Tokens attend to each other, then to a second memory under a norm of this block, then to their own MLP.
+
+    Args:
+        width: Width of tokens and memory.
+        heads: Attention heads.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm_memory = Norm(width), Norm(width)
+        self.attn = Attention(width, heads, qkv_bias=True)
+        self.cross = CrossAttentionBlock(width, width, heads)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None, memory: Tensor, memory_mask: Tensor | None) -> Tensor:
+        """Update `(B, N, width)` tokens; masks `(B, 1, 1, keys)` are False to ignore."""
+        tokens = tokens + self.attn(self.norm1(tokens), attn_mask=mask)
+        updated: Tensor = self.cross(tokens, self.norm_memory(memory), memory_mask)
+        return updated
+
+
+class Completion(SelfAttention):
+    """Complete one view from its visible tokens and all tokens of another (CroCo, Weinzaepfel et al., NeurIPS 2022).
+
+    The other view, embedded once and with its positions, is the same memory for every block.
+
+    Args:
+        encoder: The encoder whose latents are decoded.
+        out: Number of values to answer a patch.
+        depth: Number of blocks.
+        width: Token width.
+        heads: Attention heads.
+    """
+
+    def __init__(self, encoder: ViT, out: Out, depth: int = 8, width: int = 512, heads: int = 16) -> None:
+        super().__init__(encoder, out, 0, width, heads)
+        self.blocks = nn.ModuleList(CompletionBlock(width, heads) for _ in range(depth))
+        self.blocks.apply(init_weights)
+
+    def forward(self, memory: Latents, positions: Tensor, other: Latents) -> Tensor:
+        """Answer at `positions (B, P)` of the first view: `(B, P, out)`."""
+        tokens, mask = self.start(memory, positions)
+        seen = self.place(other)
+        seen_mask = None if other.key_valid is None else other.key_valid[:, None, None, :]
+        for block in self.blocks:
+            tokens = block(tokens, mask, seen, seen_mask)
+        answers: Tensor = self.pred(self.norm(tokens[:, -positions.shape[1] :]), memory.sensor)
         return answers

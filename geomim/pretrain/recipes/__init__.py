@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from geomim.pretrain.objective import MaskedImageModel
+from geomim.pretrain.recipes.pairs import croco
 from geomim.pretrain.recipes.pixels import cross_mae, mae, selective_mae
 
 RECIPES: dict[str, Callable[..., MaskedImageModel]] = {
     "mae": mae,
     "cross_mae": cross_mae,
     "selective_mae": selective_mae,
+    "croco": croco,
 }
 """Every recipe by the name a config gives it."""
