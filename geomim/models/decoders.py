@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
-from timm.models.vision_transformer import Attention, Block
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -228,7 +229,7 @@ class Completion(SelfAttention):
         self.blocks = nn.ModuleList(CompletionBlock(width, heads) for _ in range(depth))
         self.blocks.apply(init_weights)
 
-    def forward(self, memory: Latents, positions: Tensor, other: Latents) -> Tensor:
+    def forward(self, memory: Latents, positions: Tensor, other: Latents) -> Tensor:  # type: ignore[override]
         """Answer at `positions (B, P)` of the first view: `(B, P, out)`."""
         tokens, mask = self.start(memory, positions)
         seen = self.place(other)

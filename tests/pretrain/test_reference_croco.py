@@ -73,10 +73,11 @@ def test_reference_croco(reference_dir: Path) -> None:
         close(first.tokens, file["latent1"])
         close(other.tokens, file["latent2"])
         close(decoder.place(other), file["memory"])
-        features = []
-        hooks = [block.register_forward_hook(lambda *call: features.append(call[-1])) for block in decoder.blocks]
-        prediction = decoder(first, split.predict, other)
-        [hook.remove() for hook in hooks]
+        prediction, features = decoder(first, split.predict, other), []
+        tokens, mask = decoder.start(first, split.predict)
+        for block in decoder.blocks:
+            tokens = block(tokens, mask, decoder.place(other), None)
+            features.append(tokens)
         back = order.argsort(1)[..., None]
         for ours, theirs in zip(features, file["decoder_features"], strict=True):
             close(ours.gather(1, back.expand_as(ours)), theirs)
