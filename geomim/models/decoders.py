@@ -238,3 +238,28 @@ class Completion(SelfAttention):
             tokens = block(tokens, mask, seen, seen_mask)
         answers: Tensor = self.pred(self.norm(tokens[:, -positions.shape[1] :]), memory.sensor)
         return answers
+
+
+class Pointwise(nn.Module):
+    """Every visible token answers for its own patch through an MLP and a linear map (Ma et al., arXiv 2301.00230).
+
+    Args:
+        encoder: The encoder whose latents are read.
+        out: Number of values to answer a patch.
+        width: Width of the MLP.
+    """
+
+    def __init__(self, encoder: ViT, out: int, width: int = 512) -> None:
+        super().__init__()
+        self.projector = nn.Sequential(
+            *(nn.Linear(encoder.width, width), Norm(width), nn.GELU()),
+            *(nn.Linear(width, width), Norm(width), nn.GELU()),
+            *(nn.Linear(width, width), nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)),
+        )
+        self.pred = nn.Linear(width, out)
+        self.apply(init_weights)
+
+    def forward(self, memory: Latents, positions: Tensor) -> Tensor:
+        """Answer at the memory's own positions, which `positions (B, K)` must be: `(B, K, out)`."""
+        answers: Tensor = self.pred(self.projector(memory.patches))
+        return answers

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from geomim.pretrain.targets import Answer
 
@@ -25,6 +26,16 @@ def mse(prediction: Tensor, answer: Answer, weight: Tensor | None) -> Tensor:
         weight: `(B, P)`.
     """
     return _per_image((prediction.float() - answer.values).square(), answer, weight)
+
+
+def smooth_l1(beta: float = 1.0, factor: float = 1.0) -> Loss:
+    """Squared error up to `beta`, absolute error beyond, times `factor`; a loss like `mse`."""
+
+    def loss(prediction: Tensor, answer: Answer, weight: Tensor | None) -> Tensor:
+        error = F.smooth_l1_loss(prediction.float(), answer.values, reduction="none", beta=beta)
+        return factor * _per_image(error, answer, weight)
+
+    return loss
 
 
 def _per_image(error: Tensor, answer: Answer, weight: Tensor | None) -> Tensor:

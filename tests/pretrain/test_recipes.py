@@ -13,7 +13,7 @@ from geomim.pretrain.recipes import RECIPES
 from geomim.randomness import Draws
 
 SMALL = {"decoder_depth": 2, "decoder_width": 48, "decoder_heads": 4}
-ARGUMENTS: dict[str, dict[str, Any]] = {}
+ARGUMENTS: dict[str, dict[str, Any]] = {"dmjd": SMALL | {"cell": 4}}
 """Arguments of the recipes that do not take `SMALL` alone."""
 every_recipe = pytest.mark.parametrize("name", RECIPES)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from geomim.pretrain.objective import MaskedImageModel
+from geomim.pretrain.recipes.hog import dmjd
 from geomim.pretrain.recipes.pairs import croco
 from geomim.pretrain.recipes.pixels import cross_mae, mae, selective_mae
 
@@ -17,5 +18,6 @@ RECIPES: dict[str, Callable[..., MaskedImageModel]] = {
     "cross_mae": cross_mae,
     "selective_mae": selective_mae,
     "croco": croco,
+    "dmjd": dmjd,
 }
 """Every recipe by the name a config gives it."""
