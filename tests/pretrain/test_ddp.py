@@ -17,6 +17,7 @@ from geomim.pretrain.recipes import RECIPES
 from geomim.verbs import pretrain as verb
 
 METHOD = {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
+METHODS = {"dmjd": METHOD | {"cell": 4}}
 ENCODER = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
 
 
@@ -36,6 +37,12 @@ class Probe(verb.Watch):
         pass
 
 
+def dated(batch):
+    """The corpus has one date a place: the image mirrored stands for another one."""
+    view = {name: batch[name].flip(-1) for name in ("image", "valid") if name in batch}
+    return batch | {"views": {"date": view}}
+
+
 def run(corpus, folder, recipe, devices, batch_size, accumulate, resume=None):
     """Train two steps of 8 images and return every step's gradient and mean loss."""
     Probe.kept = {}
@@ -52,7 +59,11 @@ def run(corpus, folder, recipe, devices, batch_size, accumulate, resume=None):
         milestones=2,
     )
     data = TileDataModule(str(corpus), batch_size=batch_size, image_size=16, workers=0)
-    verb.train(data, folder, recipe, METHOD, ENCODER, training=training, resume=resume)
+    if recipe == "croco":
+        augment = data.augment
+        data.augment = lambda batch: dated(augment(batch))
+    method = METHODS.get(recipe, METHOD)
+    verb.train(data, folder, recipe, method, ENCODER, training=training, resume=resume)
     losses = [line.split(",")[1] for line in (folder / "metrics.csv").read_text().split()[1:]]
     return Probe.kept | {"loss": np.array(losses, float)}
 
