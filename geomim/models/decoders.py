@@ -263,3 +263,27 @@ class Pointwise(nn.Module):
         """Answer at the memory's own positions, which `positions (B, K)` must be: `(B, K, out)`."""
         answers: Tensor = self.pred(self.projector(memory.patches))
         return answers
+
+
+class LevelHeads(nn.Module):
+    """Every visible token answers for some levels of a teacher from a learned mix of its own (Xue et al., CVPR 2023).
+
+    Args:
+        encoder: The encoder whose levels are mixed.
+        levels: Levels to answer for, the teacher's last.
+        out: Values of a level.
+    """
+
+    reads_levels = True
+
+    def __init__(self, encoder: ViT, levels: int, out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(levels, encoder.depth).flip(0, 1) + 0.01)
+        self.heads = nn.ModuleList(nn.Linear(encoder.width, out) for _ in range(levels))
+        self.apply(init_weights)
+
+    def forward(self, memory: Latents, positions: Tensor) -> Tensor:
+        """Answer for class token and patches at the memory's own positions: `(B, 1+K, levels*out)`."""
+        stacked = torch.stack(memory.levels[1:])
+        mixed = torch.tensordot(self.weight.to(stacked.dtype), stacked, 1)
+        return torch.cat([head(level) for head, level in zip(self.heads, mixed, strict=True)], -1)

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from tiny_corpus import write_corpus
+from tiny_teacher import write_teacher
 
 from geomim.data.datamodule import TileDataModule
 from geomim.pretrain.recipes import RECIPES
 from geomim.verbs import pretrain as verb
 
 METHOD = {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
-METHODS = {"dmjd": METHOD | {"cell": 4}}
+METHODS = {"dmjd": METHOD | {"cell": 4}, "mask_align": {"levels": 2}}
 ENCODER = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
 
 
@@ -63,6 +64,8 @@ def run(corpus, folder, recipe, devices, batch_size, accumulate, resume=None):
         augment = data.augment
         data.augment = lambda batch: dated(augment(batch))
     method = METHODS.get(recipe, METHOD)
+    if recipe == "mask_align":
+        method = method | {"teacher": f"timm:local-dir:{corpus.parent / 'teacher'}"}
     verb.train(data, folder, recipe, method, ENCODER, training=training, resume=resume)
     losses = [line.split(",")[1] for line in (folder / "metrics.csv").read_text().split()[1:]]
     return Probe.kept | {"loss": np.array(losses, float)}
@@ -74,7 +77,7 @@ def main():
 
     for corpus, folder, recipe, batch_size, accumulate, port in json.loads(sys.argv[1]):
         os.environ["MASTER_PORT"] = port  # another each time: a rank may be ahead of the one that listens
-        kept = run(corpus, Path(folder), recipe, "auto", batch_size, accumulate)
+        kept = run(Path(corpus), Path(folder), recipe, "auto", batch_size, accumulate)
         if os.environ["RANK"] == "0":
             np.savez(Path(folder) / "kept.npz", **kept)
         torch.distributed.destroy_process_group()
@@ -89,6 +92,7 @@ def two_processes(tmp_path_factory):
     """Run every case in one pair of processes: starting them is what takes time."""
     root = tmp_path_factory.mktemp("ddp")
     corpora = {nodata: write_corpus(root / f"corpus{nodata}", nodata=nodata) for nodata in (False, True)}
+    write_teacher(root / "teacher")
     cases = {(recipe, True, parts): root / f"{recipe}{parts}" for recipe in RECIPES for parts in (1, 2)}
     cases |= {("mae", False, 1): root / "plain"}
     with ExitStack() as stack:

@@ -12,6 +12,7 @@ from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.recipes.hog import dmjd
 from geomim.pretrain.recipes.pairs import croco
 from geomim.pretrain.recipes.pixels import cross_mae, mae, selective_mae
+from geomim.pretrain.recipes.teacher import mask_align
 
 RECIPES: dict[str, Callable[..., MaskedImageModel]] = {
     "mae": mae,
@@ -19,5 +20,6 @@ RECIPES: dict[str, Callable[..., MaskedImageModel]] = {
     "selective_mae": selective_mae,
     "croco": croco,
     "dmjd": dmjd,
+    "mask_align": mask_align,
 }
 """Every recipe by the name a config gives it."""

@@ -3,5 +3,6 @@
 from geomim.pretrain.targets.answer import Answer, Target
 from geomim.pretrain.targets.hog import HOG
 from geomim.pretrain.targets.pixels import Pixels
+from geomim.pretrain.targets.teacher import FrozenTeacher, TeacherLevels
 
-__all__ = ["HOG", "Answer", "Pixels", "Target"]
+__all__ = ["HOG", "Answer", "FrozenTeacher", "Pixels", "Target", "TeacherLevels"]

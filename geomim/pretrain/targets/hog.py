@@ -77,7 +77,8 @@ class HOG:
         """
         image = view.image.float()
         if self.places:
-            image = image[:, self.places[view.sensor or next(iter(self.places))]]
+            places = self.places[view.sensor or next(iter(self.places))]
+            image = torch.stack([image[:, place] for place in places], 1)  # no index to send to the device
         patches = _with_border(image, view, positions)
         across = patches[..., 1:-1, 2:] - patches[..., 1:-1, :-2]
         down = patches[..., 2:, 1:-1] - patches[..., :-2, 1:-1]
