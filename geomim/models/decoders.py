@@ -62,17 +62,23 @@ class SelfAttention(Decoder):
         depth: Number of blocks.
         width: Token width.
         heads: Attention heads.
+        cross: Every block also attends to a second memory (CroCo, Weinzaepfel et al., NeurIPS 2022).
     """
 
-    def __init__(self, encoder: ViT, out: Out, depth: int = 8, width: int = 512, heads: int = 16) -> None:
+    def __init__(
+        self, encoder: ViT, out: Out, depth: int = 8, width: int = 512, heads: int = 16, cross: bool = False
+    ) -> None:
         super().__init__(encoder, out, width, heads)
         self.embed = nn.Linear(encoder.width, width)
-        self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=Norm) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            CompletionBlock(width, heads) if cross else Block(width, heads, qkv_bias=True, norm_layer=Norm)
+            for _ in range(depth)
+        )
         self.apply(init_weights)
 
-    def forward(self, memory: Latents, positions: Tensor) -> Tensor:
+    def forward(self, memory: Latents, positions: Tensor, *others: Latents) -> Tensor:
         """Answer at `positions (B, P)`: `(B, P, out)`."""
-        tokens = self.norm(self.sequence(memory, positions)[:, -positions.shape[1] :])
+        tokens = self.norm(self.sequence(memory, positions, *others)[:, -positions.shape[1] :])
         answers: Tensor = self.pred(tokens, memory.sensor)
         return answers
 
@@ -83,20 +89,21 @@ class SelfAttention(Decoder):
         placed: Tensor = self.embed(memory.tokens) + torch.cat([table[:, : memory.prefix], places], 1)
         return placed
 
-    def start(self, memory: Latents, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Class token, visible tokens and queries before the first block, and which of them may be attended to."""
-        tokens = torch.cat([self.place(memory), self.queries(positions)], 1)
-        mask = None
+    def sequence(self, memory: Latents, positions: Tensor, *others: Latents) -> Tensor:
+        """Class token, visible tokens and queries after the last block: `(B, prefix+K+P, width)`."""
+        tokens, mask = torch.cat([self.place(memory), self.queries(positions)], 1), None
         if memory.key_valid is not None:
             mask = F.pad(memory.key_valid, (0, positions.shape[1]), value=True)[:, None, None, :]
-        return tokens, mask
-
-    def sequence(self, memory: Latents, positions: Tensor) -> Tensor:
-        """Class token, visible tokens and queries after the last block: `(B, prefix+K+P, width)`."""
-        tokens, mask = self.start(memory, positions)
+        # what a block is given of others is the same for all
+        given = [part for one in others for part in (self.place(one), _mask(one))]
         for block in self.blocks:
-            tokens = block(tokens, attn_mask=mask)
+            tokens = block(tokens, *given, attn_mask=mask)
         return tokens
+
+
+def _mask(memory: Latents) -> Tensor | None:
+    """Which tokens may be attended to, `(B, 1, 1, prefix+K)`; None where all may be."""
+    return None if memory.key_valid is None else memory.key_valid[:, None, None, :]
 
 
 class CrossAttentionBlock(nn.Module):
@@ -131,6 +138,27 @@ class CrossAttentionBlock(nn.Module):
         )
         queries = queries + part["proj"](pooled.transpose(1, 2).flatten(2))
         updated: Tensor = queries + self.mlp(self.norm2(queries))
+        return updated
+
+
+class CompletionBlock(nn.Module):
+    """Tokens attend to each other, then to a second memory under a norm of this block, then to their own MLP.
+
+    Args:
+        width: Width of tokens and memory.
+        heads: Attention heads.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm_memory = Norm(width), Norm(width)
+        self.attn = Attention(width, heads, qkv_bias=True)
+        self.cross = CrossAttentionBlock(width, width, heads)
+
+    def forward(self, tokens: Tensor, memory: Tensor, mask: Tensor | None, attn_mask: Tensor | None) -> Tensor:
+        """Update `(B, N, width)` tokens; masks `(B, 1, 1, keys)` of memory and tokens are False to ignore."""
+        tokens = tokens + self.attn(self.norm1(tokens), attn_mask=attn_mask)
+        updated: Tensor = self.cross(tokens, self.norm_memory(memory), mask)
         return updated
 
 
@@ -183,60 +211,10 @@ class CrossAttention(Decoder):
         """Answer at `positions (B, P)`: `(B, P, out)`."""
         tokens = self.queries(positions)
         memories = [memory.tokens] * len(self.blocks) if self.mix is None else self.mix(memory.levels)
-        mask = None if memory.key_valid is None else memory.key_valid[:, None, None, :]
+        mask = _mask(memory)
         for block, seen in zip(self.blocks, memories, strict=True):
             tokens = block(tokens, seen, mask)
         answers: Tensor = self.pred(self.norm(tokens), memory.sensor)
-        return answers
-
-
-class CompletionBlock(nn.Module):
-    """Tokens attend to each other, then to a second memory under a norm of this block, then to their own MLP.
-
-    Args:
-        width: Width of tokens and memory.
-        heads: Attention heads.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm1, self.norm_memory = Norm(width), Norm(width)
-        self.attn = Attention(width, heads, qkv_bias=True)
-        self.cross = CrossAttentionBlock(width, width, heads)
-
-    def forward(self, tokens: Tensor, mask: Tensor | None, memory: Tensor, memory_mask: Tensor | None) -> Tensor:
-        """Update `(B, N, width)` tokens; masks `(B, 1, 1, keys)` are False to ignore."""
-        tokens = tokens + self.attn(self.norm1(tokens), attn_mask=mask)
-        updated: Tensor = self.cross(tokens, self.norm_memory(memory), memory_mask)
-        return updated
-
-
-class Completion(SelfAttention):
-    """Complete one view from its visible tokens and all tokens of another (CroCo, Weinzaepfel et al., NeurIPS 2022).
-
-    The other view, embedded once and with its positions, is the same memory for every block.
-
-    Args:
-        encoder: The encoder whose latents are decoded.
-        out: Number of values to answer a patch.
-        depth: Number of blocks.
-        width: Token width.
-        heads: Attention heads.
-    """
-
-    def __init__(self, encoder: ViT, out: Out, depth: int = 8, width: int = 512, heads: int = 16) -> None:
-        super().__init__(encoder, out, 0, width, heads)
-        self.blocks = nn.ModuleList(CompletionBlock(width, heads) for _ in range(depth))
-        self.blocks.apply(init_weights)
-
-    def forward(self, memory: Latents, positions: Tensor, other: Latents) -> Tensor:  # type: ignore[override]
-        """Answer at `positions (B, P)` of the first view: `(B, P, out)`."""
-        tokens, mask = self.start(memory, positions)
-        seen = self.place(other)
-        seen_mask = None if other.key_valid is None else other.key_valid[:, None, None, :]
-        for block in self.blocks:
-            tokens = block(tokens, mask, seen, seen_mask)
-        answers: Tensor = self.pred(self.norm(tokens[:, -positions.shape[1] :]), memory.sensor)
         return answers
 
 

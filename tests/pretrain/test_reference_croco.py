@@ -6,7 +6,7 @@ import torch
 from test_reference import NO_DRAWS, Reference, close, fixed
 from torch import Tensor
 
-from geomim.models.decoders import Completion
+from geomim.models.decoders import SelfAttention
 from geomim.models.vit import ViT
 from geomim.pretrain.context import Context
 from geomim.pretrain.masking import TokenSplit
@@ -30,7 +30,7 @@ def encoder(file: Reference) -> ViT:
     return built
 
 
-def load_decoder(file: Reference, decoder: Completion) -> None:
+def load_decoder(file: Reference, decoder: SelfAttention) -> None:
     state = {name: value for name, value in file.state.items() if name.startswith(("decoder_", "dec_", "mask_token"))}
     ours: dict[str, Tensor] = {
         "mask_token": state["mask_token"],
@@ -74,9 +74,9 @@ def test_reference_croco(reference_dir: Path) -> None:
         close(other.tokens, file["latent2"])
         close(decoder.place(other), file["memory"])
         prediction, features = decoder(first, split.predict, other), []
-        tokens, mask = decoder.start(first, split.predict)
+        tokens = torch.cat([decoder.place(first), decoder.queries(split.predict)], 1)
         for block in decoder.blocks:
-            tokens = block(tokens, mask, decoder.place(other), None)
+            tokens = block(tokens, decoder.place(other), None, attn_mask=None)
             features.append(tokens)
         back = order.argsort(1)[..., None]
         for ours, theirs in zip(features, file["decoder_features"], strict=True):

@@ -1,11 +1,11 @@
 """Parity of `mask_align` with the published implementation; its teacher's states are given."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from test_reference import NO_DRAWS, Reference, close
+from torch import Tensor
 
 from geomim.models.decoders import LevelHeads
 from geomim.pretrain.context import Context
@@ -13,7 +13,6 @@ from geomim.pretrain.losses import mse, smooth_l1
 from geomim.pretrain.masking import Attention, TokenSplit
 from geomim.pretrain.objective import MaskedImageModel, Term
 from geomim.pretrain.targets import TeacherLevels
-from geomim.pretrain.targets.teacher import States
 
 
 @pytest.fixture
@@ -25,19 +24,19 @@ class Given:
     """A teacher that says what the file says."""
 
     def __init__(self, file: Reference) -> None:
-        levels = list(file["teacher_hidden_states"][1:])
-        self.states = States(levels, file["teacher_attention"].mean(1)[:, 0, 1:])
-        self.kept, self.network = len(levels), SimpleNamespace(width=levels[0].shape[-1])
+        tokens = list(file["teacher_hidden_states"][1:])
+        self.attention = file["teacher_attention"].mean(1)[:, 0, 1:]
+        self.tokens, self.levels, self.width = tokens, len(tokens), tokens[0].shape[-1]
 
-    def __call__(self, view) -> States:
-        return self.states
+    def __call__(self, view) -> tuple[list[Tensor], Tensor]:
+        return self.tokens, self.attention
 
 
 def aligned(file: Reference) -> MaskedImageModel:
     teacher = Given(file)
     encoder = file.encoder()
-    heads = LevelHeads(encoder, teacher.kept, teacher.network.width)
-    identity = torch.zeros(teacher.kept, encoder.depth) + 0.01
+    heads = LevelHeads(encoder, teacher.levels, teacher.width)
+    identity = torch.zeros(teacher.levels, encoder.depth) + 0.01
     for back in range(1, min(identity.shape) + 1):
         identity[-back, -back] += 1
     close(heads.weight, identity)
@@ -75,7 +74,7 @@ def test_reference_maskalign(file: Reference) -> None:
 def test_reference_maskalign_sampling(file: Reference) -> None:
     masking = aligned(file).masking
     assert isinstance(masking, Attention)
-    close(masking.teacher.states.attention, file["importance"])
+    close(masking.teacher.attention, file["importance"])
     times, rounds, batch = 200, 100, len(file["importance"])
     importance = file["importance"].repeat(times, 1)
     view = Context({"image": file["images"].repeat(times, 1, 1, 1)}, file.encoder(), NO_DRAWS).views["image"]

@@ -12,7 +12,7 @@ from tiny_teacher import MEAN, STD, write_teacher
 from torch.nn import functional as F
 
 from geomim.errors import BandError, CheckpointError, ConfigError
-from geomim.models.frozen import read_frozen
+from geomim.models.frozen import last_levels, read_frozen
 from geomim.models.vit import ViT
 from geomim.models.weights import export
 from geomim.pretrain.context import Context, View
@@ -63,8 +63,8 @@ def test_bands_are_mapped_and_normalised_as_its_own(tmp_path, caplog) -> None:
     view = view_of(network, turned, numbers)
     states = teacher(view)
     levels, attention = by_hand(name, numbers[:, [3, 2, 1]] / 255, 16)
-    torch.testing.assert_close(states.levels, levels[-2:], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(states.attention, attention, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(states[0], levels[-2:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(states[1], attention, rtol=1e-4, atol=1e-6)
     assert teacher(view) is states  # once a view
     positions = torch.tensor([[3, 0], [1, 2], [5, 5]])
     answer = TeacherLevels(teacher)(view, positions).values
@@ -80,11 +80,11 @@ def test_its_grid_is_the_encoders(tmp_path) -> None:
     network = encoder(NAIP, side=32, patch=8)
     teacher = FrozenTeacher(name, network, levels=3)
     numbers = torch.rand(2, 4, 32, 32) * 255
-    states = teacher(view_of(network, NAIP, numbers))
+    tokens, attention = teacher(view_of(network, NAIP, numbers))
     small = F.interpolate(numbers[:, :3], (16, 16), mode="bilinear", antialias=True) / 255
     levels, _ = by_hand(name, small, 16)
-    assert len(states.levels) == 3 and states.attention.shape == (2, network.num_patches)
-    torch.testing.assert_close(states.levels, levels, rtol=1e-3, atol=1e-4)
+    assert len(tokens) == 3 and attention.shape == (2, network.num_patches)
+    torch.testing.assert_close(tokens, levels, rtol=1e-3, atol=1e-4)
     with pytest.raises(ConfigError, match=r"expected \(4, 4\) patches; given \(6, 4\)"):
         teacher(view_of(network, NAIP, torch.rand(2, 4, 48, 32)))
 
@@ -95,7 +95,7 @@ def test_positions_are_resampled_to_another_grid(tmp_path) -> None:
     numbers = torch.rand(2, 4, 32, 32) * 255
     states = FrozenTeacher(name, network, levels=1)(view_of(network, NAIP, numbers))
     levels, _ = by_hand(name, numbers[:, :3] / 255, 32)
-    torch.testing.assert_close(states.levels, levels[-1:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(states[0], levels[-1:], rtol=1e-4, atol=1e-5)
 
 
 def test_reflectance_is_given_as_pictures_of_it(tmp_path) -> None:
@@ -106,7 +106,7 @@ def test_reflectance_is_given_as_pictures_of_it(tmp_path) -> None:
     numbers = torch.rand(2, 4, 16, 16) * 3000
     states = FrozenTeacher(name, network, levels=1)(view_of(network, contract, numbers))
     levels, _ = by_hand(name, numbers[:, [3, 2, 1]] * 1e-4, 16)
-    torch.testing.assert_close(states.levels, levels[-1:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(states[0], levels[-1:], rtol=1e-4, atol=1e-5)
 
 
 def test_every_sensor_has_its_own_way_to_the_teacher(tmp_path) -> None:
@@ -123,7 +123,7 @@ def test_every_sensor_has_its_own_way_to_the_teacher(tmp_path) -> None:
     )
     mean = torch.tensor(turned.mean)
     assert not torch.equal(mean, mean.flip(0))
-    torch.testing.assert_close(one.levels, two.levels, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(one[0], two[0], rtol=1e-4, atol=1e-4)
 
 
 def test_what_was_not_measured_is_the_teachers_mean(tmp_path) -> None:
@@ -135,7 +135,7 @@ def test_what_was_not_measured_is_the_teachers_mean(tmp_path) -> None:
     numbers = torch.rand(2, 4, 16, 16) * 255
     filled = [torch.where(valid, numbers, fill) for fill in (0.0, 1e6)]
     one, two = (teacher(view_of(network, NAIP, pixels, valid)) for pixels in filled)
-    assert torch.equal(one.levels[-1], two.levels[-1]) and torch.equal(one.attention, two.attention)
+    assert torch.equal(one[0][-1], two[0][-1]) and torch.equal(one[1], two[1])
 
 
 def test_a_geomim_encoder_teaches_from_checkpoint_or_export(tmp_path) -> None:
@@ -152,7 +152,7 @@ def test_a_geomim_encoder_teaches_from_checkpoint_or_export(tmp_path) -> None:
         levels = own(view.image, levels=True).levels
     for source in (tmp_path / "own.ckpt", folder, f"timm:local-dir:{folder}"):
         states = FrozenTeacher(str(source), network, levels=2)(view_of(network, NAIP, numbers))
-        torch.testing.assert_close(states.levels, levels[-2:], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(states[0], levels[-2:], rtol=1e-4, atol=1e-5)
 
 
 def test_an_open_clip_tower_teaches(tmp_path) -> None:
@@ -167,21 +167,19 @@ def test_an_open_clip_tower_teaches(tmp_path) -> None:
     torch.manual_seed(0)
     model = open_clip.create_model("tiny-tower").eval()
     torch.save(model.state_dict(), tmp_path / "tower.pt")
-    frozen = read_frozen(f"open_clip:tiny-tower/{tmp_path / 'tower.pt'}", (4, 4))
-    np.testing.assert_allclose(frozen.contract.mean, [255 * value for value in open_clip.OPENAI_DATASET_MEAN])
-    images, weights = torch.randn(2, 3, 16, 16), []
-    last = model.visual.transformer.resblocks[-1].attn
-    plain = last.forward
-    last.forward = lambda *given, **options: (
-        weights.append(plain(*given, **options | {"need_weights": True})) or weights[0]
-    )
+    source = f"open_clip:tiny-tower/{tmp_path / 'tower.pt'}"
+    network, contract = read_frozen(source, (4, 4))
+    np.testing.assert_allclose(contract.mean, [255 * value for value in open_clip.OPENAI_DATASET_MEAN])
+    images, tower = torch.randn(2, 3, 16, 16), model.visual
     with torch.no_grad():
-        tokens = frozen.levels(images, 2)
-        model.visual(images)
-    torch.testing.assert_close(frozen.looks(tokens[0]), weights[0][1][:, 0, 1:], rtol=1e-4, atol=1e-6)
-    assert [one.shape for one in tokens] == [(2, 17, 64)] * 2
-    wide = read_frozen(f"open_clip:tiny-tower/{tmp_path / 'tower.pt'}", (4, 6))
-    assert wide.size == (16, 24) and wide.levels(torch.randn(1, 3, 16, 24), 1)[0].shape == (1, 25, 64)
+        tokens, attention = last_levels(network, images, 2)
+        before, after = tower.transformer.forward_intermediates(tower._embeds(images), indices=2)[1]
+        normed = tower.transformer.resblocks[-1].ln_1(before)
+        _, weights = tower.transformer.resblocks[-1].attn(normed, normed, normed)
+    torch.testing.assert_close(tokens, [before, after], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(attention, weights[:, 0, 1:], rtol=1e-4, atol=1e-6)
+    wide, _ = read_frozen(source, (4, 6))
+    assert last_levels(wide, torch.randn(1, 3, 16, 24), 1)[0][0].shape == (1, 25, 64)
     with pytest.raises(CheckpointError, match="open_clip:NAME/PRETRAINED"):
         read_frozen("open_clip:tiny-tower", (4, 4))
 
@@ -194,7 +192,7 @@ def test_what_a_teacher_cannot_see_is_refused_by_name(tmp_path) -> None:
     name = write_teacher(tmp_path / "teacher")
     with pytest.raises(BandError, match=r"cannot see 'radar'.*red, green, blue; given VV, VH"):
         FrozenTeacher(name, encoder(RADAR), 2)
-    with pytest.raises(BandError, match=r"other numbers than those of 'rgb'.*red \+21.*unit, scale and offset"):
+    with pytest.raises(BandError, match=r"other numbers than those of 'rgb'.*red \(\+21.*unit, scale and offset"):
         FrozenTeacher(name, encoder(RAW), 2)
     with pytest.raises(ConfigError, match="has 3 blocks: expected 1 to as many levels; given 5"):
         FrozenTeacher(name, encoder(NAIP), 5)
@@ -203,9 +201,9 @@ def test_what_a_teacher_cannot_see_is_refused_by_name(tmp_path) -> None:
     with pytest.raises(BandError, match="5 channels and names no bands"):
         FrozenTeacher(write_teacher(tmp_path / "five", in_chans=5), encoder(NAIP), 2)
     no_class = write_teacher(tmp_path / "headless", class_token=False, global_pool="avg")
-    with pytest.raises(CheckpointError, match="with a class token; given VisionTransformer"):
+    with pytest.raises(CheckpointError, match="with a class token; given VisionTransformer without"):
         FrozenTeacher(no_class, encoder(NAIP), 2)
-    with pytest.raises(CheckpointError, match="cannot read 'timm:no_such_model'"):
+    with pytest.raises(CheckpointError, match="cannot read teacher 'timm:no_such_model'"):
         FrozenTeacher("timm:no_such_model", encoder(NAIP), 2)
     without = ViT(4, 32, 4, width=24, depth=2, heads=2, class_token=False)
     with pytest.raises(ConfigError, match=r"--encoder.class_token true"):
@@ -217,5 +215,5 @@ def test_its_weights_are_not_trained_and_not_stored(tmp_path) -> None:
     model = RECIPES["mask_align"](encoder(NAIP), teacher=name, levels=2)
     heads = {f"terms.0.decoder.{name}" for name in model.terms[0].decoder.state_dict()}
     assert set(model.state_dict()) == heads | {f"encoder.{name}" for name in model.encoder.state_dict()}
-    teacher = model.masking.teacher.network.network
+    teacher = model.masking.teacher.network
     assert not teacher.training and not any(value.requires_grad for value in teacher.parameters())

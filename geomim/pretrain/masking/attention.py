@@ -31,7 +31,7 @@ class Attention:
     def __call__(self, context: Context, progress: Tensor) -> dict[str, TokenSplit]:
         """Split the view."""
         view = context.views[self.view]
-        return {self.view: self.split(view, self.teacher(view).attention, context.draws("mask", view.length))}
+        return {self.view: self.split(view, self.teacher(view)[1], context.draws("mask", view.length))}
 
     def split(self, view: View, importance: Tensor, noise: Tensor) -> TokenSplit:
         """Split by `importance (B, L)`, not below 0, and `noise (B, L)` in (0, 1)."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geomim.errors import ConfigError
-from geomim.models.decoders import Completion
+from geomim.models.decoders import SelfAttention
 from geomim.models.vit import ViT
 from geomim.pretrain.losses import mse
 from geomim.pretrain.masking import Random
@@ -42,7 +42,7 @@ def croco(
         normalise: Target pixels normalised per patch, or as they are.
     """
     pixels = Pixels(normalise)
-    decoder = Completion(encoder, "pixels", decoder_depth, decoder_width, decoder_heads)
+    decoder = SelfAttention(encoder, "pixels", decoder_depth, decoder_width, decoder_heads, cross=True)
     term = Term(decoder, pixels, mse, memory=("image", "date:all"))
     return MaskedImageModel(encoder, Random(visible, other="date"), [term], needs=frozenset({"date"}))
 

@@ -31,7 +31,7 @@ def mask_align(encoder: ViT, teacher: str, visible: float = 0.3, levels: int = 5
         raise ConfigError("mask_align compares class tokens: expected an encoder with one (--encoder.class_token true)")
     frozen = FrozenTeacher(teacher, encoder, levels)
     encoder.norm.requires_grad_(False)
-    heads = LevelHeads(encoder, levels, frozen.network.width)
+    heads = LevelHeads(encoder, levels, frozen.width)
     loss = smooth_l1(factor=2.0)
     term = Term(heads, TeacherLevels(frozen), loss, "visible", name="alignment", with_class=True)
     return MaskedImageModel(encoder, Attention(frozen, visible), [term])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from geomim.errors import BandError, ConfigError
-from geomim.models.frozen import Frozen, read_frozen
+from geomim.models.frozen import last_levels, read_frozen
 from geomim.models.inputs import ContractInput
 from geomim.models.vit import ViT, take
 from geomim.pretrain.context import View
@@ -19,21 +18,9 @@ from geomim.pretrain.targets.answer import Answer
 from geomim.sensors import BandContract
 
 _FAR = 8
-"""Deviations between a band's mean and the teacher's that no unit explains but a wrong one."""
+"""Deviations between a band's mean and the teacher's that only a wrong unit explains."""
 
 _log = logging.getLogger(__name__)
-
-
-class States(NamedTuple):
-    """What a teacher says of a view.
-
-    Attributes:
-        levels: Tokens after each of its last blocks, `(B, 1+L, D)`, the class token first, without the final norm.
-        attention: `(B, L)`, how much its class token attends to each patch in the last block.
-    """
-
-    levels: list[Tensor]
-    attention: Tensor
 
 
 class FrozenTeacher:
@@ -57,21 +44,15 @@ class FrozenTeacher:
     def __init__(self, source: str, encoder: ViT, levels: int = 5) -> None:
         if not encoder.contracts:
             raise ConfigError("a teacher needs to know what bands it is given: expected an encoder with band contracts")
-        self.source, self.grid, self.kept = source, encoder.grid, levels
-        self.network = read_frozen(source, encoder.grid)
-        depth, (rows, columns) = self.network.depth, self.network.size
+        self.source, self.grid, self.levels = source, encoder.grid, levels
+        self.network, expected = read_frozen(source, encoder.grid)
+        self.width, depth = self.network.embed_dim, len(self.network.blocks)
         if not 1 <= levels <= depth or depth < 2:
             raise ConfigError(f"'{source}' has {depth} blocks: expected 1 to as many levels; given {levels}")
-        self.bands = {name: _bands(source, self.network, one) for name, one in encoder.contracts.items()}
-        for name, bands in self.bands.items():
-            names = encoder.contracts[name].names
-            seen = ", ".join(f"{names[place]} ({mean:+.1f} +- {std:.1f})" for place, std, mean in bands)
-            _log.warning(
-                "teacher %s sees %s of %s, in its deviations, at %d x %d px", source, seen, name, rows, columns
-            )
+        self.bands = {name: _bands(source, expected, given) for name, given in encoder.contracts.items()}
 
-    def __call__(self, view: View) -> States:
-        """What it says of a view.
+    def __call__(self, view: View) -> tuple[list[Tensor], Tensor]:
+        """Tokens after its last blocks, `(B, 1+L, D)` each, and its attention to patches `(B, L)`; see `last_levels`.
 
         Raises:
             ConfigError: The view is of another size than the encoder was made for.
@@ -81,48 +62,41 @@ class FrozenTeacher:
         return view.once(self, lambda: self._read(view))
 
     @torch.no_grad()
-    def _read(self, view: View) -> States:
-        teacher, bands = self.network, self.bands[view.sensor or next(iter(self.bands))]
-        if next(teacher.network.parameters()).device != view.image.device:
-            teacher.network.to(view.image.device)
+    def _read(self, view: View) -> tuple[list[Tensor], Tensor]:
+        if next(self.network.parameters()).device != view.image.device:
+            self.network.to(view.image.device)
+        bands = self.bands[view.sensor or next(iter(self.bands))]
         images = torch.stack([view.image[:, place].float() * std + mean for place, std, mean in bands], 1)
         if view.valid is not None:
             images = torch.where(view.valid, images, 0.0)
-        if images.shape[-2:] != teacher.size:
-            images = F.interpolate(images, teacher.size, mode="bilinear", antialias=True, align_corners=False)
-        tokens = teacher.levels(images, max(2, self.kept))
-        levels = [torch.cat([one[:, :1], one[:, teacher.prefix :]], 1).float() for one in tokens[-self.kept :]]
-        return States(levels, teacher.looks(tokens[-2]))
+        if images.shape[-2:] != (size := self.network.patch_embed.img_size):
+            images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+        return last_levels(self.network, images, self.levels)
 
 
-def _bands(source: str, teacher: Frozen, given: BandContract) -> list[tuple[int, float, float]]:
-    """Channel, factor and shift from the normalised image to each band of the teacher, as it normalises it.
-
-    They are deviation and mean of the corpus in the teacher's deviations.
-    """
-    wanted, sensor = teacher.contract, given.sensor
+def _bands(source: str, wanted: BandContract, given: BandContract) -> list[tuple[int, float, float]]:
+    """Channel of each band of the teacher; deviation and mean of the corpus in it, in the teacher's own deviations."""
+    sensor = given.sensor
     if wanted.eight_bit and sensor.unit == "reflectance":
         wanted = dataclasses.replace(wanted, sensor=dataclasses.replace(wanted.sensor, unit=sensor.unit, scale=1 / 255))
     try:
         prepare = ContractInput(wanted, sensor)
     except BandError as error:
         raise BandError(f"teacher '{source}' cannot see '{sensor.name}': {error}") from error
-    factors, shifts = prepare.factor.flatten().tolist(), prepare.shift.flatten().tolist()
-    found = [
-        (place, factor * given.divisor[place], factor * given.mean[place] + shift)
-        for place, factor, shift in zip(prepare.indices, factors, shifts, strict=True)
-    ]
-    far = [f"{given.names[place]} {mean:+.3g}" for place, std, mean in found if abs(mean) > _FAR or std > _FAR]
-    if far:
+    scaling = zip(prepare.indices, prepare.factor.flatten().tolist(), prepare.shift.flatten().tolist(), strict=True)
+    found = [(at, factor * given.divisor[at], factor * given.mean[at] + shift) for at, factor, shift in scaling]
+    seen = ", ".join(f"{given.names[at]} ({mean:+.1f} +- {std:.1f})" for at, std, mean in found)
+    if any(abs(mean) > _FAR or std > _FAR for _, std, mean in found):
         raise BandError(
-            f"teacher '{source}' knows other numbers than those of '{sensor.name}': in its deviations from its mean, "
-            f"bands lie at {', '.join(far)}, expected within {_FAR}: say unit, scale and offset in the corpus's sensor"
+            f"teacher '{source}' knows other numbers than those of '{sensor.name}': in its own deviations they are "
+            f"{seen}, expected within {_FAR}: say unit, scale and offset of the corpus's sensor"
         )
+    _log.warning("teacher %s sees %s of %s, in its own deviations", source, seen, sensor.name)
     return found
 
 
 class TeacherLevels:
-    """The last levels of a teacher side by side, each standardised over its channels (MaskAlign, section 3.2).
+    """The last levels of a teacher side by side, each standardised over its channels (Xue et al., CVPR 2023).
 
     Args:
         teacher: The teacher.
@@ -132,10 +106,10 @@ class TeacherLevels:
     """
 
     def __init__(self, teacher: FrozenTeacher) -> None:
-        self.teacher, self.dim = teacher, teacher.kept * teacher.network.width
+        self.teacher, self.dim = teacher, teacher.levels * teacher.width
 
     def __call__(self, view: View, positions: Tensor) -> Answer:
         """Features of the class token and at `positions (B, P)`: `(B, 1+P, dim)`."""
         places = F.pad(positions + 1, (1, 0))
-        levels = [take(level, places) for level in self.teacher(view).levels]
+        levels = [take(level, places) for level in self.teacher(view)[0]]
         return Answer(torch.cat([F.layer_norm(level, level.shape[-1:]) for level in levels], -1))
