@@ -49,29 +49,26 @@ def croco(
 
 @torch.no_grad()
 def shuffled_date(model: MaskedImageModel, batch: dict[str, Any], progress: Tensor, draws: Draws) -> Tensor:
-    """How much worse the model does when every image is given the other date of its neighbour in the batch.
+    """How much worse a model does when every image is given the other date of its neighbour: about 0 if it uses none.
 
     Args:
         model: An objective that reads the view `date`.
-        batch: At least two images with their other date.
+        batch: At least two images with their other dates.
         progress: 0-dim float in [0, 1].
         draws: Addressed random numbers of the batch.
 
     Returns:
-        0-dim: the loss with foreign dates minus the loss, over the same patches. About 0 where the date is not used.
+        0-dim: the loss with foreign dates minus the loss, over the same patches.
 
     Raises:
         ConfigError: There is but one image.
     """
     if len(batch["image"]) < 2:
         raise ConfigError("shuffled dates: expected at least 2 images in the batch; given 1")
-    date = {
-        name: value.roll(1, 0) if isinstance(value, Tensor) and value.ndim else value
-        for name, value in batch["views"]["date"].items()
-    }
-    foreign = batch | {"views": batch["views"] | {"date": date}}
+    own = batch["views"]["date"]
+    date = {key: value.roll(1, 0) if isinstance(value, Tensor) and value.ndim else value for key, value in own.items()}
     context = model.context(batch, draws)
+    foreign = model.context(batch | {"views": batch["views"] | {"date": date}}, draws)
     plan = model.plan(context, progress)
-    totals = plan.weights.sum(1)
-    given = model.compare(context, plan, progress, totals).loss
-    return model.compare(model.context(foreign, draws), plan, progress, totals).loss - given
+    given, worse = (model.compare(one, plan, progress, plan.weights.sum(1)).loss for one in (context, foreign))
+    return worse - given

@@ -39,8 +39,6 @@ class HOG:
         BandError: A sensor lacks a band.
     """
 
-    dim: int
-
     def __init__(
         self, encoder: ViT, bands: Sequence[str] | None = None, bins: int = 9, cell: int = 8, eps: float = 1e-5
     ) -> None:
@@ -85,16 +83,15 @@ class HOG:
         magnitude, known = torch.hypot(across, down), None
         if view.valid is not None:
             valid = _with_border(view.valid, view, positions)
-            usable = valid[..., 1:-1, 2:] & valid[..., 1:-1, :-2] & valid[..., 2:, 1:-1] & valid[..., :-2, 1:-1]
-            usable = usable & valid[..., 1:-1, 1:-1]
+            level, upright = valid[..., 1:-1, :], valid[..., 1:-1]
+            usable = level[..., 2:] & level[..., 1:-1] & level[..., :-2] & upright[..., 2:, :] & upright[..., :-2, :]
             magnitude = torch.where(usable, magnitude, 0.0)
             known = self._cells(usable.float())[..., None] > 0
         # opposite directions are one orientation; 180 degrees is 0
         turned = (down < 0) | ((down == 0) & (across < 0))
         across, down = torch.where(turned, -across, across), torch.where(turned, -down, down)
-        edges = [math.pi * edge / self.bins for edge in range(1, self.bins)]
         place = torch.zeros_like(magnitude, dtype=torch.uint8)
-        for edge in edges:
+        for edge in (math.pi * number / self.bins for number in range(1, self.bins)):
             place += down * math.cos(edge) >= across * math.sin(edge)
         parts = [self._cells(torch.where(place == one, magnitude, 0.0)) for one in range(self.bins)]
         return torch.stack(parts, -1), known

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -91,7 +92,7 @@ def _bands(source: str, wanted: BandContract, given: BandContract) -> list[tuple
             f"teacher '{source}' knows other numbers than those of '{sensor.name}': in its own deviations they are "
             f"{seen}, expected within {_FAR}: say unit, scale and offset of the corpus's sensor"
         )
-    _log.warning("teacher %s sees %s of %s, in its own deviations", source, seen, sensor.name)
+    rank_zero_only(_log.warning)("teacher %s sees %s of %s, in its own deviations", source, seen, sensor.name)
     return found
 
 
