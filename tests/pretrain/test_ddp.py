@@ -62,7 +62,7 @@ def run(corpus, folder, recipe, devices, batch_size, accumulate, resume=None):
     data = TileDataModule(str(corpus), batch_size=batch_size, image_size=16, workers=0)
     if recipe == "croco":
         augment = data.augment
-        data.augment = lambda batch: dated(augment(batch))
+        data.augment, data.provide = lambda batch: dated(augment(batch)), lambda *_: []
     method = METHODS.get(recipe, METHOD)
     if recipe == "mask_align":
         method = method | {"teacher": f"timm:local-dir:{corpus.parent / 'teacher'}"}

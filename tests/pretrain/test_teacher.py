@@ -58,7 +58,7 @@ def test_bands_are_mapped_and_normalised_as_its_own(tmp_path, caplog) -> None:
     network = encoder(turned, side=16)
     with caplog.at_level(logging.WARNING):
         teacher = FrozenTeacher(name, network, levels=2)
-    assert "sees red (+0.7 +- 1.2), green (-0.6 +- 0.5), blue (-0.6 +- 0.7) of naip" in caplog.text
+    assert "sees red (+0.7 +- 1.2), green (-0.6 +- 0.47), blue (-0.6 +- 0.65) of naip" in caplog.text
     numbers = torch.randint(0, 256, (3, 4, 16, 16)).float()
     view = view_of(network, turned, numbers)
     states = teacher(view)
@@ -186,6 +186,7 @@ def test_an_open_clip_tower_teaches(tmp_path) -> None:
 
 RADAR = BandContract(Sensor("radar", (Band("VV"), Band("VH")), "dB"), (-10.0, -17.0), (4.0, 5.0))
 RAW = BandContract(SENSORS["rgb"], (1200.0, 1100.0, 900.0), (600.0, 500.0, 500.0))
+SMALL = BandContract(SENSORS["rgb"], (0.2, 0.3, 0.2), (0.1, 0.1, 0.2))
 
 
 def test_what_a_teacher_cannot_see_is_refused_by_name(tmp_path) -> None:
@@ -194,6 +195,8 @@ def test_what_a_teacher_cannot_see_is_refused_by_name(tmp_path) -> None:
         FrozenTeacher(name, encoder(RADAR), 2)
     with pytest.raises(BandError, match=r"other numbers than those of 'rgb'.*red \(\+21.*unit, scale and offset"):
         FrozenTeacher(name, encoder(RAW), 2)
+    with pytest.raises(BandError, match=r"other numbers than those of 'rgb'.*red \(-2.0 \+- 0.002\)"):
+        FrozenTeacher(name, encoder(SMALL), 2)
     with pytest.raises(ConfigError, match="has 3 blocks: expected 1 to as many levels; given 5"):
         FrozenTeacher(name, encoder(NAIP), 5)
     with pytest.raises(ConfigError, match="band contracts"):

@@ -18,8 +18,8 @@ from geomim.pretrain.context import View
 from geomim.pretrain.targets.answer import Answer
 from geomim.sensors import BandContract
 
-_FAR = 8
-"""Deviations between a band's mean and the teacher's that only a wrong unit explains."""
+_FAR, _FLAT = 8, 0.01
+"""Mean or deviation of a band, and deviation of all bands, in the teacher's, that only a wrong unit explains."""
 
 _log = logging.getLogger(__name__)
 
@@ -86,11 +86,12 @@ def _bands(source: str, wanted: BandContract, given: BandContract) -> list[tuple
         raise BandError(f"teacher '{source}' cannot see '{sensor.name}': {error}") from error
     scaling = zip(prepare.indices, prepare.factor.flatten().tolist(), prepare.shift.flatten().tolist(), strict=True)
     found = [(at, factor * given.divisor[at], factor * given.mean[at] + shift) for at, factor, shift in scaling]
-    seen = ", ".join(f"{given.names[at]} ({mean:+.1f} +- {std:.1f})" for at, std, mean in found)
-    if any(abs(mean) > _FAR or std > _FAR for _, std, mean in found):
+    seen = ", ".join(f"{given.names[at]} ({mean:+.1f} +- {std:.2g})" for at, std, mean in found)
+    if any(max(abs(mean), std) > _FAR for _, std, mean in found) or all(std < _FLAT for _, std, _ in found):
         raise BandError(
             f"teacher '{source}' knows other numbers than those of '{sensor.name}': in its own deviations they are "
-            f"{seen}, expected within {_FAR}: say unit, scale and offset of the corpus's sensor"
+            f"{seen}; expected within {_FAR} and no less than +- {_FLAT}: build the corpus with a sensor whose unit, "
+            "scale and offset are theirs"
         )
     rank_zero_only(_log.warning)("teacher %s sees %s of %s, in its own deviations", source, seen, sensor.name)
     return found
