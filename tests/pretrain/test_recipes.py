@@ -15,13 +15,17 @@ from geomim.randomness import Draws
 from geomim.sensors import SENSORS, BandContract
 
 SMALL = {"decoder_depth": 2, "decoder_width": 48, "decoder_heads": 4}
-ARGUMENTS: dict[str, dict[str, Any]] = {"dmjd": SMALL | {"cell": 4}}
-"""Arguments of the recipes that do not take `SMALL` alone."""
+LATENT = SMALL | {"projector_width": 64}
+OWN: dict[str, dict[str, Any]] = {
+    "latent_mim": LATENT | {"visible": 0.25},
+    "selective_latent": LATENT,
+    "dmjd": SMALL | {"cell": 4},
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> None:
-    ARGUMENTS["mask_align"] = {"teacher": write_teacher(tmp_path_factory.mktemp("teacher")), "levels": 2}
+    OWN["mask_align"] = {"teacher": write_teacher(tmp_path_factory.mktemp("teacher")), "levels": 2}
 
 
 every_recipe = pytest.mark.parametrize("name", RECIPES)
@@ -31,7 +35,7 @@ def build(name: str) -> MaskedImageModel:
     torch.manual_seed(0)
     encoder = vit(in_chans=4, image_size=32, patch_size=4, width=48, depth=2, heads=3)
     encoder.contracts = {"naip": BandContract(SENSORS["naip"], (100.0,) * 4, (50.0,) * 4)}
-    return RECIPES[name](encoder, **ARGUMENTS.get(name, SMALL))
+    return RECIPES[name](encoder, **OWN.get(name, SMALL))
 
 
 def scenes(batch: int = 8) -> Tensor:

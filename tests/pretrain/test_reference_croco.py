@@ -39,16 +39,16 @@ def load_decoder(file: Reference, decoder: SelfAttention) -> None:
     names = {"embed": "decoder_embed", "norm": "dec_norm", "pred": "prediction_head"}
     for mine, theirs in names.items():
         ours |= {f"{mine}.{part}": file.state[f"{theirs}.{part}"] for part in ("weight", "bias")}
-    parts = {"cross.norm1": "norm2", "cross.norm2": "norm3", "norm1": "norm1", "norm_memory": "norm_y"}
-    parts |= {f"attn.{part}": f"attn.{part}" for part in ("qkv", "proj")}
-    parts |= {f"cross.cross_attn.{mine}": f"cross_attn.{theirs}" for mine, theirs in (("q", "projq"), ("proj", "proj"))}
-    parts |= {f"cross.mlp.{part}": f"mlp.{part}" for part in ("fc1", "fc2")}
+    parts = {"joint.norm": "norm1", "joint.norm_memory": "norm_y", "norm1": "norm2", "norm2": "norm3"}
+    parts |= {f"joint.attn.{part}": f"attn.{part}" for part in ("qkv", "proj")}
+    parts |= {f"cross_attn.{mine}": f"cross_attn.{theirs}" for mine, theirs in (("q", "projq"), ("proj", "proj"))}
+    parts |= {f"mlp.{part}": f"mlp.{part}" for part in ("fc1", "fc2")}
     for block in range(file.depth("dec_blocks")):
         for part in ("weight", "bias"):
             theirs = f"dec_blocks.{block}"
             ours |= {f"blocks.{block}.{m}.{part}": file.state[f"{theirs}.{t}.{part}"] for m, t in parts.items()}
             pair = [file.state[f"{theirs}.cross_attn.{one}.{part}"] for one in ("projk", "projv")]
-            ours[f"blocks.{block}.cross.cross_attn.kv.{part}"] = torch.cat(pair)
+            ours[f"blocks.{block}.cross_attn.kv.{part}"] = torch.cat(pair)
     decoder.load_state_dict(ours)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.recipes.hog import dmjd
+from geomim.pretrain.recipes.latent import latent_mim, selective_latent
 from geomim.pretrain.recipes.pairs import croco
 from geomim.pretrain.recipes.pixels import cross_mae, mae, selective_mae
 from geomim.pretrain.recipes.teacher import mask_align
@@ -21,5 +22,7 @@ RECIPES: dict[str, Callable[..., MaskedImageModel]] = {
     "croco": croco,
     "dmjd": dmjd,
     "mask_align": mask_align,
+    "latent_mim": latent_mim,
+    "selective_latent": selective_latent,
 }
 """Every recipe by the name a config gives it."""

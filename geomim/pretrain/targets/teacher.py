@@ -77,10 +77,10 @@ class FrozenTeacher:
 
 def _bands(source: str, wanted: BandContract, given: BandContract) -> list[tuple[int, float, float]]:
     """Channel of each band of the teacher; deviation and mean of the corpus in it, in the teacher's own deviations."""
-    sensor = given.sensor
-    if wanted.eight_bit and sensor.unit == "reflectance":
-        wanted = dataclasses.replace(wanted, sensor=dataclasses.replace(wanted.sensor, unit=sensor.unit, scale=1 / 255))
+    sensor, unit = given.sensor, "reflectance"
     try:
+        if wanted.eight_bit and {sensor.meaning(at)[0] for at in wanted.indices(sensor.bands)} == {unit}:
+            wanted = dataclasses.replace(wanted, sensor=dataclasses.replace(wanted.sensor, unit=unit, scale=1 / 255))
         prepare = ContractInput(wanted, sensor)
     except BandError as error:
         raise BandError(f"teacher '{source}' cannot see '{sensor.name}': {error}") from error
