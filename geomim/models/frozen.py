@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from geomim.errors import BandError, CheckpointError, GeomimError
-from geomim.models.weights import contract_of, exported_contract, hub_config, read_encoder
+from geomim.models.weights import contract_of, exported_contract, read_encoder
 from geomim.sensors import SENSORS, BandContract
 
 
@@ -33,9 +33,8 @@ def read_frozen(source: str, grid: tuple[int, int]) -> tuple[VisionTransformer, 
     """
     library, _, name = source.partition(":")
     try:
-        network, contract = {"timm": _timm, "open_clip": _open_clip}.get(library, _geomim)(
-            name if library in ("timm", "open_clip") else source
-        )
+        readers = {"timm": _timm, "open_clip": _open_clip}
+        network, contract = readers[library](name) if library in readers else _geomim(source)
     except GeomimError:
         raise
     except Exception as error:  # unknown name, no network, other weights: these libraries raise many kinds
@@ -81,10 +80,16 @@ def _timm(name: str) -> tuple[Any, BandContract]:
 
 def _geomim(path: str) -> tuple[Any, BandContract]:
     loaded = read_encoder(path)
-    config = hub_config(loaded)
-    network = timm.create_model(config["architecture"], num_classes=0, **config["model_args"])
-    network.load_state_dict(loaded.encoder.state_dict())
-    return network, contract_of(loaded, path)[0]
+    own, contract = loaded.encoder, contract_of(loaded, path)[0]
+    sizes: dict[str, Any] = {
+        "embed_dim": own.width,
+        "depth": own.depth,
+        "num_heads": own.heads,
+        "mlp_ratio": own.mlp_ratio,
+    }
+    network = VisionTransformer(own.image_size, own.patch_size, own.in_chans, num_classes=0, fc_norm=False, **sizes)
+    network.load_state_dict(own.state_dict())
+    return network, contract
 
 
 def _open_clip(name: str) -> tuple[Any, BandContract]:
