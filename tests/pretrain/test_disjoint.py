@@ -7,6 +7,7 @@ from geomim.errors import ConfigError
 from geomim.models.vit import ViT
 from geomim.pretrain.context import Context
 from geomim.pretrain.masking import Disjoint
+from geomim.pretrain.recipes import RECIPES
 from geomim.randomness import Draws
 
 DRAWS = Draws(0, torch.arange(16))
@@ -42,3 +43,5 @@ def test_measured_blocks_come_first_and_are_shared_evenly() -> None:
 def test_what_cannot_be_dealt_is_refused(side: int, visible: float) -> None:
     with pytest.raises(ConfigError, match=rf"whole blocks of 2x2.*visible={visible}"):
         Disjoint(visible)(context(side=side), torch.tensor(0.0))
+    with pytest.raises(ConfigError, match="whole blocks of 2x2"):  # before there is a batch
+        RECIPES["dmjd"](ViT(1, side, 4, width=8, depth=1, heads=1), visible=visible, cell=4)

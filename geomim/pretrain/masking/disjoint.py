@@ -34,21 +34,27 @@ class Disjoint:
         one, two = self.split(view, context.draws("mask", view.length // self.block**2))
         return {self.view: one, f"{self.view}/2": two}
 
-    def split(self, view: View, noise: Tensor) -> tuple[TokenSplit, TokenSplit]:
-        """Deal by `noise (B, blocks)` in (0, 1), smallest first.
+    def seen(self, grid: tuple[int, int]) -> int:
+        """Blocks that each set sees of a grid of patches.
 
         Raises:
             ConfigError: The grid is not a whole number of blocks, or a set would see nothing or more than a half.
         """
-        (rows, columns), side, count = view.grid, self.block, noise.shape[1]
-        seen = int(count * self.visible + 1e-9)
-        if rows % side or columns % side or not 1 <= seen <= count // 2:
+        (rows, columns), side = grid, self.block
+        blocks = (rows // side) * (columns // side)
+        seen = int(blocks * self.visible + 1e-9)
+        if rows % side or columns % side or not 1 <= seen <= blocks // 2:
             raise ConfigError(
                 f"masking: expected a grid in whole blocks of {side}x{side} patches, of which each set sees at least "
                 f"one and at most a half; given {rows}x{columns} patches and visible={self.visible} ({seen} blocks)"
             )
+        return seen
+
+    def split(self, view: View, noise: Tensor) -> tuple[TokenSplit, TokenSplit]:
+        """Deal by `noise (B, blocks)` in (0, 1), smallest first."""
+        (rows, columns), side, seen = view.grid, self.block, self.seen(view.grid)
         patches = torch.arange(view.length, device=noise.device).view(rows // side, side, columns // side, side)
-        patches = patches.permute(1, 3, 0, 2).reshape(side**2, count)  # the patches of each block
+        patches = patches.permute(1, 3, 0, 2).reshape(side**2, -1)  # the patches of each block
         if view.patch_valid is not None:
             noise = noise + (~view.patch_valid)[:, patches].sum(1)
         order = noise.argsort(1)

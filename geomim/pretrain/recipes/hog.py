@@ -39,7 +39,8 @@ def dmjd(
         bands: Bands whose gradients are told, by name; all where not given.
         cell: Side of a histogram's cell in pixels, which divides a patch.
     """
-    target = HOG(encoder, bands, cell=cell)
+    masking, target = Disjoint(visible, block), HOG(encoder, bands, cell=cell)
+    masking.seen(encoder.grid)  # refuses what cannot be dealt before data loads
     decoder = SelfAttention(encoder, target.dim, decoder_depth, decoder_width, decoder_heads)
     pointwise = Pointwise(encoder, target.dim, decoder_width)
     terms = []
@@ -47,4 +48,4 @@ def dmjd(
         terms.append(Term(decoder, target, mse, "predict", view, weight=0.5, name=f"hidden{mark}"))
         seen = Term(pointwise, target, smooth_l1(beta=2.0), "visible", view, weight=theta / 2, name=f"visible{mark}")
         terms.append(seen)
-    return MaskedImageModel(encoder, Disjoint(visible, block), terms)
+    return MaskedImageModel(encoder, masking, terms)
