@@ -76,7 +76,7 @@ def build_encoder(
     else:
         options = {"class_token": class_token, "gsd_positions": gsd_positions, "sensors": sensors if spectral else None}
         encoder = vit(bands, image_size, patch_size or 16, size, width, depth, heads, **options)
-    encoder.band_dropout = band_dropout
+    encoder.contracts, encoder.band_dropout = dict(contracts), band_dropout
     if weights and isinstance(encoder, ViT):
         from geomim.models.inflate import start  # reads weights, which makes encoders
 

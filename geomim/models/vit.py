@@ -200,6 +200,7 @@ class ViT(nn.Module):
         sensors: Make the kernel of every band from its wavelength, for these sensors by name instead of `in_chans`.
 
     Attributes:
+        contracts: Bands and statistics of what it is trained on, by sensor; empty where nobody said.
         band_dropout: Probability of a band to be hidden from the encoder in training.
         notes: What was done to start it from published weights, in sentences.
     """
@@ -229,6 +230,7 @@ class ViT(nn.Module):
                 f"expected image_size a multiple of patch_size and width a multiple of heads, and all at least 1; "
                 f"given {image_size}/{patch_size} and {width}/{heads}, depth {depth}"
             )
+        self.contracts: dict[str, BandContract] = {}
         self.image_size, self.patch_size, self.gsd_positions = image_size, patch_size, gsd_positions
         self.width, self.depth, self.heads, self.mlp_ratio = width, depth, heads, mlp_ratio
         self.grid = (image_size // patch_size, image_size // patch_size)

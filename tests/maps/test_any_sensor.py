@@ -106,7 +106,7 @@ def test_a_run_from_published_weights_says_so_from_its_log_to_the_card(tmp_path,
     assert main([*flags.split(), "--encoder.depth", "1"]) == 0
     last = "runs/run/checkpoints/last.ckpt"
     start = torch.load(last, weights_only=True)["geomim"]["provenance"]["start"]
-    assert "started from mae.pth" in start and "note: started from mae.pth" in capsys.readouterr().out
+    assert "started from mae.pth" in start and "started from mae.pth" in capsys.readouterr().out
     assert "the weights name no bands: taken as 8-bit red, green, blue, normalised as ImageNet is" in start
     assert "bands of 'naip' that the weights lack: nir as red" in start
     assert "kernels resized from 8 to 4 px by pseudo-inverse" in start
