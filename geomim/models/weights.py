@@ -166,8 +166,13 @@ def contract_of(loaded: Loaded, name: str) -> tuple[BandContract, tuple[str, ...
         name: The file, for the sentence.
 
     Raises:
-        BandError: It names no bands and has other than three channels.
+        BandError: It is of several sensors, or names no bands and has other than three channels.
     """
+    if len(loaded.contracts) > 1:
+        raise BandError(
+            f"'{name}' is of several sensors ({', '.join(loaded.contracts)}): make one of them with geomim export "
+            "--sensor, and give that"
+        )
     if loaded.contract is not None:
         return loaded.contract, loaded.notes
     if loaded.encoder.in_chans != 3:

@@ -10,6 +10,7 @@ from geomim.errors import BandError, CheckpointError, ConfigError
 from geomim.models.build import build_encoder, from_config
 from geomim.models.export import export
 from geomim.models.fitting import contract_for, fitted
+from geomim.models.frozen import read_frozen
 from geomim.models.vit import ViT
 from geomim.models.weights import read_encoder
 from geomim.sensors import Band, BandContract, Sensor, get_sensor
@@ -57,6 +58,8 @@ def test_each_sensor_is_exported_and_loads_in_timm(tmp_path: Path, class_token: 
 def test_bands_are_chosen_and_ordered(tmp_path: Path) -> None:
     path, encoder = checkpoint(tmp_path / "a.ckpt")
     folder = export(path, str(tmp_path / "out"), sensor="s2", bands=["B08", "B04"])
+    one, _ = checkpoint(tmp_path / "one.ckpt", {"naip": CONTRACTS["naip"]})
+    assert read_frozen(one, (4, 4))[1] == CONTRACTS["naip"]  # a teacher of one sensor is baked
     config = json.loads((folder / "config.json").read_text())
     assert config["pretrained_cfg"]["mean"] == [1070.0, 1030.0] and config["model_args"]["in_chans"] == 2
     some = BandContract(S2.select(["B08", "B04"]), (0.0,) * 2, (1.0,) * 2)
@@ -117,6 +120,8 @@ def test_refusals_name_what_is_there(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"several sensors \(naip, s2\): name one with --sensor"):
         export(path, out)
+    with pytest.raises(BandError, match=r"several sensors \(naip, s2\).*geomim export --sensor"):
+        read_frozen(path, (4, 4))
     with pytest.raises(ConfigError, match="leave out --gsd"):
         export(path, out, sensor="s2", gsd=10.0)
     with pytest.raises(ConfigError, match="multiple of patch_size"):
