@@ -157,7 +157,9 @@ class Watch(pl.Callback):
         batch = {
             key: value.to(module.device) if isinstance(value, Tensor) else value for key, value in self.batch.items()
         }
-        embeddings = module.model.encoder(batch["image"]).patches.mean(1)
+        embeddings = module.model.encoder(
+            batch["image"], sensor=batch.get("sensor"), gsd=batch.get("gsd")
+        ).patches.mean(1)
         if not bool(embeddings.isfinite().all()):
             return  # the next log or save ends the run on all ranks, with a sentence
         figures = collapse(embeddings)

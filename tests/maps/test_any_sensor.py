@@ -112,3 +112,25 @@ def test_a_run_from_published_weights_says_so_from_its_log_to_the_card(tmp_path,
     assert "kernels resized from 8 to 4 px by pseudo-inverse" in start
     assert main(["export", last, "--out", "out"]) == 0
     assert "bands of 'naip' that the weights lack: nir as red" in Path("out/README.md").read_text()
+
+
+def test_two_corpora_train_one_encoder_that_is_exported_for_each(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("naip", "sentinel2"):
+        write_corpus(tmp_path / name, sensor=get_sensor(name))
+    flags = (
+        "pretrain --recipe mae --method.decoder_depth 1 --method.decoder_width 16 --method.decoder_heads 2 --name run "
+        "--encoder.image_size 16 --encoder.patch_size 4 --encoder.width 24 --encoder.depth 1 --encoder.heads 2 "
+        "--encoder.band_dropout 0.3 --training.precision 32-true --training.accelerator cpu "
+        "--training.progress_bar false --data.batch_size 4 --data.workers 0 --training.max_steps 4"
+        " --data.corpus [naip,sentinel2]"
+    ).split()
+    assert main(flags) == 2 and "--encoder.spectral true" in capsys.readouterr().err
+    assert main([*flags, "--encoder.spectral", "true"]) == 0
+    last = "runs/run/checkpoints/last.ckpt"
+    assert set(read_encoder(last).contracts) == {"naip", "sentinel2"}
+    assert main(["export", last, "--out", "out"]) == 1
+    assert "naip, sentinel2" in capsys.readouterr().err
+    for name, bands in (("naip", 4), ("sentinel2", 13), ("landsat8", 7)):
+        assert main(["export", last, "--out", name + "_out", "--sensor", name]) == 0
+        assert read_encoder(name + "_out").encoder.in_chans == bands
