@@ -101,12 +101,7 @@ def _bands(contract: Facts) -> str:
     said = "; ".join(f"{', '.join(names)}: {meaning}" for meaning, names in meanings.items())
     head = ["band", "alias", "wavelength (nm)", "width (nm)", "GSD (m)", "mean", "std"]
     rows = [
-        [
-            band.name,
-            *(one or "" for one in (band.alias, band.wavelength, band.bandwidth, band.gsd)),
-            f"{m:.6g}",
-            f"{s:.6g}",
-        ]
+        (band.name, band.alias or band.polarisation, band.wavelength, band.bandwidth, band.gsd, f"{m:.6g}", f"{s:.6g}")
         for band, m, s in zip(read.sensor.bands, read.mean, read.std, strict=True)
     ]
     return f"Sensor `{read.sensor.name}`, in the order of the channels. {said}.\n\n{_table(head, rows)}"
@@ -150,4 +145,5 @@ def _list(lines: Iterable[str]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [head, ["---"] * len(head), *rows])
+    cells = [["" if cell is None else str(cell) for cell in row] for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
