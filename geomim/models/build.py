@@ -37,4 +37,6 @@ def build_encoder(
     if len(contracts) > 1:
         raise ConfigError(f"the corpora are of several sensors ({', '.join(contracts)}): a plain encoder knows one")
     (contract,) = contracts.values()
-    return vit(len(contract.names), image_size, patch_size, size, width, depth, heads, class_token)
+    encoder = vit(len(contract.names), image_size, patch_size, size, width, depth, heads, class_token)
+    encoder.contracts = dict(contracts)
+    return encoder

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_utilities.core.apply_func import apply_to_collection
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from geomim.evaluate.scores import PIXELS, RANDOM
 from geomim.models.vit import unpatchify
@@ -208,11 +209,18 @@ class Watch(pl.Callback):
         if step % self.every and step != trainer.max_steps:
             return
         assert isinstance(pl_module, PretrainModule)
-        if trainer.is_global_zero:
-            start = time.perf_counter()
-            with torch.no_grad(), evaluating(pl_module.model):
-                self._look(trainer, pl_module)
-            pl_module.idle += time.perf_counter() - start
+        model: Any = pl_module.model
+        sharded = isinstance(model, FSDPModule)  # then no process has all weights, and all look together
+        if not (trainer.is_global_zero or sharded):
+            return
+        start = time.perf_counter()
+        if sharded:
+            model.unshard()
+        with torch.no_grad(), evaluating(model):
+            self._look(trainer, pl_module)
+        if sharded:
+            model.reshard()
+        pl_module.idle += time.perf_counter() - start
 
     def _look(self, trainer: pl.Trainer, module: PretrainModule) -> None:
         model, step = module.model, trainer.global_step
@@ -230,6 +238,8 @@ class Watch(pl.Callback):
             logger.log_metrics(found, step)
         few = apply_to_collection(batch, Tensor, lambda value: value[: self.shown] if value.ndim else value)
         pictures = reconstructions(model, few, self.contract, module.progress, module.seed)
+        if not trainer.is_global_zero:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:07d}.png"
         save_reconstructions(path, pictures)

@@ -127,7 +127,6 @@ def train(
                 logger=loggers(folder, watch, unsigned),
                 callbacks=[
                     signals,
-                    Watch(data.pictures(64), data.contracts, folder / "reconstructions", watch.every, probed),
                     Checkpoints(checkpoints, training.checkpoint_every, training.milestones, signals),
                     *([Bar()] if training.progress_bar else []),
                 ],
@@ -142,6 +141,10 @@ def train(
             where = f"training.accelerator {training.accelerator} with training.devices {training.devices}"
             raise ConfigError(f"{where} cannot be had on this machine: {error}") from error
         module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size)
+        for sentence in data.provide(module.model.needs, module.model.crop_size):
+            rank_zero_only(print)(sentence)
+        looks = Watch(data.pictures(64), data.contracts, folder / "reconstructions", watch.every, probed)
+        trainer.callbacks.insert(1, looks)  # only now it is known what batches hold
         corpora = [one.provenance for one in data.corpora]
         module.provenance = {"code": code_version(), "config": unsigned, "corpora": corpora}
         if start is not None:
