@@ -28,11 +28,19 @@ def model_card(name: str, config: Facts) -> str:
     if "255" not in cfg["description"]:
         advice = ". Do not use `timm.data.create_transform`: it divides by 255 first."
     said = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections(config["geomim"]).items())
+    what, order = "A vision transformer", f"(B, 1 + patches, {config['num_features']}): class token first"
+    deep, heads = args.get("depth"), args["num_heads"]
+    if "depths" in args:
+        deep, heads = ("-".join(map(str, args[key])) for key in ("depths", "num_heads"))
+        what, order = "A hierarchical Swin V2", f"(B, rows, columns, {config['num_features']})"
     return f"""---
 library_name: timm
 tags: [image-feature-extraction, timm, remote-sensing, geomim]
 ---
 # {name}
+
+{what} ({args["embed_dim"]} wide, {deep} deep, {heads} heads) for images of
+{args["img_size"]} px in patches of {args["patch_size"]} px.
 
 ## Load it
 
@@ -42,8 +50,8 @@ Nothing but timm is needed:
 import timm
 
 model = timm.create_model("local-dir:/path/to/{name}", pretrained=True).eval()
-features = model(images)                  # (B, {args["embed_dim"]}): mean of the patch tokens
-tokens = model.forward_features(images)   # (B, 1 + patches, {args["embed_dim"]}): class token first
+features = model(images)                  # (B, {config["num_features"]}): mean of the patch tokens
+tokens = model.forward_features(images)   # {order}
 ```
 
 `images` are `(B, {args["in_chans"]}, H, W)`: the bands below in that order, as `(stored number - mean) / std`.
@@ -66,7 +74,7 @@ def sections(entry: Facts) -> dict[str, str]:
     config = made.get("config") or entry.get("settings") or {}
     lines = (f"{key}: {_pairs(value) if isinstance(value, Mapping) else value}" for key, value in config.items())
     return {
-        "Encoder": f"A vision transformer: {_pairs(entry['encoder'])}.",
+        "Encoder": f"{_pairs({'family': 'vit', **entry['encoder']})}.",
         "Training": _training(entry, made),
         **({"Notes": _list(entry["notes"])} if entry.get("notes") else {}),
         "Bands": "\n\n".join(map(_bands, contracts)) or "The weights state none; as a rule they are for 8-bit RGB.",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomim.errors import ConfigError
+from geomim.models.hierarchical import Encoder
 from geomim.models.vit import Latents, Norm, Readout, ViT, init_weights, sincos_positions, take
 
 Out = int | Literal["pixels"]
@@ -55,6 +56,26 @@ class Decoder(nn.Module):
         table = self.pos_embed.expand(batch if positions is None else len(positions), -1, -1)
         places = table[:, 1:] if positions is None else take(table[:, 1:], positions)
         return torch.cat([table[:, :prefix], places], 1) if prefix else places
+
+
+class Linear(nn.Module):
+    """One linear map of what the encoder says at each position (SimMIM, Xie et al., CVPR 2022).
+
+    As a 1x1 convolution before a pixel shuffle, with the answers in the order row, column, channel.
+
+    Args:
+        encoder: The encoder whose latents are decoded; it must see all patches.
+        out: Number of values to answer a patch, or the pixels of whatever sensor was seen.
+    """
+
+    def __init__(self, encoder: Encoder, out: Out) -> None:
+        super().__init__()
+        self.pred = encoder.pixel_head(encoder.width) if out == "pixels" else Readout(encoder.width, out)
+
+    def forward(self, memory: Latents, positions: Tensor) -> Tensor:
+        """Answer at `positions (B, P)`: `(B, P, out)`."""
+        answers: Tensor = self.pred(take(memory.patches, positions), memory.sensor)
+        return answers
 
 
 class SelfAttention(Decoder):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from geomim.errors import ConfigError
 from geomim.sensors import BandContract
 
-Size = Literal["tiny", "small", "base", "large", "huge"]
+Size = Literal["tiny", "small", "base", "large", "huge", "giant"]
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "tiny": (192, 12, 3),
@@ -224,6 +224,11 @@ class ViT(nn.Module):
     def embed_width(self) -> int:
         """Width of an embedded patch, which a mask token stands for."""
         return self.width
+
+    @property
+    def embed_size(self) -> int:
+        """Pixels at a side of an embedded patch."""
+        return self.patch_size
 
     @property
     def config(self) -> dict[str, Any]:

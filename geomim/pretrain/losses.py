@@ -28,6 +28,11 @@ def mse(prediction: Tensor, answer: Answer, weight: Tensor | None) -> Tensor:
     return _per_image((prediction.float() - answer.values).square(), answer, weight)
 
 
+def l1(prediction: Tensor, answer: Answer, weight: Tensor | None) -> Tensor:
+    """Mean absolute error; arguments as of `mse`."""
+    return _per_image((prediction.float() - answer.values).abs(), answer, weight)
+
+
 def smooth_l1(beta: float = 1.0, factor: float = 1.0) -> Loss:
     """Squared error up to `beta`, absolute error beyond, times `factor`; a loss like `mse`."""
 

@@ -126,9 +126,13 @@ def reconstructions(
             values = view["prediction"].float()
             canvas = canvas.scatter(1, view["predict"].unsqueeze(-1).expand_as(values), values)
             covered = covered.scatter(1, view["predict"], view["weight"] > 0)
+        covered = covered[..., None].expand(-1, -1, size**2)
+        if "seen" in view and known != "all":
+            covered = covered | view["seen"]
+            canvas = torch.where(view["seen"].repeat_interleave(canvas.shape[-1] // size**2, -1), patches, canvas)
         shown = unpatchify(canvas, grid, size)[:, _colours(contract)]
         shown = ((shown - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-        cover = unpatchify(covered[..., None].expand(-1, -1, size**2).float(), grid, size)
+        cover = unpatchify(covered.float(), grid, size)
         shown = torch.where(cover > 0, shown, GREY)
         drawn.append(shown if seen.valid is None else torch.where(seen.valid, shown, 1.0))
     pictures: np.ndarray = torch.stack(drawn, 1).permute(0, 1, 3, 4, 2).cpu().numpy()
