@@ -47,8 +47,10 @@ VERBS = {
     "corpus verify": Verb("geomim.corpus.verify:verify", "corpus", "whether a corpus still is what its lock says"),
     "corpus rebuild": Verb("geomim.corpus.verify:rebuild", "corpus", "make a corpus again from its lock and sources"),
     "pretrain": Verb("geomim.verbs.pretrain:run", "train", "a corpus becomes an encoder"),
+    "plot": Verb("geomim.verbs.plot:plot", "train", "the curves of a run, or of several beside each other"),
     "evaluate": Verb("geomim.verbs.evaluate:evaluate", "train", "how good a frozen encoder is, beside its floors"),
     "export": Verb("geomim.models.export:export", "train", "an encoder becomes a folder that plain timm loads"),
+    "show": Verb("geomim.verbs.show:show", "train", "where weights come from: recipe, corpora, bands, scores"),
     "predict": Verb("geomim.maps.predict:predict", "maps", "an encoder, a probe and a scene become a map of classes"),
     "cluster": Verb("geomim.maps.predict:cluster", "maps", "an encoder and a scene become a map without labels"),
 }

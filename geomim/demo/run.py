@@ -29,6 +29,7 @@ from geomim.pretrain.module import Optimisation
 from geomim.sensors import Sensor, get_sensor
 from geomim.verbs.evaluate import evaluate
 from geomim.verbs.pretrain import Training, train
+from geomim.verbs.watching import Watching
 
 IMAGE = 64
 """Side of the training image in pixels."""
@@ -224,9 +225,10 @@ def _chapter(
             METHOD,
             ENCODER,
             Optimisation(base_learning_rate=4e-3),
-            Training(steps, precision="32-true", log_every=10, watch_every=max(1, steps // 3), milestones=MILESTONES),
+            Training(steps, precision="32-true", log_every=10, milestones=MILESTONES),
             seed,
             resume="last",
+            watch=Watching(every=max(1, steps // 3)),
         )
     except Interrupted as stop:
         raise Interrupted(stop.signal, "stopped while it trained: the same command goes on where it was") from stop

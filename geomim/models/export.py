@@ -12,13 +12,12 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from geomim import __version__
 from geomim.errors import CheckpointError, ConfigError, InputError
 from geomim.models.card import model_card
 from geomim.models.fitting import fitted, named_contract
 from geomim.models.hierarchical import Hierarchical
 from geomim.models.vit import SIZES, ViT
-from geomim.models.weights import DIVIDED, FORMAT_VERSION, IMAGENET, STORED, Loaded, read_encoder
+from geomim.models.weights import DIVIDED, IMAGENET, STORED, Loaded, read_encoder
 
 
 def export(
@@ -146,15 +145,7 @@ def hub_config(loaded: Loaded) -> dict[str, Any]:
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
-        "geomim": {
-            **loaded.details,
-            "format_version": FORMAT_VERSION,
-            "geomim_version": __version__,
-            "source": loaded.kind,
-            "encoder": encoder.config,
-            "contract": contract.to_dict() if contract else None,
-            "notes": list(loaded.notes),
-        },
+        "geomim": loaded.entry,
     }
 
 

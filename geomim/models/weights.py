@@ -77,6 +77,21 @@ class Loaded:
         """The contract of its one sensor; None where the file names none, or several."""
         return next(iter(self.contracts.values())) if len(self.contracts) == 1 else None
 
+    @property
+    def entry(self) -> dict[str, Any]:
+        """All that is known of it as plain values, as an export of one sensor stores them."""
+        several = {name: one.to_dict() for name, one in self.contracts.items() if self.contract is None}
+        return {
+            **self.details,
+            "format_version": FORMAT_VERSION,
+            "geomim_version": __version__,
+            "source": self.kind,
+            "encoder": self.encoder.config,
+            "contract": self.contract.to_dict() if self.contract else None,
+            **({"contracts": several} if several else {}),
+            "notes": list(dict.fromkeys([*self.details.get("notes", ()), *self.notes])),
+        }
+
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a file of tensors and plain values without running anything that is in it.

@@ -126,6 +126,8 @@ class PretrainModule(pl.LightningModule):
         idle: Seconds since the last log that were not spent training; left out of images/s.
         latest: The figures logged last.
         history: What resumed runs changed: `step`, and `changed` with `[old, new]` by name.
+        provenance: What else a checkpoint says of where it comes from, as plain values: `code`, `config`, `corpora`,
+            and `evaluation`, the scores seen last.
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class PretrainModule(pl.LightningModule):
         self.idle = 0.0
         self.latest: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
+        self.provenance: dict[str, Any] = {}
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
         self._mark = (0, 0.0)  # step and time of the last log
@@ -269,10 +272,12 @@ class PretrainModule(pl.LightningModule):
         # a step can ruin weights though its loss was finite
         if not bool(torch.stack([one.detach().isfinite().all() for one in self.parameters()]).all()):
             raise GeomimError(f"weights are not finite after step {self.trainer.global_step}. {_DIVERGED}")
-        checkpoint["geomim"] = self.description() | {
-            "step": self.trainer.global_step,
+        described, step = self.description(), self.trainer.global_step
+        checkpoint["geomim"] = described | {
+            "step": step,
             "progress": self.progress,
-            "provenance": {"start": list(self.model.encoder.notes)},
+            "provenance": described["provenance"]
+            | {"images": step * self.images_per_step, "start": list(self.model.encoder.notes)},
         }
 
     def description(self) -> dict[str, Any]:
@@ -286,6 +291,7 @@ class PretrainModule(pl.LightningModule):
             "corpus": list(self.origin.corpus),
             "settings": self.origin.settings,
             "history": self.history,
+            "provenance": self.provenance,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -296,6 +302,7 @@ class PretrainModule(pl.LightningModule):
         """
         changed = changes(checkpoint.get("geomim"), self.description())
         entry = checkpoint["geomim"]
+        self.provenance.setdefault("evaluation", entry.get("provenance", {}).get("evaluation"))
         self.history = entry["history"] + ([{"step": entry["step"], "changed": changed}] if changed else [])
 
 

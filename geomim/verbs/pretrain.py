@@ -15,19 +15,22 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.apply_func import apply_to_collection
 
+from geomim.addresses import plain
 from geomim.data.datamodule import TileDataModule
 from geomim.errors import ConfigError, GeomimError, Interrupted, ResumeError, nearest
 from geomim.models.build import build_encoder
+from geomim.models.provenance import code_version
 from geomim.models.weights import read_checkpoint
 from geomim.pretrain.launch import placement
 from geomim.pretrain.module import Checkpoints, Optimisation, Origin, PretrainModule
-from geomim.pretrain.monitor import Bar, MetricsTable, Watch
+from geomim.pretrain.monitor import Bar, Watch
 from geomim.pretrain.recipes import RECIPES
 from geomim.pretrain.signals import Signals
+from geomim.verbs.watching import Watching, loggers, probing
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,6 @@ class Training:
         nodes: Machines; as many as torchrun or srun started where not given.
         clip: Greatest norm of the gradient; not clipped where not given.
         log_every: Steps between two rows of figures.
-        watch_every: Steps between two looks at collapse and reconstructions.
         checkpoint_every: Steps between two `last.ckpt`.
         milestones: Checkpoints to keep besides the last, evenly over the run.
         progress_bar: Show a bar.
@@ -58,13 +60,12 @@ class Training:
     nodes: int = 1
     clip: float | None = None
     log_every: int = 50
-    watch_every: int = 1000
     checkpoint_every: int = 1000
     milestones: int = 0
     progress_bar: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "accumulate", "nodes", "log_every", "watch_every", "checkpoint_every"):
+        for name in ("max_steps", "accumulate", "nodes", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}: expected at least 1; given {getattr(self, name)}")
         if self.milestones < 0 or (self.clip or 1) < 0:
@@ -82,6 +83,7 @@ def train(
     seed: int = 0,
     resume: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
+    watch: Watching = Watching(),  # noqa: B008 (frozen)
 ) -> Path:
     """Pretrain an encoder; what the verb does once its configuration is read.
 
@@ -96,6 +98,7 @@ def train(
         seed: Seed of weights and masks; crops and order have the one of `data`.
         resume: `"last"` goes on from the run's last checkpoint where there is one; or a checkpoint file.
         config: Written to `config.yaml` once training begins, with what resumed runs changed.
+        watch: What to look at meanwhile.
 
     Returns:
         The last checkpoint.
@@ -111,6 +114,8 @@ def train(
     start = _start(folder, resume)
     checkpoints, signals = folder / "checkpoints", Signals()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips are not ours
+    unsigned = config and apply_to_collection(_plain(config), str, plain)  # it travels
+    probed = probing(watch, data.contracts, data.image_size, bool((encoder or {}).get("spectral")))
     with signals, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")
         try:
@@ -119,7 +124,7 @@ def train(
                 max_epochs=-1,
                 precision=training.precision,
                 accelerator=training.accelerator,
-                logger=[MetricsTable(folder / "metrics.csv"), TensorBoardLogger(folder, "tensorboard", "")],
+                logger=loggers(folder, watch, unsigned),
                 callbacks=[
                     signals,
                     Checkpoints(checkpoints, training.checkpoint_every, training.milestones, signals),
@@ -138,9 +143,10 @@ def train(
         module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size)
         for sentence in (*module.model.encoder.notes, *data.provide(module.model.needs, module.model.crop_size)):
             rank_zero_only(print)(sentence)
-        batch = data.pictures(64)
-        watch = Watch(batch, data.contracts[batch["sensor"]], folder / "reconstructions", training.watch_every)
-        trainer.callbacks.insert(1, watch)  # only now it is known what batches hold
+        looks = Watch(data.pictures(64), data.contracts, folder / "reconstructions", watch.every, probed)
+        trainer.callbacks.insert(1, looks)  # only now it is known what batches hold
+        corpora = [one.provenance for one in data.corpora]
+        module.provenance = {"code": code_version(), "config": unsigned, "corpora": corpora}
         if start is not None:
             checkpoint = read_checkpoint(start)
             module.on_load_checkpoint(checkpoint)
@@ -282,9 +288,11 @@ def run(argv: Sequence[str]) -> None:
         config.seed,
         config.resume,
         config.written,
+        config.watch,
     )
     if rank_zero_only.rank == 0:
         print(f"\nencoder: {last}\nfigures: {folder / 'metrics.csv'}\npictures: {folder / 'reconstructions'}")
+        print(f"next: geomim plot {folder}; geomim show {last}")
 
 
 def make_parser(recipe: str) -> ArgumentParser:
@@ -308,6 +316,7 @@ def make_parser(recipe: str) -> ArgumentParser:
     parser.add_class_arguments(TileDataModule, "data", skip={"image_size", "seed"}, instantiate=False)
     parser.add_class_arguments(Optimisation, "optimizer")
     parser.add_class_arguments(Training, "training")
+    parser.add_class_arguments(Watching, "watch")
     return parser
 
 

@@ -12,10 +12,11 @@ from geomim.errors import CheckpointError, ConfigError, GeomimError
 from geomim.pretrain.module import Optimisation, parameter_groups
 from geomim.pretrain.monitor import MetricsTable, collapse, reconstructions
 from geomim.verbs.pretrain import Training, build, train
+from geomim.verbs.watching import Watching
 
 ENCODER = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
 METHOD = {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
-QUICK = {"precision": "32-true", "accelerator": "cpu", "progress_bar": False, "log_every": 2, "watch_every": 4}
+QUICK = {"precision": "32-true", "accelerator": "cpu", "progress_bar": False, "log_every": 2}
 
 
 def data(corpus, **options):
@@ -31,7 +32,7 @@ def corpus(tmp_path_factory):
 def run(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     training = Training(max_steps=4, checkpoint_every=4, milestones=2, **QUICK)
-    train(data(corpus), folder, "mae", METHOD, ENCODER, training=training)
+    train(data(corpus), folder, "mae", METHOD, ENCODER, training=training, watch=Watching(every=4))
     return folder
 
 

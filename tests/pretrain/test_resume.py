@@ -13,7 +13,6 @@ TRAINING = verb.Training(
     accelerator="cpu",
     progress_bar=False,
     log_every=2,
-    watch_every=100,
     checkpoint_every=2,
 )
 
