@@ -47,6 +47,7 @@ VERBS = {
     "corpus verify": Verb("geomim.corpus.verify:verify", "corpus", "whether a corpus still is what its lock says"),
     "corpus rebuild": Verb("geomim.corpus.verify:rebuild", "corpus", "make a corpus again from its lock and sources"),
     "pretrain": Verb("geomim.verbs.pretrain:run", "train", "a corpus becomes an encoder"),
+    "replay": Verb("geomim.verbs.replay:replay", "train", "the step again that ended a run: where it is not finite"),
     "evaluate": Verb("geomim.verbs.evaluate:evaluate", "train", "how good a frozen encoder is, beside its floors"),
     "export": Verb("geomim.models.weights:export", "train", "an encoder becomes a folder that plain timm loads"),
     "predict": Verb("geomim.maps.predict:predict", "maps", "an encoder, a probe and a scene become a map of classes"),

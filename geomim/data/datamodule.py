@@ -34,6 +34,14 @@ class Steps(DataLoader[Batch]):
             yield [next(micro) for _ in range(self.parts)]
         yield from micro
 
+    def whole(self, number: int) -> list[Batch]:
+        """Read optimiser step `number`, counted from 0, again: the micro-batches of all ranks, in order."""
+        sampler: Any = self.batch_sampler
+        dataset: Any = self.dataset
+        count = sampler.world * (self.parts or 1)
+        starts = range(number * count * sampler.size, (number + 1) * count * sampler.size, sampler.size)
+        return [dataset.__getitems__(range(start, start + sampler.size)) for start in starts]
+
 
 def _deaf(_: int) -> None:
     """Let a worker outlive a signal that reaches the whole group of processes: its trainer finishes the step."""

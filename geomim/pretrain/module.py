@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -12,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,8 +19,9 @@ from geomim.errors import ConfigError, GeomimError
 from geomim.models.weights import FORMAT_VERSION
 from geomim.pretrain.context import Context
 from geomim.pretrain.objective import MaskedImageModel
+from geomim.pretrain.optimisation import Optimisation, parameter_groups
+from geomim.pretrain.replay import blame
 from geomim.pretrain.resume import changes
-from geomim.pretrain.signals import Signals
 from geomim.randomness import Draws
 from geomim.sensors import BandContract
 
@@ -30,45 +30,6 @@ _DIVERGED = (
     "last; where that ends likewise, with --resume and an earlier milestone, or anew under another --name. If it is "
     "not finite from the first step, look at the corpus's means and deviations"
 )
-
-
-@dataclass(frozen=True)
-class Optimisation:
-    """AdamW with warm-up and cosine, counted in steps.
-
-    Args:
-        base_learning_rate: Highest learning rate for 256 images a step; scaled by the images a step over all devices.
-        weight_decay: Decay of matrices; biases, norms and tokens have none.
-        betas: Decay of the two running moments.
-        warmup: Share of the steps over which the learning rate rises.
-        final: Learning rate of the last step as a share of the highest.
-    """
-
-    base_learning_rate: float = 1.5e-4
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
-    warmup: float = 0.05
-    final: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.warmup < 1 or not 0 <= self.final <= 1 or self.base_learning_rate <= 0:
-            raise ConfigError(
-                "optimizer: expected warmup in [0, 1), final in [0, 1] and base_learning_rate above 0; given "
-                f"{self.warmup}, {self.final} and {self.base_learning_rate}"
-            )
-
-    def factor(self, step: int, steps: int) -> float:
-        """Learning rate of a step as a share of the highest.
-
-        Args:
-            step: From 0.
-            steps: Steps in all.
-        """
-        warm = round(self.warmup * steps)
-        if step < warm:
-            return (step + 1) / warm
-        done = min(1.0, (step - warm) / max(1, steps - warm))
-        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 @dataclass(frozen=True)
@@ -88,21 +49,6 @@ class Origin:
     contract: BandContract
     corpus: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters with and without weight decay.
-
-    Vectors have none: biases, norms, and tokens, which are vectors with axes of length 1 around them.
-    """
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            groups[sum(size > 1 for size in parameter.shape) > 1].append(parameter)
-    return [
-        {"params": groups[True], "weight_decay": weight_decay},
-        {"params": groups[False], "weight_decay": 0.0},
-    ]
 
 
 class PretrainModule(pl.LightningModule):
@@ -133,7 +79,7 @@ class PretrainModule(pl.LightningModule):
         model: MaskedImageModel,
         origin: Origin,
         batch_size: int,
-        optimisation: Optimisation = Optimisation(),
+        optimisation: Optimisation = Optimisation(),  # noqa: B008 (frozen)
         seed: int = 0,
         log_every: int = 50,
         accumulate: int = 1,
@@ -149,6 +95,7 @@ class PretrainModule(pl.LightningModule):
         self.history: list[dict[str, Any]] = []
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
+        self._failed = torch.zeros((), dtype=torch.int64)  # on the device: the first step that was not finite, or 0
         self._mark = (0, 0.0)  # step and time of the last log
 
     @property
@@ -188,7 +135,8 @@ class PretrainModule(pl.LightningModule):
         """
         optimizer: Any = self.optimizers()
         progress = torch.full((), self.progress, device=self.device)
-        plans = []
+        self._follow(progress)
+        plans, losses = [], []
         for part in parts:
             context = self._receive(part)
             plans.append(self.model.plan(context, progress))
@@ -196,7 +144,7 @@ class PretrainModule(pl.LightningModule):
         if self.trainer.world_size > 1:  # DDP averages gradients over ranks
             dist.all_reduce(totals)
             totals = totals / self.trainer.world_size
-        plain = self.trainer.optimizers[0]
+        plain: Any = self.trainer.optimizers[0]
         plain.zero_grad()
         for left in reversed(range(len(parts))):  # the last one is on the device still
             context = context if left == len(parts) - 1 else self._receive(parts[left])
@@ -207,13 +155,43 @@ class PretrainModule(pl.LightningModule):
                 with torch.autocast(self.device.type, enabled=False):
                     self.manual_backward(output.loss)
             for name, value in {"loss": output.loss.detach(), **output.terms}.items():
-                self._sums[name] = self._sums[name] + value.float() if name in self._sums else value.float()
+                self._add(name, value)
+            losses.append(output.loss.detach().float())
         self._steps += 1
+        norm = self._check(losses)
         if self.clip:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip)
+            torch.nn.utils.clip_grads_with_norm_(self.parameters(), self.clip, norm)
         for group in plain.param_groups:
             group["lr"] = self.learning_rate
+        plain.found_inf = (self._failed > 0).float()  # the fused update then leaves weights and moments as they are
         optimizer.step()
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums[name] + value.float() if name in self._sums else value.float()
+
+    def _check(self, losses: list[Tensor]) -> Tensor:
+        """Norm of the gradient; a step in which it or a loss is not finite is noted on the device, on all ranks."""
+        norm = torch.nn.utils.get_total_norm([one.grad for one in self.parameters() if one.grad is not None])
+        self._add("gradient_norm", norm)
+        bad = (~torch.stack([norm, *losses]).isfinite().all()).float()
+        if self.trainer.world_size > 1:
+            dist.all_reduce(bad, dist.ReduceOp.MAX)
+        first = (self._failed == 0) & (bad > 0)
+        self._failed = torch.where(first, self.trainer.global_step + 1, self._failed)
+        return norm
+
+    @torch.no_grad()
+    def _follow(self, progress: Tensor) -> None:
+        """Let targets follow the encoder; after a step that was not finite they stay as they are, like the weights."""
+        model: Any = self.model
+        if not hasattr(model, "before_step"):
+            return
+        parts = [part for part in model.modules() if part is not model and hasattr(part, "before_step")]
+        state = [one for part in parts for one in part.state_dict().values()]
+        before = [one.clone() for one in state]
+        model.before_step(progress)
+        for one, old in zip(state, before, strict=True):
+            one.copy_(torch.where(self._failed > 0, old, one))
 
     def _receive(self, part: dict[str, Any]) -> Context:
         """A micro-batch on the device, augmented; the same whenever it is asked for."""
@@ -222,6 +200,7 @@ class PretrainModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Start the clock."""
+        self._failed = torch.zeros_like(self._failed, device=self.device)
         self._mark = (self.trainer.global_step, time.perf_counter())
         self.idle = 0.0
 
@@ -246,17 +225,42 @@ class PretrainModule(pl.LightningModule):
         """Mean losses since the last log over all ranks; the one place that waits for the device.
 
         Raises:
-            GeomimError: The loss is not finite.
+            GeomimError: A step was not finite; weights are those of before it.
         """
         if not self._steps:
             return {}
+        if failed := int(self._failed):
+            raise GeomimError(self._fail(failed))
         stacked = torch.stack(list(self._sums.values())) / self._steps
         values = self.trainer.strategy.reduce(stacked, reduce_op="mean").tolist()
-        losses = dict(zip(self._sums, values, strict=True))
-        if not math.isfinite(losses["loss"]):
-            where = f"between steps {self._mark[0]} and {self.trainer.global_step}"
-            raise GeomimError(f"the loss is {losses['loss']} {where}. {_DIVERGED}")
-        return losses
+        return dict(zip(self._sums, values, strict=True))
+
+    def _fail(self, step: int) -> str:
+        """Keep a step that was not finite, and say so. All ranks do the same: their weights are those of before it."""
+        trainer: Any = self.trainer
+        done = (step - 1) / trainer.max_steps
+        progress = torch.full((), done, device=self.device)
+        parts = trainer.train_dataloader.whole(step - 1)
+        with trainer.precision_plugin.forward_context():
+            failure = blame(self.model, parts, trainer.strategy.batch_to_device, self.seed, progress)
+        content = {
+            "geomim": self.description() | {"step": step - 1, "progress": done},
+            "state_dict": trainer.strategy.lightning_module_state_dict(),
+            "failure": failure | {"step": step, "seed": self.seed, "progress": done},
+        }
+        path = Path(trainer.default_root_dir) / "failures" / f"step-{step:07d}.pt"
+        where = f"'geomim replay {path}' runs it again and shows where it begins"
+        if trainer.is_global_zero:
+            try:
+                path.parent.mkdir(exist_ok=True)
+                torch.save(content, path)
+            except (OSError, RuntimeError) as error:
+                where = f"it could not be kept in '{path}' ({error})"
+        trainer.strategy.barrier()
+        tiles = failure["tiles"]
+        more = f" and {len(tiles) - 8} more" * (len(tiles) > 8)
+        what = f"loss of tiles {', '.join(map(str, tiles[:8]))}{more}" if tiles else "gradient, not the loss,"
+        return f"the {what} is not finite in step {step} of {trainer.max_steps}: {where}. {_DIVERGED}"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the plain `geomim` entry; the checkpoint before stays where loss or weights are not finite.
@@ -295,44 +299,3 @@ class PretrainModule(pl.LightningModule):
         changed = changes(checkpoint.get("geomim"), self.description())
         entry = checkpoint["geomim"]
         self.history = entry["history"] + ([{"step": entry["step"], "changed": changed}] if changed else [])
-
-
-class Checkpoints(pl.Callback):
-    """Keeps `last.ckpt` fresh, and milestones `step-0001000.ckpt` that stay.
-
-    A file is written whole and then renamed, so a run killed while saving resumes from the one before.
-
-    Args:
-        folder: Where they go.
-        every: Steps between two `last.ckpt`.
-        milestones: Number of checkpoints to keep, evenly over the run; the last step is one of them.
-        signals: Where they ask to stop, `last.ckpt` is written and the run ends.
-    """
-
-    def __init__(self, folder: Path, every: int, milestones: int = 0, signals: Signals | None = None) -> None:
-        self.folder, self.every, self.milestones = folder, every, milestones
-        self.signals = signals or Signals()
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Save when it is time."""
-        step, steps = trainer.global_step, trainer.max_steps
-        kept = {round(steps * part / self.milestones) for part in range(1, self.milestones + 1)}
-        stop = self.signals.agreed(trainer.world_size) and step < steps
-        if step in kept:
-            self._save(trainer, f"step-{step:07d}.ckpt")
-        if step % self.every == 0 or step == steps or stop:
-            self._save(trainer, "last.ckpt")
-        trainer.should_stop = trainer.should_stop or stop
-
-    def _save(self, trainer: pl.Trainer, name: str) -> None:
-        part = self.folder / f"{name}.part"
-        try:
-            trainer.save_checkpoint(part)
-            if trainer.is_global_zero:
-                part.replace(self.folder / name)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise GeomimError(
-                f"cannot save '{self.folder / name}' at step {trainer.global_step}: {error.strerror or error}. Earlier "
-                "checkpoints are as they were: make room and go on with --resume last"
-            ) from error

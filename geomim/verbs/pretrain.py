@@ -23,9 +23,11 @@ from geomim.data.datamodule import TileDataModule
 from geomim.errors import ConfigError, GeomimError, Interrupted, ResumeError, nearest
 from geomim.models.vit import vit
 from geomim.models.weights import read_checkpoint
+from geomim.pretrain.checkpoints import Checkpoints
 from geomim.pretrain.launch import placement
-from geomim.pretrain.module import Checkpoints, Optimisation, Origin, PretrainModule
+from geomim.pretrain.module import Origin, PretrainModule
 from geomim.pretrain.monitor import Bar, MetricsTable, Watch
+from geomim.pretrain.optimisation import Optimisation
 from geomim.pretrain.recipes import RECIPES
 from geomim.pretrain.signals import Signals
 

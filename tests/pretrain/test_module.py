@@ -9,8 +9,8 @@ from tiny_corpus import write_corpus
 
 from geomim.data.datamodule import TileDataModule
 from geomim.errors import CheckpointError, ConfigError, GeomimError
-from geomim.pretrain.module import Optimisation, parameter_groups
 from geomim.pretrain.monitor import MetricsTable, collapse, reconstructions
+from geomim.pretrain.optimisation import Optimisation, parameter_groups
 from geomim.verbs.pretrain import Training, build, train
 
 ENCODER = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
