@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; `sys.argv` where None.
 
     Returns:
-        0 when all went well, 1 when the work failed, 2 when the arguments are wrong, 130 or 143 when interrupted.
+        0 when all went well, 1 when the work failed, 2 when the arguments are wrong, 130 or 143 when interrupted,
+        138 when SIGUSR1 ended it before the time of its SLURM job was up.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments

@@ -45,7 +45,7 @@ class Steps(DataLoader[Batch]):
 
 def _deaf(_: int) -> None:
     """Let a worker outlive a signal that reaches the whole group of processes: its trainer finishes the step."""
-    for one in (signal.SIGINT, signal.SIGTERM):
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(one, signal.SIG_IGN)
 
 

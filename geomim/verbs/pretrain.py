@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import signal
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from geomim.data.datamodule import TileDataModule
-from geomim.errors import ConfigError, GeomimError, Interrupted, ResumeError, nearest
+from geomim.errors import ConfigError, GeomimError, ResumeError, nearest
 from geomim.models.vit import vit
 from geomim.models.weights import read_checkpoint
 from geomim.pretrain.checkpoints import Checkpoints
@@ -29,7 +28,7 @@ from geomim.pretrain.module import Origin, PretrainModule
 from geomim.pretrain.monitor import Bar, MetricsTable, Watch
 from geomim.pretrain.optimisation import Optimisation
 from geomim.pretrain.recipes import RECIPES
-from geomim.pretrain.signals import Signals
+from geomim.pretrain.signals import Signals, interrupted
 
 
 @dataclass(frozen=True)
@@ -152,9 +151,8 @@ def train(
         except (RuntimeError, OSError, GeomimError) as error:
             raise _sentence(error, training) from error
     if signals.received and trainer.global_step < training.max_steps:
-        name = signal.Signals(signals.received).name
-        sentence = f"stopped by {name} at step {trainer.global_step} of {training.max_steps}; go on with --resume last"
-        raise Interrupted(signals.received, sentence if trainer.is_global_zero else "")
+        where = f" at step {trainer.global_step} of {training.max_steps}; go on with --resume last"
+        raise interrupted(signals.received, where)
     return checkpoints / "last.ckpt"
 
 
