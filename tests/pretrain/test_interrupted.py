@@ -117,7 +117,7 @@ def test_torchrun_alone_makes_one_run_of_the_doubled_batch_whose_ranks_stop_toge
 
 @pytest.mark.parametrize(
     ("job", "said"),
-    [("77", "; job 77 is queued again"), ("78", r"queued again \(no job 78\): start it again"), ("", "")],
+    [("77", "job 77 is queued again"), ("78", r"\(no job 78\): start it again"), ("", "")],
 )
 def test_a_job_whose_time_is_up_keeps_its_step_and_is_queued_again(folder, tmp_path, monkeypatch, capsys, job, said):
     stand_in = tmp_path / "scontrol"
