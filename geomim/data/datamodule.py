@@ -68,6 +68,7 @@ class TileDataModule(pl.LightningDataModule):
 
     Attributes:
         contract: Bands and statistics of what the batches hold.
+        contracts: The same by the name of the sensor, as `sensor` of a batch says it.
         settings: All arguments as plain values, corpora by their content; a resumed run compares them.
 
     Raises:
@@ -111,6 +112,7 @@ class TileDataModule(pl.LightningDataModule):
         if len(self.weights) != len(self.sets):
             raise ConfigError(f"expected one weight a corpus ({len(self.sets)}); given {len(self.weights)}")
         self.contract: BandContract = join_contracts(self.corpora, self.weights)
+        self.contracts = {self.contract.sensor.name: self.contract}
         self.batch_size, self.image_size, self.workers, self.seed = batch_size, image_size, workers, seed
         self.augment = Augment(self.contract, image_size, scale, ratio, flip, turn, seed)
         locks = [one.meta.get("lock") for one in self.corpora]

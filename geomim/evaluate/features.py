@@ -162,7 +162,7 @@ def random_like(encoder: ViT, seed: int) -> ViT:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ViT(**encoder.config).eval()  # type: ignore[arg-type]  # config holds the constructor's own values
+        return ViT(**encoder.config).eval()
 
 
 @torch.no_grad()

@@ -1,10 +1,12 @@
 """From what the encoder saw to an answer at every asked position.
 
-Every decoder is called as `decoder(memory, positions)` with `memory` the latents of the visible patches and
-`positions (B, P)` the patches to answer for, and returns `(B, P, out)`.
+Every decoder is called as `decoder(memory, positions)` with `memory` the latents of what was seen, `positions (B, P)`
+the patches to answer for, and behind them the latents of whatever else its term reads; it returns `(B, P, out)`.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from timm.layers.mlp import Mlp
@@ -13,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomim.errors import ConfigError
-from geomim.models.vit import Latents, Norm, ViT, init_weights, sincos_positions, take
+from geomim.models.vit import Latents, Norm, Readout, ViT, init_weights, sincos_positions, take
+
+Out = int | Literal["pixels"]
 
 
 class Decoder(nn.Module):
@@ -21,7 +25,7 @@ class Decoder(nn.Module):
 
     Args:
         encoder: The encoder whose latents are decoded.
-        out: Number of values to answer a patch.
+        out: Number of values to answer a patch, or the pixels of whatever sensor was seen.
         width: Token width of the decoder.
         heads: Attention heads of the decoder.
     """
@@ -30,14 +34,14 @@ class Decoder(nn.Module):
     reads_levels = False
     """Whether `memory.levels` is needed."""
 
-    def __init__(self, encoder: ViT, out: int, width: int, heads: int) -> None:
+    def __init__(self, encoder: ViT, out: Out, width: int, heads: int) -> None:
         super().__init__()
         if heads < 1 or width % heads:
             raise ConfigError(f"expected the decoder's width a multiple of its heads; given {width}/{heads}")
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.register_buffer("pos_embed", sincos_positions(width, encoder.grid))
         self.norm = Norm(width)
-        self.pred = nn.Linear(width, out)
+        self.pred = encoder.pixel_head(width) if out == "pixels" else Readout(width, out)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def queries(self, positions: Tensor) -> Tensor:
@@ -59,7 +63,7 @@ class SelfAttention(Decoder):
         heads: Attention heads.
     """
 
-    def __init__(self, encoder: ViT, out: int, depth: int = 8, width: int = 512, heads: int = 16) -> None:
+    def __init__(self, encoder: ViT, out: Out, depth: int = 8, width: int = 512, heads: int = 16) -> None:
         super().__init__(encoder, out, width, heads)
         self.embed = nn.Linear(encoder.width, width)
         self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=Norm) for _ in range(depth))
@@ -67,16 +71,17 @@ class SelfAttention(Decoder):
 
     def forward(self, memory: Latents, positions: Tensor) -> Tensor:
         """Answer at `positions (B, P)`: `(B, P, out)`."""
-        answers: Tensor = self.pred(self.norm(self.sequence(memory, positions)[:, -positions.shape[1] :]))
+        tokens = self.norm(self.sequence(memory, positions)[:, -positions.shape[1] :])
+        answers: Tensor = self.pred(tokens, memory.sensor)
         return answers
 
     def sequence(self, memory: Latents, positions: Tensor) -> Tensor:
-        """Class token, visible tokens and queries after the last block: `(B, 1+K+P, width)`."""
+        """Class token, visible tokens and queries after the last block: `(B, prefix+K+P, width)`."""
         batch, queries = positions.shape
         seen = self.embed(memory.tokens)
         table = self.pos_embed.expand(batch, -1, -1)
         places = table[:, 1:] if memory.positions is None else take(table[:, 1:], memory.positions)
-        seen = seen + torch.cat([table[:, :1], places], 1)
+        seen = seen + torch.cat([table[:, : memory.prefix], places], 1)
         tokens = torch.cat([seen, self.queries(positions)], 1)
         mask = None
         if memory.key_valid is not None:
@@ -158,7 +163,7 @@ class CrossAttention(Decoder):
     """
 
     def __init__(
-        self, encoder: ViT, out: int, depth: int = 12, width: int = 512, heads: int = 16, mix_levels: bool = False
+        self, encoder: ViT, out: Out, depth: int = 12, width: int = 512, heads: int = 16, mix_levels: bool = False
     ) -> None:
         super().__init__(encoder, out, width, heads)
         self.mix = LevelMix(encoder, depth) if mix_levels else None
@@ -173,5 +178,5 @@ class CrossAttention(Decoder):
         mask = None if memory.key_valid is None else memory.key_valid[:, None, None, :]
         for block, seen in zip(self.blocks, memories, strict=True):
             tokens = block(tokens, seen, mask)
-        answers: Tensor = self.pred(self.norm(tokens))
+        answers: Tensor = self.pred(self.norm(tokens), memory.sensor)
         return answers

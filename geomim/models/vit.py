@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
@@ -37,20 +37,46 @@ class Norm(nn.LayerNorm):
 
 
 @dataclass
+class Patches:
+    """What an encoder is given of some images.
+
+    Attributes:
+        values: `(B, L, p*p*C)` as `patchify` lays them.
+        grid: Rows and columns of the L patches.
+        sensor: Whose bands they are, by its name among the encoder's contracts; None where it knows but one.
+        gsd: `(B,)` metres a pixel; None where unknown.
+    """
+
+    values: Tensor
+    grid: tuple[int, int]
+    sensor: str | None = None
+    gsd: Tensor | None = None
+
+
+@dataclass
 class Latents:
     """What an encoder says of a set of patches.
 
     Attributes:
-        tokens: `(B, 1+K, D)` after the final norm, class token first.
+        tokens: `(B, prefix+K, D)` after the final norm, a class token first where the encoder has one.
         positions: `(B, K)` patch indices in the order of the tokens; None means all patches in raster order.
-        key_valid: `(B, 1+K)` bool, False where a token must not be attended to; None where all may be.
+        key_valid: `(B, prefix+K)` bool, False where a token must not be attended to; None where all may be.
         levels: The tokens before block 0 and after every block, without the final norm; empty unless asked for.
+        sensor: As in `Patches`.
+        prefix: Class tokens in front, 0 or 1.
     """
 
     tokens: Tensor
     positions: Tensor | None = None
     key_valid: Tensor | None = None
     levels: list[Tensor] = field(default_factory=list)
+    sensor: str | None = None
+    prefix: int = 1
+
+    @property
+    def patches(self) -> Tensor:
+        """The tokens of the patches, `(B, K, D)`."""
+        return self.tokens[:, self.prefix :]
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -119,10 +145,18 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(in_chans, width, patch_size, stride=patch_size)
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """Embed patches laid out as `patchify` lays them: `(B, K, p*p*C)` to `(B, K, D)`."""
+    def forward(self, patches: Tensor, sensor: str | None = None) -> Tensor:
+        """Embed patches laid out as `patchify` lays them: `(B, K, p*p*C)` to `(B, K, D)`; the sensor is always its."""
         weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
         return F.linear(patches, weight, self.proj.bias)
+
+
+class Readout(nn.Linear):
+    """A linear map of tokens to answers, the same for every sensor."""
+
+    def forward(self, tokens: Tensor, sensor: str | None = None) -> Tensor:
+        """`(B, P, width)` to `(B, P, out)`."""
+        return super().forward(tokens)
 
 
 class ViT(nn.Module):
@@ -138,9 +172,12 @@ class ViT(nn.Module):
         depth: Number of blocks.
         heads: Attention heads.
         mlp_ratio: Hidden width of the MLP over `width`.
+        class_token: Put a class token in front of the patches.
     """
 
     pos_embed: Tensor
+    visible_only = True
+    """Whether it can run on some of the patches alone."""
 
     def __init__(
         self,
@@ -151,6 +188,7 @@ class ViT(nn.Module):
         depth: int = 12,
         heads: int = 12,
         mlp_ratio: float = 4.0,
+        class_token: bool = True,
     ) -> None:
         super().__init__()
         if min(in_chans, image_size, patch_size, width, depth, heads) < 1 or image_size % patch_size or width % heads:
@@ -163,80 +201,102 @@ class ViT(nn.Module):
         self.grid = (image_size // patch_size, image_size // patch_size)
         self.num_patches = self.grid[0] * self.grid[1]
         self.patch_embed = PatchEmbed(in_chans, width, patch_size)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("pos_embed", sincos_positions(width, self.grid))
+        self.class_tokens = int(class_token)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
+        self.register_buffer("pos_embed", sincos_positions(width, self.grid)[:, 1 - self.class_tokens :])
         self.blocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=Norm) for _ in range(depth)
         )
         self.norm = Norm(width)
         self.apply(init_weights)
-        nn.init.normal_(self.cls_token, std=0.02)
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=0.02)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
 
     @property
-    def config(self) -> dict[str, int | float]:
+    def embed_width(self) -> int:
+        """Width of an embedded patch, which a mask token stands for."""
+        return self.width
+
+    @property
+    def config(self) -> dict[str, Any]:
         """The constructor's arguments, to store beside the weights."""
         names = ("in_chans", "image_size", "patch_size", "width", "depth", "heads", "mlp_ratio")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"class_token": bool(self.class_tokens)}
+
+    def pixel_head(self, width: int) -> nn.Module:
+        """The last layer of a decoder of pixels: `head(tokens, sensor)` of `(B, P, width)` gives `(B, P, p*p*C)`."""
+        return Readout(width, self.patch_size**2 * self.in_chans)
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
-        """Position embedding `(1, 1+L, D)` for a patch grid, resampled where it is not the trained one."""
+        """Position embedding `(1, prefix+L, D)` for a patch grid, resampled where it is not the trained one."""
         if grid == self.grid:
             return self.pos_embed
-        resampled: Tensor = resample_abs_pos_embed(self.pos_embed, grid, self.grid, num_prefix_tokens=1)
+        resampled: Tensor = resample_abs_pos_embed(self.pos_embed, grid, self.grid, num_prefix_tokens=self.class_tokens)
         return resampled
 
-    def embed(self, patches: Tensor, grid: tuple[int, int], indices: Tensor | None = None) -> Tensor:
+    def embed(
+        self,
+        patches: Patches,
+        indices: Tensor | None = None,
+        hidden: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> Tensor:
         """Embed patches and add their positions; no class token.
 
         Args:
-            patches: `(B, L, p*p*C)` as `patchify` lays them.
-            grid: Rows and columns of the L patches.
+            patches: Some images.
             indices: `(B, K)` patches to embed; all where None.
+            hidden: `(B, L)` bool, the patches that `mask_token` stands for; none where None.
+            mask_token: `(1, 1, D)`.
 
         Returns:
             `(B, K, D)`.
         """
-        positions = self.positions(grid)[:, 1:]
-        if indices is None:
-            embedded: Tensor = self.patch_embed(patches) + positions
-            return embedded
-        positions = positions.expand(patches.shape[0], -1, -1)
-        embedded = self.patch_embed(take(patches, indices)) + take(positions, indices)
-        return embedded
+        positions = self.positions(patches.grid)[:, self.class_tokens :].expand(len(patches.values), -1, -1)
+        values = patches.values
+        if indices is not None:
+            values, positions = take(values, indices), take(positions, indices)
+        embedded: Tensor = self.patch_embed(values, patches.sensor)
+        if hidden is not None and mask_token is not None:
+            embedded = torch.where(hidden[..., None], mask_token.to(embedded.dtype), embedded)
+        return embedded + positions
 
     def encode(
         self,
-        patches: Tensor,
-        grid: tuple[int, int],
+        patches: Patches,
         indices: Tensor | None = None,
         key_valid: Tensor | None = None,
         levels: bool = False,
+        hidden: Tensor | None = None,
+        mask_token: Tensor | None = None,
     ) -> Latents:
         """Run the transformer over some patches.
 
         Args:
-            patches: `(B, L, p*p*C)`.
-            grid: Rows and columns of the L patches.
+            patches: Some images.
             indices: `(B, K)` patches to see; all where None.
             key_valid: `(B, K)` bool, False for patches that no token may attend to; None where all may be.
             levels: Keep the tokens before block 0 and after every block.
+            hidden: `(B, L)` bool, the patches that `mask_token` stands for; with all patches only.
+            mask_token: `(1, 1, D)`.
 
         Returns:
             The latents of class token and patches.
         """
-        tokens = self.embed(patches, grid, indices)
-        class_token = (self.cls_token + self.positions(grid)[:, :1]).expand(tokens.shape[0], -1, -1)
-        tokens = torch.cat([class_token, tokens], 1)
+        tokens = self.embed(patches, indices, hidden, mask_token)
+        if self.cls_token is not None:
+            class_token = self.cls_token + self.positions(patches.grid)[:, :1]
+            tokens = torch.cat([class_token.expand(len(tokens), -1, -1), tokens], 1)
         if key_valid is not None:
-            key_valid = F.pad(key_valid, (1, 0), value=True)
+            key_valid = F.pad(key_valid, (self.class_tokens, 0), value=True)
         mask = None if key_valid is None else key_valid[:, None, None, :]
         kept = [tokens] if levels else []
         for block in self.blocks:
             tokens = block(tokens, attn_mask=mask)
             if levels:
                 kept.append(tokens)
-        return Latents(self.norm(tokens), indices, key_valid, kept)
+        return Latents(self.norm(tokens), indices, key_valid, kept, patches.sensor, self.class_tokens)
 
     def forward(
         self,
@@ -244,8 +304,10 @@ class ViT(nn.Module):
         indices: Tensor | None = None,
         key_valid: Tensor | None = None,
         levels: bool = False,
+        sensor: str | None = None,
+        gsd: Tensor | None = None,
     ) -> Latents:
-        """Encode images `(B, C, H, W)`; the other arguments as in `encode`.
+        """Encode images `(B, C, H, W)`; the other arguments as in `encode` and `Patches`.
 
         Raises:
             ConfigError: The number of bands is not the encoder's.
@@ -253,7 +315,7 @@ class ViT(nn.Module):
         if images.shape[1] != self.in_chans:
             raise ConfigError(f"expected images (B, {self.in_chans}, H, W); given {tuple(images.shape)}")
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
-        return self.encode(patchify(images, self.patch_size), grid, indices, key_valid, levels)
+        return self.encode(Patches(patchify(images, self.patch_size), grid, sensor, gsd), indices, key_valid, levels)
 
 
 def init_weights(module: nn.Module) -> None:
@@ -272,6 +334,7 @@ def vit(
     width: int | None = None,
     depth: int | None = None,
     heads: int | None = None,
+    class_token: bool = True,
 ) -> ViT:
     """A vision transformer of a usual size.
 
@@ -283,6 +346,7 @@ def vit(
         width: Token width instead of the size's.
         depth: Number of blocks instead of the size's.
         heads: Attention heads instead of the size's; where only `width` is given, one head every 64 channels.
+        class_token: Put a class token in front of the patches.
 
     Raises:
         ConfigError: The size is unknown.
@@ -294,4 +358,4 @@ def vit(
         heads = math.gcd(width, max(1, width // 64))
     sizes = zip((width, depth, heads), (usual_width, usual_depth, usual_heads), strict=True)
     width, depth, heads = (usual if given is None else given for given, usual in sizes)
-    return ViT(in_chans, image_size, patch_size, width, depth, heads)
+    return ViT(in_chans, image_size, patch_size, width, depth, heads, class_token=class_token)

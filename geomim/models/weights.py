@@ -30,7 +30,7 @@ from geomim.models.foreign import find_encoder
 from geomim.models.vit import SIZES, ViT
 from geomim.sensors import SENSORS, BandContract
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the `geomim` entry in checkpoints and exports; a newer one is refused."""
 
 IMAGENET = BandContract(SENSORS["rgb"], (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
@@ -189,7 +189,7 @@ def _read_own(path: Path, content: dict[str, Any]) -> Loaded:
     if not state or not isinstance(details, Mapping):
         raise CheckpointError(f"'{path}': expected weights under 'model.encoder.' and what they are; it lacks them")
     encoder = _build(path, details, state)
-    rest = {key: value for key, value in details.items() if key not in ("encoder", "contract")}
+    rest = {key: value for key, value in details.items() if key not in ("encoder", "contract", "contracts")}
     return Loaded(encoder, _contract(path, details, encoder), "geomim checkpoint", details=rest)
 
 
@@ -239,7 +239,7 @@ def _fill(path: Path, encoder: ViT, state: Mapping[str, Tensor]) -> ViT:
 
 
 def _contract(path: Path, details: Mapping[str, Any], encoder: ViT) -> BandContract | None:
-    values = details.get("contract")
+    values = details.get("contract") or next(iter(details.get("contracts", {}).values()), None)
     if values is None:
         return None
     contract = BandContract.from_dict(values)

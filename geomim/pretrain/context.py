@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
 
-from geomim.models.vit import ViT, patchify
+from geomim.models.vit import Patches, ViT, patchify
 from geomim.randomness import Draws
 
 PATCH_VALID = 0.5
 """Least share of valid pixels of a patch that may be predicted."""
 
+T = TypeVar("T")
+
 
 class View:
-    """One image of every sample: the crop itself, another date, another mask.
+    """One image of every sample: the crop itself, another crop, another date.
 
     Args:
         image: `(B, C, H, W)` normalised pixels.
         valid: `(B, 1, H, W)` bool, False where nothing was measured; None where everything was.
         encoder: The encoder, for patch size and embedding.
+        sensor: Whose bands they are.
+        gsd: `(B,)` metres a pixel; None where unknown.
 
     Attributes:
         grid: Rows and columns of patches.
@@ -26,40 +33,73 @@ class View:
         patches: `(B, L, p*p*C)`, see `patchify`.
         pixel_valid: `(B, L, p*p)` bool, which pixels of each patch were measured; None where all were.
         patch_valid: `(B, L)` bool, patches with at least `PATCH_VALID` of their pixels measured; None where all are.
+        seen: The patches as the encoder may see them.
     """
 
-    def __init__(self, image: Tensor, valid: Tensor | None, encoder: ViT) -> None:
-        self.image, self.valid, self.encoder = image, valid, encoder
+    def __init__(
+        self,
+        image: Tensor,
+        valid: Tensor | None,
+        encoder: ViT,
+        sensor: str | None = None,
+        gsd: Tensor | None = None,
+    ) -> None:
+        self.image, self.valid, self.encoder, self.sensor, self.gsd = image, valid, encoder, sensor, gsd
         size = encoder.patch_size
         self.grid = (image.shape[2] // size, image.shape[3] // size)
         self.length = self.grid[0] * self.grid[1]
         self.patches = patchify(image, size)
         self.pixel_valid = None if valid is None else patchify(valid, size)
         self.patch_valid = None if self.pixel_valid is None else self.pixel_valid.float().mean(-1) >= PATCH_VALID
-        self._tokens: Tensor | None = None
+        self.seen = Patches(self.patches, self.grid, sensor, gsd)
+        self._known: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """What `compute` gives, computed at the first asking; `key` says what it is."""
+        if key not in self._known:
+            self._known[key] = compute()
+        known: T = self._known[key]
+        return known
 
     def tokens(self) -> Tensor:
         """`(B, L, D)` patch embedding plus position, without gradient: what a masking may compare."""
-        if self._tokens is None:
+
+        def embed() -> Tensor:
             with torch.no_grad():
-                self._tokens = self.encoder.embed(self.patches, self.grid).float()
-        return self._tokens
+                return self.encoder.embed(self.seen).float()
+
+        return self.once("tokens", embed)
+
+
+class _Views(dict[str, View]):
+    """Views by name; `image/2` is another set of tokens of `image`."""
+
+    def __missing__(self, name: str) -> View:
+        view, slash, _ = name.partition("/")
+        if not slash:
+            raise KeyError(name)
+        return self[view]
 
 
 class Context:
     """One batch while it goes through an objective.
 
     Args:
-        batch: `image (B, C, H, W)`, optionally `valid (B, 1, H, W)`, and further `views: {name: {image, valid}}`.
+        batch: `image (B, C, H, W)`, optionally `valid (B, 1, H, W)`, `sensor`, `gsd (B,)`, and further
+            `views: {name: {image, valid}}`.
         encoder: The encoder being trained.
         draws: Addressed random numbers of the batch.
+
+    Attributes:
+        views: Its views by name; a name such as `image/2` is the view `image`, for a second set of its tokens.
     """
 
-    def __init__(self, batch: dict, encoder: ViT, draws: Draws) -> None:  # type: ignore[type-arg]
+    def __init__(self, batch: dict[str, Any], encoder: ViT, draws: Draws) -> None:
         self.draws = draws
-        self.views = {"image": View(batch["image"], batch.get("valid"), encoder)}
-        for name, view in batch.get("views", {}).items():
-            self.views[name] = View(view["image"], view.get("valid"), encoder)
+        self.views = _Views()
+        for name, view in {"image": batch, **batch.get("views", {})}.items():
+            gsd = view.get("gsd", batch.get("gsd"))
+            self.views[name] = View(view["image"], view.get("valid"), encoder, batch.get("sensor"), gsd)
 
     def image_weight(self, view: str, min_valid: float) -> Tensor | None:
         """`(B,)` float: 0 for images with less than `min_valid` of their patches valid; None where all are."""

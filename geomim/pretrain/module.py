@@ -39,14 +39,14 @@ class Origin:
     Attributes:
         recipe: Name in `RECIPES`.
         recipe_args: Its arguments as plain values.
-        contract: Bands and statistics of the training tiles.
+        contracts: Bands and statistics of the training tiles, by the name of their sensor.
         corpus: Corpus folders.
         settings: How it is trained, as plain values by the names of the flags.
     """
 
     recipe: str
     recipe_args: dict[str, Any]
-    contract: BandContract
+    contracts: dict[str, BandContract]
     corpus: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -183,9 +183,7 @@ class PretrainModule(pl.LightningModule):
     @torch.no_grad()
     def _follow(self, progress: Tensor) -> None:
         """Let targets follow the encoder; after a step that was not finite they stay as they are, like the weights."""
-        model: Any = self.model
-        if not hasattr(model, "before_step"):
-            return
+        model = self.model
         parts = [part for part in model.modules() if part is not model and hasattr(part, "before_step")]
         state = [one for part in parts for one in part.state_dict().values()]
         before = [one.clone() for one in state]
@@ -196,7 +194,7 @@ class PretrainModule(pl.LightningModule):
     def _receive(self, part: dict[str, Any]) -> Context:
         """A micro-batch on the device, augmented; the same whenever it is asked for."""
         batch = self.trainer.strategy.batch_to_device(part)
-        return Context(batch, self.model.encoder, Draws(self.seed, batch["position"]))
+        return self.model.context(batch, Draws(self.seed, batch["position"]))
 
     def on_train_start(self) -> None:
         """Start the clock."""
@@ -284,7 +282,7 @@ class PretrainModule(pl.LightningModule):
             "recipe": self.origin.recipe,
             "recipe_args": self.origin.recipe_args,
             "encoder": dict(self.model.encoder.config),
-            "contract": self.origin.contract.to_dict(),
+            "contracts": {name: contract.to_dict() for name, contract in self.origin.contracts.items()},
             "corpus": list(self.origin.corpus),
             "settings": self.origin.settings,
             "history": self.history,

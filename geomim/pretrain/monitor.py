@@ -69,6 +69,7 @@ def reconstructions(
     """
     device = batch["image"].device
     views = model.predict(batch, torch.full((), progress, device=device), Draws(seed, batch["position"]))
+    views = {name: view for name, view in views.items() if "prediction" in view}
     if not views:
         return np.zeros((0, 3, 1, 1, 3), np.float32)
     view = next(iter(views.values()))

@@ -2,62 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from geomim.models.decoders import Decoder
+from geomim.errors import ConfigError
 from geomim.models.vit import Latents, ViT
-from geomim.pretrain.context import Context
+from geomim.pretrain.context import Context, View
 from geomim.pretrain.losses import Loss, reduce
-from geomim.pretrain.masking import Masking, TokenSplit
-from geomim.pretrain.targets import Pixels, Target
+from geomim.pretrain.masking.split import Masking, TokenSplit
+from geomim.pretrain.targets import Answer, Pixels, Target
 from geomim.randomness import Draws
 
 Weight = Callable[[Tensor], Tensor]
+Where = Literal["predict", "visible", "all", "image"]
 
 
 class Term(nn.Module):
     """One thing that is asked: a decoder answers, a target knows, a loss compares.
 
     Args:
-        decoder: Called as `decoder(memory, positions)`.
+        decoder: Called as `decoder(latents, positions)`, with the latents of all further memories behind.
         target: Called as `target(view, positions)`.
         loss: Called as `loss(prediction, answer, weight)`.
-        where: Ask at the predicted or at the visible patches.
+        where: Ask at the predicted, the visible or all patches, or once about the whole image.
         view: The view that is asked about.
-        memory: The view whose visible patches the decoder reads; the same where None.
+        memory: What the decoder reads, one or several: a view means its visible tokens, `date:all` all of them,
+            `image:predict` its predicted ones. The visible tokens of `view` where None.
         weight: Share in the sum of terms, a number or a function of progress.
         name: What its loss is logged as.
+        with_class: Decoder and target put an answer for the class token in front.
     """
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: nn.Module,
         target: Target,
         loss: Loss,
-        where: Literal["predict", "visible"] = "predict",
+        where: Where = "predict",
         view: str = "image",
-        memory: str | None = None,
+        memory: str | tuple[str, ...] | None = None,
         weight: float | Weight = 1.0,
         name: str = "reconstruction",
+        with_class: bool = False,
     ) -> None:
         super().__init__()
         self.decoder, self.target, self.loss = decoder, target, loss
-        self.where, self.view, self.memory, self.weight, self.name = where, view, memory or view, weight, name
+        self.where, self.view, self.weight, self.name, self.with_class = where, view, weight, name, with_class
+        self.memory: tuple[str, ...] = (memory,) if isinstance(memory, str) else memory or (view,)
 
-    def positions(self, split: TokenSplit) -> tuple[Tensor, Tensor | None]:
-        """Where to ask `(B, P)`, and what each place weighs `(B, P)`."""
+    def positions(self, view: View, split: TokenSplit | None) -> tuple[Tensor, Tensor | None]:
+        """Where to ask `(B, P)`, and what each place weighs `(B, P)`; None where all weigh 1."""
+        batch, device = len(view.image), view.image.device
+        if self.where == "image":
+            return torch.zeros(batch, 1, dtype=torch.int64, device=device), None
+        if self.where == "all":
+            everywhere = torch.arange(view.length, device=device).expand(batch, -1)
+            return everywhere, None if view.patch_valid is None else view.patch_valid.float()
+        assert split is not None, f"the masking says nothing of view '{self.view}'"
         if self.where == "predict":
             return split.predict, split.predict_weight
         return split.visible, None if split.visible_valid is None else split.visible_valid.float()
 
     def weigh(self, context: Context, splits: dict[str, TokenSplit], min_valid: float) -> Tensor:
         """What each image weighs `(B,)`: the share of its places that count, 0 where too little of it is valid."""
-        positions, weight = self.positions(splits[self.view])
+        positions, weight = self.positions(context.views[self.view], splits.get(self.view))
         share = torch.ones(len(positions), device=positions.device) if weight is None else weight.mean(1)
         usable = context.image_weight(self.view, min_valid)
         return share if usable is None else share * usable
@@ -73,6 +86,24 @@ class Plan(NamedTuple):
 
     splits: dict[str, TokenSplit]
     weights: Tensor
+
+
+class Asked(NamedTuple):
+    """A term, and what was said to it.
+
+    Attributes:
+        term: The term.
+        positions: `(B, P)` where it asked.
+        prediction: `(B, P, T)`.
+        answer: What is right.
+        weight: `(B, P)` what each place weighs; None where all weigh 1.
+    """
+
+    term: Term
+    positions: Tensor
+    prediction: Tensor
+    answer: Answer
+    weight: Tensor | None
 
 
 @dataclass
@@ -96,13 +127,51 @@ class MaskedImageModel(nn.Module):
         masking: Splits the patches of each view.
         terms: What is asked.
         min_valid: An image with a smaller share of valid patches weighs nothing.
+        mask_token: The encoder sees all patches, with a learned token for those that are not visible.
+        needs: Views that a batch must bring besides the image: `second`, another crop of it, or `date`, another date.
+
+    Raises:
+        ConfigError: The encoder cannot run on the visible patches alone, and `mask_token` is not set; or two terms
+            share a name.
     """
 
-    def __init__(self, encoder: ViT, masking: Masking, terms: Sequence[Term], min_valid: float = 0.25) -> None:
+    def __init__(
+        self,
+        encoder: ViT,
+        masking: Masking,
+        terms: Sequence[Term],
+        min_valid: float = 0.25,
+        mask_token: bool = False,
+        needs: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__()
-        self.encoder, self.masking, self.min_valid = encoder, masking, min_valid
+        if not (encoder.visible_only or mask_token):
+            raise ConfigError(
+                "this encoder is hierarchical and sees all patches: expected a recipe that hides them behind mask "
+                "tokens, such as simmim, or --encoder.family vit"
+            )
+        if len({term.name for term in terms}) < len(terms):
+            raise ConfigError(f"expected a name of its own for every term; given {[term.name for term in terms]}")
+        self.encoder, self.masking, self.min_valid, self.needs = encoder, masking, min_valid, needs
         self.terms = nn.ModuleList(terms)
-        self.read_levels = any(term.decoder.reads_levels for term in terms)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.embed_width).normal_(std=0.02)) if mask_token else None
+        self.read_levels = any(getattr(term.decoder, "reads_levels", False) for term in terms)
+
+    def context(self, batch: dict[str, Any], draws: Draws) -> Context:
+        """What the parts may ask of a batch.
+
+        Args:
+            batch: See `Context`.
+            draws: Addressed random numbers of the batch.
+        """
+        return Context(batch, self.encoder, draws)
+
+    def before_step(self, progress: Tensor) -> None:
+        """Let every target that follows the encoder follow it; once an optimiser step, before its first batch."""
+        for term in cast(list[Term], self.terms):
+            follow = getattr(term.target, "before_step", None)
+            if follow is not None:
+                follow(progress)
 
     def forward(self, batch: dict[str, Any], progress: Tensor, draws: Draws) -> Output:
         """Compute the loss of a batch that is a whole optimiser step.
@@ -112,7 +181,7 @@ class MaskedImageModel(nn.Module):
             progress: 0-dim float in [0, 1], the share of training that is done.
             draws: Addressed random numbers of the batch.
         """
-        context = Context(batch, self.encoder, draws)
+        context = self.context(batch, draws)
         plan = self.plan(context, progress)
         return self.compare(context, plan, progress, plan.weights.sum(1))
 
@@ -132,47 +201,74 @@ class MaskedImageModel(nn.Module):
             progress: As for `forward`.
             totals: `(T,)`, what all images of the step weigh in each term.
         """
-        latents: dict[str, Latents] = {}
         loss, logged = progress.new_zeros(()), {}
-        for term, weights, total in zip(cast(list[Term], self.terms), plan.weights, totals, strict=True):
-            if term.memory not in latents:
-                latents[term.memory] = self.encode(context, plan.splits, term.memory)
-            positions, weight = term.positions(plan.splits[term.view])
-            prediction = term.decoder(latents[term.memory], positions)
-            values = term.loss(prediction, term.target(context.views[term.view], positions), weight)
-            reduced = reduce(values, weights, total)
+        asked = self.ask(context, plan.splits)
+        for (term, _, prediction, answer, weight), weights, total in zip(asked, plan.weights, totals, strict=True):
+            reduced = reduce(term.loss(prediction, answer, weight), weights, total)
             share = term.weight(progress) if callable(term.weight) else term.weight
             loss = loss + share * reduced
             logged[term.name] = reduced.detach()
         return Output(loss, logged)
 
-    def encode(self, context: Context, splits: dict[str, TokenSplit], view: str) -> Latents:
-        """Encode the visible patches of a view."""
-        seen, split = context.views[view], splits[view]
-        return self.encoder.encode(seen.patches, seen.grid, split.visible, split.visible_valid, self.read_levels)
+    def ask(self, context: Context, splits: dict[str, TokenSplit]) -> Iterator[Asked]:
+        """Put every term's question; each set of tokens is encoded once.
+
+        Args:
+            context: The batch.
+            splits: What the masking gave for it.
+        """
+        latents: dict[str, Latents] = {}
+        for term in cast(list[Term], self.terms):
+            for name in term.memory:
+                if name not in latents:
+                    latents[name] = self.encode(context, splits, name)
+            view = context.views[term.view]
+            positions, weight = term.positions(view, splits.get(term.view))
+            first, *others = (latents[name] for name in term.memory)
+            prediction = term.decoder(first, positions, *others)
+            if term.with_class and weight is not None:
+                weight = F.pad(weight, (1, 0), value=1.0)
+            yield Asked(term, positions, prediction, term.target(view, positions), weight)
+
+    def encode(self, context: Context, splits: dict[str, TokenSplit], name: str) -> Latents:
+        """Encode a set of tokens: a view's visible ones by its name, or `VIEW:all`, `VIEW:predict`."""
+        view, _, tokens = name.partition(":")
+        seen, valid = context.views[view].seen, context.views[view].patch_valid
+        if tokens == "all":
+            return self.encoder.encode(seen, None, valid, self.read_levels)
+        split = splits[view]
+        if tokens == "predict":
+            weight = split.predict_weight
+            return self.encoder.encode(seen, split.predict, None if weight is None else weight > 0, self.read_levels)
+        if self.mask_token is None:
+            return self.encoder.encode(seen, split.visible, split.visible_valid, self.read_levels)
+        hidden = split.hidden
+        if hidden is None:
+            hidden = torch.ones(seen.values.shape[:2], dtype=torch.bool, device=split.visible.device)
+            hidden = hidden.scatter(1, split.visible, False)
+        return self.encoder.encode(seen, None, valid, self.read_levels, hidden, self.mask_token)
 
     @torch.no_grad()
     def predict(self, batch: dict[str, Any], progress: Tensor, draws: Draws) -> dict[str, dict[str, Tensor]]:
-        """What the first pixel term of each view predicts, to look at.
+        """What is hidden, and what the first pixel term of each view predicts, to look at.
 
         Returns:
-            For every view: `visible (B, K)` and `predict (B, M)` patch indices, `patches (B, L, p*p*C)` as given,
-            `prediction (B, M, p*p*C)` in the same normalised pixels, `weight (B, M)`.
+            For every masked view: `visible (B, K)` and `predict (B, M)` patch indices, `patches (B, L, p*p*C)` as
+            given, `weight (B, M)`; and where pixels are predicted `prediction (B, M, p*p*C)` in the same numbers.
         """
-        context = Context(batch, self.encoder, draws)
+        context = self.context(batch, draws)
         splits = self.masking(context, progress)
         pictures: dict[str, dict[str, Tensor]] = {}
-        for term in cast(list[Term], self.terms):
-            if not isinstance(term.target, Pixels) or term.where != "predict" or term.view in pictures:
-                continue
-            view, split = context.views[term.view], splits[term.view]
-            prediction = term.decoder(self.encode(context, splits, term.memory), split.predict)
+        for name, split in splits.items():
             weight = split.predict_weight
-            pictures[term.view] = {
+            pictures[name] = {
                 "visible": split.visible,
                 "predict": split.predict,
-                "patches": view.patches,
-                "prediction": term.target.to_pixels(view, split.predict, prediction),
+                "patches": context.views[name].patches,
                 "weight": torch.ones_like(split.predict, dtype=torch.float32) if weight is None else weight,
             }
+        for term, positions, prediction, _, _ in self.ask(context, splits):
+            shown = pictures.get(term.view, {})
+            if isinstance(term.target, Pixels) and term.where == "predict" and "prediction" not in shown:
+                shown["prediction"] = term.target.to_pixels(context.views[term.view], positions, prediction)
         return pictures

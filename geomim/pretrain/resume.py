@@ -31,7 +31,7 @@ def changes(entry: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> dict[st
         CheckpointError: The checkpoint does not say how it was trained.
         ResumeError: Something differs that must not, or fewer steps are wanted than are done.
     """
-    if entry is None or "settings" not in entry or entry["format_version"] > FORMAT_VERSION:
+    if entry is None or "settings" not in entry or entry["format_version"] != FORMAT_VERSION:
         given = "written by another version of geomim" if entry else "not written by geomim pretrain"
         raise CheckpointError(
             f"cannot resume: the checkpoint was {given}; go on with what wrote it, or start under another --name"
@@ -51,9 +51,12 @@ def changes(entry: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> dict[st
 
 def _compared(entry: Mapping[str, Any]) -> dict[str, Any]:
     """By the names of the flags; corpora are compared by their content, not by name or audit."""
-    contract = {key: value for key, value in entry["contract"].items() if key != "corpora"}
+    contracts = {
+        name: {key: value for key, value in contract.items() if key != "corpora"}
+        for name, contract in entry["contracts"].items()
+    }
     values = {"recipe": entry["recipe"], "method": entry["recipe_args"], "encoder": entry["encoder"]}
-    return {**values, **entry["settings"], "contract": contract}
+    return {**values, **entry["settings"], "contracts": contracts}
 
 
 def _differences(name: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:

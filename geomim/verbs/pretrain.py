@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from geomim.data.datamodule import TileDataModule
 from geomim.errors import ConfigError, GeomimError, ResumeError, nearest
-from geomim.models.vit import vit
+from geomim.models.build import build_encoder
 from geomim.models.weights import read_checkpoint
 from geomim.pretrain.checkpoints import Checkpoints
 from geomim.pretrain.launch import placement
@@ -91,7 +91,7 @@ def train(
         folder: Run folder: `checkpoints/`, `metrics.csv`, `tensorboard/`, `reconstructions/`.
         recipe: Name in `RECIPES`.
         method: Arguments of the recipe.
-        encoder: Arguments of `geomim.models.vit.vit` but `in_chans` and `image_size`.
+        encoder: Arguments of `geomim.models.build.build_encoder` but `contracts` and `image_size`.
         optimizer: Learning rate and weight decay.
         training: How long and on what.
         seed: Seed of weights and masks; crops and order have the one of `data`.
@@ -199,7 +199,7 @@ def build(
     if recipe not in RECIPES:
         raise ConfigError(f"unknown recipe '{recipe}'{nearest(recipe, RECIPES)}")
     torch.manual_seed(seed)
-    network = vit(in_chans=len(data.contract.names), image_size=data.image_size, **(encoder or {}))
+    network = build_encoder(data.contracts, data.image_size, **(encoder or {}))
     model = RECIPES[recipe](network, **(method or {}))
     settings = {
         "seed": seed,
@@ -207,7 +207,7 @@ def build(
         **_flat({"data": data.settings, "optimizer": _plain(optimizer), "training": _plain(training)}),
     }
     corpora = tuple(str(one.path) for one in data.corpora)
-    origin = Origin(recipe, _plain(dict(method or {})), data.contract, corpora, settings)
+    origin = Origin(recipe, _plain(dict(method or {})), data.contracts, corpora, settings)
     return PretrainModule(
         model, origin, data.batch_size, optimizer, seed, training.log_every, training.accumulate, training.clip
     )
@@ -300,7 +300,7 @@ def make_parser(recipe: str) -> ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice")
     parser.add_argument("--resume", type=str | None, help="'last', or a checkpoint of the same configuration")
     parser.add_function_arguments(RECIPES[recipe], "method", skip={"encoder"})
-    parser.add_function_arguments(vit, "encoder", skip={"in_chans"})
+    parser.add_function_arguments(build_encoder, "encoder", skip={"contracts"})
     parser.add_class_arguments(TileDataModule, "data", skip={"image_size", "seed"}, instantiate=False)
     parser.add_class_arguments(Optimisation, "optimizer")
     parser.add_class_arguments(Training, "training")

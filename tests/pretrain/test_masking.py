@@ -5,7 +5,9 @@ from torch import Tensor
 from geomim.errors import ConfigError
 from geomim.models.vit import ViT, vit
 from geomim.pretrain.context import Context
-from geomim.pretrain.masking import Phases, Random, Selective, counts, draw, grow, hog_energy
+from geomim.pretrain.masking import Phases, Random, Selective
+from geomim.pretrain.masking.selective import grow, hog_energy
+from geomim.pretrain.masking.split import counts, draw
 from geomim.randomness import Draws
 
 

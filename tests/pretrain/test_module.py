@@ -72,8 +72,8 @@ def test_a_checkpoint_says_where_it_comes_from_in_plain_data(run, corpus):
     checkpoint = torch.load(run / "checkpoints" / "step-0000002.ckpt", weights_only=True)
     entry = checkpoint["geomim"]
     assert entry["recipe"] == "mae" and entry["recipe_args"] == METHOD and entry["corpus"] == [str(corpus)]
-    assert entry["encoder"] == {"in_chans": 3, "image_size": 16, "mlp_ratio": 4.0} | ENCODER
-    assert entry["contract"]["sensor"]["name"] == "rgb" and entry["contract"]["mean"] == [125.0] * 3
+    assert entry["encoder"] == {"in_chans": 3, "image_size": 16, "mlp_ratio": 4.0, "class_token": True} | ENCODER
+    assert entry["contracts"]["rgb"]["sensor"]["name"] == "rgb" and entry["contracts"]["rgb"]["mean"] == [125.0] * 3
     assert entry["step"] == 2 and entry["progress"] == 0.5 and entry["format_version"] == 1
     assert "model.encoder.patch_embed.proj.weight" in checkpoint["state_dict"]
 
@@ -88,7 +88,7 @@ def test_another_recipe_encoder_or_contract_cannot_go_on(run, corpus):
     ):
         with pytest.raises(CheckpointError, match=said):
             build(data(corpus), recipe, METHOD, encoder).on_load_checkpoint(checkpoint)
-    checkpoint["geomim"]["contract"]["sensor"]["bands"][0]["name"] = "B04"
+    checkpoint["geomim"]["contracts"]["rgb"]["sensor"]["bands"][0]["name"] = "B04"
     with pytest.raises(CheckpointError, match="B04, this run has red"):
         build(data(corpus), "mae", METHOD, ENCODER).on_load_checkpoint(checkpoint)
     with pytest.raises(CheckpointError, match="not written by geomim"):

@@ -10,7 +10,8 @@ from torch import Tensor
 from geomim.models.decoders import CrossAttention, SelfAttention
 from geomim.models.vit import ViT, take
 from geomim.pretrain.context import Context
-from geomim.pretrain.masking import Random, TokenSplit, grow
+from geomim.pretrain.masking import Random, TokenSplit
+from geomim.pretrain.masking.selective import grow
 from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.recipes import cross_mae, mae, selective_mae
 from geomim.randomness import Draws

@@ -17,7 +17,7 @@ from geomim.data.datamodule import TileDataModule
 from geomim.models.weights import read_checkpoint
 from geomim.pretrain.module import PretrainModule
 from geomim.pretrain.objective import MaskedImageModel
-from geomim.pretrain.replay import again
+from geomim.randomness import Draws
 from geomim.verbs.replay import rebuild
 
 FLAGS = (
@@ -102,11 +102,9 @@ def test_weights_and_what_follows_them_stay_those_of_before_the_step_which_runs_
             self.follower = Follower()
 
         patch.setattr(MaskedImageModel, "__init__", follow)
-        patch.setattr(
-            MaskedImageModel, "before_step", lambda self, progress: self.follower.before_step(progress), False
-        )
-        assert main([*flags, "--name", "cut", "--training.log_every", "8"]) == 1
-    assert not Path("runs/cut/checkpoints/step-0000005.ckpt").exists()
+        patch.setattr(MaskedImageModel, "before_step", lambda self, progress: self.follower.before_step(progress))
+        assert main([*flags, "--name", "cut", "--training.log_every", "8", "--training.milestones", "0"]) == 1
+    assert not list(Path("runs/cut/checkpoints").iterdir())  # it is read at step 8 only
     content = read_checkpoint("runs/cut/failures/step-0000005.pt")
     assert content["state_dict"].pop("model.follower.seen") == 5  # it moves before the step
     before = read_checkpoint("runs/whole/checkpoints/step-0000004.ckpt")["state_dict"]
@@ -118,7 +116,8 @@ def test_weights_and_what_follows_them_stay_those_of_before_the_step_which_runs_
     assert failure["tiles"] == [] and len(failure["batches"]) == 2  # no loss is to blame: all of the step is kept
     model = rebuild("runs/cut/failures/step-0000005.pt", content).train()
     progress = torch.full((), failure["progress"])
-    loss = sum(again(model, batch, 0, progress, failure["totals"])[0].loss for batch in failure["batches"])
+    contexts = [model.context(batch, Draws(0, batch["position"])) for batch in failure["batches"]]
+    loss = sum(model.compare(one, model.plan(one, progress), progress, failure["totals"]).loss for one in contexts)
     with Path("runs/whole/metrics.csv").open() as file:
         logged = {row["step"]: row["loss"] for row in csv.DictReader(file)}
     assert f"{loss.item():.6g}" == logged["5"]

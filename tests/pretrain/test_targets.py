@@ -14,7 +14,7 @@ def test_normalised_pixels_use_measured_pixels_only() -> None:
     valid = torch.ones(1, 1, 16, 16, dtype=torch.bool)
     valid[..., :3, :] = False
     spoiled = torch.where(valid, image, -9999.0)
-    answer = Pixels(ENCODER)(View(spoiled, valid, ENCODER), EVERY)
+    answer = Pixels()(View(spoiled, valid, ENCODER), EVERY)
     assert answer.element is not None
     kept = answer.values[0, 0][answer.element[0, 0] > 0]
     assert kept.numel() == 5 * 8 * 3
@@ -26,14 +26,14 @@ def test_prediction_returns_to_pixels() -> None:
     view = View(torch.randn(2, 3, 16, 16) * 5 + 2, None, ENCODER)
     positions = torch.tensor([[0, 3], [2, 1]])
     for normalise in ("patch", "none"):
-        target = Pixels(ENCODER, normalise)
+        target = Pixels(normalise)
         restored = target.to_pixels(view, positions, target(view, positions).values)
         expected = view.patches.gather(1, positions[..., None].expand(-1, -1, 192))
         torch.testing.assert_close(restored, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_flat_patches_stay_finite() -> None:
-    answer = Pixels(ENCODER)(View(torch.full((1, 3, 16, 16), 7.0), None, ENCODER), EVERY)
+    answer = Pixels()(View(torch.full((1, 3, 16, 16), 7.0), None, ENCODER), EVERY)
     assert torch.equal(answer.values, torch.zeros(1, 4, 192))
 
 

@@ -1,12 +1,7 @@
-"""Every method, a short function each: the one page to read.
-
-A recipe takes the encoder to train and returns the objective that trains it. To add one, write the function, say in
-its docstring which paper it follows, what was verified and how it deviates, and add it to `RECIPES`.
-"""
+"""Methods that predict the pixels of hidden patches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 from geomim.models.decoders import CrossAttention, SelfAttention
@@ -37,8 +32,8 @@ def mae(
         decoder_heads: Attention heads of the decoder.
         normalise: Target pixels normalised per patch, or as they are.
     """
-    pixels = Pixels(encoder, normalise)
-    decoder = SelfAttention(encoder, pixels.dim, decoder_depth, decoder_width, decoder_heads)
+    pixels = Pixels(normalise)
+    decoder = SelfAttention(encoder, "pixels", decoder_depth, decoder_width, decoder_heads)
     return MaskedImageModel(encoder, Random(visible), [Term(decoder, pixels, mse)])
 
 
@@ -66,8 +61,8 @@ def cross_mae(
         normalise: Target pixels normalised per patch, or as they are.
     """
     encoder.norm.requires_grad_(False)
-    pixels = Pixels(encoder, normalise)
-    decoder = CrossAttention(encoder, pixels.dim, decoder_depth, decoder_width, decoder_heads, mix_levels=True)
+    pixels = Pixels(normalise)
+    decoder = CrossAttention(encoder, "pixels", decoder_depth, decoder_width, decoder_heads, mix_levels=True)
     return MaskedImageModel(encoder, Random(visible, predict), [Term(decoder, pixels, mse)])
 
 
@@ -101,15 +96,7 @@ def selective_mae(
         normalise: Target pixels normalised per patch, or as they are.
         phases: When growth goes from near to far to random.
     """
-    pixels = Pixels(encoder, normalise)
-    decoder = CrossAttention(encoder, pixels.dim, decoder_depth, decoder_width, decoder_heads)
+    pixels = Pixels(normalise)
+    decoder = CrossAttention(encoder, "pixels", decoder_depth, decoder_width, decoder_heads)
     masking = Selective(visible, predict, score, phases)
     return MaskedImageModel(encoder, masking, [Term(decoder, pixels, mse)])
-
-
-RECIPES: dict[str, Callable[..., MaskedImageModel]] = {
-    "mae": mae,
-    "cross_mae": cross_mae,
-    "selective_mae": selective_mae,
-}
-"""Every recipe by the name a config gives it."""

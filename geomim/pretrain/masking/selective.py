@@ -1,15 +1,10 @@
-"""Which patches are seen and which are asked for, as index tensors of static length.
-
-A masking is called as `masking(context, progress)` and returns a `TokenSplit` for every view it masks. Valid patches
-fill the slots first; where an image has too few, surplus visible slots are not attended to and surplus predicted
-slots weigh nothing.
-"""
+"""Semantically rich patches that grow near, then far, then at random."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,87 +13,9 @@ from torch.nn import functional as F
 from geomim.errors import ConfigError
 from geomim.models.vit import patchify, take
 from geomim.pretrain.context import Context, View
+from geomim.pretrain.masking.split import INVALID, TokenSplit, counts, draw, split_of
 
 Score = Literal["hog_energy", "published"]
-
-
-class TokenSplit(NamedTuple):
-    """Seen and asked-for patches of one view.
-
-    Attributes:
-        visible: `(B, K)` int64 patch indices.
-        predict: `(B, M)` int64 patch indices, none of them visible.
-        visible_valid: `(B, K)` bool, False for surplus slots; None where all count.
-        predict_weight: `(B, M)` float, 0 for surplus slots; None where all weigh 1.
-    """
-
-    visible: Tensor
-    predict: Tensor
-    visible_valid: Tensor | None = None
-    predict_weight: Tensor | None = None
-
-
-Masking = Callable[[Context, Tensor], dict[str, TokenSplit]]
-
-
-def counts(length: int, visible: float, predict: float) -> tuple[int, int]:
-    """Numbers of visible and predicted patches among `length`, rounded down as the published codes do.
-
-    Raises:
-        ConfigError: Nothing would be visible or predicted, or the shares overlap.
-    """
-    seen, asked = int(length * visible + 1e-9), int(length * predict + 1e-9)
-    if seen < 1 or asked < 1 or seen + asked > length:
-        raise ConfigError(
-            f"masking: expected visible and predicted shares that give at least one patch each and at most "
-            f"{length} together; given visible={visible} ({seen}) and predict={predict} ({asked})"
-        )
-    return seen, asked
-
-
-def split_of(view: View, visible: Tensor, predict: Tensor) -> TokenSplit:
-    """A split with the weights that follow from the view's nodata."""
-    if view.patch_valid is None:
-        return TokenSplit(visible, predict)
-    return TokenSplit(
-        visible, predict, view.patch_valid.gather(1, visible), view.patch_valid.gather(1, predict).float()
-    )
-
-
-@dataclass(frozen=True)
-class Random:
-    """Uniformly random patches (MAE); of the rest, those drawn last are predicted (CrossMAE).
-
-    Attributes:
-        visible: Share of the patches that is seen.
-        predict: Share of the patches that is predicted; all that are not seen where None.
-        view: The view that is masked.
-    """
-
-    visible: float = 0.25
-    predict: float | None = None
-    view: str = "image"
-
-    def __call__(self, context: Context, progress: Tensor) -> dict[str, TokenSplit]:
-        """Split the view."""
-        view = context.views[self.view]
-        return {self.view: self.split(view, context.draws("mask", view.length))}
-
-    def split(self, view: View, noise: Tensor) -> TokenSplit:
-        """Split by `noise (B, L)` in (0, 1): the smallest are seen, the largest predicted."""
-        length = view.length
-        seen, asked = counts(length, self.visible, 1 / length if self.predict is None else self.predict)
-        # what is neither seen nor asked for is rounded down, as CrossMAE does
-        asked = length - seen - (0 if self.predict is None else int(length * (1 - self.visible - self.predict) + 1e-9))
-        if view.patch_valid is not None:
-            noise = noise + (~view.patch_valid).to(noise.dtype)
-        order = noise.argsort(1)
-        if view.patch_valid is None:
-            return split_of(view, order[:, :seen], order[:, length - asked :])
-        # the last valid patches in the order, or what follows the visible ones where they are too few
-        first = (view.patch_valid.sum(1, keepdim=True) - asked).clamp(min=seen)
-        slots = first + torch.arange(asked, device=order.device)
-        return split_of(view, order[:, :seen], order.gather(1, slots))
 
 
 @dataclass(frozen=True)
@@ -160,7 +77,7 @@ class Selective:
         with torch.no_grad():
             score = SCORES[self.score](view)
             if view.patch_valid is not None:
-                score = score.masked_fill(~view.patch_valid, _INVALID)
+                score = score.masked_fill(~view.patch_valid, INVALID)
             first = max(1, seen // 2)
             seeds = draw(score, draws("seeds", view.length), first)
             near, far = self.phases.shares(progress)
@@ -169,24 +86,6 @@ class Selective:
             rest = score.scatter(1, visible, -torch.inf)
             predict = draw(rest, draws("predict", view.length), asked)
         return {self.view: split_of(view, visible, predict)}
-
-
-_INVALID = -1e4
-"""A score below every valid patch's and above that of a patch already taken (-inf)."""
-
-
-def draw(score: Tensor, noise: Tensor, count: int) -> Tensor:
-    """Draw `count` patches without replacement, with probability proportional to `exp(score)` (Gumbel top-k).
-
-    Args:
-        score: `(B, L)` log-probabilities, not normalised; -inf is never drawn.
-        noise: `(B, L)` uniform in (0, 1).
-        count: How many, at most the number of finite scores.
-
-    Returns:
-        `(B, count)` int64.
-    """
-    return (score - (-noise.log()).log()).topk(count, dim=1).indices
 
 
 def grow(
@@ -216,7 +115,7 @@ def grow(
     """
     tokens = F.normalize(tokens, dim=-1)
     taken = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device).scatter(1, seeds, True)
-    late = 0.0 if valid is None else (~valid).float() * _INVALID
+    late = 0.0 if valid is None else (~valid).float() * INVALID
     nearest = torch.full(tokens.shape[:2], -2.0, device=tokens.device)
     selected, added = [seeds], seeds
     for step in range(steps):

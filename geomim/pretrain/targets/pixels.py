@@ -1,39 +1,15 @@
-"""What is asked for at a position; never with gradient.
-
-A target is called as `target(view, positions)`.
-"""
+"""Pixels, raw or normalised per patch."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from geomim.models.vit import ViT, take
+from geomim.models.vit import take
 from geomim.pretrain.context import View
-
-
-class Answer(NamedTuple):
-    """The right answers at some positions.
-
-    Attributes:
-        values: `(B, P, T)` float32.
-        element: `(B, P, T)` float, 0 for values that were not measured; None where all were.
-    """
-
-    values: Tensor
-    element: Tensor | None = None
-
-
-class Target(Protocol):
-    """Anything that gives answers of a fixed size."""
-
-    dim: int
-
-    def __call__(self, view: View, positions: Tensor) -> Answer:
-        """Answers at `positions (B, P)`."""
-        ...
+from geomim.pretrain.targets.answer import Answer
 
 
 class Pixels:
@@ -42,13 +18,13 @@ class Pixels:
     Statistics are over the measured pixels and all bands of the patch, with the unbiased variance.
 
     Args:
-        encoder: Gives patch size and number of bands.
         normalise: `patch` or `none`.
         eps: Added to the variance; keeps flat water from amplifying sensor noise.
     """
 
-    def __init__(self, encoder: ViT, normalise: Literal["patch", "none"] = "patch", eps: float = 1e-6) -> None:
-        self.dim = encoder.patch_size**2 * encoder.in_chans
+    dim: int | None = None
+
+    def __init__(self, normalise: Literal["patch", "none"] = "patch", eps: float = 1e-6) -> None:
         self.normalise, self.eps = normalise, eps
 
     def __call__(self, view: View, positions: Tensor) -> Answer:

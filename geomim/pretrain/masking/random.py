@@ -1,0 +1,47 @@
+"""Patches drawn uniformly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geomim.pretrain.context import Context, View
+from geomim.pretrain.masking.split import TokenSplit, counts, split_of
+
+
+@dataclass(frozen=True)
+class Random:
+    """Uniformly random patches (MAE); of the rest, those drawn last are predicted (CrossMAE).
+
+    Attributes:
+        visible: Share of the patches that is seen.
+        predict: Share of the patches that is predicted; all that are not seen where None.
+        view: The view that is masked.
+    """
+
+    visible: float = 0.25
+    predict: float | None = None
+    view: str = "image"
+
+    def __call__(self, context: Context, progress: Tensor) -> dict[str, TokenSplit]:
+        """Split the view."""
+        view = context.views[self.view]
+        return {self.view: self.split(view, context.draws("mask", view.length))}
+
+    def split(self, view: View, noise: Tensor) -> TokenSplit:
+        """Split by `noise (B, L)` in (0, 1): the smallest are seen, the largest predicted."""
+        length = view.length
+        seen, asked = counts(length, self.visible, 1 / length if self.predict is None else self.predict)
+        # what is neither seen nor asked for is rounded down, as CrossMAE does
+        asked = length - seen - (0 if self.predict is None else int(length * (1 - self.visible - self.predict) + 1e-9))
+        if view.patch_valid is not None:
+            noise = noise + (~view.patch_valid).to(noise.dtype)
+        order = noise.argsort(1)
+        if view.patch_valid is None:
+            return split_of(view, order[:, :seen], order[:, length - asked :])
+        # the last valid patches in the order, or what follows the visible ones where they are too few
+        first = (view.patch_valid.sum(1, keepdim=True) - asked).clamp(min=seen)
+        slots = first + torch.arange(asked, device=order.device)
+        return split_of(view, order[:, :seen], order.gather(1, slots))

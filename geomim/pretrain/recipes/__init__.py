@@ -1,0 +1,19 @@
+"""Every method, a short function each, a page a family: the pages to read.
+
+A recipe takes the encoder to train and returns the objective that trains it. To add one, write the function, say in
+its docstring which paper it follows, what was verified and how it deviates, and add it to `RECIPES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from geomim.pretrain.objective import MaskedImageModel
+from geomim.pretrain.recipes.pixels import cross_mae, mae, selective_mae
+
+RECIPES: dict[str, Callable[..., MaskedImageModel]] = {
+    "mae": mae,
+    "cross_mae": cross_mae,
+    "selective_mae": selective_mae,
+}
+"""Every recipe by the name a config gives it."""

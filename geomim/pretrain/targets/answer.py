@@ -1,0 +1,32 @@
+"""What a target gives."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from geomim.pretrain.context import View
+
+
+class Answer(NamedTuple):
+    """The right answers at some positions.
+
+    Attributes:
+        values: `(B, P, T)` float32.
+        element: `(B, P, T)` float, 0 for values that were not measured; None where all were.
+    """
+
+    values: Tensor
+    element: Tensor | None = None
+
+
+class Target(Protocol):
+    """Anything that knows the answers; one that has weights is an `nn.Module`, and trains none of them."""
+
+    dim: int | None
+    """Values a patch; None for the pixels of whatever sensor was seen."""
+
+    def __call__(self, view: View, positions: Tensor) -> Answer:
+        """Answers at `positions (B, P)`."""
+        ...
