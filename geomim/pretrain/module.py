@@ -123,7 +123,7 @@ class PretrainModule(pl.LightningModule):
         """
         if self.trainer.max_steps < 1:
             raise ConfigError("pretraining needs max_steps: every schedule is spread over it")
-        groups = parameter_groups(self.model, self.optimisation.weight_decay)
+        groups = parameter_groups(self.model, self.optimisation.weight_decay, self.optimisation.layer_decay)
         return torch.optim.AdamW(groups, lr=0.0, betas=self.optimisation.betas, fused=True)
 
     def training_step(self, parts: Sequence[dict[str, Any]], batch_idx: int) -> None:
@@ -162,7 +162,7 @@ class PretrainModule(pl.LightningModule):
         if self.clip:
             torch.nn.utils.clip_grads_with_norm_(self.parameters(), self.clip, norm)
         for group in plain.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = self.learning_rate * group["scale"]
         plain.found_inf = (self._failed > 0).float()  # the fused update then leaves weights and moments as they are
         optimizer.step()
 
@@ -211,7 +211,7 @@ class PretrainModule(pl.LightningModule):
         now = time.perf_counter()
         seconds = max(1e-9, now - self._mark[1] - self.idle)
         self.latest = losses | {
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": max(group["lr"] for group in trainer.optimizers[0].param_groups),
             "images_per_second": (step - self._mark[0]) * self.images_per_step / seconds,
             "images": float(step * self.images_per_step),
         }

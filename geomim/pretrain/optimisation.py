@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ class Optimisation:
         betas: Decay of the two running moments.
         warmup: Share of the steps over which the learning rate rises.
         final: Learning rate of the last step as a share of the highest.
+        layer_decay: A block's learning rate over that of the block behind it; the embedding has the lowest, decoders
+            the highest. 1 for the same everywhere.
     """
 
     base_learning_rate: float = 1.5e-4
@@ -28,12 +31,14 @@ class Optimisation:
     betas: tuple[float, float] = (0.9, 0.95)
     warmup: float = 0.05
     final: float = 0.0
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup < 1 or not 0 <= self.final <= 1 or self.base_learning_rate <= 0:
+        shares = 0 <= self.warmup < 1 and 0 <= self.final <= 1 and 0 < self.layer_decay <= 1
+        if not shares or self.base_learning_rate <= 0:
             raise ConfigError(
-                "optimizer: expected warmup in [0, 1), final in [0, 1] and base_learning_rate above 0; given "
-                f"{self.warmup}, {self.final} and {self.base_learning_rate}"
+                "optimizer: expected warmup in [0, 1), final in [0, 1], layer_decay in (0, 1] and base_learning_rate "
+                f"above 0; given {self.warmup}, {self.final}, {self.layer_decay} and {self.base_learning_rate}"
             )
 
     def factor(self, step: int, steps: int) -> float:
@@ -50,16 +55,28 @@ class Optimisation:
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters with and without weight decay.
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Trainable parameters with and without weight decay, each with the `scale` of its learning rate.
 
-    Vectors have none: biases, norms, and tokens, which are vectors with axes of length 1 around them.
+    Vectors do not decay: biases, norms, and tokens, which are vectors with axes of length 1 around them. With layer
+    decay (BEiT, Bao et al., ICLR 2022) block `i` of `n` has the scale `layer_decay ** (n - i)`, what embeds comes one
+    further below, and all that is behind the blocks has 1.
     """
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            groups[sum(size > 1 for size in parameter.shape) > 1].append(parameter)
+    trained = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
+    found = [match[0] if (match := _BLOCK.match(name)) else "" for name, _ in trained]
+    blocks = list(dict.fromkeys(filter(None, found)))
+    first = found.index(blocks[0]) if blocks else 0
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for index, (name, parameter) in enumerate(trained):
+        behind = -1 if name.startswith("encoder.") and index < first else len(blocks)
+        place = blocks.index(found[index]) if found[index] else behind
+        key = (sum(size > 1 for size in parameter.shape) > 1, layer_decay ** (len(blocks) - place))
+        groups.setdefault(key, []).append(parameter)
     return [
-        {"params": groups[True], "weight_decay": weight_decay},
-        {"params": groups[False], "weight_decay": 0.0},
+        {"params": one, "weight_decay": weight_decay if decays else 0.0, "scale": scale}
+        for (decays, scale), one in sorted(groups.items(), key=lambda group: group[0], reverse=True)
     ]
+
+
+_BLOCK = re.compile(r"encoder\.(?:\w+\.)?(?:layers\.\d+\.)?(?:blocks\.\d+|downsample)\.")
+"""A block of a plain encoder, or of a stage of a hierarchical one."""
