@@ -67,6 +67,7 @@ class PretrainModule(pl.LightningModule):
         log_every: Steps between two rows of figures; the last step is always one.
         accumulate: Micro-batches a step.
         clip: Greatest norm of the gradient; not clipped where None.
+        compiled: Compile encoding, decoding and losses, a graph a sensor.
 
     Attributes:
         idle: Seconds since the last log that were not spent training; left out of images/s.
@@ -84,12 +85,13 @@ class PretrainModule(pl.LightningModule):
         log_every: int = 50,
         accumulate: int = 1,
         clip: float | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model, self.origin, self.batch_size = model, origin, batch_size
         self.optimisation, self.seed, self.log_every = optimisation, seed, log_every
-        self.accumulate, self.clip = accumulate, clip
+        self.accumulate, self.clip, self.compiled = accumulate, clip, compiled
         self.idle = 0.0
         self.latest: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
@@ -151,7 +153,7 @@ class PretrainModule(pl.LightningModule):
             # while gradients only add up, ranks keep theirs to themselves
             ddp = self.trainer.strategy.model
             with ddp.no_sync() if left and isinstance(ddp, DistributedDataParallel) else nullcontext():
-                output = self.model.compare(context, plans[left], progress, totals)
+                output = self._compare(context, plans[left], progress, totals)
                 with torch.autocast(self.device.type, enabled=False):
                     self.manual_backward(output.loss)
             for name, value in {"loss": output.loss.detach(), **output.terms}.items():
@@ -198,6 +200,8 @@ class PretrainModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Start the clock."""
+        torch._dynamo.config.recompile_limit = 64  # a graph a sensor, each with and without validity
+        self._compare = torch.compile(self.model.compare, dynamic=False) if self.compiled else self.model.compare
         self._failed = torch.zeros_like(self._failed, device=self.device)
         self._mark = (self.trainer.global_step, time.perf_counter())
         self.idle = 0.0

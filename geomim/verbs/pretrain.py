@@ -28,6 +28,7 @@ from geomim.pretrain.module import Origin, PretrainModule
 from geomim.pretrain.monitor import Bar, MetricsTable, Watch
 from geomim.pretrain.optimisation import Optimisation
 from geomim.pretrain.recipes import RECIPES
+from geomim.pretrain.scaling import recompute
 from geomim.pretrain.signals import Signals, interrupted
 
 
@@ -48,6 +49,8 @@ class Training:
         watch_every: Steps between two looks at collapse and reconstructions.
         checkpoint_every: Steps between two `last.ckpt`.
         milestones: Checkpoints to keep besides the last, evenly over the run.
+        checkpointing: Compute blocks again for the gradient instead of keeping what is inside: slower, in less memory.
+        compile: Compile the step, a graph a sensor: minutes at the start, faster steps on a GPU.
         progress_bar: Show a bar.
     """
 
@@ -62,14 +65,21 @@ class Training:
     watch_every: int = 1000
     checkpoint_every: int = 1000
     milestones: int = 0
+    checkpointing: bool = False
+    compile: bool = False
     progress_bar: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "accumulate", "nodes", "log_every", "watch_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}: expected at least 1; given {getattr(self, name)}")
-        if self.milestones < 0 or (self.clip or 1) < 0:
-            raise ConfigError(f"training: expected no milestones or clip below 0; given {self.milestones}, {self.clip}")
+        if (self.clip or 1) < 0:
+            raise ConfigError(f"training.clip: expected at least 0; given {self.clip}")
+        if not 0 <= self.milestones <= self.max_steps:
+            raise ConfigError(
+                f"training.milestones: expected 0 to training.max_steps, {self.max_steps}; given {self.milestones}: "
+                "some would lie past the end"
+            )
 
 
 def train(
@@ -201,6 +211,8 @@ def build(
     torch.manual_seed(seed)
     network = build_encoder(data.contracts, data.image_size, **(encoder or {}))
     model = RECIPES[recipe](network, **(method or {}))
+    if training.checkpointing:
+        recompute(model)
     settings = {
         "seed": seed,
         "batch_size * devices * nodes * accumulate": data.batch_size * world * training.accumulate,
@@ -209,7 +221,15 @@ def build(
     corpora = tuple(str(one.path) for one in data.corpora)
     origin = Origin(recipe, _plain(dict(method or {})), data.contracts, corpora, settings)
     return PretrainModule(
-        model, origin, data.batch_size, optimizer, seed, training.log_every, training.accumulate, training.clip
+        model,
+        origin,
+        data.batch_size,
+        optimizer,
+        seed,
+        training.log_every,
+        training.accumulate,
+        training.clip,
+        training.compile,
     )
 
 
