@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -22,16 +23,23 @@ Batch = dict[str, Any]
 
 
 class Steps(DataLoader[Batch]):
-    """Micro-batches, as workers read them, together as optimiser steps of `parts`; one by one where it is None."""
+    """Micro-batches, as workers read them, together as optimiser steps of `parts`; one by one where it is None.
+
+    Attributes:
+        waited: Seconds that were spent waiting for them.
+    """
 
     def __init__(self, *args: Any, parts: int | None, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.parts = parts
+        self.parts, self.waited = parts, 0.0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         micro = super().__iter__()
         while self.parts:
-            yield [next(micro) for _ in range(self.parts)]
+            start = time.perf_counter()
+            step = [next(micro) for _ in range(self.parts)]
+            self.waited += time.perf_counter() - start
+            yield step
         yield from micro
 
     def whole(self, number: int) -> list[Batch]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -22,6 +23,8 @@ from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.optimisation import Optimisation, parameter_groups
 from geomim.pretrain.replay import blame
 from geomim.pretrain.resume import changes
+from geomim.pretrain.skipped import Skipped
+from geomim.pretrain.throughput import count_flops, peak
 from geomim.randomness import Draws
 from geomim.sensors import BandContract
 
@@ -97,8 +100,11 @@ class PretrainModule(pl.LightningModule):
         self.history: list[dict[str, Any]] = []
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
+        self._flops: dict[str, float] = {}  # of an image of each sensor
+        self._spent = 0.0  # FLOPs since the last log
+        self._skipped = Skipped()
         self._failed = torch.zeros((), dtype=torch.int64)  # on the device: the first step that was not finite, or 0
-        self._mark = (0, 0.0)  # step and time of the last log
+        self._mark = (0, 0.0, 0.0)  # step, time, and time spent waiting at the last log
 
     @property
     def images_per_step(self) -> int:
@@ -137,9 +143,11 @@ class PretrainModule(pl.LightningModule):
         """
         optimizer: Any = self.optimizers()
         progress = torch.full((), self.progress, device=self.device)
+        self._count(parts[0], progress)
         self._follow(progress)
         plans, losses = [], []
         for part in parts:
+            self._skipped.note(part)
             context = self._receive(part)
             plans.append(self.model.plan(context, progress))
         totals = torch.stack([plan.weights.sum(1) for plan in plans]).sum(0)
@@ -193,6 +201,16 @@ class PretrainModule(pl.LightningModule):
         for one, old in zip(state, before, strict=True):
             one.copy_(torch.where(self._failed > 0, old, one))
 
+    def _count(self, part: dict[str, Any], progress: Tensor) -> None:
+        """Add up the FLOPs of a step; those of an image are counted once a sensor."""
+        sensor = part["sensor"]
+        if sensor not in self._flops:
+            start = time.perf_counter()
+            few = apply_to_collection(part, Tensor, lambda values: values[:4] if values.ndim else values)
+            self._flops[sensor] = count_flops(self.model, self.trainer.strategy.batch_to_device(few), progress)
+            self.idle += time.perf_counter() - start
+        self._spent += self._flops[sensor] * self.images_per_step
+
     def _receive(self, part: dict[str, Any]) -> Context:
         """A micro-batch on the device, augmented; the same whenever it is asked for."""
         batch = self.trainer.strategy.batch_to_device(part)
@@ -203,23 +221,31 @@ class PretrainModule(pl.LightningModule):
         torch._dynamo.config.recompile_limit = 64  # a graph a sensor, each with and without validity
         self._compare = torch.compile(self.model.compare, dynamic=False) if self.compiled else self.model.compare
         self._failed = torch.zeros_like(self._failed, device=self.device)
-        self._mark = (self.trainer.global_step, time.perf_counter())
+        self._mark = (self.trainer.global_step, time.perf_counter(), 0.0)
         self.idle = 0.0
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log when it is time."""
-        step, trainer = self.trainer.global_step, self.trainer
+        trainer: Any = self.trainer
+        step = trainer.global_step
         if step % self.log_every and step != trainer.max_steps:
             return
         losses = self._read_losses()
-        now = time.perf_counter()
+        now, waited = time.perf_counter(), trainer.train_dataloader.waited
         seconds = max(1e-9, now - self._mark[1] - self.idle)
+        done = step - self._mark[0]
+        speed, limit = self._spent / seconds / trainer.world_size, peak(self.device)
+        known = limit is not None and "bf16" in str(trainer.precision)
         self.latest = losses | {
             "learning_rate": max(group["lr"] for group in trainer.optimizers[0].param_groups),
-            "images_per_second": (step - self._mark[0]) * self.images_per_step / seconds,
+            "images_per_second": done * self.images_per_step / seconds,
             "images": float(step * self.images_per_step),
+            "flops_per_image": self._spent / max(1, done * self.images_per_step),
+            **({"mfu": speed / limit} if known and limit else {"flops_per_second": speed}),
+            "wait": (waited - self._mark[2]) / seconds,
+            "hours_left": (trainer.max_steps - step) * seconds / max(1, done) / 3600,
         }
-        self._sums, self._steps, self._mark, self.idle = {}, 0, (step, now), 0.0
+        self._sums, self._steps, self._mark, self.idle, self._spent = {}, 0, (step, now, waited), 0.0, 0.0
         for logger in trainer.loggers:
             logger.log_metrics(self.latest, step)
 
@@ -227,15 +253,19 @@ class PretrainModule(pl.LightningModule):
         """Mean losses since the last log over all ranks; the one place that waits for the device.
 
         Raises:
-            GeomimError: A step was not finite; weights are those of before it.
+            GeomimError: A step was not finite; weights are those of before it. Or too many tiles cannot be read.
         """
         if not self._steps:
             return {}
         if failed := int(self._failed):
             raise GeomimError(self._fail(failed))
         stacked = torch.stack(list(self._sums.values())) / self._steps
-        values = self.trainer.strategy.reduce(stacked, reduce_op="mean").tolist()
-        return dict(zip(self._sums, values, strict=True))
+        trainer: Any = self.trainer
+        values = trainer.strategy.reduce(stacked, reduce_op="mean").tolist()
+        losses = dict(zip(self._sums, values, strict=True))
+        tiles = sum(map(len, trainer.train_dataloader.dataset.sets))
+        skipped = self._skipped.count(tiles, trainer.world_size)
+        return losses | ({"unreadable": float(skipped)} if skipped else {})
 
     def _fail(self, step: int) -> str:
         """Keep a step that was not finite, and say so. All ranks do the same: their weights are those of before it."""
