@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from geomim.errors import ConfigError, GeomimError
@@ -23,6 +25,7 @@ from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.optimisation import Optimisation, parameter_groups
 from geomim.pretrain.replay import blame
 from geomim.pretrain.resume import changes
+from geomim.pretrain.scaling import shard, whole
 from geomim.pretrain.skipped import Skipped
 from geomim.pretrain.throughput import count_flops, peak
 from geomim.randomness import Draws
@@ -123,6 +126,11 @@ class PretrainModule(pl.LightningModule):
         highest = settings.base_learning_rate * self.images_per_step / 256
         return highest * settings.factor(trainer.global_step, trainer.max_steps)
 
+    def configure_model(self) -> None:
+        """Share out the weights where the strategy does."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard(self.model, self.trainer.strategy.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW, fused; every step sets its learning rate.
 
@@ -158,9 +166,7 @@ class PretrainModule(pl.LightningModule):
         plain.zero_grad()
         for left in reversed(range(len(parts))):  # the last one is on the device still
             context = context if left == len(parts) - 1 else self._receive(parts[left])
-            # while gradients only add up, ranks keep theirs to themselves
-            ddp = self.trainer.strategy.model
-            with ddp.no_sync() if left and isinstance(ddp, DistributedDataParallel) else nullcontext():
+            with self._alone() if left else nullcontext():
                 output = self._compare(context, plans[left], progress, totals)
                 with torch.autocast(self.device.type, enabled=False):
                     self.manual_backward(output.loss)
@@ -176,12 +182,23 @@ class PretrainModule(pl.LightningModule):
         plain.found_inf = (self._failed > 0).float()  # the fused update then leaves weights and moments as they are
         optimizer.step()
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While gradients only add up, ranks keep theirs to themselves."""
+        ddp, model = self.trainer.strategy.model, self.model
+        with ddp.no_sync() if isinstance(ddp, DistributedDataParallel) else nullcontext():
+            if isinstance(model, FSDPModule):
+                model.set_requires_gradient_sync(False)
+            yield
+            if isinstance(model, FSDPModule):
+                model.set_requires_gradient_sync(True)
+
     def _add(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums[name] + value.float() if name in self._sums else value.float()
 
     def _check(self, losses: list[Tensor]) -> Tensor:
         """Norm of the gradient; a step in which it or a loss is not finite is noted on the device, on all ranks."""
-        norm = torch.nn.utils.get_total_norm([one.grad for one in self.parameters() if one.grad is not None])
+        norm = whole(torch.nn.utils.get_total_norm([one.grad for one in self.parameters() if one.grad is not None]))
         self._add("gradient_norm", norm)
         bad = (~torch.stack([norm, *losses]).isfinite().all()).float()
         if self.trainer.world_size > 1:
@@ -302,12 +319,23 @@ class PretrainModule(pl.LightningModule):
         """
         self._read_losses()
         # a step can ruin weights though its loss was finite
-        if not bool(torch.stack([one.detach().isfinite().all() for one in self.parameters()]).all()):
+        finite = [whole(one.detach().isfinite().all()) for one in self.parameters()]
+        if not bool(torch.stack(finite).all()):
             raise GeomimError(f"weights are not finite after step {self.trainer.global_step}. {_DIVERGED}")
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy):
+            self._number(checkpoint["optimizer_states"][0])
         checkpoint["geomim"] = self.description() | {
             "step": self.trainer.global_step,
             "progress": self.progress,
         }
+
+    def _number(self, state: dict[str, Any]) -> None:
+        """Number an optimiser's state by the places of parameters in the model, as shared-out weights are stored."""
+        places = {one: place for place, one in enumerate(self.parameters())}
+        order = [places[one] for group in self.trainer.optimizers[0].param_groups for one in group["params"]]
+        state["state"] = {order[key]: values for key, values in state["state"].items()}
+        for group in state["param_groups"]:
+            group["params"] = [order[key] for key in group["params"]]
 
     def description(self) -> dict[str, Any]:
         """What a checkpoint says of its encoder, as plain values."""

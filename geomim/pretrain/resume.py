@@ -10,7 +10,7 @@ from geomim.models.weights import FORMAT_VERSION
 
 _TRAINING = (
     "max_steps clip precision accelerator devices nodes accumulate log_every watch_every checkpoint_every milestones "
-    "checkpointing compile progress_bar"
+    "strategy checkpointing compile progress_bar"
 )
 FREE = {f"training.{name}" for name in _TRAINING.split()}
 FREE |= {"optimizer.base_learning_rate", "data.batch_size", "data.workers"}

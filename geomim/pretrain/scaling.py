@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 
 
@@ -21,3 +23,18 @@ def recompute(model: nn.Module) -> None:
     """Keep what goes into a block and not what is inside it: computed again for the gradient, in less memory."""
     for block in blocks(model):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Give every rank a share of all weights, which are gathered block by block when they are needed (FSDP2)."""
+    for block in blocks(model):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for name in ("plan", "compare"):  # instead of `forward`
+        register_fsdp_forward_method(model, name)
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor that may be shared out, on every rank."""
+    gather = getattr(value, "full_tensor", None)
+    return value if gather is None else gather()

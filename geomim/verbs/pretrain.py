@@ -23,7 +23,7 @@ from geomim.errors import ConfigError, GeomimError, ResumeError, nearest
 from geomim.models.build import build_encoder
 from geomim.models.weights import read_checkpoint
 from geomim.pretrain.checkpoints import Checkpoints
-from geomim.pretrain.launch import placement
+from geomim.pretrain.launch import placement, sharing
 from geomim.pretrain.module import Origin, PretrainModule
 from geomim.pretrain.monitor import Bar, MetricsTable, Watch
 from geomim.pretrain.optimisation import Optimisation
@@ -44,6 +44,8 @@ class Training:
         devices: Devices on each node; where `auto`, as many as torchrun or srun started, else all GPUs or one CPU
             process.
         nodes: Machines; as many as torchrun or srun started where not given.
+        strategy: `ddp` keeps all weights on every device, `fsdp` a share of them, for encoders from ViT-H up;
+            nothing is watched then, since the first process alone looks.
         clip: Greatest norm of the gradient; not clipped where not given.
         log_every: Steps between two rows of figures.
         watch_every: Steps between two looks at collapse and reconstructions.
@@ -60,6 +62,7 @@ class Training:
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: int | Literal["auto"] = "auto"
     nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     clip: float | None = None
     log_every: int = 50
     watch_every: int = 1000
@@ -125,6 +128,7 @@ def train(
     with signals, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")
         try:
+            placed = placement(training.accelerator, training.devices, training.nodes)
             trainer = pl.Trainer(
                 max_steps=training.max_steps,
                 max_epochs=-1,
@@ -133,7 +137,11 @@ def train(
                 logger=[MetricsTable(folder / "metrics.csv"), TensorBoardLogger(folder, "tensorboard", "")],
                 callbacks=[
                     signals,
-                    Watch(data.pictures(64), data.contract, folder / "reconstructions", training.watch_every),
+                    *(
+                        [Watch(data.pictures(64), data.contract, folder / "reconstructions", training.watch_every)]
+                        if training.strategy != "fsdp"
+                        else []
+                    ),
                     Checkpoints(checkpoints, training.checkpoint_every, training.milestones, signals),
                     *([Bar()] if training.progress_bar else []),
                 ],
@@ -142,7 +150,8 @@ def train(
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 use_distributed_sampler=False,  # the stream shares out positions itself
-                **placement(training.accelerator, training.devices, training.nodes),
+                strategy=sharing(training.strategy, placed),
+                **placed,
             )
         except MisconfigurationException as error:
             where = f"training.accelerator {training.accelerator} with training.devices {training.devices}"

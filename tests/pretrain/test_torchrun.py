@@ -12,6 +12,7 @@ from test_replay import broken_corpus
 from tiny_corpus import write_corpus
 
 from geomim.cli import main
+from geomim.models.weights import read_encoder
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "geomim.cli"]
 FLAGS = [
@@ -72,6 +73,23 @@ def test_two_processes_equal_one_from_and_to_the_middle_of_an_epoch(folder, caps
     assert entry["history"][1]["changed"] == {"training.accumulate": [1, 2]}
     assert main([*on, "--name", "other"]) == 2
     assert "batch_size * devices * nodes * accumulate 8, this run has 4" in capsys.readouterr().err
+
+
+def test_weights_that_processes_share_train_alike_and_are_stored_whole(folder, capsys):
+    write_corpus(folder / "corpus", nodata=True)
+    one = [*FLAGS, "--data.batch_size", "8"]
+    assert main([*one, "--name", "one"]) == 0
+    fsdp = ["--training.strategy", "fsdp"]
+    step = "runs/{}/checkpoints/step-000000{}.ckpt"
+    divided = ["--data.batch_size", "2", "--training.accumulate", "2", "--training.clip", "100"]
+    said = torchrun("--name", "shared", *fsdp, *divided, "--resume", step.format("one", 1))
+    assert said.returncode == 0, said.stderr
+    same("shared", "one")
+    read_encoder(step.format("shared", 4))
+    assert main([*one, "--name", "back", "--resume", step.format("shared", 4)]) == 0
+    same("back", "one")
+    assert main([*one, "--name", "alone", *fsdp]) == 2
+    assert "expected several devices to share weights among; there is one" in capsys.readouterr().err
 
 
 def test_processes_that_meet_a_tile_that_is_not_finite_stop_together_with_one_file(folder):
