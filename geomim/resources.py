@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 
 from geomim.errors import InputError, nearest
+
+
+def root() -> Path:
+    """The folder of `configs/` and `datasets/`: the package in a wheel, the one above it in a clone."""
+    package = Path(__file__).resolve().parent
+    return package if (package / "configs").is_dir() else package.parent
 
 
 def shipped(path: str) -> Path:
@@ -19,12 +24,10 @@ def shipped(path: str) -> Path:
     """
     if Path(path).is_file():
         return Path(path)
-    package = Path(str(files("geomim")))
-    for root in (package, package.parent):
-        if (root / path).is_file():
-            return root / path
-    root = package if (package / "configs").is_dir() else package.parent
+    base = root()
+    if (base / path).is_file():
+        return base / path
     known = [
-        file.relative_to(root).as_posix() for kind in ("configs", "datasets") for file in (root / kind).rglob("*.yaml")
+        file.relative_to(base).as_posix() for kind in ("configs", "datasets") for file in (base / kind).rglob("*.yaml")
     ]
     raise InputError(f"file '{path}' does not exist{nearest(path, known)}")

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from geomim.errors import BandError, InputError, nearest
+from geomim.resources import root
+
+POLARISATIONS = ("VV", "VH", "HH", "HV")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,10 @@ class Band:
         bandwidth: Full width at half maximum in nanometres.
         gsd: Ground sample distance in metres.
         alias: Common name such as `red`; matched like the name.
+        unit: Of `scale * number + offset`; where None, `unit`, `scale` and `offset` are those of the sensor.
+        scale: Factor from stored numbers to `unit`.
+        offset: Added after `scale`.
+        polarisation: One of `POLARISATIONS`, sent and received, of a radar; matched like the name.
     """
 
     name: str
@@ -35,6 +43,15 @@ class Band:
     bandwidth: float | None = None
     gsd: float | None = None
     alias: str | None = None
+    unit: str | None = None
+    scale: float | None = None
+    offset: float | None = None
+    polarisation: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.polarisation not in (None, *POLARISATIONS):
+            known = ", ".join(POLARISATIONS)
+            raise BandError(f"band '{self.name}': 'polarisation' must be one of {known}, given {self.polarisation!r}")
 
 
 @dataclass(frozen=True)
@@ -44,9 +61,9 @@ class Sensor:
     Attributes:
         name: Short name such as `sentinel2`.
         bands: Bands in storage order.
-        unit: Physical unit of `scale * number + offset`.
-        scale: Factor from stored numbers to `unit`.
-        offset: Added after `scale`.
+        unit: Physical unit of `scale * number + offset`, of bands that state none of their own.
+        scale: Factor from stored numbers to `unit`, likewise.
+        offset: Added after `scale`, likewise.
         nodata: Value that means "no measurement" where a file declares none; None if there is no such value.
     """
 
@@ -63,6 +80,8 @@ class Sensor:
             raise BandError(f"sensor '{self.name}' has no bands: give at least one")
         if len(set(names)) != len(names):
             raise BandError(f"sensor '{self.name}' names a band twice: {', '.join(names)}")
+        if flat := [name for name, (_, scale, _) in zip(names, self.meanings, strict=True) if not scale]:
+            raise BandError(f"sensor '{self.name}': 'scale' of {', '.join(flat)} is 0, which makes all numbers one")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -73,6 +92,22 @@ class Sensor:
     def gsd(self) -> float | None:
         """Finest ground sample distance of the bands, in metres."""
         return min((band.gsd for band in self.bands if band.gsd is not None), default=None)
+
+    def meaning(self, place: int) -> tuple[str, float, float]:
+        """Unit, scale and offset of one band: its own, else the sensor's."""
+        own, usual = vars(self.bands[place]), vars(self)
+        unit, scale, offset = (usual[key] if own[key] is None else own[key] for key in ("unit", "scale", "offset"))
+        return unit, scale, offset
+
+    @property
+    def meanings(self) -> tuple[tuple[str, float, float], ...]:
+        """`meaning` of each band."""
+        return tuple(map(self.meaning, range(len(self.bands))))
+
+    def rescaled(self, scale: float, offset: float) -> Sensor:
+        """The sensor with one scale and offset for all bands; their units stay."""
+        bands = tuple(dataclasses.replace(band, scale=None, offset=None) for band in self.bands)
+        return dataclasses.replace(self, bands=bands, scale=scale, offset=offset)
 
     def select(self, names: Sequence[str]) -> Sensor:
         """Keep some bands, in the order given.
@@ -95,25 +130,28 @@ class Sensor:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and YAML; `from_dict` reads them back."""
-        return dataclasses.asdict(self) | {"bands": [dataclasses.asdict(band) for band in self.bands]}
+        # a band without these keys is written as before there were any: locks and fingerprints hold it
+        later = ("unit", "scale", "offset", "polarisation")
+        bands = [vars(band).items() for band in self.bands]
+        return vars(self) | {"bands": [{k: v for k, v in band if v is not None or k not in later} for band in bands]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Sensor:
         """Read what `to_dict` or a user's YAML wrote.
 
         Raises:
-            InputError: A key is unknown or a required one is missing.
+            InputError: A key is unknown, a required one is missing, or a value is of the wrong kind.
+            BandError: A polarisation is none, or a scale is 0.
         """
-        values = dict(values)
-        _check_keys(values, cls, "sensor")
+        values = _checked(values, cls, "sensor")
         bands = values.pop("bands")
         if not isinstance(bands, Sequence) or isinstance(bands, str):
             raise InputError(f"sensor: 'bands' must be a list of bands, given {bands!r}")
         read = []
         for band in bands:
-            band = {"name": band} if isinstance(band, str) else dict(band)
-            _check_keys(band, Band, "band")
-            read.append(Band(**band))
+            if not isinstance(band, str | Mapping):
+                raise InputError(f"sensor: 'bands' must be names or mappings with 'name', given {band!r}")
+            read.append(Band(**_checked({"name": band} if isinstance(band, str) else band, Band, "band")))
         return cls(bands=tuple(read), **values)
 
 
@@ -157,7 +195,7 @@ class BandContract:
     @property
     def eight_bit(self) -> bool:
         """Whether these are statistics of numbers from 0 to 255 of no unit, as pictures hold."""
-        stored = (self.sensor.unit, self.sensor.scale, self.sensor.offset) == (Sensor.unit, 1.0, 0.0)
+        stored = set(self.sensor.meanings) == {(Sensor.unit, 1.0, 0.0)}
         # no numbers between 0 and 255 of a mean deviate further; means of 1 and less are those of fractions
         possible = all(0 <= m <= 255 and s * s <= m * (255 - m) for m, s in zip(self.mean, self.std, strict=True))
         return stored and possible and max(self.mean) > 1
@@ -177,6 +215,17 @@ class BandContract:
         offered = [Band(band) if isinstance(band, str) else band for band in given]
         return match_bands(self.sensor.bands, offered)
 
+    def as_stored(self, given: Sensor) -> Sensor:
+        """A given sensor whose numbers are taken to mean what the contract's do: its unit, scale and offset, a band.
+
+        Raises:
+            BandError: A contract band is not among the given ones.
+        """
+        bands = list(given.bands)
+        for own, place in zip(self.sensor.bands, self.indices(bands), strict=True):
+            bands[place] = dataclasses.replace(bands[place], unit=own.unit, scale=own.scale, offset=own.offset)
+        return dataclasses.replace(self.sensor, name=given.name, bands=tuple(bands), nodata=given.nodata)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them back."""
         return {
@@ -191,14 +240,13 @@ class BandContract:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BandContract:
         """Read what `to_dict` wrote."""
-        values = dict(values)
-        _check_keys(values, cls, "band contract")
+        values = _checked(values, cls, "band contract")
         sensor = Sensor.from_dict(values.pop("sensor"))
         return cls(sensor=sensor, **{key: tuple(value) for key, value in values.items()})
 
 
 def match_bands(wanted: Iterable[str | Band], offered: Sequence[Band]) -> list[int]:
-    """Find wanted bands among the offered ones: by name, then alias, then nearest centre wavelength.
+    """Find wanted bands among the offered ones: by name, alias, polarisation, then nearest centre wavelength.
 
     A wavelength matches when each centre lies within half the other's bandwidth (at least 10 nm).
 
@@ -240,9 +288,9 @@ def _plain(name: str) -> str:
 def find_band(wanted: str | Band, offered: Sequence[Band]) -> int | None:
     """Where one band is among the offered ones, as `match_bands` finds it; None where it is not."""
     band = Band(wanted) if isinstance(wanted, str) else wanted
-    keys = [_plain(key) for key in (band.name, band.alias) if key]
+    keys = [_plain(key) for key in (band.name, band.alias, band.polarisation) if key]
     for key in keys:
-        for attribute in ("name", "alias"):
+        for attribute in ("name", "alias", "polarisation"):
             for index, other in enumerate(offered):
                 value = getattr(other, attribute)
                 if value and _plain(value) == key and not (re.fullmatch(_NUMBERED, key) and _apart(band, other)):
@@ -255,8 +303,8 @@ def find_band(wanted: str | Band, offered: Sequence[Band]) -> int | None:
     return min(near)[1] if near else None
 
 
-_NUMBERED = r"b(and)?\d+a?"
-"""Names that count a sensor's bands: B5 of Landsat 8 is near infrared, B05 of Sentinel-2 is red edge."""
+_NUMBERED = r"b(and)?\d+a?|[hv][hv]"
+"""Names that mean another band with each sensor: B5 of Landsat 8 is near infrared, B05 of Sentinel-2 is red edge."""
 
 
 def _apart(one: Band, two: Band) -> bool:
@@ -265,26 +313,82 @@ def _apart(one: Band, two: Band) -> bool:
 
 def _overlap(one: Band, two: Band) -> bool:
     assert one.wavelength is not None and two.wavelength is not None
-    reach = max(10.0, min(one.bandwidth or 0.0, two.bandwidth or 0.0) / 2)
-    return abs(one.wavelength - two.wavelength) <= reach
+    radar, other = map(_polarisation, (one, two))  # of one letter, C or L, are alike
+    reach = max(10.0, min(one.bandwidth or 0.0, two.bandwidth or 0.0) / 2, 0.1 * one.wavelength if radar else 0.0)
+    return radar == other and abs(one.wavelength - two.wavelength) <= reach
 
 
-def _check_keys(values: Mapping[str, Any], cls: type, what: str) -> None:
-    fields = dataclasses.fields(cls)
-    names = [field.name for field in fields]
+def _polarisation(band: Band) -> str | None:
+    names = (band.polarisation, band.name.upper(), (band.alias or "").upper())
+    return next((name for name in names if name in POLARISATIONS), None)
+
+
+def _checked(values: Mapping[str, Any], cls: type, what: str) -> dict[str, Any]:
+    """The values of a dataclass as they were written, keys and kinds checked; numbers written as text are numbers."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
-        if key not in names:
-            raise InputError(f"{what}: unknown key '{key}'{nearest(key, names)}")
-    for field in fields:
-        if field.name not in values and field.default is dataclasses.MISSING:
-            raise InputError(f"{what}: key '{field.name}' is missing; given {', '.join(values) or 'nothing'}")
+        if key not in fields:
+            raise InputError(f"{what}: unknown key '{key}'{nearest(str(key), fields)}")
+    for key, field in fields.items():
+        if key not in values and field.default is dataclasses.MISSING:
+            raise InputError(f"{what}: key '{key}' is missing; given {', '.join(values) or 'nothing'}")
+    return {key: _of_kind(str(fields[key].type), value, f"{what}: '{key}'") for key, value in values.items()}
+
+
+def _of_kind(kind: str, value: Any, what: str) -> Any:
+    number, text = kind.startswith("float"), kind.startswith("str")
+    if number and isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)  # YAML takes 1e-4 for text
+    fits = isinstance(value, int | float) if number else isinstance(value, str) or not text
+    if not fits and not (value is None and kind.endswith("None")):
+        raise InputError(f"{what} must be {'a number' if number else 'text'}, given {value!r}")
+    return value
+
+
+class _Shipped(Mapping[str, Sensor]):
+    """Sensors by name, each read from its file when it is first asked for; `-` is as good as `_`."""
+
+    def __getitem__(self, name: str) -> Sensor:
+        return _shipped(_files()[name.replace("-", "_")])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_files())
+
+    def __len__(self) -> int:
+        return len(_files())
+
+
+@cache
+def _files() -> dict[str, Path]:
+    return {path.stem: path for path in sorted((root() / "datasets" / "sensors").glob("*.yaml"))}
+
+
+def _read(path: Path) -> Sensor:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"sensor file '{path}' is no YAML file ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"sensor file '{path}': expected a mapping with 'name' and 'bands', given {values!r}")
+    try:
+        return Sensor.from_dict(values)
+    except (InputError, BandError) as error:
+        raise type(error)(f"sensor file '{path}': {error}") from error
+
+
+_shipped = cache(_read)
+
+SENSORS: Mapping[str, Sensor] = _Shipped()
+"""The built-in sensors by name, `datasets/sensors/NAME.yaml`."""
 
 
 def get_sensor(name: str | Path, bands: Sequence[str] | None = None) -> Sensor:
-    """A built-in sensor by name, or a user's own from a YAML file.
+    """A built-in sensor by name, or a user's own from a YAML file of the same form.
 
     Args:
-        name: One of `SENSORS`, or a path to a YAML file with the keys of `Sensor`.
+        name: One of `SENSORS`, or a path to a YAML file with the keys of `Sensor`, a band being a name or the keys of
+            `Band`.
         bands: Keep these bands, in this order; all where None.
 
     Raises:
@@ -295,92 +399,9 @@ def get_sensor(name: str | Path, bands: Sequence[str] | None = None) -> Sensor:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise InputError(f"sensor file '{path}' does not exist")
-        values = yaml.safe_load(path.read_text())
-        if not isinstance(values, dict):
-            raise InputError(f"sensor file '{path}': expected a mapping with 'name' and 'bands', given {values!r}")
-        sensor = Sensor.from_dict(values)
+        sensor = _read(path)
     elif str(name) in SENSORS:
         sensor = SENSORS[str(name)]
     else:
         raise InputError(f"unknown sensor '{name}'{nearest(str(name), SENSORS)} (or give a YAML file)")
     return sensor.select(bands) if bands else sensor
-
-
-# Sentinel-2A spectral response (ESA Sentinel-2 User Handbook); L1C and L2A numbers are reflectance * 10000,
-# before the offset of processing baseline 04.00.
-_SENTINEL2 = Sensor(
-    "sentinel2",
-    (
-        Band("B01", 442.7, 21, 60, "coastal"),
-        Band("B02", 492.4, 66, 10, "blue"),
-        Band("B03", 559.8, 36, 10, "green"),
-        Band("B04", 664.6, 31, 10, "red"),
-        Band("B05", 704.1, 15, 20, "rededge1"),
-        Band("B06", 740.5, 15, 20, "rededge2"),
-        Band("B07", 782.8, 20, 20, "rededge3"),
-        Band("B08", 832.8, 106, 10, "nir"),
-        Band("B8A", 864.7, 21, 20, "nir_narrow"),
-        Band("B09", 945.1, 20, 60, "water_vapour"),
-        Band("B10", 1373.5, 31, 60, "cirrus"),
-        Band("B11", 1613.7, 91, 20, "swir1"),
-        Band("B12", 2202.4, 175, 20, "swir2"),
-    ),
-    unit="reflectance",
-    scale=1e-4,
-    nodata=0,
-)
-
-# ETM+ band limits (USGS Landsat 7 Data Users Handbook); Collection-1 style surface reflectance * 10000.
-_LANDSAT7 = Sensor(
-    "landsat7",
-    (
-        Band("B1", 485, 70, 30, "blue"),
-        Band("B2", 560, 80, 30, "green"),
-        Band("B3", 660, 60, 30, "red"),
-        Band("B4", 835, 130, 30, "nir"),
-        Band("B5", 1650, 200, 30, "swir1"),
-        Band("B7", 2215, 270, 30, "swir2"),
-    ),
-    unit="reflectance",
-    scale=1e-4,
-    nodata=-9999,
-)
-
-# OLI band limits (USGS Landsat 8 and 9 Data Users Handbooks); Collection-2 level-2 surface reflectance.
-_LANDSAT8 = Sensor(
-    "landsat8",
-    (
-        Band("B1", 443, 16, 30, "coastal"),
-        Band("B2", 482, 60, 30, "blue"),
-        Band("B3", 561.5, 57, 30, "green"),
-        Band("B4", 654.5, 37, 30, "red"),
-        Band("B5", 865, 28, 30, "nir"),
-        Band("B6", 1608.5, 85, 30, "swir1"),
-        Band("B7", 2200.5, 187, 30, "swir2"),
-    ),
-    unit="reflectance",
-    scale=2.75e-5,
-    offset=-0.2,
-    nodata=0,
-)
-
-# Nominal limits of the Leica ADS line cameras flown for the USDA programme; other cameras differ by some 10 nm.
-_NAIP = Sensor(
-    "naip",
-    (
-        Band("red", 635, 32, 1, "R"),
-        Band("green", 555, 60, 1, "G"),
-        Band("blue", 465, 60, 1, "B"),
-        Band("nir", 845, 74, 1, "N"),
-    ),
-    nodata=None,
-)
-
-# Nominal: photographs state no wavelengths.
-_RGB = Sensor(
-    "rgb",
-    (Band("red", 650, 80, None, "R"), Band("green", 550, 80, None, "G"), Band("blue", 470, 80, None, "B")),
-)
-
-SENSORS: dict[str, Sensor] = {sensor.name: sensor for sensor in (_SENTINEL2, _LANDSAT7, _LANDSAT8, _NAIP, _RGB)}
-"""The built-in sensors by name."""

@@ -1,7 +1,6 @@
 """Maps: what a probe or a clustering says of every patch of a whole scene, window by window."""
 
 import colorsys
-import dataclasses
 import math
 import os
 import warnings
@@ -66,10 +65,9 @@ class Mapper:
             BandError: It lacks a band, by name.
         """
         scene = self._open(uri, sensor, bands)
-        given, wanted = scene.sensor, self.contract.sensor
-        if (given.unit, given.scale, given.offset) == (Sensor("", given.bands).unit, 1.0, 0.0) and sensor is None:
-            given = dataclasses.replace(given, unit=wanted.unit, scale=wanted.scale, offset=wanted.offset)
+        untold = sensor is None and set(scene.sensor.meanings) == {(Sensor.unit, 1.0, 0.0)}
         try:
+            given = self.contract.as_stored(scene.sensor) if untold else scene.sensor
             return scene, ContractInput(self.contract, given)
         except BandError as error:
             scene.close()
@@ -246,10 +244,10 @@ def _read(scene: Scene, top: int, left: int, side: int) -> tuple[np.ndarray, np.
 def _check(mapper: Mapper, scene: Scene, prepare: ContractInput) -> None:
     """Refuse a scene whose numbers are far from the contract's; say what was assumed of them, and what is unusual."""
     if prepare.sensor != scene.sensor:
-        wanted = prepare.sensor
+        told = dict.fromkeys(f"{u} = number * {s:g} + {o:g}" for u, s, o in prepare.contract.sensor.meanings)
         print(
-            f"note: '{scene.uri}' states no unit: {wanted.unit} = number * {wanted.scale:g} + {wanted.offset:g} is "
-            "assumed, as the encoder was trained on; --sensor says otherwise"
+            f"note: '{scene.uri}' states no unit: {', '.join(told)} is assumed, as the encoder was trained on; "
+            "--sensor says otherwise"
         )
     if scene.assumed:
         names = ", ".join(scene.sensor.names)

@@ -6,9 +6,11 @@ the patches to answer for, and behind them the latents of whatever else its term
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
+from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -46,8 +48,13 @@ class Decoder(nn.Module):
 
     def queries(self, positions: Tensor) -> Tensor:
         """Mask tokens at `(B, P)` positions: `(B, P, width)`."""
-        table = self.pos_embed[:, 1:].expand(positions.shape[0], -1, -1)
-        return self.mask_token + take(table, positions)
+        return self.mask_token + self.places(positions)
+
+    def places(self, positions: Tensor | None, batch: int = 1, prefix: int = 0) -> Tensor:
+        """Position embedding `(B, prefix+P, width)` of patches, all of them where None."""
+        table = self.pos_embed.expand(batch if positions is None else len(positions), -1, -1)
+        places = table[:, 1:] if positions is None else take(table[:, 1:], positions)
+        return torch.cat([table[:, :prefix], places], 1) if prefix else places
 
 
 class SelfAttention(Decoder):
@@ -78,10 +85,7 @@ class SelfAttention(Decoder):
     def sequence(self, memory: Latents, positions: Tensor) -> Tensor:
         """Class token, visible tokens and queries after the last block: `(B, prefix+K+P, width)`."""
         batch, queries = positions.shape
-        seen = self.embed(memory.tokens)
-        table = self.pos_embed.expand(batch, -1, -1)
-        places = table[:, 1:] if memory.positions is None else take(table[:, 1:], memory.positions)
-        seen = seen + torch.cat([table[:, : memory.prefix], places], 1)
+        seen = self.embed(memory.tokens) + self.places(memory.positions, batch, memory.prefix)
         tokens = torch.cat([seen, self.queries(positions)], 1)
         mask = None
         if memory.key_valid is not None:
@@ -92,17 +96,22 @@ class SelfAttention(Decoder):
 
 
 class CrossAttentionBlock(nn.Module):
-    """Queries attend to a memory of another width, then to their own MLP; never to each other.
+    """Queries attend to a memory of another width, then to their own MLP; to each other only where `joint`.
 
     Args:
         width: Width of the queries.
         memory_width: Width of the memory.
         heads: Attention heads.
+        joint: Queries attend to each other first, and the memory has a norm of its own (Latent MIM, CroCo).
     """
 
-    def __init__(self, width: int, memory_width: int, heads: int) -> None:
+    def __init__(self, width: int, memory_width: int, heads: int, joint: bool = False) -> None:
         super().__init__()
         self.heads = heads
+        self.joint = nn.ModuleDict() if joint else None
+        if self.joint is not None:
+            self.joint.update({"norm": Norm(width), "attn": Attention(width, heads, qkv_bias=True)})
+            self.joint["norm_memory"] = Norm(memory_width)
         self.norm1 = Norm(width)
         self.cross_attn = nn.ModuleDict(
             {"q": nn.Linear(width, width), "kv": nn.Linear(memory_width, 2 * width), "proj": nn.Linear(width, width)}
@@ -116,6 +125,9 @@ class CrossAttentionBlock(nn.Module):
         def split(tokens: Tensor) -> Tensor:
             return tokens.view(*tokens.shape[:2], self.heads, -1).transpose(1, 2)
 
+        if self.joint is not None:
+            queries = queries + self.joint["attn"](self.joint["norm"](queries))
+            memory = self.joint["norm_memory"](memory)
         part = self.cross_attn
         keys, values = part["kv"](memory).chunk(2, -1)
         pooled = F.scaled_dot_product_attention(
@@ -179,4 +191,70 @@ class CrossAttention(Decoder):
         for block, seen in zip(self.blocks, memories, strict=True):
             tokens = block(tokens, seen, mask)
         answers: Tensor = self.pred(self.norm(tokens), memory.sensor)
+        return answers
+
+
+class Projector(nn.Module):
+    """From tokens to where latents are compared: linear maps without bias, each with a norm behind it, GELU between.
+
+    As in Latent MIM (Wei et al., ECCV 2024). As a decoder it answers for the patches that its memory holds.
+
+    Args:
+        width: Width of the tokens, before and after.
+        hidden: Width between the three maps.
+    """
+
+    def __init__(self, width: int, hidden: int = 4096) -> None:
+        super().__init__()
+        widths = (width, hidden, hidden, width)
+        layers = [(nn.Linear(*sides, bias=False), nn.LayerNorm(sides[1]), nn.GELU()) for sides in pairwise(widths)]
+        self.layers = nn.Sequential(*[layer for group in layers for layer in group][:-1])
+        self.apply(init_weights)
+
+    def project(self, memory: Latents) -> Tensor:
+        """Project all tokens, class token too: `(B, prefix+K, D)`; once, whoever asks."""
+        if self not in memory.known:
+            memory.known[self] = self.layers(memory.tokens)
+        return memory.known[self]
+
+    def forward(self, memory: Latents, positions: Tensor) -> Tensor:
+        """The projected tokens of the seen patches, `(B, K, D)`; `positions` are theirs."""
+        return self.project(memory)[:, memory.prefix :]
+
+
+class Latent(Decoder):
+    """Queries with a visual cue ask each other and the projected visible tokens (Latent MIM, Wei et al., ECCV 2024).
+
+    The cue of a position is the mean of the visible tokens, weighted by how near they are in position embedding.
+
+    Args:
+        encoder: The encoder whose latents are decoded.
+        projector: Where the visible tokens go first, and in whose space the answers are.
+        depth: Number of blocks.
+        width: Token width.
+        heads: Attention heads.
+    """
+
+    def __init__(self, encoder: ViT, projector: Projector, depth: int = 3, width: int = 512, heads: int = 16) -> None:
+        super().__init__(encoder, encoder.width, width, heads)
+        self.projector = projector
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
+        self.embed = nn.Linear(encoder.width, width)
+        self.blocks = nn.ModuleList(CrossAttentionBlock(width, width, heads, joint=True) for _ in range(depth))
+        self.apply(init_weights)
+
+    def forward(self, memory: Latents, positions: Tensor) -> Tensor:
+        """Answer at `positions (B, P)`: `(B, P, D)`."""
+        batch, prefix = len(positions), memory.prefix
+        embedded = self.embed(self.projector.project(memory))
+        places = self.places(memory.positions, batch, prefix)
+        mask = None if memory.key_valid is None else memory.key_valid[:, None, None, :]
+        # not -inf, which gives no number where nothing visible was measured
+        near = None if mask is None else torch.where(mask[..., prefix:], 0.0, -1e4)
+        seen, values = places[:, None, prefix:], embedded[:, None, prefix:]
+        cue = F.scaled_dot_product_attention(self.places(positions)[:, None], seen, values, attn_mask=near)[:, 0]
+        tokens = torch.cat([self.cls_token.expand(batch, -1, -1), self.queries(positions) + cue], 1)
+        for block in self.blocks:
+            tokens = block(tokens, embedded + places, mask)
+        answers: Tensor = self.pred(self.norm(tokens[:, 1:]), memory.sensor)
         return answers

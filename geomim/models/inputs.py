@@ -26,16 +26,19 @@ class ContractInput:
     def __init__(self, contract: BandContract, sensor: Sensor) -> None:
         self.contract, self.sensor = contract, sensor
         self.indices = contract.indices(sensor.bands)
-        wanted = contract.sensor
-        if wanted.unit != sensor.unit:
-            raise BandError(
-                f"expected numbers in {wanted.unit} as sensor '{wanted.name}' stores them; given {sensor.unit} "
-                f"of '{sensor.name}': name the sensor of the images, or describe it in a YAML file"
-            )
+        wanted, scales, offsets = contract.sensor.meanings, [], []
+        for name, own, given in zip(contract.names, wanted, map(sensor.meaning, self.indices), strict=True):
+            if own[0] != given[0]:
+                raise BandError(
+                    f"expected numbers in {own[0]} as sensor '{contract.sensor.name}' stores them; given {given[0]} "
+                    f"of '{sensor.name}' for {name}: name the sensor of the images, or describe it in a YAML file"
+                )
+            scales.append(given[1] / own[1])
+            offsets.append((given[2] - own[2]) / own[1])
         # stored number of the image -> unit -> stored number of the contract -> normalised, as one factor and offset
         mean, std = torch.tensor(contract.mean), torch.tensor(contract.divisor)
-        self.factor = (sensor.scale / wanted.scale / std)[:, None, None]
-        self.shift = (((sensor.offset - wanted.offset) / wanted.scale - mean) / std)[:, None, None]
+        self.factor = (torch.tensor(scales) / std)[:, None, None]
+        self.shift = ((torch.tensor(offsets) - mean) / std)[:, None, None]
 
     def __call__(self, numbers: Tensor, valid: Tensor | None = None, size: int | None = None) -> tuple[Tensor, Tensor]:
         """Normalise a batch.

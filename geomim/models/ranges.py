@@ -28,12 +28,15 @@ class _Seen:
     """Valid pixels as deviations from the contract's means: a value for each band that varies, `(K,)` float64.
 
     Attributes:
+        places: Of these bands in the contract.
+        eight_bit: The numbers are stored in 8 bits.
         mean: Their mean; likewise `std`, `low` and `high`.
         usual: The contract's mean, in its stored numbers; likewise `spread`, its deviation.
         unit: The contract's deviation in the numbers that are given; `zero` is its mean in them.
-        eight_bit: The numbers are stored in 8 bits.
     """
 
+    places: list[int]
+    eight_bit: bool
     mean: Tensor
     std: Tensor
     low: Tensor
@@ -42,7 +45,6 @@ class _Seen:
     spread: Tensor
     unit: Tensor
     zero: Tensor
-    eight_bit: bool
 
     def stored(self, deviations: Tensor) -> Tensor:
         """Deviations as stored numbers of the contract."""
@@ -79,18 +81,21 @@ def check_range(prepare: ContractInput, sample: Iterable[tuple[Tensor, Tensor | 
             tells geomim of it.
     """
     seen = _look(prepare, sample)
-    if seen is None:
-        return ()
-    if not bool(seen.std.any()):
+    if seen and not any(bool(one.std.any()) for one in seen):
         return (f"{what}: every pixel that was looked at holds the same number",)
+    return tuple(word for one in seen for word in _judged(prepare, one, what))
+
+
+def _judged(prepare: ContractInput, seen: _Seen, what: str) -> tuple[str, ...]:
+    """`check_range` of bands of one unit."""
     band, ranges = _ranges(prepare, seen)
     fault = _fault(prepare, seen)
     if fault is not None:
         raise InputError(f"{what}: band {band} holds {ranges}: {fault}")
     if bool((seen.mean.abs() > _ODD).any() | (seen.std < 1 / _FLATTER).all() | (seen.std > _FLATTER).all()):
         return (f"{what} is far from what the encoder was trained on: band {band} holds {ranges}",)
-    sensor, usual = prepare.contract.sensor, seen.stored(torch.full_like(seen.mean, -2.0))
-    tenthousandths = (sensor.unit, sensor.scale, sensor.offset) == ("reflectance", 1e-4, 0.0)
+    usual = seen.stored(torch.full_like(seen.mean, -2.0))
+    tenthousandths = set(prepare.contract.sensor.meanings) == {("reflectance", 1e-4, 0.0)}
     if tenthousandths and bool((seen.stored(seen.low) >= 1000).all() & (usual < 1000).any()):
         return (
             f"{what}: no number is below 1000 in any band: where it carries the offset of newer Sentinel-2 products, "
@@ -99,7 +104,8 @@ def check_range(prepare: ContractInput, sample: Iterable[tuple[Tensor, Tensor | 
     return ()
 
 
-def _look(prepare: ContractInput, sample: Iterable[tuple[Tensor, Tensor | None]]) -> _Seen | None:
+def _look(prepare: ContractInput, sample: Iterable[tuple[Tensor, Tensor | None]]) -> list[_Seen]:
+    """What they hold, of bands of one unit at a time; nothing where no pixel is valid."""
     parts: list[Tensor] = []
     looks, bits = 0, True
     for numbers, valid in sample:
@@ -113,12 +119,16 @@ def _look(prepare: ContractInput, sample: Iterable[tuple[Tensor, Tensor | None]]
     known = torch.tensor(prepare.contract.std) > 0
     pixels = torch.cat(parts, 1)[known] if parts else torch.empty(0, 0)
     if not pixels.numel():
-        return None
+        return []
     usual, spread = (torch.tensor(values).double()[known] for values in (prepare.contract.mean, prepare.contract.std))
     factor, shift = (value.flatten().double()[known] for value in (prepare.factor, prepare.shift))
     low, high = pixels.aminmax(dim=1)
-    std = pixels.std(1, correction=0)
-    return _Seen(pixels.mean(1), std, low, high, usual, spread, 1 / factor, -shift / factor, bits)
+    tensors = (pixels.mean(1), pixels.std(1, correction=0), low, high, usual, spread, 1 / factor, -shift / factor)
+    places = known.nonzero().flatten()
+    units = [prepare.contract.sensor.meaning(place)[0] for place in places.tolist()]
+    # that bands of one unit are as they should be says nothing of those of another
+    groups = [[at for at, one in enumerate(units) if one == unit] for unit in dict.fromkeys(units)]
+    return [_Seen(places[group].tolist(), bits, *(one[group] for one in tensors)) for group in groups]
 
 
 def _fault(prepare: ContractInput, seen: _Seen) -> str | None:
@@ -137,15 +147,28 @@ def _fault(prepare: ContractInput, seen: _Seen) -> str | None:
         or (contract.eight_bit and bool(((mean > 255) & (seen.mean > _BEYOND_BITS)).all()))
         or (seen.eight_bit and bool((most < 0).all()))
     ):
-        cause, scale, offset = _cause(prepare, seen)
-        means = {"name": "mine", "unit": contract.sensor.unit, "scale": scale, "offset": offset}
-        means["bands"] = _bands(prepare)
-        text = yaml.safe_dump(means, default_flow_style=True, sort_keys=False, width=9999).strip()
-        return f"{cause}. Say what the numbers mean in a file, given as --sensor FILE.yaml: {text}"
+        return _remedy(prepare, seen)
     if seen.flat:
         varies = f"every band varies more than {_ONE_CLASS:,} times less, which makes a map of one class"
         return f"{varies}. Look at how the numbers were scaled, and say what they mean with --sensor FILE.yaml"
     return None
+
+
+def _remedy(prepare: ContractInput, seen: _Seen) -> str:
+    """The likely cause, and the file that says what the numbers mean, band by band where they do not mean one thing."""
+    cause, scaling = _cause(prepare, seen)
+    meanings, bands, keys = list(prepare.sensor.meanings), _bands(prepare), ("unit", "scale", "offset")
+    unit = prepare.contract.sensor.meaning(seen.places[0])[0]
+    for place, one in zip(seen.places, scaling, strict=True):
+        meanings[prepare.indices[place]] = (unit, *one)
+    means: dict[str, Any] = {"name": "mine"}
+    if {one[0] for one in prepare.contract.sensor.meanings} == {unit} and len(set(scaling)) == 1:
+        means |= {**dict(zip(keys, (unit, *scaling[0]), strict=True)), "bands": bands}
+    else:
+        named = [band if isinstance(band, dict) else {"name": band} for band in bands]
+        means["bands"] = [band | dict(zip(keys, one, strict=True)) for band, one in zip(named, meanings, strict=True)]
+    text = yaml.safe_dump(means, default_flow_style=True, sort_keys=False, width=9999).strip()
+    return f"{cause}. Say what the numbers mean in a file, given as --sensor FILE.yaml: {text}"
 
 
 def _bands(prepare: ContractInput) -> list[Any]:
@@ -156,27 +179,28 @@ def _bands(prepare: ContractInput) -> list[Any]:
             return names
     except BandError:
         pass
-    keys = ("name", "alias", "wavelength", "bandwidth")
+    keys = ("name", "alias", "wavelength", "bandwidth", "polarisation")
     return [{key: vars(band)[key] for key in keys if vars(band)[key] is not None} for band in prepare.sensor.bands]
 
 
-def _cause(prepare: ContractInput, seen: _Seen) -> tuple[str, float, float]:
-    """In what the numbers differ: in words, and the scale and offset that would be right."""
-    sensor, wanted = prepare.sensor, prepare.contract.sensor
-    meant = (seen.mean * seen.unit + seen.zero - wanted.offset) / wanted.scale  # were they of the unit itself
-    changed = (sensor.scale, sensor.offset) != (1.0, 0.0)
-    if changed and bool(((meant - seen.usual).abs() < _ODD * seen.spread).all()):
-        return f"as {wanted.unit} itself does, not number * {sensor.scale:g} + {sensor.offset:g}", 1.0, 0.0
+def _cause(prepare: ContractInput, seen: _Seen) -> tuple[str, list[tuple[float, float]]]:
+    """In what the numbers differ: in words, and the scale and offset of each band that would be right."""
+    own = [prepare.contract.sensor.meaning(place) for place in seen.places]
+    told = [prepare.sensor.meaning(prepare.indices[place]) for place in seen.places]
+    own_scale, own_offset = torch.tensor([one[1:] for one in own]).double().T
+    meant = (seen.mean * seen.unit + seen.zero - own_offset) / own_scale  # were they of the unit itself
+    if {one[1:] for one in told} != {(1.0, 0.0)} and bool(((meant - seen.usual).abs() < _ODD * seen.spread).all()):
+        _, scale, offset = told[0]
+        words = f"as {own[0][0]} itself does, not number * {scale:g} + {offset:g}"
+        return words, [(1.0, 0.0)] * len(told)
     if bool(((seen.std > 0.2) & (seen.std < 5)).all()):
-        shift = float((-seen.mean * seen.spread).median()) * wanted.scale
+        shift = float((-seen.mean * seen.spread * own_scale).median())
         words = f"about {abs(_short(shift)):,g} too {'small' if shift > 0 else 'large'}"
-        return words, sensor.scale, _short(sensor.offset + shift)
+        return words, [(scale, _short(offset + shift)) for _, scale, offset in told]
     smaller = float(seen.smaller[seen.smaller.isfinite()].median())
     times = _usual_factor(max(smaller, 1 / smaller))
-    words = f"about {f'{times:,.0f}' if times > 99 else f'{times:.3g}'} times too"
-    if smaller > 1:
-        return f"{words} small", _short(sensor.scale * times, 6), sensor.offset
-    return f"{words} large", _short(sensor.scale / times, 6), sensor.offset
+    words = f"about {f'{times:,.0f}' if times > 99 else f'{times:.3g}'} times too {'small' if smaller > 1 else 'large'}"
+    return words, [(_short(one * times if smaller > 1 else one / times, 6), offset) for _, one, offset in told]
 
 
 def _usual_factor(times: float) -> float:
@@ -196,5 +220,6 @@ def _ranges(prepare: ContractInput, seen: _Seen) -> tuple[str, str]:
         f"{float(value * seen.unit[place] + seen.zero[place]):.4g}"
         for value in (seen.low[place], seen.high[place], seen.mean[place], -2.0, 2.0, 0.0)
     )
-    names = [name for name, std in zip(prepare.contract.names, prepare.contract.std, strict=True) if std > 0]
-    return names[place], f"{low} to {high} (mean {mean}), where the encoder knows {least} to {most} (mean {usual})"
+    return prepare.contract.names[
+        seen.places[place]
+    ], f"{low} to {high} (mean {mean}), where the encoder knows {least} to {most} (mean {usual})"

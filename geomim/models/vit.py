@@ -64,6 +64,7 @@ class Latents:
         levels: The tokens before block 0 and after every block, without the final norm; empty unless asked for.
         sensor: As in `Patches`.
         prefix: Class tokens in front, 0 or 1.
+        known: What was made of them already, by its maker.
     """
 
     tokens: Tensor
@@ -72,6 +73,7 @@ class Latents:
     levels: list[Tensor] = field(default_factory=list)
     sensor: str | None = None
     prefix: int = 1
+    known: dict[nn.Module, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def patches(self) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from geomim.models.vit import Patches, ViT, patchify
+from geomim.models.vit import Patches, ViT, patchify, unpatchify
 from geomim.randomness import Draws
 
 PATCH_VALID = 0.5
@@ -71,6 +71,16 @@ class View:
         return self.once("tokens", embed)
 
 
+def _close_gaps(image: Tensor, patch_size: int, cell: int, offsets: Tensor) -> Tensor:
+    """Cut a patch at `offsets (B, L, 2)` out of every cell of `(B, C, H, W)`, and put them side by side."""
+    batch, channels, height, width = image.shape
+    cells = patchify(image, cell).view(batch, -1, cell, cell, channels)
+    rows, columns = (offsets[..., None] + torch.arange(patch_size, device=image.device)).unbind(2)  # (B, L, p) each
+    cells = cells.gather(2, rows[..., None, None].expand(-1, -1, -1, cell, channels))
+    cells = cells.gather(3, columns[:, :, None, :, None].expand(-1, -1, patch_size, -1, channels))
+    return unpatchify(cells.flatten(2), (height // cell, width // cell), patch_size)
+
+
 class _Views(dict[str, View]):
     """Views by name; `image/2` is another set of tokens of `image`."""
 
@@ -89,17 +99,26 @@ class Context:
             `views: {name: {image, valid}}`.
         encoder: The encoder being trained.
         draws: Addressed random numbers of the batch.
+        gap: Images larger than the encoder's are cells of `patch_size + gap` pixels, and a patch is cut out of each
+            at an offset drawn from 0 to `gap - 1`; images of the encoder's size are taken as they are.
 
     Attributes:
         views: Its views by name; a name such as `image/2` is the view `image`, for a second set of its tokens.
     """
 
-    def __init__(self, batch: dict[str, Any], encoder: ViT, draws: Draws) -> None:
+    def __init__(self, batch: dict[str, Any], encoder: ViT, draws: Draws, gap: int = 0) -> None:
         self.draws = draws
         self.views = _Views()
         for name, view in {"image": batch, **batch.get("views", {})}.items():
             gsd = view.get("gsd", batch.get("gsd"))
-            self.views[name] = View(view["image"], view.get("valid"), encoder, batch.get("sensor"), gsd)
+            image, valid, size = view["image"], view.get("valid"), encoder.patch_size
+            if gap and image.shape[-1] != encoder.image_size:
+                cell = size + gap
+                length = (image.shape[-2] // cell) * (image.shape[-1] // cell)
+                offsets = (draws(f"gap {name}", length, 2) * gap).long().clamp(max=gap - 1)  # a draw may round to 1
+                image = _close_gaps(image, size, cell, offsets)
+                valid = None if valid is None else _close_gaps(valid, size, cell, offsets)
+            self.views[name] = View(image, valid, encoder, batch.get("sensor"), gsd)
 
     def image_weight(self, view: str, min_valid: float) -> Tensor | None:
         """`(B,)` float: 0 for images with less than `min_valid` of their patches valid; None where all are."""

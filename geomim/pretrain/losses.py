@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from geomim.pretrain.targets import Answer
 
@@ -25,6 +26,47 @@ def mse(prediction: Tensor, answer: Answer, weight: Tensor | None) -> Tensor:
         weight: `(B, P)`.
     """
     return _per_image((prediction.float() - answer.values).square(), answer, weight)
+
+
+def discriminate(
+    prediction: Tensor, answer: Answer, weight: Tensor | None, temperature: float = 0.2, same: float | None = None
+) -> Tensor:
+    """Tell the patches of an image apart (patch discrimination of Latent MIM, Wei et al., ECCV 2024).
+
+    Predictions are standardised over the image's patches, each dimension by itself; then cross-entropy over the cosines
+    with all targets / temperature, times 2 * temperature. Patches that weigh nothing are neither asked nor offered.
+
+    Args:
+        prediction: `(B, P, T)`.
+        answer: Values `(B, P, T)`.
+        weight: `(B, P)`.
+        temperature: Divides the cosines.
+        same: Patches with targets nearer than this cosine are not told apart; all are where None.
+    """
+    with torch.autocast(prediction.device.type, enabled=False):
+        ours, right = prediction.float(), F.normalize(answer.values, dim=-1)
+        kept = torch.ones_like(ours[..., :1]) if weight is None else (weight > 0).float().unsqueeze(-1)
+        count = kept.sum(1, keepdim=True)
+        ours = ours - (ours * kept).sum(1, keepdim=True) / count.clamp(min=1)
+        variance = (ours.square() * kept).sum(1, keepdim=True) / (count - 1).clamp(min=1)
+        # a floor under root and length: predictions that are all the same have a finite gradient
+        ours = F.normalize(ours / ((variance + 1e-12).sqrt() + 1e-4), dim=-1, eps=1e-3)
+        logits = ours @ right.transpose(1, 2) / temperature
+        apart = kept.transpose(1, 2) > 0
+        if same is not None:
+            apart = apart & (right @ right.transpose(1, 2) <= same)
+        own = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
+        logits = logits.masked_fill(~(apart | own), -torch.inf)
+        wrong = logits.logsumexp(-1) - logits.diagonal(dim1=1, dim2=2)
+        return 2 * temperature * _per_image(wrong.unsqueeze(-1), answer, weight)
+
+
+def similarity(prediction: Tensor, answer: Answer, weight: Tensor | None) -> Tensor:
+    """Squared distance of the mean cosine of an image's patches, each with each and itself, from the wanted one."""
+    unit = F.normalize(prediction.float(), dim=-1)
+    share = torch.ones_like(unit[..., 0]) if weight is None else weight
+    mean = (unit * share.unsqueeze(-1)).sum(1) / share.sum(1, keepdim=True).clamp(min=1e-6)
+    return (mean.square().sum(-1) - answer.values[:, 0, 0]).square()
 
 
 def _per_image(error: Tensor, answer: Answer, weight: Tensor | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
@@ -129,6 +129,7 @@ class MaskedImageModel(nn.Module):
         min_valid: An image with a smaller share of valid patches weighs nothing.
         mask_token: The encoder sees all patches, with a learned token for those that are not visible.
         needs: Views that a batch must bring besides the image: `second`, another crop of it, or `date`, another date.
+        gap: See `Context`; with the encoder's size it gives `crop_size`, the side in pixels of images to train on.
 
     Raises:
         ConfigError: The encoder cannot run on the visible patches alone, and `mask_token` is not set; or two terms
@@ -143,6 +144,7 @@ class MaskedImageModel(nn.Module):
         min_valid: float = 0.25,
         mask_token: bool = False,
         needs: frozenset[str] = frozenset(),
+        gap: int = 0,
     ) -> None:
         super().__init__()
         if not (encoder.visible_only or mask_token):
@@ -152,7 +154,8 @@ class MaskedImageModel(nn.Module):
             )
         if len({term.name for term in terms}) < len(terms):
             raise ConfigError(f"expected a name of its own for every term; given {[term.name for term in terms]}")
-        self.encoder, self.masking, self.min_valid, self.needs = encoder, masking, min_valid, needs
+        self.encoder, self.masking, self.min_valid = encoder, masking, min_valid
+        self.needs, self.gap, self.crop_size = needs, gap, encoder.image_size + gap * encoder.grid[0]
         self.terms = nn.ModuleList(terms)
         self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.embed_width).normal_(std=0.02)) if mask_token else None
         self.read_levels = any(getattr(term.decoder, "reads_levels", False) for term in terms)
@@ -164,7 +167,7 @@ class MaskedImageModel(nn.Module):
             batch: See `Context`.
             draws: Addressed random numbers of the batch.
         """
-        return Context(batch, self.encoder, draws)
+        return Context(batch, self.encoder, draws, self.gap)
 
     def before_step(self, progress: Tensor) -> None:
         """Let every target that follows the encoder follow it; once an optimiser step, before its first batch."""
@@ -211,24 +214,27 @@ class MaskedImageModel(nn.Module):
         return Output(loss, logged)
 
     def ask(self, context: Context, splits: dict[str, TokenSplit]) -> Iterator[Asked]:
-        """Put every term's question; each set of tokens is encoded once.
+        """Put every term's question; each set of tokens is encoded once, and the same question answered once.
 
         Args:
             context: The batch.
             splits: What the masking gave for it.
         """
         latents: dict[str, Latents] = {}
+        predictions: dict[Hashable, Tensor] = {}
         for term in cast(list[Term], self.terms):
             for name in term.memory:
                 if name not in latents:
                     latents[name] = self.encode(context, splits, name)
             view = context.views[term.view]
             positions, weight = term.positions(view, splits.get(term.view))
-            first, *others = (latents[name] for name in term.memory)
-            prediction = term.decoder(first, positions, *others)
+            question = (term.decoder, term.memory, term.view, term.where)
+            if question not in predictions:
+                first, *others = (latents[name] for name in term.memory)
+                predictions[question] = term.decoder(first, positions, *others)
             if term.with_class and weight is not None:
                 weight = F.pad(weight, (1, 0), value=1.0)
-            yield Asked(term, positions, prediction, term.target(view, positions), weight)
+            yield Asked(term, positions, predictions[question], term.target(view, positions), weight)
 
     def encode(self, context: Context, splits: dict[str, TokenSplit], name: str) -> Latents:
         """Encode a set of tokens: a view's visible ones by its name, or `VIEW:all`, `VIEW:predict`."""

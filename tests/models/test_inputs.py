@@ -37,6 +37,37 @@ def test_scales_are_brought_together():
     )
 
 
+def test_bands_of_several_units_are_brought_together_one_by_one():
+    bands = ("B1", "B31", "B26")
+    contract = BandContract(SENSORS["modis_toa"].select(bands), (20.0, 280.0, 2.0), (10.0, 15.0, 4.0))
+    numbers = torch.tensor([35.0, 250.0, 6.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)  # percent, kelvin, percent
+    ours, _ = ContractInput(contract, contract.sensor)(numbers)
+    torch.testing.assert_close(ours[0, :, 0, 0], torch.tensor([1.5, -2.0, 1.0]))
+    packed = Sensor(  # as a file packs them: other scales, an offset, and another order
+        "packed",
+        (
+            Band("B26", 1375, 30, unit="reflectance", scale=2e-5),
+            Band("B31", 11030, 500, unit="kelvin", scale=0.01, offset=150.0),
+            Band("B1", 645, 50, unit="reflectance", scale=5e-5, offset=-0.1),
+        ),
+    )
+    stored = torch.tensor([0.06 / 2e-5, 100 / 0.01, 0.45 / 5e-5]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    torch.testing.assert_close(ContractInput(contract, packed)(stored)[0], ours, rtol=1e-4, atol=1e-4)
+    celsius = dataclasses.replace(packed.bands[1], unit="celsius")
+    wrong = dataclasses.replace(packed, bands=(packed.bands[0], celsius, packed.bands[2]))
+    with pytest.raises(BandError, match=r"expected numbers in kelvin .*'modis_toa'.*given celsius of 'packed' for B31"):
+        ContractInput(contract, wrong)
+
+
+def test_decibels_are_not_taken_for_other_numbers():
+    contract = BandContract(SENSORS["sentinel1"], (-11.0, -18.0), (4.0, 4.0))
+    tenths = Sensor("tenths", (Band("vh"), Band("vv")), unit="dB", scale=0.1)
+    images, _ = ContractInput(contract, tenths)(torch.tensor([-220.0, -110.0]).view(1, 2, 1, 1).expand(1, 2, 4, 4))
+    torch.testing.assert_close(images[0, :, 0, 0], torch.tensor([0.0, -1.0]))
+    with pytest.raises(BandError, match=r"expected numbers in dB .* given digital number"):
+        ContractInput(contract, Sensor("linear", (Band("VV"), Band("VH"))))
+
+
 def test_nodata_and_nan_become_zero_and_do_not_bleed():
     numbers = torch.full((1, 3, 16, 16), 40.0)
     numbers[..., :4] = float("nan")

@@ -56,6 +56,28 @@ def test_another_unit_is_refused_and_the_file_that_the_sentence_writes_is_accept
     check(contract, numbers, sensor)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "band", "said"),
+    [
+        ((1, 100), "B31", "100 times too large.*unit: kelvin, scale: 0.01"),
+        ((0.01, 1), "B1", "as reflectance itself does.*unit: reflectance, scale: 1.0"),
+        ((0.1, 1), "B1", None),
+    ],
+)
+def test_bands_of_each_unit_are_judged_alone_and_the_file_corrects_them_alone(tmp_path, wrong, band, said):
+    mixed = BandContract(SENSORS["modis_toa"].select(("B1", "B26", "B31")), (20.0, 4.0, 280.0), (10.0, 5.0, 15.0))
+    assert check(mixed, like(mixed)) == ()
+    numbers = like(mixed) * torch.tensor([wrong[0], wrong[0], wrong[1]])[:, None, None]
+    if said is None:
+        assert f"band {band} holds" in check(mixed, numbers)[0]  # odd, and no more
+        return
+    with pytest.raises(InputError, match=f"band {band} holds .*{said}") as refused:
+        check(mixed, numbers)
+    written = tmp_path / "mine.yaml"
+    written.write_text(re.search(r"FILE\.yaml: (\{.*\})", str(refused.value))[1])
+    assert check(mixed, numbers, get_sensor(written)) == ()
+
+
 def test_the_likely_factor_is_named():
     for contract, numbers, scale in ((BYTES, like(FRACTIONS), 255.0), (LANDSAT, like(LANDSAT) * 2.75e-5 - 0.2, 1.0)):
         with pytest.raises(InputError, match=f"scale: {scale}"):

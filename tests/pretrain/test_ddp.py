@@ -17,6 +17,8 @@ from geomim.pretrain.recipes import RECIPES
 from geomim.verbs import pretrain as verb
 
 METHOD = {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
+LATENT = {"projector_width": 16}
+OWN = {"latent_mim": LATENT, "selective_latent": LATENT}
 ENCODER = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
 
 
@@ -52,7 +54,7 @@ def run(corpus, folder, recipe, devices, batch_size, accumulate, resume=None):
         milestones=2,
     )
     data = TileDataModule(str(corpus), batch_size=batch_size, image_size=16, workers=0)
-    verb.train(data, folder, recipe, METHOD, ENCODER, training=training, resume=resume)
+    verb.train(data, folder, recipe, METHOD | OWN.get(recipe, {}), ENCODER, training=training, resume=resume)
     losses = [line.split(",")[1] for line in (folder / "metrics.csv").read_text().split()[1:]]
     return Probe.kept | {"loss": np.array(losses, float)}
 
@@ -124,11 +126,12 @@ def test_one_process_equals_two_and_micro_batches(two_processes, tmp_path, monke
             np.testing.assert_allclose(kept[name], whole[name], atol=1e-5, rtol=1e-5, err_msg=f"{how}: {name}")
 
 
-def test_a_run_of_two_processes_goes_on_in_one_with_micro_batches(two_processes, tmp_path, monkeypatch):
+@pytest.mark.parametrize("recipe", ["mae", "latent_mim"])  # without and with a copy that follows
+def test_a_run_of_two_processes_goes_on_in_one_with_micro_batches(two_processes, tmp_path, monkeypatch, recipe):
     corpora, cases = two_processes
-    folder = cases["mae", True, 1] / "checkpoints"
+    folder = cases[recipe, True, 1] / "checkpoints"
     monkeypatch.setattr(verb, "Watch", Probe)
-    run(corpora[True], tmp_path, "mae", 1, 4, 2, resume=folder / "step-0000001.ckpt")
+    run(corpora[True], tmp_path, recipe, 1, 4, 2, resume=folder / "step-0000001.ckpt")
     one, two = (
         torch.load(path, weights_only=True) for path in (tmp_path / "checkpoints/last.ckpt", folder / "last.ckpt")
     )

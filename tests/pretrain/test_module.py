@@ -98,7 +98,7 @@ def test_a_checkpoint_says_where_it_comes_from_in_plain_data(run, corpus):
     assert entry["recipe"] == "mae" and entry["recipe_args"] == METHOD and entry["corpus"] == [str(corpus)]
     assert entry["encoder"] == {"in_chans": 3, "image_size": 16, "mlp_ratio": 4.0, "class_token": True} | ENCODER
     assert entry["contracts"]["rgb"]["sensor"]["name"] == "rgb" and entry["contracts"]["rgb"]["mean"] == [125.0] * 3
-    assert entry["step"] == 2 and entry["progress"] == 0.5 and entry["format_version"] == 1
+    assert entry["step"] == 2 and entry["progress"] == 0.5 and entry["format_version"] == 2
     assert "model.encoder.patch_embed.proj.weight" in checkpoint["state_dict"]
 
 

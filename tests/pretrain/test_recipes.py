@@ -12,12 +12,16 @@ from geomim.pretrain.recipes import RECIPES
 from geomim.randomness import Draws
 
 SMALL = {"decoder_depth": 2, "decoder_width": 48, "decoder_heads": 4}
+LATENT = {"projector_width": 64}
+OWN = {"latent_mim": LATENT | {"visible": 0.25}, "selective_latent": LATENT}
 every_recipe = pytest.mark.parametrize("name", RECIPES)
 
 
 def build(name: str) -> MaskedImageModel:
     torch.manual_seed(0)
-    return RECIPES[name](vit(in_chans=4, image_size=32, patch_size=4, width=48, depth=2, heads=3), **SMALL)
+    return RECIPES[name](
+        vit(in_chans=4, image_size=32, patch_size=4, width=48, depth=2, heads=3), **SMALL, **OWN.get(name, {})
+    )
 
 
 def scenes(batch: int = 8) -> Tensor:

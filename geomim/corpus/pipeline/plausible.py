@@ -62,16 +62,17 @@ def doubts(sensor: Sensor, dtype: str, mean: np.ndarray, assumed: bool) -> tuple
     """
     refusals, notes = [], []
     names = {band.alias or band.name: band.name for band in sensor.bands}
-    meant = dict(zip(names, sensor.scale * mean + sensor.offset, strict=True))
-    brightest = max(meant.values())
-    if sensor.unit == "reflectance":
-        said = f"sensor '{sensor.name}' says that reflectance is number * {sensor.scale:g} + {sensor.offset:g}"
-        largest = np.iinfo(dtype).max * sensor.scale + sensor.offset if dtype[0] in "ui" else np.inf
+    bands = [(s * held + o, held, s, o, unit) for (unit, s, o), held in zip(sensor.meanings, mean, strict=True)]
+    meant = dict(zip(names, (band[0] for band in bands), strict=True))
+    if light := [band for band in bands if band[-1] == "reflectance"]:
+        brightest, held, scale, offset, _ = max(light)
+        said = f"sensor '{sensor.name}' says that reflectance is number * {scale:g} + {offset:g}"
+        largest = np.iinfo(dtype).max * scale + offset if dtype[0] in "ui" else np.inf
         way = "give a YAML file with what the numbers mean (--sensor FILE)"
         if largest < 0.1:
             refusals.append(f"{said}, and no {dtype} number means more than {largest:.2g}: {way}")
-        elif brightest - sensor.offset < _DARKEST:
-            refusals.append(f"{said}, and the brightest band holds {max(mean):.2g} on average, next to nothing: {way}")
+        elif brightest - offset < _DARKEST:
+            refusals.append(f"{said}, and the brightest band holds {held:.2g} on average, next to nothing: {way}")
         elif not _USUAL[0] <= brightest <= _USUAL[1]:
             notes.append(f"{said}; the mean of the brightest band is {brightest:.2g}: is that so?")
     # at 1375 nm none but high clouds are seen, and those are as bright in all colours

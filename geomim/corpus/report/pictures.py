@@ -158,9 +158,8 @@ def save_histograms(path: Path, tiles: np.ndarray, valid: np.ndarray, sensor: Se
         style = {"color": _LINES[number % len(_LINES)], "linestyle": "-" if number < len(_LINES) else "--"}
         counts, _ = np.histogram(band, len(bins) - 1, (bins[0], bins[-1]))  # even bins are not searched for
         axes.stairs(counts / max(len(band), 1), bins, label=sensor.names[number], linewidth=1.2, **style)
-    plain = (sensor.scale, sensor.offset) == (1, 0)
-    meaning = sensor.unit if plain else f"{sensor.unit} = {sensor.scale:g} x number + {sensor.offset:g}"
-    axes.set(xlabel=f"stored number ({meaning})", yticks=[])
+    meant = [u if (s, o) == (1, 0) else f"{u} = {s:g} x number + {o:g}" for u, s, o in sensor.meanings]
+    axes.set(xlabel=f"stored number ({'; '.join(dict.fromkeys(meant))})", yticks=[])
     axes.set_ylabel("share of pixels")
     figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=120)

@@ -29,7 +29,7 @@ _PRODUCT = re.compile(r"S2[A-D]_MSIL\d\w_\d{8}T\d{6}(_N\d{4}_)")
 _FRACTION = 2.0  # no floating-point number above it: reflectance, not a multiple of it
 _UNTOLD = (
     "it is taken after January 2022 and tells no processing baseline: its numbers are read as reflectance * 10000, "
-    "without the 1000 of baseline 04.00; if they have it, give a sensor YAML with offset: -0.1"
+    "without the 1000 of baseline 04.00; if they have it, give a sensor with offset: -0.1 (sentinel2_l2a_n0400 or YAML)"
 )
 _NAMED = {  # names of Landsat's bands: whose they are; scale, offset and nodata there
     r"(?<![A-Za-z])SR_B\d": ("Landsat Collection 2", 2.75e-5, -0.2, 0),
@@ -81,29 +81,41 @@ def informed(
     Raises:
         InputError: The file contradicts a sensor of the user's own, which is no mere default.
     """
-    own, known = (sensor.scale, sensor.offset), SENSORS.get(sensor.name)
-    word = wanted.sensor is not None and own != ((known.scale, known.offset) if known else (1.0, 0.0))
-    for one in told:
+    each = _scaling(sensor)
+    word = wanted.sensor is not None and not set(each) <= _usual(sensor)
+    for one, own in zip(told, each, strict=True):
         if one and word and not np.allclose(one, own, rtol=1e-6, atol=1e-9):
             raise InputError(
                 f"'{uri}' says number * {one[0]:g} + {one[1]:g}; sensor '{sensor.name}' says * {own[0]:g} + "
                 f"{own[1]:g}: give a sensor YAML with the scale of the file (--sensor)"
             )
-    if word or all(told) or dtype.itemsize < 2 or (dtype.kind == "f" and own == (1.0, 0.0)):
+    unit, *own = sensor.meaning(0)  # what is guessed would be so of all bands
+    several = len(set(sensor.meanings)) > 1
+    if word or several or all(told) or dtype.itemsize < 2 or (dtype.kind == "f" and own == [1.0, 0.0]):
         return sensor, ()
     if dtype.kind == "f" and _fractions(look()):
-        note = f"its numbers are fractions: they are read as {sensor.unit} already, not as number * {own[0]:g}"
-        return replace(sensor, scale=1.0, offset=0.0), (note,)
+        note = f"its numbers are fractions: they are read as {unit} already, not as number * {own[0]:g}"
+        return sensor.rescaled(1.0, 0.0), (note,)
     for pattern, (whose, scale, offset, nodata) in _NAMED.items():
         if all(re.search(pattern, name) for name in names):
             note = f"its bands are called as those of {whose}: read as number * {scale:g} + {offset:g}"
-            sensor = replace(sensor, scale=scale, offset=offset, nodata=nodata)
-            return sensor, () if own == (scale, offset) else (note,)
+            sensor = replace(sensor.rescaled(scale, offset), nodata=nodata)
+            return sensor, () if own == [scale, offset] else (note,)
     if not is_sentinel2(sensor):
         return sensor, ()
     if (more := _named(uri)) is not None:
-        return replace(sensor, offset=-more * sensor.scale), ()
+        return sensor.rescaled(own[0], -more * own[0]), ()
     return sensor, (_UNTOLD,) if _doubtful(acquisition_time(uri, {})) else ()
+
+
+def _scaling(sensor: Sensor) -> list[Scaling]:
+    return [(scale, offset) for _, scale, offset in sensor.meanings]
+
+
+def _usual(sensor: Sensor) -> set[Scaling]:
+    """What a user takes over who just names a sensor; one with the offset of Sentinel-2 is named for it."""
+    known = SENSORS.get(sensor.name)
+    return {(1.0, 0.0)} if known is None or (is_sentinel2(known) and known.offset) else {*_scaling(known)}
 
 
 def _named(uri: str) -> int | None:
@@ -130,7 +142,7 @@ def meant(
     wanted: Wanted,
     time: datetime | None,
 ) -> Numbers:
-    """Numbers as they are stored, where all bands are scaled alike; else what they mean, as float32.
+    """Numbers as they are stored, where bands are scaled alike or as the sensor says; else what they mean, as float32.
 
     Args:
         uri: The scene.
@@ -144,7 +156,8 @@ def meant(
         InputError: It is to be harmonised, and nothing says what its numbers have more.
     """
     sensor, reader = numbers.sensor, numbers.reader
-    scaling = [one or (sensor.scale, sensor.offset) for one in told]
+    own = _scaling(sensor)
+    scaling = [one or usual for one, usual in zip(told, own, strict=True)]
     more = all(math.isclose(-offset, ADDED * scale, rel_tol=1e-4) for scale, offset in scaling)
     if wanted.harmonise:
         _check_told(uri, numbers, told, wanted, time)
@@ -152,9 +165,11 @@ def meant(
         reader = converted(reader, partial(harmonised, nodata))
         scaling = [(scale, 0.0) for scale, _ in scaling]
         numbers = replace(numbers, reader=reader, taken_off=ADDED)
+    if scaling == own:
+        return numbers
     if len(set(scaling)) == 1:
-        return replace(numbers, sensor=replace(sensor, scale=scaling[0][0], offset=scaling[0][1]))
-    sensor = replace(sensor, scale=1.0, offset=0.0, nodata=None)
+        return replace(numbers, sensor=sensor.rescaled(*scaling[0]))
+    sensor = replace(sensor.rescaled(1.0, 0.0), nodata=None)
     reader = converted(reader, partial(means, nodata, scaling))
     return replace(numbers, sensor=sensor, reader=reader, dtype=np.dtype(np.float32), nodata=math.nan)
 
@@ -165,9 +180,9 @@ def _check_told(
     """Refuse to harmonise by a guess: what is left in or taken off by mistake shows nowhere."""
     if not is_sentinel2(numbers.sensor):
         return
-    if wanted.sensor is not None and wanted.sensor.offset:
+    if wanted.sensor is not None and (more := next(filter(None, (one[1] for one in _scaling(wanted.sensor))), 0)):
         raise InputError(
-            f"sensor '{wanted.sensor.name}' has an offset of its own, {wanted.sensor.offset:g}, which would count for "
+            f"sensor '{wanted.sensor.name}' has an offset of its own, {more:g}, which would count for "
             f"'{uri}' and scenes of all other dates: with --harmonise, give a sensor without offset"
         )
     stored = numbers.dtype.kind in "iu" and numbers.dtype.itemsize > 1

@@ -18,6 +18,8 @@ from geomim.sensors import SENSORS, Band, Sensor, find_band, match_bands
 _COLOURS = ("red", "green", "blue", "nir", "rededge", "swir", "pan", "coastal", "yellow")
 _COUNT = re.compile(r"(?:(?:band|layer|channel|bnd|ch|c|)[ _-]?0*|b[ _-]?)(0|[1-9]\d*)", re.IGNORECASE)
 """Labels of programs that count bands. `B01` is a code."""
+_GUESSED = ("sentinel2", "landsat7", "landsat8", "naip", "rgb")
+"""Sensors that a file's names and wavelengths are taken for; others are too like these, or are named by the user."""
 _TYPO = 0.75  # likeness of two names from which one is the other misspelt
 _IS_CODE = re.compile(r"b\d+a?", re.IGNORECASE)
 _CODE = re.compile(r"(?<![a-z0-9])b(?:and)?[ _-]?0*(\d{1,2}a?)(?![a-z0-9])", re.IGNORECASE)
@@ -234,7 +236,7 @@ def _by_file(offer: Offer) -> Choice:
         return Choice(sensor, tuple(named[index][0] for index in found), offer.alpha)
     if len(offer.spectral) == 1:
         return Choice(Sensor("gray", (Band("gray"),)), (offer.spectral[0],), offer.alpha)
-    fitting = [sensor for sensor in SENSORS.values() if len(sensor.bands) == len(offer.spectral)]
+    fitting = [sensor for sensor in map(SENSORS.__getitem__, _GUESSED) if len(sensor.bands) == len(offer.spectral)]
     orders = "; ".join(f"{sensor.name}: {', '.join(sensor.names)}" for sensor in fitting)
     would = f"; --sensor would assume their order ({orders})" if orders else ""
     would = f"; --sensor would find those that have one ({_listed(named)})" if named else would
@@ -263,7 +265,7 @@ def _guess(offer: Offer, bands: Sequence[Band]) -> Sensor:
     codes = [_CODE.fullmatch(band.name) or _CODE.fullmatch(band.alias or "") for band in bands]
     if any(code and code[1].upper() == "8A" for code in codes):  # only Sentinel-2 has a band 8A
         return _in_order(offer, SENSORS["sentinel2"], bands)
-    known = [sensor for sensor in SENSORS.values() if all(_is_of(band, sensor) for band in bands)]
+    known = [sensor for sensor in map(SENSORS.__getitem__, _GUESSED) if all(_is_of(band, sensor) for band in bands)]
     if len(known) == 1:
         return _in_order(offer, known[0], bands)
     if all(codes):

@@ -32,24 +32,15 @@ _QUANTITIES = ("BOA_QUANTIFICATION_VALUE", "QUANTIFICATION_VALUE")
 _FILL = 0.0  # both agencies write it in each band where nothing was measured
 _TIMES = ("PRODUCT_START_TIME", "DATATAKE_SENSING_START")
 
-# Thematic Mapper band limits (USGS Landsat 4-7 handbooks); Landsat 4 and 5 carry the same instrument.
-_TM = (
-    Band("B1", 485, 70, 30, "blue"),
-    Band("B2", 560, 80, 30, "green"),
-    Band("B3", 660, 60, 30, "red"),
-    Band("B4", 830, 140, 30, "nir"),
-    Band("B5", 1650, 200, 30, "swir1"),
-    Band("B7", 2220, 280, 30, "swir2"),
-)
 _MADE_BY = {  # as `maker` tells it
-    "4": Sensor("landsat4", _TM),
-    "5": Sensor("landsat5", _TM),
+    "4": replace(SENSORS["landsat5"], name="landsat4"),
+    "5": SENSORS["landsat5"],
     "7": SENSORS["landsat7"],
     "8": SENSORS["landsat8"],
-    "9": replace(SENSORS["landsat8"], name="landsat9"),
+    "9": SENSORS["landsat9"],
     "S2": SENSORS["sentinel2"],
-    "S30": replace(SENSORS["sentinel2"], name="hls_s30", nodata=-9999),
-    "L30": replace(SENSORS["landsat8"], name="hls_l30", scale=1e-4, offset=0.0, nodata=-9999),
+    "S30": SENSORS["hls_s30"],
+    "L30": SENSORS["hls_l30"],
 }
 _FURTHER = {  # bands that are read where --bands names them
     "landsat7": (Band("B8", 710, 380, 15, "pan"),),

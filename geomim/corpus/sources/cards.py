@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from geomim.errors import BandError, InputError, nearest
+from geomim.resources import root
 from geomim.sensors import SENSORS, Band, Sensor
 
 UNVERIFIED = "unverified"
@@ -106,6 +106,9 @@ class Card:
     def to_sensor(self) -> Sensor:
         """The sensor with this source's bands, in the order in which it is opened."""
         if self.sensor in SENSORS:
+            if said := [band.name for band in self.bands if {band.unit, band.scale, band.offset} != {None}]:
+                told = f"sensor '{self.sensor}' is built in and says what its numbers mean, and so do {', '.join(said)}"
+                raise InputError(f"'bands': {told}: leave that out, or name a sensor that is not built in")
             return SENSORS[self.sensor].select([band.name for band in self.bands])
         return Sensor(self.sensor, self.bands)
 
@@ -126,9 +129,8 @@ def is_non_commercial(card: Card) -> bool:
 
 
 def folder() -> Path:
-    """Where the shipped cards are: beside the package in a clone, inside it in a wheel."""
-    package = Path(str(files("geomim")))
-    return package / "datasets" if (package / "datasets").is_dir() else package.parent / "datasets"
+    """Where the shipped cards are."""
+    return root() / "datasets"
 
 
 def cards() -> list[Card]:

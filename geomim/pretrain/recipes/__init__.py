@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from geomim.pretrain.objective import MaskedImageModel
+from geomim.pretrain.recipes.latent import latent_mim, selective_latent
 from geomim.pretrain.recipes.pixels import cross_mae, mae, selective_mae
 
 RECIPES: dict[str, Callable[..., MaskedImageModel]] = {
     "mae": mae,
     "cross_mae": cross_mae,
     "selective_mae": selective_mae,
+    "latent_mim": latent_mim,
+    "selective_latent": selective_latent,
 }
 """Every recipe by the name a config gives it."""

@@ -54,6 +54,17 @@ def test_numbers_of_another_scale_are_refused(sensor, dtype, mean, said):
     assert said in refused[0] and "--sensor FILE" in refused[0]
 
 
+def test_bands_of_reflectance_are_looked_at_beside_those_of_other_units():
+    modis = get_sensor("modis_toa")
+    usual = [25.0 if unit == "reflectance" else 270.0 for unit, _, _ in modis.meanings]  # percent and kelvin
+    assert doubts(modis, "float32", np.array(usual), assumed=False) == ([], [])
+    fractions = [value / 100 if value < 100 else value for value in usual]
+    _, notes = doubts(modis, "float32", np.array(fractions), assumed=False)
+    assert "reflectance is number * 0.01 + 0; the mean of the brightest band is 0.0025" in notes[0]
+    refused, _ = doubts(modis, "float32", np.array([value / 20 for value in fractions]), assumed=False)
+    assert "next to nothing" in refused[0]
+
+
 def test_odd_brightness_is_noted():
     refused, notes = doubts(Sensor("mine", S2.bands[:3], unit="reflectance"), "uint16", np.full(3, 1500.0), False)
     assert not refused and "brightest band is 1.5e+03" in notes[0]

@@ -1,6 +1,7 @@
 """What numbers mean: evidence of products, files and names before a sensor's default; Sentinel-2 harmonised."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -224,6 +225,58 @@ def test_a_sensor_with_an_offset_is_not_harmonised_since_it_would_count_for_all_
     for uri in (*uris, safe(tmp_path, AFTER)):
         with pytest.raises(InputError, match=r"sensor 'mine' has an offset of its own, -0\.1.*without offset"):
             scaling(str(uri), mine, ["B02"], harmonise=True)
+
+
+def test_the_sensor_that_is_named_for_its_offset_is_the_user_s_word(tmp_path):
+    alone = tif(tmp_path / "T32TNS_20230601T101031_B02_10m.tif", add=1000)
+    assert scaling(str(alone), "sentinel2_l2a_n0400", ["B02"]) == ((1e-4, -0.1), ())
+    assert scaling(str(alone), "sentinel2_l2a", ["B02"])[0] == (1e-4, 0.0)
+    with pytest.raises(InputError, match="has an offset of its own"):
+        scaling(str(alone), "sentinel2_l2a_n0400", ["B02"], harmonise=True)
+    with rasterio.open(alone, "r+") as file:
+        file.scales = (1e-4,)
+    with pytest.raises(InputError, match=r"says number \* 0.0001 \+ 0; sensor 'sentinel2_l2a_n0400' says"):
+        scaling(str(alone), "sentinel2_l2a_n0400", ["B02"])
+    assert scaling(str(alone), "sentinel2_l2a", ["B02"])[0] == (1e-4, 0.0)
+
+
+MIXED = ("B1", "B26", "B31")
+
+
+def percent_and_kelvin(path, dtype, *factors):
+    usual = np.array([25.0, 2.0, 280.0])[:, None, None] * np.array(factors or (1, 1, 1))[:, None, None]
+    noise = np.random.default_rng(0).uniform(0.8, 1.2, (3, SIZE, SIZE))
+    return tif(path, (usual * noise).astype(dtype), MIXED)
+
+
+def test_bands_of_several_units_are_stored_as_they_are_and_their_meaning_with_them(tmp_path):
+    percent_and_kelvin(tmp_path / "in" / "a.tif", "float32")
+    out = build([str(tmp_path / "in")], str(tmp_path / "out"), tile=32, sensor="modis-toa", workers=1)
+    corpus = Corpus.open(out)
+    assert corpus.sensor == get_sensor("modis_toa").select(MIXED)
+    assert corpus.sensor.meanings == (("reflectance", 0.01, 0.0), ("reflectance", 0.01, 0.0), ("kelvin", 1.0, 0.0))
+    assert corpus.contract.mean == pytest.approx((25, 2, 280), rel=0.05)
+
+
+def test_what_a_file_tells_of_some_bands_is_brought_together_with_the_sensor_s_word_on_the_others(tmp_path):
+    path = percent_and_kelvin(tmp_path / "a.tif", "uint16", 100, 100, 100)
+    with rasterio.open(path, "r+") as file:
+        file.scales = (1e-4, 1e-4, 0.01)
+    with open_scene(path, get_sensor("modis_toa")) as scene:  # all told: their word replaces that of a built-in sensor
+        assert scene.dtype == np.float32 and scene.read().mean((1, 2)) == pytest.approx([0.25, 0.02, 280], rel=0.05)
+        assert scene.sensor.meanings == (("reflectance", 1.0, 0.0), ("reflectance", 1.0, 0.0), ("kelvin", 1.0, 0.0))
+    with rasterio.open(path, "r+") as file:
+        file.scales = (1.0, 1.0, 0.01)
+    bands = tuple(
+        Band(name, unit="kelvin" if name == "B31" else "reflectance", scale=s)
+        for name, s in zip(MIXED, (1e-4, 1e-4, 0.01), strict=True)
+    )
+    mine = Sensor("mine", bands)
+    with open_scene(path, mine) as scene:  # the file agrees with it: numbers stay as they are stored
+        assert scene.sensor == mine and scene.dtype == np.uint16
+    other = Sensor("mine", tuple(replace(band, scale=1e-4) for band in bands))
+    with pytest.raises(InputError, match=r"says number \* 0.01 \+ 0; sensor 'mine' says \* 0.0001"):
+        open_scene(path, other)
 
 
 def test_notes_are_printed_with_how_many_they_are_said_of(tmp_path, capsys):

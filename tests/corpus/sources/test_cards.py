@@ -75,6 +75,15 @@ def test_unknown_licences_allow_nothing(tmp_path: Path) -> None:
     assert is_non_commercial(load_card(write(tmp_path / "mine.yaml", claimed)))
 
 
+def test_a_card_says_what_bands_mean_only_of_a_sensor_that_is_not_built_in(tmp_path: Path) -> None:
+    bands = "bands: [red, green, {name: blue, unit: kelvin, scale: 0.1}]"
+    path = write(tmp_path / "mine.yaml", CARD.replace("bands: [red, green, blue]", bands))
+    with pytest.raises(InputError, match=r"'bands': sensor 'rgb' is built in .* and so do blue: leave that out"):
+        load_card(path)
+    path = write(tmp_path / "mine.yaml", path.read_text().replace("sensor: rgb", "sensor: mine"))
+    assert load_card(path).to_sensor().meaning(2) == ("kelvin", 0.1, 0.0)
+
+
 def test_a_users_card_is_read_by_its_path_and_again_when_it_changed(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.yaml")
     card = load_card(path)

@@ -1,0 +1,85 @@
+"""What a slowly following copy of the encoder says, and how alike patches should be."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from geomim.models.decoders import Projector
+from geomim.models.vit import Patches, ViT, take
+from geomim.pretrain.context import View
+from geomim.pretrain.targets.answer import Answer
+
+
+def falling(progress: Tensor, first: float, last: float) -> Tensor:
+    """From `first` to `last` along half a cosine, over training."""
+    return last + (first - last) * 0.5 * (1 + torch.cos(math.pi * progress))
+
+
+class EmaLatent(nn.Module):
+    """Latents of a copy of the encoder that follows it (exponential moving average, as in BYOL and Latent MIM).
+
+    Args:
+        encoder: The encoder to follow; the copy sees all its bands, also those dropped in training.
+        projector: Followed as well, and put behind the copy; the latents as they are where None.
+        momentum: What the copy keeps of itself in the first step; rises to 1 along half a cosine.
+        sees: The copy sees the asked patches alone, or the whole image.
+    """
+
+    def __init__(
+        self,
+        encoder: ViT,
+        projector: Projector | None = None,
+        momentum: float = 0.99,
+        sees: Literal["predict", "all"] = "predict",
+    ) -> None:
+        super().__init__()
+        self.dim: int | None = encoder.width
+        self.momentum, self.sees = momentum, sees
+        self._followed = (encoder, projector)  # in a tuple, since they are no parts of this one
+        self.encoder, self.projector = copy.deepcopy(self._followed)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> EmaLatent:
+        """Stay as in evaluation."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def before_step(self, progress: Tensor) -> None:
+        """Follow, parameters and buffers alike."""
+        ours, theirs = _numbers(self.encoder, self.projector), _numbers(*self._followed)
+        torch._foreach_lerp_(ours, theirs, [falling(progress, 1 - self.momentum, 0.0)] * len(ours))
+
+    @torch.no_grad()
+    def forward(self, view: View, positions: Tensor) -> Answer:
+        """Latents at `positions (B, P)`: `(B, P, D)`."""
+        patches, valid, asked = Patches(view.patches, view.grid, view.sensor, view.gsd), view.patch_valid, None
+        if self.sees == "predict":
+            valid, asked = None if valid is None else valid.gather(1, positions), positions
+        latents = self.encoder.encode(patches, asked, valid)
+        values = latents.patches if self.projector is None else self.projector(latents, positions)
+        return Answer((values if self.sees == "predict" else take(values, positions)).float())
+
+
+def _numbers(*modules: nn.Module | None) -> list[Tensor]:
+    every = [one for module in modules if module is not None for one in (*module.parameters(), *module.buffers())]
+    return [one for one in every if one.is_floating_point()]
+
+
+class Alike:
+    """Cosine that an image's patches should have: falls from 0.75 to 0.25 (Latent MIM, Wei et al., ECCV 2024)."""
+
+    dim: int | None = 1
+    wanted = torch.tensor(0.75)
+
+    def before_step(self, progress: Tensor) -> None:
+        """Fall."""
+        self.wanted = falling(progress, 0.75, 0.25)
+
+    def __call__(self, view: View, positions: Tensor) -> Answer:
+        """The same at all `positions (B, P)`: `(B, P, 1)`."""
+        return Answer(self.wanted.to(positions.device).expand(*positions.shape, 1))
