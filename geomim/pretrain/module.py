@@ -25,7 +25,7 @@ from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.optimisation import Optimisation, parameter_groups
 from geomim.pretrain.replay import blame
 from geomim.pretrain.resume import changes
-from geomim.pretrain.scaling import shard, whole
+from geomim.pretrain.scaling import local, shard, whole
 from geomim.pretrain.skipped import Skipped
 from geomim.pretrain.throughput import count_flops, peak
 from geomim.randomness import Draws
@@ -212,7 +212,7 @@ class PretrainModule(pl.LightningModule):
         """Let targets follow the encoder; after a step that was not finite they stay as they are, like the weights."""
         model = self.model
         parts = [part for part in model.modules() if part is not model and hasattr(part, "before_step")]
-        state = [one for part in parts for one in part.state_dict().values()]
+        state = [local(one) for part in parts for one in part.state_dict().values()]
         before = [one.clone() for one in state]
         model.before_step(progress)
         for one, old in zip(state, before, strict=True):
@@ -235,8 +235,10 @@ class PretrainModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Start the clock."""
-        torch._dynamo.config.recompile_limit = 64  # a graph a sensor, each with and without validity
-        self._compare = torch.compile(self.model.compare, dynamic=False) if self.compiled else self.model.compare
+        self._compare = self.model.compare
+        if self.compiled:
+            torch._dynamo.config.recompile_limit = 64  # a graph a sensor, each with and without validity
+            self._compare = torch.compile(self._compare, dynamic=False)
         self._failed = torch.zeros_like(self._failed, device=self.device)
         self._mark = (self.trainer.global_step, time.perf_counter(), 0.0)
         self.idle = 0.0

@@ -8,6 +8,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 
@@ -36,5 +37,9 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 def whole(value: Tensor) -> Tensor:
     """A tensor that may be shared out, on every rank."""
-    gather = getattr(value, "full_tensor", None)
-    return value if gather is None else gather()
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def local(value: Tensor) -> Tensor:
+    """The share that this rank has of a tensor, itself and no copy; all of it where it is not shared out."""
+    return value.to_local() if isinstance(value, DTensor) else value

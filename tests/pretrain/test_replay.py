@@ -17,6 +17,7 @@ from geomim.data.datamodule import TileDataModule
 from geomim.models.weights import read_checkpoint
 from geomim.pretrain.module import PretrainModule
 from geomim.pretrain.objective import MaskedImageModel
+from geomim.pretrain.replay import describe
 from geomim.randomness import Draws
 from geomim.verbs.replay import rebuild
 
@@ -121,6 +122,29 @@ def test_weights_and_what_follows_them_stay_those_of_before_the_step_which_runs_
     with Path("runs/whole/metrics.csv").open() as file:
         logged = {row["step"]: row["loss"] for row in csv.DictReader(file)}
     assert f"{loss.item():.6g}" == logged["5"]
+
+
+def test_a_method_whose_targets_move_runs_again_to_the_bit(folder, monkeypatch):
+    write_corpus(folder / "corpus", nodata=True)
+    flags = [*FLAGS, "--data.corpus", "corpus", "--recipe", "latent_mim", "--method.gap", "1"]
+    flags += ["--method.projector_width", "16", "--method.visible", "0.25", "--training.milestones", "0"]
+    assert main([*flags, "--name", "whole", "--training.log_every", "1"]) == 0
+    check = PretrainModule._check
+    monkeypatch.setattr(
+        PretrainModule,
+        "_check",
+        lambda self, losses: check(self, [one * torch.nan if self.trainer.global_step == 4 else one for one in losses]),
+    )
+    assert main([*flags, "--name", "cut"]) == 1  # read at step 8
+    content = read_checkpoint("runs/cut/failures/step-0000005.pt")
+    failure, progress = content["failure"], torch.full((), content["failure"]["progress"])
+    model = rebuild("runs/cut/failures/step-0000005.pt", content).train()
+    lines, finite = describe(model, failure["batches"], failure["seed"], progress, failure["totals"])
+    assert finite and len([line for line in lines if line.startswith("tile")]) == 4
+    norm = torch.nn.utils.get_total_norm([one.grad for one in model.parameters() if one.grad is not None])
+    with Path("runs/whole/metrics.csv").open() as file:
+        logged = {row["step"]: float(row["gradient_norm"]) for row in csv.DictReader(file)}
+    assert norm.item() == pytest.approx(logged["5"], rel=1e-5)
 
 
 def test_a_file_that_is_no_failure_is_refused(folder, capsys):
