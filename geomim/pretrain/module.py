@@ -304,7 +304,8 @@ class PretrainModule(pl.LightningModule):
         if trainer.is_global_zero:
             try:
                 path.parent.mkdir(exist_ok=True)
-                torch.save(content, path)
+                torch.save(content, path.with_suffix(".part"))
+                path.with_suffix(".part").replace(path)
             except (OSError, RuntimeError) as error:
                 where = f"it could not be kept in '{path}' ({error})"
         trainer.strategy.barrier()

@@ -44,8 +44,7 @@ class Training:
         devices: Devices on each node; where `auto`, as many as torchrun or srun started, else all GPUs or one CPU
             process.
         nodes: Machines; as many as torchrun or srun started where not given.
-        strategy: `ddp` keeps all weights on every device, `fsdp` a share of them, for encoders from ViT-H up;
-            nothing is watched then, since the first process alone looks.
+        strategy: `ddp` keeps all weights on every device, `fsdp` a share of them, for encoders from ViT-H up.
         clip: Greatest norm of the gradient; not clipped where not given.
         log_every: Steps between two rows of figures.
         watch_every: Steps between two looks at collapse and reconstructions.
@@ -156,6 +155,8 @@ def train(
         except MisconfigurationException as error:
             where = f"training.accelerator {training.accelerator} with training.devices {training.devices}"
             raise ConfigError(f"{where} cannot be had on this machine: {error}") from error
+        if training.strategy == "fsdp" and trainer.is_global_zero:
+            print("fsdp: neither collapse nor reconstructions are watched, which the first process would do alone")
         module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size)
         if start is not None:
             checkpoint = read_checkpoint(start)
@@ -229,17 +230,8 @@ def build(
     }
     corpora = tuple(str(one.path) for one in data.corpora)
     origin = Origin(recipe, _plain(dict(method or {})), data.contracts, corpora, settings)
-    return PretrainModule(
-        model,
-        origin,
-        data.batch_size,
-        optimizer,
-        seed,
-        training.log_every,
-        training.accumulate,
-        training.clip,
-        training.compile,
-    )
+    how = (training.log_every, training.accumulate, training.clip, training.compile)
+    return PretrainModule(model, origin, data.batch_size, optimizer, seed, *how)
 
 
 def _start(folder: Path, resume: str | Path | None) -> Path | None:
