@@ -136,11 +136,6 @@ def train(
                 logger=[MetricsTable(folder / "metrics.csv"), TensorBoardLogger(folder, "tensorboard", "")],
                 callbacks=[
                     signals,
-                    *(
-                        [Watch(data.pictures(64), data.contract, folder / "reconstructions", training.watch_every)]
-                        if training.strategy != "fsdp"
-                        else []
-                    ),
                     Checkpoints(checkpoints, training.checkpoint_every, training.milestones, signals),
                     *([Bar()] if training.progress_bar else []),
                 ],
@@ -155,9 +150,15 @@ def train(
         except MisconfigurationException as error:
             where = f"training.accelerator {training.accelerator} with training.devices {training.devices}"
             raise ConfigError(f"{where} cannot be had on this machine: {error}") from error
-        if training.strategy == "fsdp" and trainer.is_global_zero:
-            print("fsdp: neither collapse nor reconstructions are watched, which the first process would do alone")
         module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size)
+        for sentence in data.provide(module.model.needs, module.model.crop_size):
+            rank_zero_only(print)(sentence)
+        if training.strategy == "fsdp":  # the first process looks alone, and has a share of the weights
+            rank_zero_only(print)("fsdp: neither collapse nor reconstructions are watched")
+        else:
+            batch = data.pictures(64)
+            watch = Watch(batch, data.contracts[batch["sensor"]], folder / "reconstructions", training.watch_every)
+            trainer.callbacks.insert(1, watch)  # only now it is known what batches hold
         if start is not None:
             checkpoint = read_checkpoint(start)
             module.on_load_checkpoint(checkpoint)
