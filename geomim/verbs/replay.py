@@ -9,7 +9,7 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities import move_data_to_device
 
-from geomim.errors import CheckpointError, GeomimError
+from geomim.errors import CheckpointError, ConfigError, GeomimError
 from geomim.models.weights import read_checkpoint, read_encoder
 from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.recipes import RECIPES
@@ -39,7 +39,9 @@ def replay(
     if "failure" not in content or "geomim" not in content:
         raise CheckpointError(f"'{file}' holds no step to run again: expected failures/step-NNNNNNN.pt of a run")
     failure, entry = content["failure"], content["geomim"]
-    gpu = torch.cuda.is_available() if accelerator == "auto" else accelerator == "gpu"
+    gpu = torch.cuda.is_available() and accelerator != "cpu"
+    if accelerator == "gpu" and not gpu:
+        raise ConfigError("--accelerator gpu: this machine has none; give cpu")
     device = torch.device("cuda" if gpu else "cpu")
     model = rebuild(file, content).to(device).train()
     precision = entry["settings"]["training.precision"] if precision == "as trained" else precision
@@ -60,6 +62,5 @@ def rebuild(file: str | Path, content: dict[str, Any]) -> MaskedImageModel:
     parser.add_function_arguments(RECIPES[entry["recipe"]], "method", skip={"encoder"})
     method = parser.instantiate_classes(parser.parse_object({"method": entry["recipe_args"]})).method
     model = RECIPES[entry["recipe"]](read_encoder(file).encoder, **vars(method))
-    prefix = "model."
-    model.load_state_dict({name.removeprefix(prefix): one for name, one in content["state_dict"].items()})
+    model.load_state_dict({name.removeprefix("model."): one for name, one in content["state_dict"].items()})
     return model

@@ -48,7 +48,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_tile_that_is_not_finite_is_named_kept_and_found_again(folder, capsys):
+def test_a_tile_that_is_not_finite_is_named_kept_and_found_again(folder, capsys, monkeypatch):
     broken = broken_corpus(folder / "corpus")
     assert main([*FLAGS, "--data.corpus", "corpus", "--name", "run"]) == 1
     said = capsys.readouterr().err
@@ -62,6 +62,8 @@ def test_a_tile_that_is_not_finite_is_named_kept_and_found_again(folder, capsys)
     assert content["geomim"]["step"] == 2 and content["geomim"]["recipe"] == "mae"
 
     shutil.rmtree("corpus")  # the file is enough
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["replay", str(file), "--accelerator", "gpu"]) == 2 and "give cpu" in capsys.readouterr().err
     for accelerator in ("auto", "cpu"):
         assert main(["replay", str(file), "--accelerator", accelerator]) == 1
         out, err = capsys.readouterr()
