@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from geomim.errors import InputError
+from geomim.models.build import from_config
+from geomim.models.hierarchical import Encoder, Hierarchical
 from geomim.models.inputs import patch_validity
 from geomim.models.vit import ViT
 
@@ -65,7 +67,7 @@ def encode(encoder: nn.Module, images: Tensor) -> tuple[Tensor | None, Tensor, t
     """Tokens of whole images from a geomim encoder or any timm model.
 
     Args:
-        encoder: `ViT`, or a module with timm's `forward_features`.
+        encoder: One of geomim's, or a module with timm's `forward_features`.
         images: `(B, C, H, W)` as the encoder expects them.
 
     Returns:
@@ -74,10 +76,10 @@ def encode(encoder: nn.Module, images: Tensor) -> tuple[Tensor | None, Tensor, t
     Raises:
         InputError: The module has no `forward_features`.
     """
-    if isinstance(encoder, ViT):
-        tokens = encoder(images).tokens
+    if isinstance(encoder, (ViT, Hierarchical)):
+        latents = encoder(images)
         rows, columns = (side // encoder.patch_size for side in images.shape[-2:])
-        return tokens[:, 0], tokens[:, 1:], (rows, columns)
+        return latents.tokens[:, 0] if latents.prefix else None, latents.patches, (rows, columns)
     forward_features: Callable[[Tensor], Tensor] | None = getattr(encoder, "forward_features", None)
     if forward_features is None:
         raise InputError(f"expected a geomim encoder or a timm model; given {type(encoder).__name__}")
@@ -153,7 +155,7 @@ def pixel_statistics() -> Extractor:
     return Extractor(forward)
 
 
-def random_like(encoder: ViT, seed: int) -> ViT:
+def random_like(encoder: Encoder, seed: int) -> Encoder:
     """The same architecture with the weights it would start training from: the other floor.
 
     Args:
@@ -162,7 +164,7 @@ def random_like(encoder: ViT, seed: int) -> ViT:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ViT(**encoder.config).eval()
+        return from_config(encoder.config).eval()
 
 
 @torch.no_grad()

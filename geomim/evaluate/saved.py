@@ -15,6 +15,7 @@ from torch import nn
 
 from geomim.errors import CheckpointError
 from geomim.evaluate.probes import EfficientProbe, LinearProbe
+from geomim.models.hierarchical import Hierarchical
 from geomim.models.vit import ViT
 
 FORMAT_VERSION = 1
@@ -45,10 +46,12 @@ class ProbeCard:
 
 
 def fingerprint(encoder: nn.Module) -> str:
-    """Hash of all weights, and of an unusual number of heads, which they do not show: whose probe is this?"""
+    """Hash of all weights, and of what they do not show, such as an unusual number of heads: whose probe is this?"""
     digest = hashlib.sha256()
     if isinstance(encoder, ViT) and encoder.heads * 64 != encoder.width:
         digest.update(f"{encoder.heads} heads".encode())
+    if isinstance(encoder, Hierarchical):
+        digest.update(str(encoder.config).encode())
     for name, value in sorted(encoder.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())

@@ -25,9 +25,9 @@ from geomim.evaluate.features import encode, fast_half
 from geomim.evaluate.probes import patch_logits
 from geomim.evaluate.saved import fingerprint, load_probe
 from geomim.maps.clusters import fit_kmeans
+from geomim.models.hierarchical import Encoder
 from geomim.models.inputs import ContractInput, patch_validity
 from geomim.models.ranges import check_range
-from geomim.models.vit import ViT
 from geomim.models.weights import contract_of, read_encoder
 from geomim.sensors import BandContract, Sensor, get_sensor, match_bands
 
@@ -48,7 +48,7 @@ class Mapper:
         batch: Windows encoded at a time.
     """
 
-    encoder: ViT
+    encoder: Encoder
     contract: BandContract
     device: torch.device
     batch: int = 16

@@ -18,6 +18,11 @@ def model_card(name: str, config: Mapping[str, Any]) -> str:
     """
     own, args = config["geomim"], config["model_args"]
     contract = own["contract"]
+    what, order = "A vision transformer", f"(B, 1 + patches, {config['num_features']}): class token first"
+    deep, heads = args.get("depth"), args["num_heads"]
+    if "depths" in args:
+        deep, heads = ("-".join(map(str, args[key])) for key in ("depths", "num_heads"))
+        what, order = "A hierarchical Swin V2", f"(B, rows, columns, {config['num_features']})"
     trained = f"`{own['recipe']}`, {own['step']} steps" if own.get("recipe") and "step" in own else own["source"]
     return f"""---
 library_name: timm
@@ -25,7 +30,7 @@ tags: [image-feature-extraction, timm, remote-sensing, geomim]
 ---
 # {name}
 
-A vision transformer ({args["embed_dim"]} wide, {args["depth"]} deep, {args["num_heads"]} heads) for images of
+{what} ({args["embed_dim"]} wide, {deep} deep, {heads} heads) for images of
 {args["img_size"]} px in patches of {args["patch_size"]} px. Trained with {trained}.
 
 ## Bands
@@ -40,8 +45,8 @@ Nothing but timm is needed:
 import timm
 
 model = timm.create_model("local-dir:/path/to/{name}", pretrained=True).eval()
-features = model(images)                  # ({"B"}, {args["embed_dim"]}): mean of the patch tokens
-tokens = model.forward_features(images)   # ({"B"}, 1 + patches, {args["embed_dim"]}): class token first
+features = model(images)                  # (B, {config["num_features"]}): mean of the patch tokens
+tokens = model.forward_features(images)   # {order}
 ```
 
 `images` are `(B, {args["in_chans"]}, H, W)`: the bands above in that order, as `(stored number - mean) / std`.

@@ -25,8 +25,10 @@ from torch import Tensor
 
 from geomim import __version__
 from geomim.errors import BandError, CheckpointError, GeomimError, InputError
+from geomim.models.build import from_config
 from geomim.models.card import model_card
 from geomim.models.foreign import find_encoder
+from geomim.models.hierarchical import Encoder, Hierarchical
 from geomim.models.vit import SIZES, ViT
 from geomim.sensors import SENSORS, BandContract
 
@@ -66,7 +68,7 @@ class Loaded:
         notes: What was assumed of it, in sentences for whoever uses it.
     """
 
-    encoder: ViT
+    encoder: Encoder
     contract: BandContract | None
     kind: str
     dropped: dict[str, int] = field(default_factory=dict)
@@ -116,7 +118,7 @@ def _refusal(path: Path, error: Exception) -> str:
     return f"'{path}' is no readable checkpoint ({type(error).__name__}): it is damaged or of another kind"
 
 
-def load_encoder(path: str | Path, heads: int | None = None) -> tuple[ViT, BandContract | None]:
+def load_encoder(path: str | Path, heads: int | None = None) -> tuple[Encoder, BandContract | None]:
     """Read an encoder from any of the known formats; `read_encoder` also says what was read.
 
     Args:
@@ -208,20 +210,22 @@ def _read_folder(path: Path) -> Loaded:
     return Loaded(encoder, _contract(path, details, encoder), "exported encoder", details=rest)
 
 
-def _build(path: Path, details: Mapping[str, Any], state: dict[str, Tensor]) -> ViT:
+def _build(path: Path, details: Mapping[str, Any], state: dict[str, Tensor]) -> Encoder:
     version = details.get("format_version", 0)
     if version > FORMAT_VERSION:
         raise CheckpointError(
             f"'{path}' has format {version}; this geomim {__version__} reads up to {FORMAT_VERSION}: upgrade geomim"
         )
     try:
-        encoder = ViT(**details["encoder"])
+        encoder = from_config(details["encoder"])
     except (KeyError, TypeError, GeomimError) as error:
         raise CheckpointError(f"'{path}' does not describe its encoder: {error}") from error
+    if isinstance(encoder, Hierarchical):  # an export has timm's own names
+        state = {f"network.{name.removeprefix('network.')}": value for name, value in state.items()}
     return _fill(path, encoder, state)
 
 
-def _fill(path: Path, encoder: ViT, state: Mapping[str, Tensor]) -> ViT:
+def _fill(path: Path, encoder: Encoder, state: Mapping[str, Tensor]) -> Encoder:
     """Load weights, or say which are missing, unknown or of another shape."""
     wanted = encoder.state_dict()
     faults = [f"missing {name} {tuple(value.shape)}" for name, value in wanted.items() if name not in state]
@@ -238,7 +242,7 @@ def _fill(path: Path, encoder: ViT, state: Mapping[str, Tensor]) -> ViT:
     return encoder.eval()
 
 
-def _contract(path: Path, details: Mapping[str, Any], encoder: ViT) -> BandContract | None:
+def _contract(path: Path, details: Mapping[str, Any], encoder: Encoder) -> BandContract | None:
     values = details.get("contract") or next(iter(details.get("contracts", {}).values()), None)
     if values is None:
         return None
@@ -295,7 +299,8 @@ def export(checkpoint: str, out: str, heads: int | None = None) -> Path:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        state = {name: value.contiguous() for name, value in loaded.encoder.state_dict().items()}
+        model = loaded.encoder.network if isinstance(loaded.encoder, Hierarchical) else loaded.encoder
+        state = {name: value.contiguous() for name, value in model.state_dict().items()}
         save_file(state, aside / "model.safetensors", metadata={"format": "pt"})
         (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (aside / "README.md").write_text(model_card(folder.name, config), encoding="utf-8")
@@ -327,9 +332,7 @@ def hub_config(loaded: Loaded) -> dict[str, Any]:
         loaded: The encoder and what is known of it.
     """
     encoder, contract = loaded.encoder, loaded.contract
-    sizes = {size: name for name, size in SIZES.items()}
-    name = sizes.get((encoder.width, encoder.depth, encoder.heads), "base")
-    architecture = "vit_huge_patch14_224" if name == "huge" else f"vit_{name}_patch16_224"
+    architecture, arguments = _vit_arguments(encoder) if isinstance(encoder, ViT) else encoder.timm_arguments()
     size = [encoder.in_chans, encoder.image_size, encoder.image_size]
     # Without a contract the published files are meant: they were trained on 8-bit RGB as ImageNet is normalised.
     stated = contract or IMAGENET
@@ -340,26 +343,13 @@ def hub_config(loaded: Loaded) -> dict[str, Any]:
         "num_classes": 0,
         "num_features": encoder.width,
         "global_pool": "avg",
-        # Every size is stated, so the architecture's own sizes never matter. fc_norm=False keeps the final norm
-        # where it was trained, before the pooling.
-        "model_args": {
-            "img_size": encoder.image_size,
-            "patch_size": encoder.patch_size,
-            "in_chans": encoder.in_chans,
-            "embed_dim": encoder.width,
-            "depth": encoder.depth,
-            "num_heads": encoder.heads,
-            "mlp_ratio": encoder.mlp_ratio,
-            "global_pool": "avg",
-            "fc_norm": False,
-            "dynamic_img_size": True,
-        },
+        "model_args": arguments,  # every size is stated, so the architecture's own sizes never matter
         "pretrained_cfg": {
             "tag": "geomim",
             "description": DIVIDED if stated.eight_bit else STORED,
             "custom_load": False,
             "input_size": size,
-            "fixed_input_size": False,
+            "fixed_input_size": not isinstance(encoder, ViT),
             "interpolation": "bilinear",
             "crop_pct": 1.0,
             "crop_mode": "center",
@@ -378,4 +368,22 @@ def hub_config(loaded: Loaded) -> dict[str, Any]:
             "encoder": encoder.config,
             "contract": contract.to_dict() if contract else None,
         },
+    }
+
+
+def _vit_arguments(encoder: ViT) -> tuple[str, dict[str, Any]]:
+    """Name of an architecture and arguments that make timm build the same model."""
+    sizes = {size: name for name, size in SIZES.items()}
+    name = sizes.get((encoder.width, encoder.depth, encoder.heads), "base")
+    return "vit_huge_patch14_224" if name == "huge" else f"vit_{name}_patch16_224", {
+        "img_size": encoder.image_size,
+        "patch_size": encoder.patch_size,
+        "in_chans": encoder.in_chans,
+        "embed_dim": encoder.width,
+        "depth": encoder.depth,
+        "num_heads": encoder.heads,
+        "mlp_ratio": encoder.mlp_ratio,
+        "global_pool": "avg",
+        "fc_norm": False,  # keeps the final norm where it was trained, before the pooling
+        "dynamic_img_size": True,
     }

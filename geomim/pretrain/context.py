@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from geomim.errors import ConfigError
+from geomim.models.hierarchical import Encoder
 from geomim.models.vit import Patches, ViT, patchify, unpatchify
 from geomim.randomness import Draws
 
@@ -34,13 +36,14 @@ class View:
         pixel_valid: `(B, L, p*p)` bool, which pixels of each patch were measured; None where all were.
         patch_valid: `(B, L)` bool, patches with at least `PATCH_VALID` of their pixels measured; None where all are.
         seen: The patches as the encoder may see them.
+        hidden: `(B, l)` bool as in `TokenSplit`, once the view is split; None where the patches say it.
     """
 
     def __init__(
         self,
         image: Tensor,
         valid: Tensor | None,
-        encoder: ViT,
+        encoder: Encoder,
         sensor: str | None = None,
         gsd: Tensor | None = None,
     ) -> None:
@@ -52,6 +55,7 @@ class View:
         self.pixel_valid = None if valid is None else patchify(valid, size)
         self.patch_valid = None if self.pixel_valid is None else self.pixel_valid.float().mean(-1) >= PATCH_VALID
         self.seen = Patches(self.patches, self.grid, sensor, gsd)
+        self.hidden: Tensor | None = None
         self._known: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
@@ -61,10 +65,19 @@ class View:
         known: T = self._known[key]
         return known
 
+    def pixels_of(self, cells: Tensor) -> Tensor:
+        """What `(B, l)` says of square cells in raster order, for every pixel of each patch: `(B, L, p*p)`."""
+        height, width = self.image.shape[2:]
+        side = round((height * width / cells.shape[1]) ** 0.5)
+        pixels = cells.view(-1, 1, height // side, width // side).repeat_interleave(side, 2).repeat_interleave(side, 3)
+        return patchify(pixels, self.encoder.patch_size)
+
     def tokens(self) -> Tensor:
         """`(B, L, D)` patch embedding plus position, without gradient: what a masking may compare."""
 
         def embed() -> Tensor:
+            if not isinstance(self.encoder, ViT):
+                raise ConfigError("this masking compares tokens, which a hierarchical encoder embeds on a finer grid")
             with torch.no_grad():
                 return self.encoder.embed(self.seen).float()
 
@@ -106,7 +119,7 @@ class Context:
         views: Its views by name; a name such as `image/2` is the view `image`, for a second set of its tokens.
     """
 
-    def __init__(self, batch: dict[str, Any], encoder: ViT, draws: Draws, gap: int = 0) -> None:
+    def __init__(self, batch: dict[str, Any], encoder: Encoder, draws: Draws, gap: int = 0) -> None:
         self.draws = draws
         self.views = _Views()
         for name, view in {"image": batch, **batch.get("views", {})}.items():

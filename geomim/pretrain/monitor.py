@@ -86,9 +86,13 @@ def reconstructions(
             places = view["predict"].unsqueeze(-1).expand_as(values)
             canvas = canvas.scatter(1, places, values)
             covered = covered.scatter(1, view["predict"], view["weight"] > 0)
+        covered = covered[..., None].expand(-1, -1, size**2)
+        if "seen" in view and known != "all":
+            covered = covered | view["seen"]
+            canvas = torch.where(view["seen"].repeat_interleave(canvas.shape[-1] // size**2, -1), patches, canvas)
         shown = unpatchify(canvas, (grid[0], grid[1]), size)[:, _colours(contract)]
         shown = ((shown - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-        cover = unpatchify(covered[..., None].expand(-1, -1, size**2).float(), (grid[0], grid[1]), size)
+        cover = unpatchify(covered.float(), (grid[0], grid[1]), size)
         shown = torch.where(cover > 0, shown, GREY)
         drawn.append(torch.where(batch["valid"], shown, 1.0) if "valid" in batch else shown)
     pictures: np.ndarray = torch.stack(drawn, 1).permute(0, 1, 3, 4, 2).cpu().numpy()
@@ -153,7 +157,7 @@ class Watch(pl.Callback):
         batch = {
             key: value.to(module.device) if isinstance(value, Tensor) else value for key, value in self.batch.items()
         }
-        embeddings = module.model.encoder(batch["image"]).tokens[:, 1:].mean(1)
+        embeddings = module.model.encoder(batch["image"]).patches.mean(1)
         if not bool(embeddings.isfinite().all()):
             return  # the next log or save ends the run on all ranks, with a sentence
         figures = collapse(embeddings)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomim.errors import ConfigError
-from geomim.models.vit import Latents, ViT
+from geomim.models.hierarchical import Encoder
+from geomim.models.vit import Latents
 from geomim.pretrain.context import Context, View
 from geomim.pretrain.losses import Loss, reduce
 from geomim.pretrain.masking.split import Masking, TokenSplit
@@ -138,7 +139,7 @@ class MaskedImageModel(nn.Module):
 
     def __init__(
         self,
-        encoder: ViT,
+        encoder: Encoder,
         masking: Masking,
         terms: Sequence[Term],
         min_valid: float = 0.25,
@@ -221,6 +222,8 @@ class MaskedImageModel(nn.Module):
             splits: What the masking gave for it.
         """
         latents: dict[str, Latents] = {}
+        for name, split in splits.items():
+            context.views[name].hidden = split.hidden
         predictions: dict[Hashable, Tensor] = {}
         for term in cast(list[Term], self.terms):
             for name in term.memory:
@@ -252,6 +255,8 @@ class MaskedImageModel(nn.Module):
         if hidden is None:
             hidden = torch.ones(seen.values.shape[:2], dtype=torch.bool, device=split.visible.device)
             hidden = hidden.scatter(1, split.visible, False)
+            if valid is not None:
+                hidden = hidden | ~valid
         return self.encoder.encode(seen, None, valid, self.read_levels, hidden, self.mask_token)
 
     @torch.no_grad()
@@ -260,7 +265,8 @@ class MaskedImageModel(nn.Module):
 
         Returns:
             For every masked view: `visible (B, K)` and `predict (B, M)` patch indices, `patches (B, L, p*p*C)` as
-            given, `weight (B, M)`; and where pixels are predicted `prediction (B, M, p*p*C)` in the same numbers.
+            given, `weight (B, M)`; where pixels are predicted `prediction (B, M, p*p*C)` in the same numbers; where
+            they are hidden on a finer grid `seen (B, L, p*p)` bool.
         """
         context = self.context(batch, draws)
         splits = self.masking(context, progress)
@@ -273,6 +279,8 @@ class MaskedImageModel(nn.Module):
                 "patches": context.views[name].patches,
                 "weight": torch.ones_like(split.predict, dtype=torch.float32) if weight is None else weight,
             }
+            if split.hidden is not None:
+                pictures[name]["seen"] = context.views[name].pixels_of(~split.hidden)
         for term, positions, prediction, _, _ in self.ask(context, splits):
             shown = pictures.get(term.view, {})
             if isinstance(term.target, Pixels) and term.where == "predict" and "prediction" not in shown:

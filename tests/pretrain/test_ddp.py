@@ -8,18 +8,24 @@ import sys
 from contextlib import ExitStack
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_corpus import write_corpus
+from tiny_teacher import write_teacher
 
 from geomim.data.datamodule import TileDataModule
 from geomim.pretrain.recipes import RECIPES
 from geomim.verbs import pretrain as verb
 
 METHOD = {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
-LATENT = {"projector_width": 16}
-OWN = {"latent_mim": LATENT, "selective_latent": LATENT}
+LATENT = METHOD | {"projector_width": 16}
+OWN = {"latent_mim": LATENT, "selective_latent": LATENT, "dmjd": METHOD | {"cell": 4}, "mask_align": {"levels": 2}}
+OWN |= {"simmim": {"unit": 8}, "satvision": {"unit": 4}}
 ENCODER = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
+ENCODERS = {"satvision": {"family": "swinv2", "patch_size": 2, "width": 8, "depth": 1, "heads": 1}}
+"""What recipes take that differ from the others."""
 
 
 class Probe(verb.Watch):
@@ -38,6 +44,14 @@ class Probe(verb.Watch):
         pass
 
 
+def with_places(corpus):
+    """Let every two tiles be one place."""
+    table = pq.read_table(corpus / "catalogue.parquet")
+    places = pa.array([row // 2 for row in range(len(table))])
+    pq.write_table(table.append_column("place", places), corpus / "catalogue.parquet")
+    return corpus
+
+
 def run(corpus, folder, recipe, devices, batch_size, accumulate, resume=None):
     """Train two steps of 8 images and return every step's gradient and mean loss."""
     Probe.kept = {}
@@ -53,8 +67,12 @@ def run(corpus, folder, recipe, devices, batch_size, accumulate, resume=None):
         checkpoint_every=2,
         milestones=2,
     )
-    data = TileDataModule(str(corpus), batch_size=batch_size, image_size=16, workers=0)
-    verb.train(data, folder, recipe, METHOD | OWN.get(recipe, {}), ENCODER, training=training, resume=resume)
+    pairs = "place" if recipe == "croco" else None
+    data = TileDataModule(str(corpus), batch_size=batch_size, image_size=16, workers=0, pairs=pairs)
+    method = OWN.get(recipe, METHOD)
+    if recipe == "mask_align":
+        method = method | {"teacher": f"timm:local-dir:{corpus.parent / 'teacher'}"}
+    verb.train(data, folder, recipe, method, ENCODERS.get(recipe, ENCODER), training=training, resume=resume)
     losses = [line.split(",")[1] for line in (folder / "metrics.csv").read_text().split()[1:]]
     return Probe.kept | {"loss": np.array(losses, float)}
 
@@ -65,7 +83,7 @@ def main():
 
     for corpus, folder, recipe, batch_size, accumulate, port in json.loads(sys.argv[1]):
         os.environ["MASTER_PORT"] = port  # another each time: a rank may be ahead of the one that listens
-        kept = run(corpus, Path(folder), recipe, "auto", batch_size, accumulate)
+        kept = run(Path(corpus), Path(folder), recipe, "auto", batch_size, accumulate)
         if os.environ["RANK"] == "0":
             np.savez(Path(folder) / "kept.npz", **kept)
         torch.distributed.destroy_process_group()
@@ -79,7 +97,8 @@ if __name__ == "__main__":
 def two_processes(tmp_path_factory):
     """Run every case in one pair of processes: starting them is what takes time."""
     root = tmp_path_factory.mktemp("ddp")
-    corpora = {nodata: write_corpus(root / f"corpus{nodata}", nodata=nodata) for nodata in (False, True)}
+    corpora = {nodata: with_places(write_corpus(root / f"corpus{nodata}", nodata=nodata)) for nodata in (False, True)}
+    write_teacher(root / "teacher")
     cases = {(recipe, True, parts): root / f"{recipe}{parts}" for recipe in RECIPES for parts in (1, 2)}
     cases |= {("mae", False, 1): root / "plain"}
     with ExitStack() as stack:

@@ -19,7 +19,8 @@ class TokenSplit(NamedTuple):
         predict: `(B, M)` int64 patch indices, none of them visible.
         visible_valid: `(B, K)` bool, False for surplus slots; None where all count.
         predict_weight: `(B, M)` float, 0 for surplus slots; None where all weigh 1.
-        hidden: `(B, l)` bool, what is hidden on a grid finer than that of the patches; None where the patches say it.
+        hidden: `(B, l)` bool, what is hidden on a grid finer than that of the patches, none of which is then visible as
+            a whole; None where the patches say it.
     """
 
     visible: Tensor

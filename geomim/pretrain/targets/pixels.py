@@ -15,7 +15,8 @@ from geomim.pretrain.targets.answer import Answer
 class Pixels:
     """The pixels of a patch, raw or normalised to zero mean and unit variance (MAE, He et al., CVPR 2022, section 4.1).
 
-    Statistics are over the measured pixels and all bands of the patch, with the unbiased variance.
+    Statistics are over the measured pixels and all bands of the patch, with the unbiased variance. Where a view is
+    hidden on a finer grid than that of its patches, only hidden pixels count.
 
     Args:
         normalise: `patch` or `none`.
@@ -34,6 +35,9 @@ class Pixels:
             if self.normalise == "patch":
                 mean, scale = self._statistics(values, element)
                 values = (values - mean) / scale
+            if view.hidden is not None:
+                hidden = self._each_band(take(view.pixels_of(view.hidden), positions).float(), values)
+                element = hidden if element is None else element * hidden
             return Answer(values, element)
 
     def to_pixels(self, view: View, positions: Tensor, prediction: Tensor) -> Tensor:
@@ -47,8 +51,11 @@ class Pixels:
         values = take(view.patches, positions).float()
         if view.pixel_valid is None:
             return values, None
-        bands = values.shape[-1] // view.pixel_valid.shape[-1]
-        return values, take(view.pixel_valid, positions).float().repeat_interleave(bands, -1)
+        return values, self._each_band(take(view.pixel_valid, positions).float(), values)
+
+    def _each_band(self, pixels: Tensor, values: Tensor) -> Tensor:
+        """What `(B, P, p*p)` says of a pixel, for each of its bands."""
+        return pixels.repeat_interleave(values.shape[-1] // pixels.shape[-1], -1)
 
     def _statistics(self, values: Tensor, element: Tensor | None) -> tuple[Tensor, Tensor]:
         if element is None:

@@ -1,0 +1,268 @@
+"""Every recipe on one corpus at equal wall time, then its frozen encoder on the published test split.
+
+Each recipe that needs no second date and no teacher from elsewhere trains for the same minutes, with the encoder, data
+and optimiser of one config. The steps are fixed first by a short calibration on this machine, so the whole schedule is
+run. Then kNN, linear and efficient probe as `geomim evaluate` fits them, and below them the floors: random
+initialisation and pixel statistics. Every finished run is a row of the CSV and is not run again; figures come last, one
+`name: value` a line: the mean over seeds, and behind it the lowest and the highest.
+
+    geomim corpus build RSICD/classes RSICD/unlabelled --out corpora/rsicd --tile 128 --sensor rgb \
+      --split RSICD/captions.jsonl
+    geomim corpus build RSICD/classes --out corpora/rsicd_labelled --tile 128 --sensor rgb \
+      --split RSICD/captions.jsonl --labels folder --allow-unmatched
+    python benchmarks/recipes.py --minutes 5                    # all recipes, one seed; an idle machine, please
+    python benchmarks/recipes.py --minutes 10 --seeds 0 1 2 --recipes mae latent_mim dmjd croco
+    python benchmarks/recipes.py --quick                        # does it run: random pictures, a few steps
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import inspect
+import io
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from geomim.data.datamodule import TileDataModule
+from geomim.errors import GeomimError
+from geomim.evaluate.scores import PIXELS, RANDOM
+from geomim.pretrain.recipes import RECIPES
+from geomim.verbs.evaluate import evaluate
+from geomim.verbs.pretrain import Training, build, read_config, train
+
+PROBES = ("knn", "linear", "efficient")
+COLUMNS = ("recipe", "seed", "minutes", "steps", "images_per_second", "seconds", "threads", *PROBES)
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "pretrain" / "rsicd_cpu.yaml"
+
+METHODS: dict[str, dict[str, Any]] = {"simmim": {"unit": 16}}
+ENCODERS: dict[str, dict[str, Any]] = {
+    "satvision": {"family": "swinv2", "patch_size": 4, "width": 48, "depth": 2, "heads": 3}
+}
+"""What a recipe has otherwise than the config: units of two patches at 64 px; a Swin, which answers by 32 px."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all runs of a comparison share.
+
+    Attributes:
+        config: As `read_config` gives it.
+        corpus: The corpus to train on.
+        labelled: The corpus or folders to evaluate on.
+        out: Folder of runs.
+        minutes: Training time of each run.
+        probe_seeds: Seeds of the probes of each run.
+        calibration: Steps that are timed; the first half is not.
+        test_split: What is scored.
+    """
+
+    config: Any
+    corpus: str
+    labelled: str
+    out: Path
+    minutes: float
+    probe_seeds: int
+    calibration: int = 24
+    test_split: str = "test"
+
+    def parts(self, recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Arguments of the recipe and of its encoder: of the config's, those that it takes."""
+        taken = inspect.signature(RECIPES[recipe]).parameters
+        method = {key: value for key, value in vars(self.config.method).items() if key in taken}
+        encoder = ENCODERS.get(recipe) or self.config.encoder.as_dict()
+        return METHODS.get(recipe, method), {key: value for key, value in encoder.items() if key != "image_size"}
+
+    def data(self, seed: int) -> TileDataModule:
+        given = self.config.data.as_dict() | {"corpus": self.corpus}
+        return TileDataModule(**given, image_size=self.config.encoder.image_size, seed=seed)
+
+    def train(self, recipe: str, seed: int, steps: int, folder: Path) -> tuple[Path, list[dict[str, str]]]:
+        """Train anew; the checkpoint, and the table of figures."""
+        shutil.rmtree(folder, ignore_errors=True)
+        method, encoder = self.parts(recipe)
+        training = replace(
+            self.config.training, max_steps=steps, log_every=max(1, min(10, steps // 4)), watch_every=steps,
+            checkpoint_every=steps, progress_bar=False,
+        )  # fmt: skip
+        last = train(self.data(seed), folder, recipe, method, encoder, self.config.optimizer, training, seed)
+        with (folder / "metrics.csv").open(newline="") as file:
+            return last, list(csv.DictReader(file))
+
+    def steps(self, recipe: str) -> int:
+        """How many steps fill the minutes, from a short run that is thrown away."""
+        folder = self.out / f"{recipe}-calibration"
+        _, rows = self.train(recipe, 0, self.calibration, folder)
+        shutil.rmtree(folder)
+        later = [float(row["images_per_second"]) for row in rows[len(rows) // 2 :] if row.get("images_per_second")]
+        return max(4, round(60 * self.minutes * float(np.median(later)) / self.config.data.batch_size))
+
+
+def usable(setting: Setting, recipe: str) -> str:
+    """Why a recipe cannot be compared here; empty where it can."""
+    required = [
+        name
+        for name, one in inspect.signature(RECIPES[recipe]).parameters.items()
+        if name != "encoder" and one.default is inspect.Parameter.empty
+    ]
+    if required:
+        return f"it needs {', '.join(required)}"
+    try:
+        module = build(setting.data(0), recipe, *setting.parts(recipe), training=setting.config.training)
+    except GeomimError as error:
+        return str(error)
+    return "it needs another date" if "date" in module.model.needs else ""
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """What is finished."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add a row; the file is written aside and renamed."""
+    rows = [*rows_of(path), row]
+    part = path.with_suffix(".part")
+    with part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    part.replace(path)
+
+
+def key(recipe: str, seed: int, minutes: float) -> tuple[str, str, str]:
+    return recipe, str(seed), f"{minutes:g}"
+
+
+def run(setting: Setting, recipe: str, seed: int, table: Path, floors: bool) -> None:
+    """One run: steps as an earlier seed had them, or calibrated; trained, probed, and written down."""
+    earlier = [row for row in rows_of(table) if (row["recipe"], row["minutes"]) == (recipe, f"{setting.minutes:g}")]
+    steps = int(earlier[0]["steps"]) if earlier else setting.steps(recipe)
+    folder = setting.out / f"{recipe}-{setting.minutes:g}min-{seed}"
+    start = time.perf_counter()
+    last, figures = setting.train(recipe, seed, steps, folder)
+    seconds = time.perf_counter() - start
+    with contextlib.redirect_stdout(io.StringIO()):
+        scores = evaluate(
+            str(last), setting.labelled, str(folder / "evaluation"), probes=list(PROBES), seeds=setting.probe_seeds,
+            test_split=setting.test_split, floors=floors,
+        )  # fmt: skip
+    speed = [float(row["images_per_second"]) for row in figures if row.get("images_per_second")]
+    shared = {"seed": seed, "minutes": f"{setting.minutes:g}", "threads": torch.get_num_threads()}
+    own = {"steps": steps, "images_per_second": f"{np.median(speed):.1f}", "seconds": f"{seconds:.1f}"}
+    for encoder in dict.fromkeys(row.encoder for row in scores.rows):
+        name = encoder if encoder in (RANDOM, PIXELS) else recipe
+        found = {row.probe: f"{row.accuracy:.4f}" for row in scores.rows if row.encoder == encoder}
+        if name == recipe:
+            append(table, {"recipe": recipe} | shared | own | found)
+        elif not any(row["recipe"] == name for row in rows_of(table)):
+            append(table, {"recipe": name} | shared | {"minutes": ""} | found)
+
+
+def figures(table: Path, minutes: float) -> Iterator[str]:
+    """Mean over seeds of what was trained as long, and of the floors, best efficient probe first."""
+    groups: dict[str, list[dict[str, str]]] = {}
+    for row in rows_of(table):
+        if row["minutes"] in ("", f"{minutes:g}"):
+            groups.setdefault(row["recipe"], []).append(row)
+    for name, rows in groups.items():
+        label = name.replace(" ", "_")
+        for probe in PROBES:
+            values = [float(row[probe]) for row in rows if row[probe]]
+            if values:
+                spread = f"  ({min(values):.4f} to {max(values):.4f}, {len(values)} seeds)" if len(values) > 1 else ""
+                yield f"{label}_{probe}: {np.mean(values):.4f}{spread}"
+        if rows[0]["images_per_second"]:
+            yield f"{label}_images_per_second: {np.mean([float(row['images_per_second']) for row in rows]):.1f}"
+            yield f"{label}_steps: {rows[0]['steps']}"
+
+
+def random_pictures(folder: Path) -> Path:
+    """A corpus of two kinds of noise, half of it to test on."""
+    from geomim.corpus.build import build as build_corpus
+
+    random = np.random.default_rng(0)
+    for kind, side in (("coarse", 8), ("fine", 2)):
+        (folder / "pictures" / kind).mkdir(parents=True)
+        for number in range(24):
+            cells = random.integers(0, 255, (64 // side, 64 // side, 3), np.uint8)
+            Image.fromarray(cells.repeat(side, 0).repeat(side, 1)).save(folder / "pictures" / kind / f"{number}.png")
+    with contextlib.redirect_stdout(io.StringIO()):
+        return build_corpus([str(folder / "pictures")], str(folder / "corpus"), 64, labels="folder", test_share=0.5)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", help="corpus to train on; the config's where not given")
+    parser.add_argument("--data", help="labelled corpus to evaluate on; the corpus with _labelled behind its name")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="encoder, data and optimiser of all runs")
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), help="all that can be run where not given")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--minutes", type=float, default=5.0, help="training time of each run")
+    parser.add_argument("--probe_seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="torch's own number where not given")
+    parser.add_argument("--out", type=Path, default=Path("runs/recipes"), help="folder of runs and of recipes.csv")
+    parser.add_argument("--quick", action="store_true", help="random pictures and a few steps: does it run")
+    given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    with tempfile.TemporaryDirectory() as temporary:
+        if given.quick:
+            given.corpus = given.data = str(random_pictures(Path(temporary)))
+            given.out = Path(temporary) / "runs"
+            given.minutes, given.probe_seeds = 0.01, 1
+        compare(given)
+
+
+def compare(given: argparse.Namespace) -> None:
+    """Run what is not in the table yet, and print it."""
+    words = ["--config", str(given.config), "--recipe", "mae", "--data.batch_size", "16"][: 6 if given.quick else 4]
+    config = read_config(words)
+    assert isinstance(config.training, Training)
+    corpus = given.corpus or config.data.corpus
+    data = given.data or f"{corpus}_labelled"
+    for folder in (corpus, data):
+        if not Path(folder).is_dir():
+            raise SystemExit(f"'{folder}' is not there: build it as the first lines of this script say")
+    setting = Setting(config, corpus, data, given.out, given.minutes, given.probe_seeds)
+    if given.quick:
+        setting = replace(setting, calibration=4)
+    given.out.mkdir(parents=True, exist_ok=True)
+    table = given.out / "recipes.csv"
+    chosen = given.recipes or list(RECIPES)
+    reasons = {recipe: usable(setting, recipe) for recipe in chosen}
+    for recipe, reason in reasons.items():
+        if reason:
+            print(f"{recipe} is left out: {reason}")
+    chosen = [recipe for recipe in chosen if not reasons[recipe]]
+    for seed in given.seeds:
+        for recipe in chosen:
+            done = {(row["recipe"], row["seed"], row["minutes"]) for row in rows_of(table)}
+            if key(recipe, seed, given.minutes) in done:
+                print(f"{recipe}, seed {seed}: done before")
+                continue
+            floors = recipe not in ENCODERS and RANDOM not in {name for name, *_ in done}
+            print(f"{recipe}, seed {seed}: {given.minutes:g} minutes", flush=True)
+            run(setting, recipe, seed, table, floors)
+    print(f"machine: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
+    print(f"table: {table}")
+    for line in figures(table, given.minutes):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
