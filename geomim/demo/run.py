@@ -25,7 +25,7 @@ from geomim.evaluate.scores import Scores
 from geomim.maps.predict import cluster, predict
 from geomim.models.export import export
 from geomim.models.weights import read_encoder
-from geomim.pretrain.module import Optimisation
+from geomim.pretrain.optimisation import Optimisation
 from geomim.sensors import Sensor, get_sensor
 from geomim.verbs.evaluate import evaluate
 from geomim.verbs.pretrain import Training, train

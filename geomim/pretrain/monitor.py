@@ -319,6 +319,8 @@ class Bar(pl.Callback):
         if self._progress is not None:
             latest = getattr(pl_module, "latest", {})
             figures = f"loss {latest['loss']:.4f}  {latest['images_per_second']:.0f} images/s" if latest else ""
+            figures += f"  MFU {latest['mfu']:.0%}" if "mfu" in latest else ""
+            figures += f"  waits {latest['wait']:.0%}" if latest.get("wait", 0) > 0.03 else ""
             self._progress.update(self._progress.task_ids[0], completed=trainer.global_step, figures=figures)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

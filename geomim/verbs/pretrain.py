@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import signal
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,15 +20,18 @@ from lightning_utilities.core.apply_func import apply_to_collection
 
 from geomim.addresses import plain
 from geomim.data.datamodule import TileDataModule
-from geomim.errors import ConfigError, GeomimError, Interrupted, ResumeError, nearest
+from geomim.errors import ConfigError, GeomimError, ResumeError, nearest
 from geomim.models.build import build_encoder
 from geomim.models.provenance import code_version
 from geomim.models.weights import read_checkpoint
-from geomim.pretrain.launch import placement
-from geomim.pretrain.module import Checkpoints, Optimisation, Origin, PretrainModule
+from geomim.pretrain.checkpoints import Checkpoints
+from geomim.pretrain.launch import placement, sharing
+from geomim.pretrain.module import Origin, PretrainModule
 from geomim.pretrain.monitor import Bar, Watch
+from geomim.pretrain.optimisation import Optimisation
 from geomim.pretrain.recipes import RECIPES
-from geomim.pretrain.signals import Signals
+from geomim.pretrain.scaling import recompute
+from geomim.pretrain.signals import Signals, interrupted
 from geomim.verbs.watching import Watching, loggers, probing
 
 
@@ -45,10 +47,13 @@ class Training:
         devices: Devices on each node; where `auto`, as many as torchrun or srun started, else all GPUs or one CPU
             process.
         nodes: Machines; as many as torchrun or srun started where not given.
+        strategy: `ddp` keeps all weights on every device, `fsdp` a share of them, for encoders from ViT-H up.
         clip: Greatest norm of the gradient; not clipped where not given.
         log_every: Steps between two rows of figures.
         checkpoint_every: Steps between two `last.ckpt`.
         milestones: Checkpoints to keep besides the last, evenly over the run.
+        checkpointing: Compute blocks again for the gradient instead of keeping what is inside: slower, in less memory.
+        compile: Compile the step, a graph a sensor: minutes at the start, faster steps on a GPU.
         progress_bar: Show a bar.
     """
 
@@ -58,18 +63,26 @@ class Training:
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: int | Literal["auto"] = "auto"
     nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     clip: float | None = None
     log_every: int = 50
     checkpoint_every: int = 1000
     milestones: int = 0
+    checkpointing: bool = False
+    compile: bool = False
     progress_bar: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "accumulate", "nodes", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}: expected at least 1; given {getattr(self, name)}")
-        if self.milestones < 0 or (self.clip or 1) < 0:
-            raise ConfigError(f"training: expected no milestones or clip below 0; given {self.milestones}, {self.clip}")
+        if (self.clip or 1) < 0:
+            raise ConfigError(f"training.clip: expected at least 0; given {self.clip}")
+        if not 0 <= self.milestones <= self.max_steps:
+            raise ConfigError(
+                f"training.milestones: expected 0 to training.max_steps, {self.max_steps}; given {self.milestones}: "
+                "some would lie past the end"
+            )
 
 
 def train(
@@ -119,6 +132,7 @@ def train(
     with signals, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")
         try:
+            placed = placement(training.accelerator, training.devices, training.nodes)
             trainer = pl.Trainer(
                 max_steps=training.max_steps,
                 max_epochs=-1,
@@ -135,7 +149,8 @@ def train(
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 use_distributed_sampler=False,  # the stream shares out positions itself
-                **placement(training.accelerator, training.devices, training.nodes),
+                strategy=sharing(training.strategy, placed),
+                **placed,
             )
         except MisconfigurationException as error:
             where = f"training.accelerator {training.accelerator} with training.devices {training.devices}"
@@ -160,9 +175,8 @@ def train(
         except (RuntimeError, OSError, GeomimError) as error:
             raise _sentence(error, training) from error
     if signals.received and trainer.global_step < training.max_steps:
-        name = signal.Signals(signals.received).name
-        sentence = f"stopped by {name} at step {trainer.global_step} of {training.max_steps}; go on with --resume last"
-        raise Interrupted(signals.received, sentence if trainer.is_global_zero else "")
+        where = f" at step {trainer.global_step} of {training.max_steps}; go on with --resume last"
+        raise interrupted(signals.received, where)
     return checkpoints / "last.ckpt"
 
 
@@ -211,6 +225,8 @@ def build(
     torch.manual_seed(seed)
     network = build_encoder(data.contracts, data.image_size, **(encoder or {}))
     model = RECIPES[recipe](network, **(method or {}))
+    if training.checkpointing:
+        recompute(model)
     settings = {
         "seed": seed,
         "batch_size * devices * nodes * accumulate": data.batch_size * world * training.accumulate,
@@ -218,9 +234,8 @@ def build(
     }
     corpora = tuple(str(one.path) for one in data.corpora)
     origin = Origin(recipe, _plain(dict(method or {})), data.contracts, corpora, settings)
-    return PretrainModule(
-        model, origin, data.batch_size, optimizer, seed, training.log_every, training.accumulate, training.clip
-    )
+    how = (training.log_every, training.accumulate, training.clip, training.compile)
+    return PretrainModule(model, origin, data.batch_size, optimizer, seed, *how)
 
 
 def _start(folder: Path, resume: str | Path | None) -> Path | None:
