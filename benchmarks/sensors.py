@@ -7,10 +7,10 @@ Part 1, `together`: a spectral encoder is trained on tiles of NAIP, Landsat 7, S
 photographs together, and beside it a plain one on each of RGB and Sentinel-2 alone, with as many steps of as many
 images, in the same architecture. Each is probed on RSICD (30 classes, published test split) and EuroSAT (10 classes,
 places of 10 km held out), beside random initialisation and pixel statistics.
-Part 2, `bands`, in the manner of GeoCrossBench: encoders are trained on four bands of Sentinel-2 (blue, green, red, near
-infrared), a linear probe is fitted on them, and tested on other bands: none of them (red edges and short-wave infrared),
-and all thirteen. The spectral encoder is baked for the bands of the test; the plain one, which knows only its own, gets
-in each channel the given band nearest in wavelength.
+Part 2, `bands`, in the manner of GeoCrossBench: encoders are trained on four bands of Sentinel-2 (blue, green, red,
+near infrared), a linear probe is fitted on them, and tested on other bands: none of them (red edges and short-wave
+infrared), and all thirteen. The spectral encoder is baked for the bands of the test; the plain one, which knows only
+its own, gets in each channel the given band nearest in wavelength.
 
 Needs the images of $GEOMIM_TEST_DATA (or ../shared/data). Corpora and runs go to WORK and are made once.
 """

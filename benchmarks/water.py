@@ -3,12 +3,12 @@
     python benchmarks/water.py --work WORK             # on 2 idle cores about 12 minutes
     python benchmarks/water.py --work WORK --quick     # does it run
 
-Data: 100 tiles of 128 px, channels 0 to 6 (coastal, blue, green, red, near infrared, two short-wave infrared; the others
-leak the label), a water mask each, split by location group: a third of the groups is held out, and neither pretraining
-nor a probe sees it. Asked: does a tile hold water (at least 1 % of it; accuracy of kNN, linear and efficient probe), and
-which share of a patch is water (R2 of ridge regression and of the nearest neighbours on patch tokens). Beside the
-encoder stand the same one with random weights, and pixel statistics of tile and patch. Seeds are of weights, masks,
-crops and probes; the split is the same.
+Data: 100 tiles of 128 px, channels 0 to 6 (coastal, blue, green, red, near infrared, two short-wave infrared; the
+others leak the label), a water mask each, split by location group: a third of the groups is held out, and neither
+pretraining nor a probe sees it. Asked: does a tile hold water (at least 1 % of it; accuracy of kNN, linear and
+efficient probe), and which share of a patch is water (R2 of ridge regression and of the nearest neighbours on patch
+tokens). Beside the encoder stand the same one with random weights, and pixel statistics of tile and patch. Seeds are
+of weights, masks, crops and probes; the split is the same.
 
 Needs the images of $GEOMIM_TEST_DATA (or ../shared/data).
 """
@@ -146,9 +146,8 @@ def main() -> None:
     names, images, masks, test = read(data)
     has_water = (masks.mean((1, 2)) >= 0.01).long()
     share = patchify(masks[:, None], PATCH).mean(-1)
-    print(
-        f"tiles: {int((~test).sum())} train, {int(test.sum())} test; with water {float(has_water[test].float().mean()):.2f}"
-    )
+    wet = float(has_water[test].float().mean())
+    print(f"tiles: {int((~test).sum())} train, {int(test.sum())} test, {wet:.2f} of them with water")
     for seed in range(1 if given.quick else given.seeds):
         steps = 4 if given.quick else given.steps
         loaded = read_encoder(pretrained(data, names, test, given.work, given.recipe, steps, seed))
