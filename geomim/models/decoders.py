@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from geomim.errors import ConfigError
 from geomim.models.hierarchical import Encoder
-from geomim.models.vit import Latents, Norm, Readout, ViT, init_weights, sincos_positions, take
+from geomim.models.patches import Latents, Readout, sincos_positions, take
+from geomim.models.vit import Norm, ViT, init_weights
 
 Out = int | Literal["pixels"]
 

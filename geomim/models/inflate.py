@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from geomim.errors import BandError, CheckpointError
 from geomim.models.fitting import nearest_band
 from geomim.models.hierarchical import Encoder
+from geomim.models.patches import sincos_positions
 from geomim.models.spectral import BandKernels, SpectralPatchEmbed, band_codes
-from geomim.models.vit import Norm, ViT, sincos_positions
+from geomim.models.vit import Norm, ViT
 from geomim.models.weights import Loaded, contract_of, exported_contract, read_encoder
 from geomim.sensors import Sensor, find_band
 

@@ -4,7 +4,8 @@ import timm
 import torch
 
 from geomim.errors import ConfigError
-from geomim.models.vit import ViT, patchify, sincos_positions, unpatchify, vit
+from geomim.models.patches import patchify, sincos_positions, unpatchify
+from geomim.models.vit import ViT, vit
 
 
 @pytest.fixture

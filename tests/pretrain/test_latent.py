@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from geomim.data.datamodule import TileDataModule
 from geomim.errors import ConfigError
 from geomim.models.decoders import Projector
-from geomim.models.vit import patchify, vit
+from geomim.models.patches import patchify
+from geomim.models.vit import vit
 from geomim.models.weights import read_encoder
 from geomim.pretrain.context import Context, View
 from geomim.pretrain.losses import discriminate, similarity

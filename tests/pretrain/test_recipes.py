@@ -9,7 +9,8 @@ from tiny_teacher import write_teacher
 from torch import Tensor
 
 from geomim.models.hierarchical import Hierarchical, swin_v2
-from geomim.models.vit import unpatchify, vit
+from geomim.models.patches import unpatchify
+from geomim.models.vit import vit
 from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.recipes import RECIPES
 from geomim.randomness import Draws
