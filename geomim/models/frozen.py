@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from geomim.errors import BandError, CheckpointError, GeomimError
 from geomim.models.fitting import fitted
+from geomim.models.vit import ViT
 from geomim.models.weights import contract_of, exported_contract, read_encoder
 from geomim.sensors import SENSORS, BandContract
 
@@ -76,20 +77,17 @@ def last_levels(network: VisionTransformer, images: Tensor, count: int) -> tuple
 
 def _timm(name: str) -> tuple[Any, BandContract]:
     network: Any = timm.create_model(name, pretrained=True, num_classes=0)
-    return network, exported_contract(name.removeprefix("local-dir:")) or _pictures(network.pretrained_cfg)
+    return network, exported_contract(name) or _pictures(network.pretrained_cfg)
 
 
 def _geomim(path: str) -> tuple[Any, BandContract]:
     loaded = read_encoder(path)
     contract = contract_of(loaded, path)[0]
     own = fitted(loaded.encoder, contract)
-    sizes: dict[str, Any] = {
-        "embed_dim": own.width,
-        "depth": own.depth,
-        "num_heads": own.heads,
-        "mlp_ratio": own.mlp_ratio,
-    }
-    network = VisionTransformer(own.image_size, own.patch_size, own.in_chans, num_classes=0, fc_norm=False, **sizes)
+    if not isinstance(own, ViT):
+        return own, contract
+    name, arguments = own.timm_arguments()
+    network: Any = timm.create_model(name, num_classes=0, **arguments)
     network.load_state_dict(own.state_dict())
     return network, contract
 

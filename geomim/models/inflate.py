@@ -178,7 +178,7 @@ def _from_timm(name: str) -> Loaded:
         state["pos_embed"] = nn.functional.pad(state["pos_embed"], (0, 0, 1, 0))
     _check_parts(f"timm:{name}", model, state, encoder)
     encoder.load_state_dict(state)
-    known = exported_contract(name.removeprefix("local-dir:")) if name.startswith("local-dir:") else None
+    known = exported_contract(name)
     return Loaded(encoder.eval(), {known.sensor.name: known} if known else {}, "timm model")
 
 

@@ -62,6 +62,7 @@ class ViT(nn.Module):
 
     Attributes:
         contracts: Bands and statistics of what it is trained on, by sensor; empty where nobody said.
+        embed_size: Pixels at a side of an embedded patch, which a mask token stands for; `embed_width` wide.
         band_dropout: Probability of a band to be hidden from the encoder in training.
         notes: What was done to start it from published weights, in sentences.
     """
@@ -94,6 +95,7 @@ class ViT(nn.Module):
         self.contracts: dict[str, BandContract] = {}
         self.image_size, self.patch_size, self.gsd_positions = image_size, patch_size, gsd_positions
         self.width, self.depth, self.heads, self.mlp_ratio = width, depth, heads, mlp_ratio
+        self.embed_size, self.embed_width = patch_size, width
         self.grid = (image_size // patch_size, image_size // patch_size)
         self.num_patches = self.grid[0] * self.grid[1]
         embed = PatchEmbed(in_chans, width, patch_size)
@@ -120,16 +122,6 @@ class ViT(nn.Module):
     def spectral(self) -> bool:
         """Whether it takes any bands, whose kernels it makes."""
         return isinstance(self.patch_embed, SpectralPatchEmbed)
-
-    @property
-    def embed_width(self) -> int:
-        """Width of an embedded patch, which a mask token stands for."""
-        return self.width
-
-    @property
-    def embed_size(self) -> int:
-        """Pixels at a side of an embedded patch."""
-        return self.patch_size
 
     @property
     def config(self) -> dict[str, Any]:
@@ -171,6 +163,24 @@ class ViT(nn.Module):
         state["pos_embed"] = self.positions(plain.grid, scaled)
         plain.load_state_dict(state)
         return plain.train(self.training)
+
+    def timm_arguments(self) -> tuple[str, dict[str, Any]]:
+        """Name of an architecture and arguments that make timm build the same model, of a plain one."""
+        sizes = {size: name for name, size in SIZES.items()}
+        name = sizes.get((self.width, self.depth, self.heads), "base")
+        return "vit_huge_patch14_224" if name == "huge" else f"vit_{name}_patch16_224", {
+            "img_size": self.image_size,
+            "patch_size": self.patch_size,
+            "in_chans": self.in_chans,
+            "class_token": bool(self.class_tokens),
+            "embed_dim": self.width,
+            "depth": self.depth,
+            "num_heads": self.heads,
+            "mlp_ratio": self.mlp_ratio,
+            "global_pool": "avg",
+            "fc_norm": False,  # keeps the final norm where it was trained, before the pooling
+            "dynamic_img_size": True,
+        }
 
     def positions(self, grid: tuple[int, int], gsd: Tensor | None = None) -> Tensor:
         """Position embedding `(1 or B, prefix+L, D)` for a patch grid, resampled where it is not the trained one.

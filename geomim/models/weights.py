@@ -135,20 +135,6 @@ def _refusal(path: Path, error: Exception) -> str:
     return f"'{path}' is no readable checkpoint ({type(error).__name__}): it is damaged or of another kind"
 
 
-def load_encoder(path: str | Path, heads: int | None = None) -> tuple[Encoder, BandContract | None]:
-    """Read an encoder from any of the known formats; `read_encoder` also says what was read.
-
-    Args:
-        path: As for `read_encoder`.
-        heads: As for `read_encoder`.
-
-    Returns:
-        The encoder on the CPU in evaluation mode, and its band contract or None.
-    """
-    loaded = read_encoder(path, heads)
-    return loaded.encoder, loaded.contract
-
-
 def read_encoder(path: str | Path, heads: int | None = None) -> Loaded:
     """Read an encoder from a geomim `.ckpt`, an exported folder, or a published MAE or SelectiveMAE file.
 
@@ -198,10 +184,13 @@ def contract_of(loaded: Loaded, name: str) -> tuple[BandContract, tuple[str, ...
     return IMAGENET, (note, *loaded.notes)
 
 
-def exported_contract(folder: str | Path) -> BandContract | None:
-    """What `export` wrote of the bands into a folder; None where it wrote nothing, or something else wrote it."""
+def exported_contract(name: str) -> BandContract | None:
+    """What `export` wrote of the bands, of a model by timm's name `local-dir:FOLDER`; None of all others."""
+    if not name.startswith("local-dir:"):
+        return None
     try:
-        contract = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["geomim"]["contract"]
+        config = Path(name.removeprefix("local-dir:"), "config.json").read_text(encoding="utf-8")
+        contract = json.loads(config)["geomim"]["contract"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return BandContract.from_dict(contract) if contract else None
@@ -209,7 +198,11 @@ def exported_contract(folder: str | Path) -> BandContract | None:
 
 def _read_own(path: Path, content: dict[str, Any]) -> Loaded:
     details, weights = content["geomim"], content.get("state_dict")
-    state = _under(weights, "model.encoder.") if isinstance(weights, Mapping) else {}
+    named = weights.items() if isinstance(weights, Mapping) else ()
+    own = "model.encoder."
+    state = {
+        name.removeprefix(own): value for name, value in named if name.startswith(own) and isinstance(value, Tensor)
+    }
     if not state or not isinstance(details, Mapping):
         raise CheckpointError(f"'{path}': expected weights under 'model.encoder.' and what they are; it lacks them")
     started = tuple((details.get("provenance") or {}).get("start", ()))
@@ -272,15 +265,6 @@ def _fill(path: Path, encoder: Encoder, state: Mapping[str, Tensor]) -> Encoder:
     return encoder.eval()
 
 
-def _under(state: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in state.items()
-        if name.startswith(prefix) and isinstance(value, Tensor)
-    }
-
-
 def _read_foreign(path: Path, content: dict[str, Any], heads: int | None) -> Loaded:
-    found = find_encoder(path, content, heads)
-    encoder = _fill(path, ViT(**found.config), found.state)
-    return Loaded(encoder, {}, found.kind, found.dropped, notes=found.notes)
+    config, state, facts = find_encoder(path, content, heads)
+    return Loaded(_fill(path, ViT(**config), state), {}, **facts)

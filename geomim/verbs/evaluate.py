@@ -198,7 +198,7 @@ def _timm_candidate(name: str, images: LabelledData, image_size: int | None) -> 
     except Exception as error:  # unknown name, no network, no such size: timm raises many kinds
         raise CheckpointError(f"timm cannot give '{name}' ({' '.join(str(error).split())[:200]})") from error
     config = encoder.pretrained_cfg
-    own = exported_contract(name.removeprefix("local-dir:")) if name.startswith("local-dir:") else None
+    own = exported_contract(name)
     if own is None and config["input_size"][0] != 3:
         raise BandError(f"timm model '{name}' has {config['input_size'][0]} channels without names; expected RGB")
     if own is not None:
