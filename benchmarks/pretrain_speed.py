@@ -20,7 +20,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from geomim.models.vit import vit
+from geomim.models.vit import ViT
 from geomim.pretrain.context import Context
 from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.recipes import mae, selective_mae
@@ -115,7 +115,7 @@ def contenders(size: dict[str, int], device: torch.device) -> dict[str, Contende
     """All networks of a run, freshly initialised."""
 
     def encoder() -> nn.Module:
-        return vit(3, 224, 16, "base", size["width"], size["depth"], size["heads"])
+        return ViT(3, 224, 16, size["width"], size["depth"], size["heads"])
 
     return {
         "geomim_mae": geomim(mae(encoder(), decoder_depth=size["decoder"]), device),

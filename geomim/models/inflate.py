@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from timm.layers.norm import LayerNorm as Norm
 from timm.layers.patch_embed import resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from geomim.models.fitting import nearest_band
 from geomim.models.hierarchical import Encoder
 from geomim.models.patches import sincos_positions
 from geomim.models.spectral import BandKernels, SpectralPatchEmbed, band_codes
-from geomim.models.vit import Norm, ViT
+from geomim.models.vit import ViT
 from geomim.models.weights import Loaded, contract_of, exported_contract, read_encoder
 from geomim.sensors import Sensor, find_band
 

@@ -5,11 +5,11 @@ Parameter names are timm's, so what is trained here leaves as a timm model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+from timm.layers.norm import LayerNorm as Norm
 from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import Block
@@ -31,16 +31,6 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "huge": (1280, 32, 16),
 }
 """Width, depth and heads of the usual sizes."""
-
-REFERENCE_GSD = 1.0
-"""Metres a pixel at which positions that follow it are the plain ones, as in Scale-MAE."""
-
-
-class Norm(nn.LayerNorm):
-    """Layer norm with the epsilon of the published transformers, 1e-6."""
-
-    def __init__(self, width: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
-        super().__init__(width, eps=1e-6, device=device, dtype=dtype)
 
 
 class ViT(nn.Module):
@@ -185,10 +175,11 @@ class ViT(nn.Module):
     def positions(self, grid: tuple[int, int], gsd: Tensor | None = None) -> Tensor:
         """Position embedding `(1 or B, prefix+L, D)` for a patch grid, resampled where it is not the trained one.
 
-        Where positions follow it, `gsd` is metres a pixel, 0-dim or `(B,)`, NaN where unknown.
+        Where positions follow it, `gsd` is metres a pixel, 0-dim or `(B,)`, NaN where unknown: 1, whose positions are
+        the plain ones.
         """
         if self.gsd_positions and gsd is not None:
-            scale = (gsd.to(self.pos_embed.device).float().reshape(-1) / REFERENCE_GSD).nan_to_num(1.0)
+            scale = gsd.to(self.pos_embed.device).float().reshape(-1).nan_to_num(1.0)
             return sincos_positions(self.width, grid, scale)[:, 1 - self.class_tokens :]
         if grid == self.grid:
             return self.pos_embed
@@ -285,38 +276,3 @@ def init_weights(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def vit(
-    in_chans: int = 3,
-    image_size: int = 224,
-    patch_size: int = 16,
-    size: Size = "small",
-    width: int | None = None,
-    depth: int | None = None,
-    heads: int | None = None,
-    **options: Any,
-) -> ViT:
-    """A vision transformer of a usual size.
-
-    Args:
-        in_chans: Number of bands.
-        image_size: Side of the training image in pixels.
-        patch_size: Side of a patch in pixels.
-        size: One of `SIZES`.
-        width: Token width instead of the size's.
-        depth: Number of blocks instead of the size's.
-        heads: Attention heads instead of the size's; where only `width` is given, one head every 64 channels.
-        **options: Further arguments of `ViT`.
-
-    Raises:
-        ConfigError: The size is unknown.
-    """
-    if size not in SIZES:
-        raise ConfigError(f"unknown encoder size '{size}'; valid: {', '.join(SIZES)}")
-    usual_width, usual_depth, usual_heads = SIZES[size]
-    if width is not None and heads is None:
-        heads = math.gcd(width, max(1, width // 64))
-    sizes = zip((width, depth, heads), (usual_width, usual_depth, usual_heads), strict=True)
-    width, depth, heads = (usual if given is None else given for given, usual in sizes)
-    return ViT(in_chans, image_size, patch_size, width, depth, heads, **options)

@@ -149,9 +149,11 @@ def read_encoder(path: str | Path, heads: int | None = None) -> Loaded:
     path = Path(path)
     if path.is_dir():
         loaded = _read_folder(path)
+    elif "geomim" in (content := read_checkpoint(path)):
+        loaded = _read_own(path, content)
     else:
-        content = read_checkpoint(path)
-        loaded = _read_own(path, content) if "geomim" in content else _read_foreign(path, content, heads)
+        config, state, facts = find_encoder(path, content, heads)
+        loaded = Loaded(_fill(path, ViT(**config), state), {}, **facts)
     if heads not in (None, loaded.encoder.heads):
         raise CheckpointError(f"'{path}' states {loaded.encoder.heads} attention heads: leave out --heads {heads}")
     config, dropped = loaded.encoder.config, loaded.dropped
@@ -194,6 +196,14 @@ def exported_contract(name: str) -> BandContract | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return BandContract.from_dict(contract) if contract else None
+
+
+def picture_contract(config: Mapping[str, Any]) -> BandContract:
+    """8-bit RGB with the mean and std of timm's `pretrained_cfg`, or of another that divides pictures by 255 first."""
+    # exports of geomim say what their statistics are of; the earliest said nothing and meant stored numbers
+    stored = config.get("tag") == "geomim" and config.get("description") in (None, "", STORED)
+    mean, std = (tuple(value * (1 if stored else 255) for value in config[key]) for key in ("mean", "std"))
+    return BandContract(SENSORS["rgb"], mean, std)
 
 
 def _read_own(path: Path, content: dict[str, Any]) -> Loaded:
@@ -263,8 +273,3 @@ def _fill(path: Path, encoder: Encoder, state: Mapping[str, Tensor]) -> Encoder:
         raise CheckpointError(f"'{path}' does not hold the encoder {encoder.config}: {'; '.join(faults[:6])}{more}")
     encoder.load_state_dict({name: value.float() for name, value in state.items()})
     return encoder.eval()
-
-
-def _read_foreign(path: Path, content: dict[str, Any], heads: int | None) -> Loaded:
-    config, state, facts = find_encoder(path, content, heads)
-    return Loaded(_fill(path, ViT(**config), state), {}, **facts)

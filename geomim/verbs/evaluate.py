@@ -24,7 +24,7 @@ from geomim.evaluate.scores import PIXELS, RANDOM, Probed, Scores, probe_feature
 from geomim.models.fitting import contract_for, fitted
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
-from geomim.models.weights import STORED, exported_contract, read_encoder
+from geomim.models.weights import exported_contract, picture_contract, read_encoder
 from geomim.sensors import SENSORS, BandContract, get_sensor
 
 Probe = Literal["knn", "linear", "efficient"]
@@ -204,10 +204,7 @@ def _timm_candidate(name: str, images: LabelledData, image_size: int | None) -> 
     if own is not None:
         contract, note = own, f"{name}: normalised as its pretraining was"
     elif images.contract is None:
-        # exports of geomim say what their statistics are of; the earliest said nothing and meant stored numbers
-        stored = config.get("tag") == "geomim" and config.get("description") in (None, "", STORED)
-        scaled = [tuple(value * (1 if stored else 255) for value in config[key]) for key in ("mean", "std")]
-        contract, note = BandContract(SENSORS["rgb"], *scaled), f"{name}: normalised as its pretraining was"
+        contract, note = picture_contract(config), f"{name}: normalised as its pretraining was"
     else:
         contract = images.contract.select(SENSORS["rgb"].bands)
         note = f"{name}: sees {', '.join(contract.names)}, normalised with the corpus's statistics"

@@ -12,7 +12,7 @@ from geomim.data.datamodule import TileDataModule
 from geomim.errors import ConfigError
 from geomim.models.decoders import Projector
 from geomim.models.patches import patchify
-from geomim.models.vit import vit
+from geomim.models.vit import ViT
 from geomim.models.weights import read_encoder
 from geomim.pretrain.context import Context, View
 from geomim.pretrain.losses import discriminate, similarity
@@ -26,7 +26,7 @@ SMALL = {"decoder_depth": 1, "decoder_width": 32, "decoder_heads": 2, "projector
 
 def encoder(image_size: int = 32, **options):
     torch.manual_seed(0)
-    return vit(
+    return ViT(
         **{"in_chans": 2, "image_size": image_size, "patch_size": 8, "width": 24, "depth": 1, "heads": 2} | options
     )
 
