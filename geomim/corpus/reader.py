@@ -135,8 +135,11 @@ class TileArray:
     def _read_zarr(self, slots: np.ndarray, out: np.ndarray) -> np.ndarray:
         if self._zarr is None:
             self._zarr = zarr_python().open_array(str(self.path), mode="r")  # an address as well, through fsspec
-        for row, slot in enumerate(slots.tolist()):  # tile by tile: fancy indexing over shards is 20 times slower
-            out[row] = self._zarr[slot]
+        try:
+            for row, slot in enumerate(slots.tolist()):  # tile by tile: fancy indexing over shards is 20 times slower
+                out[row] = self._zarr[slot]
+        except (ValueError, RuntimeError, OSError, EOFError) as error:  # each codec has its own
+            raise CorpusError(f"a shard of '{self.path}' is damaged ({error}): {_AGAIN}") from error
         return out
 
     def _decode(self, raw: Any, out: np.ndarray, layout: ArrayLayout, number: int) -> None:

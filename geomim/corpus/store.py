@@ -221,17 +221,19 @@ class Tiles:
         ids: `(n,)` int64, catalogue id of each row.
         labels: `(n,)` int64, place in the corpus's `classes`, -1 where a tile has none.
         splits: `(n,)` str, `train`, `val` or `test`.
+        gsds: `(n,)` float32, metres a pixel of each row, NaN where unknown.
     """
 
     def __init__(self, corpus: Corpus, size: int) -> None:
         self.size = size
-        columns = ["id", "slot", "label", "split"]
+        columns = ["id", "slot", "label", "split", "gsd"]
         table = corpus.table(columns, where=pc.field("kept") & (pc.field("size") == size))
         self.ids: np.ndarray = table["id"].to_numpy()
         self.slots: np.ndarray = table["slot"].to_numpy()
         self.splits: np.ndarray = np.asarray(table["split"].to_pylist(), dtype=str)
         places = pc.index_in(table["label"], value_set=pa.array(corpus.classes, pa.string()))
         self.labels: np.ndarray = pc.fill_null(places, -1).to_numpy().astype(np.int64)
+        self.gsds: np.ndarray = table["gsd"].fill_null(corpus.sensor.gsd or np.nan).to_numpy().astype(np.float32)
         image = corpus.array("image", size)
         if image is None:
             raise CorpusError(f"'{corpus.path}' lacks the pixels of its {size} px tiles: build the corpus again")

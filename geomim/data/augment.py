@@ -8,6 +8,7 @@ torchvision use (a plain `grid_sample` aliases wherever it shrinks).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -63,9 +64,12 @@ def resample(images: Tensor, rows: Tensor, columns: Tensor, valid: Tensor | None
     return torch.cat(parts)
 
 
+Boxes = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
 def crop_boxes(
-    draws: Draws, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    draws: Draws, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], view: str = ""
+) -> Boxes:
     """Draw one random box an image, as `RandomResizedCrop` does but not rounded to whole pixels.
 
     A box longer than the image is shortened to it, where torchvision draws again.
@@ -75,12 +79,13 @@ def crop_boxes(
         size: Height and width of the images.
         scale: Least and greatest share of the area.
         ratio: Least and greatest width over height; drawn log-uniformly.
+        view: Start of the purposes of the draws.
 
     Returns:
         Top, left, height and width, `(B,)` float32 in pixels.
     """
     height, width = size
-    area, aspect, y, x = draws("crop", 4).unbind(1)
+    area, aspect, y, x = draws(f"{view}crop", 4).unbind(1)
     area = (scale[0] + area * (scale[1] - scale[0])) * height * width
     aspect = torch.exp(math.log(ratio[0]) + aspect * (math.log(ratio[1]) - math.log(ratio[0])))
     box_height = (area / aspect).sqrt().clamp(max=height)
@@ -88,31 +93,52 @@ def crop_boxes(
     return y * (height - box_height), x * (width - box_width), box_height, box_width
 
 
+def boxes_on_both(boxes: Boxes, size: tuple[int, int], offset: Tensor) -> tuple[Boxes, Boxes]:
+    """Boxes of one ground in tiles of `size` and in others, which lie `offset (B, 2)` pixels below and to the right.
+
+    Where a box does not lie in both, it is moved, and shortened as far as it must.
+    """
+    found = []
+    for start, length, side, lag in zip(boxes[:2], boxes[2:], size, offset.unbind(1), strict=True):
+        length = torch.minimum(length, side - lag.abs())
+        start = start.clamp(lag.clamp(min=0), side - length + lag.clamp(max=0))
+        found.append((start, start - lag, length))
+    (top, other_top, height), (left, other_left, width) = found
+    return (top, left, height, width), (other_top, other_left, height, width)
+
+
 class Augment:
     """Random resized crop, flips and quarter turns, then normalisation, for one batch on its device.
 
     Args:
-        contract: Means and standard deviations, in the channel order of the images.
+        contracts: By the names of sensors: means and standard deviations, in the channel order of the images.
         image_size: Side of the result in pixels.
         scale: Least and greatest share of a tile that a crop covers.
         ratio: Least and greatest width over height of a crop.
         flip: Mirror left and right at random, or also top and bottom: seen from above there is no up.
         turn: Also turn by 90 degrees at random.
         seed: Seed of the run.
+        jitter: Greatest change of a band of an image, once normalised: by a factor 1 -+ jitter and by -+ jitter.
+        shift: Greatest error of the crop of another date, in pixels of the tile.
+
+    Attributes:
+        second: Also cut the view `second`, another crop of the tile.
     """
 
     def __init__(
         self,
-        contract: BandContract,
+        contracts: Mapping[str, BandContract],
         image_size: int,
         scale: tuple[float, float] = (0.2, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: Literal["horizontal", "both"] = "both",
         turn: bool = False,
         seed: int = 0,
+        jitter: float = 0.0,
+        shift: float = 0.0,
     ) -> None:
-        self.mean, self.std = statistics(contract)
-        self.image_size = image_size
+        self.statistics = {name: list(statistics(contract)) for name, contract in contracts.items()}
+        self.image_size, self.jitter, self.shift, self.second = image_size, jitter, shift, False
         self.scale, self.ratio, self.flip, self.turn, self.seed = scale, ratio, flip, turn, seed
 
     @torch.no_grad()
@@ -120,30 +146,45 @@ class Augment:
         """Turn a raw batch into a training batch.
 
         Args:
-            batch: `image (B, C, H, W)` in any number type, `position (B,)`, and `valid (B, 1, H, W)` bool where some
-                pixel is not.
+            batch: `image (B, C, H, W)` in any number type, `sensor`, `position (B,)`, and `valid (B, 1, H, W)` bool
+                where some pixel is not; optionally `gsd (B,)` and `views` with `date`, see `TileSet.read`.
 
         Returns:
-            The batch with `image (B, C, size, size)` float32, and `valid (B, 1, size, size)` bool if it came with one.
+            The batch with `image (B, C, size, size)` float32, and `valid (B, 1, size, size)` bool if it came with one;
+            `gsd` of the result. Its `views` are dicts of the same.
         """
-        images, valid = batch["image"], batch.get("valid")
-        self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
-        draws = Draws(self.seed, batch["position"])
-        top, left, height, width = crop_boxes(draws, images.shape[-2:], self.scale, self.ratio)
-        flips = draws("flip", 3) < 0.5
-        upside = flips[:, 0] if self.flip == "both" else None
-        rows = resampling(top, height, images.shape[2], self.image_size, upside)
-        columns = resampling(left, width, images.shape[3], self.image_size, flips[:, 1])
-        turned = flips[:, 2] if self.turn else None
-        return batch | finish(images, valid, rows, columns, (self.mean, self.std), turned)
+        draws, size, views = Draws(self.seed, batch["position"]), batch["image"].shape[-2:], {}
+        boxes, flips = crop_boxes(draws, size, self.scale, self.ratio), draws("flip", 3)
+        if date := batch.get("views", {}).get("date"):
+            offset = date["offset"] + (draws("date/shift", 2) * 2 - 1) * self.shift
+            boxes, others = boxes_on_both(boxes, size, offset)
+            views["date"] = date | self._cut(date, others, flips, draws, "date/")
+        if self.second:
+            others = crop_boxes(draws, size, self.scale, self.ratio, "second/")
+            views["second"] = self._cut(batch, others, draws("second/flip", 3), draws, "second/")
+        ready = batch | self._cut(batch, boxes, flips, draws)
+        return ready | {"views": views} if views else ready
 
+    def whole(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What `__call__` gives, but of whole tiles, without any change by chance."""
+        start = torch.zeros(len(batch["image"]), device=batch["image"].device)
+        height, width = (start + side for side in batch["image"].shape[2:])
+        return batch | self._cut(batch, (start, start, height, width), start.new_ones(len(start), 3))
 
-def whole(images: Tensor, valid: Tensor | None, image_size: int, contract: BandContract) -> dict[str, Tensor]:
-    """Scale whole tiles to `image_size` and normalise them: `image` and `valid` as `Augment` gives them."""
-    start = torch.zeros(len(images), device=images.device)
-    rows, columns = (resampling(start, start + side, side, image_size) for side in images.shape[2:])
-    mean, std = (values.to(images.device) for values in statistics(contract))
-    return finish(images, valid, rows, columns, (mean, std))
+    def _cut(
+        self, raw: dict[str, Any], boxes: Boxes, flips: Tensor, draws: Draws | None = None, view: str = ""
+    ) -> dict[str, Tensor]:
+        images, (top, left, height, width) = raw["image"], boxes
+        upside, mirrored, turned = (flips < 0.5).unbind(1)
+        rows = resampling(top, height, images.shape[2], self.image_size, upside if self.flip == "both" else None)
+        columns = resampling(left, width, images.shape[3], self.image_size, mirrored)
+        mean, std = self.statistics[raw["sensor"]] = [one.to(images.device) for one in self.statistics[raw["sensor"]]]
+        if self.jitter and draws is not None:  # folded into the normalisation: (x - mean) / std * gain + summand
+            gain, summand = ((draws(f"{view}jitter", 2, len(mean), 1, 1) * 2 - 1) * self.jitter).unbind(1)
+            std = std / (1 + gain)
+            mean = mean - summand * std
+        cut = finish(images, raw.get("valid"), rows, columns, (mean, std), turned if self.turn else None)
+        return cut | ({"gsd": raw["gsd"] * (height * width).sqrt() / self.image_size} if "gsd" in raw else {})
 
 
 def statistics(contract: BandContract) -> tuple[Tensor, Tensor]:
@@ -169,7 +210,7 @@ def finish(
         valid: `(B, 1, H, W)` bool, or None where all are.
         rows: `(B, h, H)` from `resampling`.
         columns: `(B, w, W)` from `resampling`.
-        scaling: Means and standard deviations, `(C, 1, 1)` on the device of the images.
+        scaling: Means and standard deviations, `(C, 1, 1)` or `(B, C, 1, 1)`, on the device of the images.
         turned: `(B,)` bool, True to swap rows and columns (needs h = w).
 
     Returns:

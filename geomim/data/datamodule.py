@@ -12,11 +12,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from geomim.corpus.store import Corpus
-from geomim.data.augment import Augment, whole
+from geomim.data.augment import Augment
 from geomim.data.sampler import PositionBatches, Stream
-from geomim.data.tiles import StreamDataset, TileSet, as_is, join_contracts
+from geomim.data.tiles import StreamDataset, TileSet, as_is, share_contracts
 from geomim.errors import ConfigError, CorpusError
-from geomim.sensors import BandContract
+from geomim.randomness import Draws
 
 Batch = dict[str, Any]
 
@@ -45,10 +45,10 @@ class TileDataModule(pl.LightningDataModule):
     """Endless batches of training tiles from one corpus or several.
 
     Args:
-        corpus: Corpus folder, or several of one sensor.
+        corpus: Corpus folder, or several; a batch is of one sensor.
         batch_size: Images on each device at a time; an optimiser step takes `training.accumulate` times as many.
         image_size: Side of the training image in pixels.
-        size: Side of the tiles to read; needed only where a corpus holds several sizes.
+        size: Side of the tiles to read, or one a corpus; needed only where a corpus holds several sizes.
         weights: Share of each corpus in training; in proportion to its tiles where not given.
         split: Train on tiles of this split.
         workers: Reading processes on each device; 0 reads in the training process.
@@ -57,16 +57,19 @@ class TileDataModule(pl.LightningDataModule):
         flip: Mirror left and right at random, or also top and bottom.
         turn: Also turn by 90 degrees at random.
         seed: Seed of order and crops.
+        pairs: For recipes of two dates: column of the catalogue in which a place has one value; by ground if not given.
+        shift: Greatest random error in pixels between the crops of two dates, up to 8.
+        jitter: Greatest random change of a band of an image, by a factor 1 -+ jitter and by -+ jitter deviations; not
+            for targets in physical units, which would change as well.
 
     Attributes:
-        contract: Bands and statistics of what the batches hold.
-        contracts: The same by the name of the sensor, as `sensor` of a batch says it.
+        contracts: Bands and statistics of what the batches hold, by the name that `sensor` of a batch says.
         settings: All arguments as plain values, corpora by their content; a resumed run compares them.
 
     Raises:
         ConfigError: A number is out of range.
         CorpusError: A folder is no corpus, or has no tile to train on.
-        BandError: The corpora differ in their bands.
+        BandError: A band of one sensor means different things in two corpora.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class TileDataModule(pl.LightningDataModule):
         corpus: str | list[str],
         batch_size: int = 256,
         image_size: int = 224,
-        size: int | None = None,
+        size: int | list[int] | None = None,
         weights: list[float] | None = None,
         split: str = "train",
         workers: int = 4,
@@ -83,11 +86,13 @@ class TileDataModule(pl.LightningDataModule):
         flip: Literal["horizontal", "both"] = "both",
         turn: bool = False,
         seed: int = 0,
+        pairs: str | None = None,
+        shift: float = 0.0,
+        jitter: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, value, least in zip(
-            ("batch_size", "image_size", "workers"), (batch_size, image_size, workers), (1, 1, 0), strict=True
-        ):
+        least_values = {"batch_size": (batch_size, 1), "image_size": (image_size, 1), "workers": (workers, 0)}
+        for name, (value, least) in least_values.items():
             if value < least:
                 raise ConfigError(f"data.{name}: expected at least {least}; given {value}")
         if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
@@ -95,25 +100,43 @@ class TileDataModule(pl.LightningDataModule):
                 "data.scale and data.ratio: expected 0 < least <= greatest, and a scale of at most 1; given "
                 f"{list(scale)} and {list(ratio)}"
             )
+        if not 0 <= shift <= 8 or not 0 <= jitter < 1:
+            raise ConfigError(f"expected data.shift in [0, 8] and data.jitter in [0, 1); given {shift} and {jitter}")
         self.corpora = [Corpus.open(path) for path in ([corpus] if isinstance(corpus, str) else corpus)]
-        self.sets = [TileSet(one, size, split) for one in self.corpora]
+        for name, given in (("size", size), ("weight", weights)):
+            if isinstance(given, list) and len(given) != len(self.corpora):
+                raise ConfigError(f"expected one {name} a corpus ({len(self.corpora)}); given {len(given)}")
+        sizes = size if isinstance(size, list) else [size] * len(self.corpora)
+        self.sets = [TileSet(one, side, split) for one, side in zip(self.corpora, sizes, strict=True)]
         for one, tiles in zip(self.corpora, self.sets, strict=True):
             if not len(tiles):
                 raise CorpusError(f"'{one.path}' holds no kept tile to train on: see its report for the reasons")
-        self.weights = weights or [float(len(tiles)) for tiles in self.sets]
-        if len(self.weights) != len(self.sets):
-            raise ConfigError(f"expected one weight a corpus ({len(self.sets)}); given {len(self.weights)}")
-        self.contract: BandContract = join_contracts(self.corpora, self.weights)
-        self.contracts = {self.contract.sensor.name: self.contract}
+        self.contracts = share_contracts(self.sets, weights or [float(len(tiles)) for tiles in self.sets])
         self.batch_size, self.image_size, self.workers, self.seed = batch_size, image_size, workers, seed
-        self.augment = Augment(self.contract, image_size, scale, ratio, flip, turn, seed)
-        locks = [one.meta.get("lock") for one in self.corpora]
+        self.pairs, self.weights = pairs, weights or None
+        self.augment = Augment(self.contracts, image_size, scale, ratio, flip, turn, seed, jitter, shift)
         self.settings = {
-            "corpus": [f"{len(tiles)} tiles of lock {lock}" for tiles, lock in zip(self.sets, locks, strict=True)],
+            "corpus": [f"{len(tiles)} tiles of lock {tiles.corpus.meta.get('lock')}" for tiles in self.sets],
             **{"batch_size": batch_size, "image_size": image_size, "size": size, "weights": weights, "split": split},
             **{"workers": workers, "scale": list(scale), "ratio": list(ratio), "flip": flip, "turn": turn},
-            "seed": seed,
+            **{"seed": seed, "pairs": pairs, "shift": shift, "jitter": jitter},
         }
+
+    def provide(self, needs: frozenset[str], crop_size: int | None = None) -> list[str]:
+        """Have batches hold what a recipe needs, once, before anything is read; in sentences, what this leaves out.
+
+        Args:
+            needs: Views: `second`, another crop of the tile; `date`, the same crop of another date, where there is one.
+            crop_size: Side of the training image where it is not `image_size`.
+
+        Raises:
+            ConfigError: Settings of dates are given, and the recipe reads one; or there is no such column.
+            CorpusError: A corpus has no pairs.
+        """
+        if "date" not in needs and (self.pairs or self.augment.shift):
+            raise ConfigError("data.pairs and data.shift are for recipes of two dates, and this one reads one date")
+        self.augment.second, self.augment.image_size = "second" in needs, crop_size or self.image_size
+        return [tiles.pair(self.pairs) for tiles in self.sets if "date" in needs]
 
     def train_dataloader(self) -> Steps:
         """Steps of raw micro-batches from the trainer's global step on; without a trainer, micro-batches."""
@@ -122,9 +145,8 @@ class TileDataModule(pl.LightningDataModule):
         if trainer is not None:
             rank, world = trainer.global_rank, trainer.world_size
             steps, accumulate = trainer.global_step, trainer.lightning_module.accumulate
-        stream = Stream(
-            [len(tiles) for tiles in self.sets], self.weights, self.batch_size * world * accumulate, self.seed
-        )
+        block = self.batch_size * world * accumulate
+        stream = Stream([len(tiles) for tiles in self.sets], self.weights, block, self.seed)
         return Steps(
             StreamDataset(self.sets, stream),
             parts=accumulate if trainer is not None else None,
@@ -147,18 +169,19 @@ class TileDataModule(pl.LightningDataModule):
         return batch if isinstance(batch, list) else self.augment(batch)
 
     def pictures(self, count: int) -> Batch:
-        """Some whole tiles to watch, the same every time: of the validation split where there is one.
+        """Some whole tiles to watch, the same every time: of the first corpus, its validation split where there is one.
 
         Args:
             count: How many at most.
 
         Returns:
-            A normalised batch as `Augment` gives it, on the CPU; `position` counts from 0.
+            A normalised batch as `Augment` gives it, on the CPU, crops where there are views; `position` counts from 0.
         """
         tiles = self.sets[0]
-        if (tiles.tiles.splits == "val").any():
+        if (tiles.tiles.splits == "val").any() and tiles.pairs is None:
             tiles = TileSet(self.corpora[0], tiles.tiles.size, "val")
+            tiles.sensor = self.sets[0].sensor
         rows = np.linspace(0, len(tiles) - 1, min(count, len(tiles))).astype(np.int64)
-        batch = tiles.read(rows)
-        shown = whole(batch["image"], batch.get("valid"), self.image_size, self.contract)
-        return batch | shown | {"position": torch.arange(len(rows))}
+        position = torch.arange(len(rows))
+        batch = tiles.read(rows, Draws(self.seed, position)) | {"position": position}
+        return (self.augment if self.augment.second or tiles.pairs is not None else self.augment.whole)(batch)

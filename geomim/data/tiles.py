@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import dataclasses
+import itertools
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from geomim.corpus.pairs import Pairs, find_pairs
 from geomim.corpus.store import Corpus
+from geomim.data.sampler import Stream
 from geomim.errors import BandError, CorpusError
-from geomim.sensors import BandContract
-
-Locate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+from geomim.randomness import Draws
+from geomim.sensors import BandContract, Sensor
 
 
 class TileSet:
@@ -29,8 +34,9 @@ class TileSet:
     """
 
     def __init__(self, corpus: Corpus, size: int | None = None, split: str | None = None) -> None:
-        self.sensor = corpus.sensor.name
+        self.corpus, self.sensor = corpus, corpus.sensor.name
         self.tiles = corpus.tiles(size)
+        self.pairs: Pairs | None = None
         chosen = np.arange(len(self.tiles))
         if split is not None:
             chosen = chosen[self.tiles.splits == split]
@@ -42,27 +48,67 @@ class TileSet:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, rows: np.ndarray) -> dict[str, Any]:
+    def pair(self, column: str | None) -> str:
+        """Keep only tiles that have a partner, see `find_pairs`, and read pairs from now on; in words, how many.
+
+        Raises:
+            CorpusError: There are none.
+        """
+        self.pairs = find_pairs(self.corpus, self.tiles.size, self.rows, column)
+        found, every, path = len(self.pairs.rows), len(self.rows), self.corpus.path
+        if not found:
+            alike = f"equal values of '{column}'" if column else "one ground and different days"
+            raise CorpusError(
+                f"'{path}' has no two tiles of {alike}, and the recipe reads two dates: say which are one place with a "
+                "column of the catalogue, --data.pairs COLUMN"
+            )
+        self.rows = self.rows[self.pairs.rows]
+        return f"'{path}': {found} of {every} tiles take part, those of a place that another date shows"
+
+    def read(self, rows: np.ndarray, draws: Draws | None = None) -> dict[str, Any]:
         """Read some tiles.
 
         Args:
             rows: `(B,)` int64 in `[0, len(self))`.
+            draws: Where tiles are pairs: randomness that chooses the other dates, and which of two is the image.
 
         Returns:
             `image (B, C, H, W)` in the dtype of the file, `valid (B, 1, H, W)` bool only where some pixel is not,
-            `id` and `label (B,)` int64, `sensor`.
+            `id` and `label (B,)` int64, `gsd (B,)` float32 metres a pixel or NaN, `sensor`; `unreadable (B,)` bool only
+            where a tile is, and has no valid pixel. Of pairs also `views`: `date` is the same, and has the `offset` of
+            `geomim.data.augment.boxes_on_both`.
         """
-        rows = self.rows[rows]
-        batch: dict[str, Any] = {
-            "image": torch.from_numpy(self.tiles.read(rows)),
-            "id": torch.from_numpy(self.tiles.ids[rows]),
-            "label": torch.from_numpy(self.tiles.labels[rows]),
-            "sensor": self.sensor,
-        }
-        valid = self.tiles.valid(rows)
-        if not valid.all():
-            batch["valid"] = torch.from_numpy(valid)[:, None]
-        return batch
+        if self.pairs is None or draws is None:
+            return self._load(self.rows[rows])[0]
+        others, offset = self.pairs.partner(rows, draws("pair").numpy())
+        swap = draws("pair/swap").numpy() < 0.5
+        batch, date = self._load(self.rows[np.where(swap, others, rows)], self.rows[np.where(swap, rows, others)])
+        date["offset"] = torch.from_numpy(np.where(swap[:, None], -offset, offset))
+        return batch | {"views": {"date": date}}
+
+    def _load(self, *parts: np.ndarray) -> list[dict[str, Any]]:
+        """Read several lists of tiles, equally long, in one go."""
+        tiles, batches = self.tiles, []
+        read = [np.split(values, len(parts)) for values in self._pixels(np.concatenate(parts))]
+        for rows, image, valid, unreadable in zip(parts, *read, strict=True):
+            batch = {"image": image, "id": tiles.ids[rows], "label": tiles.labels[rows], "gsd": tiles.gsds[rows]}
+            batch |= {} if valid.all() else {"valid": valid[:, None]}
+            batch |= {"unreadable": unreadable} if unreadable.any() else {}
+            batches.append({name: torch.from_numpy(one) for name, one in batch.items()} | {"sensor": self.sensor})
+        return batches
+
+    def _pixels(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pixels, validity, and what is unreadable; where a shard is damaged, tiles are read one by one."""
+        tiles, count = self.tiles, len(rows)
+        try:
+            return tiles.read(rows), tiles.valid(rows), np.zeros(count, bool)
+        except CorpusError:
+            image = np.zeros((count, tiles.bands, tiles.size, tiles.size), tiles.dtype)
+            valid, unreadable = np.zeros((count, tiles.size, tiles.size), bool), np.ones(count, bool)
+        for one in range(count):
+            with contextlib.suppress(CorpusError):
+                image[one], valid[one], unreadable[one] = tiles.read(rows[[one]])[0], tiles.valid(rows[[one]])[0], False
+        return image, valid, unreadable
 
 
 class StreamDataset(Dataset[dict[str, Any]]):
@@ -70,12 +116,11 @@ class StreamDataset(Dataset[dict[str, Any]]):
 
     Args:
         sets: The tiles of each corpus.
-        locate: Corpus and row of each position: `geomim.data.sampler.Stream`.
+        stream: Corpus and row of each position.
     """
 
-    def __init__(self, sets: Sequence[TileSet], locate: Locate) -> None:
-        self.sets = list(sets)
-        self.locate = locate
+    def __init__(self, sets: Sequence[TileSet], stream: Stream) -> None:
+        self.sets, self.stream = list(sets), stream
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         return self.__getitems__([position])
@@ -87,11 +132,10 @@ class StreamDataset(Dataset[dict[str, Any]]):
             What `TileSet.read` returns, and `position (B,)` int64.
         """
         places = np.asarray(positions, np.int64)
-        corpora, rows = self.locate(places)
+        corpora, rows = self.stream(places)
         assert (corpora == corpora[0]).all(), "a batch reaches over the edge of a block"
-        batch = self.sets[corpora[0]].read(rows)
-        batch["position"] = torch.from_numpy(places)
-        return batch
+        position = torch.from_numpy(places)
+        return self.sets[corpora[0]].read(rows, Draws(self.stream.seed, position)) | {"position": position}
 
 
 def as_is(batch: dict[str, Any]) -> dict[str, Any]:
@@ -99,36 +143,49 @@ def as_is(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
-def join_contracts(corpora: Sequence[Corpus], weights: Sequence[float]) -> BandContract:
-    """One band contract for several corpora of one sensor: the statistics of their mixture.
+def share_contracts(sets: Sequence[TileSet], weights: Sequence[float]) -> dict[str, BandContract]:
+    """Band contracts of several corpora by a short name: one a sensor, with the statistics of its corpora's mixture.
 
     Args:
-        corpora: At least one.
+        sets: Their tiles; each learns the name of its contract. One sensor are equal names, bands and meanings.
         weights: Share of each in training, any positive scale.
 
     Raises:
-        BandError: They are of different sensors, or their bands differ.
+        BandError: A band of one sensor means different things in two corpora.
     """
-    first = corpora[0].contract
-    for corpus in corpora[1:]:
-        if corpus.sensor != first.sensor:
-            raise BandError(
-                f"corpora of one run must share their bands: '{corpora[0].path}' has {first.sensor.name} "
-                f"({', '.join(first.names)}), '{corpus.path}' has {corpus.sensor.name} "
-                f"({', '.join(corpus.contract.names)}); train one encoder a sensor"
-            )
-    if len(corpora) == 1:
+    groups: dict[Sensor, list[int]] = {}
+    for place, tiles in enumerate(sets):
+        groups.setdefault(dataclasses.replace(tiles.corpus.sensor, nodata=None), []).append(place)
+    for one, two in itertools.combinations(groups, 2):
+        for band in [band for band in one.names if one.name == two.name and band in two.names]:
+            said, other = ("{} = {} * number + {}".format(*s.select([band]).meaning(0)) for s in (one, two))
+            if said != other:
+                first, second = (sets[groups[sensor][0]].corpus.path for sensor in (one, two))
+                raise BandError(
+                    f"band {band} of {one.name} is {said} in '{first}', and {other} in '{second}'; where these are two "
+                    "products, build one with a sensor of another name (--sensor YAML)"
+                )
+    contracts: dict[str, BandContract] = {}
+    for sensor, places in groups.items():
+        key = re.sub(r"[^\w-]", "_", sensor.name)  # a module's name has no dots
+        while key in contracts:
+            key += "-2"
+        contracts[key] = _join([sets[place].corpus.contract for place in places], [weights[place] for place in places])
+        for place in places:
+            sets[place].sensor = key
+    return contracts
+
+
+def _join(contracts: Sequence[BandContract], weights: Sequence[float]) -> BandContract:
+    """The statistics of a mixture of corpora of one sensor."""
+    first = contracts[0]
+    if len(contracts) == 1:
         return first
     share = np.array(weights, float)[:, None] / sum(weights)
-    means = np.array([corpus.contract.mean for corpus in corpora])
-    squares = np.array([corpus.contract.std for corpus in corpora]) ** 2 + means**2
+    means = np.array([contract.mean for contract in contracts])
+    squares = np.array([contract.std for contract in contracts]) ** 2 + means**2
     mean = (share * means).sum(0)
     std = np.sqrt(np.maximum((share * squares).sum(0) - mean**2, 0))
-    return BandContract(
-        first.sensor,
-        tuple(mean.tolist()),
-        tuple(std.tolist()),
-        tuple(dict.fromkeys(name for corpus in corpora for name in corpus.contract.licences)),
-        tuple(dict.fromkeys(name for corpus in corpora for name in corpus.contract.attributions)),
-        tuple(dict.fromkeys(name for corpus in corpora for name in corpus.contract.corpora)),
-    )
+    names = ((one.licences, one.attributions, one.corpora) for one in contracts)
+    origins = [tuple(dict.fromkeys(itertools.chain(*every))) for every in zip(*names, strict=True)]
+    return BandContract(first.sensor, tuple(mean.tolist()), tuple(std.tolist()), *origins)

@@ -89,31 +89,48 @@ class SelfAttention(Decoder):
         depth: Number of blocks.
         width: Token width.
         heads: Attention heads.
+        cross: Every block also attends to a second memory (CroCo, Weinzaepfel et al., NeurIPS 2022).
     """
 
-    def __init__(self, encoder: ViT, out: Out, depth: int = 8, width: int = 512, heads: int = 16) -> None:
+    def __init__(
+        self, encoder: ViT, out: Out, depth: int = 8, width: int = 512, heads: int = 16, cross: bool = False
+    ) -> None:
         super().__init__(encoder, out, width, heads)
         self.embed = nn.Linear(encoder.width, width)
-        self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=Norm) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            CrossAttentionBlock(width, width, heads, joint=True)
+            if cross
+            else Block(width, heads, qkv_bias=True, norm_layer=Norm)
+            for _ in range(depth)
+        )
         self.apply(init_weights)
 
-    def forward(self, memory: Latents, positions: Tensor) -> Tensor:
+    def forward(self, memory: Latents, positions: Tensor, *others: Latents) -> Tensor:
         """Answer at `positions (B, P)`: `(B, P, out)`."""
-        tokens = self.norm(self.sequence(memory, positions)[:, -positions.shape[1] :])
+        tokens = self.norm(self.sequence(memory, positions, *others)[:, -positions.shape[1] :])
         answers: Tensor = self.pred(tokens, memory.sensor)
         return answers
 
-    def sequence(self, memory: Latents, positions: Tensor) -> Tensor:
+    def place(self, memory: Latents) -> Tensor:
+        """What was seen in the decoder's width, with its positions: `(B, prefix+K, width)`."""
+        placed: Tensor = self.embed(memory.tokens) + self.places(memory.positions, len(memory.tokens), memory.prefix)
+        return placed
+
+    def sequence(self, memory: Latents, positions: Tensor, *others: Latents) -> Tensor:
         """Class token, visible tokens and queries after the last block: `(B, prefix+K+P, width)`."""
-        batch, queries = positions.shape
-        seen = self.embed(memory.tokens) + self.places(memory.positions, batch, memory.prefix)
-        tokens = torch.cat([seen, self.queries(positions)], 1)
-        mask = None
+        tokens, mask = torch.cat([self.place(memory), self.queries(positions)], 1), None
         if memory.key_valid is not None:
-            mask = F.pad(memory.key_valid, (0, queries), value=True)[:, None, None, :]
+            mask = F.pad(memory.key_valid, (0, positions.shape[1]), value=True)[:, None, None, :]
+        # what a block is given of others is the same for all
+        given = [part for one in others for part in (self.place(one), _mask(one))]
         for block in self.blocks:
-            tokens = block(tokens, attn_mask=mask)
+            tokens = block(tokens, *given, attn_mask=mask)
         return tokens
+
+
+def _mask(memory: Latents) -> Tensor | None:
+    """Which tokens may be attended to, `(B, 1, 1, prefix+K)`; None where all may be."""
+    return None if memory.key_valid is None else memory.key_valid[:, None, None, :]
 
 
 class CrossAttentionBlock(nn.Module):
@@ -140,14 +157,17 @@ class CrossAttentionBlock(nn.Module):
         self.norm2 = Norm(width)
         self.mlp = Mlp(width, 4 * width)
 
-    def forward(self, queries: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
-        """Update `(B, P, width)` queries from `(B, 1+K, memory_width)`; `mask (B, 1, 1, 1+K)` is False to ignore."""
+    def forward(self, queries: Tensor, memory: Tensor, mask: Tensor | None, attn_mask: Tensor | None = None) -> Tensor:
+        """Update `(B, P, width)` queries from `(B, 1+K, memory_width)`.
+
+        `mask (B, 1, 1, 1+K)` of the memory and `attn_mask (B, 1, 1, P)` of the queries are False to ignore.
+        """
 
         def split(tokens: Tensor) -> Tensor:
             return tokens.view(*tokens.shape[:2], self.heads, -1).transpose(1, 2)
 
         if self.joint is not None:
-            queries = queries + self.joint["attn"](self.joint["norm"](queries))
+            queries = queries + self.joint["attn"](self.joint["norm"](queries), attn_mask=attn_mask)
             memory = self.joint["norm_memory"](memory)
         part = self.cross_attn
         keys, values = part["kv"](memory).chunk(2, -1)
@@ -208,11 +228,60 @@ class CrossAttention(Decoder):
         """Answer at `positions (B, P)`: `(B, P, out)`."""
         tokens = self.queries(positions)
         memories = [memory.tokens] * len(self.blocks) if self.mix is None else self.mix(memory.levels)
-        mask = None if memory.key_valid is None else memory.key_valid[:, None, None, :]
+        mask = _mask(memory)
         for block, seen in zip(self.blocks, memories, strict=True):
             tokens = block(tokens, seen, mask)
         answers: Tensor = self.pred(self.norm(tokens), memory.sensor)
         return answers
+
+
+class Pointwise(nn.Module):
+    """Every visible token answers for its own patch through an MLP and a linear map (Ma et al., arXiv 2301.00230).
+
+    Args:
+        encoder: The encoder whose latents are read.
+        out: Number of values to answer a patch.
+        width: Width of the MLP.
+    """
+
+    def __init__(self, encoder: ViT, out: int, width: int = 512) -> None:
+        super().__init__()
+        self.projector = nn.Sequential(
+            *(nn.Linear(encoder.width, width), Norm(width), nn.GELU()),
+            *(nn.Linear(width, width), Norm(width), nn.GELU()),
+            *(nn.Linear(width, width), nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)),
+        )
+        self.pred = nn.Linear(width, out)
+        self.apply(init_weights)
+
+    def forward(self, memory: Latents, positions: Tensor) -> Tensor:
+        """Answer at the memory's own positions, which `positions (B, K)` must be: `(B, K, out)`."""
+        answers: Tensor = self.pred(self.projector(memory.patches))
+        return answers
+
+
+class LevelHeads(nn.Module):
+    """Every visible token answers for some levels of a teacher from a learned mix of its own (Xue et al., CVPR 2023).
+
+    Args:
+        encoder: The encoder whose levels are mixed.
+        levels: Levels to answer for, the teacher's last.
+        out: Values of a level.
+    """
+
+    reads_levels = True
+
+    def __init__(self, encoder: ViT, levels: int, out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(levels, encoder.depth).flip(0, 1) + 0.01)
+        self.heads = nn.ModuleList(nn.Linear(encoder.width, out) for _ in range(levels))
+        self.apply(init_weights)
+
+    def forward(self, memory: Latents, positions: Tensor) -> Tensor:
+        """Answer for class token and patches at the memory's own positions: `(B, 1+K, levels*out)`."""
+        stacked = torch.stack(memory.levels[1:])
+        mixed = torch.tensordot(self.weight.to(stacked.dtype), stacked, 1)
+        return torch.cat([head(level) for head, level in zip(self.heads, mixed, strict=True)], -1)
 
 
 class Projector(nn.Module):
@@ -269,7 +338,7 @@ class Latent(Decoder):
         batch, prefix = len(positions), memory.prefix
         embedded = self.embed(self.projector.project(memory))
         places = self.places(memory.positions, batch, prefix)
-        mask = None if memory.key_valid is None else memory.key_valid[:, None, None, :]
+        mask = _mask(memory)
         # not -inf, which gives no number where nothing visible was measured
         near = None if mask is None else torch.where(mask[..., prefix:], 0.0, -1e4)
         seen, values = places[:, None, prefix:], embedded[:, None, prefix:]

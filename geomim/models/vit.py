@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomim.errors import ConfigError
+from geomim.sensors import BandContract
 
 Size = Literal["tiny", "small", "base", "large", "huge", "giant"]
 
@@ -175,6 +176,9 @@ class ViT(nn.Module):
         heads: Attention heads.
         mlp_ratio: Hidden width of the MLP over `width`.
         class_token: Put a class token in front of the patches.
+
+    Attributes:
+        contracts: Bands and statistics of what it is trained on, by sensor; empty where nobody said.
     """
 
     pos_embed: Tensor
@@ -198,6 +202,7 @@ class ViT(nn.Module):
                 f"expected image_size a multiple of patch_size and width a multiple of heads, and all at least 1; "
                 f"given {image_size}/{patch_size} and {width}/{heads}, depth {depth}"
             )
+        self.contracts: dict[str, BandContract] = {}
         self.in_chans, self.image_size, self.patch_size = in_chans, image_size, patch_size
         self.width, self.depth, self.heads, self.mlp_ratio = width, depth, heads, mlp_ratio
         self.grid = (image_size // patch_size, image_size // patch_size)

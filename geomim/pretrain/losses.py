@@ -33,6 +33,16 @@ def l1(prediction: Tensor, answer: Answer, weight: Tensor | None) -> Tensor:
     return _per_image((prediction.float() - answer.values).abs(), answer, weight)
 
 
+def smooth_l1(beta: float = 1.0, factor: float = 1.0) -> Loss:
+    """Squared error up to `beta`, absolute error beyond, times `factor`; a loss like `mse`."""
+
+    def loss(prediction: Tensor, answer: Answer, weight: Tensor | None) -> Tensor:
+        error = F.smooth_l1_loss(prediction.float(), answer.values, reduction="none", beta=beta)
+        return factor * _per_image(error, answer, weight)
+
+    return loss
+
+
 def discriminate(
     prediction: Tensor, answer: Answer, weight: Tensor | None, temperature: float = 0.2, same: float | None = None
 ) -> Tensor:

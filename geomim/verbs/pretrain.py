@@ -122,7 +122,6 @@ def train(
                 logger=[MetricsTable(folder / "metrics.csv"), TensorBoardLogger(folder, "tensorboard", "")],
                 callbacks=[
                     signals,
-                    Watch(data.pictures(64), data.contract, folder / "reconstructions", training.watch_every),
                     Checkpoints(checkpoints, training.checkpoint_every, training.milestones, signals),
                     *([Bar()] if training.progress_bar else []),
                 ],
@@ -137,6 +136,11 @@ def train(
             where = f"training.accelerator {training.accelerator} with training.devices {training.devices}"
             raise ConfigError(f"{where} cannot be had on this machine: {error}") from error
         module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size)
+        for sentence in data.provide(module.model.needs, module.model.crop_size):
+            rank_zero_only(print)(sentence)
+        batch = data.pictures(64)
+        watch = Watch(batch, data.contracts[batch["sensor"]], folder / "reconstructions", training.watch_every)
+        trainer.callbacks.insert(1, watch)  # only now it is known what batches hold
         if start is not None:
             checkpoint = read_checkpoint(start)
             module.on_load_checkpoint(checkpoint)

@@ -161,3 +161,18 @@ def test_a_damaged_compressed_tile_is_named(tmp_path, tiles):
     with pytest.raises(CorpusError, match="is damaged") as error:
         TileArray(tmp_path / "image").read([0])
     assert str(shard) in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["cut", "garbled"])
+def test_a_damaged_shard_of_another_layout_is_named(tmp_path, tiles, kind):
+    codecs = [zarr.codecs.GzipCodec()]
+    path = tmp_path / "image"
+    array = zarr.create_array(path, shape=tiles.shape, dtype="u2", compressors=codecs, chunks=(1, 3, 8, 8))
+    array[:] = tiles
+    assert TileArray(path).layout is None
+    chunk = path / "c" / "3" / "0" / "0" / "0"
+    raw = chunk.read_bytes()
+    chunk.write_bytes(raw[:100] if kind == "cut" else b"\xff" * len(raw))
+    np.testing.assert_array_equal(TileArray(path).read([2]), tiles[[2]])
+    with pytest.raises(CorpusError, match="image' is damaged"):
+        TileArray(path).read([2, 3])

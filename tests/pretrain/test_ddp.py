@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 from tiny_corpus import write_corpus
+from tiny_teacher import write_teacher
 
 from geomim.data.datamodule import TileDataModule
 from geomim.pretrain.recipes import RECIPES
 from geomim.verbs import pretrain as verb
 
 METHOD = {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
-LATENT = {"projector_width": 16}
-OWN = {"latent_mim": LATENT, "selective_latent": LATENT}
+LATENT = METHOD | {"projector_width": 16}
+OWN = {"latent_mim": LATENT, "selective_latent": LATENT, "dmjd": METHOD | {"cell": 4}, "mask_align": {"levels": 2}}
 ENCODER = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
-METHODS = {"simmim": {"unit": 8}, "satvision": {"unit": 4}}
+OWN |= {"simmim": {"unit": 8}, "satvision": {"unit": 4}}
 ENCODERS = {"satvision": {"family": "swinv2", "patch_size": 2, "width": 8, "depth": 1, "heads": 1}}
-"""What recipes take that differ from the others."""
 
 
 class Probe(verb.Watch):
@@ -41,6 +41,12 @@ class Probe(verb.Watch):
         pass
 
 
+def dated(batch):
+    """The corpus has one date a place: the image mirrored stands for another one."""
+    view = {name: batch[name].flip(-1) for name in ("image", "valid") if name in batch}
+    return batch | {"views": {"date": view}}
+
+
 def run(corpus, folder, recipe, devices, batch_size, accumulate, resume=None):
     """Train two steps of 8 images and return every step's gradient and mean loss."""
     Probe.kept = {}
@@ -57,7 +63,12 @@ def run(corpus, folder, recipe, devices, batch_size, accumulate, resume=None):
         milestones=2,
     )
     data = TileDataModule(str(corpus), batch_size=batch_size, image_size=16, workers=0)
-    method = METHODS.get(recipe, METHOD | OWN.get(recipe, {}))
+    if recipe == "croco":
+        augment = data.augment
+        data.augment, data.provide = lambda batch: dated(augment(batch)), lambda *_: []
+    method = OWN.get(recipe, METHOD)
+    if recipe == "mask_align":
+        method = method | {"teacher": f"timm:local-dir:{corpus.parent / 'teacher'}"}
     verb.train(data, folder, recipe, method, ENCODERS.get(recipe, ENCODER), training=training, resume=resume)
     losses = [line.split(",")[1] for line in (folder / "metrics.csv").read_text().split()[1:]]
     return Probe.kept | {"loss": np.array(losses, float)}
@@ -69,7 +80,7 @@ def main():
 
     for corpus, folder, recipe, batch_size, accumulate, port in json.loads(sys.argv[1]):
         os.environ["MASTER_PORT"] = port  # another each time: a rank may be ahead of the one that listens
-        kept = run(corpus, Path(folder), recipe, "auto", batch_size, accumulate)
+        kept = run(Path(corpus), Path(folder), recipe, "auto", batch_size, accumulate)
         if os.environ["RANK"] == "0":
             np.savez(Path(folder) / "kept.npz", **kept)
         torch.distributed.destroy_process_group()
@@ -84,6 +95,7 @@ def two_processes(tmp_path_factory):
     """Run every case in one pair of processes: starting them is what takes time."""
     root = tmp_path_factory.mktemp("ddp")
     corpora = {nodata: write_corpus(root / f"corpus{nodata}", nodata=nodata) for nodata in (False, True)}
+    write_teacher(root / "teacher")
     cases = {(recipe, True, parts): root / f"{recipe}{parts}" for recipe in RECIPES for parts in (1, 2)}
     cases |= {("mae", False, 1): root / "plain"}
     with ExitStack() as stack:

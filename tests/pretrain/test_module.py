@@ -105,7 +105,7 @@ def test_a_run_is_not_overwritten(run, corpus, tmp_path):
 def test_a_loss_that_is_not_finite_stops_and_stores_nothing(corpus, tmp_path):
     training = Training(max_steps=4, checkpoint_every=1, **QUICK)
     broken = data(corpus)
-    broken.augment.std = torch.full((3, 1, 1), 1e-38)
+    broken.augment.statistics["rgb"][1] = torch.full((3, 1, 1), 1e-38)
     with pytest.raises(GeomimError, match=r"optimizer\.base_learning_rate"):
         train(broken, tmp_path, "mae", METHOD | {"normalise": "none"}, ENCODER, training=training)
     assert not list((tmp_path / "checkpoints").glob("*.ckpt"))
@@ -126,14 +126,14 @@ def test_collapse_tells_one_direction_from_many():
 def test_reconstructions_show_input_visible_and_predicted(corpus, tmp_path):
     module = data(write_corpus(tmp_path / "corpus"))
     model = build(module, "mae", METHOD, ENCODER).model
-    pictures = reconstructions(model, module.pictures(3), module.contract)
+    pictures = reconstructions(model, module.pictures(3), module.contracts["rgb"])
     assert pictures.shape == (3, 3, 16, 16, 3) and pictures.min() >= 0 and pictures.max() <= 1
     shown, answered = (~np.isclose(pictures[:, row], 0.5).all(-1) for row in (1, 2))
     assert shown.mean() == 0.25 and answered.all()  # all patches are seen or predicted
     assert np.array_equal(pictures[:, 1][shown], pictures[:, 0][shown])
     assert np.array_equal(pictures[:, 2][shown], pictures[:, 0][shown])
     batch = data(corpus).pictures(3)
-    pictures = reconstructions(model, batch, module.contract)
+    pictures = reconstructions(model, batch, module.contracts["rgb"])
     hidden = ~batch["valid"][:, 0].numpy()
     assert hidden.any() and (pictures.transpose(0, 2, 3, 1, 4)[hidden] == 1).all()  # not measured is white
 

@@ -1,9 +1,11 @@
 """What every recipe must do, whatever its parts."""
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
+from tiny_teacher import write_teacher
 from torch import Tensor
 
 from geomim.models.hierarchical import Hierarchical, swin_v2
@@ -11,22 +13,35 @@ from geomim.models.vit import unpatchify, vit
 from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.recipes import RECIPES
 from geomim.randomness import Draws
+from geomim.sensors import SENSORS, BandContract
 
 SMALL = {"decoder_depth": 2, "decoder_width": 48, "decoder_heads": 4}
-ON_SWIN = {"simmim": {"unit": 8}, "satvision": {"unit": 4}}
+LATENT = SMALL | {"projector_width": 64}
+OWN: dict[str, dict[str, Any]] = {
+    "latent_mim": LATENT | {"visible": 0.25},
+    "selective_latent": LATENT,
+    "dmjd": SMALL | {"cell": 4},
+    "simmim": {"unit": 8},
+    "satvision": {"unit": 4},
+}
+ON_SWIN = ("simmim", "satvision")
 """Recipes tested on a Swin that embeds 4 px and answers by 8 px."""
-LATENT = {"projector_width": 64}
-OWN = {"latent_mim": LATENT | {"visible": 0.25}, "selective_latent": LATENT}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> None:
+    OWN["mask_align"] = {"teacher": write_teacher(tmp_path_factory.mktemp("teacher")), "levels": 2}
+
+
 every_recipe = pytest.mark.parametrize("name", RECIPES)
 
 
 def build(name: str) -> MaskedImageModel:
     torch.manual_seed(0)
-    if name in ON_SWIN:
-        return RECIPES[name](tiny_swin(), **ON_SWIN[name])
-    return RECIPES[name](
-        vit(in_chans=4, image_size=32, patch_size=4, width=48, depth=2, heads=3), **SMALL, **OWN.get(name, {})
-    )
+    encoder = vit(in_chans=4, image_size=32, patch_size=4, width=48, depth=2, heads=3)
+    encoder = tiny_swin() if name in ON_SWIN else encoder
+    encoder.contracts = {"naip": BandContract(SENSORS["naip"], (100.0,) * 4, (50.0,) * 4)}
+    return RECIPES[name](encoder, **OWN.get(name, SMALL))
 
 
 def tiny_swin() -> Hierarchical:
@@ -45,8 +60,16 @@ def scenes(batch: int = 8) -> Tensor:
     return torch.sin(rate * axis[None, None, :, None] + band) + torch.cos(rate * axis[None, None, None, :] - band)
 
 
+def batch_of(model: MaskedImageModel, images: Tensor, valid: Tensor | None = None) -> dict[str, Any]:
+    """A batch with the further views that the model needs: other numbers, as much of them measured."""
+    view = {"image": images} if valid is None else {"image": images, "valid": valid}
+    other = view | {"image": images * 0.9 + 0.1}
+    return view | ({"views": dict.fromkeys(model.needs, other)} if model.needs else {})
+
+
 def step(model: MaskedImageModel, images: Tensor, progress: float = 0.3, seed: int = 0) -> Tensor:
-    return model({"image": images}, torch.tensor(progress), Draws(seed, torch.arange(len(images)))).loss
+    draws = Draws(seed, torch.arange(len(images)))
+    return model(batch_of(model, images), torch.tensor(progress), draws).loss
 
 
 @every_recipe
@@ -67,10 +90,9 @@ def test_overfits_eight_images(name: str) -> None:
 @pytest.mark.parametrize("nodata", [False, True])
 def test_every_trainable_parameter_gets_a_gradient(name: str, nodata: bool) -> None:
     model = build(name)
-    batch = {"image": scenes()}
-    if nodata:
-        batch["valid"] = torch.ones(8, 1, 32, 32, dtype=torch.bool)
-        batch["valid"][:, :, :10] = False
+    valid = torch.ones(8, 1, 32, 32, dtype=torch.bool)
+    valid[:, :, :10] = False
+    batch = batch_of(model, scenes(), valid if nodata else None)
     model(batch, torch.tensor(0.3), Draws(0, torch.arange(8))).loss.backward()
     silent = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     # the bias of keys shifts all logits of a query alike, so softmax cancels it; it lives inside qkv and kv
@@ -81,17 +103,16 @@ def test_every_trainable_parameter_gets_a_gradient(name: str, nodata: bool) -> N
 def test_hidden_pixels_do_not_leak(name: str) -> None:
     model, images = build(name), scenes()
     draws, progress = Draws(0, torch.arange(8)), torch.tensor(0.9)
-    context = model.context({"image": images}, draws)
+    context = model.context(batch_of(model, images), draws)
     splits, view = model.masking(context, progress), context.views["image"]
     hidden = splits["image"].hidden
     if hidden is None:
         hidden = torch.ones(8, view.length, dtype=torch.bool).scatter(1, splits["image"].visible, False)
     where = unpatchify(view.pixels_of(hidden), view.grid, model.encoder.patch_size)
     spoiled = torch.where(where, 77.0, images)
-    assert 0.3 < where.float().mean() < 0.9
-    encoded = [
-        model.encode(model.context({"image": pixels}, draws), splits, "image").tokens for pixels in (images, spoiled)
-    ]
+    assert 0.3 < where.float().mean() < 1
+    contexts = [model.context(batch_of(model, pixels), draws) for pixels in (images, spoiled)]
+    encoded = [model.encode(context, splits, "image").tokens for context in contexts]
     assert torch.equal(*encoded)
 
 
@@ -104,7 +125,7 @@ def test_nodata_changes_nothing(name: str) -> None:
     valid[0] = False
 
     def loss(fill: float) -> Tensor:
-        batch = {"image": torch.where(valid, images, fill), "valid": valid}
+        batch = batch_of(model, torch.where(valid, images, fill), valid)
         return model(batch, torch.tensor(0.0), Draws(0, torch.arange(8))).loss
 
     torch.testing.assert_close(loss(0.0), loss(1e4), rtol=1e-5, atol=1e-6)
@@ -121,7 +142,8 @@ def test_loss_of_a_batch_is_the_mean_of_its_parts(name: str) -> None:
     model, images = build(name), scenes()
     whole = step(model, images)
     parts = [
-        model({"image": images[i : i + 4]}, torch.tensor(0.3), Draws(0, torch.arange(i, i + 4))).loss for i in (0, 4)
+        model(batch_of(model, images[i : i + 4]), torch.tensor(0.3), Draws(0, torch.arange(i, i + 4))).loss
+        for i in (0, 4)
     ]
     torch.testing.assert_close(whole, torch.stack(parts).mean(), rtol=1e-5, atol=1e-6)
 
@@ -136,7 +158,7 @@ def test_runs_in_bfloat16_and_without_graph_breaks(name: str) -> None:
     progress, positions = torch.tensor(0.3), torch.arange(8)
 
     def forward(pixels: Tensor) -> Tensor:
-        return model({"image": pixels}, progress, Draws(0, positions)).loss
+        return model(batch_of(model, pixels), progress, Draws(0, positions)).loss
 
     explained = torch._dynamo.explain(forward)(images)
     assert explained.graph_break_count == 0, explained.break_reasons

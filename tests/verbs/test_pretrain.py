@@ -253,7 +253,7 @@ def test_a_gpu_without_memory_is_a_sentence(half, monkeypatch, capsys):
 
 def test_a_killed_reading_process_is_a_sentence_that_names_memory(half, monkeypatch, capsys):
     monkeypatch.setattr(TileSet, "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    monkeypatch.setattr("geomim.data.datamodule.TileDataModule.pictures", lambda *_: {})
+    monkeypatch.setattr("geomim.data.datamodule.TileDataModule.pictures", lambda *_: {"sensor": "rgb"})
     monkeypatch.setattr("geomim.verbs.pretrain.Watch", lambda *_: pl.Callback())
     assert main([*FLAGS, "--resume", "last", "--data.workers", "1"]) == 1
     error = capsys.readouterr().err
@@ -268,7 +268,7 @@ def test_a_fault_in_a_reading_process_is_its_sentence(half, monkeypatch, capsys)
         raise CorpusError("shard 3 is damaged")
 
     monkeypatch.setattr(TileSet, "read", read)
-    monkeypatch.setattr("geomim.data.datamodule.TileDataModule.pictures", lambda *_: {})
+    monkeypatch.setattr("geomim.data.datamodule.TileDataModule.pictures", lambda *_: {"sensor": "rgb"})
     monkeypatch.setattr("geomim.verbs.pretrain.Watch", lambda *_: pl.Callback())
     assert main([*FLAGS, "--resume", "last", "--data.workers", "1"]) == 1
     assert capsys.readouterr().err.strip().splitlines()[-1] == "geomim: shard 3 is damaged"

@@ -5,10 +5,12 @@ fill the slots first; where an image has too few, surplus visible slots are not 
 slots weigh nothing.
 """
 
+from geomim.pretrain.masking.attention import Attention
 from geomim.pretrain.masking.blocks import Blocks
+from geomim.pretrain.masking.disjoint import Disjoint
 from geomim.pretrain.masking.grid import Units
 from geomim.pretrain.masking.random import Random
 from geomim.pretrain.masking.selective import Phases, Selective
 from geomim.pretrain.masking.split import Masking, TokenSplit
 
-__all__ = ["Blocks", "Masking", "Phases", "Random", "Selective", "TokenSplit", "Units"]
+__all__ = ["Attention", "Blocks", "Disjoint", "Masking", "Phases", "Random", "Selective", "TokenSplit", "Units"]

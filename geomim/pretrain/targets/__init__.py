@@ -1,7 +1,9 @@
 """What the right answer is at a patch: a target is called as `target(view, positions)`, without gradient."""
 
 from geomim.pretrain.targets.answer import Answer, Target
+from geomim.pretrain.targets.hog import HOG
 from geomim.pretrain.targets.latent import Alike, EmaLatent
 from geomim.pretrain.targets.pixels import Pixels
+from geomim.pretrain.targets.teacher import FrozenTeacher, TeacherLevels
 
-__all__ = ["Alike", "Answer", "EmaLatent", "Pixels", "Target"]
+__all__ = ["HOG", "Alike", "Answer", "EmaLatent", "FrozenTeacher", "Pixels", "Target", "TeacherLevels"]

@@ -24,8 +24,10 @@ class Answer(NamedTuple):
 class Target(Protocol):
     """Anything that knows the answers; one that has weights is an `nn.Module`, and trains none of them."""
 
-    dim: int | None
-    """Values a patch; None for the pixels of whatever sensor was seen."""
+    @property
+    def dim(self) -> int | None:
+        """Values a patch; None for the pixels of whatever sensor was seen."""
+        ...
 
     def __call__(self, view: View, positions: Tensor) -> Answer:
         """Answers at `positions (B, P)`."""

@@ -1,0 +1,127 @@
+"""Vision transformers of others, to be read and never trained; all of them as timm's."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, cast
+
+import timm
+import torch
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from geomim.errors import BandError, CheckpointError, GeomimError
+from geomim.models.weights import contract_of, exported_contract, read_encoder
+from geomim.sensors import SENSORS, BandContract
+
+
+def read_frozen(source: str, grid: tuple[int, int]) -> tuple[VisionTransformer, BandContract]:
+    """Read a vision transformer with a class token, its positions resampled to a grid of patches.
+
+    Args:
+        source: `timm:NAME`, also `timm:local-dir:FOLDER`; `open_clip:NAME/PRETRAINED`; or what `read_encoder` reads.
+        grid: Rows and columns of patches.
+
+    Returns:
+        The network in evaluation mode, without gradients, and what numbers it expects.
+
+    Raises:
+        CheckpointError: It cannot be had, or is no plain vision transformer with a class token.
+        BandError: It names no bands and is not for three.
+    """
+    library, _, name = source.partition(":")
+    try:
+        readers = {"timm": _timm, "open_clip": _open_clip}
+        network, contract = readers[library](name) if library in readers else _geomim(source)
+    except GeomimError:
+        raise
+    except Exception as error:  # unknown name, no network, other weights: these libraries raise many kinds
+        raise CheckpointError(f"cannot read teacher '{source}' ({' '.join(str(error).split())[:200]})") from error
+    plain = isinstance(network, VisionTransformer) and isinstance(cast(Any, network).blocks[-1].attn, Attention)
+    if not plain or not network.has_class_token:
+        given = type(network).__name__
+        raise CheckpointError(f"'{source}': expected a vision transformer with a class token; given {given} without")
+    if network.patch_embed.proj.in_channels != len(contract.names):
+        raise BandError(f"'{source}' has {network.patch_embed.proj.in_channels} channels and names no bands")
+    rows, columns = network.patch_embed.patch_size
+    network.set_input_size(img_size=(grid[0] * rows, grid[1] * columns))
+    return network.eval().requires_grad_(False), contract
+
+
+def last_levels(network: VisionTransformer, images: Tensor, count: int) -> tuple[list[Tensor], Tensor]:
+    """Tokens after each of the last `count` blocks, and how much the class token attends to each patch in the last.
+
+    Args:
+        network: From `read_frozen`, of at least two blocks.
+        images: `(B, C, H, W)` as it normalises them.
+        count: How many.
+
+    Returns:
+        `(B, 1+L, D)` each, class token first, without the final norm; and `(B, L)`, the mean over heads.
+    """
+    pairs: Any = network.forward_intermediates(
+        images, max(2, count), return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
+    )
+    last: Any = network.blocks[-1]
+    mixed = last.attn.qkv(last.norm1(torch.cat(pairs[-2][::-1], 1)))
+    queries, keys, _ = mixed.unflatten(-1, (3, last.attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    queries, keys = last.attn.q_norm(queries[:, :, :1]), last.attn.k_norm(keys)
+    looks = (queries @ keys.transpose(-2, -1) / math.sqrt(keys.shape[-1])).float().softmax(-1).mean(1)
+    levels = [torch.cat([prefix[:, :1], patches], 1).float() for patches, prefix in pairs[-count:]]
+    return levels, looks[:, 0, network.num_prefix_tokens :]
+
+
+def _timm(name: str) -> tuple[Any, BandContract]:
+    network: Any = timm.create_model(name, pretrained=True, num_classes=0)
+    return network, exported_contract(name.removeprefix("local-dir:")) or _pictures(network.pretrained_cfg)
+
+
+def _geomim(path: str) -> tuple[Any, BandContract]:
+    loaded = read_encoder(path)
+    own, contract = loaded.encoder, contract_of(loaded, path)[0]
+    sizes: dict[str, Any] = {
+        "embed_dim": own.width,
+        "depth": own.depth,
+        "num_heads": own.heads,
+        "mlp_ratio": own.mlp_ratio,
+    }
+    network = VisionTransformer(own.image_size, own.patch_size, own.in_chans, num_classes=0, fc_norm=False, **sizes)
+    network.load_state_dict(own.state_dict())
+    return network, contract
+
+
+def _open_clip(name: str) -> tuple[Any, BandContract]:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise CheckpointError("teachers of open_clip need it installed: pip install 'geomim[language]'") from error
+    name, _, tag = name.partition("/")
+    if not tag:
+        raise CheckpointError("expected a teacher open_clip:NAME/PRETRAINED, such as open_clip:ViT-B-16/openai")
+    tower: Any = open_clip.create_model(name, pretrained=tag, require_pretrained=True).visual
+    contract = _pictures(open_clip.get_model_preprocess_cfg(tower))
+    if hasattr(tower, "trunk"):  # timm's already
+        return tower.trunk, contract
+    first = tower.transformer.resblocks[0]
+    network = VisionTransformer(
+        img_size=tower.image_size,
+        patch_size=tower.patch_size,
+        embed_dim=tower.conv1.out_channels,
+        depth=len(tower.transformer.resblocks),
+        num_heads=first.attn.num_heads,
+        mlp_ratio=first.mlp.c_fc.out_features / tower.conv1.out_channels,
+        pre_norm=True,
+        norm_layer=cast(Any, partial(nn.LayerNorm, eps=first.ln_1.eps)),
+        act_layer=type(first.mlp.gelu),
+        num_classes=0,
+    )
+    state = checkpoint_filter_fn({f"visual.{key}": value for key, value in tower.state_dict().items()}, network)
+    network.load_state_dict({key: value for key, value in state.items() if not key.startswith("head.")})
+    return network, contract
+
+
+def _pictures(config: dict[str, Any]) -> BandContract:
+    mean, std = (tuple(255 * value for value in config[key]) for key in ("mean", "std"))
+    return BandContract(SENSORS["rgb"], mean, std)
