@@ -47,8 +47,11 @@ VERBS = {
     "corpus verify": Verb("geomim.corpus.verify:verify", "corpus", "whether a corpus still is what its lock says"),
     "corpus rebuild": Verb("geomim.corpus.verify:rebuild", "corpus", "make a corpus again from its lock and sources"),
     "pretrain": Verb("geomim.verbs.pretrain:run", "train", "a corpus becomes an encoder"),
+    "plot": Verb("geomim.verbs.plot:plot", "train", "the curves of a run, or of several beside each other"),
+    "replay": Verb("geomim.verbs.replay:replay", "train", "the step again that ended a run: where it is not finite"),
     "evaluate": Verb("geomim.verbs.evaluate:evaluate", "train", "how good a frozen encoder is, beside its floors"),
     "export": Verb("geomim.models.weights:export", "train", "an encoder becomes a folder that plain timm loads"),
+    "show": Verb("geomim.verbs.show:show", "train", "where weights come from: recipe, corpora, bands, scores"),
     "predict": Verb("geomim.maps.predict:predict", "maps", "an encoder, a probe and a scene become a map of classes"),
     "cluster": Verb("geomim.maps.predict:cluster", "maps", "an encoder and a scene become a map without labels"),
 }
@@ -62,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; `sys.argv` where None.
 
     Returns:
-        0 when all went well, 1 when the work failed, 2 when the arguments are wrong, 130 or 143 when interrupted.
+        0 when all went well, 1 when the work failed, 2 when the arguments are wrong, 130 or 143 when interrupted,
+        138 when SIGUSR1 ended it before the time of its SLURM job was up.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments

@@ -137,6 +137,19 @@ class Corpus:
         except (KeyError, TypeError, AttributeError) as error:
             raise CorpusError(f"'{path / 'corpus.json'}' lacks {error}: build the corpus again") from error
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What weights that are trained on it say of it, with the benchmarks that its tiles were compared with."""
+        file = self.path.joinpath("audit", "audit.json")
+        found = json.loads(file.read_text())["benchmarks"] if file.is_file() else []
+        kept = ("benchmark", "splits", "tiles", "excluded")
+        return {
+            "name": self.path.name,
+            "tiles": sum(size.get("kept", size["tiles"]) for size in self.meta["sizes"].values()),
+            **{checksum: self.meta.get(checksum) for checksum in ("lock", "audit")},
+            "benchmarks": [{key: one[key] for key in kept} for one in found],
+        }
+
     @classmethod
     def open(cls, path: str | Path | Url) -> Corpus:
         """Open a corpus folder.

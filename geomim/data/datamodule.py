@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -22,22 +23,37 @@ Batch = dict[str, Any]
 
 
 class Steps(DataLoader[Batch]):
-    """Micro-batches, as workers read them, together as optimiser steps of `parts`; one by one where it is None."""
+    """Micro-batches, as workers read them, together as optimiser steps of `parts`; one by one where it is None.
+
+    Attributes:
+        waited: Seconds that were spent waiting for them.
+    """
 
     def __init__(self, *args: Any, parts: int | None, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.parts = parts
+        self.parts, self.waited = parts, 0.0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         micro = super().__iter__()
         while self.parts:
-            yield [next(micro) for _ in range(self.parts)]
+            start = time.perf_counter()
+            step = [next(micro) for _ in range(self.parts)]
+            self.waited += time.perf_counter() - start
+            yield step
         yield from micro
+
+    def whole(self, number: int) -> list[Batch]:
+        """Read optimiser step `number`, counted from 0, again: the micro-batches of all ranks, in order."""
+        sampler: Any = self.batch_sampler
+        dataset: Any = self.dataset
+        count = sampler.world * (self.parts or 1)
+        starts = range(number * count * sampler.size, (number + 1) * count * sampler.size, sampler.size)
+        return [dataset.__getitems__(range(start, start + sampler.size)) for start in starts]
 
 
 def _deaf(_: int) -> None:
     """Let a worker outlive a signal that reaches the whole group of processes: its trainer finishes the step."""
-    for one in (signal.SIGINT, signal.SIGTERM):
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(one, signal.SIG_IGN)
 
 

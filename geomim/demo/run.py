@@ -24,10 +24,11 @@ from geomim.errors import GeomimError, InputError, Interrupted
 from geomim.evaluate.scores import Scores
 from geomim.maps.predict import cluster, predict
 from geomim.models.weights import export, read_encoder
-from geomim.pretrain.module import Optimisation
+from geomim.pretrain.optimisation import Optimisation
 from geomim.sensors import Sensor, get_sensor
 from geomim.verbs.evaluate import evaluate
 from geomim.verbs.pretrain import Training, train
+from geomim.verbs.watching import Watching
 
 IMAGE = 64
 """Side of the training image in pixels."""
@@ -223,9 +224,10 @@ def _chapter(
             METHOD,
             ENCODER,
             Optimisation(base_learning_rate=4e-3),
-            Training(steps, precision="32-true", log_every=10, watch_every=max(1, steps // 3), milestones=MILESTONES),
+            Training(steps, precision="32-true", log_every=10, milestones=MILESTONES),
             seed,
             resume="last",
+            watch=Watching(every=max(1, steps // 3)),
         )
     except Interrupted as stop:
         raise Interrupted(stop.signal, "stopped while it trained: the same command goes on where it was") from stop

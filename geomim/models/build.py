@@ -44,17 +44,15 @@ def build_encoder(
     if len(contracts) > 1:
         raise ConfigError(f"the corpora are of several sensors ({', '.join(contracts)}): a plain encoder knows one")
     (contract,) = contracts.values()
-    bands = len(contract.names)
-    encoder: Encoder
     if family == "swinv2":
         sizes = zip((width, depth, heads), SWIN_SIZES[size], strict=True)
         width, third, first = (usual if given is None else given for given, usual in sizes)
         stages = (2, 2, third, 2), [first << stage for stage in range(4)]
-        encoder = swin_v2(bands, image_size, patch_size or 4, width, *stages, window)
+        encoder: Encoder = swin_v2(len(contract.names), image_size, patch_size or 4, width, *stages, window)
     elif window is not None:
         raise ConfigError("--encoder.window is of a Swin: expected --encoder.family swinv2 with it")
     else:
-        encoder = vit(bands, image_size, patch_size or 16, size, width, depth, heads, class_token)
+        encoder = vit(len(contract.names), image_size, patch_size or 16, size, width, depth, heads, class_token)
     encoder.contracts = dict(contracts)
     return encoder
 

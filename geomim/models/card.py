@@ -1,13 +1,20 @@
-"""The model card that is written beside exported weights."""
+"""What is known of some weights, in words: the model card beside an export, and what `geomim show` prints.
+
+Both are written from the plain `geomim` entry that checkpoints and exports hold; what it does not say is unknown.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from geomim.sensors import BandContract
 
-def model_card(name: str, config: Mapping[str, Any]) -> str:
-    """Say in Markdown what the weights expect, what they were trained on and how to load them.
+Facts = Mapping[str, Any]
+
+
+def model_card(name: str, config: Facts) -> str:
+    """Say in Markdown how to load the weights, what they expect and where they come from.
 
     Args:
         name: Name of the model.
@@ -16,14 +23,16 @@ def model_card(name: str, config: Mapping[str, Any]) -> str:
     Returns:
         The text of `README.md`, with the front matter that model hubs read.
     """
-    own, args = config["geomim"], config["model_args"]
-    contract = own["contract"]
+    args, cfg = config["model_args"], config["pretrained_cfg"]
+    advice = ": `timm.data.create_transform` prepares pictures of these bands."
+    if "255" not in cfg["description"]:
+        advice = ". Do not use `timm.data.create_transform`: it divides by 255 first."
+    said = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections(config["geomim"]).items())
     what, order = "A vision transformer", f"(B, 1 + patches, {config['num_features']}): class token first"
     deep, heads = args.get("depth"), args["num_heads"]
     if "depths" in args:
         deep, heads = ("-".join(map(str, args[key])) for key in ("depths", "num_heads"))
         what, order = "A hierarchical Swin V2", f"(B, rows, columns, {config['num_features']})"
-    trained = f"`{own['recipe']}`, {own['step']} steps" if own.get("recipe") and "step" in own else own["source"]
     return f"""---
 library_name: timm
 tags: [image-feature-extraction, timm, remote-sensing, geomim]
@@ -31,11 +40,7 @@ tags: [image-feature-extraction, timm, remote-sensing, geomim]
 # {name}
 
 {what} ({args["embed_dim"]} wide, {deep} deep, {heads} heads) for images of
-{args["img_size"]} px in patches of {args["patch_size"]} px. Trained with {trained}.
-
-## Bands
-
-{_bands(config)}
+{args["img_size"]} px in patches of {args["patch_size"]} px.
 
 ## Load it
 
@@ -49,51 +54,104 @@ features = model(images)                  # (B, {config["num_features"]}): mean 
 tokens = model.forward_features(images)   # {order}
 ```
 
-`images` are `(B, {args["in_chans"]}, H, W)`: the bands above in that order, as `(stored number - mean) / std`.
-{_transform(config["pretrained_cfg"])}
+`images` are `(B, {args["in_chans"]}, H, W)`: the bands below in that order, as `(stored number - mean) / std`.
+`pretrained_cfg` holds {cfg["description"]}{advice}
 
-## Licences and attributions
-
-{_rights(contract)}
+{said}
 """
 
 
-def _transform(cfg: Mapping[str, Any]) -> str:
-    """Whether timm's own transforms make such images."""
-    start = f"`pretrained_cfg` holds {cfg['description']}"
-    if "255" in cfg["description"]:
-        return f"{start}: `timm.data.create_transform` prepares pictures of these bands."
-    return f"{start}. Do not use `timm.data.create_transform`: it divides by 255 first."
+def sections(entry: Facts) -> dict[str, str]:
+    """What an entry says, as Markdown by title.
+
+    Args:
+        entry: The `geomim` entry, with the `source` of the weights in words and `notes` on what was assumed of them.
+    """
+    made = entry.get("provenance") or {}
+    contracts = list((entry.get("contracts") or {"": entry.get("contract")}).values())
+    contracts = [contract for contract in contracts if contract]
+    rights = [", ".join(dict.fromkeys(v for one in contracts for v in one[k])) for k in ("licences", "attributions")]
+    config = made.get("config") or entry.get("settings") or {}
+    lines = (f"{key}: {_pairs(value) if isinstance(value, Mapping) else value}" for key, value in config.items())
+    return {
+        "Encoder": f"{_pairs({'family': 'vit', **entry['encoder']})}.",
+        "Training": _training(entry, made),
+        **({"Notes": _list(entry["notes"])} if entry.get("notes") else {}),
+        "Bands": "\n\n".join(map(_bands, contracts)) or "The weights state none; as a rule they are for 8-bit RGB.",
+        "Evaluation": _evaluation(made["evaluation"]) if made.get("evaluation") else "None was made in training.",
+        "Corpora": _corpora(made.get("corpora") or (), contracts),
+        "Licences": f"Of the imagery: {rights[0] or 'none stated'}. Attributions: {rights[1] or 'none stated'}.",
+        "Configuration": _list(lines) or "Unknown.",
+    }
 
 
-def _bands(config: Mapping[str, Any]) -> str:
-    contract, cfg = config["geomim"]["contract"], config["pretrained_cfg"]
-    if contract is None:
-        scaled = ([255 * value for value in cfg[key]] for key in ("mean", "std"))
-        rows = zip(("red", "green", "blue"), *scaled, strict=False)
-        lines = [f"| {name} | {mean:.6g} | {std:.6g} |" for name, mean, std in rows]
-        note = "The weights state no bands; published files of this kind are trained on 8-bit RGB (0 to 255)."
-        return "\n".join([note, "", "| band | mean | std |", "|---|---|---|", *lines])
-    sensor = contract["sensor"]
-    note = f"Sensor `{sensor['name']}`: {sensor['unit']} = stored number * {sensor['scale']:g} + {sensor['offset']:g}."
+def _training(entry: Facts, made: Facts) -> str:
+    recipe = f"`{entry['recipe']}` ({_pairs(entry.get('recipe_args') or {})})" if entry.get("recipe") else "unknown"
+    progress = f" ({entry['progress']:.0%} of its schedule)" if "progress" in entry else ""
     lines = [
-        f"| {number} | {band['name']} | {band['alias'] or ''} | {band['wavelength'] or ''} | {band['bandwidth'] or ''} "
-        f"| {band['gsd'] or ''} | {mean:.6g} | {std:.6g} |"
-        for number, (band, mean, std) in enumerate(
-            zip(sensor["bands"], contract["mean"], contract["std"], strict=True), start=1
-        )
+        f"source: {entry['source']}",
+        f"recipe: {recipe}",
+        f"steps: {_count(entry.get('step'))}{progress}",
+        f"images seen: {_count(made.get('images'))}",
+        f"code: {_pairs(made.get('code') or {}) or 'unknown'}",
     ]
-    head = "| channel | band | alias | wavelength (nm) | bandwidth (nm) | GSD (m) | mean | std |"
-    return "\n".join([note, "", head, "|" + "---|" * 8, *lines])
+    for one in entry.get("history") or ():
+        changed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in one["changed"].items())
+        lines.append(f"changed at step {one['step']:,}: {changed}")
+    return _list(lines)
 
 
-def _rights(contract: Mapping[str, Any] | None) -> str:
-    if contract is None:
-        return "The weights state none; see where they were published."
-    licences = ", ".join(contract["licences"]) or "none stated"
-    attributions = "; ".join(contract["attributions"]) or "none stated"
-    rights = f"Imagery it was trained on: {licences}. Attributions: {attributions}."
-    corpora = [f"- {line}" for line in contract.get("corpora", ())]
-    return "\n".join(
-        [rights, *(["", "Corpora, with the checksums (xxh3) of lock and audit:", "", *corpora] if corpora else [])]
+def _bands(contract: Facts) -> str:
+    read = BandContract.from_dict(contract)
+    meanings: dict[str, list[str]] = {}
+    for name, (unit, scale, offset) in zip(read.names, read.sensor.meanings, strict=True):
+        meanings.setdefault(f"{unit} = stored number * {scale:g} + {offset:g}", []).append(name)
+    said = "; ".join(f"{', '.join(names)}: {meaning}" for meaning, names in meanings.items())
+    head = ["band", "alias", "wavelength (nm)", "width (nm)", "GSD (m)", "mean", "std"]
+    rows = [
+        (band.name, band.alias or band.polarisation, band.wavelength, band.bandwidth, band.gsd, f"{m:.6g}", f"{s:.6g}")
+        for band, m, s in zip(read.sensor.bands, read.mean, read.std, strict=True)
+    ]
+    return f"Sensor `{read.sensor.name}`, in the order of the channels. {said}.\n\n{_table(head, rows)}"
+
+
+def _evaluation(scores: Facts) -> str:
+    rows: dict[str, dict[str, str]] = {}
+    for one in scores["rows"]:
+        cell = f"{one['accuracy']:.3f} ({one['low']:.3f}-{one['high']:.3f})"
+        rows.setdefault(one["encoder"], {})[one["probe"]] = cell
+    head = ["frozen encoder", *next(iter(rows.values()))]
+    return (
+        f"Accuracy on {scores['data']} at step {scores['step']:,}, watched in training: {scores['classes']} classes, "
+        f"{scores['train_images']:,} images to fit on, {scores['test_images']:,} of split `{scores['test_split']}` to "
+        f"score on, and 95 % intervals.\n\n{_table(head, [[name, *row.values()] for name, row in rows.items()])}"
     )
+
+
+def _corpora(corpora: Iterable[Facts], contracts: Sequence[Facts]) -> str:
+    """Corpora with the checksums (xxh3) of lock and audit, and what of them touches benchmarks."""
+    lines = []
+    for one in corpora:
+        audit = f"audit {one['audit']}" if one["audit"] else "not audited against any benchmark"
+        lines.append(f"{one['name']}, {one['tiles']:,} tiles, lock {one['lock'] or 'unknown'}, {audit}")
+        for other in one["benchmarks"]:
+            name = f"{other['benchmark']} ({', '.join(other['splits']) or 'all'})"
+            lines.append(f"{other['tiles']:,} touch {name}: {'' if other['excluded'] else 'NOT '}excluded")
+    return _list(lines or [line for one in contracts for line in one.get("corpora", ())]) or "Unknown."
+
+
+def _count(number: int | None) -> str:
+    return "unknown" if number is None else f"{number:,}"
+
+
+def _pairs(values: Facts) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    cells = [["" if cell is None else str(cell) for cell in row] for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)

@@ -75,6 +75,19 @@ class Loaded:
     details: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def entry(self) -> dict[str, Any]:
+        """All that is known of it as plain values, as an export stores them."""
+        return {
+            **self.details,
+            "format_version": FORMAT_VERSION,
+            "geomim_version": __version__,
+            "source": self.kind,
+            "encoder": self.encoder.config,
+            "contract": self.contract.to_dict() if self.contract else None,
+            "notes": list(dict.fromkeys([*self.details.get("notes", ()), *self.notes])),
+        }
+
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a file of tensors and plain values without running anything that is in it.
@@ -360,14 +373,7 @@ def hub_config(loaded: Loaded) -> dict[str, Any]:
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
-        "geomim": {
-            **loaded.details,
-            "format_version": FORMAT_VERSION,
-            "geomim_version": __version__,
-            "source": loaded.kind,
-            "encoder": encoder.config,
-            "contract": contract.to_dict() if contract else None,
-        },
+        "geomim": loaded.entry,
     }
 
 

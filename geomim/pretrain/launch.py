@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from geomim.errors import ConfigError
 
@@ -73,6 +74,21 @@ def placement(accelerator: str, devices: int | str, nodes: int) -> dict[str, Any
             "neither"
         )
     return {"devices": devices, "num_nodes": nodes, "plugins": [LightningEnvironment()]}
+
+
+def sharing(strategy: str, placed: dict[str, Any]) -> str | ModelParallelStrategy:
+    """The trainer's strategy for what was `placed`: `fsdp` shares out the weights and stores them whole.
+
+    Raises:
+        ConfigError: There is one device to share weights among.
+    """
+    if strategy != "fsdp":
+        return strategy
+    devices = torch.cuda.device_count() if placed["devices"] == "auto" else int(placed["devices"])
+    world = devices * placed["num_nodes"]
+    if world < 2:
+        raise ConfigError("training.strategy fsdp: expected several devices to share weights among; there is one")
+    return ModelParallelStrategy(world, 1, save_distributed_checkpoint=False)
 
 
 def _launcher() -> tuple[str, int, int]:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from geomim.errors import ConfigError, GeomimError
 from geomim.models.weights import FORMAT_VERSION
 from geomim.pretrain.context import Context
 from geomim.pretrain.objective import MaskedImageModel
+from geomim.pretrain.optimisation import Optimisation, parameter_groups
+from geomim.pretrain.replay import blame
 from geomim.pretrain.resume import changes
-from geomim.pretrain.signals import Signals
+from geomim.pretrain.scaling import local, shard, whole
+from geomim.pretrain.skipped import Skipped
+from geomim.pretrain.throughput import count_flops, peak
 from geomim.randomness import Draws
 from geomim.sensors import BandContract
 
@@ -30,45 +36,6 @@ _DIVERGED = (
     "last; where that ends likewise, with --resume and an earlier milestone, or anew under another --name. If it is "
     "not finite from the first step, look at the corpus's means and deviations"
 )
-
-
-@dataclass(frozen=True)
-class Optimisation:
-    """AdamW with warm-up and cosine, counted in steps.
-
-    Args:
-        base_learning_rate: Highest learning rate for 256 images a step; scaled by the images a step over all devices.
-        weight_decay: Decay of matrices; biases, norms and tokens have none.
-        betas: Decay of the two running moments.
-        warmup: Share of the steps over which the learning rate rises.
-        final: Learning rate of the last step as a share of the highest.
-    """
-
-    base_learning_rate: float = 1.5e-4
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
-    warmup: float = 0.05
-    final: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.warmup < 1 or not 0 <= self.final <= 1 or self.base_learning_rate <= 0:
-            raise ConfigError(
-                "optimizer: expected warmup in [0, 1), final in [0, 1] and base_learning_rate above 0; given "
-                f"{self.warmup}, {self.final} and {self.base_learning_rate}"
-            )
-
-    def factor(self, step: int, steps: int) -> float:
-        """Learning rate of a step as a share of the highest.
-
-        Args:
-            step: From 0.
-            steps: Steps in all.
-        """
-        warm = round(self.warmup * steps)
-        if step < warm:
-            return (step + 1) / warm
-        done = min(1.0, (step - warm) / max(1, steps - warm))
-        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 @dataclass(frozen=True)
@@ -90,21 +57,6 @@ class Origin:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters with and without weight decay.
-
-    Vectors have none: biases, norms, and tokens, which are vectors with axes of length 1 around them.
-    """
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            groups[sum(size > 1 for size in parameter.shape) > 1].append(parameter)
-    return [
-        {"params": groups[True], "weight_decay": weight_decay},
-        {"params": groups[False], "weight_decay": 0.0},
-    ]
-
-
 class PretrainModule(pl.LightningModule):
     """Trains a `MaskedImageModel`.
 
@@ -121,11 +73,14 @@ class PretrainModule(pl.LightningModule):
         log_every: Steps between two rows of figures; the last step is always one.
         accumulate: Micro-batches a step.
         clip: Greatest norm of the gradient; not clipped where None.
+        compiled: Compile encoding, decoding and losses, a graph a sensor.
 
     Attributes:
         idle: Seconds since the last log that were not spent training; left out of images/s.
         latest: The figures logged last.
         history: What resumed runs changed: `step`, and `changed` with `[old, new]` by name.
+        provenance: What else a checkpoint says of where it comes from, as plain values: `code`, `config`, `corpora`,
+            and `evaluation`, the scores seen last.
     """
 
     def __init__(
@@ -133,23 +88,29 @@ class PretrainModule(pl.LightningModule):
         model: MaskedImageModel,
         origin: Origin,
         batch_size: int,
-        optimisation: Optimisation = Optimisation(),
+        optimisation: Optimisation = Optimisation(),  # noqa: B008 (frozen)
         seed: int = 0,
         log_every: int = 50,
         accumulate: int = 1,
         clip: float | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model, self.origin, self.batch_size = model, origin, batch_size
         self.optimisation, self.seed, self.log_every = optimisation, seed, log_every
-        self.accumulate, self.clip = accumulate, clip
+        self.accumulate, self.clip, self.compiled = accumulate, clip, compiled
         self.idle = 0.0
         self.latest: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
+        self.provenance: dict[str, Any] = {}
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
-        self._mark = (0, 0.0)  # step and time of the last log
+        self._flops: dict[str, float] = {}  # of an image of each sensor
+        self._spent = 0.0  # FLOPs since the last log
+        self._skipped = Skipped()
+        self._failed = torch.zeros((), dtype=torch.int64)  # on the device: the first step that was not finite, or 0
+        self._mark = (0, 0.0, 0.0)  # step, time, and time spent waiting at the last log
 
     @property
     def images_per_step(self) -> int:
@@ -168,6 +129,11 @@ class PretrainModule(pl.LightningModule):
         highest = settings.base_learning_rate * self.images_per_step / 256
         return highest * settings.factor(trainer.global_step, trainer.max_steps)
 
+    def configure_model(self) -> None:
+        """Share out the weights where the strategy does."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard(self.model, self.trainer.strategy.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW, fused; every step sets its learning rate.
 
@@ -176,7 +142,7 @@ class PretrainModule(pl.LightningModule):
         """
         if self.trainer.max_steps < 1:
             raise ConfigError("pretraining needs max_steps: every schedule is spread over it")
-        groups = parameter_groups(self.model, self.optimisation.weight_decay)
+        groups = parameter_groups(self.model, self.optimisation.weight_decay, self.optimisation.layer_decay)
         return torch.optim.AdamW(groups, lr=0.0, betas=self.optimisation.betas, fused=True)
 
     def training_step(self, parts: Sequence[dict[str, Any]], batch_idx: int) -> None:
@@ -188,33 +154,82 @@ class PretrainModule(pl.LightningModule):
         """
         optimizer: Any = self.optimizers()
         progress = torch.full((), self.progress, device=self.device)
-        self.model.before_step(progress)
-        plans = []
+        self._count(parts[0], progress)
+        self._follow(progress)
+        plans, losses = [], []
         for part in parts:
+            self._skipped.note(part)
             context = self._receive(part)
             plans.append(self.model.plan(context, progress))
         totals = torch.stack([plan.weights.sum(1) for plan in plans]).sum(0)
         if self.trainer.world_size > 1:  # DDP averages gradients over ranks
             dist.all_reduce(totals)
             totals = totals / self.trainer.world_size
-        plain = self.trainer.optimizers[0]
+        plain: Any = self.trainer.optimizers[0]
         plain.zero_grad()
         for left in reversed(range(len(parts))):  # the last one is on the device still
             context = context if left == len(parts) - 1 else self._receive(parts[left])
-            # while gradients only add up, ranks keep theirs to themselves
-            ddp = self.trainer.strategy.model
-            with ddp.no_sync() if left and isinstance(ddp, DistributedDataParallel) else nullcontext():
-                output = self.model.compare(context, plans[left], progress, totals)
+            with self._alone() if left else nullcontext():
+                output = self._compare(context, plans[left], progress, totals)
                 with torch.autocast(self.device.type, enabled=False):
                     self.manual_backward(output.loss)
             for name, value in {"loss": output.loss.detach(), **output.terms}.items():
-                self._sums[name] = self._sums[name] + value.float() if name in self._sums else value.float()
+                self._add(name, value)
+            losses.append(output.loss.detach().float())
         self._steps += 1
+        norm = self._check(losses)
         if self.clip:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip)
+            torch.nn.utils.clip_grads_with_norm_(self.parameters(), self.clip, norm)
         for group in plain.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = self.learning_rate * group["scale"]
+        plain.found_inf = (self._failed > 0).float()  # the fused update then leaves weights and moments as they are
         optimizer.step()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While gradients only add up, ranks keep theirs to themselves."""
+        ddp, model = self.trainer.strategy.model, self.model
+        with ddp.no_sync() if isinstance(ddp, DistributedDataParallel) else nullcontext():
+            if isinstance(model, FSDPModule):
+                model.set_requires_gradient_sync(False)
+            yield
+            if isinstance(model, FSDPModule):
+                model.set_requires_gradient_sync(True)
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums[name] + value.float() if name in self._sums else value.float()
+
+    def _check(self, losses: list[Tensor]) -> Tensor:
+        """Norm of the gradient; a step in which it or a loss is not finite is noted on the device, on all ranks."""
+        norm = whole(torch.nn.utils.get_total_norm([one.grad for one in self.parameters() if one.grad is not None]))
+        self._add("gradient_norm", norm)
+        bad = (~torch.stack([norm, *losses]).isfinite().all()).float()
+        if self.trainer.world_size > 1:
+            dist.all_reduce(bad, dist.ReduceOp.MAX)
+        first = (self._failed == 0) & (bad > 0)
+        self._failed = torch.where(first, self.trainer.global_step + 1, self._failed)
+        return norm
+
+    @torch.no_grad()
+    def _follow(self, progress: Tensor) -> None:
+        """Let targets follow the encoder; after a step that was not finite they stay as they are, like the weights."""
+        model = self.model
+        parts = [part for part in model.modules() if part is not model and hasattr(part, "before_step")]
+        state = [local(one) for part in parts for one in part.state_dict().values()]
+        before = [one.clone() for one in state]
+        model.before_step(progress)
+        for one, old in zip(state, before, strict=True):
+            one.copy_(torch.where(self._failed > 0, old, one))
+
+    def _count(self, part: dict[str, Any], progress: Tensor) -> None:
+        """Add up the FLOPs of a step; those of an image are counted once a sensor."""
+        sensor = part["sensor"]
+        if sensor not in self._flops:
+            start = time.perf_counter()
+            few = apply_to_collection(part, Tensor, lambda values: values[:4] if values.ndim else values)
+            self._flops[sensor] = count_flops(self.model, self.trainer.strategy.batch_to_device(few), progress)
+            self.idle += time.perf_counter() - start
+        self._spent += self._flops[sensor] * self.images_per_step
 
     def _receive(self, part: dict[str, Any]) -> Context:
         """A micro-batch on the device, augmented; the same whenever it is asked for."""
@@ -223,23 +238,36 @@ class PretrainModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Start the clock."""
-        self._mark = (self.trainer.global_step, time.perf_counter())
+        self._compare = self.model.compare
+        if self.compiled:
+            torch._dynamo.config.recompile_limit = 64  # a graph a sensor, each with and without validity
+            self._compare = torch.compile(self._compare, dynamic=False)
+        self._failed = torch.zeros_like(self._failed, device=self.device)
+        self._mark = (self.trainer.global_step, time.perf_counter(), 0.0)
         self.idle = 0.0
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log when it is time."""
-        step, trainer = self.trainer.global_step, self.trainer
+        trainer: Any = self.trainer
+        step = trainer.global_step
         if step % self.log_every and step != trainer.max_steps:
             return
         losses = self._read_losses()
-        now = time.perf_counter()
+        now, waited = time.perf_counter(), trainer.train_dataloader.waited
         seconds = max(1e-9, now - self._mark[1] - self.idle)
+        done = step - self._mark[0]
+        speed, limit = self._spent / seconds / trainer.world_size, peak(self.device)
+        known = limit is not None and "bf16" in str(trainer.precision)
         self.latest = losses | {
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-            "images_per_second": (step - self._mark[0]) * self.images_per_step / seconds,
+            "learning_rate": max(group["lr"] for group in trainer.optimizers[0].param_groups),
+            "images_per_second": done * self.images_per_step / seconds,
             "images": float(step * self.images_per_step),
+            "flops_per_image": self._spent / max(1, done * self.images_per_step),
+            **({"mfu": speed / limit} if known and limit else {"flops_per_second": speed}),
+            "wait": (waited - self._mark[2]) / seconds,
+            "hours_left": (trainer.max_steps - step) * seconds / max(1, done) / 3600,
         }
-        self._sums, self._steps, self._mark, self.idle = {}, 0, (step, now), 0.0
+        self._sums, self._steps, self._mark, self.idle, self._spent = {}, 0, (step, now, waited), 0.0, 0.0
         for logger in trainer.loggers:
             logger.log_metrics(self.latest, step)
 
@@ -247,17 +275,47 @@ class PretrainModule(pl.LightningModule):
         """Mean losses since the last log over all ranks; the one place that waits for the device.
 
         Raises:
-            GeomimError: The loss is not finite.
+            GeomimError: A step was not finite; weights are those of before it. Or too many tiles cannot be read.
         """
         if not self._steps:
             return {}
+        if failed := int(self._failed):
+            raise GeomimError(self._fail(failed))
         stacked = torch.stack(list(self._sums.values())) / self._steps
-        values = self.trainer.strategy.reduce(stacked, reduce_op="mean").tolist()
+        trainer: Any = self.trainer
+        values = trainer.strategy.reduce(stacked, reduce_op="mean").tolist()
         losses = dict(zip(self._sums, values, strict=True))
-        if not math.isfinite(losses["loss"]):
-            where = f"between steps {self._mark[0]} and {self.trainer.global_step}"
-            raise GeomimError(f"the loss is {losses['loss']} {where}. {_DIVERGED}")
-        return losses
+        tiles = sum(map(len, trainer.train_dataloader.dataset.sets))
+        skipped = self._skipped.count(tiles, trainer.world_size)
+        return losses | ({"unreadable": float(skipped)} if skipped else {})
+
+    def _fail(self, step: int) -> str:
+        """Keep a step that was not finite, and say so. All ranks do the same: their weights are those of before it."""
+        trainer: Any = self.trainer
+        done = (step - 1) / trainer.max_steps
+        progress = torch.full((), done, device=self.device)
+        parts = trainer.train_dataloader.whole(step - 1)
+        with trainer.precision_plugin.forward_context():
+            failure = blame(self.model, parts, trainer.strategy.batch_to_device, self.seed, progress)
+        content = {
+            "geomim": self.description() | {"step": step - 1, "progress": done},
+            "state_dict": trainer.strategy.lightning_module_state_dict(),
+            "failure": failure | {"step": step, "seed": self.seed, "progress": done},
+        }
+        path = Path(trainer.default_root_dir) / "failures" / f"step-{step:07d}.pt"
+        where = f"'geomim replay {path}' runs it again and shows where it begins"
+        if trainer.is_global_zero:
+            try:
+                path.parent.mkdir(exist_ok=True)
+                torch.save(content, path.with_suffix(".part"))
+                path.with_suffix(".part").replace(path)
+            except (OSError, RuntimeError) as error:
+                where = f"it could not be kept in '{path}' ({error})"
+        trainer.strategy.barrier()
+        tiles = failure["tiles"]
+        more = f" and {len(tiles) - 8} more" * (len(tiles) > 8)
+        what = f"loss of tiles {', '.join(map(str, tiles[:8]))}{more}" if tiles else "gradient, not the loss,"
+        return f"the {what} is not finite in step {step} of {trainer.max_steps}: {where}. {_DIVERGED}"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the plain `geomim` entry; the checkpoint before stays where loss or weights are not finite.
@@ -267,12 +325,25 @@ class PretrainModule(pl.LightningModule):
         """
         self._read_losses()
         # a step can ruin weights though its loss was finite
-        if not bool(torch.stack([one.detach().isfinite().all() for one in self.parameters()]).all()):
+        finite = [whole(one.detach().isfinite().all()) for one in self.parameters()]
+        if not bool(torch.stack(finite).all()):
             raise GeomimError(f"weights are not finite after step {self.trainer.global_step}. {_DIVERGED}")
-        checkpoint["geomim"] = self.description() | {
-            "step": self.trainer.global_step,
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy):
+            self._number(checkpoint["optimizer_states"][0])
+        described, step = self.description(), self.trainer.global_step
+        checkpoint["geomim"] = described | {
+            "step": step,
             "progress": self.progress,
+            "provenance": described["provenance"] | {"images": step * self.images_per_step},
         }
+
+    def _number(self, state: dict[str, Any]) -> None:
+        """Number an optimiser's state by the places of parameters in the model, as shared-out weights are stored."""
+        places = {one: place for place, one in enumerate(self.parameters())}
+        order = [places[one] for group in self.trainer.optimizers[0].param_groups for one in group["params"]]
+        state["state"] = {order[key]: values for key, values in state["state"].items()}
+        for group in state["param_groups"]:
+            group["params"] = [order[key] for key in group["params"]]
 
     def description(self) -> dict[str, Any]:
         """What a checkpoint says of its encoder, as plain values."""
@@ -285,6 +356,7 @@ class PretrainModule(pl.LightningModule):
             "corpus": list(self.origin.corpus),
             "settings": self.origin.settings,
             "history": self.history,
+            "provenance": self.provenance,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -295,45 +367,5 @@ class PretrainModule(pl.LightningModule):
         """
         changed = changes(checkpoint.get("geomim"), self.description())
         entry = checkpoint["geomim"]
+        self.provenance.setdefault("evaluation", entry.get("provenance", {}).get("evaluation"))
         self.history = entry["history"] + ([{"step": entry["step"], "changed": changed}] if changed else [])
-
-
-class Checkpoints(pl.Callback):
-    """Keeps `last.ckpt` fresh, and milestones `step-0001000.ckpt` that stay.
-
-    A file is written whole and then renamed, so a run killed while saving resumes from the one before.
-
-    Args:
-        folder: Where they go.
-        every: Steps between two `last.ckpt`.
-        milestones: Number of checkpoints to keep, evenly over the run; the last step is one of them.
-        signals: Where they ask to stop, `last.ckpt` is written and the run ends.
-    """
-
-    def __init__(self, folder: Path, every: int, milestones: int = 0, signals: Signals | None = None) -> None:
-        self.folder, self.every, self.milestones = folder, every, milestones
-        self.signals = signals or Signals()
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Save when it is time."""
-        step, steps = trainer.global_step, trainer.max_steps
-        kept = {round(steps * part / self.milestones) for part in range(1, self.milestones + 1)}
-        stop = self.signals.agreed(trainer.world_size) and step < steps
-        if step in kept:
-            self._save(trainer, f"step-{step:07d}.ckpt")
-        if step % self.every == 0 or step == steps or stop:
-            self._save(trainer, "last.ckpt")
-        trainer.should_stop = trainer.should_stop or stop
-
-    def _save(self, trainer: pl.Trainer, name: str) -> None:
-        part = self.folder / f"{name}.part"
-        try:
-            trainer.save_checkpoint(part)
-            if trainer.is_global_zero:
-                part.replace(self.folder / name)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise GeomimError(
-                f"cannot save '{self.folder / name}' at step {trainer.global_step}: {error.strerror or error}. Earlier "
-                "checkpoints are as they were: make room and go on with --resume last"
-            ) from error

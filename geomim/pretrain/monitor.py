@@ -5,17 +5,23 @@ from __future__ import annotations
 import csv
 import os
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.loggers.logger import Logger
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning_utilities.core.apply_func import apply_to_collection
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
+from geomim.evaluate.scores import PIXELS, RANDOM
 from geomim.models.vit import unpatchify
 from geomim.pretrain.module import PretrainModule
 from geomim.pretrain.objective import MaskedImageModel
@@ -23,6 +29,9 @@ from geomim.randomness import Draws
 from geomim.sensors import BandContract
 
 GREY = 0.5
+ENCODER = "this encoder"
+COLUMNS = {ENCODER: "", RANDOM: "/random", PIXELS: "/pixels"}
+"""What stands behind the name of a probe where it scores the encoder or one of its floors."""
 
 
 def collapse(embeddings: Tensor) -> dict[str, float]:
@@ -50,6 +59,40 @@ def collapse(embeddings: Tensor) -> dict[str, float]:
     }
 
 
+def patch_cosine(values: Tensor, weight: Tensor | None = None) -> float:
+    """Mean cosine of two different patches of an image, over images; 1 where all are told the same, NaN of no two.
+
+    Args:
+        values: `(B, P, T)` predictions or targets. Where P is 1, two different images are compared.
+        weight: `(B, P)`, 0 for what does not count; None where all does.
+    """
+    weight = torch.ones(values.shape[:2], device=values.device) if weight is None else (weight > 0).float()
+    if values.shape[1] == 1:
+        values, weight = values.transpose(0, 1), weight.transpose(0, 1)
+    unit = torch.nn.functional.normalize(values.float(), dim=-1) * weight[..., None]
+    pairs = weight.sum(1) * (weight.sum(1) - 1)
+    alike = unit.sum(1).square().sum(-1) - unit.square().sum((1, 2))
+    return float((alike / pairs.clamp(min=1)).sum() / (pairs > 0).sum())
+
+
+@torch.no_grad()
+def term_cosines(
+    model: MaskedImageModel, batch: dict[str, Any], progress: float = 1.0, seed: int = 0
+) -> dict[str, float]:
+    """`patch_cosine` of each term's predictions and targets, as `prediction_cosine/TERM` and `target_cosine/TERM`.
+
+    Methods that predict latents may collapse in both. Arguments as for `reconstructions`.
+    """
+    context = model.context(batch, Draws(seed, batch["position"]))
+    splits = model.masking(context, torch.full((), progress, device=batch["image"].device))
+    cosines = {}
+    for term, _, prediction, answer, weight in model.ask(context, splits):
+        measured = 1.0 if answer.element is None else answer.element
+        cosines[f"prediction_cosine/{term.name}"] = patch_cosine(prediction * measured, weight)
+        cosines[f"target_cosine/{term.name}"] = patch_cosine(answer.values * measured, weight)
+    return cosines
+
+
 @torch.no_grad()
 def reconstructions(
     model: MaskedImageModel, batch: dict[str, Any], contract: BandContract, progress: float = 1.0, seed: int = 0
@@ -65,36 +108,33 @@ def reconstructions(
 
     Returns:
         `(B, 3, H, W, 3)` float32 in [0, 1]: input, visible patches on grey, and predicted patches beside them; what
-        was not measured is white. Empty where the model predicts no pixels.
+        was not measured is white. `(B, 2, H, W, 3)` where the model predicts no pixels.
     """
-    device = batch["image"].device
-    views = model.predict(batch, torch.full((), progress, device=device), Draws(seed, batch["position"]))
-    views = {name: view for name, view in views.items() if "prediction" in view}
-    if not views:
-        return np.zeros((0, 3, 1, 1, 3), np.float32)
-    view = next(iter(views.values()))
-    patches, size = view["patches"].float(), model.encoder.patch_size
-    grid = tuple(side // size for side in batch["image"].shape[2:])
-    images = unpatchify(patches, (grid[0], grid[1]), size)[:, _colours(contract)]
+    draws = Draws(seed, batch["position"])
+    views = model.predict(batch, torch.full((), progress, device=batch["image"].device), draws)
+    name = next((name for name, view in views.items() if "prediction" in view), next(iter(views)))
+    view, seen = views[name], model.context(batch, draws).views[name]
+    patches, size, grid = view["patches"].float(), model.encoder.patch_size, seen.grid
+    images = unpatchify(patches, grid, size)[:, _colours(contract)]
     low, high = (images.flatten(2).quantile(q, dim=2)[..., None, None] for q in (0.02, 0.98))
     drawn = []
-    for known, values in (("all", patches), ("visible", patches), ("predict", view["prediction"].float())):
+    for known in ("all", "visible", "predict")[: 3 if "prediction" in view else 2]:
         canvas, covered = patches.clone(), torch.ones_like(patches[..., 0], dtype=torch.bool)
         if known != "all":
             covered = torch.zeros_like(covered).scatter_(1, view["visible"], True)
         if known == "predict":
-            places = view["predict"].unsqueeze(-1).expand_as(values)
-            canvas = canvas.scatter(1, places, values)
+            values = view["prediction"].float()
+            canvas = canvas.scatter(1, view["predict"].unsqueeze(-1).expand_as(values), values)
             covered = covered.scatter(1, view["predict"], view["weight"] > 0)
         covered = covered[..., None].expand(-1, -1, size**2)
         if "seen" in view and known != "all":
             covered = covered | view["seen"]
             canvas = torch.where(view["seen"].repeat_interleave(canvas.shape[-1] // size**2, -1), patches, canvas)
-        shown = unpatchify(canvas, (grid[0], grid[1]), size)[:, _colours(contract)]
+        shown = unpatchify(canvas, grid, size)[:, _colours(contract)]
         shown = ((shown - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-        cover = unpatchify(covered.float(), (grid[0], grid[1]), size)
+        cover = unpatchify(covered.float(), grid, size)
         shown = torch.where(cover > 0, shown, GREY)
-        drawn.append(torch.where(batch["valid"], shown, 1.0) if "valid" in batch else shown)
+        drawn.append(shown if seen.valid is None else torch.where(seen.valid, shown, 1.0))
     pictures: np.ndarray = torch.stack(drawn, 1).permute(0, 1, 3, 4, 2).cpu().numpy()
     return pictures
 
@@ -115,9 +155,10 @@ def save_reconstructions(path: Path, pictures: np.ndarray) -> None:
     """Write `reconstructions` as one PNG, a row an image, aside and then renamed."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 2 * len(pictures) + 0.3), layout="constrained")
-    axes = figure.subplots(len(pictures), 3, squeeze=False)
-    for axis, title in zip(axes[0], ("input", "visible", "predicted"), strict=True):
+    rows, columns = pictures.shape[:2]
+    figure = Figure(figsize=(2 * columns, 2 * rows + 0.3), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis, title in zip(axes[0], ("input", "visible", "predicted"), strict=False):
         axis.set_title(title)
     for axis, image in zip(axes.flat, pictures.reshape(-1, *pictures.shape[2:]), strict=True):
         axis.imshow(image, interpolation="nearest")
@@ -127,19 +168,44 @@ def save_reconstructions(path: Path, pictures: np.ndarray) -> None:
     part.replace(path)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A model in evaluation mode for a while; every part goes back to the mode that it was in."""
+    training = [part for part in model.modules() if part.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
 class Watch(pl.Callback):
-    """Looks at the same few tiles every so often: collapse figures to the loggers, reconstructions as PNG.
+    """Looks at the same few tiles, and at labelled images, every so often.
+
+    Figures go to the loggers, pictures to a folder and to the loggers that take them. The first process looks while
+    the others wait.
 
     Args:
         batch: Normalised tiles to look at, at least 2.
-        contract: Their bands.
+        contracts: Bands by the name that `sensor` of a batch says.
         folder: Where pictures go.
         every: Steps between two looks; the last step is always one.
+        probe: Scores an encoder on a device: plain values with `rows` of `encoder`, `probe` and `accuracy`.
         shown: Tiles in a picture.
     """
 
-    def __init__(self, batch: dict[str, Any], contract: BandContract, folder: Path, every: int, shown: int = 4) -> None:
-        self.batch, self.contract, self.folder, self.every, self.shown = batch, contract, folder, every, shown
+    def __init__(
+        self,
+        batch: dict[str, Any],
+        contracts: Mapping[str, BandContract],
+        folder: Path,
+        every: int,
+        probe: Callable[[Any, torch.device], dict[str, Any]] | None = None,
+        shown: int = 4,
+    ) -> None:
+        self.batch, self.contract, self.folder, self.every = batch, contracts[batch["sensor"]], folder, every
+        self.probe, self.shown = probe, shown
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Look when it is time; the clock of images/s stands still meanwhile."""
@@ -147,27 +213,46 @@ class Watch(pl.Callback):
         if step % self.every and step != trainer.max_steps:
             return
         assert isinstance(pl_module, PretrainModule)
-        if trainer.is_global_zero:
-            start = time.perf_counter()
+        model: Any = pl_module.model
+        sharded = isinstance(model, FSDPModule)  # then no process has all weights, and all look together
+        if not (trainer.is_global_zero or sharded):
+            return
+        start = time.perf_counter()
+        if sharded:
+            model.unshard()
+        with torch.no_grad(), evaluating(model):
             self._look(trainer, pl_module)
-            pl_module.idle += time.perf_counter() - start
+        if sharded:
+            model.reshard()
+        pl_module.idle += time.perf_counter() - start
 
-    @torch.no_grad()
     def _look(self, trainer: pl.Trainer, module: PretrainModule) -> None:
-        batch = {
-            key: value.to(module.device) if isinstance(value, Tensor) else value for key, value in self.batch.items()
-        }
-        embeddings = module.model.encoder(batch["image"]).patches.mean(1)
+        model, step = module.model, trainer.global_step
+        batch = move_data_to_device(self.batch, module.device)
+        context = model.context(batch, Draws(module.seed, batch["position"]))
+        embeddings = model.encoder.encode(context.views["image"].seen).patches.mean(1)
         if not bool(embeddings.isfinite().all()):
             return  # the next log or save ends the run on all ranks, with a sentence
-        figures = collapse(embeddings)
+        found = collapse(embeddings) | term_cosines(model, batch, module.progress, module.seed)
+        if self.probe is not None:
+            scores = self.probe(model.encoder, module.device)
+            module.provenance["evaluation"] = {"step": step, **scores}
+            found |= {row["probe"] + COLUMNS[row["encoder"]]: row["accuracy"] for row in scores["rows"]}
         for logger in trainer.loggers:
-            logger.log_metrics(figures, trainer.global_step)
-        few = {key: value[: self.shown] for key, value in batch.items()}
-        pictures = reconstructions(module.model, few, self.contract, module.progress, module.seed)
-        if len(pictures):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_reconstructions(self.folder / f"step-{trainer.global_step:07d}.png", pictures)
+            logger.log_metrics(found, step)
+        few = apply_to_collection(batch, Tensor, lambda value: value[: self.shown] if value.ndim else value)
+        pictures = reconstructions(model, few, self.contract, module.progress, module.seed)
+        if not trainer.is_global_zero:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"step-{step:07d}.png"
+        save_reconstructions(path, pictures)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                sheet = np.concatenate(np.concatenate(pictures, 1), 1)
+                logger.experiment.add_image("reconstructions", sheet, step, dataformats="HWC")
+            elif isinstance(logger, WandbLogger):
+                logger.log_image("reconstructions", [str(path)], step)
 
 
 class MetricsTable(Logger):
@@ -234,6 +319,8 @@ class Bar(pl.Callback):
         if self._progress is not None:
             latest = getattr(pl_module, "latest", {})
             figures = f"loss {latest['loss']:.4f}  {latest['images_per_second']:.0f} images/s" if latest else ""
+            figures += f"  MFU {latest['mfu']:.0%}" if "mfu" in latest else ""
+            figures += f"  waits {latest['wait']:.0%}" if latest.get("wait", 0) > 0.03 else ""
             self._progress.update(self._progress.task_ids[0], completed=trainer.global_step, figures=figures)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,17 +1,23 @@
-"""SIGTERM and Ctrl-C while an encoder trains: the step is finished, and every rank stops after the same one."""
+"""Signals while an encoder trains: the step is finished, and every rank stops after the same one."""
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import threading
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import distributed as dist
 
 from geomim.errors import Interrupted
+
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""SIGUSR1 is what `sbatch --signal=USR1@90` sends before the time is up: the job is then queued again, too."""
 
 
 class Signals(pl.Callback):
@@ -33,7 +39,7 @@ class Signals(pl.Callback):
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():  # Python lets no other
-            self._before = {one: signal.signal(one, self._note) for one in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {one: signal.signal(one, self._note) for one in HEARD}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -42,7 +48,7 @@ class Signals(pl.Callback):
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if not self._training or (self.received and number == signal.SIGINT):
-            raise Interrupted(number, f"stopped by {signal.Signals(number).name}; the last checkpoint is as it was")
+            raise interrupted(number, "; the last checkpoint is as it was")
         self.received = self.received or number
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -69,3 +75,19 @@ class Signals(pl.Callback):
         before[1].wait()
         self.received = self.received or int(before[0])
         return bool(before[0])
+
+
+def interrupted(number: int, said: str) -> Interrupted:
+    """What ends a run: the signal's name and what is `said` of it; SIGUSR1 has SLURM queue the job again."""
+    said = f"stopped by {signal.Signals(number).name}{said}"
+    job = os.environ.get("SLURM_JOB_ID")
+    if getattr(rank_zero_only, "rank", 0):
+        said = ""  # told by the first
+    elif number == signal.SIGUSR1 and job:
+        try:
+            subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
+            said += f"; job {job} is queued again"
+        except (OSError, subprocess.CalledProcessError) as error:
+            why = (getattr(error, "stderr", "") or str(error)).strip()
+            said += f"; job {job} could not be queued again ({why}): start it again"
+    return Interrupted(number, said)

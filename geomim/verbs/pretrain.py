@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import signal
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,19 +14,25 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.apply_func import apply_to_collection
 
+from geomim.addresses import plain
 from geomim.data.datamodule import TileDataModule
-from geomim.errors import ConfigError, GeomimError, Interrupted, ResumeError, nearest
+from geomim.errors import ConfigError, GeomimError, ResumeError, nearest
 from geomim.models.build import build_encoder
+from geomim.models.provenance import code_version
 from geomim.models.weights import read_checkpoint
-from geomim.pretrain.launch import placement
-from geomim.pretrain.module import Checkpoints, Optimisation, Origin, PretrainModule
-from geomim.pretrain.monitor import Bar, MetricsTable, Watch
+from geomim.pretrain.checkpoints import Checkpoints
+from geomim.pretrain.launch import placement, sharing
+from geomim.pretrain.module import Origin, PretrainModule
+from geomim.pretrain.monitor import Bar, Watch
+from geomim.pretrain.optimisation import Optimisation
 from geomim.pretrain.recipes import RECIPES
-from geomim.pretrain.signals import Signals
+from geomim.pretrain.scaling import recompute
+from geomim.pretrain.signals import Signals, interrupted
+from geomim.verbs.watching import Watching, loggers, probing
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,13 @@ class Training:
         devices: Devices on each node; where `auto`, as many as torchrun or srun started, else all GPUs or one CPU
             process.
         nodes: Machines; as many as torchrun or srun started where not given.
+        strategy: `ddp` keeps all weights on every device, `fsdp` a share of them, for encoders from ViT-H up.
         clip: Greatest norm of the gradient; not clipped where not given.
         log_every: Steps between two rows of figures.
-        watch_every: Steps between two looks at collapse and reconstructions.
         checkpoint_every: Steps between two `last.ckpt`.
         milestones: Checkpoints to keep besides the last, evenly over the run.
+        checkpointing: Compute blocks again for the gradient instead of keeping what is inside: slower, in less memory.
+        compile: Compile the step, a graph a sensor: minutes at the start, faster steps on a GPU.
         progress_bar: Show a bar.
     """
 
@@ -56,19 +63,26 @@ class Training:
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: int | Literal["auto"] = "auto"
     nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     clip: float | None = None
     log_every: int = 50
-    watch_every: int = 1000
     checkpoint_every: int = 1000
     milestones: int = 0
+    checkpointing: bool = False
+    compile: bool = False
     progress_bar: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "accumulate", "nodes", "log_every", "watch_every", "checkpoint_every"):
+        for name in ("max_steps", "accumulate", "nodes", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}: expected at least 1; given {getattr(self, name)}")
-        if self.milestones < 0 or (self.clip or 1) < 0:
-            raise ConfigError(f"training: expected no milestones or clip below 0; given {self.milestones}, {self.clip}")
+        if (self.clip or 1) < 0:
+            raise ConfigError(f"training.clip: expected at least 0; given {self.clip}")
+        if not 0 <= self.milestones <= self.max_steps:
+            raise ConfigError(
+                f"training.milestones: expected 0 to training.max_steps, {self.max_steps}; given {self.milestones}: "
+                "some would lie past the end"
+            )
 
 
 def train(
@@ -82,6 +96,7 @@ def train(
     seed: int = 0,
     resume: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
+    watch: Watching = Watching(),  # noqa: B008 (frozen)
 ) -> Path:
     """Pretrain an encoder; what the verb does once its configuration is read.
 
@@ -96,6 +111,7 @@ def train(
         seed: Seed of weights and masks; crops and order have the one of `data`.
         resume: `"last"` goes on from the run's last checkpoint where there is one; or a checkpoint file.
         config: Written to `config.yaml` once training begins, with what resumed runs changed.
+        watch: What to look at meanwhile.
 
     Returns:
         The last checkpoint.
@@ -111,15 +127,18 @@ def train(
     start = _start(folder, resume)
     checkpoints, signals = folder / "checkpoints", Signals()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips are not ours
+    unsigned = config and apply_to_collection(_plain(config), str, plain)  # it travels
+    probed = probing(watch, data.contracts, data.image_size, bool((encoder or {}).get("spectral")))
     with signals, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")
         try:
+            placed = placement(training.accelerator, training.devices, training.nodes)
             trainer = pl.Trainer(
                 max_steps=training.max_steps,
                 max_epochs=-1,
                 precision=training.precision,
                 accelerator=training.accelerator,
-                logger=[MetricsTable(folder / "metrics.csv"), TensorBoardLogger(folder, "tensorboard", "")],
+                logger=loggers(folder, watch, unsigned),
                 callbacks=[
                     signals,
                     Checkpoints(checkpoints, training.checkpoint_every, training.milestones, signals),
@@ -130,7 +149,8 @@ def train(
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 use_distributed_sampler=False,  # the stream shares out positions itself
-                **placement(training.accelerator, training.devices, training.nodes),
+                strategy=sharing(training.strategy, placed),
+                **placed,
             )
         except MisconfigurationException as error:
             where = f"training.accelerator {training.accelerator} with training.devices {training.devices}"
@@ -138,9 +158,10 @@ def train(
         module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size)
         for sentence in data.provide(module.model.needs, module.model.crop_size):
             rank_zero_only(print)(sentence)
-        batch = data.pictures(64)
-        watch = Watch(batch, data.contracts[batch["sensor"]], folder / "reconstructions", training.watch_every)
-        trainer.callbacks.insert(1, watch)  # only now it is known what batches hold
+        looks = Watch(data.pictures(64), data.contracts, folder / "reconstructions", watch.every, probed)
+        trainer.callbacks.insert(1, looks)  # only now it is known what batches hold
+        corpora = [one.provenance for one in data.corpora]
+        module.provenance = {"code": code_version(), "config": unsigned, "corpora": corpora}
         if start is not None:
             checkpoint = read_checkpoint(start)
             module.on_load_checkpoint(checkpoint)
@@ -154,9 +175,8 @@ def train(
         except (RuntimeError, OSError, GeomimError) as error:
             raise _sentence(error, training) from error
     if signals.received and trainer.global_step < training.max_steps:
-        name = signal.Signals(signals.received).name
-        sentence = f"stopped by {name} at step {trainer.global_step} of {training.max_steps}; go on with --resume last"
-        raise Interrupted(signals.received, sentence if trainer.is_global_zero else "")
+        where = f" at step {trainer.global_step} of {training.max_steps}; go on with --resume last"
+        raise interrupted(signals.received, where)
     return checkpoints / "last.ckpt"
 
 
@@ -205,6 +225,8 @@ def build(
     torch.manual_seed(seed)
     network = build_encoder(data.contracts, data.image_size, **(encoder or {}))
     model = RECIPES[recipe](network, **(method or {}))
+    if training.checkpointing:
+        recompute(model)
     settings = {
         "seed": seed,
         "batch_size * devices * nodes * accumulate": data.batch_size * world * training.accumulate,
@@ -212,9 +234,8 @@ def build(
     }
     corpora = tuple(str(one.path) for one in data.corpora)
     origin = Origin(recipe, _plain(dict(method or {})), data.contracts, corpora, settings)
-    return PretrainModule(
-        model, origin, data.batch_size, optimizer, seed, training.log_every, training.accumulate, training.clip
-    )
+    how = (training.log_every, training.accumulate, training.clip, training.compile)
+    return PretrainModule(model, origin, data.batch_size, optimizer, seed, *how)
 
 
 def _start(folder: Path, resume: str | Path | None) -> Path | None:
@@ -282,9 +303,11 @@ def run(argv: Sequence[str]) -> None:
         config.seed,
         config.resume,
         config.written,
+        config.watch,
     )
     if rank_zero_only.rank == 0:
         print(f"\nencoder: {last}\nfigures: {folder / 'metrics.csv'}\npictures: {folder / 'reconstructions'}")
+        print(f"next: geomim plot {folder}; geomim show {last}")
 
 
 def make_parser(recipe: str) -> ArgumentParser:
@@ -308,6 +331,7 @@ def make_parser(recipe: str) -> ArgumentParser:
     parser.add_class_arguments(TileDataModule, "data", skip={"image_size", "seed"}, instantiate=False)
     parser.add_class_arguments(Optimisation, "optimizer")
     parser.add_class_arguments(Training, "training")
+    parser.add_class_arguments(Watching, "watch")
     return parser
 
 

@@ -8,6 +8,8 @@ import sys
 from contextlib import ExitStack
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_corpus import write_corpus
@@ -20,9 +22,10 @@ from geomim.verbs import pretrain as verb
 METHOD = {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
 LATENT = METHOD | {"projector_width": 16}
 OWN = {"latent_mim": LATENT, "selective_latent": LATENT, "dmjd": METHOD | {"cell": 4}, "mask_align": {"levels": 2}}
-ENCODER = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
 OWN |= {"simmim": {"unit": 8}, "satvision": {"unit": 4}}
+ENCODER = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
 ENCODERS = {"satvision": {"family": "swinv2", "patch_size": 2, "width": 8, "depth": 1, "heads": 1}}
+"""What recipes take that differ from the others."""
 
 
 class Probe(verb.Watch):
@@ -41,10 +44,12 @@ class Probe(verb.Watch):
         pass
 
 
-def dated(batch):
-    """The corpus has one date a place: the image mirrored stands for another one."""
-    view = {name: batch[name].flip(-1) for name in ("image", "valid") if name in batch}
-    return batch | {"views": {"date": view}}
+def with_places(corpus):
+    """Let every two tiles be one place."""
+    table = pq.read_table(corpus / "catalogue.parquet")
+    places = pa.array([row // 2 for row in range(len(table))])
+    pq.write_table(table.append_column("place", places), corpus / "catalogue.parquet")
+    return corpus
 
 
 def run(corpus, folder, recipe, devices, batch_size, accumulate, resume=None):
@@ -62,10 +67,8 @@ def run(corpus, folder, recipe, devices, batch_size, accumulate, resume=None):
         checkpoint_every=2,
         milestones=2,
     )
-    data = TileDataModule(str(corpus), batch_size=batch_size, image_size=16, workers=0)
-    if recipe == "croco":
-        augment = data.augment
-        data.augment, data.provide = lambda batch: dated(augment(batch)), lambda *_: []
+    pairs = "place" if recipe == "croco" else None
+    data = TileDataModule(str(corpus), batch_size=batch_size, image_size=16, workers=0, pairs=pairs)
     method = OWN.get(recipe, METHOD)
     if recipe == "mask_align":
         method = method | {"teacher": f"timm:local-dir:{corpus.parent / 'teacher'}"}
@@ -94,7 +97,7 @@ if __name__ == "__main__":
 def two_processes(tmp_path_factory):
     """Run every case in one pair of processes: starting them is what takes time."""
     root = tmp_path_factory.mktemp("ddp")
-    corpora = {nodata: write_corpus(root / f"corpus{nodata}", nodata=nodata) for nodata in (False, True)}
+    corpora = {nodata: with_places(write_corpus(root / f"corpus{nodata}", nodata=nodata)) for nodata in (False, True)}
     write_teacher(root / "teacher")
     cases = {(recipe, True, parts): root / f"{recipe}{parts}" for recipe in RECIPES for parts in (1, 2)}
     cases |= {("mae", False, 1): root / "plain"}

@@ -83,11 +83,11 @@ def test_a_signal_to_all_processes_ends_a_run_at_a_step(folder, monkeypatch, num
 class StopAfter(pl.Callback):
     """Signals its own process in the last step of a run that another one was stopped after."""
 
-    step = 0
+    step, number = 0, signal.SIGTERM
 
     def on_train_batch_start(self, trainer, *_):
         if trainer.global_step == self.step - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
 
 
 def test_torchrun_alone_makes_one_run_of_the_doubled_batch_whose_ranks_stop_together(folder, monkeypatch):
@@ -113,6 +113,31 @@ def test_torchrun_alone_makes_one_run_of_the_doubled_batch_whose_ranks_stop_toge
     assert one["global_step"] == two["global_step"] == int(found[1])
     for name, weight in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], weight, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [("77", "job 77 is queued again"), ("78", r"\(no job 78\): start it again"), ("", "")],
+)
+def test_a_job_whose_time_is_up_keeps_its_step_and_is_queued_again(folder, tmp_path, monkeypatch, capsys, job, said):
+    stand_in = tmp_path / "scontrol"
+    stand_in.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n[ $2 = 77 ] || {{ echo no job $2 >&2; exit 1; }}\n')
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(StopAfter, "step", 2)
+    monkeypatch.setattr(StopAfter, "number", signal.SIGUSR1)
+    monkeypatch.setattr("geomim.verbs.pretrain.Bar", StopAfter)
+    flags = f"--name job{job} --data.workers 1 --data.batch_size 4 --training.max_steps 3".split()
+    assert main([*FLAGS, *flags, "--training.progress_bar", "true"]) == 138
+    assert re.search(rf"stopped by SIGUSR1 at step 2 of 3; go on with --resume last.*{said}\n", capsys.readouterr().err)
+    assert step_of(Path(f"runs/job{job}/checkpoints/last.ckpt")) == 2
+    asked = tmp_path / "asked"
+    assert asked.read_text() == f"requeue {job}\n" if job else not asked.exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    assert main([*FLAGS, *flags, "--resume", "last"]) == 0
 
 
 def test_a_second_interrupt_or_one_before_training_ends_at_once():

@@ -227,9 +227,7 @@ def test_a_homogeneous_image_gives_numbers():
 
 def test_the_copy_is_stored_and_goes_on_where_it_was(tmp_path):
     corpus = write_corpus(tmp_path / "corpus")
-    training = Training(
-        max_steps=4, milestones=2, precision="32-true", accelerator="cpu", progress_bar=False, watch_every=4
-    )
+    training = Training(max_steps=4, milestones=2, precision="32-true", accelerator="cpu", progress_bar=False)
 
     def run(name, resume=None):
         data = TileDataModule(str(corpus), batch_size=4, image_size=16, workers=0)

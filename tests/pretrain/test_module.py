@@ -9,13 +9,14 @@ from tiny_corpus import write_corpus
 
 from geomim.data.datamodule import TileDataModule
 from geomim.errors import CheckpointError, ConfigError, GeomimError
-from geomim.pretrain.module import Optimisation, parameter_groups
 from geomim.pretrain.monitor import MetricsTable, collapse, reconstructions
+from geomim.pretrain.optimisation import Optimisation, parameter_groups
 from geomim.verbs.pretrain import Training, build, train
+from geomim.verbs.watching import Watching
 
 ENCODER = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
 METHOD = {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
-QUICK = {"precision": "32-true", "accelerator": "cpu", "progress_bar": False, "log_every": 2, "watch_every": 4}
+QUICK = {"precision": "32-true", "accelerator": "cpu", "progress_bar": False, "log_every": 2}
 
 
 def data(corpus, **options):
@@ -31,7 +32,7 @@ def corpus(tmp_path_factory):
 def run(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     training = Training(max_steps=4, checkpoint_every=4, milestones=2, **QUICK)
-    train(data(corpus), folder, "mae", METHOD, ENCODER, training=training)
+    train(data(corpus), folder, "mae", METHOD, ENCODER, training=training, watch=Watching(every=4))
     return folder
 
 
@@ -55,6 +56,30 @@ def test_only_matrices_decay(corpus):
     for parameter in decay["params"]:
         assert names[id(parameter)].endswith("weight") and "norm" not in names[id(parameter)]
     assert len(decay["params"]) + len(plain["params"]) == sum(one.requires_grad for one in model.parameters())
+
+
+def test_learning_rates_fall_from_block_to_block_towards_the_embedding(corpus, tmp_path):
+    model = build(data(corpus), "mae", METHOD, ENCODER | {"depth": 3}).model
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, 0.05, 0.5)
+    scales = {names[id(one)]: group["scale"] for group in groups for one in group["params"]}
+    decays = {names[id(one)]: group["weight_decay"] for group in groups for one in group["params"]}
+    assert len(scales) == sum(one.requires_grad for one in model.parameters())
+    for name, scale in scales.items():
+        places = {"encoder.cls_token": 4, "encoder.patch_embed": 4, **{f"encoder.blocks.{i}.": 3 - i for i in range(3)}}
+        assert scale == 0.5 ** next((place for start, place in places.items() if name.startswith(start)), 0), name
+    assert {
+        name: decay
+        for group in parameter_groups(model, 0.05)
+        for one in group["params"]
+        for name, decay in [(names[id(one)], group["weight_decay"])]
+    } == decays
+    training = Training(max_steps=2, checkpoint_every=1, **QUICK)
+    last = train(data(corpus), tmp_path, "mae", METHOD, ENCODER, Optimisation(layer_decay=0.5), training)
+    rates = {group["scale"]: group["lr"] for group in torch.load(last)["optimizer_states"][0]["param_groups"]}
+    assert rates[0.25] == pytest.approx(rates[1.0] / 4) and rates[0.5] == pytest.approx(rates[1.0] / 2)
+    with pytest.raises(ConfigError, match="layer_decay"):
+        Optimisation(layer_decay=1.5)
 
 
 def test_a_run_leaves_figures_pictures_and_checkpoints(run):

@@ -13,7 +13,6 @@ TRAINING = verb.Training(
     accelerator="cpu",
     progress_bar=False,
     log_every=2,
-    watch_every=100,
     checkpoint_every=2,
 )
 
@@ -33,7 +32,10 @@ class Kill(pl.Callback):
             raise Killed
 
 
-def run(corpus, folder, resume=None, kill=False, monkeypatch=None):
+METHODS = {"selective_mae": {}, "latent_mim": {"projector_width": 16, "gap": 1, "visible": 0.25}}
+
+
+def run(corpus, folder, recipe, resume=None, kill=False, monkeypatch=None):
     # 18 training tiles, 8 a step: epochs end inside micro-batches, the first one in step 3
     data = TileDataModule(str(corpus), batch_size=4, image_size=16, workers=2)
     if kill:
@@ -41,9 +43,9 @@ def run(corpus, folder, resume=None, kill=False, monkeypatch=None):
         training = verb.Training(**{**TRAINING.__dict__, "progress_bar": True})
     else:
         training = TRAINING
-    method = {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
+    method = {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2} | METHODS[recipe]
     encoder = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
-    verb.train(data, folder, "selective_mae", method, encoder, training=training, resume=resume)
+    verb.train(data, folder, recipe, method, encoder, training=training, resume=resume)
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +53,14 @@ def corpus(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("resume") / "corpus", nodata=True)
 
 
-def test_a_killed_run_resumes_into_the_weights_of_an_undisturbed_one(corpus, tmp_path, monkeypatch):
-    run(corpus, tmp_path / "whole")
+@pytest.mark.parametrize("recipe", METHODS)
+def test_a_killed_run_resumes_into_the_weights_of_an_undisturbed_one(corpus, tmp_path, monkeypatch, recipe):
+    run(corpus, tmp_path / "whole", recipe)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        run(corpus, tmp_path / "cut", kill=True, monkeypatch=patch)
+        run(corpus, tmp_path / "cut", recipe, kill=True, monkeypatch=patch)
     last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["geomim"]["step"] == 4
-    run(corpus, tmp_path / "cut", resume="last")
+    run(corpus, tmp_path / "cut", recipe, resume="last")
     whole, cut = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "cut")
     )

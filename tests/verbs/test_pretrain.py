@@ -148,14 +148,12 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_written(half, capsys):
 
 
 def test_the_advice_after_a_loss_that_is_not_finite_works(half, capsys, monkeypatch):
-    step = PretrainModule.training_step
+    check = PretrainModule._check
 
-    def diverge(self, parts, batch_idx):
-        step(self, parts, batch_idx)
-        if self.optimisation.base_learning_rate > 1:
-            self._sums["loss"] = self._sums["loss"] * torch.nan
+    def diverge(self, losses):
+        return check(self, [one * torch.nan if self.optimisation.base_learning_rate > 1 else one for one in losses])
 
-    monkeypatch.setattr(PretrainModule, "training_step", diverge)
+    monkeypatch.setattr(PretrainModule, "_check", diverge)
     before = files(half.parent)
     assert main([*FLAGS, "--resume", "last", "--optimizer.base_learning_rate", "2"]) == 1
     assert "half of optimizer.base_learning_rate" in capsys.readouterr().err and files(half.parent) == before
@@ -197,6 +195,9 @@ def test_weights_that_a_step_ruined_are_not_stored(half, capsys, monkeypatch):
         (["--training.max_steps", "0"], "training.max_steps: expected at least 1; given 0"),
         (["--training.accumulate", "0"], "training.accumulate: expected at least 1; given 0"),
         (["--training.clip", "-1"], "clip"),
+        (["--training.milestones", "5"], "training.milestones: expected 0 to training.max_steps, 4; given 5"),
+        (["--optimizer.warmup", "1.5"], "warmup in [0, 1)"),
+        (["--optimizer.layer_decay", "0"], "layer_decay in (0, 1]"),
         (["--encoder.patch_size", "7"], "given 16/7"),
         (["--encoder.heads", "5"], "and 24/5"),
         (["--encoder.heads", "0"], "at least 1"),

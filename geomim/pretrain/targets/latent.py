@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from geomim.models.decoders import Projector
 from geomim.models.vit import Patches, ViT, take
 from geomim.pretrain.context import View
+from geomim.pretrain.scaling import local
 from geomim.pretrain.targets.answer import Answer
 
 
@@ -67,7 +68,7 @@ class EmaLatent(nn.Module):
 
 def _numbers(*modules: nn.Module | None) -> list[Tensor]:
     every = [one for module in modules if module is not None for one in (*module.parameters(), *module.buffers())]
-    return [one for one in every if one.is_floating_point()]
+    return [local(one) for one in every if one.is_floating_point()]
 
 
 class Alike:

@@ -1,0 +1,45 @@
+"""What lets a larger model train: blocks that are computed again, and weights that ranks share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+
+
+def blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """The transformer blocks of encoder, decoders and teachers."""
+    for part in model.modules():
+        listed = getattr(part, "blocks", None)
+        if isinstance(listed, (nn.ModuleList, nn.Sequential)):
+            yield from listed
+
+
+def recompute(model: nn.Module) -> None:
+    """Keep what goes into a block and not what is inside it: computed again for the gradient, in less memory."""
+    for block in blocks(model):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Give every rank a share of all weights, which are gathered block by block when they are needed (FSDP2)."""
+    for block in blocks(model):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for name in ("plan", "compare"):  # instead of `forward`
+        register_fsdp_forward_method(model, name)
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor that may be shared out, on every rank."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def local(value: Tensor) -> Tensor:
+    """The share that this rank has of a tensor, itself and no copy; all of it where it is not shared out."""
+    return value.to_local() if isinstance(value, DTensor) else value

@@ -1,0 +1,55 @@
+"""Tiles that could not be read: named once, counted over all ranks, and how many of them end a run."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from torch import distributed as dist
+
+from geomim.errors import GeomimError
+
+LIMIT = 0.001
+"""Share of the tiles that may be unreadable; more end a run."""
+
+_log = logging.getLogger(__name__)
+
+
+class Skipped:
+    """Tiles of damaged shards. They come as `unreadable (B,)` of a batch, have no valid pixel and so weigh nothing."""
+
+    def __init__(self) -> None:
+        self._tiles: set[tuple[str, int]] = set()
+
+    def note(self, part: dict[str, Any]) -> None:
+        """Name what is new in a micro-batch, which must not be on the device yet."""
+        for one in (part, *part.get("views", {}).values()):
+            if "unreadable" in one:
+                found = {(part["sensor"], tile) for tile in one["id"][one["unreadable"]].tolist()} - self._tiles
+                if found:
+                    _log.warning("skipped, since their shard is damaged: tiles %s", _named(found))
+                self._tiles |= found
+
+    def count(self, tiles: int, world: int) -> int:
+        """How many there were so far, by all of `world` ranks.
+
+        Raises:
+            GeomimError: They are more than `LIMIT` of all `tiles`.
+        """
+        if world > 1:
+            every: list[Any] = [None] * world
+            dist.all_gather_object(every, self._tiles)
+            self._tiles = set().union(*every)
+        count = len(self._tiles)
+        if count > LIMIT * tiles:
+            raise GeomimError(
+                f"{count} of {tiles} tiles cannot be read, more than {LIMIT:.1%}: {_named(self._tiles)}. 'geomim "
+                "corpus verify CORPUS' names the damaged shards: copy them again, or build the corpus again, and go on "
+                "with --resume last"
+            )
+        return count
+
+
+def _named(tiles: set[tuple[str, int]]) -> str:
+    more = f" and {len(tiles) - 8} more" * (len(tiles) > 8)
+    return ", ".join(f"{tile} of {sensor}" for sensor, tile in sorted(tiles)[:8]) + more

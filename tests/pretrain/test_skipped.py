@@ -1,0 +1,62 @@
+"""Tiles that cannot be read: skipped, named once, counted; too many end the run."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+from tiny_corpus import NAMES, write_corpus
+from whole_arrays import write_array
+
+from geomim.corpus.reader import TileArray
+from geomim.data.datamodule import TileDataModule
+from geomim.errors import GeomimError
+from geomim.verbs.pretrain import Training, train
+
+ENCODER = {"patch_size": 8, "width": 24, "depth": 1, "heads": 2}
+METHOD = {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
+
+
+def data(path):
+    return TileDataModule(str(path), batch_size=200, image_size=16, workers=0)
+
+
+def damaged(path, count):
+    """A corpus of 1,200 training tiles, compressed, and the ids of `count` of its first step that are damaged."""
+    write_corpus(path, count=1600)
+    broken = sorted(next(iter(data(path).train_dataloader()))["id"][:count].tolist())
+    folder = path / "tiles.zarr" / "24" / "image"
+    images = TileArray(folder).read(np.arange(1600))
+    shutil.rmtree(folder)
+    layout = write_array(folder, images, NAMES, compression="zstd")
+    shard = folder / layout.file(0)
+    raw = bytearray(shard.read_bytes())
+    index = np.frombuffer(bytes(raw[-layout.per_shard * 16 - 4 : -4]), "<u8").reshape(-1, 2)
+    for tile in broken:
+        start, length = map(int, index[tile - 100])
+        raw[start : start + length] = b"\xff" * length
+    shard.write_bytes(raw)
+    return broken
+
+
+def run(path, folder):
+    """Three steps over half of the tiles."""
+    quick = {"precision": "32-true", "accelerator": "cpu", "progress_bar": False, "log_every": 1}
+    train(data(path), folder, "mae", METHOD, ENCODER, training=Training(max_steps=3, **quick))
+
+
+def test_one_tile_of_a_thousand_is_skipped_named_once_and_counted(tmp_path, caplog):
+    (broken,) = damaged(tmp_path / "corpus", 1)
+    run(tmp_path / "corpus", tmp_path / "run")
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        assert [row["unreadable"] for row in csv.DictReader(file)] == ["1"] * 3
+    assert [one.getMessage() for one in caplog.records if "skipped" in one.getMessage()] == [
+        f"skipped, since their shard is damaged: tiles {broken} of rgb"
+    ]
+
+
+def test_more_of_them_end_the_run_by_name(tmp_path):
+    one, two = damaged(tmp_path / "corpus", 2)
+    said = rf"2 of 1200 tiles cannot be read, more than 0.1%: {one} of rgb, {two} of rgb. 'geomim corpus verify"
+    with pytest.raises(GeomimError, match=said):
+        run(tmp_path / "corpus", tmp_path / "run")

@@ -1,0 +1,60 @@
+"""How much arithmetic a step is: counted against the formula, and what a run says of its speed."""
+
+import csv
+
+import pytest
+import torch
+from tiny_corpus import write_corpus
+
+from geomim.data.datamodule import TileDataModule
+from geomim.pretrain.throughput import count_flops, peak
+from geomim.verbs.pretrain import Training, build, train
+
+ENCODER = {"patch_size": 4, "width": 24, "depth": 2, "heads": 2}
+METHOD = {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    corpus = write_corpus(tmp_path_factory.mktemp("throughput") / "corpus")
+    return TileDataModule(str(corpus), batch_size=6, image_size=16, workers=0)
+
+
+def mae_flops() -> int:
+    """Forward and backward, 4 of 16 patches seen: a product of (n, d) and (d, m) is 2ndm, its gradients twice that."""
+
+    def block(tokens, width):
+        return 3 * 2 * (12 * tokens * width**2 + 2 * tokens**2 * width)
+
+    embedding = 2 * 2 * 4 * 48 * 24  # pixels need no gradient
+    readout = 3 * 2 * (5 * 24 * 16 + 12 * 16 * 48)
+    return embedding + 2 * block(5, 24) + block(17, 16) + readout
+
+
+def test_flops_of_an_image_are_those_of_the_formula_and_leave_no_trace(data):
+    model = build(data, "mae", METHOD, ENCODER).model
+    batch = data.augment(next(iter(data.train_dataloader())))
+    before = torch.random.get_rng_state()
+    assert count_flops(model, batch, torch.zeros(())) == pytest.approx(mae_flops(), rel=0.01)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(one.grad is None for one in model.parameters())
+
+
+def test_a_run_says_its_speed_what_it_waited_and_how_long_it_will_take(data, tmp_path):
+    training = Training(max_steps=4, log_every=2, precision="32-true", accelerator="cpu", progress_bar=False)
+    train(data, tmp_path, "mae", METHOD, ENCODER, training=training)
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = [{key: float(value or "nan") for key, value in row.items()} for row in csv.DictReader(file)]
+    for row in rows:
+        assert row["flops_per_image"] == pytest.approx(mae_flops(), rel=0.01) and "mfu" not in row
+        assert row["flops_per_second"] == pytest.approx(row["images_per_second"] * row["flops_per_image"], rel=1e-3)
+        assert 0 < row["wait"] < 1 and row["gradient_norm"] > 0
+    assert rows[0]["hours_left"] * 3600 == pytest.approx(2 * 6 / rows[0]["images_per_second"], rel=1e-3)
+    assert rows[1]["hours_left"] == 0
+
+
+def test_the_peak_of_a_device_is_known_by_its_name(monkeypatch):
+    assert peak(torch.device("cpu")) is None
+    for name, expected in (("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 80GB HBM3", 989e12), ("Tesla T4", None)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
+        assert peak(torch.device("cuda")) == expected
