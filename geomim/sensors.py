@@ -226,6 +226,17 @@ class BandContract:
             bands[place] = dataclasses.replace(bands[place], unit=own.unit, scale=own.scale, offset=own.offset)
         return dataclasses.replace(self.sensor, name=given.name, bands=tuple(bands), nodata=given.nodata)
 
+    def select(self, names: Sequence[str] | Sequence[Band]) -> BandContract:
+        """Keep some bands, in the order given.
+
+        Raises:
+            BandError: One is not a band of the sensor.
+        """
+        places = match_bands(names, self.sensor.bands)
+        bands = tuple(self.sensor.bands[place] for place in places)
+        mean, std = (tuple(values[place] for place in places) for values in (self.mean, self.std))
+        return dataclasses.replace(self, sensor=dataclasses.replace(self.sensor, bands=bands), mean=mean, std=std)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them back."""
         return {

@@ -23,7 +23,8 @@ from geomim.demo.page import write_page
 from geomim.errors import GeomimError, InputError, Interrupted
 from geomim.evaluate.scores import Scores
 from geomim.maps.predict import cluster, predict
-from geomim.models.weights import export, read_encoder
+from geomim.models.export import export
+from geomim.models.weights import read_encoder
 from geomim.pretrain.optimisation import Optimisation
 from geomim.sensors import Sensor, get_sensor
 from geomim.verbs.evaluate import evaluate

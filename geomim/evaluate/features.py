@@ -159,12 +159,12 @@ def random_like(encoder: Encoder, seed: int) -> Encoder:
     """The same architecture with the weights it would start training from: the other floor.
 
     Args:
-        encoder: Gives the architecture.
+        encoder: Gives the architecture; a spectral one is baked.
         seed: Of the initialisation; the global random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return from_config(encoder.config).eval()
+        return from_config(encoder.config, {}).eval()
 
 
 @torch.no_grad()

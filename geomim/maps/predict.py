@@ -25,10 +25,11 @@ from geomim.evaluate.features import encode, fast_half
 from geomim.evaluate.probes import patch_logits
 from geomim.evaluate.saved import fingerprint, load_probe
 from geomim.maps.clusters import fit_kmeans
+from geomim.models.fitting import Chosen, contract_for, fitted
 from geomim.models.hierarchical import Encoder
 from geomim.models.inputs import ContractInput, patch_validity
 from geomim.models.ranges import check_range
-from geomim.models.weights import contract_of, read_encoder
+from geomim.models.weights import Loaded, contract_of, read_encoder
 from geomim.sensors import BandContract, Sensor, get_sensor, match_bands
 
 NODATA = 255
@@ -128,8 +129,8 @@ def predict(
         BandError: A scene lacks bands that the encoder needs.
         InputError: A scene's numbers are far from those that the encoder was trained on.
     """
-    mapper = _mapper(checkpoint, heads, device)
-    fitted, card = load_probe(probe)
+    answers, card = load_probe(probe)
+    mapper = _mapper(checkpoint, heads, device, lambda _: (BandContract.from_dict(card.contract or {}), ()))
     if card.encoder != fingerprint(mapper.encoder):
         raise CheckpointError(
             f"probe '{probe}' was fitted on another encoder than '{checkpoint}': run `geomim evaluate` on this one"
@@ -149,7 +150,7 @@ def predict(
     names = card.classes
 
     def decide(tokens: Tensor) -> Tensor:
-        return patch_logits(fitted, tokens).argmax(2)
+        return patch_logits(answers, tokens).argmax(2)
 
     read = None if sensor is None else get_sensor(sensor)
     targets = _targets(find_scenes(scene), out, "classes")
@@ -192,25 +193,32 @@ def cluster(
     """
     if not 2 <= clusters <= NODATA:
         raise InputError(f"clusters: expected 2 to {NODATA}, given {clusters}")
-    mapper = _mapper(checkpoint, heads, device)
     read = None if sensor is None else get_sensor(sensor)
     targets = _targets(find_scenes(scene), out, "clusters")
-    fitted = fit_kmeans(_sample(mapper, [uri for uri, _ in targets], read, bands, sample, seed), clusters, seed)
-    names = [f"cluster {number}" for number in range(len(fitted.centres))]
+
+    def of_first(loaded: Loaded) -> Chosen:
+        with open_scene(targets[0][0], read, bands) as first:
+            return contract_for(loaded, checkpoint, first.sensor)
+
+    mapper = _mapper(checkpoint, heads, device, of_first)
+    means = fit_kmeans(_sample(mapper, [uri for uri, _ in targets], read, bands, sample, seed), clusters, seed)
+    names = [f"cluster {number}" for number in range(len(means.centres))]
     for uri, path in targets:
         opened, prepare = mapper.open(uri, read, bands)
         with opened:
-            _draw(mapper, opened, prepare, fitted.nearest, names, path)
+            _draw(mapper, opened, prepare, means.nearest, names, path)
     return [path for _, path in targets]
 
 
-def _mapper(checkpoint: str, heads: int | None, device: str) -> Mapper:
+def _mapper(checkpoint: str, heads: int | None, device: str, choose: Callable[[Loaded], Chosen]) -> Mapper:
+    """The encoder; one of any sensor is baked for the contract that is then chosen."""
     loaded = read_encoder(checkpoint, heads)
-    contract, notes = contract_of(loaded, checkpoint)
+    spectral = loaded.encoder.config.get("spectral")
+    contract, notes = choose(loaded) if spectral else contract_of(loaded, checkpoint)
     for note in notes:
         print(f"note: {note}")
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
-    return Mapper(loaded.encoder.to(target), contract, target)
+    return Mapper(fitted(loaded.encoder, contract).to(target), contract, target)
 
 
 def _targets(scenes: Sequence[str], out: str, suffix: str) -> list[tuple[str, Path]]:

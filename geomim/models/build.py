@@ -1,4 +1,4 @@
-"""The encoder that a run trains: what the `--encoder` arguments mean."""
+"""The encoder that a run trains: what the `--encoder` arguments mean, and how a stored one is made again."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ def build_encoder(
     heads: int | None = None,
     class_token: bool = True,
     window: int | None = None,
+    spectral: bool = False,
+    band_dropout: float = 0.0,
+    gsd_positions: bool = False,
+    weights: str | None = None,
+    fill: Literal["nearest", "zero"] = "nearest",
 ) -> Encoder:
     """Make an encoder for some sensors.
 
@@ -37,34 +42,62 @@ def build_encoder(
             transformer is given, one head every 64 channels.
         class_token: Put a class token in front of the patches; a Swin has none.
         window: Side of a Swin's attention windows in patches; the one nearest to 8 that fits where not given.
+        spectral: Make the kernel of every band from its wavelength, so that one encoder takes any sensor.
+        band_dropout: Probability of a band to be hidden from the encoder in training; it is still asked for.
+        gsd_positions: Positions follow the metres a pixel, where the tiles tell them.
+        weights: Start from published weights: `timm:NAME`, or a checkpoint, an exported folder or a published file.
+        fill: Kernels of bands that the weights lack: those of the nearest wavelength, or zero.
 
     Raises:
-        ConfigError: There are several sensors, which a plain encoder cannot tell apart; or the sizes do not fit.
+        ConfigError: There are several sensors, which a plain encoder cannot tell apart; the sizes do not fit, a number
+            is out of range, or the family lacks what is asked for.
+        BandError: A band of a spectral encoder has neither wavelength nor polarisation.
+        CheckpointError: The weights cannot be read, or are of another encoder.
     """
-    if len(contracts) > 1:
-        raise ConfigError(f"the corpora are of several sensors ({', '.join(contracts)}): a plain encoder knows one")
-    (contract,) = contracts.values()
+    if len(contracts) > 1 and not spectral:
+        raise ConfigError(
+            f"the corpora are of several sensors ({', '.join(contracts)}), and a plain encoder knows one: give "
+            "--encoder.spectral true, or corpora of one sensor"
+        )
+    if not 0 <= band_dropout < 1:
+        raise ConfigError(f"encoder.band_dropout: expected 0 or more and below 1; given {band_dropout}")
+    sensors = {name: contract.sensor for name, contract in contracts.items()}
+    bands = len(next(iter(sensors.values())).bands)
+    encoder: Encoder
     if family == "swinv2":
+        if spectral or gsd_positions or weights:
+            raise ConfigError("--encoder.spectral, gsd_positions and weights are of --encoder.family vit")
         sizes = zip((width, depth, heads), SWIN_SIZES[size], strict=True)
         width, third, first = (usual if given is None else given for given, usual in sizes)
         stages = (2, 2, third, 2), [first << stage for stage in range(4)]
-        encoder: Encoder = swin_v2(len(contract.names), image_size, patch_size or 4, width, *stages, window)
+        encoder = swin_v2(bands, image_size, patch_size or 4, width, *stages, window)
     elif window is not None:
         raise ConfigError("--encoder.window is of a Swin: expected --encoder.family swinv2 with it")
     else:
-        encoder = vit(len(contract.names), image_size, patch_size or 16, size, width, depth, heads, class_token)
-    encoder.contracts = dict(contracts)
+        options = {"class_token": class_token, "gsd_positions": gsd_positions, "sensors": sensors if spectral else None}
+        encoder = vit(bands, image_size, patch_size or 16, size, width, depth, heads, **options)
+    encoder.contracts, encoder.band_dropout = dict(contracts), band_dropout
+    if weights and isinstance(encoder, ViT):
+        from geomim.models.inflate import start  # reads weights, which makes encoders
+
+        encoder.notes = start(encoder, list(sensors.values()), weights, fill)
     return encoder
 
 
-def from_config(config: Mapping[str, Any]) -> Encoder:
-    """The encoder that a `config` describes, with the weights it would start training from.
+def from_config(config: Mapping[str, Any], contracts: Mapping[str, BandContract] | None = None) -> Encoder:
+    """An encoder by its `config`, with the weights it would start training from.
+
+    Args:
+        config: What an encoder says of itself.
+        contracts: Whose bands a spectral one is made for, by name.
 
     Raises:
         ConfigError: The family is unknown.
     """
-    values = dict(config)
-    family = values.pop("family", "vit")
+    values = {key: value for key, value in config.items() if key not in ("family", "spectral")}
+    family = config.get("family", "vit")
     if family not in ("vit", "swinv2"):
         raise ConfigError(f"unknown family of encoders '{family}'")
+    if config.get("spectral"):
+        values["sensors"] = {name: contract.sensor for name, contract in (contracts or {}).items()}
     return swin_v2(**values) if family == "swinv2" else ViT(**values)

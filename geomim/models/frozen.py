@@ -13,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from geomim.errors import BandError, CheckpointError, GeomimError
+from geomim.models.fitting import fitted
 from geomim.models.weights import contract_of, exported_contract, read_encoder
 from geomim.sensors import SENSORS, BandContract
 
@@ -80,7 +81,8 @@ def _timm(name: str) -> tuple[Any, BandContract]:
 
 def _geomim(path: str) -> tuple[Any, BandContract]:
     loaded = read_encoder(path)
-    own, contract = loaded.encoder, contract_of(loaded, path)[0]
+    contract = contract_of(loaded, path)[0]
+    own = fitted(loaded.encoder, contract)
     sizes: dict[str, Any] = {
         "embed_dim": own.width,
         "depth": own.depth,

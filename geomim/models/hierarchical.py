@@ -41,6 +41,8 @@ class Hierarchical(nn.Module):
     """
 
     visible_only = False
+    band_dropout = 0.0
+    notes: tuple[str, ...] = ()
 
     def __init__(self, network: Any, config: dict[str, Any]) -> None:
         super().__init__()

@@ -6,17 +6,20 @@ Parameter names are timm's, so what is trained here leaves as a timm model.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geomim.errors import ConfigError
-from geomim.sensors import BandContract
+from geomim.errors import BandError, ConfigError
+from geomim.models.spectral import SpectralPatchEmbed, SpectralReadout
+from geomim.sensors import BandContract, Sensor
 
 Size = Literal["tiny", "small", "base", "large", "huge", "giant"]
 
@@ -28,6 +31,9 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "huge": (1280, 32, 16),
 }
 """Width, depth and heads of the usual sizes."""
+
+REFERENCE_GSD = 1.0
+"""Metres a pixel at which positions that follow it are the plain ones, as in Scale-MAE."""
 
 
 class Norm(nn.LayerNorm):
@@ -115,24 +121,27 @@ def take(tokens: Tensor, indices: Tensor) -> Tensor:
     return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
-def sincos_positions(width: int, grid: tuple[int, int]) -> Tensor:
+def sincos_positions(width: int, grid: tuple[int, int], scale: Tensor | None = None) -> Tensor:
     """Fixed sine-cosine positions of a patch grid (He et al., CVPR 2022, with a zero row for the class token).
 
     Args:
         width: Token width, a multiple of 4.
         grid: Rows and columns.
+        scale: `(B,)` what one patch counts (Scale-MAE, Reed et al., ICCV 2023, section 3.1); 1 where None.
 
     Returns:
-        `(1, 1 + rows*columns, width)`: the column in the first half, the row in the second.
+        `(B or 1, 1 + rows*columns, width)`: the column in the first half, the row in the second.
     """
     if width % 4:
         raise ConfigError(f"sine-cosine positions: expected a width that is a multiple of 4; given {width}")
-    frequency = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-    rows, columns = (torch.arange(size, dtype=torch.float64)[:, None] * frequency for size in grid)
-    row = torch.cat([rows.sin(), rows.cos()], 1)[:, None].expand(-1, grid[1], -1)
-    column = torch.cat([columns.sin(), columns.cos()], 1)[None].expand(grid[0], -1, -1)
-    positions = torch.cat([column, row], 2).reshape(1, -1, width)
-    return torch.cat([torch.zeros(1, 1, width, dtype=torch.float64), positions], 1).float()
+    scale = torch.ones(1, dtype=torch.float64) if scale is None else scale
+    frequency = 1.0 / 10000 ** (torch.arange(width // 4, dtype=scale.dtype, device=scale.device) / (width / 4))
+    places = (torch.arange(size, dtype=scale.dtype, device=scale.device)[:, None] for size in grid)
+    angles = (scale[:, None, None] * place * frequency for place in places)
+    row, column = (torch.cat([angle.sin(), angle.cos()], 2) for angle in angles)
+    row, column = row[:, :, None].expand(-1, -1, grid[1], -1), column[:, None].expand(-1, grid[0], -1, -1)
+    positions = torch.cat([column, row], 3).flatten(1, 2)
+    return F.pad(positions, (0, 0, 1, 0)).float()
 
 
 class PatchEmbed(nn.Module):
@@ -147,6 +156,17 @@ class PatchEmbed(nn.Module):
     def __init__(self, in_chans: int, width: int, patch_size: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_chans, width, patch_size, stride=patch_size)
+
+    def channels(self, sensor: str | None = None) -> int:
+        """Number of bands."""
+        return self.proj.in_channels
+
+    def baked(self, sensor: Sensor) -> tuple[Tensor, Tensor]:
+        """Convolution and bias as they are, for a sensor of as many bands."""
+        if len(sensor.bands) != self.proj.in_channels:
+            raise BandError(f"a plain encoder of {self.proj.in_channels} bands cannot be baked for {sensor.names}")
+        assert self.proj.bias is not None
+        return self.proj.weight, self.proj.bias
 
     def forward(self, patches: Tensor, sensor: str | None = None) -> Tensor:
         """Embed patches laid out as `patchify` lays them: `(B, K, p*p*C)` to `(B, K, D)`; the sensor is always its."""
@@ -176,14 +196,20 @@ class ViT(nn.Module):
         heads: Attention heads.
         mlp_ratio: Hidden width of the MLP over `width`.
         class_token: Put a class token in front of the patches.
+        gsd_positions: Positions follow the metres a pixel where a batch tells them, in the line of Scale-MAE.
+        sensors: Make the kernel of every band from its wavelength, for these sensors by name instead of `in_chans`.
 
     Attributes:
         contracts: Bands and statistics of what it is trained on, by sensor; empty where nobody said.
+        band_dropout: Probability of a band to be hidden from the encoder in training.
+        notes: What was done to start it from published weights, in sentences.
     """
 
     pos_embed: Tensor
     visible_only = True
     """Whether it can run on some of the patches alone."""
+    band_dropout = 0.0
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -195,6 +221,8 @@ class ViT(nn.Module):
         heads: int = 12,
         mlp_ratio: float = 4.0,
         class_token: bool = True,
+        gsd_positions: bool = False,
+        sensors: Mapping[str, Sensor] | None = None,
     ) -> None:
         super().__init__()
         if min(in_chans, image_size, patch_size, width, depth, heads) < 1 or image_size % patch_size or width % heads:
@@ -203,11 +231,12 @@ class ViT(nn.Module):
                 f"given {image_size}/{patch_size} and {width}/{heads}, depth {depth}"
             )
         self.contracts: dict[str, BandContract] = {}
-        self.in_chans, self.image_size, self.patch_size = in_chans, image_size, patch_size
+        self.image_size, self.patch_size, self.gsd_positions = image_size, patch_size, gsd_positions
         self.width, self.depth, self.heads, self.mlp_ratio = width, depth, heads, mlp_ratio
         self.grid = (image_size // patch_size, image_size // patch_size)
         self.num_patches = self.grid[0] * self.grid[1]
-        self.patch_embed = PatchEmbed(in_chans, width, patch_size)
+        embed = PatchEmbed(in_chans, width, patch_size)
+        self.patch_embed = embed if sensors is None else SpectralPatchEmbed(sensors, width, patch_size)
         self.class_tokens = int(class_token)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
         self.register_buffer("pos_embed", sincos_positions(width, self.grid)[:, 1 - self.class_tokens :])
@@ -218,7 +247,18 @@ class ViT(nn.Module):
         self.apply(init_weights)
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=0.02)
-        nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
+        if isinstance(self.patch_embed, PatchEmbed):
+            nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
+
+    @property
+    def in_chans(self) -> int:
+        """Number of bands, where it knows one sensor."""
+        return self.patch_embed.channels()
+
+    @property
+    def spectral(self) -> bool:
+        """Whether it takes any bands, whose kernels it makes."""
+        return isinstance(self.patch_embed, SpectralPatchEmbed)
 
     @property
     def embed_width(self) -> int:
@@ -232,16 +272,53 @@ class ViT(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, to store beside the weights."""
-        names = ("in_chans", "image_size", "patch_size", "width", "depth", "heads", "mlp_ratio")
-        return {name: getattr(self, name) for name in names} | {"class_token": bool(self.class_tokens)}
+        """Plain values to store beside the weights, which `geomim.models.build.from_config` reads."""
+        names = ("image_size", "patch_size", "width", "depth", "heads", "mlp_ratio", "gsd_positions", "spectral")
+        channels = {} if self.spectral else {"in_chans": self.patch_embed.channels()}
+        values = {name: getattr(self, name) for name in names} | {"class_token": bool(self.class_tokens)}
+        return {"family": "vit", **channels, **values}
 
     def pixel_head(self, width: int) -> nn.Module:
         """The last layer of a decoder of pixels: `head(tokens, sensor)` of `(B, P, width)` gives `(B, P, p*p*C)`."""
+        if isinstance(self.patch_embed, SpectralPatchEmbed):
+            return SpectralReadout(self.patch_embed.sensors, width, self.patch_size)
         return Readout(width, self.patch_size**2 * self.in_chans)
 
-    def positions(self, grid: tuple[int, int]) -> Tensor:
-        """Position embedding `(1, prefix+L, D)` for a patch grid, resampled where it is not the trained one."""
+    @torch.no_grad()
+    def bake(self, contract: BandContract, gsd: float | None = None, patch_size: int | None = None) -> ViT:
+        """A plain encoder for one sensor, which need not be one that it was trained on.
+
+        Args:
+            contract: The bands, in the order of the channels.
+            gsd: Metres a pixel, where positions follow it; those of the sensor where None.
+            patch_size: Another patch size: kernels resized by pseudo-inverse (FlexiViT, Beyer et al., CVPR 2023,
+                section 3.4), positions resampled.
+
+        Raises:
+            BandError: It is a plain one of another number of bands, or a band's kernel cannot be made.
+            ConfigError: The image size is no multiple of the patch size.
+        """
+        kernel, bias = self.patch_embed.baked(contract.sensor)
+        size = patch_size or self.patch_size
+        own = self.config | {"in_chans": len(contract.names), "patch_size": size, "gsd_positions": False}
+        plain = ViT(**{key: value for key, value in own.items() if key not in ("family", "spectral")})
+        state = {name: value for name, value in self.state_dict().items() if not name.startswith("patch_embed.")}
+        state["patch_embed.proj.weight"] = resample_patch_embed(kernel, [size, size])
+        state["patch_embed.proj.bias"] = bias
+        told = gsd or contract.sensor.gsd
+        scaled = torch.tensor([told * size / self.patch_size]) if told else None
+        state["pos_embed"] = self.positions(plain.grid, scaled)
+        plain.load_state_dict(state)
+        return plain.train(self.training)
+
+    def positions(self, grid: tuple[int, int], gsd: Tensor | None = None) -> Tensor:
+        """Position embedding `(1 or B, prefix+L, D)` for a patch grid, resampled where it is not the trained one.
+
+        Where positions follow it, `gsd` is metres a pixel, 0-dim or `(B,)`, NaN where unknown.
+        """
+        if self.gsd_positions and gsd is not None:
+            scale = (gsd.to(self.pos_embed.device).float().reshape(-1) / REFERENCE_GSD).nan_to_num(1.0)
+            return sincos_positions(self.width, grid, scale)[:, 1 - self.class_tokens :]
         if grid == self.grid:
             return self.pos_embed
         resampled: Tensor = resample_abs_pos_embed(self.pos_embed, grid, self.grid, num_prefix_tokens=self.class_tokens)
@@ -265,7 +342,8 @@ class ViT(nn.Module):
         Returns:
             `(B, K, D)`.
         """
-        positions = self.positions(patches.grid)[:, self.class_tokens :].expand(len(patches.values), -1, -1)
+        positions = self.positions(patches.grid, patches.gsd)[:, self.class_tokens :]
+        positions = positions.expand(len(patches.values), -1, -1)
         values = patches.values
         if indices is not None:
             values, positions = take(values, indices), take(positions, indices)
@@ -324,8 +402,8 @@ class ViT(nn.Module):
         Raises:
             ConfigError: The number of bands is not the encoder's.
         """
-        if images.shape[1] != self.in_chans:
-            raise ConfigError(f"expected images (B, {self.in_chans}, H, W); given {tuple(images.shape)}")
+        if images.shape[1] != (channels := self.patch_embed.channels(sensor)):
+            raise ConfigError(f"expected images (B, {channels}, H, W); given {tuple(images.shape)}")
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
         return self.encode(Patches(patchify(images, self.patch_size), grid, sensor, gsd), indices, key_valid, levels)
 
@@ -346,7 +424,7 @@ def vit(
     width: int | None = None,
     depth: int | None = None,
     heads: int | None = None,
-    class_token: bool = True,
+    **options: Any,
 ) -> ViT:
     """A vision transformer of a usual size.
 
@@ -358,7 +436,7 @@ def vit(
         width: Token width instead of the size's.
         depth: Number of blocks instead of the size's.
         heads: Attention heads instead of the size's; where only `width` is given, one head every 64 channels.
-        class_token: Put a class token in front of the patches.
+        **options: Further arguments of `ViT`.
 
     Raises:
         ConfigError: The size is unknown.
@@ -370,4 +448,4 @@ def vit(
         heads = math.gcd(width, max(1, width // 64))
     sizes = zip((width, depth, heads), (usual_width, usual_depth, usual_heads), strict=True)
     width, depth, heads = (usual if given is None else given for given, usual in sizes)
-    return ViT(in_chans, image_size, patch_size, width, depth, heads, class_token=class_token)
+    return ViT(in_chans, image_size, patch_size, width, depth, heads, **options)

@@ -1,4 +1,4 @@
-"""Weights in and out: geomim's own checkpoints, exported folders, and the published MAE and SelectiveMAE files.
+"""Weights read: geomim's own checkpoints, exported folders, and the published MAE and SelectiveMAE files.
 
 Reading never runs code from a file: everything but tensors and plain values is refused. Plain are also numbers of
 numpy, paths, and `argparse.Namespace`, a bag of values that the published checkpoints carry their arguments in.
@@ -9,9 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -20,16 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from geomim import __version__
-from geomim.errors import BandError, CheckpointError, GeomimError, InputError
+from geomim.errors import BandError, CheckpointError, GeomimError
 from geomim.models.build import from_config
-from geomim.models.card import model_card
 from geomim.models.foreign import find_encoder
 from geomim.models.hierarchical import Encoder, Hierarchical
-from geomim.models.vit import SIZES, ViT
+from geomim.models.vit import ViT
 from geomim.sensors import SENSORS, BandContract
 
 FORMAT_VERSION = 2
@@ -61,7 +58,7 @@ class Loaded:
 
     Attributes:
         encoder: The encoder, on the CPU, in evaluation mode.
-        contract: Bands and statistics it was trained with; None where the file does not say.
+        contracts: Bands and statistics of each sensor it was trained with, by name; none where the file does not say.
         kind: What the file is, in words.
         dropped: How many tensors of each family were left out because they are not the encoder's.
         details: What else a geomim checkpoint says of its training.
@@ -69,15 +66,21 @@ class Loaded:
     """
 
     encoder: Encoder
-    contract: BandContract | None
+    contracts: dict[str, BandContract]
     kind: str
     dropped: dict[str, int] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
+    def contract(self) -> BandContract | None:
+        """The contract of its one sensor; None where the file names none, or several."""
+        return next(iter(self.contracts.values())) if len(self.contracts) == 1 else None
+
+    @property
     def entry(self) -> dict[str, Any]:
-        """All that is known of it as plain values, as an export stores them."""
+        """All that is known of it as plain values, as an export of one sensor stores them."""
+        several = {name: one.to_dict() for name, one in self.contracts.items() if self.contract is None}
         return {
             **self.details,
             "format_version": FORMAT_VERSION,
@@ -85,6 +88,7 @@ class Loaded:
             "source": self.kind,
             "encoder": self.encoder.config,
             "contract": self.contract.to_dict() if self.contract else None,
+            **({"contracts": several} if several else {}),
             "notes": list(dict.fromkeys([*self.details.get("notes", ()), *self.notes])),
         }
 
@@ -177,8 +181,13 @@ def contract_of(loaded: Loaded, name: str) -> tuple[BandContract, tuple[str, ...
         name: The file, for the sentence.
 
     Raises:
-        BandError: It names no bands and has other than three channels.
+        BandError: It is of several sensors, or names no bands and has other than three channels.
     """
+    if len(loaded.contracts) > 1:
+        raise BandError(
+            f"'{name}' is of several sensors ({', '.join(loaded.contracts)}): make one of them with geomim export "
+            "--sensor, and give that"
+        )
     if loaded.contract is not None:
         return loaded.contract, loaded.notes
     if loaded.encoder.in_chans != 3:
@@ -203,9 +212,8 @@ def _read_own(path: Path, content: dict[str, Any]) -> Loaded:
     state = _under(weights, "model.encoder.") if isinstance(weights, Mapping) else {}
     if not state or not isinstance(details, Mapping):
         raise CheckpointError(f"'{path}': expected weights under 'model.encoder.' and what they are; it lacks them")
-    encoder = _build(path, details, state)
-    rest = {key: value for key, value in details.items() if key not in ("encoder", "contract", "contracts")}
-    return Loaded(encoder, _contract(path, details, encoder), "geomim checkpoint", details=rest)
+    started = tuple((details.get("provenance") or {}).get("start", ()))
+    return _described(path, details, state, "geomim checkpoint", started)
 
 
 def _read_folder(path: Path) -> Loaded:
@@ -218,24 +226,33 @@ def _read_folder(path: Path) -> Loaded:
         raise CheckpointError(f"'{config}' is not JSON: {error}") from error
     if not details:
         raise CheckpointError(f"'{config}' has no 'geomim' entry: use timm:local-dir:{path} for a plain timm folder")
-    encoder = _build(path, details, read_checkpoint(weights))
-    rest = {key: value for key, value in details.items() if key not in ("encoder", "contract")}
-    return Loaded(encoder, _contract(path, details, encoder), "exported encoder", details=rest)
+    return _described(path, details, read_checkpoint(weights), "exported encoder", tuple(details.get("notes", ())))
 
 
-def _build(path: Path, details: Mapping[str, Any], state: dict[str, Tensor]) -> Encoder:
+def _described(
+    path: Path, details: Mapping[str, Any], state: dict[str, Tensor], kind: str, notes: tuple[str, ...]
+) -> Loaded:
+    """An encoder by what geomim wrote of it."""
     version = details.get("format_version", 0)
     if version > FORMAT_VERSION:
         raise CheckpointError(
             f"'{path}' has format {version}; this geomim {__version__} reads up to {FORMAT_VERSION}: upgrade geomim"
         )
+    given = details.get("contracts") or ({"": details["contract"]} if details.get("contract") else {})
+    contracts = {name or one["sensor"]["name"]: BandContract.from_dict(one) for name, one in given.items()}
     try:
-        encoder = from_config(details["encoder"])
+        encoder = from_config(details["encoder"], contracts)
     except (KeyError, TypeError, GeomimError) as error:
         raise CheckpointError(f"'{path}' does not describe its encoder: {error}") from error
     if isinstance(encoder, Hierarchical):  # an export has timm's own names
         state = {f"network.{name.removeprefix('network.')}": value for name, value in state.items()}
-    return _fill(path, encoder, state)
+    _fill(path, encoder, state)
+    for contract in contracts.values():
+        if not encoder.config.get("spectral") and len(contract.names) != encoder.in_chans:
+            bands = f"its contract names {', '.join(contract.names)}"
+            raise BandError(f"'{path}': expected {encoder.in_chans} bands, one a channel; {bands}")
+    rest = {key: value for key, value in details.items() if key not in ("encoder", "contract", "contracts")}
+    return Loaded(encoder, contracts, kind, details=rest, notes=notes)
 
 
 def _fill(path: Path, encoder: Encoder, state: Mapping[str, Tensor]) -> Encoder:
@@ -255,19 +272,6 @@ def _fill(path: Path, encoder: Encoder, state: Mapping[str, Tensor]) -> Encoder:
     return encoder.eval()
 
 
-def _contract(path: Path, details: Mapping[str, Any], encoder: Encoder) -> BandContract | None:
-    values = details.get("contract") or next(iter(details.get("contracts", {}).values()), None)
-    if values is None:
-        return None
-    contract = BandContract.from_dict(values)
-    if len(contract.names) != encoder.in_chans:
-        raise BandError(
-            f"'{path}': expected {encoder.in_chans} bands, one a channel; "
-            f"its contract names {', '.join(contract.names)}"
-        )
-    return contract
-
-
 def _under(state: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
     return {
         name.removeprefix(prefix): value
@@ -279,117 +283,4 @@ def _under(state: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
 def _read_foreign(path: Path, content: dict[str, Any], heads: int | None) -> Loaded:
     found = find_encoder(path, content, heads)
     encoder = _fill(path, ViT(**found.config), found.state)
-    return Loaded(encoder, None, found.kind, found.dropped, notes=found.notes)
-
-
-def export(checkpoint: str, out: str, heads: int | None = None) -> Path:
-    """Write an encoder as a folder that timm, torchgeo and safetensors read without geomim.
-
-    `timm.create_model("local-dir:OUT", pretrained=True)` gives the encoder with mean-pooled patch tokens as its
-    answer. The mean and deviation of its `pretrained_cfg` are those of pictures brought to 0..1, as timm's transforms
-    do it, where the encoder was trained on 8-bit numbers; else those of stored numbers. Its `description` says which.
-
-    Args:
-        checkpoint: A geomim checkpoint, an exported folder, or a published MAE or SelectiveMAE file.
-        out: Folder to write; an earlier export is replaced, any other folder with content is refused.
-        heads: Attention heads of a published file whose size is not a usual one.
-
-    Returns:
-        The folder.
-
-    Raises:
-        CheckpointError: The checkpoint cannot be read.
-        InputError: `out` holds something else.
-    """
-    loaded = read_encoder(checkpoint, heads)
-    for note in loaded.notes:
-        print(f"note: {note}")
-    folder = Path(out)
-    if folder.exists() and not _replaceable(folder):
-        raise InputError(f"'{folder}' exists and is no earlier export: give an empty or a new folder")
-    config = hub_config(loaded)
-    aside, old = (folder.absolute().with_name(f".{folder.name}.{os.getpid()}.{part}") for part in ("part", "old"))
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        model = loaded.encoder.network if isinstance(loaded.encoder, Hierarchical) else loaded.encoder
-        state = {name: value.contiguous() for name, value in model.state_dict().items()}
-        save_file(state, aside / "model.safetensors", metadata={"format": "pt"})
-        (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (aside / "README.md").write_text(model_card(folder.name, config), encoding="utf-8")
-        if folder.exists():
-            folder.rename(old)
-        try:
-            aside.rename(folder)
-        except OSError:
-            old.rename(folder)
-            raise
-    finally:
-        for leftover in (aside, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-    print(f'wrote {folder}; load it with timm.create_model("local-dir:{folder}", pretrained=True)')
-    return folder
-
-
-def _replaceable(folder: Path) -> bool:
-    if folder.is_file():
-        return False
-    config = folder / "config.json"
-    return not any(folder.iterdir()) or (config.is_file() and '"geomim"' in config.read_text(encoding="utf-8"))
-
-
-def hub_config(loaded: Loaded) -> dict[str, Any]:
-    """The `config.json` of an export, in the form that timm reads from the Hub and from `local-dir:` folders.
-
-    Args:
-        loaded: The encoder and what is known of it.
-    """
-    encoder, contract = loaded.encoder, loaded.contract
-    architecture, arguments = _vit_arguments(encoder) if isinstance(encoder, ViT) else encoder.timm_arguments()
-    size = [encoder.in_chans, encoder.image_size, encoder.image_size]
-    # Without a contract the published files are meant: they were trained on 8-bit RGB as ImageNet is normalised.
-    stated = contract or IMAGENET
-    unit = 255 if stated.eight_bit else 1  # timm brings pictures to 0..1 before it normalises them
-    mean, std = ([value / unit for value in values] for values in (stated.mean, stated.divisor))
-    return {
-        "architecture": architecture,
-        "num_classes": 0,
-        "num_features": encoder.width,
-        "global_pool": "avg",
-        "model_args": arguments,  # every size is stated, so the architecture's own sizes never matter
-        "pretrained_cfg": {
-            "tag": "geomim",
-            "description": DIVIDED if stated.eight_bit else STORED,
-            "custom_load": False,
-            "input_size": size,
-            "fixed_input_size": not isinstance(encoder, ViT),
-            "interpolation": "bilinear",
-            "crop_pct": 1.0,
-            "crop_mode": "center",
-            "mean": mean,
-            "std": std,
-            "num_classes": 0,
-            "pool_size": None,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        },
-        "geomim": loaded.entry,
-    }
-
-
-def _vit_arguments(encoder: ViT) -> tuple[str, dict[str, Any]]:
-    """Name of an architecture and arguments that make timm build the same model."""
-    sizes = {size: name for name, size in SIZES.items()}
-    name = sizes.get((encoder.width, encoder.depth, encoder.heads), "base")
-    return "vit_huge_patch14_224" if name == "huge" else f"vit_{name}_patch16_224", {
-        "img_size": encoder.image_size,
-        "patch_size": encoder.patch_size,
-        "in_chans": encoder.in_chans,
-        "embed_dim": encoder.width,
-        "depth": encoder.depth,
-        "num_heads": encoder.heads,
-        "mlp_ratio": encoder.mlp_ratio,
-        "global_pool": "avg",
-        "fc_norm": False,  # keeps the final norm where it was trained, before the pooling
-        "dynamic_img_size": True,
-    }
+    return Loaded(encoder, {}, found.kind, found.dropped, notes=found.notes)

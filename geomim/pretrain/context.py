@@ -10,6 +10,7 @@ from torch import Tensor
 
 from geomim.errors import ConfigError
 from geomim.models.hierarchical import Encoder
+from geomim.models.spectral import keep_bands
 from geomim.models.vit import Patches, ViT, patchify, unpatchify
 from geomim.randomness import Draws
 
@@ -28,6 +29,7 @@ class View:
         encoder: The encoder, for patch size and embedding.
         sensor: Whose bands they are.
         gsd: `(B,)` metres a pixel; None where unknown.
+        bands: `(B, C)` what the encoder sees each band multiplied by, see `keep_bands`; all as they are where None.
 
     Attributes:
         grid: Rows and columns of patches.
@@ -35,7 +37,7 @@ class View:
         patches: `(B, L, p*p*C)`, see `patchify`.
         pixel_valid: `(B, L, p*p)` bool, which pixels of each patch were measured; None where all were.
         patch_valid: `(B, L)` bool, patches with at least `PATCH_VALID` of their pixels measured; None where all are.
-        seen: The patches as the encoder may see them.
+        seen: The patches as the encoder may see them: without the bands that are dropped.
         hidden: `(B, l)` bool as in `TokenSplit`, once the view is split; None where the patches say it.
     """
 
@@ -46,6 +48,7 @@ class View:
         encoder: Encoder,
         sensor: str | None = None,
         gsd: Tensor | None = None,
+        bands: Tensor | None = None,
     ) -> None:
         self.image, self.valid, self.encoder, self.sensor, self.gsd = image, valid, encoder, sensor, gsd
         size = encoder.patch_size
@@ -54,7 +57,8 @@ class View:
         self.patches = patchify(image, size)
         self.pixel_valid = None if valid is None else patchify(valid, size)
         self.patch_valid = None if self.pixel_valid is None else self.pixel_valid.float().mean(-1) >= PATCH_VALID
-        self.seen = Patches(self.patches, self.grid, sensor, gsd)
+        seen = self.patches if bands is None else self.patches * bands.repeat(1, size**2)[:, None]
+        self.seen = Patches(seen, self.grid, sensor, gsd)
         self.hidden: Tensor | None = None
         self._known: dict[Hashable, Any] = {}
 
@@ -123,7 +127,7 @@ class Context:
         self.draws = draws
         self.views = _Views()
         for name, view in {"image": batch, **batch.get("views", {})}.items():
-            gsd = view.get("gsd", batch.get("gsd"))
+            gsd, share, bands = view.get("gsd", batch.get("gsd")), encoder.band_dropout, None
             image, valid, size = view["image"], view.get("valid"), encoder.patch_size
             if gap and image.shape[-1] != encoder.image_size:
                 cell = size + gap
@@ -131,7 +135,9 @@ class Context:
                 offsets = (draws(f"gap {name}", length, 2) * gap).long().clamp(max=gap - 1)  # a draw may round to 1
                 image = _close_gaps(image, size, cell, offsets)
                 valid = None if valid is None else _close_gaps(valid, size, cell, offsets)
-            self.views[name] = View(image, valid, encoder, batch.get("sensor"), gsd)
+            if share and encoder.training:
+                bands = keep_bands(draws(f"bands {name}", image.shape[1]), share)
+            self.views[name] = View(image, valid, encoder, batch.get("sensor"), gsd, bands)
 
     def image_weight(self, view: str, min_valid: float) -> Tensor | None:
         """`(B,)` float: 0 for images with less than `min_valid` of their patches valid; None where all are."""

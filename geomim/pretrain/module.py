@@ -334,7 +334,8 @@ class PretrainModule(pl.LightningModule):
         checkpoint["geomim"] = described | {
             "step": step,
             "progress": self.progress,
-            "provenance": described["provenance"] | {"images": step * self.images_per_step},
+            "provenance": described["provenance"]
+            | {"images": step * self.images_per_step, "start": list(self.model.encoder.notes)},
         }
 
     def _number(self, state: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """`geomim evaluate`: how good is a frozen encoder, beside its floors?"""
 
-import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,10 +21,11 @@ from geomim.evaluate.features import Features, Pool, extract_all, fast_half, fro
 from geomim.evaluate.probes import Fit
 from geomim.evaluate.saved import ProbeCard, fingerprint, save_probe
 from geomim.evaluate.scores import PIXELS, RANDOM, Probed, Scores, probe_features
+from geomim.models.fitting import contract_for, fitted
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
-from geomim.models.weights import STORED, contract_of, exported_contract, read_encoder
-from geomim.sensors import SENSORS, BandContract, get_sensor, match_bands
+from geomim.models.weights import STORED, exported_contract, read_encoder
+from geomim.sensors import SENSORS, BandContract, get_sensor
 
 Probe = Literal["knn", "linear", "efficient"]
 
@@ -176,8 +176,8 @@ def open_candidate(
     if checkpoint.startswith("timm:"):
         return _timm_candidate(checkpoint.removeprefix("timm:"), images, image_size)
     loaded = read_encoder(checkpoint, heads)
-    encoder = loaded.encoder
-    contract, notes = contract_of(loaded, checkpoint)
+    contract, notes = contract_for(loaded, checkpoint, images.sensor, images.contract)
+    encoder = fitted(loaded.encoder, contract)
     size = image_size or encoder.image_size
     if size % encoder.patch_size:
         raise CheckpointError(f"image_size {size}: expected a multiple of the patch size {encoder.patch_size}")
@@ -209,12 +209,8 @@ def _timm_candidate(name: str, images: LabelledData, image_size: int | None) -> 
         scaled = [tuple(value * (1 if stored else 255) for value in config[key]) for key in ("mean", "std")]
         contract, note = BandContract(SENSORS["rgb"], *scaled), f"{name}: normalised as its pretraining was"
     else:
-        given = images.contract
-        places = match_bands(SENSORS["rgb"].bands, given.sensor.bands)
-        sensor = dataclasses.replace(given.sensor, bands=tuple(given.sensor.bands[place] for place in places))
-        mean, std = (tuple(values[place] for place in places) for values in (given.mean, given.std))
-        contract = BandContract(sensor, mean, std)
-        note = f"{name}: sees {', '.join(sensor.names)}, normalised with the corpus's statistics"
+        contract = images.contract.select(SENSORS["rgb"].bands)
+        note = f"{name}: sees {', '.join(contract.names)}, normalised with the corpus's statistics"
     size = image_size or config["input_size"][-1]
     return Candidate(name, encoder, lambda seed: _timm(name, image_size, seed=seed), contract, size, (note,))
 

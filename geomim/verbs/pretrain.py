@@ -156,7 +156,7 @@ def train(
             where = f"training.accelerator {training.accelerator} with training.devices {training.devices}"
             raise ConfigError(f"{where} cannot be had on this machine: {error}") from error
         module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size)
-        for sentence in data.provide(module.model.needs, module.model.crop_size):
+        for sentence in (*module.model.encoder.notes, *data.provide(module.model.needs, module.model.crop_size)):
             rank_zero_only(print)(sentence)
         looks = Watch(data.pictures(64), data.contracts, folder / "reconstructions", watch.every, probed)
         trainer.callbacks.insert(1, looks)  # only now it is known what batches hold

@@ -8,9 +8,10 @@ import torch
 import geomim
 from geomim.models import provenance
 from geomim.models.card import model_card, sections
+from geomim.models.export import hub_config
 from geomim.models.provenance import code_version
 from geomim.models.vit import ViT
-from geomim.models.weights import Loaded, hub_config
+from geomim.models.weights import Loaded
 from geomim.sensors import SENSORS, BandContract
 
 CONTRACT = BandContract(
@@ -57,7 +58,8 @@ DETAILS = {
 
 
 def loaded(contract=CONTRACT, details=DETAILS, channels=4):
-    return Loaded(ViT(channels, 48, 8, 48, 2, 3), contract, "geomim checkpoint", details=details)
+    contracts = {contract.sensor.name: contract} if contract else {}
+    return Loaded(ViT(channels, 48, 8, 48, 2, 3), contracts, "geomim checkpoint", details=details)
 
 
 def test_every_stored_fact_is_said():

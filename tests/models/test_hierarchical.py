@@ -11,9 +11,10 @@ from geomim.errors import CheckpointError, ConfigError
 from geomim.evaluate.features import encode, extract, random_like
 from geomim.evaluate.saved import fingerprint
 from geomim.models.build import build_encoder, from_config
+from geomim.models.export import export
 from geomim.models.hierarchical import Hierarchical, swin_v2
 from geomim.models.vit import Patches, patchify
-from geomim.models.weights import export, read_encoder
+from geomim.models.weights import read_encoder
 from geomim.pretrain.module import Origin, PretrainModule
 from geomim.pretrain.recipes import cross_mae, mae, simmim
 from geomim.randomness import Draws

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from geomim.errors import BandError, CheckpointError, InputError
+from geomim.models.export import export
 from geomim.models.inputs import ContractInput
 from geomim.models.vit import ViT
-from geomim.models.weights import export, load_encoder, read_checkpoint, read_encoder
+from geomim.models.weights import load_encoder, read_checkpoint, read_encoder
 from geomim.sensors import SENSORS, BandContract
 
 SMALL = {"in_chans": 4, "image_size": 48, "patch_size": 8, "width": 48, "depth": 2, "heads": 3, "mlp_ratio": 2.0}

@@ -97,7 +97,8 @@ def test_a_checkpoint_says_where_it_comes_from_in_plain_data(run, corpus):
     checkpoint = torch.load(run / "checkpoints" / "step-0000002.ckpt", weights_only=True)
     entry = checkpoint["geomim"]
     assert entry["recipe"] == "mae" and entry["recipe_args"] == METHOD and entry["corpus"] == [str(corpus)]
-    assert entry["encoder"] == {"in_chans": 3, "image_size": 16, "mlp_ratio": 4.0, "class_token": True} | ENCODER
+    usual = {"family": "vit", "in_chans": 3, "image_size": 16, "mlp_ratio": 4.0, "class_token": True}
+    assert entry["encoder"] == usual | {"gsd_positions": False, "spectral": False} | ENCODER
     assert entry["contracts"]["rgb"]["sensor"]["name"] == "rgb" and entry["contracts"]["rgb"]["mean"] == [125.0] * 3
     assert entry["step"] == 2 and entry["progress"] == 0.5 and entry["format_version"] == 2
     assert "model.encoder.patch_embed.proj.weight" in checkpoint["state_dict"]

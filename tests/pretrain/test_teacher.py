@@ -12,9 +12,9 @@ from tiny_teacher import MEAN, STD, write_teacher
 from torch.nn import functional as F
 
 from geomim.errors import BandError, CheckpointError, ConfigError
+from geomim.models.export import export
 from geomim.models.frozen import last_levels, read_frozen
 from geomim.models.vit import ViT
-from geomim.models.weights import export
 from geomim.pretrain.context import Context, View
 from geomim.pretrain.recipes import RECIPES
 from geomim.pretrain.targets import FrozenTeacher, TeacherLevels

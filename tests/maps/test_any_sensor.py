@@ -1,0 +1,136 @@
+"""An encoder of several sensors from training to a map: every verb picks the contract of the data, aloud."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from rasterio.transform import from_origin
+from tiny_corpus import write_corpus
+
+from geomim.cli import main
+from geomim.errors import BandError
+from geomim.maps.predict import cluster, predict
+from geomim.models.build import build_encoder
+from geomim.models.vit import ViT
+from geomim.models.weights import read_encoder
+from geomim.pretrain.module import Origin, PretrainModule
+from geomim.pretrain.recipes import RECIPES
+from geomim.sensors import BandContract, get_sensor
+from geomim.verbs.curate import embed
+from geomim.verbs.evaluate import evaluate
+
+CONTRACTS = {
+    "naip": BandContract(get_sensor("naip"), (125.0,) * 4, (60.0,) * 4),
+    "sentinel2": BandContract(get_sensor("sentinel2"), (125.0,) * 13, (60.0,) * 13),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    sizes = {"image_size": 24, "patch_size": 8, "width": 48, "depth": 1, "heads": 3}
+    model = RECIPES["mae"](build_encoder(CONTRACTS, **sizes, spectral=True), decoder_depth=1, decoder_width=48)
+    module = PretrainModule(model, Origin("mae", {}, CONTRACTS), batch_size=4)
+    path = tmp_path_factory.mktemp("spectral") / "a.ckpt"
+    entry = module.description() | {"step": 1, "progress": 1.0}
+    torch.save({"state_dict": module.state_dict(), "geomim": entry}, path)
+    return str(path)
+
+
+def test_a_checkpoint_of_training_is_read_with_all_its_sensors(checkpoint: str) -> None:
+    loaded = read_encoder(checkpoint)
+    assert loaded.contracts == CONTRACTS and loaded.encoder.config["spectral"]
+
+
+def test_evaluated_and_embedded_for_the_sensor_of_the_data(checkpoint: str, tmp_path: Path) -> None:
+    for name, said in (("naip", "seen as 'naip'"), ("landsat8", "never trained on 'landsat8'")):
+        sensor = get_sensor(name)
+        corpus = write_corpus(tmp_path / name, count=32, size=24, sensor=sensor)
+        scores = evaluate(
+            checkpoint, str(corpus), str(tmp_path / "out"), probes=["knn"], seeds=1, test_split="val", device="cpu"
+        )
+        assert any(said in note for note in scores.notes)
+        assert np.load(embed(str(corpus), checkpoint, device="cpu")).shape == (32, 48)
+
+
+def write(path: Path, sensor: str) -> str:
+    count = len(get_sensor(sensor).bands)
+    pixels = np.random.default_rng(0).normal(125, 60, (count, 48, 48)).clip(1, 255).astype(np.uint8)
+    profile = {"transform": from_origin(500000, 4000000, 2, 2), "crs": "EPSG:32632", "dtype": "uint8"}
+    with rasterio.open(path, "w", driver="GTiff", count=count, height=48, width=48, **profile) as raster:
+        raster.write(pixels)
+        for band, name in enumerate(get_sensor(sensor).names, start=1):
+            raster.set_band_description(band, name)
+    return str(path)
+
+
+def test_mapped_with_the_bands_of_the_probe_or_of_the_scene(checkpoint: str, tmp_path: Path, capsys) -> None:
+    corpus = write_corpus(tmp_path / "corpus", count=32, size=24, sensor=get_sensor("naip"))
+    evaluate(checkpoint, str(corpus), str(tmp_path / "out"), probes=["linear"], seeds=1, test_split="val", device="cpu")
+    card = json.loads((tmp_path / "out" / "linear.json").read_text())
+    assert [band["name"] for band in card["contract"]["sensor"]["bands"]] == ["red", "green", "blue", "nir"]
+    scene = write(tmp_path / "scene.tif", "naip")
+    probe = str(tmp_path / "out" / "linear.safetensors")
+    assert predict(checkpoint, probe, [scene], str(tmp_path / "map.tif"), device="cpu")[0].exists()
+    with pytest.raises(BandError, match="red"):
+        predict(checkpoint, probe, [write(tmp_path / "other.tif", "sentinel1")], str(tmp_path), device="cpu")
+    capsys.readouterr()
+    assert cluster(checkpoint, [scene], str(tmp_path / "clusters.tif"), clusters=2, device="cpu")[0].exists()
+    assert "seen as 'naip'" in capsys.readouterr().out
+
+
+def test_a_floor_is_of_the_same_size(checkpoint: str, tmp_path: Path) -> None:
+    sensor = replace(get_sensor("rgb"), name="mine")
+    corpus = write_corpus(tmp_path / "corpus", count=32, size=24, sensor=sensor)
+    scores = evaluate(
+        checkpoint, str(corpus), str(tmp_path / "out"), probes=["knn"], seeds=1, test_split="val", device="cpu"
+    )
+    assert len({row.encoder for row in scores.rows}) == 3
+
+
+def test_a_run_from_published_weights_says_so_from_its_log_to_the_card(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_corpus(tmp_path / "corpus", sensor=get_sensor("naip"))
+    torch.save({"model": ViT(3, 32, 8, 192, 1, 3).state_dict()}, "mae.pth")  # as published files are: no bands
+    flags = (
+        "pretrain --recipe mae --method.decoder_depth 1 --method.decoder_width 16 --method.decoder_heads 2 --name run "
+        "--encoder.image_size 16 --encoder.patch_size 4 --encoder.size tiny --encoder.spectral true "
+        "--encoder.band_dropout 0.3 --encoder.weights mae.pth --training.precision 32-true --training.accelerator cpu "
+        "--training.progress_bar false --data.corpus corpus --data.batch_size 4 --data.workers 0 --training.max_steps 2"
+    )
+    assert main(flags.split()) == 1  # 12 blocks
+    assert main([*flags.split(), "--encoder.depth", "1"]) == 0
+    last = "runs/run/checkpoints/last.ckpt"
+    start = torch.load(last, weights_only=True)["geomim"]["provenance"]["start"]
+    assert "started from mae.pth" in start and "started from mae.pth" in capsys.readouterr().out
+    assert "the weights name no bands: taken as 8-bit red, green, blue, normalised as ImageNet is" in start
+    assert "bands of 'naip' that the weights lack: nir as red" in start
+    assert "kernels resized from 8 to 4 px by pseudo-inverse" in start
+    assert main(["export", last, "--out", "out"]) == 0
+    assert "bands of 'naip' that the weights lack: nir as red" in Path("out/README.md").read_text()
+
+
+def test_two_corpora_train_one_encoder_that_is_exported_for_each(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("naip", "sentinel2"):
+        write_corpus(tmp_path / name, sensor=get_sensor(name))
+    flags = (
+        "pretrain --recipe mae --method.decoder_depth 1 --method.decoder_width 16 --method.decoder_heads 2 --name run "
+        "--encoder.image_size 16 --encoder.patch_size 4 --encoder.width 24 --encoder.depth 1 --encoder.heads 2 "
+        "--encoder.band_dropout 0.3 --training.precision 32-true --training.accelerator cpu "
+        "--training.progress_bar false --data.batch_size 4 --data.workers 0 --training.max_steps 4"
+        " --data.corpus [naip,sentinel2]"
+    ).split()
+    assert main(flags) == 2 and "--encoder.spectral true" in capsys.readouterr().err
+    assert main([*flags, "--encoder.spectral", "true"]) == 0
+    last = "runs/run/checkpoints/last.ckpt"
+    assert set(read_encoder(last).contracts) == {"naip", "sentinel2"}
+    assert main(["export", last, "--out", "out"]) == 1
+    assert "naip, sentinel2" in capsys.readouterr().err
+    for name, bands in (("naip", 4), ("sentinel2", 13), ("landsat8", 7)):
+        assert main(["export", last, "--out", name + "_out", "--sensor", name]) == 0
+        assert read_encoder(name + "_out").encoder.in_chans == bands
