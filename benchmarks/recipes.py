@@ -99,10 +99,15 @@ class Setting:
         shutil.rmtree(folder, ignore_errors=True)
         method, encoder = self.parts(recipe)
         training = replace(
-            self.config.training, max_steps=steps, log_every=max(1, min(10, steps // 4)), watch_every=steps,
-            checkpoint_every=steps, progress_bar=False,
-        )  # fmt: skip
-        last = train(self.data(seed), folder, recipe, method, encoder, self.config.optimizer, training, seed)
+            self.config.training,
+            max_steps=steps,
+            log_every=max(1, min(10, steps // 4)),
+            checkpoint_every=steps,
+            progress_bar=False,
+        )
+        shared = (self.config.optimizer, training, seed)
+        watch = replace(self.config.watch, every=steps)
+        last = train(self.data(seed), folder, recipe, method, encoder, *shared, watch=watch)
         with (folder / "metrics.csv").open(newline="") as file:
             return last, list(csv.DictReader(file))
 
@@ -243,7 +248,8 @@ def compare(given: argparse.Namespace) -> None:
     data = given.data or f"{corpus}_labelled"
     for folder in (corpus, data):
         if not Path(folder).is_dir():
-            raise SystemExit(f"'{folder}' is not there: build it as the first lines of this script say")
+            print(f"'{folder}' is not there, nothing measured: build it as the first lines of this script say")
+            return
     setting = Setting(config, corpus, data, given.out, given.minutes, given.probe_seeds)
     if given.quick:
         setting = replace(setting, calibration=4)
