@@ -160,12 +160,11 @@ def test_the_wanted_cosine_falls_and_punishes_collapse_most():
 
 
 def test_a_patch_is_cut_out_of_its_own_cell_at_a_drawn_offset():
-    network, gap = encoder(), 3
+    network, gap = encoder(in_chans=3), 3
     side = 4 * (8 + gap)
     cells = torch.arange(16.0).view(4, 4).repeat_interleave(11, 0).repeat_interleave(11, 1)
     rows = (torch.arange(side) % 11)[:, None].expand(side, side).float()
     image = torch.stack([cells, rows, rows.T]).expand(40, -1, -1, -1)
-    network.in_chans = 3
     valid = (rows > 0).expand(40, 1, -1, -1)
     view = Context({"image": image, "valid": valid}, network, draws(40), gap).views["image"]
     assert view.grid == (4, 4) and view.image.shape == (40, 3, 32, 32)
