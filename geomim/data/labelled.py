@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 from torch import Tensor
@@ -68,6 +70,7 @@ class LabelledData:
         test: Images to score on.
         notes: Choices that were made and that a reader of the scores should know.
         side: Side of the images in pixels; of pictures the median, None where nothing is known.
+        ground: Metres along a side of each image, NaN where unknown; None of pictures.
     """
 
     name: str
@@ -78,6 +81,31 @@ class LabelledData:
     test: Labelled
     notes: tuple[str, ...] = ()
     side: float | None = None
+    ground: np.ndarray | None = None
+
+    def gsd_at(self, size: int, contract: BandContract) -> tuple[float | None, str]:
+        """Metres a pixel, the median, where the images are brought to one size; and what a reader should know of it.
+
+        Args:
+            size: Side in pixels.
+            contract: Of the encoder; its sensor's metres a pixel are taken where the images' tell none.
+        """
+        told = np.full(1, np.nan) if self.ground is None else self.ground
+        usual = (self.sensor.gsd or contract.sensor.gsd or math.nan) * (self.side or size)
+        known = np.where(np.isnan(told), usual, told) / size
+        known = known[np.isfinite(known)]
+        if not len(known):
+            return (
+                None,
+                f"nothing tells the metres a pixel of {self.name}: positions are those of unknown ones",
+            )
+        low, gsd, high = np.quantile(known, [0, 0.5, 1]).tolist()
+        said = f"positions follow the metres a pixel: they are made for {gsd:.3g} m, at {size} px"
+        if missing := np.isnan(told).mean():
+            said += f"; {missing:.0%} of the images tell none: those of the sensor are taken"
+        if high > 1.5 * low:
+            said += f"; the images are of {low:.3g} to {high:.3g} m, and all are seen as of the median"
+        return gsd, said
 
     def told(self, sensor: Sensor) -> LabelledData:
         """The same images, of which a user says what their numbers mean; bands are found by name.
@@ -133,7 +161,24 @@ def _from_corpus(corpus: Corpus, train_split: str, test_split: str, size: int | 
     missing = _unscored(f"'{corpus.path}'", corpus.classes, train, test, advice)
     notes = (f"of {len(corpus.sizes)} tile sizes, {side} px is used",) if len(corpus.sizes) > 1 else ()
     name = f"corpus {corpus.path.resolve().name}"
-    return LabelledData(name, tuple(corpus.classes), corpus.sensor, corpus.contract, train, test, notes + missing, side)
+    about = corpus.table(["gsd", "size"], where=pc.field("kept") & (pc.field("size") == side))
+    return LabelledData(
+        name,
+        tuple(corpus.classes),
+        corpus.sensor,
+        corpus.contract,
+        train,
+        test,
+        notes + missing,
+        side,
+        ground_sides(about),
+    )
+
+
+def ground_sides(tiles: pa.Table) -> np.ndarray:
+    """Metres along a side of tiles with `gsd` and `size`, NaN where unknown."""
+    sides: np.ndarray = tiles["gsd"].to_numpy() * tiles["size"].to_numpy()
+    return sides.astype(float)
 
 
 def _of_tiles(tiles: Tiles, rows: np.ndarray) -> Labelled:

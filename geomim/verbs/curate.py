@@ -19,7 +19,7 @@ from rich.progress import track
 from geomim.corpus.duplicates.embedding import Subset, semantic_pairs
 from geomim.corpus.duplicates.embedding import balance as choose
 from geomim.corpus.store import Corpus, write_json
-from geomim.data.labelled import Labelled, LabelledData
+from geomim.data.labelled import Labelled, LabelledData, ground_sides
 from geomim.errors import CorpusError, InputError
 from geomim.evaluate.features import Extractor, Pool, fast_half, frozen
 from geomim.evaluate.saved import fingerprint
@@ -109,7 +109,10 @@ def embed(
 def _unlabelled(corpus: Corpus) -> LabelledData:
     """A corpus as what an encoder is opened for."""
     none = Labelled(np.empty(0, np.int64), lambda rows: [])
-    return LabelledData(f"corpus {corpus.path.name}", (), corpus.sensor, corpus.contract, none, none)
+    tiles = corpus.table(["gsd", "size"], where=pc.field("slot") >= 0)
+    side, ground = float(np.median(tiles["size"].to_numpy())) if len(tiles) else None, ground_sides(tiles)
+    name = f"corpus {corpus.path.name}"
+    return LabelledData(name, (), corpus.sensor, corpus.contract, none, none, side=side, ground=ground)
 
 
 class _Encoder:

@@ -41,6 +41,7 @@ class Candidate:
         contract: Bands and statistics its input must have.
         image_size: Side of the images it is given, in pixels.
         notes: What was assumed about it.
+        gsd: Metres a pixel that its positions are baked for, where they follow them.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Candidate:
     contract: BandContract
     image_size: int
     notes: tuple[str, ...] = ()
+    gsd: float | None = None
 
 
 class Batches:
@@ -177,12 +179,17 @@ def open_candidate(
         return _timm_candidate(checkpoint.removeprefix("timm:"), images, image_size)
     loaded = read_encoder(checkpoint, heads)
     contract, notes = contract_for(loaded, checkpoint, images.sensor, images.contract)
-    encoder = fitted(loaded.encoder, contract)
+    gsd = None
+    if loaded.encoder.config.get("gsd_positions"):
+        # positions are stretched over images of another size, which are of as much ground
+        gsd, said = images.gsd_at(loaded.encoder.image_size, contract)
+        notes = (*notes, said)
+    encoder = fitted(loaded.encoder, contract, gsd)
     size = image_size or encoder.image_size
     if size % encoder.patch_size:
         raise CheckpointError(f"image_size {size}: expected a multiple of the patch size {encoder.patch_size}")
     return Candidate(
-        _name(checkpoint, loaded.details), encoder, lambda seed: random_like(encoder, seed), contract, size, notes
+        _name(checkpoint, loaded.details), encoder, lambda seed: random_like(encoder, seed), contract, size, notes, gsd
     )
 
 
@@ -307,6 +314,7 @@ def _save(
             contract=candidate.contract.to_dict(),
             accuracy=row.accuracy if row else 0.0,
             scale=images.side / candidate.image_size if images.side else 1.0,
+            gsd=candidate.gsd,
         )
         save_probe(out / f"{kind}.safetensors", fit.probe, card)
     part = out / ".evaluation.json.part"

@@ -17,9 +17,10 @@ from geomim.data.labelled import Labelled, open_labelled
 from geomim.errors import ConfigError, GeomimError, MissingExtraError
 from geomim.evaluate.features import extract_all, fast_half, frozen, pixel_statistics, random_like
 from geomim.evaluate.scores import PIXELS, RANDOM, probe_features
+from geomim.models.fitting import fitted
+from geomim.models.hierarchical import Encoder
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
-from geomim.models.vit import ViT
 from geomim.pretrain.monitor import ENCODER, MetricsTable
 from geomim.sensors import BandContract
 from geomim.verbs.evaluate import Batches
@@ -69,22 +70,26 @@ class Probing:
         contract: Bands and statistics that the images are brought to.
         parts: Batches to fit on, and batches to score on.
         facts: What a reader of the scores should know, as plain values.
+        gsd: Metres a pixel of the images, for positions that follow them, and a sentence on it.
     """
 
     contract: BandContract
     parts: tuple[Batches, Batches]
     facts: dict[str, Any]
+    gsd: tuple[float | None, str] = (None, "")
     floors: list[dict[str, Any]] = field(default_factory=list, init=False)
 
-    def __call__(self, encoder: ViT, device: torch.device) -> dict[str, Any]:
+    def __call__(self, encoder: Encoder, device: torch.device) -> dict[str, Any]:
         """The facts, and `rows` of `encoder`, `probe`, `accuracy`, and `low` and `high` of its interval.
 
         Args:
             encoder: In evaluation mode, on the device. A spectral one is baked.
             device: Where it runs.
         """
-        if encoder.config.get("spectral"):
-            encoder = encoder.bake(self.contract)  # type: ignore[operator]
+        facts = self.facts
+        if encoder.config.get("gsd_positions"):
+            facts = facts | {"notes": [*facts.get("notes", ()), self.gsd[1]]}
+        encoder = fitted(encoder, self.contract, self.gsd[0])
         half = fast_half(device)
         extractors = {ENCODER: frozen(encoder.to(device), half=half)}
         if not self.floors:
@@ -96,7 +101,7 @@ class Probing:
             for row in probe_features(name, train[name], test[name], self.facts["classes"], ("knn", "linear"), [0]).rows
         ]
         self.floors = self.floors or [row for row in probed if row["encoder"] != ENCODER]
-        return {**self.facts, "rows": [row for row in probed if row["encoder"] == ENCODER] + self.floors}
+        return {**facts, "rows": [row for row in probed if row["encoder"] == ENCODER] + self.floors}
 
 
 def probing(watch: Watching, contracts: Mapping[str, BandContract], image_size: int, spectral: bool) -> Probing | None:
@@ -126,7 +131,7 @@ def probing(watch: Watching, contracts: Mapping[str, BandContract], image_size: 
     facts |= {"train_images": len(splits[0]), "test_images": len(splits[1])}
     facts["notes"] = [*images.notes, *notes[0], *notes[1]]
     train, test = (Batches(one, prepare, image_size) for one in splits)
-    return Probing(contract, (train, test), facts)
+    return Probing(contract, (train, test), facts, images.gsd_at(image_size, contract))
 
 
 def _some(images: Labelled, limit: int) -> Labelled:

@@ -12,16 +12,19 @@ from rasterio.transform import from_origin
 from tiny_corpus import write_corpus
 
 from geomim.cli import main
+from geomim.corpus.scenes import open_scene
+from geomim.corpus.store import Corpus
+from geomim.data.labelled import open_labelled
 from geomim.errors import BandError
-from geomim.maps.predict import cluster, predict
+from geomim.maps.predict import _mapper, cluster, predict
 from geomim.models.build import build_encoder
 from geomim.models.vit import ViT
 from geomim.models.weights import read_encoder
 from geomim.pretrain.module import Origin, PretrainModule
 from geomim.pretrain.recipes import RECIPES
 from geomim.sensors import BandContract, get_sensor
-from geomim.verbs.curate import embed
-from geomim.verbs.evaluate import evaluate
+from geomim.verbs.curate import _unlabelled, embed
+from geomim.verbs.evaluate import evaluate, open_candidate
 
 CONTRACTS = {
     "naip": BandContract(get_sensor("naip"), (125.0,) * 4, (60.0,) * 4),
@@ -29,16 +32,20 @@ CONTRACTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+def save(path: Path, **options: bool) -> str:
     torch.manual_seed(0)
     sizes = {"image_size": 24, "patch_size": 8, "width": 48, "depth": 1, "heads": 3}
-    model = RECIPES["mae"](build_encoder(CONTRACTS, **sizes, spectral=True), decoder_depth=1, decoder_width=48)
+    encoder = build_encoder(CONTRACTS, **sizes, spectral=True, **options)
+    model = RECIPES["mae"](encoder, decoder_depth=1, decoder_width=48)
     module = PretrainModule(model, Origin("mae", {}, CONTRACTS), batch_size=4)
-    path = tmp_path_factory.mktemp("spectral") / "a.ckpt"
     entry = module.description() | {"step": 1, "progress": 1.0}
     torch.save({"state_dict": module.state_dict(), "geomim": entry}, path)
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save(tmp_path_factory.mktemp("spectral") / "a.ckpt")
 
 
 def test_a_checkpoint_of_training_is_read_with_all_its_sensors(checkpoint: str) -> None:
@@ -81,6 +88,38 @@ def test_mapped_with_the_bands_of_the_probe_or_of_the_scene(checkpoint: str, tmp
     capsys.readouterr()
     assert cluster(checkpoint, [scene], str(tmp_path / "clusters.tif"), clusters=2, device="cpu")[0].exists()
     assert "seen as 'naip'" in capsys.readouterr().out
+
+
+def test_positions_are_made_for_the_metres_a_pixel_of_the_data(tmp_path: Path, capsys) -> None:
+    path = save(tmp_path / "a.ckpt", gsd_positions=True)
+    encoder, half = read_encoder(path).encoder, torch.full((1,), 5.0)
+    asked = {"probes": ["linear"], "seeds": 1, "test_split": "val", "floors": False, "device": "cpu"}
+    sensor = get_sensor("naip")
+    corpus = write_corpus(tmp_path / "corpus", 32, 48, sensor=sensor, gsds=[2.5] * 32)  # 48 px of 2.5 m: 24 of 5 m
+    candidate = open_candidate(path, open_labelled(corpus, "train", "val"))
+    torch.testing.assert_close(candidate.encoder.pos_embed, encoder.positions((3, 3), half))
+    scores = evaluate(path, str(corpus), str(tmp_path / "out"), **asked)
+    assert any("made for 5 m, at 24 px" in note for note in scores.notes)
+    assert json.loads((tmp_path / "out" / "linear.json").read_text())["gsd"] == 5.0
+    opened = Corpus.open(corpus)
+    assert open_candidate(path, _unlabelled(opened)).gsd == 5.0
+    contract = CONTRACTS["naip"]
+    unknown = open_labelled(write_corpus(tmp_path / "none", 32, 48, sensor=sensor), "train", "val")
+    assert unknown.gsd_at(24, contract)[0] == 2.0 and "100% of the images tell none" in unknown.gsd_at(24, contract)[1]
+    mixed = write_corpus(tmp_path / "mixed", 32, 24, sensor=sensor, gsds=[1.0, 2.0] * 16)
+    assert "of 1 to 2 m, and all" in open_labelled(mixed, "train", "val").gsd_at(24, contract)[1]
+    scene, probe = write(tmp_path / "scene.tif", "naip"), str(tmp_path / "out")  # of 2 m
+    capsys.readouterr()
+    predict(path, probe, [scene], str(tmp_path / "map.tif"), device="cpu")
+    assert "made for 2 m; the probe was fitted at 5 m" in " ".join(capsys.readouterr().out.split())
+    mapper = _mapper(path, None, "cpu", lambda _: (contract, ()), 5.0)
+    with open_scene(scene, sensor) as opened_scene:
+        here = mapper.at(opened_scene)
+    torch.testing.assert_close(
+        here.encoder.pos_embed, encoder.positions((3, 3), torch.full((1,), 2.0)), atol=5e-3, rtol=0
+    )
+    cluster(path, [scene], str(tmp_path / "clusters.tif"), clusters=2, device="cpu")
+    assert "made for 2 m" in capsys.readouterr().out
 
 
 def test_a_floor_is_of_the_same_size(checkpoint: str, tmp_path: Path) -> None:

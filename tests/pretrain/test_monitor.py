@@ -102,6 +102,14 @@ def test_what_is_separable_is_found_and_floors_are_measured_once(monkeypatch):
     assert asked == [0]
 
 
+def test_positions_are_made_for_the_metres_a_pixel_of_the_images(monkeypatch):
+    asked = []
+    monkeypatch.setattr(ViT, "positions", lambda self, grid, gsd=None: asked.append(gsd) or self.pos_embed)
+    probe = watching.Probing(RGB, (Levels(9), Levels(6)), {"classes": 3}, gsd=(5.0, "made for 5 m"))
+    assert probe(ViT(3, 16, 4, 24, 1, 2, gsd_positions=True).eval(), torch.device("cpu"))["notes"] == ["made for 5 m"]
+    assert asked[0] == 5.0 and all(gsd is None for gsd in asked[1:])
+
+
 def scored(scores):
     return {row["probe"] + COLUMNS[row["encoder"]]: row["accuracy"] for row in scores["rows"]}
 
