@@ -19,7 +19,7 @@ from torch import Tensor
 
 from geomim.corpus.store import Corpus, Tiles, holds_corpus
 from geomim.errors import CorpusError, InputError
-from geomim.sensors import SENSORS, BandContract, Sensor
+from geomim.sensors import SENSORS, BandContract, Sensor, get_sensor, stated_contract
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 """What counts as a picture in a class folder, in lower case; anything else belongs in a corpus."""
@@ -107,14 +107,19 @@ class LabelledData:
             said += f"; the images are of {low:.3g} to {high:.3g} m, and all are seen as of the median"
         return gsd, said
 
-    def told(self, sensor: Sensor) -> LabelledData:
+    def told(self, name: str) -> LabelledData:
         """The same images, of which a user says what their numbers mean; bands are found by name.
 
+        Args:
+            name: Of a sensor, or a YAML file of one, with `mean` and `std` where it states them.
+
         Raises:
+            InputError: There is no such sensor, or the file is none.
             BandError: The sensor lacks a band.
         """
-        sensor = sensor.select(self.sensor.names)
-        return replace(self, sensor=sensor, contract=self.contract and replace(self.contract, sensor=sensor))
+        sensor, stated = get_sensor(name, self.sensor.names), stated_contract(name, self.sensor.names)
+        own = self.contract and replace(self.contract, sensor=sensor)
+        return replace(self, sensor=sensor, contract=stated or own)
 
 
 def open_labelled(

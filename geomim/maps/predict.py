@@ -30,7 +30,7 @@ from geomim.models.hierarchical import Encoder
 from geomim.models.inputs import ContractInput, patch_validity
 from geomim.models.ranges import check_range
 from geomim.models.weights import Loaded, contract_of, read_encoder
-from geomim.sensors import BandContract, Sensor, get_sensor, match_bands
+from geomim.sensors import BandContract, Sensor, get_sensor, match_bands, stated_contract
 
 NODATA = 255
 """Value of a patch without image in a map; class ids run from 0 to 254."""
@@ -209,7 +209,11 @@ def cluster(
 
     def of_first(loaded: Loaded) -> Chosen:
         with open_scene(targets[0][0], read, bands) as first:
-            return contract_for(loaded, checkpoint, first.sensor)
+            stated = sensor and stated_contract(sensor, first.sensor.names)
+            same = stated and stated.sensor.meanings == first.sensor.meanings
+            return contract_for(
+                loaded, checkpoint, first.sensor, replace(stated, sensor=first.sensor) if stated and same else None
+            )
 
     mapper = _mapper(checkpoint, heads, device, of_first)
     means = fit_kmeans(_sample(mapper, [uri for uri, _ in targets], read, bands, sample, seed), clusters, seed)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
-
-import yaml
 
 from geomim.errors import BandError, CheckpointError
 from geomim.models.hierarchical import Encoder
 from geomim.models.vit import ViT
 from geomim.models.weights import IMAGENET, Loaded, contract_of
-from geomim.sensors import Band, BandContract, Sensor, find_band, get_sensor
+from geomim.sensors import Band, BandContract, Sensor, find_band, get_sensor, stated_contract
 
 Chosen = tuple[BandContract, tuple[str, ...]]
 """The contract that an encoder is used with, and what was assumed, in sentences."""
@@ -38,7 +34,7 @@ def contract_for(loaded: Loaded, name: str, sensor: Sensor, own: BandContract | 
         loaded: The encoder. A plain one keeps its contract.
         name: Its file, for the sentences.
         sensor: What the images' numbers are.
-        own: Statistics of the images themselves, for a sensor that the encoder never saw.
+        own: Statistics of the images themselves, or that a user states, for a sensor that the encoder never saw.
 
     Raises:
         BandError: The encoder names no bands, or the sensor has one that no kernel or no statistics are known for.
@@ -81,20 +77,13 @@ def named_contract(loaded: Loaded, name: str, sensor: str | None, bands: Sequenc
     contracts = loaded.contracts
     if sensor is None and len(contracts) > 1:
         raise CheckpointError(f"'{name}' is of several sensors ({', '.join(contracts)}): name one with --sensor")
+    if sensor is None and not contracts:
+        raise CheckpointError(f"'{name}' names no sensor: say which with --sensor, a name or a YAML file")
     key = sensor or next(iter(contracts))
     if key in contracts:
         said = f"trained on {', '.join(contracts)}; this is it for '{key}'"
         return contracts[key].select(bands) if bands else contracts[key], (*loaded.notes, said)
-    path, given = Path(key), {}
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        with suppress(ValueError, TypeError, yaml.YAMLError):  # which get_sensor says in words
-            given = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    mean, std = given.pop("mean", None), given.pop("std", None)
-    if mean is None and std is None:
-        return _never_seen(loaded, get_sensor(key, bands), None, "")
-    contract = BandContract(Sensor.from_dict(given), tuple(mean or ()), tuple(std or ()))
-    contract = contract.select(bands) if bands else contract
-    return _never_seen(loaded, contract.sensor, contract, f"'{key}'")
+    return _never_seen(loaded, get_sensor(key, bands), stated_contract(key, bands), f"'{key}'")
 
 
 def _never_seen(loaded: Loaded, sensor: Sensor, own: BandContract | None, source: str) -> Chosen:
@@ -115,7 +104,7 @@ def _borrowed(contracts: Mapping[str, BandContract], sensor: Sensor) -> tuple[Ba
         if found is None:
             raise BandError(
                 f"'{sensor.name}': no band that the encoder knows tells mean and std of {band.name} in {unit}: "
-                "give them as 'mean' and 'std' in the YAML file of the sensor, a number a band"
+                "give them as 'mean' and 'std' in the YAML file of the sensor, a number a band (--sensor FILE.yaml)"
             )
         key, one, place = alike[found]
         _, times, plus = one.sensor.meaning(place)

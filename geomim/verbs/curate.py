@@ -25,7 +25,6 @@ from geomim.evaluate.features import Extractor, Pool, fast_half, frozen
 from geomim.evaluate.saved import fingerprint
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import LOOKS, check_range
-from geomim.sensors import get_sensor
 from geomim.verbs.evaluate import open_candidate
 
 _CHUNK = 8192  # tiles that a stopped run loses at most
@@ -70,7 +69,7 @@ def embed(
     folder, console = Path(corpus), Console(stderr=True, markup=False, highlight=False)
     opened = Corpus.open(folder)
     images = _unlabelled(opened)
-    images = images.told(get_sensor(sensor)) if sensor else images
+    images = images.told(sensor) if sensor else images
     candidate = open_candidate(checkpoint, images, image_size, heads)
     name = name or re.sub(r"[^\w.-]+", "-", Path(checkpoint.removeprefix("timm:")).stem)
     tiles = _stored(opened)

@@ -25,7 +25,7 @@ from geomim.models.fitting import contract_for, fitted
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
 from geomim.models.weights import exported_contract, picture_contract, read_encoder
-from geomim.sensors import SENSORS, BandContract, get_sensor
+from geomim.sensors import SENSORS, BandContract
 
 Probe = Literal["knn", "linear", "efficient"]
 
@@ -130,7 +130,7 @@ def evaluate(
         raise ConfigError(f"expected at least one seed and one probe; given {seeds} and {probes}")
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     images = open_labelled(data, train_split, test_split, image_size)
-    images = images.told(get_sensor(sensor)) if sensor else images
+    images = images.told(sensor) if sensor else images
     candidate = open_candidate(checkpoint, images, image_size, heads)
     prepare = ContractInput(candidate.contract, images.sensor)
     parts = {"train": images.train, "test": images.test}

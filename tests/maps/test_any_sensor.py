@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+import yaml
 from rasterio.transform import from_origin
 from tiny_corpus import write_corpus
 
@@ -22,7 +23,7 @@ from geomim.models.vit import ViT
 from geomim.models.weights import read_encoder
 from geomim.pretrain.module import Origin, PretrainModule
 from geomim.pretrain.recipes import RECIPES
-from geomim.sensors import BandContract, get_sensor
+from geomim.sensors import BandContract, get_sensor, stated_contract
 from geomim.verbs.curate import _unlabelled, embed
 from geomim.verbs.evaluate import evaluate, open_candidate
 
@@ -120,6 +121,23 @@ def test_positions_are_made_for_the_metres_a_pixel_of_the_data(tmp_path: Path, c
     )
     cluster(path, [scene], str(tmp_path / "clusters.tif"), clusters=2, device="cpu")
     assert "made for 2 m" in capsys.readouterr().out
+
+
+def test_statistics_of_a_sensor_file_are_taken_where_the_encoder_knows_none(checkpoint: str, tmp_path: Path) -> None:
+    values = {"name": "thermal", "unit": "kelvin", "bands": [{"name": "T", "wavelength": 11000}]}
+    file, scene = tmp_path / "thermal.yaml", tmp_path / "scene.tif"
+    profile = {"transform": from_origin(500000, 4000000, 2, 2), "crs": "EPSG:32632", "dtype": "float32"}
+    with rasterio.open(scene, "w", driver="GTiff", count=1, height=48, width=48, **profile) as raster:
+        raster.write(np.random.default_rng(0).normal(290, 5, (1, 48, 48)).astype("float32"))
+    asked = (checkpoint, [str(scene)], str(tmp_path / "clusters.tif"), 2, str(file))
+    file.write_text(yaml.safe_dump(values))
+    with pytest.raises(BandError, match=r"mean and std of T in kelvin: give them .* \(--sensor FILE.yaml\)"):
+        cluster(*asked, device="cpu")
+    corpus = write_corpus(tmp_path / "corpus", sensor=get_sensor(file))
+    file.write_text(yaml.safe_dump(values | {"mean": [290.0], "std": [5.0]}))
+    assert cluster(*asked, device="cpu")[0].exists()
+    told = _unlabelled(Corpus.open(corpus)).told(str(file))
+    assert told.contract == stated_contract(file) and open_candidate(checkpoint, told).contract.mean == (290.0,)
 
 
 def test_a_floor_is_of_the_same_size(checkpoint: str, tmp_path: Path) -> None:

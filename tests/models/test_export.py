@@ -9,10 +9,10 @@ import yaml
 from geomim.errors import BandError, CheckpointError, ConfigError, InputError
 from geomim.models.build import build_encoder, from_config
 from geomim.models.export import export
-from geomim.models.fitting import contract_for, fitted
+from geomim.models.fitting import contract_for, fitted, named_contract
 from geomim.models.frozen import read_frozen
 from geomim.models.vit import ViT
-from geomim.models.weights import read_encoder
+from geomim.models.weights import Loaded, read_encoder
 from geomim.sensors import Band, BandContract, Sensor, get_sensor
 
 SIZES = {"image_size": 32, "patch_size": 8, "width": 48, "depth": 2, "heads": 3}
@@ -102,6 +102,12 @@ def test_statistics_of_a_sensor_file(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(values | {"mean": [-12.0], "std": [4.0]}))
     contract = read_encoder(export(path, str(tmp_path / "out"), sensor=str(file))).contract
     assert contract.names == ("VV",) and contract.mean == (-12.0,) and contract.std == (4.0,)
+    file.write_text(yaml.safe_dump(values | {"mean": 5, "std": [4.0]}))
+    with pytest.raises(InputError, match=r"radar\.yaml': 'mean' must be a list"):
+        export(path, str(tmp_path / "out"), sensor=str(file))
+    nameless = Loaded(read_encoder(path).encoder, {}, "a file")
+    with pytest.raises(CheckpointError, match="names no sensor: say which with --sensor"):
+        named_contract(nameless, "a.ckpt", None, None)
 
 
 def test_gsd_and_patch_size(tmp_path: Path) -> None:
