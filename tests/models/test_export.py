@@ -134,6 +134,11 @@ def test_refusals_name_what_is_there(tmp_path: Path) -> None:
         read_frozen(path, (4, 4))
     with pytest.raises(ConfigError, match="leave out --gsd"):
         export(path, out, sensor="s2", gsd=10.0)
+    for gsd in (0.0, -3.0, float("nan")):
+        with pytest.raises(ConfigError, match=f"--gsd: expected metres a pixel, above 0; given {gsd:g}"):
+            export(path, out, sensor="s2", gsd=gsd)
+    with pytest.raises(ConfigError, match="--patch-size: expected pixels, at least 1; given 0"):
+        export(path, out, sensor="s2", patch_size=0)
     with pytest.raises(ConfigError, match="multiple of patch_size"):
         export(path, out, sensor="s2", patch_size=5)
     plain, _ = checkpoint(tmp_path / "b.ckpt", {"naip": CONTRACTS["naip"]}, spectral=False)
