@@ -325,12 +325,13 @@ def _apart(one: Band, two: Band) -> bool:
 
 def _overlap(one: Band, two: Band) -> bool:
     assert one.wavelength is not None and two.wavelength is not None
-    radar, other = map(_polarisation, (one, two))  # of one letter, C or L, are alike
+    radar, other = map(polarisation_of, (one, two))  # of one letter, C or L, are alike
     reach = max(10.0, min(one.bandwidth or 0.0, two.bandwidth or 0.0) / 2, 0.1 * one.wavelength if radar else 0.0)
     return radar == other and abs(one.wavelength - two.wavelength) <= reach
 
 
-def _polarisation(band: Band) -> str | None:
+def polarisation_of(band: Band) -> str | None:
+    """What a radar's band sent and received, as it states or as it is called; None of other bands."""
     names = (band.polarisation, band.name.upper(), (band.alias or "").upper())
     return next((name for name in names if name in POLARISATIONS), None)
 

@@ -9,7 +9,7 @@ from geomim.errors import BandError, CheckpointError
 from geomim.models.hierarchical import Encoder
 from geomim.models.vit import ViT
 from geomim.models.weights import IMAGENET, Loaded, contract_of
-from geomim.sensors import Band, BandContract, Sensor, find_band, get_sensor, stated_contract
+from geomim.sensors import Band, BandContract, Sensor, find_band, get_sensor, polarisation_of, stated_contract
 
 Chosen = tuple[BandContract, tuple[str, ...]]
 """The contract that an encoder is used with, and what was assumed, in sentences."""
@@ -117,11 +117,11 @@ def _borrowed(contracts: Mapping[str, BandContract], sensor: Sensor) -> tuple[Ba
 def nearest_band(band: Band, offered: Sequence[Band]) -> int | None:
     """Where the same band stands, or the one of nearest wavelength; None for radar and bands without wavelength."""
     found, length = find_band(band, offered), band.wavelength
-    if found is not None or band.polarisation or not length:
+    if found is not None or polarisation_of(band) or not length:
         return found
     apart = [
         (abs(math.log(one.wavelength / length)), place)
         for place, one in enumerate(offered)
-        if one.wavelength and not one.polarisation
+        if one.wavelength and not polarisation_of(one)
     ]
     return min(apart)[1] if apart else None
