@@ -76,6 +76,7 @@ def embed(
     card = {
         "checkpoint": checkpoint,
         "encoder": fingerprint(candidate.encoder),
+        "contract": candidate.contract.to_dict(),
         "image_size": candidate.image_size,
         "pool": pool,
         "tiles": _digest(tiles),
