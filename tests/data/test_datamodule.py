@@ -1,4 +1,6 @@
 import dataclasses
+import errno
+import os
 import shutil
 
 import numpy as np
@@ -103,8 +105,8 @@ def test_names_of_sensors_are_the_same_in_a_resumed_run(three):
             tiles.corpus.sensor, name="my s.2", bands=tuple(usual[place] for place in order)
         )
     for _ in range(2):
-        assert list(share_contracts(sets, [1] * 4)) == ["my_s_2", "my_s_2-2", "my_s_2-2-2"]
-        assert [tiles.sensor for tiles in sets] == ["my_s_2", "my_s_2-2", "my_s_2", "my_s_2-2-2"]
+        assert list(share_contracts(sets, [1] * 4)) == ["my_s_2", "my_s_2-2", "my_s_2-3"]
+        assert [tiles.sensor for tiles in sets] == ["my_s_2", "my_s_2-2", "my_s_2", "my_s_2-3"]
 
 
 def test_one_band_of_one_sensor_means_one_thing(three, tmp_path):
@@ -269,6 +271,21 @@ def test_tiles_of_a_damaged_shard_are_marked_and_have_no_valid_pixel(tmp_path, d
     batch = module.augment(raw)
     assert torch.equal(batch["valid"].flatten(1).any(1), ~lost) and not batch["image"][lost].any()
     assert torch.equal(batch["image"][~lost], module.augment(good)["image"][~lost])
+
+
+def test_tiles_that_the_disk_cannot_give_are_marked(tmp_path, monkeypatch):
+    tiles, read = TileSet(Corpus.open(write_corpus(tmp_path / "c", count=24, size=24))), os.preadv
+    bad = [0]
+
+    def broken(file, buffers, start):
+        bad[0] += 1
+        if bad[0] in (4, 8):  # the fourth of all tiles, and again where they are read one by one
+            raise OSError(errno.EIO, "Input/output error")
+        return read(file, buffers, start)
+
+    tiles.read(np.arange(1))  # reads the index
+    monkeypatch.setattr(os, "preadv", broken)
+    assert tiles.read(np.arange(6))["unreadable"].tolist() == [False] * 3 + [True] + [False] * 2
 
 
 def test_what_cannot_be_trained_on_is_refused_by_name(tmp_path, corpus):
