@@ -183,6 +183,7 @@ def cluster(
     seed: int = 0,
     sample: int = 20000,
     heads: int | None = None,
+    all_bands: bool = False,
     device: str = "auto",
 ) -> list[Path]:
     """Map scenes without labels: k-means of the patch embeddings, fitted on a sample of all the scenes together.
@@ -197,6 +198,7 @@ def cluster(
         seed: Of the sample and the start.
         sample: About how many patches to fit on.
         heads: As for `predict`.
+        all_bands: Give an encoder of any sensor all bands of the scenes, not only those it was trained on.
         device: As for `predict`.
 
     Returns:
@@ -211,9 +213,8 @@ def cluster(
         with open_scene(targets[0][0], read, bands) as first:
             stated = sensor and stated_contract(sensor, first.sensor.names)
             same = stated and stated.sensor.meanings == first.sensor.meanings
-            return contract_for(
-                loaded, checkpoint, first.sensor, replace(stated, sensor=first.sensor) if stated and same else None
-            )
+            own = replace(stated, sensor=first.sensor) if stated and same else None
+            return contract_for(loaded, checkpoint, first.sensor, own, all_bands)
 
     mapper = _mapper(checkpoint, heads, device, of_first)
     means = fit_kmeans(_sample(mapper, [uri for uri, _ in targets], read, bands, sample, seed), clusters, seed)

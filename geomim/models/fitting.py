@@ -27,7 +27,9 @@ def fitted(
     return encoder.bake(contract or IMAGENET, gsd, patch_size) if changes else encoder
 
 
-def contract_for(loaded: Loaded, name: str, sensor: Sensor, own: BandContract | None = None) -> Chosen:
+def contract_for(
+    loaded: Loaded, name: str, sensor: Sensor, own: BandContract | None = None, all_bands: bool = False
+) -> Chosen:
     """What an encoder is to be given of some images: their bands as it was trained on, or all of them.
 
     Args:
@@ -35,17 +37,23 @@ def contract_for(loaded: Loaded, name: str, sensor: Sensor, own: BandContract | 
         name: Its file, for the sentences.
         sensor: What the images' numbers are.
         own: Statistics of the images themselves, or that a user states, for a sensor that the encoder never saw.
+        all_bands: All of their bands, though only some were trained on; of a spectral encoder.
 
     Raises:
+        CheckpointError: All bands are asked of a plain encoder.
         BandError: The encoder names no bands, or the sensor has one that no kernel or no statistics are known for.
     """
     if not loaded.encoder.config.get("spectral"):
+        if all_bands:
+            raise CheckpointError(f"'{name}' is a plain encoder of its own bands: leave out --all_bands")
         return contract_of(loaded, name)
 
     def suits(contract: BandContract) -> bool:
         try:
             places = contract.indices(sensor.bands)
         except BandError:
+            return False
+        if all_bands and len(places) < len(sensor.bands):
             return False
         # numbers of no stated unit may be the contract's, where nothing else is known of them
         unknown = Sensor.unit if own is None else None
@@ -56,7 +64,11 @@ def contract_for(loaded: Loaded, name: str, sensor: Sensor, own: BandContract | 
     if known:
         best = max(known, key=lambda key: (known[key].sensor.name == sensor.name, len(known[key].names)))
         said = f"trained on {', '.join(loaded.contracts)}: the images are seen as '{best}'"
-        return known[best], (*loaded.notes, f"{said} ({', '.join(known[best].names)})")
+        said += f" ({', '.join(known[best].names)})"
+        used = {sensor.names[place] for place in known[best].indices(sensor.bands)}
+        if others := [band for band in sensor.names if band not in used]:
+            said += f"; of their bands {', '.join(others)} are left out: --all_bands true takes them too"
+        return known[best], (*loaded.notes, said)
     return _never_seen(loaded, sensor, own if own and own.sensor == sensor else None, "the images")
 
 
@@ -89,9 +101,10 @@ def named_contract(loaded: Loaded, name: str, sensor: str | None, bands: Sequenc
 def _never_seen(loaded: Loaded, sensor: Sensor, own: BandContract | None, source: str) -> Chosen:
     """All bands of a sensor, with its own statistics or those of bands that were trained on."""
     contracts = loaded.contracts
-    said = f"never trained on '{sensor.name}' ({', '.join(sensor.names)}), only on {', '.join(contracts)}: its kernels "
+    just = "just these bands of " if any(one.sensor.name == sensor.name for one in contracts.values()) else ""
+    said = f"never trained on {just}'{sensor.name}' ({', '.join(sensor.names)}), only on {', '.join(contracts)}"
     contract, borrowed = (own, f"its mean and std are those of {source}") if own else _borrowed(contracts, sensor)
-    return contract, (*loaded.notes, f"{said}are made from wavelengths, {borrowed}")
+    return contract, (*loaded.notes, f"{said}: its kernels are made from wavelengths, {borrowed}")
 
 
 def _borrowed(contracts: Mapping[str, BandContract], sensor: Sensor) -> tuple[BandContract, str]:

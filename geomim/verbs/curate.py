@@ -39,6 +39,7 @@ def embed(
     batch: int = 128,
     sensor: str | None = None,
     heads: int | None = None,
+    all_bands: bool = False,
     device: str = "auto",
 ) -> Path:
     """Ask an encoder for a vector of every tile of a corpus, kept or not; stopped and started again, it goes on.
@@ -53,6 +54,7 @@ def embed(
         batch: Tiles encoded at once.
         sensor: Name or YAML file of a sensor that says what the tiles' numbers mean, where the corpus says it wrongly.
         heads: Attention heads of a published file, which does not state them.
+        all_bands: Give an encoder of any sensor all bands of the tiles, not only those it was trained on.
         device: `auto`, `cpu`, `cuda` or another torch device.
 
     Returns:
@@ -70,7 +72,7 @@ def embed(
     opened = Corpus.open(folder)
     images = _unlabelled(opened)
     images = images.told(sensor) if sensor else images
-    candidate = open_candidate(checkpoint, images, image_size, heads)
+    candidate = open_candidate(checkpoint, images, image_size, heads, all_bands)
     name = name or re.sub(r"[^\w.-]+", "-", Path(checkpoint.removeprefix("timm:")).stem)
     tiles = _stored(opened)
     card = {

@@ -93,6 +93,7 @@ def evaluate(
     floors: bool = True,
     sensor: str | None = None,
     heads: int | None = None,
+    all_bands: bool = False,
     device: str = "auto",
 ) -> Scores:
     """Score a frozen encoder on labelled images with kNN, linear and efficient probes.
@@ -116,6 +117,7 @@ def evaluate(
         floors: Score the floors too.
         sensor: Name or YAML file of a sensor that says what the images' numbers mean, where they say it wrongly.
         heads: Attention heads of a published file, which does not state them.
+        all_bands: Give an encoder of any sensor all bands of the images, not only those it was trained on.
         device: `auto`, `cpu`, `cuda` or another torch device.
 
     Returns:
@@ -131,7 +133,7 @@ def evaluate(
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     images = open_labelled(data, train_split, test_split, image_size)
     images = images.told(sensor) if sensor else images
-    candidate = open_candidate(checkpoint, images, image_size, heads)
+    candidate = open_candidate(checkpoint, images, image_size, heads, all_bands)
     prepare = ContractInput(candidate.contract, images.sensor)
     parts = {"train": images.train, "test": images.test}
     ranges = [check_range(prepare, part.sample(), f"{images.name}, {name}") for name, part in parts.items()]
@@ -161,7 +163,11 @@ def evaluate(
 
 
 def open_candidate(
-    checkpoint: str, images: LabelledData, image_size: int | None = None, heads: int | None = None
+    checkpoint: str,
+    images: LabelledData,
+    image_size: int | None = None,
+    heads: int | None = None,
+    all_bands: bool = False,
 ) -> Candidate:
     """Read an encoder for given images.
 
@@ -170,15 +176,18 @@ def open_candidate(
         images: What it is to be evaluated on.
         image_size: Side of the images; the encoder's own where None.
         heads: As for `evaluate`.
+        all_bands: As for `evaluate`.
 
     Raises:
         CheckpointError: The checkpoint cannot be read, or the size does not fit it.
         BandError: The file names no bands and is not for RGB.
     """
     if checkpoint.startswith("timm:"):
+        if all_bands:
+            raise CheckpointError(f"'{checkpoint}' is a plain encoder of its own bands: leave out --all_bands")
         return _timm_candidate(checkpoint.removeprefix("timm:"), images, image_size)
     loaded = read_encoder(checkpoint, heads)
-    contract, notes = contract_for(loaded, checkpoint, images.sensor, images.contract)
+    contract, notes = contract_for(loaded, checkpoint, images.sensor, images.contract, all_bands)
     gsd = None
     if loaded.encoder.config.get("gsd_positions"):
         # positions are stretched over images of another size, which are of as much ground

@@ -16,14 +16,14 @@ from geomim.cli import main
 from geomim.corpus.scenes import open_scene
 from geomim.corpus.store import Corpus
 from geomim.data.labelled import open_labelled
-from geomim.errors import BandError
+from geomim.errors import BandError, CheckpointError
 from geomim.maps.predict import _mapper, cluster, predict
 from geomim.models.build import build_encoder
 from geomim.models.vit import ViT
 from geomim.models.weights import read_encoder
 from geomim.pretrain.module import Origin, PretrainModule
 from geomim.pretrain.recipes import RECIPES
-from geomim.sensors import BandContract, get_sensor, stated_contract
+from geomim.sensors import Band, BandContract, Sensor, get_sensor, stated_contract
 from geomim.verbs.curate import _unlabelled, embed
 from geomim.verbs.evaluate import evaluate, open_candidate
 
@@ -63,6 +63,23 @@ def test_evaluated_and_embedded_for_the_sensor_of_the_data(checkpoint: str, tmp_
         )
         assert any(said in note for note in scores.notes)
         assert np.load(embed(str(corpus), checkpoint, device="cpu")).shape == (32, 48)
+
+
+def test_all_bands_of_the_data_where_it_was_trained_on_some(checkpoint: str, tmp_path: Path, capsys) -> None:
+    bands = (*get_sensor("naip").bands, Band("SWIR", 1600, 90))
+    sensor = Sensor("naip", bands)
+    corpus = str(write_corpus(tmp_path / "corpus", count=32, size=24, sensor=sensor))
+    asked = {"probes": ["linear"], "seeds": 1, "test_split": "val", "floors": False, "device": "cpu"}
+    scores = evaluate(checkpoint, corpus, str(tmp_path / "out"), **asked)
+    assert any("SWIR are left out: --all_bands true" in note for note in scores.notes)
+    evaluate(checkpoint, corpus, str(tmp_path / "out"), all_bands=True, **asked)
+    card = json.loads((tmp_path / "out" / "linear.json").read_text())
+    assert [band["name"] for band in card["contract"]["sensor"]["bands"]] == list(sensor.names)
+    embed(corpus, checkpoint, all_bands=True, device="cpu")
+    made = json.loads((tmp_path / "corpus" / "embeddings" / "a.json").read_text())
+    assert len(made["contract"]["mean"]) == 5
+    with pytest.raises(CheckpointError, match="leave out --all_bands"):
+        embed(corpus, "timm:anything", all_bands=True, device="cpu")
 
 
 def write(path: Path, sensor: str) -> str:

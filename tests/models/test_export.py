@@ -157,6 +157,13 @@ def test_contract_for_images(tmp_path: Path) -> None:
     assert contract == own and "never trained on 'rgb'" in notes[-1] and "those of the images" in notes[-1]
     contract, notes = contract_for(loaded, "a", rgb)
     assert contract.sensor == rgb and contract.mean == (100.0, 90.0, 80.0) and "red as red of naip" in notes[-1]
+    some = Loaded(loaded.encoder, {"s2": CONTRACTS["s2"].select(["B04", "B08"])}, "a file")
+    contract, notes = contract_for(some, "a", get_sensor("sentinel2", ["B04", "B08", "B11"]))
+    assert contract.names == ("B04", "B08") and "B11 are left out: --all_bands true" in notes[-1]
+    contract, notes = contract_for(some, "a", get_sensor("sentinel2", ["B04", "B08", "B11"]), all_bands=True)
+    assert contract.names == ("B04", "B08", "B11") and "just these bands of 'sentinel2'" in notes[-1]
+    contract, notes = contract_for(some, "a", get_sensor("sentinel2", ["B08", "B04"]), all_bands=True)
+    assert contract == some.contract and "left out" not in notes[-1]
     few = S2.select(["B04", "B08"])
     contract, notes = contract_for(loaded, "a", few)
     assert contract.mean == (1030.0, 1070.0) and fitted(loaded.encoder, contract).in_chans == 2
