@@ -41,7 +41,7 @@ class FeatureCache:
     """
 
     def __init__(self, teacher: Any, sets: Sequence[TileSet], prepare: Callable[[Any], Any], size: int) -> None:
-        self.teacher, self.prepare, folder = teacher, prepare, Path(teacher.cache)
+        self.teacher, self.prepare, folder = teacher, prepare, Path(teacher.cache).absolute()
         self.row = 2 * teacher.shape[0] * teacher.shape[1]  # bytes a tile
         self.parts: list[tuple[TileSet, Path, dict[str, Any]]] = []
         for place, tiles in enumerate(sets):
@@ -51,8 +51,8 @@ class FeatureCache:
             self._check(*part[1:])
             self.parts.append(part)
         left = self.row * sum(len(tiles) - self._done(file) for tiles, file, _ in self.parts)
-        free = shutil.disk_usage(next(path for path in folder.absolute().parents if path.exists())).free
-        self.said = f"the teacher's features take {self.row * sum(map(len, sets)) / 1e9:.3g} GB in '{folder}'"
+        free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+        self.said = f"the teacher's features take {self.row * sum(map(len, sets)) / 1e9:.3g} GB in '{teacher.cache}'"
         if left > free:
             raise ConfigError(
                 f"{self.said}, and {free / 1e9:.3g} GB are free: give --method.cache on a larger disk, fewer "
