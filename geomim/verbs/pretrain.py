@@ -128,7 +128,6 @@ def train(
     checkpoints, signals = folder / "checkpoints", Signals()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips are not ours
     unsigned = config and apply_to_collection(_plain(config), str, plain)  # it travels
-    probed = probing(watch, data.contracts, data.image_size, bool((encoder or {}).get("spectral")))
     with signals, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")
         try:
@@ -156,8 +155,10 @@ def train(
             where = f"training.accelerator {training.accelerator} with training.devices {training.devices}"
             raise ConfigError(f"{where} cannot be had on this machine: {error}") from error
         module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size)
-        for sentence in (*module.model.encoder.notes, *data.provide(module.model.needs, module.model.crop_size)):
+        model = module.model
+        for sentence in (*model.encoder.notes, *data.provide(model.needs, model.crop_size, model.cached)):
             rank_zero_only(print)(sentence)
+        probed = probing(watch, model.encoder, data.image_size)
         looks = Watch(data.pictures(64), data.contracts, folder / "reconstructions", watch.every, probed)
         trainer.callbacks.insert(1, looks)  # only now it is known what batches hold
         corpora = [one.provenance for one in data.corpora]
