@@ -31,9 +31,9 @@ class Steps(DataLoader[Batch]):
         waited: Seconds that were spent waiting for them.
     """
 
-    def __init__(self, *args: Any, parts: int | None, **options: Any) -> None:
+    def __init__(self, *args: Any, parts: int | None, waited: float = 0.0, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.parts, self.waited = parts, 0.0
+        self.parts, self.waited = parts, waited
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         micro = super().__iter__()
@@ -169,23 +169,17 @@ class TileDataModule(pl.LightningDataModule):
         if not share:
             return []
         if len(self.sets) > 1:
-            raise ConfigError(
-                f"training.prune goes by the epochs of one corpus, and {len(self.sets)} were given: leave it away, or "
-                "train on one"
-            )
+            raise ConfigError(f"training.prune goes by the epochs of one corpus; given {len(self.sets)}: leave it away")
         self.pruning = Pruning(len(self.sets[0]), share, self.seed)
         return [
             f"pruning: a tile whose last loss lies below the mean is left out of an epoch with probability {share:g}, "
             f"and weighs {1 / (1 - share):.3g} where it stays; none is in the first epoch, nor after {END:.1%} of "
-            "training. So epochs are shorter and steps hold harder tiles: figures a step or an epoch do not compare to "
-            "those of a run without. 'images' counts what is seen, 'images_skipped' what is left out"
+            "training. Epochs are shorter and steps hold harder tiles, so figures a step or an epoch mean something "
+            "else than without. 'images' counts what is seen, 'images_skipped' what is left out"
         ]
 
     def train_dataloader(self) -> Steps:
-        """Steps of raw micro-batches from the trainer's global step on; without a trainer, micro-batches.
-
-        They end with the epoch where tiles are pruned, and the trainer then asks for the next ones.
-        """
+        """Steps of raw micro-batches from the trainer's global step on; without a trainer, micro-batches."""
         trainer = self.trainer
         rank, world, steps, accumulate = 0, 1, 0, 1
         if trainer is not None:
@@ -193,11 +187,11 @@ class TileDataModule(pl.LightningDataModule):
             steps, accumulate = trainer.global_step, trainer.lightning_module.accumulate
         block = self.batch_size * world * accumulate
         stream: Stream | Kept = Stream([len(tiles) for tiles in self.sets], self.weights, block, self.seed)
-        stop, before = None, None if trainer is None else trainer.train_dataloader
+        stop = None  # only with pruning does an epoch end, and the trainer ask for the next one
         if self.pruning is not None and trainer is not None:
             stream, stop = self.pruning.begin(steps, trainer.max_steps, block)
             stop *= accumulate
-        loader = Steps(
+        return Steps(
             StreamDataset(self.sets, stream),
             parts=accumulate if trainer is not None else None,
             batch_sampler=PositionBatches(self.batch_size, rank, world, steps * accumulate, stop),  # type: ignore[arg-type]
@@ -208,9 +202,8 @@ class TileDataModule(pl.LightningDataModule):
             persistent_workers=self.workers > 0 and stop is None,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_deaf,
+            waited=getattr(getattr(trainer, "train_dataloader", None), "waited", 0.0),
         )
-        loader.waited = getattr(before, "waited", 0.0)
-        return loader
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Send a micro-batch; a step stays where it is, and its micro-batches are sent one after the other."""

@@ -81,7 +81,7 @@ class PretrainModule(pl.LightningModule):
         history: What resumed runs changed: `step`, and `changed` with `[old, new]` by name.
         provenance: What else a checkpoint says of where it comes from, as plain values: `code`, `config`, `corpora`,
             and `evaluation`, the scores seen last.
-        pruning: The data module's, which is told what each image loses; None where nothing is pruned.
+        pruning: The data module's; None where nothing is pruned.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class PretrainModule(pl.LightningModule):
                 self._add(name, value)
             losses.append(output.loss.detach().float())
             if self.pruning:
-                self.pruning.note(parts[left]["position"], output.images)
+                self.pruning.noted.append((parts[left]["position"], output.images))
         self._steps += 1
         norm = self._check(losses)
         if self.clip:

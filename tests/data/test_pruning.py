@@ -18,7 +18,7 @@ def begun(share=0.5, seed=0, tiles=1000):
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
 def test_in_expectation_every_tile_weighs_one_and_the_mean_is_that_of_all(share):
     tables = [begun(share, seed) for seed in range(400)]
-    losses, weights = tables[0].losses, torch.stack([one.weights() for one in tables])
+    losses, weights = tables[0].losses, torch.stack([one.stream.weights for one in tables])
     easy = losses < losses.mean()
     assert (weights[:, ~easy] == 1).all() and weights[:, easy].unique().tolist() == pytest.approx([0, 1 / (1 - share)])
     error = (share / (1 - share) / 400) ** 0.5  # of the mean weight of a tile over the draws
@@ -31,7 +31,7 @@ def test_in_expectation_every_tile_weighs_one_and_the_mean_is_that_of_all(share)
 
 def test_an_epoch_is_every_kept_tile_and_no_other():
     pruning = begun()
-    kept = pruning.weights().nonzero()[:, 0].numpy()
+    kept = pruning.stream.weights.nonzero()[:, 0].numpy()
     positions = pruning.first * 8 + np.arange(len(kept))
     corpora, rows = pruning.stream(positions)
     assert not corpora.any() and sorted(rows) == kept.tolist() and rows.tolist() != kept.tolist()
@@ -63,8 +63,8 @@ def test_an_epoch_that_would_reach_into_the_last_eighth_is_cut_and_nothing_is_le
 def test_the_later_loss_of_a_tile_stays_and_a_state_goes_on_likewise():
     pruning = begun(tiles=5)
     places = pruning.first * 8 + torch.arange(len(pruning.stream.rows) + 1)  # the last is the next turn's first
-    pruning.note(places[3:], 100.0 + torch.arange(len(places))[3:])
-    pruning.note(places[:3], 100.0 + torch.arange(3))
+    pruning.noted.append((places[3:], 100.0 + torch.arange(len(places))[3:]))
+    pruning.noted.append((places[:3], 100.0 + torch.arange(3)))
     pruning.read(1)
     losses = dict(zip(pruning.stream(places.numpy())[1].tolist(), range(100, 100 + len(places)), strict=True))
     assert {row: pruning.losses[row] for row in losses} == losses
