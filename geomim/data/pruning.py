@@ -39,8 +39,8 @@ class Pruning:
     """Sample pruning in the manner of InfoBatch (Qin et al., ICLR 2024).
 
     Training goes through epochs. As one begins, each tile whose last loss lies below the mean of all is left out of it
-    with probability `share`, drawn anew, and weighs 1 / (1 - share) where it stays: in expectation, weighted sums over an
-    epoch are those over all tiles. Nothing is left out of the first epoch, nor in the last eighth of training.
+    with probability `share`, drawn anew, and weighs 1 / (1 - share) where it stays: weighted sums over an epoch are, in
+    expectation, those over all tiles. Nothing is left out of the first epoch, nor in the last eighth of training.
 
     What a position holds is a function of the seed and of a table, which is in the checkpoint. Deviations from the
     paper: a step divides by what its images weigh, so that its size stays; training has as many steps as without, so
