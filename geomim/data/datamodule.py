@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 from geomim.corpus.store import Corpus
 from geomim.data.augment import Augment
 from geomim.data.features import FeatureCache
+from geomim.data.pruning import END, Kept, Pruning
 from geomim.data.sampler import PositionBatches, Stream
 from geomim.data.tiles import StreamDataset, TileSet, as_is, share_contracts
 from geomim.errors import ConfigError, CorpusError
@@ -30,16 +32,18 @@ class Steps(DataLoader[Batch]):
         waited: Seconds that were spent waiting for them.
     """
 
-    def __init__(self, *args: Any, parts: int | None, **options: Any) -> None:
+    def __init__(self, *args: Any, parts: int | None, waited: float = 0.0, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.parts, self.waited = parts, 0.0
+        self.parts, self.waited = parts, waited
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         micro = super().__iter__()
         while self.parts:
             start = time.perf_counter()
-            step = [next(micro) for _ in range(self.parts)]
+            step = list(islice(micro, self.parts))
             self.waited += time.perf_counter() - start
+            if not step:
+                return
             yield step
         yield from micro
 
@@ -82,6 +86,7 @@ class TileDataModule(pl.LightningDataModule):
     Attributes:
         contracts: Bands and statistics of what the batches hold, by the name that `sensor` of a batch says.
         settings: All arguments as plain values, corpora by their content; a resumed run compares them.
+        pruning: What leaves tiles out of an epoch; None where nothing does.
 
     Raises:
         ConfigError: A number is out of range.
@@ -133,6 +138,7 @@ class TileDataModule(pl.LightningDataModule):
         self.pairs, self.weights = pairs, weights or None
         self.features: FeatureCache | None = None
         self.prepare_data_per_node = False  # all machines share one folder
+        self.pruning: Pruning | None = None
         self.augment = Augment(self.contracts, image_size, scale, ratio, flip, turn, seed, jitter, shift)
         self.settings = {
             "corpus": [f"{len(tiles)} tiles of lock {tiles.corpus.meta.get('lock')}" for tiles in self.sets],
@@ -167,6 +173,24 @@ class TileDataModule(pl.LightningDataModule):
         if self.features and self.trainer:
             self.features.fill(self.trainer.strategy.root_device)
 
+    def prune(self, share: float) -> list[str]:
+        """Leave tiles that are learned well out with a probability, see `Pruning`; after `provide`. In words, how.
+
+        Raises:
+            ConfigError: There are several corpora.
+        """
+        if not share:
+            return []
+        if len(self.sets) > 1:
+            raise ConfigError(f"training.prune goes by the epochs of one corpus; given {len(self.sets)}: leave it away")
+        self.pruning = Pruning(len(self.sets[0]), share, self.seed)
+        return [
+            f"pruning: a tile whose last loss lies below the mean is left out of an epoch with probability {share:g}, "
+            f"and weighs {1 / (1 - share):.3g} where it stays; none is in the first epoch, nor after {END:.1%} of "
+            "training. Epochs are shorter and steps hold harder tiles, so figures a step or an epoch mean something "
+            "else than without. 'images' counts what is seen, 'images_skipped' what is left out"
+        ]
+
     def train_dataloader(self) -> Steps:
         """Steps of raw micro-batches from the trainer's global step on; without a trainer, micro-batches."""
         if self.features:
@@ -177,18 +201,23 @@ class TileDataModule(pl.LightningDataModule):
             rank, world = trainer.global_rank, trainer.world_size
             steps, accumulate = trainer.global_step, trainer.lightning_module.accumulate
         block = self.batch_size * world * accumulate
-        stream = Stream([len(tiles) for tiles in self.sets], self.weights, block, self.seed)
+        stream: Stream | Kept = Stream([len(tiles) for tiles in self.sets], self.weights, block, self.seed)
+        stop = None  # only with pruning does an epoch end, and the trainer ask for the next one
+        if self.pruning is not None and trainer is not None:
+            stream, stop = self.pruning.begin(steps, trainer.max_steps, block)
+            stop *= accumulate
         return Steps(
             StreamDataset(self.sets, stream),
             parts=accumulate if trainer is not None else None,
-            batch_sampler=PositionBatches(self.batch_size, rank, world, steps * accumulate),  # type: ignore[arg-type]
+            batch_sampler=PositionBatches(self.batch_size, rank, world, steps * accumulate, stop),  # type: ignore[arg-type]
             collate_fn=as_is,
             num_workers=self.workers,
             # a step is asked for at once
             prefetch_factor=max(2, -(-accumulate // self.workers)) if self.workers else None,
-            persistent_workers=self.workers > 0,
+            persistent_workers=self.workers > 0 and stop is None,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_deaf,
+            waited=getattr(getattr(trainer, "train_dataloader", None), "waited", 0.0),
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from geomim.corpus.pairs import Pairs, find_pairs
 from geomim.corpus.store import Corpus
+from geomim.data.pruning import Kept
 from geomim.data.sampler import Stream
 from geomim.errors import BandError, CorpusError
 from geomim.randomness import Draws
@@ -124,7 +125,7 @@ class StreamDataset(Dataset[dict[str, Any]]):
         stream: Corpus and row of each position.
     """
 
-    def __init__(self, sets: Sequence[TileSet], stream: Stream) -> None:
+    def __init__(self, sets: Sequence[TileSet], stream: Stream | Kept) -> None:
         self.sets, self.stream = list(sets), stream
 
     def __getitem__(self, position: int) -> dict[str, Any]:
@@ -134,13 +135,14 @@ class StreamDataset(Dataset[dict[str, Any]]):
         """Read the batch at some positions, which must lie in one block of the stream.
 
         Returns:
-            What `TileSet.read` returns, and `position (B,)` int64.
+            What `TileSet.read` returns, `position (B,)` int64, and where tiles are left out `weight (B,)`.
         """
         places = np.asarray(positions, np.int64)
         corpora, rows = self.stream(places)
         assert (corpora == corpora[0]).all(), "a batch reaches over the edge of a block"
         position = torch.from_numpy(places)
-        return self.sets[corpora[0]].read(rows, Draws(self.stream.seed, position)) | {"position": position}
+        batch = self.sets[corpora[0]].read(rows, Draws(self.stream.seed, position)) | {"position": position}
+        return batch | ({"weight": self.stream.weights[rows]} if isinstance(self.stream, Kept) else {})
 
 
 def as_is(batch: dict[str, Any]) -> dict[str, Any]:

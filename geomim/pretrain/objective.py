@@ -114,10 +114,12 @@ class Output:
     Attributes:
         loss: 0-dim, the weighted sum of the terms.
         terms: 0-dim detached loss of each term by name.
+        images: `(B,)` detached, the loss of each image in all terms, whatever it weighs; NaN where that is nothing.
     """
 
     loss: Tensor
     terms: dict[str, Tensor]
+    images: Tensor
 
 
 class MaskedImageModel(nn.Module):
@@ -207,14 +209,16 @@ class MaskedImageModel(nn.Module):
             progress: As for `forward`.
             totals: `(T,)`, what all images of the step weigh in each term.
         """
-        loss, logged = progress.new_zeros(()), {}
+        loss, logged, images = progress.new_zeros(()), {}, torch.zeros_like(plan.weights[0])
         asked = self.ask(context, plan.splits)
         for (term, _, prediction, answer, weight), weights, total in zip(asked, plan.weights, totals, strict=True):
-            reduced = reduce(term.loss(prediction, answer, weight), weights, total)
+            values = term.loss(prediction, answer, weight)
+            reduced = reduce(values, weights, total)
             share = term.weight(progress) if callable(term.weight) else term.weight
             loss = loss + share * reduced
+            images = images + share * torch.where(weights > 0, values.detach(), 0.0)
             logged[term.name] = reduced.detach()
-        return Output(loss, logged)
+        return Output(loss, logged, torch.where(plan.weights.sum(0) > 0, images, torch.nan))
 
     def ask(self, context: Context, splits: dict[str, TokenSplit]) -> Iterator[Asked]:
         """Put every term's question; each set of tokens is encoded once, and the same question answered once.

@@ -49,6 +49,8 @@ class Training:
         nodes: Machines; as many as torchrun or srun started where not given.
         strategy: `ddp` keeps all weights on every device, `fsdp` a share of them, for encoders from ViT-H up.
         clip: Greatest norm of the gradient; not clipped where not given.
+        prune: Leave tiles of a loss below the mean out of an epoch with this probability, up to 0.9, and let those that
+            stay weigh more (InfoBatch): more epochs in as many steps. 0 for never.
         log_every: Steps between two rows of figures.
         checkpoint_every: Steps between two `last.ckpt`.
         milestones: Checkpoints to keep besides the last, evenly over the run.
@@ -65,6 +67,7 @@ class Training:
     nodes: int = 1
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     clip: float | None = None
+    prune: float = 0.0
     log_every: int = 50
     checkpoint_every: int = 1000
     milestones: int = 0
@@ -78,6 +81,8 @@ class Training:
                 raise ConfigError(f"training.{name}: expected at least 1; given {getattr(self, name)}")
         if (self.clip or 1) < 0:
             raise ConfigError(f"training.clip: expected at least 0; given {self.clip}")
+        if not 0 <= self.prune <= 0.9:
+            raise ConfigError(f"training.prune: expected 0 (off) to 0.9; given {self.prune}")
         if not 0 <= self.milestones <= self.max_steps:
             raise ConfigError(
                 f"training.milestones: expected 0 to training.max_steps, {self.max_steps}; given {self.milestones}: "
@@ -135,6 +140,7 @@ def train(
             trainer = pl.Trainer(
                 max_steps=training.max_steps,
                 max_epochs=-1,
+                reload_dataloaders_every_n_epochs=int(training.prune > 0),
                 precision=training.precision,
                 accelerator=training.accelerator,
                 logger=loggers(folder, watch, unsigned),
@@ -156,8 +162,10 @@ def train(
             raise ConfigError(f"{where} cannot be had on this machine: {error}") from error
         module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size)
         model = module.model
-        for sentence in (*model.encoder.notes, *data.provide(model.needs, model.crop_size, model.cached)):
+        given = data.provide(model.needs, model.crop_size, model.cached) + data.prune(training.prune)
+        for sentence in (*model.encoder.notes, *given):
             rank_zero_only(print)(sentence)
+        module.pruning = data.pruning
         probed = probing(watch, model.encoder, data.image_size)
         looks = Watch(data.pictures(64), data.contracts, folder / "reconstructions", watch.every, probed)
         trainer.callbacks.insert(1, looks)  # only now it is known what batches hold
