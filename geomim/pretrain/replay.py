@@ -43,15 +43,13 @@ def blame(
     """
     settle(model, progress)
     totals: Any = 0
-    for part in parts:
-        batch = receive(part)
-        totals = totals + model.plan(model.context(batch, Draws(seed, batch["position"])), progress).weights.sum(1)
     found: list[tuple[list[int], Batch, Batch]] = []
     for part in parts:
         batch = receive(part)
         context = model.context(batch, Draws(seed, batch["position"]))
-        asked = model.ask(context, model.plan(context, progress).splits)
-        losses = [one.term.loss(one.prediction, one.answer, one.weight) for one in asked]
+        plan = model.plan(context, progress)
+        totals = totals + plan.weights.sum(1)
+        losses = [one.term.loss(one.prediction, one.answer, one.weight) for one in model.ask(context, plan.splits)]
         bad = ~torch.stack(losses).isfinite().all(0)
         found.append((part["id"][bad.cpu()].tolist(), part, move_data_to_device(batch, torch.device("cpu"))))
     found = [one for one in found if one[0]] or found

@@ -24,16 +24,14 @@ class Blocks:
 
     Attributes:
         hidden: Share of the patches that is hidden and predicted; all others are seen.
-        view: The view that is masked.
     """
 
     hidden: float = 0.4
-    view: str = "image"
 
     def __call__(self, context: Context, progress: Tensor) -> dict[str, TokenSplit]:
-        """Split the view."""
-        view, (rows, columns) = context.views[self.view], context.views[self.view].grid
-        length, noise = view.length, context.draws("mask", RECTANGLES, 4)
+        """Split the image."""
+        view, noise = context.views["image"], context.draws("mask", RECTANGLES, 4)
+        (rows, columns), length = view.grid, view.length
         _, count = counts(length, 1 - self.hidden, self.hidden)
         area, shape, top, left = noise.unbind(-1)
         area = min(LEAST, count) + area * (count - min(LEAST, count))
@@ -47,7 +45,7 @@ class Blocks:
         if view.patch_valid is not None:
             rank = rank + INVALID * ~view.patch_valid
         order = rank.argsort(1)
-        return {self.view: split_of(view, order[:, count:], order[:, :count])}
+        return {"image": split_of(view, order[:, count:], order[:, :count])}
 
 
 def _span(start: Tensor, size: Tensor, length: int) -> Tensor:

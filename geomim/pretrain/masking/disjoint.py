@@ -21,18 +21,16 @@ class Disjoint:
     Attributes:
         visible: Share of the blocks that each set sees, at most a half.
         block: Side of a block in patches.
-        view: The view that is masked; the second set is called `VIEW/2`.
     """
 
     visible: float = 0.4
     block: int = 2
-    view: str = "image"
 
     def __call__(self, context: Context, progress: Tensor) -> dict[str, TokenSplit]:
-        """Split the view twice."""
-        view = context.views[self.view]
+        """Split the image twice: `image` and `image/2`."""
+        view = context.views["image"]
         one, two = self.split(view, context.draws("mask", view.length // self.block**2))
-        return {self.view: one, f"{self.view}/2": two}
+        return {"image": one, "image/2": two}
 
     def seen(self, grid: tuple[int, int]) -> int:
         """Blocks that each set sees of a grid of patches.

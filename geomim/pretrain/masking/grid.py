@@ -26,14 +26,13 @@ class Units:
         encoder: The encoder that is masked: its patches divide a unit, or are divided by it.
         size: Side of a unit in pixels.
         hidden: Share of the units that is hidden.
-        view: The view that is masked.
 
     Raises:
         ConfigError: The unit does not fit the patches or the image, or none would be hidden or seen.
     """
 
-    def __init__(self, encoder: Encoder, size: int = 32, hidden: float = 0.6, view: str = "image") -> None:
-        self.size, self.hidden, self.view = size, hidden, view
+    def __init__(self, encoder: Encoder, size: int = 32, hidden: float = 0.6) -> None:
+        self.size, self.hidden = size, hidden
         patch, embed, image = encoder.patch_size, encoder.embed_size, encoder.image_size
         if size < 1 or size % embed or image % size or (size % patch and patch % size):
             fine = f", and a divisor or a multiple of its output's {patch} px" if patch > embed else ""
@@ -54,10 +53,10 @@ class Units:
         return count
 
     def __call__(self, context: Context, progress: Tensor) -> dict[str, TokenSplit]:
-        """Split the view."""
-        view = context.views[self.view]
+        """Split the image."""
+        view = context.views["image"]
         units = view.image.shape[2] // self.size * (view.image.shape[3] // self.size)
-        return {self.view: self.split(view, context.draws("mask", units))}
+        return {"image": self.split(view, context.draws("mask", units))}
 
     def split(self, view: View, noise: Tensor) -> TokenSplit:
         """Split by `noise (B, units)` in (0, 1): the smallest are hidden."""
