@@ -210,17 +210,21 @@ def main() -> None:
     given = parser.parse_args()
     device = torch.device(given.device)
     if device.type == "cpu" and not given.quick:
-        raise SystemExit("no GPU here: --quick checks on a CPU that it runs, pretrain_speed.py measures CPUs")
+        print("no GPU here, nothing measured: --quick checks on a CPU that it runs, pretrain_speed.py measures CPUs")
+        return
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     size = {"image": 224, "width": 768, "depth": 12, "heads": 12, "decoder": 8, "deep": 12}
     if given.quick:
         size |= {"width": 96, "depth": 2, "heads": 3, "decoder": 1, "deep": 2}
         given.batch, given.rounds, given.workers = 8, 2, 0
-    data = None
+    data, stored = None, 0
     if given.corpus:
         data = TileDataModule(given.corpus, given.batch, size["image"], workers=given.workers)
-        given.bands = sorted({*given.bands, len(data.contract.names)})
+        if len(data.contracts) > 1:
+            raise SystemExit(f"a plain encoder knows one sensor, these corpora are of {', '.join(data.contracts)}")
+        stored = len(next(iter(data.contracts.values())).names)
+        given.bands = sorted({*given.bands, stored})
     contenders = {
         (name, bands): Contender(recipe(name, bands, size), device, given.compile)
         for name, bands in itertools.product(NAMES, given.bands)
@@ -243,7 +247,7 @@ def main() -> None:
             print(f"  {share:6.1%}  {kernel[:100]}")
     print()
     for name in NAMES if data is not None else ():
-        key = name, len(data.contract.names)
+        key = name, stored
         found = from_disk(contenders[key], data, 4 if given.quick else 40)
         figures |= {f"{label(*key)}_disk_{what}": value for what, value in found.items()}
         figures[f"{label(*key)}_disk_over_synthetic"] = found["trained"] / speeds[key]

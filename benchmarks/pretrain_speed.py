@@ -1,8 +1,10 @@
-"""One training step of geomim's recipes beside other people's MAE, interleaved in one process.
+"""One training step of geomim's recipes beside other people's MAE, and beside what they should cost, in one process.
 
 ViT-B/16, 224 px, fp32: forward, backward and optimiser step, with masking and selection. Every contender steps once a
 round, so a busy machine slows them all alike; the median of the rounds counts. Figures come last, one `name: value`
-a line; ratios are over the fastest MAE of the run at the same batch.
+a line; ratios are over the fastest MAE of the run at the same batch. `latent_mim` (with its larger crops, its copy and
+the copy's update) stands beside what the FLOPs of its step predict from `mae`'s, and a spectral encoder beside a plain
+one, both under `mae`.
 
     python benchmarks/pretrain_speed.py            # 15 minutes on 2 idle cores
     python benchmarks/pretrain_speed.py --quick    # does it run: tiny networks, 1 minute
@@ -19,21 +21,23 @@ from collections.abc import Callable
 import torch
 from rich.progress import Progress
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from geomim.models.vit import vit
+from geomim.models.build import build_encoder
 from geomim.pretrain.context import Context
 from geomim.pretrain.objective import MaskedImageModel
-from geomim.pretrain.recipes import mae, selective_mae
+from geomim.pretrain.recipes import latent_mim, mae, selective_mae
 from geomim.randomness import Draws
+from geomim.sensors import BandContract, get_sensor
 
 Loss = Callable[[Tensor], Tensor]
 
 
 class Contender:
-    """A network with its optimiser; `step` trains it once and returns the seconds."""
+    """A network with its optimiser, for images of `side` px; `step` trains it once and returns the seconds."""
 
-    def __init__(self, network: nn.Module, loss: Loss) -> None:
-        self.network, self.loss = network, loss
+    def __init__(self, network: nn.Module, loss: Loss, side: int = 224) -> None:
+        self.network, self.loss, self.side = network, loss, side
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
 
@@ -43,6 +47,13 @@ class Contender:
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         return _now(images.device) - start
+
+    def flops(self, images: Tensor) -> int:
+        """FLOPs of forward and backward, as torch counts them."""
+        with FlopCounterMode(display=False) as counter:
+            self.loss(images).backward()
+        self.optimiser.zero_grad(set_to_none=True)
+        return int(counter.get_total_flops())
 
 
 def _now(device: torch.device) -> float:
@@ -58,9 +69,10 @@ def geomim(model: MaskedImageModel, device: torch.device) -> Contender:
     position = torch.arange(4096, device=device)
 
     def loss(images: Tensor) -> Tensor:
-        return model({"image": images}, progress, Draws(0, position[: len(images)])).loss
+        model.before_step(progress)
+        return model({"image": images, "sensor": "rgb"}, progress, Draws(0, position[: len(images)])).loss
 
-    return Contender(model, loss)
+    return Contender(model, loss, model.crop_size)
 
 
 def hugging_face(size: dict[str, int], device: torch.device) -> Contender:
@@ -113,14 +125,18 @@ def lightly(size: dict[str, int], device: torch.device) -> Contender:
 
 def contenders(size: dict[str, int], device: torch.device) -> dict[str, Contender]:
     """All networks of a run, freshly initialised."""
+    contracts = {"rgb": BandContract(get_sensor("rgb"), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
+    sizes = {"width": size["width"], "depth": size["depth"], "heads": size["heads"]}
 
-    def encoder() -> nn.Module:
-        return vit(3, 224, 16, "base", size["width"], size["depth"], size["heads"])
+    def encoder(spectral: bool = False) -> nn.Module:
+        return build_encoder(contracts, 224, patch_size=16, spectral=spectral, **sizes)
 
     return {
         "geomim_mae": geomim(mae(encoder(), decoder_depth=size["decoder"]), device),
         "geomim_selective_d12": geomim(selective_mae(encoder(), decoder_depth=size["deep"]), device),
         "geomim_selective_d8": geomim(selective_mae(encoder(), decoder_depth=size["decoder"]), device),
+        "geomim_latent_mim": geomim(latent_mim(encoder()), device),
+        "geomim_spectral": geomim(mae(encoder(spectral=True), decoder_depth=size["decoder"]), device),
         "huggingface_mae": hugging_face(size, device),
         "lightly_mae": lightly(size, device),
     }
@@ -155,11 +171,11 @@ def main() -> None:
     with Progress(transient=True) as progress:
         task = progress.add_task("steps", total=len(arguments.batch) * (arguments.rounds + 1) * len(runners))
         for batch in arguments.batch:
-            images = torch.randn(batch, 3, 224, 224, device=device)
+            images = {one.side: torch.randn(batch, 3, one.side, one.side, device=device) for one in runners.values()}
             seconds: dict[str, list[float]] = {name: [] for name in runners}
             for timed in [False] + [True] * arguments.rounds:
                 for name, runner in runners.items():
-                    taken = runner.step(images)
+                    taken = runner.step(images[runner.side])
                     progress.advance(task)
                     if timed:
                         seconds[name].append(taken)
@@ -174,7 +190,13 @@ def main() -> None:
                 name = f"selective_d{depth}"
                 figures[f"{name}_over_fastest_mae_batch{batch}"] = fastest / median[f"geomim_{name}"]
             model = runners["geomim_selective_d12"].network
-            figures[f"selection_batch{batch}_seconds"] = selection_seconds(model, images, arguments.rounds)
+            figures[f"selection_batch{batch}_seconds"] = selection_seconds(model, images[224], arguments.rounds)
+            plain, latent = (runners[f"geomim_{name}"] for name in ("mae", "latent_mim"))
+            flops = latent.flops(images[latent.side]) / plain.flops(images[plain.side])
+            taken = median["geomim_latent_mim"] / median["geomim_mae"]
+            figures[f"latent_mim_flops_over_mae_batch{batch}"] = flops
+            figures[f"latent_mim_over_what_flops_predict_batch{batch}"] = taken / flops
+            figures[f"spectral_over_plain_batch{batch}"] = median["geomim_spectral"] / median["geomim_mae"]
     print(f"machine: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {device}")
     for name, value in figures.items():
         print(f"{name}: {value:.4g}")

@@ -47,11 +47,16 @@ PROBES = ("knn", "linear", "efficient")
 COLUMNS = ("recipe", "seed", "minutes", "steps", "images_per_second", "seconds", "threads", *PROBES)
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "pretrain" / "rsicd_cpu.yaml"
 
-METHODS: dict[str, dict[str, Any]] = {"simmim": {"unit": 16}}
+METHODS: dict[str, dict[str, Any]] = {
+    "simmim": {"unit": 16},
+    "latent_mim": {"projector_width": 1024},
+    "selective_latent": {"projector_width": 1024},
+}
 ENCODERS: dict[str, dict[str, Any]] = {
     "satvision": {"family": "swinv2", "patch_size": 4, "width": 48, "depth": 2, "heads": 3}
 }
-"""What a recipe has otherwise than the config: units of two patches at 64 px; a Swin, which answers by 32 px."""
+"""What a recipe has besides the config's: units of two patches; a projector five times as wide as the encoder, as
+published; a Swin, which answers by 32 px."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,8 @@ class Setting:
         taken = inspect.signature(RECIPES[recipe]).parameters
         method = {key: value for key, value in vars(self.config.method).items() if key in taken}
         encoder = ENCODERS.get(recipe) or self.config.encoder.as_dict()
-        return METHODS.get(recipe, method), {key: value for key, value in encoder.items() if key != "image_size"}
+        method |= METHODS.get(recipe, {})
+        return method, {key: value for key, value in encoder.items() if key != "image_size"}
 
     def data(self, seed: int) -> TileDataModule:
         given = self.config.data.as_dict() | {"corpus": self.corpus}
@@ -94,10 +100,15 @@ class Setting:
         shutil.rmtree(folder, ignore_errors=True)
         method, encoder = self.parts(recipe)
         training = replace(
-            self.config.training, max_steps=steps, log_every=max(1, min(10, steps // 4)), watch_every=steps,
-            checkpoint_every=steps, progress_bar=False,
-        )  # fmt: skip
-        last = train(self.data(seed), folder, recipe, method, encoder, self.config.optimizer, training, seed)
+            self.config.training,
+            max_steps=steps,
+            log_every=max(1, min(10, steps // 4)),
+            checkpoint_every=steps,
+            progress_bar=False,
+        )
+        shared = (self.config.optimizer, training, seed)
+        watch = replace(self.config.watch, every=steps)
+        last = train(self.data(seed), folder, recipe, method, encoder, *shared, watch=watch)
         with (folder / "metrics.csv").open(newline="") as file:
             return last, list(csv.DictReader(file))
 
@@ -238,7 +249,8 @@ def compare(given: argparse.Namespace) -> None:
     data = given.data or f"{corpus}_labelled"
     for folder in (corpus, data):
         if not Path(folder).is_dir():
-            raise SystemExit(f"'{folder}' is not there: build it as the first lines of this script say")
+            print(f"'{folder}' is not there, nothing measured: build it as the first lines of this script say")
+            return
     setting = Setting(config, corpus, data, given.out, given.minutes, given.probe_seeds)
     if given.quick:
         setting = replace(setting, calibration=4)

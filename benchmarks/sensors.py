@@ -28,7 +28,6 @@ import numpy as np
 import rasterio
 import timm
 import torch
-from geomim.models.export import export
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -38,6 +37,7 @@ from geomim.data.labelled import open_labelled
 from geomim.evaluate.features import frozen, pixel_statistics, random_like
 from geomim.evaluate.knn import knn
 from geomim.evaluate.probes import fit_linear
+from geomim.models.export import export
 from geomim.models.inputs import ContractInput
 from geomim.models.weights import Loaded, read_encoder
 from geomim.pretrain.module import Optimisation

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from geomim.errors import ConfigError
 from geomim.models.vit import Latents, Patches, Readout, ViT, patchify, unpatchify
+from geomim.sensors import BandContract
 
 SWIN_SIZES: dict[str, tuple[int, int, int]] = {
     "tiny": (96, 6, 3),
@@ -53,6 +54,7 @@ class Hierarchical(nn.Module):
         self.depth, self.heads = sum(config.get("depths", ())), config.get("heads")
         self.grid = (self.image_size // self.patch_size, self.image_size // self.patch_size)
         self.num_patches = self.grid[0] * self.grid[1]
+        self.contracts: dict[str, BandContract] = {}
         self._veil: tuple[Tensor, Tensor] | None = None
         embed.register_forward_hook(self._hide)
 
