@@ -312,15 +312,12 @@ class Bar(pl.Callback):
             figures += f"  waits {latest['wait']:.0%}" if latest.get("wait", 0) > 0.03 else ""
             self._progress.update(self._progress.task_ids[0], completed=trainer.global_step, figures=figures)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, *_: Any) -> None:
         """Leave the finished bar standing."""
-        self._stop()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the terminal back."""
-        self._stop()
-
-    def _stop(self) -> None:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+    def on_exception(self, *_: Any) -> None:
+        """Give the terminal back."""
+        self.on_train_end()

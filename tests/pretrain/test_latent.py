@@ -158,7 +158,6 @@ def test_a_patch_is_cut_out_of_its_own_cell_at_a_drawn_offset():
     cells = torch.arange(16.0).view(4, 4).repeat_interleave(11, 0).repeat_interleave(11, 1)
     rows = (torch.arange(side) % 11)[:, None].expand(side, side).float()
     image = torch.stack([cells, rows, rows.T]).expand(40, -1, -1, -1)
-    network.in_chans = 3
     valid = (rows > 0).expand(40, 1, -1, -1)
     view = Context({"image": image, "valid": valid}, network, draws(40), gap).views["image"]
     assert view.grid == (4, 4) and view.image.shape == (40, 3, 32, 32)

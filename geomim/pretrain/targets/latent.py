@@ -60,16 +60,20 @@ def _numbers(*modules: nn.Module | None) -> list[Tensor]:
     return [local(one) for one in every if one.is_floating_point()]
 
 
-class Alike:
+class Alike(nn.Module):
     """Cosine that an image's patches should have: falls from 0.75 to 0.25 (Latent MIM, Wei et al., ECCV 2024)."""
 
     dim: int | None = 1
-    wanted = torch.tensor(0.75)
+    wanted: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("wanted", torch.tensor(0.75))
 
     def before_step(self, progress: Tensor) -> None:
         """Fall."""
-        self.wanted = falling(progress, 0.75, 0.25)
+        self.wanted.copy_(falling(progress, 0.75, 0.25))
 
-    def __call__(self, view: View, positions: Tensor) -> Answer:
+    def forward(self, view: View, positions: Tensor) -> Answer:
         """The same at all `positions (B, P)`: `(B, P, 1)`."""
-        return Answer(self.wanted.to(positions.device).expand(*positions.shape, 1))
+        return Answer(self.wanted.expand(*positions.shape, 1))
