@@ -76,12 +76,16 @@ class View:
         pixels = cells.view(-1, 1, height // side, width // side).repeat_interleave(side, 2).repeat_interleave(side, 3)
         return patchify(pixels, self.encoder.patch_size)
 
-    @torch.no_grad()
     def tokens(self) -> Tensor:
         """`(B, L, D)` patch embedding plus position, without gradient: what a masking may compare."""
-        if not isinstance(self.encoder, ViT):
-            raise ConfigError("this masking compares tokens, which a hierarchical encoder embeds on a finer grid")
-        return self.encoder.embed(self.seen).float()
+
+        def embed() -> Tensor:
+            if not isinstance(self.encoder, ViT):
+                raise ConfigError("this masking compares tokens, which a hierarchical encoder embeds on a finer grid")
+            with torch.no_grad():
+                return self.encoder.embed(self.seen).float()
+
+        return self.once("tokens", embed)
 
 
 def _close_gaps(image: Tensor, patch_size: int, cell: int, offsets: Tensor) -> Tensor:
