@@ -23,7 +23,7 @@ from rich.progress import track
 from geomim.corpus.build import build
 from geomim.corpus.synthetic import write_scenes
 from geomim.data.datamodule import TileDataModule
-from geomim.models.vit import vit
+from geomim.models.vit import ViT
 from geomim.pretrain.recipes import mae
 from geomim.randomness import Draws
 
@@ -56,7 +56,7 @@ def main() -> None:
         corpus = given.corpus or drawn(Path(folder))
         data = TileDataModule(str(corpus), given.batch, SIDE, workers=0)
         (contract,) = data.contracts.values()
-        model = mae(vit(len(contract.names), SIDE, 8, width=192, depth=6, heads=3), 0.25, 2, 96, 3)
+        model = mae(ViT(len(contract.names), SIDE, 8, width=192, depth=6, heads=3), 0.25, 2, 96, 3)
         optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         stream, waited, stepped = batches(data), [], []
         for _ in track(range(rounds + 2), "rounds"):

@@ -28,7 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from geomim.data.datamodule import TileDataModule
-from geomim.models.vit import vit
+from geomim.models.vit import ViT
 from geomim.pretrain.module import parameter_groups
 from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.recipes import mae, selective_mae
@@ -130,7 +130,7 @@ def now(device: torch.device) -> float:
 
 
 def recipe(name: str, bands: int, size: dict[str, int]) -> MaskedImageModel:
-    encoder = vit(bands, size["image"], 16, "base", size["width"], size["depth"], size["heads"])
+    encoder = ViT(bands, size["image"], 16, size["width"], size["depth"], size["heads"])
     if name == "mae":
         return mae(encoder, decoder_depth=size["decoder"])
     return selective_mae(encoder, decoder_depth=size["deep"])

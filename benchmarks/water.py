@@ -33,7 +33,8 @@ from geomim.evaluate.features import encode, masked_mean, random_like
 from geomim.evaluate.knn import knn
 from geomim.evaluate.probes import efficient_logits, fit_efficient, fit_linear
 from geomim.models.inputs import ContractInput
-from geomim.models.vit import ViT, patchify
+from geomim.models.patches import patchify
+from geomim.models.vit import ViT
 from geomim.models.weights import read_encoder
 from geomim.pretrain.module import Optimisation
 from geomim.verbs.pretrain import Training, train

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from geomim.errors import ConfigError
 from geomim.models.hierarchical import SWIN_SIZES, Encoder, swin_v2
-from geomim.models.vit import Size, ViT, vit
+from geomim.models.vit import SIZES, Size, ViT
 from geomim.sensors import BandContract
 
 
@@ -63,19 +64,26 @@ def build_encoder(
         raise ConfigError(f"encoder.band_dropout: expected 0 or more and below 1; given {band_dropout}")
     sensors = {name: contract.sensor for name, contract in contracts.items()}
     bands = len(next(iter(sensors.values())).bands)
-    encoder: Encoder
-    if family == "swinv2":
-        if spectral or gsd_positions or weights:
-            raise ConfigError("--encoder.spectral, gsd_positions and weights are of --encoder.family vit")
-        sizes = zip((width, depth, heads), SWIN_SIZES[size], strict=True)
-        width, third, first = (usual if given is None else given for given, usual in sizes)
-        stages = (2, 2, third, 2), [first << stage for stage in range(4)]
-        encoder = swin_v2(bands, image_size, patch_size or 4, width, *stages, window)
-    elif window is not None:
+    swin = family == "swinv2"
+    if swin and (spectral or gsd_positions or weights):
+        raise ConfigError("--encoder.spectral, gsd_positions and weights are of --encoder.family vit")
+    if window is not None and not swin:
         raise ConfigError("--encoder.window is of a Swin: expected --encoder.family swinv2 with it")
+    known = SWIN_SIZES if swin else SIZES
+    if size not in known:
+        raise ConfigError(f"unknown encoder size '{size}'; valid: {', '.join(known)}")
+    if width is not None and heads is None and not swin:
+        heads = math.gcd(width, max(1, width // 64))
+    sizes = zip((width, depth, heads), known[size], strict=True)
+    width, depth, heads = (usual if given is None else given for given, usual in sizes)
+    encoder: Encoder
+    if swin:
+        stages = (2, 2, depth, 2), [heads << stage for stage in range(4)]
+        encoder = swin_v2(bands, image_size, patch_size or 4, width, *stages, window)
     else:
-        options = {"class_token": class_token, "gsd_positions": gsd_positions, "sensors": sensors if spectral else None}
-        encoder = vit(bands, image_size, patch_size or 16, size, width, depth, heads, **options)
+        shape = bands, image_size, patch_size or 16, width, depth, heads
+        made = sensors if spectral else None
+        encoder = ViT(*shape, class_token=class_token, gsd_positions=gsd_positions, sensors=made)
     encoder.contracts, encoder.band_dropout = dict(contracts), band_dropout
     if weights and isinstance(encoder, ViT):
         from geomim.models.inflate import start  # reads weights, which makes encoders

@@ -12,13 +12,15 @@ from typing import Literal
 import torch
 from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
+from timm.layers.norm import LayerNorm as Norm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomim.errors import ConfigError
 from geomim.models.hierarchical import Encoder
-from geomim.models.vit import Latents, Norm, Readout, ViT, init_weights, sincos_positions, take
+from geomim.models.patches import Latents, Readout, sincos_positions, take
+from geomim.models.vit import ViT, init_weights
 
 Out = int | Literal["pixels"]
 
@@ -249,7 +251,7 @@ class Pointwise(nn.Module):
         self.projector = nn.Sequential(
             *(nn.Linear(encoder.width, width), Norm(width), nn.GELU()),
             *(nn.Linear(width, width), Norm(width), nn.GELU()),
-            *(nn.Linear(width, width), nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)),
+            *(nn.Linear(width, width), Norm(width, affine=False)),
         )
         self.pred = nn.Linear(width, out)
         self.apply(init_weights)

@@ -16,7 +16,6 @@ from geomim.errors import CheckpointError, ConfigError, InputError
 from geomim.models.card import model_card
 from geomim.models.fitting import fitted, named_contract
 from geomim.models.hierarchical import Hierarchical
-from geomim.models.vit import SIZES, ViT
 from geomim.models.weights import DIVIDED, IMAGENET, STORED, Loaded, read_encoder
 
 
@@ -117,7 +116,7 @@ def hub_config(loaded: Loaded) -> dict[str, Any]:
         loaded: The encoder and what is known of it.
     """
     encoder, contract = loaded.encoder, loaded.contract
-    architecture, arguments = _vit_arguments(encoder) if isinstance(encoder, ViT) else encoder.timm_arguments()
+    architecture, arguments = encoder.timm_arguments()
     size = [encoder.in_chans, encoder.image_size, encoder.image_size]
     # Without a contract the published files are meant: they were trained on 8-bit RGB as ImageNet is normalised.
     stated = contract or IMAGENET
@@ -134,7 +133,7 @@ def hub_config(loaded: Loaded) -> dict[str, Any]:
             "description": DIVIDED if stated.eight_bit else STORED,
             "custom_load": False,
             "input_size": size,
-            "fixed_input_size": not isinstance(encoder, ViT),
+            "fixed_input_size": isinstance(encoder, Hierarchical),
             "interpolation": "bilinear",
             "crop_pct": 1.0,
             "crop_mode": "center",
@@ -146,23 +145,4 @@ def hub_config(loaded: Loaded) -> dict[str, Any]:
             "classifier": "head",
         },
         "geomim": loaded.entry,
-    }
-
-
-def _vit_arguments(encoder: ViT) -> tuple[str, dict[str, Any]]:
-    """Name of an architecture and arguments that make timm build the same model."""
-    sizes = {size: name for name, size in SIZES.items()}
-    name = sizes.get((encoder.width, encoder.depth, encoder.heads), "base")
-    return "vit_huge_patch14_224" if name == "huge" else f"vit_{name}_patch16_224", {
-        "img_size": encoder.image_size,
-        "patch_size": encoder.patch_size,
-        "in_chans": encoder.in_chans,
-        "class_token": bool(encoder.class_tokens),
-        "embed_dim": encoder.width,
-        "depth": encoder.depth,
-        "num_heads": encoder.heads,
-        "mlp_ratio": encoder.mlp_ratio,
-        "global_pool": "avg",
-        "fc_norm": False,  # keeps the final norm where it was trained, before the pooling
-        "dynamic_img_size": True,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -86,7 +87,8 @@ def named_contract(loaded: Loaded, name: str, sensor: str | None, bands: Sequenc
         return contracts[key].select(bands) if bands else contracts[key], (*loaded.notes, said)
     path, given = Path(key), {}
     if path.suffix in (".yaml", ".yml") and path.is_file():
-        given = dict(yaml.safe_load(path.read_text()) or {})
+        with suppress(ValueError, TypeError, yaml.YAMLError):  # which get_sensor says in words
+            given = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     mean, std = given.pop("mean", None), given.pop("std", None)
     if mean is None and std is None:
         return _never_seen(loaded, get_sensor(key, bands), None, "")

@@ -6,7 +6,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,32 +37,18 @@ _HINTS = (
 )
 
 
-@dataclass(frozen=True)
-class Found:
-    """An encoder's weights as `ViT` names them.
-
-    Attributes:
-        config: Arguments of `ViT`.
-        state: Weights by name.
-        kind: What the file is, in words.
-        dropped: How many tensors of each family were left out because they are not the encoder's.
-        notes: What was assumed, in sentences.
-    """
-
-    config: dict[str, Any]
-    state: dict[str, Tensor]
-    kind: str
-    dropped: dict[str, int]
-    notes: tuple[str, ...]
-
-
-def find_encoder(path: Path, content: Mapping[str, Any], heads: int | None) -> Found:
+def find_encoder(
+    path: Path, content: Mapping[str, Any], heads: int | None
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
     """Find the one plain vision transformer in a file, however deep its weights stand and whatever stands before them.
 
     Args:
         path: The file, for the sentences.
         content: What it holds.
         heads: Attention heads; those usual at this width where None.
+
+    Returns:
+        Arguments of `ViT`; its weights by name; and `kind`, `dropped` and `notes` of `Loaded`.
 
     Raises:
         CheckpointError: There is none, there are several, or it is no plain one.
@@ -88,7 +73,7 @@ def find_encoder(path: Path, content: Mapping[str, Any], heads: int | None) -> F
         notes = (*notes, f"left out as no part of an encoder: {', '.join(dropped)}")
     selective = any(name.startswith("get_token_probs") or ".cross_attn." in name for name in state)
     kind = "published SelectiveMAE checkpoint" if selective else "published MAE checkpoint"
-    return Found(config, kept, kind, dict(dropped), notes)
+    return config, kept, {"kind": kind, "dropped": dict(dropped), "notes": notes}
 
 
 def _flat(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from geomim.errors import BandError, CheckpointError, GeomimError
 from geomim.models.fitting import fitted
-from geomim.models.weights import contract_of, exported_contract, read_encoder
-from geomim.sensors import SENSORS, BandContract
+from geomim.models.vit import ViT
+from geomim.models.weights import contract_of, exported_contract, picture_contract, read_encoder
+from geomim.sensors import BandContract
 
 
 def read_frozen(source: str, grid: tuple[int, int]) -> tuple[VisionTransformer, BandContract]:
@@ -76,20 +77,17 @@ def last_levels(network: VisionTransformer, images: Tensor, count: int) -> tuple
 
 def _timm(name: str) -> tuple[Any, BandContract]:
     network: Any = timm.create_model(name, pretrained=True, num_classes=0)
-    return network, exported_contract(name.removeprefix("local-dir:")) or _pictures(network.pretrained_cfg)
+    return network, exported_contract(name) or picture_contract(network.pretrained_cfg)
 
 
 def _geomim(path: str) -> tuple[Any, BandContract]:
     loaded = read_encoder(path)
     contract = contract_of(loaded, path)[0]
     own = fitted(loaded.encoder, contract)
-    sizes: dict[str, Any] = {
-        "embed_dim": own.width,
-        "depth": own.depth,
-        "num_heads": own.heads,
-        "mlp_ratio": own.mlp_ratio,
-    }
-    network = VisionTransformer(own.image_size, own.patch_size, own.in_chans, num_classes=0, fc_norm=False, **sizes)
+    if not isinstance(own, ViT):
+        return own, contract
+    name, arguments = own.timm_arguments()
+    network: Any = timm.create_model(name, num_classes=0, **arguments)
     network.load_state_dict(own.state_dict())
     return network, contract
 
@@ -103,7 +101,7 @@ def _open_clip(name: str) -> tuple[Any, BandContract]:
     if not tag:
         raise CheckpointError("expected a teacher open_clip:NAME/PRETRAINED, such as open_clip:ViT-B-16/openai")
     tower: Any = open_clip.create_model(name, pretrained=tag, require_pretrained=True).visual
-    contract = _pictures(open_clip.get_model_preprocess_cfg(tower))
+    contract = picture_contract(open_clip.get_model_preprocess_cfg(tower))
     if hasattr(tower, "trunk"):  # timm's already
         return tower.trunk, contract
     first = tower.transformer.resblocks[0]
@@ -122,8 +120,3 @@ def _open_clip(name: str) -> tuple[Any, BandContract]:
     state = checkpoint_filter_fn({f"visual.{key}": value for key, value in tower.state_dict().items()}, network)
     network.load_state_dict({key: value for key, value in state.items() if not key.startswith("head.")})
     return network, contract
-
-
-def _pictures(config: dict[str, Any]) -> BandContract:
-    mean, std = (tuple(255 * value for value in config[key]) for key in ("mean", "std"))
-    return BandContract(SENSORS["rgb"], mean, std)

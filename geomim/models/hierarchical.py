@@ -11,7 +11,8 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
 from geomim.errors import ConfigError
-from geomim.models.vit import Latents, Patches, Readout, ViT, patchify, unpatchify
+from geomim.models.patches import Latents, Patches, Readout, patchify, unpatchify
+from geomim.models.vit import ViT
 from geomim.sensors import BandContract
 
 SWIN_SIZES: dict[str, tuple[int, int, int]] = {

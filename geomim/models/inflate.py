@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from timm.layers.norm import LayerNorm as Norm
 from timm.layers.patch_embed import resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from geomim.errors import BandError, CheckpointError
 from geomim.models.fitting import nearest_band
 from geomim.models.hierarchical import Encoder
+from geomim.models.patches import sincos_positions
 from geomim.models.spectral import BandKernels, SpectralPatchEmbed, band_codes
-from geomim.models.vit import Norm, ViT, sincos_positions
+from geomim.models.vit import ViT
 from geomim.models.weights import Loaded, contract_of, exported_contract, read_encoder
 from geomim.sensors import Sensor, find_band
 
@@ -177,7 +179,7 @@ def _from_timm(name: str) -> Loaded:
         state["pos_embed"] = nn.functional.pad(state["pos_embed"], (0, 0, 1, 0))
     _check_parts(f"timm:{name}", model, state, encoder)
     encoder.load_state_dict(state)
-    known = exported_contract(name.removeprefix("local-dir:")) if name.startswith("local-dir:") else None
+    known = exported_contract(name)
     return Loaded(encoder.eval(), {known.sensor.name: known} if known else {}, "timm model")
 
 

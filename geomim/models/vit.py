@@ -5,19 +5,19 @@ Parameter names are timm's, so what is trained here leaves as a timm model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from timm.layers.norm import LayerNorm as Norm
 from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geomim.errors import BandError, ConfigError
+from geomim.errors import ConfigError
+from geomim.models.patches import Latents, PatchEmbed, Patches, Readout, patchify, sincos_positions, take
 from geomim.models.spectral import SpectralPatchEmbed, SpectralReadout
 from geomim.sensors import BandContract, Sensor
 
@@ -31,155 +31,6 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "huge": (1280, 32, 16),
 }
 """Width, depth and heads of the usual sizes."""
-
-REFERENCE_GSD = 1.0
-"""Metres a pixel at which positions that follow it are the plain ones, as in Scale-MAE."""
-
-
-class Norm(nn.LayerNorm):
-    """Layer norm with the epsilon of the published transformers, 1e-6."""
-
-    def __init__(self, width: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
-        super().__init__(width, eps=1e-6, device=device, dtype=dtype)
-
-
-@dataclass
-class Patches:
-    """What an encoder is given of some images.
-
-    Attributes:
-        values: `(B, L, p*p*C)` as `patchify` lays them.
-        grid: Rows and columns of the L patches.
-        sensor: Whose bands they are, by its name among the encoder's contracts; None where it knows but one.
-        gsd: `(B,)` metres a pixel; None where unknown.
-    """
-
-    values: Tensor
-    grid: tuple[int, int]
-    sensor: str | None = None
-    gsd: Tensor | None = None
-
-
-@dataclass
-class Latents:
-    """What an encoder says of a set of patches.
-
-    Attributes:
-        tokens: `(B, prefix+K, D)` after the final norm, a class token first where the encoder has one.
-        positions: `(B, K)` patch indices in the order of the tokens; None means all patches in raster order.
-        key_valid: `(B, prefix+K)` bool, False where a token must not be attended to; None where all may be.
-        levels: The tokens before block 0 and after every block, without the final norm; empty unless asked for.
-        sensor: As in `Patches`.
-        prefix: Class tokens in front, 0 or 1.
-        known: What was made of them already, by its maker.
-    """
-
-    tokens: Tensor
-    positions: Tensor | None = None
-    key_valid: Tensor | None = None
-    levels: list[Tensor] = field(default_factory=list)
-    sensor: str | None = None
-    prefix: int = 1
-    known: dict[nn.Module, Tensor] = field(default_factory=dict, init=False, repr=False)
-
-    @property
-    def patches(self) -> Tensor:
-        """The tokens of the patches, `(B, K, D)`."""
-        return self.tokens[:, self.prefix :]
-
-
-def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Cut images into patches.
-
-    Args:
-        images: `(B, C, H, W)`, H and W multiples of `patch_size`.
-        patch_size: Side of a patch in pixels.
-
-    Returns:
-        `(B, L, p*p*C)`: patches in raster order; inside a patch row, column, channel, the channel fastest.
-
-    Raises:
-        ConfigError: The image is not a whole number of patches.
-    """
-    batch, channels, height, width = images.shape
-    rows, columns = height // patch_size, width // patch_size
-    if rows * patch_size != height or columns * patch_size != width:
-        raise ConfigError(f"expected sides that are multiples of the patch size {patch_size}; given {height}x{width}")
-    cut = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
-    return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch_size**2 * channels)
-
-
-def unpatchify(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
-    """Put patches back together; the inverse of `patchify`, `(B, L, p*p*C)` to `(B, C, H, W)`."""
-    batch, (rows, columns) = patches.shape[0], grid
-    cut = patches.reshape(batch, rows, columns, patch_size, patch_size, -1)
-    return cut.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, rows * patch_size, columns * patch_size)
-
-
-def take(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Gather tokens: `(B, L, D)` at `(B, K)` gives `(B, K, D)`."""
-    return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-
-
-def sincos_positions(width: int, grid: tuple[int, int], scale: Tensor | None = None) -> Tensor:
-    """Fixed sine-cosine positions of a patch grid (He et al., CVPR 2022, with a zero row for the class token).
-
-    Args:
-        width: Token width, a multiple of 4.
-        grid: Rows and columns.
-        scale: `(B,)` what one patch counts (Scale-MAE, Reed et al., ICCV 2023, section 3.1); 1 where None.
-
-    Returns:
-        `(B or 1, 1 + rows*columns, width)`: the column in the first half, the row in the second.
-    """
-    if width % 4:
-        raise ConfigError(f"sine-cosine positions: expected a width that is a multiple of 4; given {width}")
-    scale = torch.ones(1, dtype=torch.float64) if scale is None else scale
-    frequency = 1.0 / 10000 ** (torch.arange(width // 4, dtype=scale.dtype, device=scale.device) / (width / 4))
-    places = (torch.arange(size, dtype=scale.dtype, device=scale.device)[:, None] for size in grid)
-    angles = (scale[:, None, None] * place * frequency for place in places)
-    row, column = (torch.cat([angle.sin(), angle.cos()], 2) for angle in angles)
-    row, column = row[:, :, None].expand(-1, -1, grid[1], -1), column[:, None].expand(-1, grid[0], -1, -1)
-    positions = torch.cat([column, row], 3).flatten(1, 2)
-    return F.pad(positions, (0, 0, 1, 0)).float()
-
-
-class PatchEmbed(nn.Module):
-    """A linear map of each patch, stored as the convolution that timm expects.
-
-    Args:
-        in_chans: Number of bands.
-        width: Token width.
-        patch_size: Side of a patch in pixels.
-    """
-
-    def __init__(self, in_chans: int, width: int, patch_size: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_chans, width, patch_size, stride=patch_size)
-
-    def channels(self, sensor: str | None = None) -> int:
-        """Number of bands."""
-        return self.proj.in_channels
-
-    def baked(self, sensor: Sensor) -> tuple[Tensor, Tensor]:
-        """Convolution and bias as they are, for a sensor of as many bands."""
-        if len(sensor.bands) != self.proj.in_channels:
-            raise BandError(f"a plain encoder of {self.proj.in_channels} bands cannot be baked for {sensor.names}")
-        assert self.proj.bias is not None
-        return self.proj.weight, self.proj.bias
-
-    def forward(self, patches: Tensor, sensor: str | None = None) -> Tensor:
-        """Embed patches laid out as `patchify` lays them: `(B, K, p*p*C)` to `(B, K, D)`; the sensor is always its."""
-        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
-        return F.linear(patches, weight, self.proj.bias)
-
-
-class Readout(nn.Linear):
-    """A linear map of tokens to answers, the same for every sensor."""
-
-    def forward(self, tokens: Tensor, sensor: str | None = None) -> Tensor:
-        """`(B, P, width)` to `(B, P, out)`."""
-        return super().forward(tokens)
 
 
 class ViT(nn.Module):
@@ -201,6 +52,7 @@ class ViT(nn.Module):
 
     Attributes:
         contracts: Bands and statistics of what it is trained on, by sensor; empty where nobody said.
+        embed_size: Pixels at a side of an embedded patch, which a mask token stands for; `embed_width` wide.
         band_dropout: Probability of a band to be hidden from the encoder in training.
         notes: What was done to start it from published weights, in sentences.
     """
@@ -233,6 +85,7 @@ class ViT(nn.Module):
         self.contracts: dict[str, BandContract] = {}
         self.image_size, self.patch_size, self.gsd_positions = image_size, patch_size, gsd_positions
         self.width, self.depth, self.heads, self.mlp_ratio = width, depth, heads, mlp_ratio
+        self.embed_size, self.embed_width = patch_size, width
         self.grid = (image_size // patch_size, image_size // patch_size)
         self.num_patches = self.grid[0] * self.grid[1]
         embed = PatchEmbed(in_chans, width, patch_size)
@@ -259,16 +112,6 @@ class ViT(nn.Module):
     def spectral(self) -> bool:
         """Whether it takes any bands, whose kernels it makes."""
         return isinstance(self.patch_embed, SpectralPatchEmbed)
-
-    @property
-    def embed_width(self) -> int:
-        """Width of an embedded patch, which a mask token stands for."""
-        return self.width
-
-    @property
-    def embed_size(self) -> int:
-        """Pixels at a side of an embedded patch."""
-        return self.patch_size
 
     @property
     def config(self) -> dict[str, Any]:
@@ -311,13 +154,32 @@ class ViT(nn.Module):
         plain.load_state_dict(state)
         return plain.train(self.training)
 
+    def timm_arguments(self) -> tuple[str, dict[str, Any]]:
+        """Name of an architecture and arguments that make timm build the same model, of a plain one."""
+        sizes = {size: name for name, size in SIZES.items()}
+        name = sizes.get((self.width, self.depth, self.heads), "base")
+        return "vit_huge_patch14_224" if name == "huge" else f"vit_{name}_patch16_224", {
+            "img_size": self.image_size,
+            "patch_size": self.patch_size,
+            "in_chans": self.in_chans,
+            "class_token": bool(self.class_tokens),
+            "embed_dim": self.width,
+            "depth": self.depth,
+            "num_heads": self.heads,
+            "mlp_ratio": self.mlp_ratio,
+            "global_pool": "avg",
+            "fc_norm": False,  # keeps the final norm where it was trained, before the pooling
+            "dynamic_img_size": True,
+        }
+
     def positions(self, grid: tuple[int, int], gsd: Tensor | None = None) -> Tensor:
         """Position embedding `(1 or B, prefix+L, D)` for a patch grid, resampled where it is not the trained one.
 
-        Where positions follow it, `gsd` is metres a pixel, 0-dim or `(B,)`, NaN where unknown.
+        Where positions follow it, `gsd` is metres a pixel, 0-dim or `(B,)`, NaN where unknown: 1, whose positions are
+        the plain ones.
         """
         if self.gsd_positions and gsd is not None:
-            scale = (gsd.to(self.pos_embed.device).float().reshape(-1) / REFERENCE_GSD).nan_to_num(1.0)
+            scale = gsd.to(self.pos_embed.device).float().reshape(-1).nan_to_num(1.0)
             return sincos_positions(self.width, grid, scale)[:, 1 - self.class_tokens :]
         if grid == self.grid:
             return self.pos_embed
@@ -414,38 +276,3 @@ def init_weights(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def vit(
-    in_chans: int = 3,
-    image_size: int = 224,
-    patch_size: int = 16,
-    size: Size = "small",
-    width: int | None = None,
-    depth: int | None = None,
-    heads: int | None = None,
-    **options: Any,
-) -> ViT:
-    """A vision transformer of a usual size.
-
-    Args:
-        in_chans: Number of bands.
-        image_size: Side of the training image in pixels.
-        patch_size: Side of a patch in pixels.
-        size: One of `SIZES`.
-        width: Token width instead of the size's.
-        depth: Number of blocks instead of the size's.
-        heads: Attention heads instead of the size's; where only `width` is given, one head every 64 channels.
-        **options: Further arguments of `ViT`.
-
-    Raises:
-        ConfigError: The size is unknown.
-    """
-    if size not in SIZES:
-        raise ConfigError(f"unknown encoder size '{size}'; valid: {', '.join(SIZES)}")
-    usual_width, usual_depth, usual_heads = SIZES[size]
-    if width is not None and heads is None:
-        heads = math.gcd(width, max(1, width // 64))
-    sizes = zip((width, depth, heads), (usual_width, usual_depth, usual_heads), strict=True)
-    width, depth, heads = (usual if given is None else given for given, usual in sizes)
-    return ViT(in_chans, image_size, patch_size, width, depth, heads, **options)

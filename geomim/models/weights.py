@@ -135,20 +135,6 @@ def _refusal(path: Path, error: Exception) -> str:
     return f"'{path}' is no readable checkpoint ({type(error).__name__}): it is damaged or of another kind"
 
 
-def load_encoder(path: str | Path, heads: int | None = None) -> tuple[Encoder, BandContract | None]:
-    """Read an encoder from any of the known formats; `read_encoder` also says what was read.
-
-    Args:
-        path: As for `read_encoder`.
-        heads: As for `read_encoder`.
-
-    Returns:
-        The encoder on the CPU in evaluation mode, and its band contract or None.
-    """
-    loaded = read_encoder(path, heads)
-    return loaded.encoder, loaded.contract
-
-
 def read_encoder(path: str | Path, heads: int | None = None) -> Loaded:
     """Read an encoder from a geomim `.ckpt`, an exported folder, or a published MAE or SelectiveMAE file.
 
@@ -163,9 +149,11 @@ def read_encoder(path: str | Path, heads: int | None = None) -> Loaded:
     path = Path(path)
     if path.is_dir():
         loaded = _read_folder(path)
+    elif "geomim" in (content := read_checkpoint(path)):
+        loaded = _read_own(path, content)
     else:
-        content = read_checkpoint(path)
-        loaded = _read_own(path, content) if "geomim" in content else _read_foreign(path, content, heads)
+        config, state, facts = find_encoder(path, content, heads)
+        loaded = Loaded(_fill(path, ViT(**config), state), {}, **facts)
     if heads not in (None, loaded.encoder.heads):
         raise CheckpointError(f"'{path}' states {loaded.encoder.heads} attention heads: leave out --heads {heads}")
     config, dropped = loaded.encoder.config, loaded.dropped
@@ -198,18 +186,33 @@ def contract_of(loaded: Loaded, name: str) -> tuple[BandContract, tuple[str, ...
     return IMAGENET, (note, *loaded.notes)
 
 
-def exported_contract(folder: str | Path) -> BandContract | None:
-    """What `export` wrote of the bands into a folder; None where it wrote nothing, or something else wrote it."""
+def exported_contract(name: str) -> BandContract | None:
+    """What `export` wrote of the bands, of a model by timm's name `local-dir:FOLDER`; None of all others."""
+    if not name.startswith("local-dir:"):
+        return None
     try:
-        contract = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["geomim"]["contract"]
+        config = Path(name.removeprefix("local-dir:"), "config.json").read_text(encoding="utf-8")
+        contract = json.loads(config)["geomim"]["contract"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return BandContract.from_dict(contract) if contract else None
 
 
+def picture_contract(config: Mapping[str, Any]) -> BandContract:
+    """8-bit RGB with the mean and std of timm's `pretrained_cfg`, or of another that divides pictures by 255 first."""
+    # exports of geomim say what their statistics are of; the earliest said nothing and meant stored numbers
+    stored = config.get("tag") == "geomim" and config.get("description") in (None, "", STORED)
+    mean, std = (tuple(value * (1 if stored else 255) for value in config[key]) for key in ("mean", "std"))
+    return BandContract(SENSORS["rgb"], mean, std)
+
+
 def _read_own(path: Path, content: dict[str, Any]) -> Loaded:
     details, weights = content["geomim"], content.get("state_dict")
-    state = _under(weights, "model.encoder.") if isinstance(weights, Mapping) else {}
+    named = weights.items() if isinstance(weights, Mapping) else ()
+    own = "model.encoder."
+    state = {
+        name.removeprefix(own): value for name, value in named if name.startswith(own) and isinstance(value, Tensor)
+    }
     if not state or not isinstance(details, Mapping):
         raise CheckpointError(f"'{path}': expected weights under 'model.encoder.' and what they are; it lacks them")
     started = tuple((details.get("provenance") or {}).get("start", ()))
@@ -270,17 +273,3 @@ def _fill(path: Path, encoder: Encoder, state: Mapping[str, Tensor]) -> Encoder:
         raise CheckpointError(f"'{path}' does not hold the encoder {encoder.config}: {'; '.join(faults[:6])}{more}")
     encoder.load_state_dict({name: value.float() for name, value in state.items()})
     return encoder.eval()
-
-
-def _under(state: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in state.items()
-        if name.startswith(prefix) and isinstance(value, Tensor)
-    }
-
-
-def _read_foreign(path: Path, content: dict[str, Any], heads: int | None) -> Loaded:
-    found = find_encoder(path, content, heads)
-    encoder = _fill(path, ViT(**found.config), found.state)
-    return Loaded(encoder, {}, found.kind, found.dropped, notes=found.notes)

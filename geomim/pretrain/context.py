@@ -10,8 +10,9 @@ from torch import Tensor
 
 from geomim.errors import ConfigError
 from geomim.models.hierarchical import Encoder
+from geomim.models.patches import Patches, patchify, unpatchify
 from geomim.models.spectral import keep_bands
-from geomim.models.vit import Patches, ViT, patchify, unpatchify
+from geomim.models.vit import ViT
 from geomim.randomness import Draws
 
 PATCH_VALID = 0.5

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from geomim.evaluate.scores import PIXELS, RANDOM
-from geomim.models.vit import unpatchify
+from geomim.models.patches import unpatchify
 from geomim.pretrain.module import PretrainModule
 from geomim.pretrain.objective import MaskedImageModel
 from geomim.randomness import Draws

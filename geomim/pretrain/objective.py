@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from geomim.errors import ConfigError
 from geomim.models.hierarchical import Encoder
-from geomim.models.vit import Latents
+from geomim.models.patches import Latents
 from geomim.pretrain.context import Context, View
 from geomim.pretrain.losses import Loss, reduce
 from geomim.pretrain.masking.split import Masking, TokenSplit

@@ -24,7 +24,7 @@ from geomim.evaluate.scores import PIXELS, RANDOM, Probed, Scores, probe_feature
 from geomim.models.fitting import contract_for, fitted
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
-from geomim.models.weights import STORED, exported_contract, read_encoder
+from geomim.models.weights import exported_contract, picture_contract, read_encoder
 from geomim.sensors import SENSORS, BandContract, get_sensor
 
 Probe = Literal["knn", "linear", "efficient"]
@@ -198,16 +198,13 @@ def _timm_candidate(name: str, images: LabelledData, image_size: int | None) -> 
     except Exception as error:  # unknown name, no network, no such size: timm raises many kinds
         raise CheckpointError(f"timm cannot give '{name}' ({' '.join(str(error).split())[:200]})") from error
     config = encoder.pretrained_cfg
-    own = exported_contract(name.removeprefix("local-dir:")) if name.startswith("local-dir:") else None
+    own = exported_contract(name)
     if own is None and config["input_size"][0] != 3:
         raise BandError(f"timm model '{name}' has {config['input_size'][0]} channels without names; expected RGB")
     if own is not None:
         contract, note = own, f"{name}: normalised as its pretraining was"
     elif images.contract is None:
-        # exports of geomim say what their statistics are of; the earliest said nothing and meant stored numbers
-        stored = config.get("tag") == "geomim" and config.get("description") in (None, "", STORED)
-        scaled = [tuple(value * (1 if stored else 255) for value in config[key]) for key in ("mean", "std")]
-        contract, note = BandContract(SENSORS["rgb"], *scaled), f"{name}: normalised as its pretraining was"
+        contract, note = picture_contract(config), f"{name}: normalised as its pretraining was"
     else:
         contract = images.contract.select(SENSORS["rgb"].bands)
         note = f"{name}: sees {', '.join(contract.names)}, normalised with the corpus's statistics"

@@ -6,7 +6,7 @@ import timm
 import torch
 import yaml
 
-from geomim.errors import BandError, CheckpointError, ConfigError
+from geomim.errors import BandError, CheckpointError, ConfigError, InputError
 from geomim.models.build import build_encoder, from_config
 from geomim.models.export import export
 from geomim.models.fitting import contract_for, fitted
@@ -94,6 +94,10 @@ def test_statistics_of_a_sensor_file(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(values))
     with pytest.raises(BandError, match=r"mean and std of VV in dB: give them as 'mean' and 'std' in the YAML"):
         export(path, str(tmp_path / "out"), sensor=str(file))
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("bands: [")
+    with pytest.raises(InputError, match=r"broken\.yaml' is no YAML file"):
+        export(path, str(tmp_path / "out"), sensor=str(broken))
     assert not (tmp_path / "out").exists()
     file.write_text(yaml.safe_dump(values | {"mean": [-12.0], "std": [4.0]}))
     contract = read_encoder(export(path, str(tmp_path / "out"), sensor=str(file))).contract

@@ -8,7 +8,7 @@ import torch
 
 from geomim.errors import CheckpointError
 from geomim.models.vit import ViT
-from geomim.models.weights import load_encoder, read_encoder
+from geomim.models.weights import read_encoder
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_of_copies_the_trained_one_or_the_teacher_is_taken_and_said(tmp_path, st
         assert torch.equal(loaded.encoder.pos_embed, state["pos_embed"])
         assert any(f"under '{taken}" in note for note in loaded.notes)
     with pytest.raises(CheckpointError, match=r"several encoders .*'s1\.', 's2\.'"):
-        load_encoder(saved(tmp_path, {"s1": state, "s2": other}))
+        read_encoder(saved(tmp_path, {"s1": state, "s2": other}))
 
 
 def test_plain_values_and_half_precision_are_read(tmp_path, state):
@@ -58,10 +58,10 @@ def test_plain_values_and_half_precision_are_read(tmp_path, state):
         "steps": np.int64(3),
         "folder": pathlib.PureWindowsPath("c:/x"),
     }
-    encoder, _ = load_encoder(saved(tmp_path, {"model": {k: v.half() for k, v in state.items()}} | values))
+    encoder = read_encoder(saved(tmp_path, {"model": {k: v.half() for k, v in state.items()}} | values)).encoder
     assert {value.dtype for value in encoder.state_dict().values()} == {torch.float32}
     with pytest.raises(CheckpointError, match=r"ViT.*save its state_dict"):
-        load_encoder(saved(tmp_path, encoder))
+        read_encoder(saved(tmp_path, encoder))
 
 
 def test_other_layouts_are_refused_with_their_names_and_what_to_do(tmp_path, state):
@@ -79,7 +79,7 @@ def test_other_layouts_are_refused_with_their_names_and_what_to_do(tmp_path, sta
         ({"epoch": 3}, "no tensors"),
     ):
         with pytest.raises(CheckpointError, match=sentence):
-            load_encoder(saved(tmp_path, {"model": content}))
+            read_encoder(saved(tmp_path, {"model": content}))
 
 
 def test_heads_are_asked_for_where_no_size_is_usual_and_the_flag_works(tmp_path):
@@ -88,7 +88,7 @@ def test_heads_are_asked_for_where_no_size_is_usual_and_the_flag_works(tmp_path)
     path = saved(tmp_path, encoder.state_dict())
     for heads in (None, 3):
         with pytest.raises(CheckpointError, match=r"512 wide.*--heads"):
-            load_encoder(path, heads)
+            read_encoder(path, heads)
     loaded = read_encoder(path, 16)
     assert loaded.encoder.heads == 16 and not any("heads" in note for note in loaded.notes)
     images = torch.randn(1, 3, 16, 16)

@@ -13,7 +13,7 @@ from geomim.evaluate.saved import fingerprint
 from geomim.models.build import build_encoder, from_config
 from geomim.models.export import export
 from geomim.models.hierarchical import Hierarchical, swin_v2
-from geomim.models.vit import Patches, patchify
+from geomim.models.patches import Patches, patchify
 from geomim.models.weights import read_encoder
 from geomim.pretrain.module import Origin, PretrainModule
 from geomim.pretrain.recipes import cross_mae, mae, simmim

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from geomim.errors import BandError, ConfigError
 from geomim.models.build import build_encoder, from_config
+from geomim.models.patches import Patches, patchify
 from geomim.models.spectral import BandKernels, SpectralPatchEmbed, band_codes, keep_bands
-from geomim.models.vit import Patches, ViT, patchify
+from geomim.models.vit import ViT
 from geomim.pretrain.context import Context
 from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.recipes import RECIPES

@@ -4,13 +4,14 @@ import timm
 import torch
 
 from geomim.errors import ConfigError
-from geomim.models.vit import ViT, patchify, sincos_positions, unpatchify, vit
+from geomim.models.patches import patchify, sincos_positions, unpatchify
+from geomim.models.vit import ViT
 
 
 @pytest.fixture
 def encoder() -> ViT:
     torch.manual_seed(0)
-    return vit(in_chans=5, image_size=32, patch_size=8, width=48, depth=2, heads=3)
+    return ViT(in_chans=5, image_size=32, patch_size=8, width=48, depth=2, heads=3)
 
 
 def test_patchify_round_trips_on_oblong_multiband_images() -> None:

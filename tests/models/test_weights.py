@@ -16,7 +16,7 @@ from geomim.errors import BandError, CheckpointError, InputError
 from geomim.models.export import export
 from geomim.models.inputs import ContractInput
 from geomim.models.vit import ViT
-from geomim.models.weights import load_encoder, read_checkpoint, read_encoder
+from geomim.models.weights import read_checkpoint, read_encoder
 from geomim.sensors import SENSORS, BandContract
 
 SMALL = {"in_chans": 4, "image_size": 48, "patch_size": 8, "width": 48, "depth": 2, "heads": 3, "mlp_ratio": 2.0}
@@ -55,8 +55,9 @@ def reference(reference_dir: Path, name: str) -> tuple[dict[str, torch.Tensor], 
 
 def test_own_checkpoint_round_trip(tmp_path):
     encoder = randomised()
-    loaded, contract = load_encoder(checkpoint(tmp_path / "a.ckpt", encoder))
-    assert contract == CONTRACT
+    read = read_encoder(checkpoint(tmp_path / "a.ckpt", encoder))
+    loaded = read.encoder
+    assert read.contract == CONTRACT
     images = torch.rand(2, 4, 48, 48)
     torch.testing.assert_close(loaded(images).tokens, encoder(images).tokens)
     assert not loaded.training
@@ -93,13 +94,13 @@ def test_reference_foreign_checkpoints(reference_dir, tmp_path, file, wrap):
 def test_foreign_heads_are_asked_for_where_nothing_tells_them(tmp_path):
     torch.save({"model": randomised().state_dict()}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"48 wide.*heads"):
-        load_encoder(tmp_path / "a.pth")
+        read_encoder(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize(("width", "heads"), [(192, 3), (1280, 16)])
 def test_foreign_heads_of_usual_sizes(tmp_path, width, heads):
     torch.save(ViT(3, 32, 16, width, 1, heads).state_dict(), tmp_path / "a.pth")
-    assert load_encoder(tmp_path / "a.pth")[0].heads == heads
+    assert read_encoder(tmp_path / "a.pth").encoder.heads == heads
 
 
 class Malicious:
@@ -129,24 +130,24 @@ def test_damaged_and_missing_files(tmp_path):
     for name, content in {"cut.ckpt": whole[: len(whole) // 2], "text.pth": b"hello", "cut.safetensors": b"xx"}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(CheckpointError, match=name):
-            load_encoder(tmp_path / name)
+            read_encoder(tmp_path / name)
     with pytest.raises(CheckpointError, match="does not exist"):
-        load_encoder(tmp_path / "nothing.ckpt")
+        read_encoder(tmp_path / "nothing.ckpt")
     with pytest.raises(CheckpointError, match="no exported encoder"):
-        load_encoder(tmp_path)
+        read_encoder(tmp_path)
 
 
 def test_other_weights_are_refused_with_shapes(tmp_path):
     encoder = randomised()
     with pytest.raises(CheckpointError, match="upgrade geomim"):
-        load_encoder(checkpoint(tmp_path / "a.ckpt", encoder, format_version=99))
+        read_encoder(checkpoint(tmp_path / "a.ckpt", encoder, format_version=99))
     with pytest.raises(CheckpointError, match=r"missing blocks\.2"):
-        load_encoder(checkpoint(tmp_path / "b.ckpt", encoder, encoder=encoder.config | {"depth": 3}))
+        read_encoder(checkpoint(tmp_path / "b.ckpt", encoder, encoder=encoder.config | {"depth": 3}))
     with pytest.raises(CheckpointError, match=r"expected .*given"):
-        load_encoder(checkpoint(tmp_path / "c.ckpt", encoder, encoder=encoder.config | {"in_chans": 3}))
+        read_encoder(checkpoint(tmp_path / "c.ckpt", encoder, encoder=encoder.config | {"in_chans": 3}))
     with pytest.raises(BandError, match="red, green, blue"):
         three = BandContract(SENSORS["rgb"], (1,) * 3, (1,) * 3).to_dict()
-        load_encoder(checkpoint(tmp_path / "d.ckpt", encoder, contract=three))
+        read_encoder(checkpoint(tmp_path / "d.ckpt", encoder, contract=three))
 
 
 IN_TIMM = """
@@ -204,9 +205,9 @@ def test_numbers_of_a_unit_are_exported_as_they_are_stored_and_it_is_said(tmp_pa
 
 def test_heads_that_a_file_states_are_not_overruled(tmp_path):
     path = checkpoint(tmp_path / "a.ckpt", randomised())
-    assert load_encoder(path, 3)[0].heads == 3
+    assert read_encoder(path, 3).encoder.heads == 3
     with pytest.raises(CheckpointError, match="states 3 attention heads"):
-        load_encoder(path, 6)
+        read_encoder(path, 6)
 
 
 def test_export_is_read_back_with_its_contract(tmp_path):
@@ -234,7 +235,7 @@ def test_export_of_published_weights_states_no_bands(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["geomim"]["contract"] is None
     assert config["pretrained_cfg"]["mean"] == pytest.approx([0.485, 0.456, 0.406])
-    assert load_encoder(folder)[1] is None
+    assert read_encoder(folder).contract is None
 
 
 def test_export_loads_in_stock_torchgeo(tmp_path):

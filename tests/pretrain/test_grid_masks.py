@@ -8,7 +8,7 @@ from torch import Tensor
 
 from geomim.errors import ConfigError
 from geomim.models.hierarchical import Hierarchical, swin_v2
-from geomim.models.vit import ViT, vit
+from geomim.models.vit import ViT
 from geomim.pretrain.context import Context
 from geomim.pretrain.losses import l1
 from geomim.pretrain.masking import Blocks, Units
@@ -23,7 +23,7 @@ NOW = torch.tensor(0.5)
 
 @pytest.fixture(scope="module")
 def plain() -> ViT:
-    return vit(in_chans=2, image_size=48, patch_size=4, width=24, depth=1, heads=2)
+    return ViT(in_chans=2, image_size=48, patch_size=4, width=24, depth=1, heads=2)
 
 
 @pytest.fixture(scope="module")

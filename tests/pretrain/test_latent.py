@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from geomim.data.datamodule import TileDataModule
 from geomim.errors import ConfigError
 from geomim.models.decoders import Projector
-from geomim.models.vit import patchify, vit
+from geomim.models.patches import patchify
+from geomim.models.vit import ViT
 from geomim.models.weights import read_encoder
 from geomim.pretrain.context import Context, View
 from geomim.pretrain.losses import discriminate, similarity
@@ -25,7 +26,7 @@ SMALL = {"decoder_depth": 1, "decoder_width": 32, "decoder_heads": 2, "projector
 
 def encoder(image_size: int = 32, **options):
     torch.manual_seed(0)
-    return vit(
+    return ViT(
         **{"in_chans": 2, "image_size": image_size, "patch_size": 8, "width": 24, "depth": 1, "heads": 2} | options
     )
 
@@ -153,7 +154,7 @@ def test_the_wanted_cosine_falls_and_punishes_collapse_most():
 
 
 def test_a_patch_is_cut_out_of_its_own_cell_at_a_drawn_offset():
-    network, gap = encoder(), 3
+    network, gap = encoder(in_chans=3), 3
     side = 4 * (8 + gap)
     cells = torch.arange(16.0).view(4, 4).repeat_interleave(11, 0).repeat_interleave(11, 1)
     rows = (torch.arange(side) % 11)[:, None].expand(side, side).float()

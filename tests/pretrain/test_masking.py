@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from geomim.errors import ConfigError
-from geomim.models.vit import ViT, vit
+from geomim.models.vit import ViT
 from geomim.pretrain.context import Context
 from geomim.pretrain.masking import Phases, Random, Selective
 from geomim.pretrain.masking.selective import grow, hog_energy
@@ -14,7 +14,7 @@ from geomim.randomness import Draws
 @pytest.fixture(scope="module")
 def encoder() -> ViT:
     torch.manual_seed(0)
-    return vit(in_chans=4, image_size=64, patch_size=8, width=48, depth=1, heads=3)
+    return ViT(in_chans=4, image_size=64, patch_size=8, width=48, depth=1, heads=3)
 
 
 def context(encoder: ViT, images: Tensor, valid: Tensor | None = None, seed: int = 0) -> Context:

@@ -9,7 +9,8 @@ from tiny_teacher import write_teacher
 from torch import Tensor
 
 from geomim.models.hierarchical import Hierarchical, swin_v2
-from geomim.models.vit import unpatchify, vit
+from geomim.models.patches import unpatchify
+from geomim.models.vit import ViT
 from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.recipes import RECIPES
 from geomim.randomness import Draws
@@ -39,7 +40,7 @@ every_recipe = pytest.mark.parametrize("name", RECIPES)
 def build(name: str) -> MaskedImageModel:
     torch.manual_seed(0)
     encoder = (
-        tiny_swin() if name in ON_SWIN else vit(in_chans=4, image_size=32, patch_size=4, width=48, depth=2, heads=3)
+        tiny_swin() if name in ON_SWIN else ViT(in_chans=4, image_size=32, patch_size=4, width=48, depth=2, heads=3)
     )
     encoder.contracts = {"naip": BandContract(SENSORS["naip"], (100.0,) * 4, (50.0,) * 4)}
     return RECIPES[name](encoder, **OWN.get(name, SMALL))

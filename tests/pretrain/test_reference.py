@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from geomim.models.decoders import CrossAttention, SelfAttention
-from geomim.models.vit import ViT, take
+from geomim.models.patches import take
+from geomim.models.vit import ViT
 from geomim.pretrain.context import Context
 from geomim.pretrain.masking import Random, TokenSplit
 from geomim.pretrain.masking.selective import grow

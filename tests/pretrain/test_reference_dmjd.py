@@ -7,7 +7,8 @@ from test_reference import NO_DRAWS, Reference, close
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from geomim.models.vit import Latents, Norm, ViT, take
+from geomim.models.patches import Latents, take
+from geomim.models.vit import Norm, ViT
 from geomim.pretrain.context import Context
 from geomim.pretrain.losses import smooth_l1
 from geomim.pretrain.masking import TokenSplit

@@ -1,11 +1,11 @@
 import torch
 
-from geomim.models.vit import vit
+from geomim.models.vit import ViT
 from geomim.pretrain.context import View
 from geomim.pretrain.losses import mse, reduce
 from geomim.pretrain.targets import Answer, Pixels
 
-ENCODER = vit(in_chans=3, image_size=16, patch_size=8, width=48, depth=1, heads=3)
+ENCODER = ViT(in_chans=3, image_size=16, patch_size=8, width=48, depth=1, heads=3)
 EVERY = torch.arange(4)[None]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geomim.errors import ConfigError
 from geomim.models.hierarchical import Encoder
-from geomim.models.vit import patchify
+from geomim.models.patches import patchify
 from geomim.pretrain.context import PATCH_VALID, Context, View
 from geomim.pretrain.masking.split import INVALID, TokenSplit, counts, split_of
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geomim.errors import ConfigError
-from geomim.models.vit import patchify, take
+from geomim.models.patches import patchify, take
 from geomim.pretrain.context import Context, View
 from geomim.pretrain.masking.split import INVALID, TokenSplit, counts, draw, split_of
 

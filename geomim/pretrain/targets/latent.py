@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from geomim.models.decoders import Projector
-from geomim.models.vit import Patches, ViT
+from geomim.models.patches import Patches
+from geomim.models.vit import ViT
 from geomim.pretrain.context import View
 from geomim.pretrain.scaling import local
 from geomim.pretrain.targets.answer import Answer

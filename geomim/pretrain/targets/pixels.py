@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from geomim.models.vit import take
+from geomim.models.patches import take
 from geomim.pretrain.context import View
 from geomim.pretrain.targets.answer import Answer
 

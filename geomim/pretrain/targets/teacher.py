@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from geomim.errors import BandError, ConfigError
 from geomim.models.frozen import last_levels, read_frozen
 from geomim.models.inputs import ContractInput
-from geomim.models.vit import ViT, take
+from geomim.models.patches import take
+from geomim.models.vit import ViT
 from geomim.pretrain.context import View
 from geomim.pretrain.targets.answer import Answer
 from geomim.sensors import BandContract
