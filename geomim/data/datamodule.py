@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from geomim.corpus.store import Corpus
 from geomim.data.augment import Augment
+from geomim.data.features import FeatureCache
 from geomim.data.sampler import PositionBatches, Stream
 from geomim.data.tiles import StreamDataset, TileSet, as_is, share_contracts
 from geomim.errors import ConfigError, CorpusError
@@ -130,6 +131,8 @@ class TileDataModule(pl.LightningDataModule):
         self.contracts = share_contracts(self.sets, weights or [float(len(tiles)) for tiles in self.sets])
         self.batch_size, self.image_size, self.workers, self.seed = batch_size, image_size, workers, seed
         self.pairs, self.weights = pairs, weights or None
+        self.features: FeatureCache | None = None
+        self.prepare_data_per_node = False  # all machines share one folder
         self.augment = Augment(self.contracts, image_size, scale, ratio, flip, turn, seed, jitter, shift)
         self.settings = {
             "corpus": [f"{len(tiles)} tiles of lock {tiles.corpus.meta.get('lock')}" for tiles in self.sets],
@@ -138,24 +141,36 @@ class TileDataModule(pl.LightningDataModule):
             **{"seed": seed, "pairs": pairs, "shift": shift, "jitter": jitter},
         }
 
-    def provide(self, needs: frozenset[str], crop_size: int | None = None) -> list[str]:
-        """Have batches hold what a recipe needs, once, before anything is read; in sentences, what this leaves out.
+    def provide(self, needs: frozenset[str], crop_size: int | None = None, teacher: Any = None) -> list[str]:
+        """Have batches hold what a recipe needs, once, before anything is read; in sentences, what this means.
 
         Args:
             needs: Views: `second`, another crop of the tile; `date`, the same crop of another date, where there is one.
             crop_size: Side of the training image where it is not `image_size`.
+            teacher: Whose features of the tiles come with them, from its cache, which is filled before training.
 
         Raises:
-            ConfigError: Settings of dates are given, and the recipe reads one; or there is no such column.
+            ConfigError: Settings of dates are given, and the recipe reads one; or there is no such column, or room.
             CorpusError: A corpus has no pairs.
         """
         if "date" not in needs and (self.pairs or self.augment.shift):
             raise ConfigError("data.pairs and data.shift are for recipes of two dates, and this one reads one date")
         self.augment.second, self.augment.image_size = "second" in needs, crop_size or self.image_size
-        return [tiles.pair(self.pairs) for tiles in self.sets if "date" in needs]
+        said = [tiles.pair(self.pairs) for tiles in self.sets if "date" in needs]
+        if teacher:
+            self.features = FeatureCache(teacher, self.sets, self.augment.whole, self.augment.image_size)
+            said.append(self.features.said)
+        return said
+
+    def prepare_data(self) -> None:
+        """Have a teacher's features on disk; by the first process, while the others wait."""
+        if self.features and self.trainer:
+            self.features.fill(self.trainer.strategy.root_device)
 
     def train_dataloader(self) -> Steps:
         """Steps of raw micro-batches from the trainer's global step on; without a trainer, micro-batches."""
+        if self.features:
+            self.features.attach()
         trainer = self.trainer
         rank, world, steps, accumulate = 0, 1, 0, 1
         if trainer is not None:

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class TileSet:
         self.corpus, self.sensor = corpus, corpus.sensor.name
         self.tiles = corpus.tiles(size)
         self.pairs: Pairs | None = None
+        self.features: tuple[Path, tuple[int, ...]] | None = None  # file and shape, see `FeatureCache`
         chosen = np.arange(len(self.tiles))
         if split is not None:
             chosen = chosen[self.tiles.splits == split]
@@ -75,8 +77,8 @@ class TileSet:
         Returns:
             `image (B, C, H, W)` in the dtype of the file, `valid (B, 1, H, W)` bool only where some pixel is not,
             `id` and `label (B,)` int64, `gsd (B,)` float32 metres a pixel or NaN, `sensor`; `unreadable (B,)` bool only
-            where a tile is, and has no valid pixel. Of pairs also `views`: `date` is the same, and has the `offset` of
-            `geomim.data.augment.boxes_on_both`.
+            where a tile is, and has no valid pixel; `teacher (B, T, D)` float16 where `features` are. Of pairs also
+            `views`: `date` is the same, and has the `offset` of `geomim.data.augment.boxes_on_both`.
         """
         if self.pairs is None or draws is None:
             return self._load(self.rows[rows])[0]
@@ -94,6 +96,9 @@ class TileSet:
             batch = {"image": image, "id": tiles.ids[rows], "label": tiles.labels[rows], "gsd": tiles.gsds[rows]}
             batch |= {} if valid.all() else {"valid": valid[:, None]}
             batch |= {"unreadable": unreadable} if unreadable.any() else {}
+            if self.features:  # opened anew: an open map would be sent to workers as its content
+                kept = np.memmap(self.features[0], np.float16, "r", shape=self.features[1])
+                batch["teacher"] = np.asarray(kept[np.searchsorted(self.rows, rows)])
             batches.append({name: torch.from_numpy(one) for name, one in batch.items()} | {"sensor": self.sensor})
         return batches
 

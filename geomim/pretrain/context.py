@@ -31,6 +31,7 @@ class View:
         sensor: Whose bands they are.
         gsd: `(B,)` metres a pixel; None where unknown.
         bands: `(B, C)` what the encoder sees each band multiplied by, see `keep_bands`; all as they are where None.
+        teacher: `(B, 1+L, *)` what a teacher says of it, where a cache brings that.
 
     Attributes:
         grid: Rows and columns of patches.
@@ -50,9 +51,10 @@ class View:
         sensor: str | None = None,
         gsd: Tensor | None = None,
         bands: Tensor | None = None,
+        teacher: Tensor | None = None,
     ) -> None:
         self.image, self.valid, self.encoder, self.sensor, self.gsd = image, valid, encoder, sensor, gsd
-        size = encoder.patch_size
+        self.teacher, size = teacher, encoder.patch_size
         self.grid = (image.shape[2] // size, image.shape[3] // size)
         self.length = self.grid[0] * self.grid[1]
         self.patches = patchify(image, size)
@@ -138,7 +140,7 @@ class Context:
                 valid = None if valid is None else _close_gaps(valid, size, cell, offsets)
             if share and encoder.training:
                 bands = keep_bands(draws(f"bands {name}", image.shape[1]), share)
-            self.views[name] = View(image, valid, encoder, batch.get("sensor"), gsd, bands)
+            self.views[name] = View(image, valid, encoder, batch.get("sensor"), gsd, bands, view.get("teacher"))
 
     def image_weight(self, view: str, min_valid: float) -> Tensor | None:
         """`(B,)` float: 0 for images with less than `min_valid` of their patches valid; None where all are."""

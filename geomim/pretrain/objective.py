@@ -16,7 +16,7 @@ from geomim.models.patches import Latents
 from geomim.pretrain.context import Context, View
 from geomim.pretrain.losses import Loss, reduce
 from geomim.pretrain.masking.split import Masking, TokenSplit
-from geomim.pretrain.targets import Answer, Pixels, Target
+from geomim.pretrain.targets import Answer, FrozenTeacher, Pixels, Target
 from geomim.randomness import Draws
 
 Weight = Callable[[Tensor], Tensor]
@@ -131,6 +131,7 @@ class MaskedImageModel(nn.Module):
         mask_token: The encoder sees all patches, with a learned token for those that are not visible.
         needs: Views that a batch must bring besides the image: `second`, another crop of it, or `date`, another date.
         gap: See `Context`; with the encoder's size it gives `crop_size`, the side in pixels of images to train on.
+        cached: The teacher whose features a cache brings with the batch; None where there is none.
 
     Raises:
         ConfigError: The encoder cannot run on the visible patches alone, and `mask_token` is not set; or two terms
@@ -146,6 +147,7 @@ class MaskedImageModel(nn.Module):
         mask_token: bool = False,
         needs: frozenset[str] = frozenset(),
         gap: int = 0,
+        cached: FrozenTeacher | None = None,
     ) -> None:
         super().__init__()
         if not (encoder.visible_only or mask_token):
@@ -155,7 +157,7 @@ class MaskedImageModel(nn.Module):
             )
         if len({term.name for term in terms}) < len(terms):
             raise ConfigError(f"expected a name of its own for every term; given {[term.name for term in terms]}")
-        self.encoder, self.masking, self.min_valid = encoder, masking, min_valid
+        self.encoder, self.masking, self.min_valid, self.cached = encoder, masking, min_valid, cached
         self.needs, self.gap, self.crop_size = needs, gap, encoder.image_size + gap * encoder.grid[0]
         self.terms = nn.ModuleList(terms)
         self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.embed_width).normal_(std=0.02)) if mask_token else None

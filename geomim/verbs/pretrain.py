@@ -75,13 +75,14 @@ def train(
     start, last = _start(folder, resume), folder / "checkpoints" / "last.ckpt"
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips are not ours
     unsigned = config and apply_to_collection(as_plain(config), str, plain)  # it travels
-    probed = probing(watch, data.contracts, data.image_size, bool((encoder or {}).get("spectral")))
     with Signals() as signals, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")
         trainer = _trainer(folder, training, watch, unsigned, signals)
         module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size)
-        for sentence in (*module.model.encoder.notes, *data.provide(module.model.needs, module.model.crop_size)):
+        model = module.model
+        for sentence in (*model.encoder.notes, *data.provide(model.needs, model.crop_size, model.cached)):
             rank_zero_only(print)(sentence)
+        probed = probing(watch, model.encoder, data.image_size)
         looks = Watch(data.pictures(64), data.contracts, folder / "reconstructions", watch.every, probed)
         trainer.callbacks.insert(1, looks)  # only now it is known what batches hold
         corpora = [one.provenance for one in data.corpora]
