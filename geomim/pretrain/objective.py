@@ -257,12 +257,9 @@ class MaskedImageModel(nn.Module):
             return self.encoder.encode(seen, split.predict, None if weight is None else weight > 0, self.read_levels)
         if self.mask_token is None:
             return self.encoder.encode(seen, split.visible, split.visible_valid, self.read_levels)
-        hidden = split.hidden
-        if hidden is None:
-            hidden = torch.ones(seen.values.shape[:2], dtype=torch.bool, device=split.visible.device)
-            hidden = hidden.scatter(1, split.visible, False)
-            if valid is not None:
-                hidden = hidden | ~valid
+        hidden = split.veil(seen.values.shape[1])
+        if split.hidden is None and valid is not None:
+            hidden = hidden | ~valid
         return self.encoder.encode(seen, None, valid, self.read_levels, hidden, self.mask_token)
 
     @torch.no_grad()
@@ -270,23 +267,20 @@ class MaskedImageModel(nn.Module):
         """What is hidden, and what the first pixel term of each view predicts, to look at.
 
         Returns:
-            For every masked view: `visible (B, K)` and `predict (B, M)` patch indices, `patches (B, L, p*p*C)` as
-            given, `weight (B, M)`; where pixels are predicted `prediction (B, M, p*p*C)` in the same numbers; where
-            they are hidden on a finer grid `seen (B, L, p*p)` bool.
+            For every masked view: `patches (B, L, p*p*C)` as given, `seen (B, L, p*p)` bool, `predict (B, M)` patch
+            indices, `weight (B, M)`; where pixels are predicted `prediction (B, M, p*p*C)` in the same numbers.
         """
         context = self.context(batch, draws)
         splits = self.masking(context, progress)
         pictures: dict[str, dict[str, Tensor]] = {}
         for name, split in splits.items():
-            weight = split.predict_weight
+            view, weight = context.views[name], split.predict_weight
             pictures[name] = {
-                "visible": split.visible,
+                "patches": view.patches,
+                "seen": view.pixels_of(~split.veil(view.length)),
                 "predict": split.predict,
-                "patches": context.views[name].patches,
                 "weight": torch.ones_like(split.predict, dtype=torch.float32) if weight is None else weight,
             }
-            if split.hidden is not None:
-                pictures[name]["seen"] = context.views[name].pixels_of(~split.hidden)
         for term, positions, prediction, _, _ in self.ask(context, splits):
             shown = pictures.get(term.view, {})
             if isinstance(term.target, Pixels) and term.where == "predict" and "prediction" not in shown:

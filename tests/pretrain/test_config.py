@@ -6,7 +6,8 @@ from tiny_corpus import write_corpus
 
 from geomim.errors import ConfigError
 from geomim.pretrain.recipes import RECIPES
-from geomim.verbs.pretrain import make_parser, read_config, run
+from geomim.verbs.config import make_parser, read_config
+from geomim.verbs.pretrain import run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "pretrain"
 
