@@ -17,10 +17,11 @@ from geomim.data.labelled import Labelled, open_labelled
 from geomim.errors import ConfigError, GeomimError, MissingExtraError
 from geomim.evaluate.features import extract_all, fast_half, frozen, pixel_statistics, random_like
 from geomim.evaluate.scores import PIXELS, RANDOM, probe_features
-from geomim.models.fitting import fitted
+from geomim.models.fitting import contract_for, fitted
 from geomim.models.hierarchical import Encoder
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
+from geomim.models.weights import Loaded
 from geomim.pretrain.monitor import ENCODER, MetricsTable
 from geomim.sensors import BandContract
 from geomim.verbs.evaluate import Batches
@@ -70,26 +71,23 @@ class Probing:
         contract: Bands and statistics that the images are brought to.
         parts: Batches to fit on, and batches to score on.
         facts: What a reader of the scores should know, as plain values.
-        gsd: Metres a pixel of the images, for positions that follow them, and a sentence on it.
+        gsd: Metres a pixel of the images, for positions that follow them.
     """
 
     contract: BandContract
     parts: tuple[Batches, Batches]
     facts: dict[str, Any]
-    gsd: tuple[float | None, str] = (None, "")
+    gsd: float | None = None
     floors: list[dict[str, Any]] = field(default_factory=list, init=False)
 
     def __call__(self, encoder: Encoder, device: torch.device) -> dict[str, Any]:
         """The facts, and `rows` of `encoder`, `probe`, `accuracy`, and `low` and `high` of its interval.
 
         Args:
-            encoder: In evaluation mode, on the device. A spectral one is baked.
+            encoder: In evaluation mode, on the device. Baked where it needs to be.
             device: Where it runs.
         """
-        facts = self.facts
-        if encoder.config.get("gsd_positions"):
-            facts = facts | {"notes": [*facts.get("notes", ()), self.gsd[1]]}
-        encoder = fitted(encoder, self.contract, self.gsd[0])
+        encoder = fitted(encoder, self.contract, self.gsd)
         half = fast_half(device)
         extractors = {ENCODER: frozen(encoder.to(device), half=half)}
         if not self.floors:
@@ -101,17 +99,16 @@ class Probing:
             for row in probe_features(name, train[name], test[name], self.facts["classes"], ("knn", "linear"), [0]).rows
         ]
         self.floors = self.floors or [row for row in probed if row["encoder"] != ENCODER]
-        return {**facts, "rows": [row for row in probed if row["encoder"] == ENCODER] + self.floors}
+        return {**self.facts, "rows": [row for row in probed if row["encoder"] == ENCODER] + self.floors}
 
 
-def probing(watch: Watching, contracts: Mapping[str, BandContract], image_size: int, spectral: bool) -> Probing | None:
+def probing(watch: Watching, encoder: Encoder, image_size: int) -> Probing | None:
     """The probes on `watch.data`, whose images are brought to the encoder's side; None where there is none.
 
     Args:
         watch: What to look at.
-        contracts: Bands and statistics of the training tiles.
+        encoder: What trains, with its contracts.
         image_size: Side of the training images.
-        spectral: The encoder takes bands that it was not trained on.
 
     Raises:
         GeomimError: There are no labelled images, or their bands or numbers are not those of the training.
@@ -120,8 +117,12 @@ def probing(watch: Watching, contracts: Mapping[str, BandContract], image_size: 
         return None
     try:
         images = open_labelled(watch.data, watch.train_split, watch.test_split, image_size)
-        own = images.contract if spectral else None
-        contract = contracts.get(images.sensor.name) or own or next(iter(contracts.values()))
+        loaded = Loaded(encoder, encoder.contracts, "the encoder")
+        contract, said = contract_for(loaded, loaded.kind, images.sensor, images.contract)
+        gsd = None
+        if encoder.config.get("gsd_positions"):
+            gsd, scale = images.gsd_at(image_size, contract)
+            said = (*said, scale)
         prepare = ContractInput(contract, images.sensor)
         splits = _some(images.train, watch.limit), _some(images.test, watch.limit)
         notes = [check_range(prepare, one.sample(), images.name) for one in splits]
@@ -129,9 +130,9 @@ def probing(watch: Watching, contracts: Mapping[str, BandContract], image_size: 
         raise type(error)("watch.data: " + re.sub("--(train|test)-split", r"--watch.\1_split", str(error))) from error
     facts = {"data": images.name, "classes": len(images.classes), "test_split": watch.test_split}
     facts |= {"train_images": len(splits[0]), "test_images": len(splits[1])}
-    facts["notes"] = [*images.notes, *notes[0], *notes[1]]
+    facts["notes"] = [*said, *images.notes, *notes[0], *notes[1]]
     train, test = (Batches(one, prepare, image_size) for one in splits)
-    return Probing(contract, (train, test), facts, images.gsd_at(image_size, contract))
+    return Probing(contract, (train, test), facts, gsd)
 
 
 def _some(images: Labelled, limit: int) -> Labelled:

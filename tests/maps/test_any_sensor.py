@@ -71,7 +71,7 @@ def test_all_bands_of_the_data_where_it_was_trained_on_some(checkpoint: str, tmp
     corpus = str(write_corpus(tmp_path / "corpus", count=32, size=24, sensor=sensor))
     asked = {"probes": ["linear"], "seeds": 1, "test_split": "val", "floors": False, "device": "cpu"}
     scores = evaluate(checkpoint, corpus, str(tmp_path / "out"), **asked)
-    assert any("SWIR are left out: --all_bands true" in note for note in scores.notes)
+    assert any("SWIR are left out: evaluate, embed and cluster take" in note for note in scores.notes)
     evaluate(checkpoint, corpus, str(tmp_path / "out"), all_bands=True, **asked)
     card = json.loads((tmp_path / "out" / "linear.json").read_text())
     assert [band["name"] for band in card["contract"]["sensor"]["bands"]] == list(sensor.names)
