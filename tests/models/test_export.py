@@ -125,6 +125,12 @@ def test_gsd_and_patch_size(tmp_path: Path) -> None:
     torch.testing.assert_close(in_timm(folder, images), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_teacher_whose_positions_follow_the_gsd_says_for_which(tmp_path: Path, caplog) -> None:
+    path, _ = checkpoint(tmp_path / "a.ckpt", {"naip": CONTRACTS["naip"]}, gsd_positions=True)
+    read_frozen(path, (4, 4))
+    assert "made for 1 m a pixel, as its sensor has, whatever the images have" in caplog.text
+
+
 def test_refusals_name_what_is_there(tmp_path: Path) -> None:
     path, _ = checkpoint(tmp_path / "a.ckpt")
     out = str(tmp_path / "out")
