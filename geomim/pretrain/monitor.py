@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from geomim.evaluate.scores import PIXELS, RANDOM
+from geomim.models.hierarchical import Encoder
 from geomim.models.patches import unpatchify
 from geomim.pretrain.module import PretrainModule
 from geomim.pretrain.objective import MaskedImageModel
+from geomim.pretrain.scaling import gathered
 from geomim.randomness import Draws
 from geomim.sensors import BandContract
 
@@ -207,15 +209,16 @@ class Watch(pl.Callback):
         if not (trainer.is_global_zero or sharded):
             return
         start = time.perf_counter()
+        encoder = gathered(model.encoder) if self.probe and sharded else model.encoder
         if sharded:
             model.unshard()
         with torch.no_grad(), evaluating(model):
-            self._look(trainer, pl_module)
+            self._look(trainer, pl_module, encoder)
         if sharded:
             model.reshard()
         pl_module.idle += time.perf_counter() - start
 
-    def _look(self, trainer: pl.Trainer, module: PretrainModule) -> None:
+    def _look(self, trainer: pl.Trainer, module: PretrainModule, encoder: Encoder) -> None:
         model, step = module.model, trainer.global_step
         batch = move_data_to_device(self.batch, module.device)
         context = model.context(batch, Draws(module.seed, batch["position"]))
@@ -224,7 +227,7 @@ class Watch(pl.Callback):
             return  # the next log or save ends the run on all ranks, with a sentence
         found = collapse(embeddings) | term_cosines(model, batch, module.progress, module.seed)
         if self.probe is not None:
-            scores = self.probe(model.encoder, module.device)
+            scores = self.probe(encoder, module.device)
             module.provenance["evaluation"] = {"step": step, **scores}
             found |= {row["probe"] + COLUMNS[row["encoder"]]: row["accuracy"] for row in scores["rows"]}
         for logger in trainer.loggers:
