@@ -229,7 +229,7 @@ class TileDataModule(pl.LightningDataModule):
         return batch if isinstance(batch, list) else self.augment(batch)
 
     def pictures(self, count: int) -> Batch:
-        """Some whole tiles to watch, the same every time: of the first corpus, its validation split where there is one.
+        """Some whole tiles to watch, the same every time: of the first corpus, its validation split where that has two.
 
         Args:
             count: How many at most.
@@ -238,7 +238,7 @@ class TileDataModule(pl.LightningDataModule):
             A normalised batch as `Augment` gives it, on the CPU, crops where there are views; `position` counts from 0.
         """
         tiles = self.sets[0]
-        if (tiles.tiles.splits == "val").any() and tiles.pairs is None:
+        if (tiles.tiles.splits == "val").sum() > 1 and tiles.pairs is None:
             tiles = TileSet(self.corpora[0], tiles.tiles.size, "val")
             tiles.sensor = self.sets[0].sensor
         rows = np.linspace(0, len(tiles) - 1, min(count, len(tiles))).astype(np.int64)

@@ -180,7 +180,8 @@ class Watch(pl.Callback):
     the others wait.
 
     Args:
-        batch: Normalised tiles to look at, at least 2.
+        batch: Normalised tiles to look at; those that are not finite are left out, and said. Of one tile there are
+            pictures alone.
         contracts: Bands by the name that `sensor` of a batch says.
         folder: Where pictures go.
         every: Steps between two looks; the last step is always one.
@@ -197,6 +198,11 @@ class Watch(pl.Callback):
     ) -> None:
         self.batch, self.contract, self.folder, self.every = batch, contracts[batch["sensor"]], folder, every
         self.probe = probe
+
+    def on_train_start(self, *_: Any) -> None:
+        """Say so where there is too little to look at."""
+        if len(self.batch["image"]) < 2:
+            rank_zero_only(print)("one tile to watch: no figures of collapse, which compare two")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Look when it is time; the clock of images/s stands still meanwhile."""
@@ -223,17 +229,26 @@ class Watch(pl.Callback):
         batch = move_data_to_device(self.batch, module.device)
         context = model.context(batch, Draws(module.seed, batch["position"]))
         embeddings = model.encoder.encode(context.views["image"].seen).patches.mean(1)
-        if not bool(embeddings.isfinite().all()):
-            return  # the next log or save ends the run on all ranks, with a sentence
-        found = collapse(embeddings) | term_cosines(model, batch, module.progress, module.seed)
+        pixels = [view.patches.isfinite().flatten(1).all(1) for view in context.views.values()]
+        sound = torch.stack([embeddings.isfinite().all(1), *pixels]).all(0)
+        if not bool(sound.any()):
+            rank_zero_only(print)(f"step {step}: nothing to see, none of the watched tiles has a finite embedding")
+            return  # if it is the weights, the next log or save ends the run on all ranks, with a sentence
+        if not bool(sound.all()):
+            bad = self.batch["id"][~sound.cpu()].tolist()
+            rank_zero_only(print)(f"tiles {', '.join(map(str, bad))} are not finite: no longer watched")
+            self.batch = _rows(self.batch, sound.cpu())
+            batch, embeddings = _rows(batch, sound), embeddings[sound]
+        found = {}
+        if len(embeddings) > 1:
+            found = collapse(embeddings) | term_cosines(model, batch, module.progress, module.seed)
         if self.probe is not None:
             scores = self.probe(encoder, module.device)
             module.provenance["evaluation"] = {"step": step, **scores}
             found |= {row["probe"] + COLUMNS[row["encoder"]]: row["accuracy"] for row in scores["rows"]}
-        for logger in trainer.loggers:
+        for logger in trainer.loggers if found else []:
             logger.log_metrics(found, step)
-        few = apply_to_collection(batch, Tensor, lambda value: value[:4] if value.ndim else value)
-        pictures = reconstructions(model, few, self.contract, module.progress, module.seed)
+        pictures = reconstructions(model, _rows(batch, slice(4)), self.contract, module.progress, module.seed)
         if not trainer.is_global_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -245,6 +260,12 @@ class Watch(pl.Callback):
                 logger.experiment.add_image("reconstructions", sheet, step, dataformats="HWC")
             elif isinstance(logger, WandbLogger):
                 logger.log_image("reconstructions", [str(path)], step)
+
+
+def _rows(batch: dict[str, Any], chosen: Tensor | slice) -> dict[str, Any]:
+    """Some images of a batch, with all that belongs to them."""
+    some: dict[str, Any] = apply_to_collection(batch, Tensor, lambda value: value[chosen] if value.ndim else value)
+    return some
 
 
 class MetricsTable(Logger):

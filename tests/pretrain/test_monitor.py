@@ -152,6 +152,42 @@ def test_only_the_first_process_looks(corpus, tmp_path):
     assert module.idle > 0 and module.model.training
 
 
+def look(data, folder, batch, recipe="mae", method=METHOD):
+    """Two looks of a fresh model at a batch: the figures of each."""
+    module, told = build(data, recipe, method, ENCODER), []
+    logger = SimpleNamespace(log_metrics=lambda figures, step: told.append(figures))
+    watch = Watch(batch, data.contracts, folder, 2)
+    watch.on_train_start()
+    for step in (2, 4):
+        trainer = SimpleNamespace(global_step=step, max_steps=4, is_global_zero=True, loggers=[logger])
+        module.trainer = trainer
+        watch.on_train_batch_end(trainer, module)
+    return told
+
+
+def test_tiles_that_are_not_finite_are_left_out_and_named_once(corpus, tmp_path, capsys):
+    data = TileDataModule(str(corpus), batch_size=4, image_size=16, workers=0)
+    batch = data.pictures(6)
+    bad = batch | {"image": batch["image"].clone()}
+    bad["image"][1, 0, 3, 3] = float("nan")
+    told, sound = look(data, tmp_path, bad), [0, 2, 3, 4, 5]
+    assert capsys.readouterr().out == f"tiles {batch['id'][1]} are not finite: no longer watched\n"
+    some = {key: value[sound] if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    assert told[0] == look(data, tmp_path, some)[0] and all(np.isfinite(list(told[1].values())))
+    bad["image"][:] = float("nan")
+    assert look(data, tmp_path, bad) == [] and capsys.readouterr().out.count("none of the watched tiles") == 2
+
+
+def test_one_tile_has_pictures_and_no_figures_and_of_one_validation_tile_training_ones_are_watched(
+    tmp_path, capsys, recwarn
+):
+    data = TileDataModule(str(write_corpus(tmp_path / "c", count=6)), batch_size=4, image_size=16, workers=0)
+    assert len(data.pictures(64)["image"]) == 5  # one of six is for validation
+    assert look(data, tmp_path / "pictures", data.pictures(1)) == []
+    assert "one tile to watch" in capsys.readouterr().out and len(list((tmp_path / "pictures").iterdir())) == 2
+    assert not recwarn.list
+
+
 def test_parts_go_back_to_the_mode_they_were_in():
     model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Sequential(torch.nn.Dropout()))
     model[1].eval()
