@@ -26,6 +26,7 @@ from geomim.models.hierarchical import Encoder
 from geomim.models.patches import unpatchify
 from geomim.pretrain.module import PretrainModule
 from geomim.pretrain.objective import MaskedImageModel
+from geomim.pretrain.recipes.pairs import shuffled_date
 from geomim.pretrain.scaling import gathered
 from geomim.randomness import Draws
 from geomim.sensors import BandContract
@@ -242,6 +243,12 @@ class Watch(pl.Callback):
         found = {}
         if len(embeddings) > 1:
             found = collapse(embeddings) | term_cosines(model, batch, module.progress, module.seed)
+            if "date" in model.needs:
+                progress, draws = (
+                    torch.full((), module.progress, device=module.device),
+                    Draws(module.seed, batch["position"]),
+                )
+                found["shuffled_date"] = float(shuffled_date(model, batch, progress, draws))
         if self.probe is not None:
             scores = self.probe(encoder, module.device)
             module.provenance["evaluation"] = {"step": step, **scores}

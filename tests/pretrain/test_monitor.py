@@ -24,7 +24,9 @@ from geomim.pretrain.monitor import (
     save_reconstructions,
     term_cosines,
 )
+from geomim.pretrain.recipes.pairs import shuffled_date
 from geomim.pretrain.targets.answer import Answer
+from geomim.randomness import Draws
 from geomim.sensors import BandContract, get_sensor
 from geomim.verbs import watching
 from geomim.verbs.pretrain import Training, build, train
@@ -186,6 +188,22 @@ def test_one_tile_has_pictures_and_no_figures_and_of_one_validation_tile_trainin
     assert look(data, tmp_path / "pictures", data.pictures(1)) == []
     assert "one tile to watch" in capsys.readouterr().out and len(list((tmp_path / "pictures").iterdir())) == 2
     assert not recwarn.list
+
+
+def test_a_recipe_of_two_dates_is_looked_at_with_foreign_dates_too(corpus, tmp_path):
+    data = TileDataModule(str(corpus), batch_size=4, image_size=16, workers=0)
+    batch = data.pictures(6)
+    batch["views"] = {"date": {"image": -batch["image"], "valid": torch.ones(6, 1, 16, 16, dtype=torch.bool)}}
+    batch["image"] = batch["image"].clone()
+    batch["image"][1] = float("nan")  # its date goes with it
+    told = look(data, tmp_path, batch, "croco")[0]
+    keep = [0, 2, 3, 4, 5]
+    some = {"image": batch["image"][keep], "sensor": "rgb"}
+    some["views"] = {"date": {key: value[keep] for key, value in batch["views"]["date"].items()}}
+    model = build(data, "croco", METHOD, ENCODER).model.eval()
+    expected = shuffled_date(model, some, torch.tensor(0.5), Draws(0, torch.tensor(keep)))
+    assert told["shuffled_date"] == pytest.approx(float(expected), abs=1e-7) and expected != 0
+    assert "shuffled_date" not in look(data, tmp_path, data.pictures(3))[0]
 
 
 def test_parts_go_back_to_the_mode_they_were_in():
