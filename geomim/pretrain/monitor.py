@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -215,15 +214,13 @@ class Watch(pl.Callback):
         sharded = isinstance(model, FSDPModule)  # then no process has all weights, and all look together
         if not (trainer.is_global_zero or sharded):
             return
-        start = time.perf_counter()
-        encoder = gathered(model.encoder) if self.probe and sharded else model.encoder
-        if sharded:
-            model.unshard()
-        with torch.no_grad(), evaluating(model):
+        with pl_module.aside(), torch.no_grad(), evaluating(model):
+            encoder = gathered(model.encoder) if self.probe and sharded else model.encoder
+            if sharded:
+                model.unshard()
             self._look(trainer, pl_module, encoder)
-        if sharded:
-            model.reshard()
-        pl_module.idle += time.perf_counter() - start
+            if sharded:
+                model.reshard()
 
     def _look(self, trainer: pl.Trainer, module: PretrainModule, encoder: Encoder) -> None:
         model, step = module.model, trainer.global_step
