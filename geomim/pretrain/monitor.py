@@ -83,15 +83,20 @@ def term_cosines(
 ) -> dict[str, float]:
     """`patch_cosine` of each term's predictions and targets, as `prediction_cosine/TERM` and `target_cosine/TERM`.
 
-    Methods that predict latents may collapse in both. Arguments as for `reconstructions`.
+    Methods that predict latents may collapse in both. A prediction that several terms compare is there once, by the
+    first; targets of one number have no direction. Arguments as for `reconstructions`.
     """
     context = model.context(batch, Draws(seed, batch["position"]))
     splits = model.masking(context, torch.full((), progress, device=batch["image"].device))
-    cosines = {}
+    cosines: dict[str, float] = {}
+    known: list[Tensor] = []
     for term, _, prediction, answer, weight in model.ask(context, splits):
         measured = 1.0 if answer.element is None else answer.element
-        cosines[f"prediction_cosine/{term.name}"] = patch_cosine(prediction * measured, weight)
-        cosines[f"target_cosine/{term.name}"] = patch_cosine(answer.values * measured, weight)
+        if not any(prediction is one for one in known):
+            cosines[f"prediction_cosine/{term.name}"] = patch_cosine(prediction * measured, weight)
+            known.append(prediction)
+        if answer.values.shape[-1] > 1:
+            cosines[f"target_cosine/{term.name}"] = patch_cosine(answer.values * measured, weight)
     return cosines
 
 
