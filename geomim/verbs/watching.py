@@ -17,11 +17,10 @@ from geomim.data.labelled import Labelled, open_labelled
 from geomim.errors import ConfigError, GeomimError, MissingExtraError
 from geomim.evaluate.features import extract_all, fast_half, frozen, pixel_statistics, random_like
 from geomim.evaluate.scores import PIXELS, RANDOM, probe_features
-from geomim.models.fitting import contract_for
+from geomim.models.fitting import contract_for, fitted
 from geomim.models.hierarchical import Encoder
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
-from geomim.models.vit import ViT
 from geomim.models.weights import Loaded
 from geomim.pretrain.monitor import ENCODER, MetricsTable
 from geomim.sensors import BandContract
@@ -79,15 +78,14 @@ class Probing:
     facts: dict[str, Any]
     floors: list[dict[str, Any]] = field(default_factory=list, init=False)
 
-    def __call__(self, encoder: ViT, device: torch.device) -> dict[str, Any]:
+    def __call__(self, encoder: Encoder, device: torch.device) -> dict[str, Any]:
         """The facts, and `rows` of `encoder`, `probe`, `accuracy`, and `low` and `high` of its interval.
 
         Args:
-            encoder: In evaluation mode, on the device. A spectral one is baked.
+            encoder: In evaluation mode, on the device. It is fitted to the contract.
             device: Where it runs.
         """
-        if encoder.config.get("spectral"):
-            encoder = encoder.bake(self.contract)  # type: ignore[operator]
+        encoder = fitted(encoder, self.contract)
         half = fast_half(device)
         extractors = {ENCODER: frozen(encoder.to(device), half=half)}
         if not self.floors:

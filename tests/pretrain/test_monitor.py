@@ -13,6 +13,7 @@ from geomim.cli import main
 from geomim.data.datamodule import TileDataModule
 from geomim.data.labelled import Labelled
 from geomim.errors import ConfigError, CorpusError, GeomimError, MissingExtraError
+from geomim.evaluate.features import frozen
 from geomim.models.build import build_encoder
 from geomim.models.vit import ViT
 from geomim.pretrain.monitor import (
@@ -103,6 +104,17 @@ def test_what_is_separable_is_found_and_floors_are_measured_once(monkeypatch):
         }
         assert all(row["low"] <= row["accuracy"] <= row["high"] for row in scores["rows"])
     assert asked == [0]
+
+
+@pytest.mark.parametrize("option", ["spectral", "gsd_positions"])
+def test_an_encoder_of_any_sensor_is_scored_as_what_it_is_of_this_one(monkeypatch, option):
+    seen = []
+    monkeypatch.setattr(watching, "frozen", lambda encoder, half: seen.append(encoder) or frozen(encoder, half=half))
+    encoder = build_encoder({"rgb": RGB}, 16, **ENCODER, **{option: True}).eval()
+    watching.Probing(RGB, (Levels(30), Levels(12)), {"classes": 3})(encoder, torch.device("cpu"))
+    images = next(iter(Levels(3)))["image"]
+    torch.testing.assert_close(seen[0](images).tokens, encoder.bake(RGB)(images).tokens)
+    assert not seen[0].config.get(option)
 
 
 def scored(scores):
@@ -234,7 +246,8 @@ def test_where_no_pixels_are_predicted_input_and_mask_are_shown(tmp_path):
     assert pictures.shape == (3, 2, 16, 16, 3)
     model = build(data, "latent_mim", METHOD | {"projector_width": 16}, ENCODER).model
     assert np.array_equal(reconstructions(model, batch, RGB)[:, 0], pictures[:, 0])
-    assert len(term_cosines(model, batch)) == 6
+    asked = ["prediction_cosine/discrimination", "target_cosine/discrimination", "prediction_cosine/similarity_visible"]
+    assert list(term_cosines(model, batch)) == asked  # similarity compares the same predictions, with one number
     save_reconstructions(tmp_path / "a.png", pictures)
     assert (tmp_path / "a.png").read_bytes()[1:4] == b"PNG"
 
