@@ -84,7 +84,7 @@ class Probing:
         """The facts, and `rows` of `encoder`, `probe`, `accuracy`, and `low` and `high` of its interval.
 
         Args:
-            encoder: In evaluation mode, on the device. Baked where it needs to be.
+            encoder: In evaluation mode, on the device. It is fitted to the contract.
             device: Where it runs.
         """
         encoder = fitted(encoder, self.contract, self.gsd)

@@ -80,7 +80,8 @@ def three(tmp_path_factory, corpus):
 
 
 def test_batches_of_several_sensors_are_each_of_one_and_normalised_by_its_own(three):
-    module = TileDataModule(three, batch_size=4, image_size=16, workers=0, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    options = {"size": [24, 32, 24], "scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
+    module = TileDataModule(three, batch_size=4, image_size=16, workers=0, **options)
     assert list(module.contracts) == ["rgb", "sentinel2", "sentinel2-2"]
     assert [len(contract.names) for contract in module.contracts.values()] == [3, 3, 4]
     for key, shift in (("sentinel2", 1000.0), ("sentinel2-2", 0.0)):
@@ -114,7 +115,7 @@ def test_one_band_of_one_sensor_means_one_thing(three, tmp_path):
     with pytest.raises(
         BandError, match=r"band B02 of sentinel2 is reflectance = .* in '.*some', and .* \+ -0\.1 in '.*c'"
     ):
-        TileDataModule([three[1], str(other)])
+        TileDataModule([three[1], str(other)], size=[32, 24])
 
 
 def test_a_band_may_mean_something_of_its_own(tmp_path):
@@ -132,6 +133,8 @@ def test_a_size_is_chosen_a_corpus(three):
     assert [one.tiles.size for one in TileDataModule(three, size=[24, 32, 24]).sets] == [24, 32, 24]
     with pytest.raises(ConfigError, match=r"one size a corpus \(3\); given 2"):
         TileDataModule(three, size=[24, 32])
+    with pytest.raises(ConfigError, match=r"24 in .*, 32 in .*some', 24 in .*most'.*--data\.size '\[24,32,24\]'"):
+        TileDataModule(three)
     with pytest.raises(CorpusError, match="some' holds no tiles of 24"):
         TileDataModule(three, size=24)
 

@@ -31,7 +31,7 @@ def croco(
     losses. Deviates: the other image is the same place at another date under the same crop, where the published pairs
     are two viewpoints under a crop each; a patch is predicted where both dates were measured; the share that is seen
     is rounded down, not the hidden one; the published encoder has no class token (`--encoder.class_token false`).
-    `shuffled_date` tells whether the other date is used at all.
+    `shuffled_date` among the figures tells whether the other date is used at all: it stays near 0 if not.
 
     Args:
         encoder: The encoder to train; both dates go through it.
