@@ -348,8 +348,7 @@ class PretrainModule(pl.LightningModule):
         checkpoint["geomim"] = described | {
             "step": step,
             "progress": self.progress,
-            "provenance": described["provenance"]
-            | {"images": step * self.images_per_step, "start": list(self.model.encoder.notes)},
+            "provenance": described["provenance"] | {"images": step * self.images_per_step},
         }
 
     def _number(self, state: dict[str, Any]) -> None:
@@ -371,7 +370,7 @@ class PretrainModule(pl.LightningModule):
             "corpus": list(self.origin.corpus),
             "settings": self.origin.settings,
             "history": self.history,
-            "provenance": self.provenance,
+            "provenance": self.provenance | {"start": list(self.model.encoder.notes)},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -384,5 +383,7 @@ class PretrainModule(pl.LightningModule):
         if self.pruning:
             self.pruning.load_state_dict(checkpoint["pruning"])
         entry = checkpoint["geomim"]
-        self.provenance.setdefault("evaluation", entry.get("provenance", {}).get("evaluation"))
+        known = entry.get("provenance", {})
+        self.provenance.setdefault("evaluation", known.get("evaluation"))
+        self.model.encoder.notes = tuple(known.get("start", ()))  # what the run started from
         self.history = entry["history"] + ([{"step": entry["step"], "changed": changed}] if changed else [])
