@@ -65,7 +65,7 @@ class Training:
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}: expected at least 1; given {getattr(self, name)}")
         if self.clip is not None and not self.clip > 0:
-            raise ConfigError(f"training.clip: expected above 0, or none for not clipped; given {self.clip}")
+            raise ConfigError(f"training.clip: expected above 0, or left out; given {self.clip}")
         if not 0 <= self.prune <= 0.9:
             raise ConfigError(f"training.prune: expected 0 (off) to 0.9; given {self.prune}")
         if not 0 <= self.milestones <= self.max_steps:

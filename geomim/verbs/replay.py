@@ -61,6 +61,8 @@ def rebuild(file: str | Path, content: dict[str, Any]) -> MaskedImageModel:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_function_arguments(RECIPES[entry["recipe"]], "method", skip={"encoder"})
     method = parser.instantiate_classes(parser.parse_object({"method": entry["recipe_args"]})).method
-    model = RECIPES[entry["recipe"]](read_encoder(file).encoder, **vars(method))
+    encoder = read_encoder(file).encoder
+    encoder.band_dropout = entry["settings"]["encoder.band_dropout"]
+    model = RECIPES[entry["recipe"]](encoder, **vars(method))
     model.load_state_dict({name.removeprefix("model."): one for name, one in content["state_dict"].items()})
     return model

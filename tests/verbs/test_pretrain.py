@@ -211,7 +211,7 @@ def test_weights_that_a_step_ruined_are_not_stored(half, capsys, monkeypatch):
         (["--training.max_steps", "0"], "training.max_steps: expected at least 1; given 0"),
         (["--training.accumulate", "0"], "training.accumulate: expected at least 1; given 0"),
         (["--training.clip", "-1"], "clip"),
-        (["--training.clip", "0"], "training.clip: expected above 0, or none for not clipped; given 0.0"),
+        (["--training.clip", "0"], "training.clip: expected above 0, or left out; given 0.0"),
         (["--training.milestones", "5"], "training.milestones: expected 0 to training.max_steps, 4; given 5"),
         (["--optimizer.warmup", "1.5"], "warmup in [0, 1)"),
         (["--optimizer.layer_decay", "0"], "layer_decay in (0, 1]"),
