@@ -192,6 +192,7 @@ def build(
         "batch_size * devices * nodes * accumulate": data.batch_size * world * training.accumulate,
         **flat({"data": data.settings, "optimizer": as_plain(optimizer), "training": as_plain(training)}),
         **{f"encoder.{name}": asked.arguments[name] for name in ("band_dropout", "weights", "fill")},  # not in `config`
+        **({"weights of method.teacher": model.teacher.weights} if model.teacher else {}),
     }
     corpora = tuple(str(one.path) for one in data.corpora)
     origin = Origin(recipe, as_plain(dict(method or {})), data.contracts, corpora, settings)

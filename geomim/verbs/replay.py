@@ -44,6 +44,8 @@ def replay(
         raise ConfigError("--accelerator gpu: this machine has none; give cpu")
     device = torch.device("cuda" if gpu else "cpu")
     model = rebuild(file, content).to(device).train()
+    if model.teacher and model.teacher.weights != entry["settings"]["weights of method.teacher"]:
+        print(f"the teacher '{model.teacher.source}' has other weights than it had in the run: losses will differ")
     precision = entry["settings"]["training.precision"] if precision == "as trained" else precision
     given = move_data_to_device([failure["batches"], failure["totals"]], device)
     progress = torch.full((), failure["progress"], device=device)

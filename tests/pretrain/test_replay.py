@@ -16,7 +16,7 @@ from whole_arrays import write_array
 from geomim.cli import main
 from geomim.corpus.store import Corpus
 from geomim.data.datamodule import TileDataModule
-from geomim.errors import GeomimError
+from geomim.errors import GeomimError, ResumeError
 from geomim.models.weights import read_checkpoint
 from geomim.pretrain.module import PretrainModule
 from geomim.pretrain.objective import MaskedImageModel
@@ -131,25 +131,29 @@ def test_weights_and_what_follows_them_stay_those_of_before_the_step_which_runs_
     assert f"{loss.item():.6g}" == logged["5"]
 
 
-def train_as(recipe, folder, corpus, teacher, log_every):
+def train_as(recipe, folder, corpus, teacher, log_every, resume=None):
     """Three small steps of two micro-batches, with bands dropped."""
     method = OWN.get(recipe, METHOD) | {"dmjd": {"bands": ["red"]}, "mask_align": {"teacher": teacher}}.get(recipe, {})
     encoder = ENCODERS.get(recipe, ENCODER) | {"band_dropout": 0.6}
     data = TileDataModule(str(corpus), 2, 16, workers=0, pairs="place" if recipe == "croco" else None)
     training = Training(3, 2, "32-true", "cpu", log_every=log_every, progress_bar=False)
-    train(data, folder, recipe, method, encoder, training=training)
+    train(data, folder, recipe, method, encoder, training=training, resume=resume)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_the_step_of_every_recipe_runs_again(folder, monkeypatch, recipe):
-    corpus, teacher = with_places(write_corpus(folder / "corpus", nodata=True)), write_teacher(folder / "teacher")
-    train_as(recipe, folder / "whole", corpus, teacher, 1)
+def fail_in_step_2(monkeypatch):
     check = PretrainModule._check
     monkeypatch.setattr(
         PretrainModule,
         "_check",
         lambda self, losses: check(self, [one * torch.nan if self.trainer.global_step == 1 else one for one in losses]),
     )
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_step_of_every_recipe_runs_again(folder, monkeypatch, recipe):
+    corpus, teacher = with_places(write_corpus(folder / "corpus", nodata=True)), write_teacher(folder / "teacher")
+    train_as(recipe, folder / "whole", corpus, teacher, 1)
+    fail_in_step_2(monkeypatch)
     with pytest.raises(GeomimError, match="not finite in step 2"):  # read at step 3
         train_as(recipe, folder / "cut", corpus, teacher, 3)
     file = folder / "cut" / "failures" / "step-0000002.pt"
@@ -162,6 +166,20 @@ def test_the_step_of_every_recipe_runs_again(folder, monkeypatch, recipe):
     with (folder / "whole" / "metrics.csv").open() as table:
         logged = {row["step"]: float(row["gradient_norm"]) for row in csv.DictReader(table)}
     assert norm.item() == pytest.approx(logged["2"], rel=1e-5)
+
+
+def test_a_teacher_of_other_weights_is_refused_on_resume_and_said_at_replay(folder, monkeypatch, capsys):
+    corpus, teacher = write_corpus(folder / "corpus"), write_teacher(folder / "teacher")
+    train_as("mask_align", folder / "whole", corpus, teacher, 1)
+    with monkeypatch.context() as patch, pytest.raises(GeomimError):
+        fail_in_step_2(patch)
+        train_as("mask_align", folder / "cut", corpus, teacher, 1)
+    said, file = "has other weights than it had in the run", str(folder / "cut" / "failures" / "step-0000002.pt")
+    assert main(["replay", file]) == 0 and said not in capsys.readouterr().out
+    write_teacher(folder / "teacher", mlp_ratio=2.0)
+    with pytest.raises(ResumeError, match=r"weights of method\.teacher \w{32}, this run has"):
+        train_as("mask_align", folder / "whole", corpus, teacher, 1, resume="last")
+    assert main(["replay", file]) == 0 and said in capsys.readouterr().out
 
 
 def test_a_file_that_is_no_failure_is_refused(folder, capsys):
