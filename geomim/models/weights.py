@@ -247,6 +247,7 @@ def _described(
         encoder = from_config(details["encoder"], contracts)
     except (KeyError, TypeError, GeomimError) as error:
         raise CheckpointError(f"'{path}' does not describe its encoder: {error}") from error
+    encoder.contracts = contracts
     if isinstance(encoder, Hierarchical):  # an export has timm's own names
         state = {f"network.{name.removeprefix('network.')}": value for name, value in state.items()}
     _fill(path, encoder, state)

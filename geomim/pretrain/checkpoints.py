@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from geomim.errors import GeomimError
 from geomim.pretrain.module import PretrainModule
 from geomim.pretrain.signals import Signals
+
+
+class _Writer(TorchCheckpointIO):
+    """Keeps what went wrong instead of raising it: the one rank that writes must not leave the others waiting."""
+
+    error: OSError | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a file ending in `.part`, and rename it once it is whole."""
+        self.error, path = None, Path(path)
+        try:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            path.replace(path.with_suffix(""))
+        except OSError as error:
+            self.error = error
+            with suppress(OSError):
+                path.unlink()
 
 
 class Checkpoints(pl.Callback):
@@ -26,6 +45,11 @@ class Checkpoints(pl.Callback):
 
     def __init__(self, folder: Path, every: int, milestones: int, signals: Signals) -> None:
         self.folder, self.every, self.milestones, self.signals = folder, every, milestones, signals
+        self._writer = _Writer()
+
+    def setup(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Write files here."""
+        trainer.strategy.checkpoint_io = self._writer
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
         """Save when it is time; the clock of images/s stands still meanwhile."""
@@ -40,14 +64,11 @@ class Checkpoints(pl.Callback):
         trainer.should_stop = trainer.should_stop or stop
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
-        part = self.folder / f"{name}.part"
-        try:
-            trainer.save_checkpoint(part)
-            if trainer.is_global_zero:
-                part.replace(self.folder / name)
-        except OSError as error:
-            part.unlink(missing_ok=True)
+        trainer.save_checkpoint(self.folder / f"{name}.part")
+        error = self._writer.error
+        said = trainer.strategy.broadcast(error and (error.strerror or str(error)))  # all ranks end, or none
+        if said:
             raise GeomimError(
-                f"cannot save '{self.folder / name}' at step {trainer.global_step}: {error.strerror or error}. Earlier "
-                "checkpoints are as they were: make room and go on with --resume last"
+                f"cannot save '{self.folder / name}' at step {trainer.global_step}: {said}. Earlier checkpoints are as "
+                "they were: make room and go on with --resume last"
             ) from error

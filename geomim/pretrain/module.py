@@ -159,8 +159,9 @@ class PretrainModule(pl.LightningModule):
         self._count(parts[0], progress)
         self._follow(progress)
         plans, losses = [], []
+        loader: Any = self.trainer.train_dataloader
         for part in parts:
-            self._skipped.note(part)
+            self._skipped.note(part, loader.dataset)
             context = self._receive(part)
             plans.append(self.model.plan(context, progress))
         totals = torch.stack([plan.weights.sum(1) for plan in plans]).sum(0)
@@ -306,8 +307,7 @@ class PretrainModule(pl.LightningModule):
         trainer: Any = self.trainer
         values = trainer.strategy.reduce(stacked, reduce_op="mean").tolist()
         losses = dict(zip(self._sums, values, strict=True))
-        tiles = sum(map(len, trainer.train_dataloader.dataset.sets))
-        skipped = self._skipped.count(tiles, trainer.world_size)
+        skipped = self._skipped.count(trainer.train_dataloader.dataset.sets, trainer.world_size)
         return losses | ({"unreadable": float(skipped)} if skipped else {})
 
     def _fail(self, step: int) -> str:
@@ -357,8 +357,7 @@ class PretrainModule(pl.LightningModule):
         checkpoint["geomim"] = described | {
             "step": step,
             "progress": self.progress,
-            "provenance": described["provenance"]
-            | {"images": step * self.images_per_step, "start": list(self.model.encoder.notes)},
+            "provenance": described["provenance"] | {"images": step * self.images_per_step},
         }
 
     def _number(self, state: dict[str, Any]) -> None:
@@ -380,7 +379,8 @@ class PretrainModule(pl.LightningModule):
             "corpus": list(self.origin.corpus),
             "settings": self.origin.settings,
             "history": self.history,
-            "provenance": self.provenance,
+            "unreadable": self._skipped.state(),
+            "provenance": self.provenance | {"start": list(self.model.encoder.notes)},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -393,5 +393,8 @@ class PretrainModule(pl.LightningModule):
         if self.pruning:
             self.pruning.load_state_dict(checkpoint["pruning"])
         entry = checkpoint["geomim"]
-        self.provenance.setdefault("evaluation", entry.get("provenance", {}).get("evaluation"))
+        self._skipped.restore(entry.get("unreadable", ()))
+        known = entry.get("provenance", {})
+        self.provenance.setdefault("evaluation", known.get("evaluation"))
+        self.model.encoder.notes = tuple(known.get("start", ()))  # what the run started from
         self.history = entry["history"] + ([{"step": entry["step"], "changed": changed}] if changed else [])

@@ -133,7 +133,7 @@ class MaskedImageModel(nn.Module):
         mask_token: The encoder sees all patches, with a learned token for those that are not visible.
         needs: Views that a batch must bring besides the image: `second`, another crop of it, or `date`, another date.
         gap: See `Context`; with the encoder's size it gives `crop_size`, the side in pixels of images to train on.
-        cached: The teacher whose features a cache brings with the batch; None where there is none.
+        teacher: What is read besides the encoder, and must stay the same in a resumed run; None where nothing is.
 
     Raises:
         ConfigError: The encoder cannot run on the visible patches alone, and `mask_token` is not set; or two terms
@@ -149,7 +149,7 @@ class MaskedImageModel(nn.Module):
         mask_token: bool = False,
         needs: frozenset[str] = frozenset(),
         gap: int = 0,
-        cached: FrozenTeacher | None = None,
+        teacher: FrozenTeacher | None = None,
     ) -> None:
         super().__init__()
         if not (encoder.visible_only or mask_token):
@@ -159,7 +159,8 @@ class MaskedImageModel(nn.Module):
             )
         if len({term.name for term in terms}) < len(terms):
             raise ConfigError(f"expected a name of its own for every term; given {[term.name for term in terms]}")
-        self.encoder, self.masking, self.min_valid, self.cached = encoder, masking, min_valid, cached
+        self.encoder, self.masking, self.min_valid, self.teacher = encoder, masking, min_valid, teacher
+        self.cached = teacher if teacher and teacher.cache else None  # whose features come with the batch
         self.needs, self.gap, self.crop_size = needs, gap, encoder.image_size + gap * encoder.grid[0]
         self.terms = nn.ModuleList(terms)
         self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.embed_width).normal_(std=0.02)) if mask_token else None

@@ -64,8 +64,8 @@ class Training:
         for name in ("max_steps", "accumulate", "nodes", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}: expected at least 1; given {getattr(self, name)}")
-        if (self.clip or 1) < 0:
-            raise ConfigError(f"training.clip: expected at least 0; given {self.clip}")
+        if self.clip is not None and not self.clip > 0:
+            raise ConfigError(f"training.clip: expected above 0, or left out; given {self.clip}")
         if not 0 <= self.prune <= 0.9:
             raise ConfigError(f"training.prune: expected 0 (off) to 0.9; given {self.prune}")
         if not 0 <= self.milestones <= self.max_steps:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def train(
     with Signals() as signals, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")
         trainer = _trainer(folder, training, watch, unsigned, signals)
-        module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size)
+        resumed = start is not None
+        module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size, resumed)
         model = module.model
         given = data.provide(model.needs, model.crop_size, model.cached) + data.prune(training.prune)
         for sentence in (*model.encoder.notes, *given):
@@ -170,12 +172,18 @@ def build(
     seed: int = 0,
     training: Training = Training(),  # noqa: B008 (frozen)
     world: int = 1,
+    resumed: bool = False,
 ) -> PretrainModule:
-    """Make encoder and objective for some data; arguments as `train`, and the number of processes."""
+    """Make encoder and objective for some data; arguments as `train`, and the number of processes.
+
+    Where weights are resumed, those that the run started from are not read: they may be gone by now.
+    """
     if recipe not in RECIPES:
         raise ConfigError(f"unknown recipe '{recipe}'{nearest(recipe, RECIPES)}")
     torch.manual_seed(seed)
-    network = build_encoder(data.contracts, data.image_size, **(encoder or {}))
+    asked = signature(build_encoder).bind(data.contracts, data.image_size, **(encoder or {}))
+    asked.apply_defaults()
+    network = build_encoder(**asked.arguments | ({"weights": None} if resumed else {}))
     model = RECIPES[recipe](network, **(method or {}))
     if training.checkpointing:
         recompute(model)
@@ -183,6 +191,8 @@ def build(
         "seed": seed,
         "batch_size * devices * nodes * accumulate": data.batch_size * world * training.accumulate,
         **flat({"data": data.settings, "optimizer": as_plain(optimizer), "training": as_plain(training)}),
+        **{f"encoder.{name}": asked.arguments[name] for name in ("band_dropout", "weights", "fill")},  # not in `config`
+        **({"weights of method.teacher": model.teacher.weights} if model.teacher else {}),
     }
     corpora = tuple(str(one.path) for one in data.corpora)
     origin = Origin(recipe, as_plain(dict(method or {})), data.contracts, corpora, settings)

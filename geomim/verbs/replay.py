@@ -44,6 +44,8 @@ def replay(
         raise ConfigError("--accelerator gpu: this machine has none; give cpu")
     device = torch.device("cuda" if gpu else "cpu")
     model = rebuild(file, content).to(device).train()
+    if model.teacher and model.teacher.weights != entry["settings"]["weights of method.teacher"]:
+        print(f"the teacher '{model.teacher.source}' has other weights than it had in the run: losses will differ")
     precision = entry["settings"]["training.precision"] if precision == "as trained" else precision
     given = move_data_to_device([failure["batches"], failure["totals"]], device)
     progress = torch.full((), failure["progress"], device=device)
@@ -61,6 +63,8 @@ def rebuild(file: str | Path, content: dict[str, Any]) -> MaskedImageModel:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_function_arguments(RECIPES[entry["recipe"]], "method", skip={"encoder"})
     method = parser.instantiate_classes(parser.parse_object({"method": entry["recipe_args"]})).method
-    model = RECIPES[entry["recipe"]](read_encoder(file).encoder, **vars(method))
+    encoder = read_encoder(file).encoder
+    encoder.band_dropout = entry["settings"]["encoder.band_dropout"]
+    model = RECIPES[entry["recipe"]](encoder, **vars(method))
     model.load_state_dict({name.removeprefix("model."): one for name, one in content["state_dict"].items()})
     return model

@@ -7,18 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_ddp import ENCODER, ENCODERS, METHOD, OWN, with_places
 from tiny_corpus import NAMES, write_corpus
+from tiny_teacher import write_teacher
 from torch import nn
 from whole_arrays import write_array
 
 from geomim.cli import main
 from geomim.corpus.store import Corpus
 from geomim.data.datamodule import TileDataModule
+from geomim.errors import GeomimError, ResumeError
 from geomim.models.weights import read_checkpoint
 from geomim.pretrain.module import PretrainModule
 from geomim.pretrain.objective import MaskedImageModel
+from geomim.pretrain.recipes import RECIPES
 from geomim.pretrain.replay import describe
 from geomim.randomness import Draws
+from geomim.verbs.pretrain import Training, train
 from geomim.verbs.replay import rebuild
 
 FLAGS = (
@@ -126,27 +131,55 @@ def test_weights_and_what_follows_them_stay_those_of_before_the_step_which_runs_
     assert f"{loss.item():.6g}" == logged["5"]
 
 
-def test_a_method_whose_targets_move_runs_again_to_the_bit(folder, monkeypatch):
-    write_corpus(folder / "corpus", nodata=True)
-    flags = [*FLAGS, "--data.corpus", "corpus", "--recipe", "latent_mim", "--method.gap", "1"]
-    flags += ["--method.projector_width", "16", "--method.visible", "0.25", "--training.milestones", "0"]
-    assert main([*flags, "--name", "whole", "--training.log_every", "1"]) == 0
+def train_as(recipe, folder, corpus, teacher, log_every, resume=None):
+    """Three small steps of two micro-batches, with bands dropped."""
+    method = OWN.get(recipe, METHOD) | {"dmjd": {"bands": ["red"]}, "mask_align": {"teacher": teacher}}.get(recipe, {})
+    encoder = ENCODERS.get(recipe, ENCODER) | {"band_dropout": 0.6}
+    data = TileDataModule(str(corpus), 2, 16, workers=0, pairs="place" if recipe == "croco" else None)
+    training = Training(3, 2, "32-true", "cpu", log_every=log_every, progress_bar=False)
+    train(data, folder, recipe, method, encoder, training=training, resume=resume)
+
+
+def fail_in_step_2(monkeypatch):
     check = PretrainModule._check
     monkeypatch.setattr(
         PretrainModule,
         "_check",
-        lambda self, losses: check(self, [one * torch.nan if self.trainer.global_step == 4 else one for one in losses]),
+        lambda self, losses: check(self, [one * torch.nan if self.trainer.global_step == 1 else one for one in losses]),
     )
-    assert main([*flags, "--name", "cut"]) == 1  # read at step 8
-    content = read_checkpoint("runs/cut/failures/step-0000005.pt")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_step_of_every_recipe_runs_again(folder, monkeypatch, recipe):
+    corpus, teacher = with_places(write_corpus(folder / "corpus", nodata=True)), write_teacher(folder / "teacher")
+    train_as(recipe, folder / "whole", corpus, teacher, 1)
+    fail_in_step_2(monkeypatch)
+    with pytest.raises(GeomimError, match="not finite in step 2"):  # read at step 3
+        train_as(recipe, folder / "cut", corpus, teacher, 3)
+    file = folder / "cut" / "failures" / "step-0000002.pt"
+    content = read_checkpoint(file)
     failure, progress = content["failure"], torch.full((), content["failure"]["progress"])
-    model = rebuild("runs/cut/failures/step-0000005.pt", content).train()
+    model = rebuild(file, content).train()
     lines, finite = describe(model, failure["batches"], failure["seed"], progress, failure["totals"])
     assert finite and len([line for line in lines if line.startswith("tile")]) == 4
     norm = torch.nn.utils.get_total_norm([one.grad for one in model.parameters() if one.grad is not None])
-    with Path("runs/whole/metrics.csv").open() as file:
-        logged = {row["step"]: float(row["gradient_norm"]) for row in csv.DictReader(file)}
-    assert norm.item() == pytest.approx(logged["5"], rel=1e-5)
+    with (folder / "whole" / "metrics.csv").open() as table:
+        logged = {row["step"]: float(row["gradient_norm"]) for row in csv.DictReader(table)}
+    assert norm.item() == pytest.approx(logged["2"], rel=1e-5)
+
+
+def test_a_teacher_of_other_weights_is_refused_on_resume_and_said_at_replay(folder, monkeypatch, capsys):
+    corpus, teacher = write_corpus(folder / "corpus"), write_teacher(folder / "teacher")
+    train_as("mask_align", folder / "whole", corpus, teacher, 1)
+    with monkeypatch.context() as patch, pytest.raises(GeomimError):
+        fail_in_step_2(patch)
+        train_as("mask_align", folder / "cut", corpus, teacher, 1)
+    said, file = "has other weights than it had in the run", str(folder / "cut" / "failures" / "step-0000002.pt")
+    assert main(["replay", file]) == 0 and said not in capsys.readouterr().out
+    write_teacher(folder / "teacher", mlp_ratio=2.0)
+    with pytest.raises(ResumeError, match=r"weights of method\.teacher \w{32}, this run has"):
+        train_as("mask_align", folder / "whole", corpus, teacher, 1, resume="last")
+    assert main(["replay", file]) == 0 and said in capsys.readouterr().out
 
 
 def test_a_file_that_is_no_failure_is_refused(folder, capsys):

@@ -5,12 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from tiny_corpus import NAMES, write_corpus
 from whole_arrays import write_array
 
 from geomim.corpus.reader import TileArray
 from geomim.data.datamodule import TileDataModule
 from geomim.errors import GeomimError
+from geomim.pretrain.skipped import Skipped
 from geomim.verbs.pretrain import Training, train
 
 ENCODER = {"patch_size": 8, "width": 24, "depth": 1, "heads": 2}
@@ -39,10 +41,10 @@ def damaged(path, count):
     return broken
 
 
-def run(path, folder):
-    """Three steps over half of the tiles."""
+def run(path, folder, steps=3, resume=None):
+    """Three steps over half of the tiles, or more."""
     quick = {"precision": "32-true", "accelerator": "cpu", "progress_bar": False, "log_every": 1}
-    train(data(path), folder, "mae", METHOD, ENCODER, training=Training(max_steps=3, **quick))
+    train(data(path), folder, "mae", METHOD, ENCODER, training=Training(max_steps=steps, **quick), resume=resume)
 
 
 def test_one_tile_of_a_thousand_is_skipped_named_once_and_counted(tmp_path, caplog):
@@ -51,12 +53,27 @@ def test_one_tile_of_a_thousand_is_skipped_named_once_and_counted(tmp_path, capl
     with (tmp_path / "run" / "metrics.csv").open() as file:
         assert [row["unreadable"] for row in csv.DictReader(file)] == ["1"] * 3
     assert [one.getMessage() for one in caplog.records if "skipped" in one.getMessage()] == [
-        f"skipped, since their shard is damaged: tiles {broken} of rgb"
+        f"skipped, since their shard is damaged: tiles {broken} of '{tmp_path / 'corpus'}'"
     ]
 
 
 def test_more_of_them_end_the_run_by_name(tmp_path):
     one, two = damaged(tmp_path / "corpus", 2)
-    said = rf"2 of 1200 tiles cannot be read, more than 0.1%: {one} of rgb, {two} of rgb. 'geomim corpus verify"
+    where = tmp_path / "corpus"
+    said = rf"2 of 1200 tiles cannot be read, more than 0.1%: {one} of '{where}', {two} of '{where}'. 'geomim corpus v"
     with pytest.raises(GeomimError, match=said):
         run(tmp_path / "corpus", tmp_path / "run")
+
+
+def test_a_resumed_run_counts_on_each_corpus_by_itself(tmp_path):
+    (broken,) = damaged(tmp_path / "corpus", 1)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    run(tmp_path / "corpus", tmp_path / "run")
+    run(tmp_path / "corpus", tmp_path / "run", 4, "last")  # a step that does not meet it
+    entry = torch.load(last, weights_only=True)["geomim"]
+    assert entry["step"] == 4 and entry["unreadable"] == [[0, broken]]
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        assert [row["unreadable"] for row in csv.DictReader(file)] == ["1"] * 4
+    counted, sets = Skipped(), data(tmp_path / "corpus").sets
+    counted.restore([*entry["unreadable"], [1, broken]])  # of another corpus, with the same sensor and id
+    assert counted.count(sets * 2, 1) == 2

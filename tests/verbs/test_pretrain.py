@@ -119,6 +119,7 @@ def test_the_same_images_in_other_micro_batches_go_on_exactly(half, trained):
         (["--optimizer.warmup", "0.5"], "optimizer.warmup 0.05, this run has 0.5"),
         (["--method.visible", "0.5"], "method.visible 0.25, this run has 0.5"),
         (["--encoder.depth", "2"], "encoder.depth 1, this run has 2"),
+        (["--encoder.band_dropout", "0.5"], r"encoder.band_dropout 0.0, this run has 0.5"),
         (["--recipe", "cross_mae"], "recipe mae, this run has cross_mae"),
         (["--data.corpus", "other"], "data.corpus"),
         (["--training.max_steps", "1"], "is at step 2: give more training.max_steps"),
@@ -137,6 +138,21 @@ def test_all_else_is_refused_by_name_and_leaves_every_file(half, capsys, flags, 
 def test_a_moved_corpus_is_the_same_corpus(half):
     Path("corpus").rename("moved")
     assert main([*FLAGS, "--resume", "last", "--data.corpus", "moved"]) == 0
+
+
+def test_weights_that_a_run_started_from_may_be_gone_and_stay_its_start(half, capsys):
+    started = [*FLAGS, "--name", "started", "--encoder.weights"]
+    half.rename("first.ckpt")
+    assert main([*started, "first.ckpt", "--training.max_steps", "2"]) == 0
+    last = Path("runs/started/checkpoints/last.ckpt")
+    start = torch.load(last, weights_only=True)["geomim"]["provenance"]["start"]
+    assert "started from first.ckpt" in start
+    Path("first.ckpt").rename("other.ckpt")
+    assert main([*started, "other.ckpt", "--resume", "last"]) == 2
+    assert "encoder.weights first.ckpt, this run has other.ckpt" in capsys.readouterr().err
+    assert main([*started, "first.ckpt", "--resume", "last"]) == 0
+    entry = torch.load(last, weights_only=True)["geomim"]
+    assert entry["step"] == 4 and entry["provenance"]["start"] == start
 
 
 def test_a_damaged_checkpoint_is_named_and_nothing_is_written(half, capsys):
@@ -195,6 +211,7 @@ def test_weights_that_a_step_ruined_are_not_stored(half, capsys, monkeypatch):
         (["--training.max_steps", "0"], "training.max_steps: expected at least 1; given 0"),
         (["--training.accumulate", "0"], "training.accumulate: expected at least 1; given 0"),
         (["--training.clip", "-1"], "clip"),
+        (["--training.clip", "0"], "training.clip: expected above 0, or left out; given 0.0"),
         (["--training.milestones", "5"], "training.milestones: expected 0 to training.max_steps, 4; given 5"),
         (["--optimizer.warmup", "1.5"], "warmup in [0, 1)"),
         (["--optimizer.layer_decay", "0"], "layer_decay in (0, 1]"),

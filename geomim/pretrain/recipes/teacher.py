@@ -40,4 +40,4 @@ def mask_align(
     heads = LevelHeads(encoder, levels, frozen.width)
     loss = smooth_l1(factor=2.0)
     term = Term(heads, TeacherLevels(frozen), loss, "visible", name="alignment", with_class=True)
-    return MaskedImageModel(encoder, Attention(frozen, visible), [term], cached=frozen if cache else None)
+    return MaskedImageModel(encoder, Attention(frozen, visible), [term], teacher=frozen)

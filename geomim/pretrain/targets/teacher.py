@@ -32,13 +32,18 @@ class FrozenTeacher:
 
     It finds its bands among those of the corpus by name or wavelength, in its own numbers and normalisation, and gets
     the image resized to as many of its patches as the encoder has, so that they cover the same ground. Reflectance is
-    given to a network of 8-bit pictures as 255 times it. Its weights are no part of a checkpoint: they are read again.
+    given to a network of 8-bit pictures as 255 times it. Its weights are no part of a checkpoint: they are read again,
+    and their hash is compared.
 
     Args:
         source: As for `read_frozen`.
         encoder: The encoder being trained, for its grid and the contracts of its bands.
         levels: How many of its last blocks are kept.
         cache: Folder of its features of whole tiles: a view that brings those is not looked at. None where it has none.
+
+    Attributes:
+        weights: Hash of its weights.
+        identity: What its features follow from, as plain values.
 
     Raises:
         BandError: A band of the teacher is not in the corpus, or its numbers cannot be the teacher's.
@@ -56,13 +61,13 @@ class FrozenTeacher:
             raise ConfigError(f"'{source}' has {depth} blocks: expected 1 to as many levels; given {levels}")
         self.bands = {name: _bands(source, expected, given) for name, given in encoder.contracts.items()}
         self.cache, self.shape = cache or "", (1 + encoder.num_patches, levels * self.width + 1)
-        self.identity: dict[str, Any] = {}
-        if cache:
-            weights = xxhash.xxh3_128()
-            for value in self.network.state_dict().values():
+        weights = xxhash.xxh3_128()
+        for name, value in self.network.state_dict().items():
+            if not name.startswith(("pos_embed", "patch_embed")):  # fitted here: last digits differ between machines
                 weights.update(value.contiguous().numpy())
-            own = {"weights": weights.hexdigest(), "grid": self.grid, "bands": self.bands}
-            self.identity = {"teacher": source, "levels": levels} | own
+        self.weights = weights.hexdigest()
+        own = {"weights": self.weights, "grid": self.grid, "bands": self.bands}
+        self.identity: dict[str, Any] = {"teacher": source, "levels": levels} | own
 
     def __call__(self, view: View) -> tuple[list[Tensor], Tensor]:
         """Tokens after its last blocks, `(B, 1+L, D)` each, and its attention to patches `(B, L)`; see `last_levels`.
