@@ -47,8 +47,7 @@ def build_encoder(
         band_dropout: Probability of a band to be hidden from the encoder in training; it is still asked for.
         gsd_positions: Positions follow the metres a pixel, where the tiles tell them.
         weights: Start from published weights: `timm:NAME`, or a checkpoint, an exported folder or a published file.
-        fill: Kernels of bands that the weights lack: zero, or those of the nearest wavelength, of which a plain
-            encoder's borrowing bands share one half, and the band that the kernel is of keeps the other.
+        fill: Kernels of bands that the weights lack: a share of the nearest one's, which keeps half, or zero.
 
     Raises:
         ConfigError: There are several sensors, which a plain encoder cannot tell apart; the sizes do not fit, a number

@@ -71,7 +71,7 @@ def test_only_tiles_that_take_part_are_paired(tmp_path):
     corpus = placed(tmp_path / "c", [(0, 0, 1), (0, 0, 2), (0, 0, 3), (500, 0, 3)])
     assert partners(find_pairs(corpus, 24, np.array([1, 2, 3]))) == {0: {(1, 0, 0)}, 1: {(0, 0, 0)}}
     assert len(find_pairs(corpus, 24, np.array([2, 3])).rows) == 0
-    assert len(find_pairs(placed(tmp_path / "d", [None] * 3), 24, np.arange(3)).rows) == 0
+    assert len(find_pairs(placed(tmp_path / "d", [None] * 4), 24, np.arange(4)).rows) == 0
 
 
 def test_pixel_grids_that_differ_are_not_paired(tmp_path):
