@@ -39,8 +39,9 @@ from geomim.data.datamodule import TileDataModule
 from geomim.errors import GeomimError
 from geomim.evaluate.scores import PIXELS, RANDOM
 from geomim.pretrain.recipes import RECIPES
+from geomim.verbs.config import read_config
 from geomim.verbs.evaluate import evaluate
-from geomim.verbs.pretrain import Training, build, read_config, train
+from geomim.verbs.pretrain import Training, build, train
 
 PROBES = ("knn", "linear", "efficient")
 COLUMNS = ("recipe", "seed", "minutes", "steps", "images_per_second", "seconds", "threads", *PROBES)

@@ -151,7 +151,7 @@ class Augment:
 
         Returns:
             The batch with `image (B, C, size, size)` float32, and `valid (B, 1, size, size)` bool if it came with one;
-            `gsd` of the result. Its `views` are dicts of the same.
+            `gsd` of the result, `teacher` of the crop as of the tile. Its `views` are dicts of the same.
         """
         draws, size, views = Draws(self.seed, batch["position"]), batch["image"].shape[-2:], {}
         boxes, flips = crop_boxes(draws, size, self.scale, self.ratio), draws("flip", 3)
@@ -176,15 +176,27 @@ class Augment:
     ) -> dict[str, Tensor]:
         images, (top, left, height, width) = raw["image"], boxes
         upside, mirrored, turned = (flips < 0.5).unbind(1)
-        rows = resampling(top, height, images.shape[2], self.image_size, upside if self.flip == "both" else None)
-        columns = resampling(left, width, images.shape[3], self.image_size, mirrored)
+        flipped = upside if self.flip == "both" else None
+
+        def cut(values: Tensor, valid: Tensor | None, scaling: tuple[Tensor, Tensor], out: int) -> dict[str, Tensor]:
+            # the box of pixels, or of larger cells of the same ground
+            down, right = (cells / pixels for cells, pixels in zip(values.shape[2:], images.shape[2:], strict=True))
+            rows = resampling(top * down, height * down, values.shape[2], out, flipped)
+            columns = resampling(left * right, width * right, values.shape[3], out, mirrored)
+            return finish(values, valid, rows, columns, scaling, turned if self.turn else None)
+
         mean, std = self.statistics[raw["sensor"]] = [one.to(images.device) for one in self.statistics[raw["sensor"]]]
         if self.jitter and draws is not None:  # folded into the normalisation: (x - mean) / std * gain + summand
             gain, summand = ((draws(f"{view}jitter", 2, len(mean), 1, 1) * 2 - 1) * self.jitter).unbind(1)
             std = std / (1 + gain)
             mean = mean - summand * std
-        cut = finish(images, raw.get("valid"), rows, columns, (mean, std), turned if self.turn else None)
-        return cut | ({"gsd": raw["gsd"] * (height * width).sqrt() / self.image_size} if "gsd" in raw else {})
+        ready = cut(images, raw.get("valid"), (mean, std), self.image_size)
+        if "teacher" in raw:
+            tokens, side = raw["teacher"], math.isqrt(raw["teacher"].shape[1] - 1)
+            cells = tokens[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+            cells = cut(cells, None, (tokens.new_zeros(()), tokens.new_ones(())), side)["image"]
+            ready["teacher"] = torch.cat([tokens[:, :1].float(), cells.flatten(2).transpose(1, 2)], 1)
+        return ready | ({"gsd": raw["gsd"] * (height * width).sqrt() / self.image_size} if "gsd" in raw else {})
 
 
 def statistics(contract: BandContract) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -14,6 +15,8 @@ from torch.utils.data import DataLoader
 
 from geomim.corpus.store import Corpus
 from geomim.data.augment import Augment
+from geomim.data.features import FeatureCache
+from geomim.data.pruning import END, Kept, Pruning
 from geomim.data.sampler import PositionBatches, Stream
 from geomim.data.tiles import StreamDataset, TileSet, as_is, share_contracts
 from geomim.errors import ConfigError, CorpusError
@@ -29,16 +32,18 @@ class Steps(DataLoader[Batch]):
         waited: Seconds that were spent waiting for them.
     """
 
-    def __init__(self, *args: Any, parts: int | None, **options: Any) -> None:
+    def __init__(self, *args: Any, parts: int | None, waited: float = 0.0, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.parts, self.waited = parts, 0.0
+        self.parts, self.waited = parts, waited
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         micro = super().__iter__()
         while self.parts:
             start = time.perf_counter()
-            step = [next(micro) for _ in range(self.parts)]
+            step = list(islice(micro, self.parts))
             self.waited += time.perf_counter() - start
+            if not step:
+                return
             yield step
         yield from micro
 
@@ -81,6 +86,7 @@ class TileDataModule(pl.LightningDataModule):
     Attributes:
         contracts: Bands and statistics of what the batches hold, by the name that `sensor` of a batch says.
         settings: All arguments as plain values, corpora by their content; a resumed run compares them.
+        pruning: What leaves tiles out of an epoch; None where nothing does.
 
     Raises:
         ConfigError: A number is out of range.
@@ -130,6 +136,9 @@ class TileDataModule(pl.LightningDataModule):
         self.contracts = share_contracts(self.sets, weights or [float(len(tiles)) for tiles in self.sets])
         self.batch_size, self.image_size, self.workers, self.seed = batch_size, image_size, workers, seed
         self.pairs, self.weights = pairs, weights or None
+        self.features: FeatureCache | None = None
+        self.prepare_data_per_node = False  # all machines share one folder
+        self.pruning: Pruning | None = None
         self.augment = Augment(self.contracts, image_size, scale, ratio, flip, turn, seed, jitter, shift)
         self.settings = {
             "corpus": [f"{len(tiles)} tiles of lock {tiles.corpus.meta.get('lock')}" for tiles in self.sets],
@@ -138,42 +147,77 @@ class TileDataModule(pl.LightningDataModule):
             **{"seed": seed, "pairs": pairs, "shift": shift, "jitter": jitter},
         }
 
-    def provide(self, needs: frozenset[str], crop_size: int | None = None) -> list[str]:
-        """Have batches hold what a recipe needs, once, before anything is read; in sentences, what this leaves out.
+    def provide(self, needs: frozenset[str], crop_size: int | None = None, teacher: Any = None) -> list[str]:
+        """Have batches hold what a recipe needs, once, before anything is read; in sentences, what this means.
 
         Args:
             needs: Views: `second`, another crop of the tile; `date`, the same crop of another date, where there is one.
             crop_size: Side of the training image where it is not `image_size`.
+            teacher: Whose features of the tiles come with them, from its cache, which is filled before training.
 
         Raises:
-            ConfigError: Settings of dates are given, and the recipe reads one; or there is no such column.
+            ConfigError: Settings of dates are given, and the recipe reads one; or there is no such column, or room.
             CorpusError: A corpus has no pairs.
         """
         if "date" not in needs and (self.pairs or self.augment.shift):
             raise ConfigError("data.pairs and data.shift are for recipes of two dates, and this one reads one date")
         self.augment.second, self.augment.image_size = "second" in needs, crop_size or self.image_size
-        return [tiles.pair(self.pairs) for tiles in self.sets if "date" in needs]
+        said = [tiles.pair(self.pairs) for tiles in self.sets if "date" in needs]
+        if teacher:
+            self.features = FeatureCache(teacher, self.sets, self.augment.whole, self.augment.image_size)
+            said.append(self.features.said)
+        return said
+
+    def prepare_data(self) -> None:
+        """Have a teacher's features on disk; by the first process, while the others wait."""
+        if self.features and self.trainer:
+            self.features.fill(self.trainer.strategy.root_device)
+
+    def prune(self, share: float) -> list[str]:
+        """Leave tiles that are learned well out with a probability, see `Pruning`; after `provide`. In words, how.
+
+        Raises:
+            ConfigError: There are several corpora.
+        """
+        if not share:
+            return []
+        if len(self.sets) > 1:
+            raise ConfigError(f"training.prune goes by the epochs of one corpus; given {len(self.sets)}: leave it away")
+        self.pruning = Pruning(len(self.sets[0]), share, self.seed)
+        return [
+            f"pruning: a tile whose last loss lies below the mean is left out of an epoch with probability {share:g}, "
+            f"and weighs {1 / (1 - share):.3g} where it stays; none is in the first epoch, nor after {END:.1%} of "
+            "training. Epochs are shorter and steps hold harder tiles, so figures a step or an epoch mean something "
+            "else than without. 'images' counts what is seen, 'images_skipped' what is left out"
+        ]
 
     def train_dataloader(self) -> Steps:
         """Steps of raw micro-batches from the trainer's global step on; without a trainer, micro-batches."""
+        if self.features:
+            self.features.attach()
         trainer = self.trainer
         rank, world, steps, accumulate = 0, 1, 0, 1
         if trainer is not None:
             rank, world = trainer.global_rank, trainer.world_size
             steps, accumulate = trainer.global_step, trainer.lightning_module.accumulate
         block = self.batch_size * world * accumulate
-        stream = Stream([len(tiles) for tiles in self.sets], self.weights, block, self.seed)
+        stream: Stream | Kept = Stream([len(tiles) for tiles in self.sets], self.weights, block, self.seed)
+        stop = None  # only with pruning does an epoch end, and the trainer ask for the next one
+        if self.pruning is not None and trainer is not None:
+            stream, stop = self.pruning.begin(steps, trainer.max_steps, block)
+            stop *= accumulate
         return Steps(
             StreamDataset(self.sets, stream),
             parts=accumulate if trainer is not None else None,
-            batch_sampler=PositionBatches(self.batch_size, rank, world, steps * accumulate),  # type: ignore[arg-type]
+            batch_sampler=PositionBatches(self.batch_size, rank, world, steps * accumulate, stop),  # type: ignore[arg-type]
             collate_fn=as_is,
             num_workers=self.workers,
             # a step is asked for at once
             prefetch_factor=max(2, -(-accumulate // self.workers)) if self.workers else None,
-            persistent_workers=self.workers > 0,
+            persistent_workers=self.workers > 0 and stop is None,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_deaf,
+            waited=getattr(getattr(trainer, "train_dataloader", None), "waited", 0.0),
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

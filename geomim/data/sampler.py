@@ -7,6 +7,7 @@ are mixed: no state to save, none to lose. Ranks, workers and micro-batches only
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import count
 
 import numpy as np
 
@@ -119,23 +120,22 @@ def _mixture(weights: np.ndarray, seed: int) -> np.ndarray:
 
 
 class PositionBatches:
-    """Endless batch sampler: micro-batch `m` of a rank holds the positions `(m * world + rank) * size` and on.
+    """Batch sampler: micro-batch `m` of a rank holds the positions `(m * world + rank) * size` and on.
 
-    It has no length and no epoch. Training that goes on after s optimiser steps starts at `s * accumulate`.
+    It has no length. Training that goes on after s optimiser steps starts at `s * accumulate`.
 
     Args:
         size: Samples a micro-batch on one rank.
         rank: This process, in `[0, world)`.
         world: Number of processes.
         start: First micro-batch.
+        stop: The one behind the last; endless where None.
     """
 
-    def __init__(self, size: int, rank: int = 0, world: int = 1, start: int = 0) -> None:
-        self.size, self.rank, self.world, self.start = size, rank, world, start
+    def __init__(self, size: int, rank: int = 0, world: int = 1, start: int = 0, stop: int | None = None) -> None:
+        self.size, self.rank, self.world, self.start, self.stop = size, rank, world, start, stop
 
     def __iter__(self) -> Iterator[range]:
-        batch = self.start
-        while True:
+        for batch in count(self.start) if self.stop is None else range(self.start, self.stop):
             first = (batch * self.world + self.rank) * self.size
             yield range(first, first + self.size)
-            batch += 1

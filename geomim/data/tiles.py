@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 
 from geomim.corpus.pairs import Pairs, find_pairs
 from geomim.corpus.store import Corpus
+from geomim.data.pruning import Kept
 from geomim.data.sampler import Stream
 from geomim.errors import BandError, CorpusError
 from geomim.randomness import Draws
@@ -37,6 +39,7 @@ class TileSet:
         self.corpus, self.sensor = corpus, corpus.sensor.name
         self.tiles = corpus.tiles(size)
         self.pairs: Pairs | None = None
+        self.features: tuple[Path, tuple[int, ...]] | None = None  # file and shape, see `FeatureCache`
         chosen = np.arange(len(self.tiles))
         if split is not None:
             chosen = chosen[self.tiles.splits == split]
@@ -75,8 +78,8 @@ class TileSet:
         Returns:
             `image (B, C, H, W)` in the dtype of the file, `valid (B, 1, H, W)` bool only where some pixel is not,
             `id` and `label (B,)` int64, `gsd (B,)` float32 metres a pixel or NaN, `sensor`; `unreadable (B,)` bool only
-            where a tile is, and has no valid pixel. Of pairs also `views`: `date` is the same, and has the `offset` of
-            `geomim.data.augment.boxes_on_both`.
+            where a tile is, and has no valid pixel; `teacher (B, T, D)` float16 where `features` are. Of pairs also
+            `views`: `date` is the same, and has the `offset` of `geomim.data.augment.boxes_on_both`.
         """
         if self.pairs is None or draws is None:
             return self._load(self.rows[rows])[0]
@@ -94,6 +97,9 @@ class TileSet:
             batch = {"image": image, "id": tiles.ids[rows], "label": tiles.labels[rows], "gsd": tiles.gsds[rows]}
             batch |= {} if valid.all() else {"valid": valid[:, None]}
             batch |= {"unreadable": unreadable} if unreadable.any() else {}
+            if self.features:  # opened anew: an open map would be sent to workers as its content
+                kept = np.memmap(self.features[0], np.float16, "r", shape=self.features[1])
+                batch["teacher"] = np.asarray(kept[np.searchsorted(self.rows, rows)])
             batches.append({name: torch.from_numpy(one) for name, one in batch.items()} | {"sensor": self.sensor})
         return batches
 
@@ -119,7 +125,7 @@ class StreamDataset(Dataset[dict[str, Any]]):
         stream: Corpus and row of each position.
     """
 
-    def __init__(self, sets: Sequence[TileSet], stream: Stream) -> None:
+    def __init__(self, sets: Sequence[TileSet], stream: Stream | Kept) -> None:
         self.sets, self.stream = list(sets), stream
 
     def __getitem__(self, position: int) -> dict[str, Any]:
@@ -129,13 +135,14 @@ class StreamDataset(Dataset[dict[str, Any]]):
         """Read the batch at some positions, which must lie in one block of the stream.
 
         Returns:
-            What `TileSet.read` returns, and `position (B,)` int64.
+            What `TileSet.read` returns, `position (B,)` int64, and where tiles are left out `weight (B,)`.
         """
         places = np.asarray(positions, np.int64)
         corpora, rows = self.stream(places)
         assert (corpora == corpora[0]).all(), "a batch reaches over the edge of a block"
         position = torch.from_numpy(places)
-        return self.sets[corpora[0]].read(rows, Draws(self.stream.seed, position)) | {"position": position}
+        batch = self.sets[corpora[0]].read(rows, Draws(self.stream.seed, position)) | {"position": position}
+        return batch | ({"weight": self.stream.weights[rows]} if isinstance(self.stream, Kept) else {})
 
 
 def as_is(batch: dict[str, Any]) -> dict[str, Any]:

@@ -23,9 +23,8 @@ class Checkpoints(pl.Callback):
         signals: Where they ask to stop, `last.ckpt` is written and the run ends.
     """
 
-    def __init__(self, folder: Path, every: int, milestones: int = 0, signals: Signals | None = None) -> None:
-        self.folder, self.every, self.milestones = folder, every, milestones
-        self.signals = signals or Signals()
+    def __init__(self, folder: Path, every: int, milestones: int, signals: Signals) -> None:
+        self.folder, self.every, self.milestones, self.signals = folder, every, milestones, signals
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Save when it is time."""

@@ -31,6 +31,7 @@ class View:
         sensor: Whose bands they are.
         gsd: `(B,)` metres a pixel; None where unknown.
         bands: `(B, C)` what the encoder sees each band multiplied by, see `keep_bands`; all as they are where None.
+        teacher: `(B, 1+L, *)` what a teacher says of it, where a cache brings that.
 
     Attributes:
         grid: Rows and columns of patches.
@@ -50,9 +51,10 @@ class View:
         sensor: str | None = None,
         gsd: Tensor | None = None,
         bands: Tensor | None = None,
+        teacher: Tensor | None = None,
     ) -> None:
         self.image, self.valid, self.encoder, self.sensor, self.gsd = image, valid, encoder, sensor, gsd
-        size = encoder.patch_size
+        self.teacher, size = teacher, encoder.patch_size
         self.grid = (image.shape[2] // size, image.shape[3] // size)
         self.length = self.grid[0] * self.grid[1]
         self.patches = patchify(image, size)
@@ -113,8 +115,8 @@ class Context:
     """One batch while it goes through an objective.
 
     Args:
-        batch: `image (B, C, H, W)`, optionally `valid (B, 1, H, W)`, `sensor`, `gsd (B,)`, and further
-            `views: {name: {image, valid}}`.
+        batch: `image (B, C, H, W)`, optionally `valid (B, 1, H, W)`, `sensor`, `gsd (B,)`, `weight (B,)` of each image,
+            and further `views: {name: {image, valid}}`.
         encoder: The encoder being trained.
         draws: Addressed random numbers of the batch.
         gap: Images larger than the encoder's are cells of `patch_size + gap` pixels, and a patch is cut out of each
@@ -125,7 +127,7 @@ class Context:
     """
 
     def __init__(self, batch: dict[str, Any], encoder: Encoder, draws: Draws, gap: int = 0) -> None:
-        self.draws = draws
+        self.draws, self.weight = draws, batch.get("weight")
         self.views = _Views()
         for name, view in {"image": batch, **batch.get("views", {})}.items():
             gsd, share, bands = view.get("gsd", batch.get("gsd")), encoder.band_dropout, None
@@ -138,9 +140,12 @@ class Context:
                 valid = None if valid is None else _close_gaps(valid, size, cell, offsets)
             if share and encoder.training:
                 bands = keep_bands(draws(f"bands {name}", image.shape[1]), share)
-            self.views[name] = View(image, valid, encoder, batch.get("sensor"), gsd, bands)
+            self.views[name] = View(image, valid, encoder, batch.get("sensor"), gsd, bands, view.get("teacher"))
 
     def image_weight(self, view: str, min_valid: float) -> Tensor | None:
-        """`(B,)` float: 0 for images with less than `min_valid` of their patches valid; None where all are."""
+        """`(B,)` float: 0 for images with less than `min_valid` of their patches valid; None where all weigh 1."""
         patch_valid = self.views[view].patch_valid
-        return None if patch_valid is None else (patch_valid.float().mean(1) >= min_valid).float()
+        if patch_valid is None:
+            return self.weight
+        usable = (patch_valid.float().mean(1) >= min_valid).float()
+        return usable if self.weight is None else usable * self.weight

@@ -81,6 +81,7 @@ class PretrainModule(pl.LightningModule):
         history: What resumed runs changed: `step`, and `changed` with `[old, new]` by name.
         provenance: What else a checkpoint says of where it comes from, as plain values: `code`, `config`, `corpora`,
             and `evaluation`, the scores seen last.
+        pruning: The data module's; None where nothing is pruned.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class PretrainModule(pl.LightningModule):
         self.latest: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
         self.provenance: dict[str, Any] = {}
+        self.pruning: Any = None
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
         self._flops: dict[str, float] = {}  # of an image of each sensor
@@ -176,6 +178,8 @@ class PretrainModule(pl.LightningModule):
             for name, value in {"loss": output.loss.detach(), **output.terms}.items():
                 self._add(name, value)
             losses.append(output.loss.detach().float())
+            if self.pruning:
+                self.pruning.noted.append((parts[left]["position"], output.images))
         self._steps += 1
         norm = self._check(losses)
         if self.clip:
@@ -262,6 +266,7 @@ class PretrainModule(pl.LightningModule):
             "learning_rate": max(group["lr"] for group in trainer.optimizers[0].param_groups),
             "images_per_second": done * self.images_per_step / seconds,
             "images": float(step * self.images_per_step),
+            **(self.pruning.figures(step) if self.pruning else {}),
             "flops_per_image": self._spent / max(1, done * self.images_per_step),
             **({"mfu": speed / limit} if known and limit else {"flops_per_second": speed}),
             "wait": (waited - self._mark[2]) / seconds,
@@ -270,6 +275,11 @@ class PretrainModule(pl.LightningModule):
         self._sums, self._steps, self._mark, self.idle, self._spent = {}, 0, (step, now, waited), 0.0, 0.0
         for logger in trainer.loggers:
             logger.log_metrics(self.latest, step)
+
+    def on_train_epoch_end(self) -> None:
+        """Know all losses of an epoch before the next one begins; without pruning there is but one."""
+        if self.pruning:
+            self._read_losses()
 
     def _read_losses(self) -> dict[str, float]:
         """Mean losses since the last log over all ranks; the one place that waits for the device.
@@ -281,6 +291,8 @@ class PretrainModule(pl.LightningModule):
             return {}
         if failed := int(self._failed):
             raise GeomimError(self._fail(failed))
+        if self.pruning:
+            self.pruning.read(self.trainer.world_size)
         stacked = torch.stack(list(self._sums.values())) / self._steps
         trainer: Any = self.trainer
         values = trainer.strategy.reduce(stacked, reduce_op="mean").tolist()
@@ -330,6 +342,8 @@ class PretrainModule(pl.LightningModule):
             raise GeomimError(f"weights are not finite after step {self.trainer.global_step}. {_DIVERGED}")
         if not isinstance(self.trainer.strategy, ModelParallelStrategy):
             self._number(checkpoint["optimizer_states"][0])
+        if self.pruning:
+            checkpoint["pruning"] = self.pruning.state_dict()
         described, step = self.description(), self.trainer.global_step
         checkpoint["geomim"] = described | {
             "step": step,
@@ -367,6 +381,8 @@ class PretrainModule(pl.LightningModule):
             CheckpointError: See `changes`.
         """
         changed = changes(checkpoint.get("geomim"), self.description())
+        if self.pruning:
+            self.pruning.load_state_dict(checkpoint["pruning"])
         entry = checkpoint["geomim"]
         self.provenance.setdefault("evaluation", entry.get("provenance", {}).get("evaluation"))
         self.history = entry["history"] + ([{"step": entry["step"], "changed": changed}] if changed else [])

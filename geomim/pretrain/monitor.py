@@ -114,27 +114,22 @@ def reconstructions(
     views = model.predict(batch, torch.full((), progress, device=batch["image"].device), draws)
     name = next((name for name, view in views.items() if "prediction" in view), next(iter(views)))
     view, seen = views[name], model.context(batch, draws).views[name]
-    patches, size, grid = view["patches"].float(), model.encoder.patch_size, seen.grid
-    images = unpatchify(patches, grid, size)[:, _colours(contract)]
-    low, high = (images.flatten(2).quantile(q, dim=2)[..., None, None] for q in (0.02, 0.98))
-    drawn = []
-    for known in ("all", "visible", "predict")[: 3 if "prediction" in view else 2]:
-        canvas, covered = patches.clone(), torch.ones_like(patches[..., 0], dtype=torch.bool)
-        if known != "all":
-            covered = torch.zeros_like(covered).scatter_(1, view["visible"], True)
-        if known == "predict":
-            values = view["prediction"].float()
-            canvas = canvas.scatter(1, view["predict"].unsqueeze(-1).expand_as(values), values)
-            covered = covered.scatter(1, view["predict"], view["weight"] > 0)
-        covered = covered[..., None].expand(-1, -1, size**2)
-        if "seen" in view and known != "all":
-            covered = covered | view["seen"]
-            canvas = torch.where(view["seen"].repeat_interleave(canvas.shape[-1] // size**2, -1), patches, canvas)
-        shown = unpatchify(canvas, grid, size)[:, _colours(contract)]
-        shown = ((shown - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-        cover = unpatchify(covered.float(), grid, size)
-        shown = torch.where(cover > 0, shown, GREY)
-        drawn.append(shown if seen.valid is None else torch.where(seen.valid, shown, 1.0))
+    patches, size, picked = view["patches"].float(), model.encoder.patch_size, _colours(contract)
+    image = unpatchify(patches, seen.grid, size)[:, picked]
+    low, high = (image.flatten(2).quantile(q, dim=2)[..., None, None] for q in (0.02, 0.98))
+
+    def stretch(image: Tensor) -> Tensor:
+        return ((image - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+
+    image, known = stretch(image), unpatchify(view["seen"], seen.grid, size)
+    drawn = [image, torch.where(known, image, GREY)]
+    if "prediction" in view:
+        values, places = view["prediction"].float(), view["predict"].unsqueeze(-1)
+        told = unpatchify(patches.scatter(1, places.expand_as(values), values), seen.grid, size)[:, picked]
+        asked = torch.zeros_like(view["seen"][..., :1]).scatter(1, places, view["weight"].unsqueeze(-1) > 0)
+        asked = unpatchify(asked.expand(-1, -1, size**2), seen.grid, size)
+        drawn.append(torch.where(known, image, torch.where(asked, stretch(told), GREY)))
+    drawn = drawn if seen.valid is None else [torch.where(seen.valid, one, 1.0) for one in drawn]
     pictures: np.ndarray = torch.stack(drawn, 1).permute(0, 1, 3, 4, 2).cpu().numpy()
     return pictures
 
@@ -142,13 +137,9 @@ def reconstructions(
 def _colours(contract: BandContract) -> list[int]:
     """Channels to show as red, green and blue: by name, else the first three, else the first one thrice."""
     names = [{band.name.lower(), (band.alias or "").lower()} for band in contract.sensor.bands]
-    found = [
-        next((index for index, keys in enumerate(names) if keys & {colour, colour[0]}), None)
-        for colour in ("red", "green", "blue")
-    ]
-    if all(index is not None for index in found):
-        return [index for index in found if index is not None]
-    return [0, 1, 2] if len(names) >= 3 else [0, 0, 0]
+    keyed = ([place for place, keys in enumerate(names) if keys & {word, word[0]}] for word in ("red", "green", "blue"))
+    found = [places[0] for places in keyed if places]
+    return found if len(found) == 3 else [0, 1, 2] if len(names) >= 3 else [0, 0, 0]
 
 
 def save_reconstructions(path: Path, pictures: np.ndarray) -> None:
@@ -192,7 +183,6 @@ class Watch(pl.Callback):
         folder: Where pictures go.
         every: Steps between two looks; the last step is always one.
         probe: Scores an encoder on a device: plain values with `rows` of `encoder`, `probe` and `accuracy`.
-        shown: Tiles in a picture.
     """
 
     def __init__(
@@ -202,10 +192,9 @@ class Watch(pl.Callback):
         folder: Path,
         every: int,
         probe: Callable[[Any, torch.device], dict[str, Any]] | None = None,
-        shown: int = 4,
     ) -> None:
         self.batch, self.contract, self.folder, self.every = batch, contracts[batch["sensor"]], folder, every
-        self.probe, self.shown = probe, shown
+        self.probe = probe
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Look when it is time; the clock of images/s stands still meanwhile."""
@@ -240,7 +229,7 @@ class Watch(pl.Callback):
             found |= {row["probe"] + COLUMNS[row["encoder"]]: row["accuracy"] for row in scores["rows"]}
         for logger in trainer.loggers:
             logger.log_metrics(found, step)
-        few = apply_to_collection(batch, Tensor, lambda value: value[: self.shown] if value.ndim else value)
+        few = apply_to_collection(batch, Tensor, lambda value: value[:4] if value.ndim else value)
         pictures = reconstructions(model, few, self.contract, module.progress, module.seed)
         if not trainer.is_global_zero:
             return
@@ -323,15 +312,12 @@ class Bar(pl.Callback):
             figures += f"  waits {latest['wait']:.0%}" if latest.get("wait", 0) > 0.03 else ""
             self._progress.update(self._progress.task_ids[0], completed=trainer.global_step, figures=figures)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, *_: Any) -> None:
         """Leave the finished bar standing."""
-        self._stop()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the terminal back."""
-        self._stop()
-
-    def _stop(self) -> None:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+    def on_exception(self, *_: Any) -> None:
+        """Give the terminal back."""
+        self.on_train_end()

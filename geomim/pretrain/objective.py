@@ -16,7 +16,7 @@ from geomim.models.patches import Latents
 from geomim.pretrain.context import Context, View
 from geomim.pretrain.losses import Loss, reduce
 from geomim.pretrain.masking.split import Masking, TokenSplit
-from geomim.pretrain.targets import Answer, Pixels, Target
+from geomim.pretrain.targets import Answer, FrozenTeacher, Pixels, Target
 from geomim.randomness import Draws
 
 Weight = Callable[[Tensor], Tensor]
@@ -114,10 +114,12 @@ class Output:
     Attributes:
         loss: 0-dim, the weighted sum of the terms.
         terms: 0-dim detached loss of each term by name.
+        images: `(B,)` detached, the loss of each image in all terms, whatever it weighs; NaN where that is nothing.
     """
 
     loss: Tensor
     terms: dict[str, Tensor]
+    images: Tensor
 
 
 class MaskedImageModel(nn.Module):
@@ -131,6 +133,7 @@ class MaskedImageModel(nn.Module):
         mask_token: The encoder sees all patches, with a learned token for those that are not visible.
         needs: Views that a batch must bring besides the image: `second`, another crop of it, or `date`, another date.
         gap: See `Context`; with the encoder's size it gives `crop_size`, the side in pixels of images to train on.
+        cached: The teacher whose features a cache brings with the batch; None where there is none.
 
     Raises:
         ConfigError: The encoder cannot run on the visible patches alone, and `mask_token` is not set; or two terms
@@ -146,6 +149,7 @@ class MaskedImageModel(nn.Module):
         mask_token: bool = False,
         needs: frozenset[str] = frozenset(),
         gap: int = 0,
+        cached: FrozenTeacher | None = None,
     ) -> None:
         super().__init__()
         if not (encoder.visible_only or mask_token):
@@ -155,7 +159,7 @@ class MaskedImageModel(nn.Module):
             )
         if len({term.name for term in terms}) < len(terms):
             raise ConfigError(f"expected a name of its own for every term; given {[term.name for term in terms]}")
-        self.encoder, self.masking, self.min_valid = encoder, masking, min_valid
+        self.encoder, self.masking, self.min_valid, self.cached = encoder, masking, min_valid, cached
         self.needs, self.gap, self.crop_size = needs, gap, encoder.image_size + gap * encoder.grid[0]
         self.terms = nn.ModuleList(terms)
         self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.embed_width).normal_(std=0.02)) if mask_token else None
@@ -205,14 +209,16 @@ class MaskedImageModel(nn.Module):
             progress: As for `forward`.
             totals: `(T,)`, what all images of the step weigh in each term.
         """
-        loss, logged = progress.new_zeros(()), {}
+        loss, logged, images = progress.new_zeros(()), {}, torch.zeros_like(plan.weights[0])
         asked = self.ask(context, plan.splits)
         for (term, _, prediction, answer, weight), weights, total in zip(asked, plan.weights, totals, strict=True):
-            reduced = reduce(term.loss(prediction, answer, weight), weights, total)
+            values = term.loss(prediction, answer, weight)
+            reduced = reduce(values, weights, total)
             share = term.weight(progress) if callable(term.weight) else term.weight
             loss = loss + share * reduced
+            images = images + share * torch.where(weights > 0, values.detach(), 0.0)
             logged[term.name] = reduced.detach()
-        return Output(loss, logged)
+        return Output(loss, logged, torch.where(plan.weights.sum(0) > 0, images, torch.nan))
 
     def ask(self, context: Context, splits: dict[str, TokenSplit]) -> Iterator[Asked]:
         """Put every term's question; each set of tokens is encoded once, and the same question answered once.
@@ -251,12 +257,9 @@ class MaskedImageModel(nn.Module):
             return self.encoder.encode(seen, split.predict, None if weight is None else weight > 0, self.read_levels)
         if self.mask_token is None:
             return self.encoder.encode(seen, split.visible, split.visible_valid, self.read_levels)
-        hidden = split.hidden
-        if hidden is None:
-            hidden = torch.ones(seen.values.shape[:2], dtype=torch.bool, device=split.visible.device)
-            hidden = hidden.scatter(1, split.visible, False)
-            if valid is not None:
-                hidden = hidden | ~valid
+        hidden = split.veil(seen.values.shape[1])
+        if split.hidden is None and valid is not None:
+            hidden = hidden | ~valid
         return self.encoder.encode(seen, None, valid, self.read_levels, hidden, self.mask_token)
 
     @torch.no_grad()
@@ -264,23 +267,20 @@ class MaskedImageModel(nn.Module):
         """What is hidden, and what the first pixel term of each view predicts, to look at.
 
         Returns:
-            For every masked view: `visible (B, K)` and `predict (B, M)` patch indices, `patches (B, L, p*p*C)` as
-            given, `weight (B, M)`; where pixels are predicted `prediction (B, M, p*p*C)` in the same numbers; where
-            they are hidden on a finer grid `seen (B, L, p*p)` bool.
+            For every masked view: `patches (B, L, p*p*C)` as given, `seen (B, L, p*p)` bool, `predict (B, M)` patch
+            indices, `weight (B, M)`; where pixels are predicted `prediction (B, M, p*p*C)` in the same numbers.
         """
         context = self.context(batch, draws)
         splits = self.masking(context, progress)
         pictures: dict[str, dict[str, Tensor]] = {}
         for name, split in splits.items():
-            weight = split.predict_weight
+            view, weight = context.views[name], split.predict_weight
             pictures[name] = {
-                "visible": split.visible,
+                "patches": view.patches,
+                "seen": view.pixels_of(~split.veil(view.length)),
                 "predict": split.predict,
-                "patches": context.views[name].patches,
                 "weight": torch.ones_like(split.predict, dtype=torch.float32) if weight is None else weight,
             }
-            if split.hidden is not None:
-                pictures[name]["seen"] = context.views[name].pixels_of(~split.hidden)
         for term, positions, prediction, _, _ in self.ask(context, splits):
             shown = pictures.get(term.view, {})
             if isinstance(term.target, Pixels) and term.where == "predict" and "prediction" not in shown:

@@ -8,20 +8,12 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from torch import Tensor, nn
+from torch import Tensor
 
 from geomim.pretrain.objective import MaskedImageModel
 from geomim.randomness import Draws
 
 Batch = dict[str, Any]
-
-
-def settle(model: MaskedImageModel, progress: Tensor) -> None:
-    """Put targets that hold no weights back to a step; the weights of the others are of that step already."""
-    for term in model.terms:
-        target: Any = term.target
-        if hasattr(target, "before_step") and not isinstance(target, nn.Module):
-            target.before_step(progress)
 
 
 @torch.no_grad()
@@ -41,17 +33,14 @@ def blame(
         On the CPU: `tiles`, ids of which the loss is not finite; `totals`; and of the micro-batches that hold one,
         or of all where no loss is to blame, `raw` and `batches`, as they were read and as the model was given them.
     """
-    settle(model, progress)
     totals: Any = 0
-    for part in parts:
-        batch = receive(part)
-        totals = totals + model.plan(model.context(batch, Draws(seed, batch["position"])), progress).weights.sum(1)
     found: list[tuple[list[int], Batch, Batch]] = []
     for part in parts:
         batch = receive(part)
         context = model.context(batch, Draws(seed, batch["position"]))
-        asked = model.ask(context, model.plan(context, progress).splits)
-        losses = [one.term.loss(one.prediction, one.answer, one.weight) for one in asked]
+        plan = model.plan(context, progress)
+        totals = totals + plan.weights.sum(1)
+        losses = [one.term.loss(one.prediction, one.answer, one.weight) for one in model.ask(context, plan.splits)]
         bad = ~torch.stack(losses).isfinite().all(0)
         found.append((part["id"][bad.cpu()].tolist(), part, move_data_to_device(batch, torch.device("cpu"))))
     found = [one for one in found if one[0]] or found
@@ -74,7 +63,6 @@ def describe(
     Returns:
         Lines for a terminal, and whether everything is finite.
     """
-    settle(model, progress)
     lines, faults = [], []
     for batch in batches:
         context = model.context(batch, Draws(seed, batch["position"]))

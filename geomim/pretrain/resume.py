@@ -42,7 +42,7 @@ def changes(entry: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> dict[st
         raise ResumeError(
             f"cannot resume: the checkpoint has {'; '.join(fixed[:4])}{'; and more' * (len(fixed) > 4)}. Give the "
             "checkpoint's own, or start under another --name. What may change: optimizer.base_learning_rate, all of "
-            "training.*, data.workers, and data.batch_size where batch_size * devices * nodes * accumulate stays"
+            "training.* but prune, data.workers; data.batch_size where batch_size * devices * nodes * accumulate stays"
         )
     if ours["settings"].get("training.max_steps", entry["step"]) < entry["step"]:
         raise ResumeError(f"cannot resume: the checkpoint is at step {entry['step']}: give more training.max_steps")

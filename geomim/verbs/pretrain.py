@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -32,57 +29,8 @@ from geomim.pretrain.optimisation import Optimisation
 from geomim.pretrain.recipes import RECIPES
 from geomim.pretrain.scaling import recompute
 from geomim.pretrain.signals import Signals, interrupted
+from geomim.verbs.config import Training, as_plain, flat, read_config
 from geomim.verbs.watching import Watching, loggers, probing
-
-
-@dataclass(frozen=True)
-class Training:
-    """How long to train, on what, and how often to look.
-
-    Args:
-        max_steps: Optimiser steps; every schedule is spread over them, anew where a resumed run changes them.
-        accumulate: Micro-batches an optimiser step: the same training as one batch of that size, in less memory.
-        precision: Arithmetic of the matrix products; weights are always 32 bits.
-        accelerator: `auto` takes a GPU where there is one.
-        devices: Devices on each node; where `auto`, as many as torchrun or srun started, else all GPUs or one CPU
-            process.
-        nodes: Machines; as many as torchrun or srun started where not given.
-        strategy: `ddp` keeps all weights on every device, `fsdp` a share of them, for encoders from ViT-H up.
-        clip: Greatest norm of the gradient; not clipped where not given.
-        log_every: Steps between two rows of figures.
-        checkpoint_every: Steps between two `last.ckpt`.
-        milestones: Checkpoints to keep besides the last, evenly over the run.
-        checkpointing: Compute blocks again for the gradient instead of keeping what is inside: slower, in less memory.
-        compile: Compile the step, a graph a sensor: minutes at the start, faster steps on a GPU.
-        progress_bar: Show a bar.
-    """
-
-    max_steps: int = 10_000
-    accumulate: int = 1
-    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
-    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
-    devices: int | Literal["auto"] = "auto"
-    nodes: int = 1
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    clip: float | None = None
-    log_every: int = 50
-    checkpoint_every: int = 1000
-    milestones: int = 0
-    checkpointing: bool = False
-    compile: bool = False
-    progress_bar: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("max_steps", "accumulate", "nodes", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"training.{name}: expected at least 1; given {getattr(self, name)}")
-        if (self.clip or 1) < 0:
-            raise ConfigError(f"training.clip: expected at least 0; given {self.clip}")
-        if not 0 <= self.milestones <= self.max_steps:
-            raise ConfigError(
-                f"training.milestones: expected 0 to training.max_steps, {self.max_steps}; given {self.milestones}: "
-                "some would lie past the end"
-            )
 
 
 def train(
@@ -92,7 +40,7 @@ def train(
     method: Mapping[str, Any] | None = None,
     encoder: Mapping[str, Any] | None = None,
     optimizer: Optimisation = Optimisation(),  # noqa: B008 (frozen)
-    training: Training = Training(),
+    training: Training = Training(),  # noqa: B008 (frozen)
     seed: int = 0,
     resume: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
@@ -124,50 +72,26 @@ def train(
         Interrupted: A signal asked to stop; the step was finished and `last.ckpt` written.
     """
     folder = Path(folder)
-    start = _start(folder, resume)
-    checkpoints, signals = folder / "checkpoints", Signals()
+    start, last = _start(folder, resume), folder / "checkpoints" / "last.ckpt"
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips are not ours
-    unsigned = config and apply_to_collection(_plain(config), str, plain)  # it travels
-    probed = probing(watch, data.contracts, data.image_size, bool((encoder or {}).get("spectral")))
-    with signals, warnings.catch_warnings():
+    unsigned = config and apply_to_collection(as_plain(config), str, plain)  # it travels
+    with Signals() as signals, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")
-        try:
-            placed = placement(training.accelerator, training.devices, training.nodes)
-            trainer = pl.Trainer(
-                max_steps=training.max_steps,
-                max_epochs=-1,
-                precision=training.precision,
-                accelerator=training.accelerator,
-                logger=loggers(folder, watch, unsigned),
-                callbacks=[
-                    signals,
-                    Checkpoints(checkpoints, training.checkpoint_every, training.milestones, signals),
-                    *([Bar()] if training.progress_bar else []),
-                ],
-                default_root_dir=folder,
-                enable_checkpointing=False,  # `Checkpoints` writes them
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                use_distributed_sampler=False,  # the stream shares out positions itself
-                strategy=sharing(training.strategy, placed),
-                **placed,
-            )
-        except MisconfigurationException as error:
-            where = f"training.accelerator {training.accelerator} with training.devices {training.devices}"
-            raise ConfigError(f"{where} cannot be had on this machine: {error}") from error
+        trainer = _trainer(folder, training, watch, unsigned, signals)
         module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size)
-        for sentence in (*module.model.encoder.notes, *data.provide(module.model.needs, module.model.crop_size)):
+        model = module.model
+        given = data.provide(model.needs, model.crop_size, model.cached) + data.prune(training.prune)
+        for sentence in (*model.encoder.notes, *given):
             rank_zero_only(print)(sentence)
+        module.pruning = data.pruning
+        probed = probing(watch, model.encoder, data.image_size)
         looks = Watch(data.pictures(64), data.contracts, folder / "reconstructions", watch.every, probed)
         trainer.callbacks.insert(1, looks)  # only now it is known what batches hold
         corpora = [one.provenance for one in data.corpora]
         module.provenance = {"code": code_version(), "config": unsigned, "corpora": corpora}
-        if start is not None:
-            checkpoint = read_checkpoint(start)
-            module.on_load_checkpoint(checkpoint)
-            if _done(checkpoint["geomim"]["step"], training.max_steps, start, checkpoints / "last.ckpt"):
-                return checkpoints / "last.ckpt"
-        checkpoints.mkdir(parents=True, exist_ok=True)
+        if start is not None and _done(module, start, training.max_steps, last):
+            return last
+        last.parent.mkdir(parents=True, exist_ok=True)
         if config is not None and trainer.is_global_zero:
             _store(folder / "config.yaml", config, module.history)
         try:
@@ -177,7 +101,35 @@ def train(
     if signals.received and trainer.global_step < training.max_steps:
         where = f" at step {trainer.global_step} of {training.max_steps}; go on with --resume last"
         raise interrupted(signals.received, where)
-    return checkpoints / "last.ckpt"
+    return last
+
+
+def _trainer(
+    folder: Path, training: Training, watch: Watching, config: Mapping[str, Any] | None, signals: Signals
+) -> pl.Trainer:
+    """What runs the steps, on the devices asked for."""
+    checkpoints = Checkpoints(folder / "checkpoints", training.checkpoint_every, training.milestones, signals)
+    try:
+        placed = placement(training.accelerator, training.devices, training.nodes)
+        return pl.Trainer(
+            max_steps=training.max_steps,
+            max_epochs=-1,
+            reload_dataloaders_every_n_epochs=int(training.prune > 0),
+            precision=training.precision,
+            accelerator=training.accelerator,
+            logger=loggers(folder, watch, config),
+            callbacks=[signals, checkpoints, *([Bar()] if training.progress_bar else [])],
+            default_root_dir=folder,
+            enable_checkpointing=False,  # `Checkpoints` writes them
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,  # the stream shares out positions itself
+            strategy=sharing(training.strategy, placed),
+            **placed,
+        )
+    except MisconfigurationException as error:
+        where = f"training.accelerator {training.accelerator} with training.devices {training.devices}"
+        raise ConfigError(f"{where} cannot be had on this machine: {error}") from error
 
 
 def _store(path: Path, config: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
@@ -187,7 +139,7 @@ def _store(path: Path, config: Mapping[str, Any], history: Sequence[Mapping[str,
         changed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in one["changed"].items())
         lines += f"# from step {one['step']}: {changed}\n"
     part = path.with_suffix(".yaml.part")
-    part.write_text(lines + yaml.safe_dump(_plain(config), sort_keys=False))
+    part.write_text(lines + yaml.safe_dump(as_plain(config), sort_keys=False))
     part.replace(path)
 
 
@@ -216,7 +168,7 @@ def build(
     encoder: Mapping[str, Any] | None = None,
     optimizer: Optimisation = Optimisation(),  # noqa: B008 (frozen)
     seed: int = 0,
-    training: Training = Training(),
+    training: Training = Training(),  # noqa: B008 (frozen)
     world: int = 1,
 ) -> PretrainModule:
     """Make encoder and objective for some data; arguments as `train`, and the number of processes."""
@@ -230,10 +182,10 @@ def build(
     settings = {
         "seed": seed,
         "batch_size * devices * nodes * accumulate": data.batch_size * world * training.accumulate,
-        **_flat({"data": data.settings, "optimizer": _plain(optimizer), "training": _plain(training)}),
+        **flat({"data": data.settings, "optimizer": as_plain(optimizer), "training": as_plain(training)}),
     }
     corpora = tuple(str(one.path) for one in data.corpora)
-    origin = Origin(recipe, _plain(dict(method or {})), data.contracts, corpora, settings)
+    origin = Origin(recipe, as_plain(dict(method or {})), data.contracts, corpora, settings)
     how = (training.log_every, training.accumulate, training.clip, training.compile)
     return PretrainModule(model, origin, data.batch_size, optimizer, seed, *how)
 
@@ -252,12 +204,15 @@ def _start(folder: Path, resume: str | Path | None) -> Path | None:
     return Path(resume)
 
 
-def _done(step: int, steps: int, start: Path, last: Path) -> bool:
-    """Whether a checkpoint is the end of this run, which is said.
+def _done(module: PretrainModule, start: Path, steps: int, last: Path) -> bool:
+    """Whether a checkpoint, which must fit the module, is the end of this run, which is said.
 
     Raises:
         ResumeError: It is another file, from which no step would be trained, so that no encoder came of it.
     """
+    checkpoint = read_checkpoint(start)
+    module.on_load_checkpoint(checkpoint)
+    step = checkpoint["geomim"]["step"]
     if step < steps:
         return False
     if not last.exists() or not last.samefile(start):
@@ -265,18 +220,8 @@ def _done(step: int, steps: int, start: Path, last: Path) -> bool:
             f"cannot resume: '{start}' is at step {step} already and --training.max_steps is {steps}: give more, or "
             "use the checkpoint as it is"
         )
-    if rank_zero_only.rank == 0:
-        print(f"the run is done: step {step} of {steps}; more --training.max_steps go on from there")
+    rank_zero_only(print)(f"the run is done: step {step} of {steps}; more --training.max_steps go on from there")
     return True
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses, mappings and sequences as plain values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def run(argv: Sequence[str]) -> None:
@@ -289,125 +234,11 @@ def run(argv: Sequence[str]) -> None:
         ConfigError: A key or a value is not what the recipe takes; the sentence names the nearest valid key.
     """
     config = read_config(argv)
-    data = TileDataModule(**config.data.as_dict(), image_size=config.encoder.image_size, seed=config.seed)
     folder = Path(config.out) / (config.name or config.recipe)
-    encoder = {key: value for key, value in config.encoder.as_dict().items() if key != "image_size"}
-    last = train(
-        data,
-        folder,
-        config.recipe,
-        vars(config.method),
-        encoder,
-        config.optimizer,
-        config.training,
-        config.seed,
-        config.resume,
-        config.written,
-        config.watch,
-    )
+    encoder = config.encoder.as_dict()
+    data = TileDataModule(**config.data.as_dict(), image_size=encoder.pop("image_size"), seed=config.seed)
+    parts = (vars(config.method), encoder, config.optimizer, config.training, config.seed, config.resume)
+    last = train(data, folder, config.recipe, *parts, config.written, config.watch)
     if rank_zero_only.rank == 0:
         print(f"\nencoder: {last}\nfigures: {folder / 'metrics.csv'}\npictures: {folder / 'reconstructions'}")
         print(f"next: geomim plot {folder}; geomim show {last}")
-
-
-def make_parser(recipe: str) -> ArgumentParser:
-    """The arguments of one recipe, and nothing else's.
-
-    Raises:
-        ConfigError: The recipe is unknown.
-    """
-    if recipe not in RECIPES:
-        raise ConfigError(f"unknown recipe '{recipe}'{nearest(recipe, RECIPES)}")
-    summary = (RECIPES[recipe].__doc__ or "").split("\n")[0]
-    parser = ArgumentParser(prog="geomim pretrain", description=summary, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
-    parser.add_argument("--recipe", default=recipe, help=f"one of {', '.join(RECIPES)}; the help shows this one's")
-    parser.add_argument("--name", type=str | None, help="folder of the run inside --out; the recipe where not given")
-    parser.add_argument("--out", type=str, default="runs", help="folder of runs")
-    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice")
-    parser.add_argument("--resume", type=str | None, help="'last', or a checkpoint of the same configuration")
-    parser.add_function_arguments(RECIPES[recipe], "method", skip={"encoder"})
-    parser.add_function_arguments(build_encoder, "encoder", skip={"contracts"})
-    parser.add_class_arguments(TileDataModule, "data", skip={"image_size", "seed"}, instantiate=False)
-    parser.add_class_arguments(Optimisation, "optimizer")
-    parser.add_class_arguments(Training, "training")
-    parser.add_class_arguments(Watching, "watch")
-    return parser
-
-
-def read_config(argv: Sequence[str]) -> Namespace:
-    """Parse arguments and config files for the recipe that they name.
-
-    Returns:
-        Typed values by group; `written` holds the plain ones.
-
-    Raises:
-        ConfigError: See `run`.
-    """
-    argv = list(argv)
-    layers = _layers(argv)
-    recipe = next((layer["recipe"] for _, layer in reversed(layers) if "recipe" in layer), "selective_mae")
-    parser = make_parser(recipe)
-    if not {"-h", "--help"} & set(argv):
-        for source, layer in layers:
-            _check_keys(parser, source, layer)
-    try:
-        parsed = parser.parse_args(argv)
-        written = {key: value for key, value in parsed.clone().as_dict().items() if key != "config"}
-        config = parser.instantiate_classes(parsed)
-    except ArgumentError as error:
-        hint = "; a list is one word: --data.corpus '[a,b]'" if "unrecognized arguments" in str(error) else ""
-        raise ConfigError(" ".join(str(error).split()) + hint) from error
-    config.written = written
-    return config
-
-
-def _layers(argv: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Everything given, in order: `(where, {dotted key: value})` a config file or an argument."""
-    layers: list[tuple[str, dict[str, Any]]] = []
-    for place, word in enumerate(argv):
-        if not word.startswith("--"):
-            continue
-        key, equals, value = word[2:].partition("=")
-        if not equals:
-            value = argv[place + 1] if place + 1 < len(argv) else ""
-        if key == "config":
-            layers.append((value, _flat(_load(Path(value)))))
-        else:
-            layers.append(("the command line", {key: value}))
-    return layers
-
-
-def _load(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"config file '{path}' does not exist")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config file '{path}' is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"config file '{path}': expected a mapping such as 'recipe: mae'; given {values!r}")
-    return values
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _check_keys(parser: ArgumentParser, source: str, given: Mapping[str, Any]) -> None:
-    """Refuse a key that no argument has, and name the nearest one of its group."""
-    every = {action.dest for action in parser._actions} - {"help"}
-    valid = {one for one in every if not any(other.startswith(f"{one}.") for other in every)}
-    for key in given:
-        parts = key.split(".")
-        if any(".".join(parts[: count + 1]) in valid for count in range(len(parts))):
-            continue
-        if any(name.startswith(f"{key}.") for name in valid):
-            continue
-        group = {name for name in valid if name.startswith(parts[0] + ".")} if len(parts) > 1 else valid
-        raise ConfigError(
-            f"{source}: unknown key '{key}'{nearest(key, group or {name.split('.')[0] for name in valid})}"
-        )

@@ -17,9 +17,12 @@ from geomim.data.labelled import Labelled, open_labelled
 from geomim.errors import ConfigError, GeomimError, MissingExtraError
 from geomim.evaluate.features import extract_all, fast_half, frozen, pixel_statistics, random_like
 from geomim.evaluate.scores import PIXELS, RANDOM, probe_features
+from geomim.models.fitting import contract_for
+from geomim.models.hierarchical import Encoder
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
 from geomim.models.vit import ViT
+from geomim.models.weights import Loaded
 from geomim.pretrain.monitor import ENCODER, MetricsTable
 from geomim.sensors import BandContract
 from geomim.verbs.evaluate import Batches
@@ -99,14 +102,13 @@ class Probing:
         return {**self.facts, "rows": [row for row in probed if row["encoder"] == ENCODER] + self.floors}
 
 
-def probing(watch: Watching, contracts: Mapping[str, BandContract], image_size: int, spectral: bool) -> Probing | None:
+def probing(watch: Watching, encoder: Encoder, image_size: int) -> Probing | None:
     """The probes on `watch.data`, whose images are brought to the encoder's side; None where there is none.
 
     Args:
         watch: What to look at.
-        contracts: Bands and statistics of the training tiles.
+        encoder: What trains, with its contracts.
         image_size: Side of the training images.
-        spectral: The encoder takes bands that it was not trained on.
 
     Raises:
         GeomimError: There are no labelled images, or their bands or numbers are not those of the training.
@@ -115,8 +117,8 @@ def probing(watch: Watching, contracts: Mapping[str, BandContract], image_size: 
         return None
     try:
         images = open_labelled(watch.data, watch.train_split, watch.test_split, image_size)
-        own = images.contract if spectral else None
-        contract = contracts.get(images.sensor.name) or own or next(iter(contracts.values()))
+        loaded = Loaded(encoder, encoder.contracts, "the encoder")
+        contract, said = contract_for(loaded, loaded.kind, images.sensor, images.contract)
         prepare = ContractInput(contract, images.sensor)
         splits = _some(images.train, watch.limit), _some(images.test, watch.limit)
         notes = [check_range(prepare, one.sample(), images.name) for one in splits]
@@ -124,7 +126,7 @@ def probing(watch: Watching, contracts: Mapping[str, BandContract], image_size: 
         raise type(error)("watch.data: " + re.sub("--(train|test)-split", r"--watch.\1_split", str(error))) from error
     facts = {"data": images.name, "classes": len(images.classes), "test_split": watch.test_split}
     facts |= {"train_images": len(splits[0]), "test_images": len(splits[1])}
-    facts["notes"] = [*images.notes, *notes[0], *notes[1]]
+    facts["notes"] = [*said, *images.notes, *notes[0], *notes[1]]
     train, test = (Batches(one, prepare, image_size) for one in splits)
     return Probing(contract, (train, test), facts)
 

@@ -62,23 +62,18 @@ def test_the_copy_moves_by_its_share_of_the_way_and_then_stands_still():
 
 
 @pytest.mark.parametrize("projected", [False, True])
-def test_the_copy_sees_the_asked_patches_alone_or_all(projected):
+def test_the_copy_sees_the_asked_patches_alone(projected):
     network = encoder()
     projector = Projector(24, 16) if projected else None
     images = torch.randn(2, 2, 32, 32)
     spoiled = images.clone()
     spoiled[:, :, 24:] = 9.0  # patches 12 to 15
     positions = torch.tensor([[3, 1, 7], [0, 11, 4]])
-    for sees, same in (("predict", True), ("all", False)):
-        target = EmaLatent(network, projector, sees=sees)
-        one, other = (target(View(pixels, None, network), positions) for pixels in (images, spoiled))
-        assert torch.equal(one.values, other.values) == same
-        assert one.values.shape == (2, 3, target.dim) and one.values.dtype == torch.float32
-        assert not one.values.requires_grad
-    tokens = network(images).patches.detach() if projector is None else projector(network(images), positions).detach()
-    torch.testing.assert_close(
-        EmaLatent(network, projector, sees="all")(View(images, None, network), positions).values[0, 1], tokens[0, 1]
-    )
+    target = EmaLatent(network, projector)
+    one, other = (target(View(pixels, None, network), positions) for pixels in (images, spoiled))
+    assert torch.equal(one.values, other.values)
+    assert one.values.shape == (2, 3, target.dim) and one.values.dtype == torch.float32
+    assert not one.values.requires_grad
 
 
 def test_no_latent_of_a_patch_depends_on_what_was_not_measured():
@@ -87,13 +82,12 @@ def test_no_latent_of_a_patch_depends_on_what_was_not_measured():
     valid[:, :, :8] = False
     images = torch.randn(2, 2, 32, 32)
     positions = torch.tensor([[3, 9, 7], [12, 11, 4]])  # patch 3 is nodata
-    for sees in ("predict", "all"):
-        target = EmaLatent(network, sees=sees)
-        one, other = (
-            target(View(torch.where(valid, images, fill), valid, network), positions).values for fill in (0.0, 50.0)
-        )
-        torch.testing.assert_close(one[0, 1:], other[0, 1:])
-        torch.testing.assert_close(one[1], other[1])
+    target = EmaLatent(network)
+    one, other = (
+        target(View(torch.where(valid, images, fill), valid, network), positions).values for fill in (0.0, 50.0)
+    )
+    torch.testing.assert_close(one[0, 1:], other[0, 1:])
+    torch.testing.assert_close(one[1], other[1])
 
 
 def by_hand(prediction: Tensor, right: Tensor, temperature: float) -> Tensor:

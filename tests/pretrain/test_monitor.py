@@ -13,6 +13,7 @@ from geomim.cli import main
 from geomim.data.datamodule import TileDataModule
 from geomim.data.labelled import Labelled
 from geomim.errors import ConfigError, CorpusError, GeomimError, MissingExtraError
+from geomim.models.build import build_encoder
 from geomim.models.vit import ViT
 from geomim.pretrain.monitor import (
     COLUMNS,
@@ -27,7 +28,7 @@ from geomim.pretrain.targets.answer import Answer
 from geomim.sensors import BandContract, get_sensor
 from geomim.verbs import watching
 from geomim.verbs.pretrain import Training, build, train
-from geomim.verbs.watching import Watching
+from geomim.verbs.watching import Watching, probing
 
 ENCODER = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
 METHOD = {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
@@ -218,3 +219,15 @@ def test_weights_and_biases_is_told_where_asked_for(tmp_path, monkeypatch):
     assert len(watching.loggers(tmp_path / "run", Watching())) == 2 and not made
     assert watching.loggers(tmp_path / "run", Watching(wandb="project"), {"recipe": "mae"})[2] == "it"
     assert made == [(("run", tmp_path / "run"), {"project": "project", "config": {"recipe": "mae"}})]
+
+
+def test_a_spectral_encoder_is_probed_with_the_contract_that_its_images_have(corpus, tmp_path):
+    """Found by bands and units, whatever it is called; a sensor it never saw has the statistics of its own corpus."""
+    naip = BandContract(get_sensor("naip"), (90.0,) * 4, (40.0,) * 4)
+    contracts = {"landsat": BandContract(get_sensor("landsat7"), (0.1,) * 6, (0.1,) * 6)} | {"aerial": naip}
+    encoder = build_encoder(contracts, 16, patch_size=4, width=24, depth=1, heads=2, spectral=True)
+    watched = str(write_corpus(tmp_path / "naip", sensor=get_sensor("naip")))
+    found = probing(Watching(data=watched, test_split="val"), encoder, 16)
+    assert found.contract == naip and any("the images are seen as 'aerial'" in note for note in found.facts["notes"])
+    other = probing(Watching(data=str(corpus), test_split="val"), encoder, 16)
+    assert other.contract.mean == (125.0,) * 3 and any("never trained on 'rgb'" in one for one in other.facts["notes"])

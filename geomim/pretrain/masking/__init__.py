@@ -6,9 +6,7 @@ slots weigh nothing.
 """
 
 from geomim.pretrain.masking.attention import Attention
-from geomim.pretrain.masking.blocks import Blocks
-from geomim.pretrain.masking.disjoint import Disjoint
-from geomim.pretrain.masking.grid import Units
+from geomim.pretrain.masking.grid import Blocks, Disjoint, Units
 from geomim.pretrain.masking.random import Random
 from geomim.pretrain.masking.selective import Phases, Selective
 from geomim.pretrain.masking.split import Masking, TokenSplit

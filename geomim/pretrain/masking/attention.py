@@ -21,17 +21,15 @@ class Attention:
     Attributes:
         teacher: Whose class token attends to the patches.
         visible: Share of the patches that is seen.
-        view: The view that is masked.
     """
 
     teacher: FrozenTeacher
     visible: float = 0.3
-    view: str = "image"
 
     def __call__(self, context: Context, progress: Tensor) -> dict[str, TokenSplit]:
-        """Split the view."""
-        view = context.views[self.view]
-        return {self.view: self.split(view, self.teacher(view)[1], context.draws("mask", view.length))}
+        """Split the image."""
+        view = context.views["image"]
+        return {"image": self.split(view, self.teacher(view)[1], context.draws("mask", view.length))}
 
     def split(self, view: View, importance: Tensor, noise: Tensor) -> TokenSplit:
         """Split by `importance (B, L)`, not below 0, and `noise (B, L)` in (0, 1)."""

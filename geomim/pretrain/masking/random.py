@@ -18,25 +18,23 @@ class Random:
     Attributes:
         visible: Share of the patches that is seen.
         predict: Share of the patches that is predicted; all that are not seen where None.
-        view: The view that is masked.
         other: Another view that must be measured, too, where a patch is predicted.
     """
 
     visible: float = 0.25
     predict: float | None = None
-    view: str = "image"
     other: str | None = None
 
     def __call__(self, context: Context, progress: Tensor) -> dict[str, TokenSplit]:
-        """Split the view."""
-        view = context.views[self.view]
+        """Split the image."""
+        view = context.views["image"]
         split = self.split(view, context.draws("mask", view.length))
         known = None if self.other is None else context.views[self.other].patch_valid
         if known is not None:
             weight = known.gather(1, split.predict).float()
             both = weight if split.predict_weight is None else weight * split.predict_weight
             split = split._replace(predict_weight=both)
-        return {self.view: split}
+        return {"image": split}
 
     def split(self, view: View, noise: Tensor) -> TokenSplit:
         """Split by `noise (B, L)` in (0, 1): the smallest are seen, the largest predicted."""

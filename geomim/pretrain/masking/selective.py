@@ -61,18 +61,16 @@ class Selective:
         predict: Share of all patches that is predicted.
         score: `hog_energy` (gradient energy) or `published` (constant, as the released code computes it).
         phases: When growth goes from near to far to random.
-        view: The view that is masked.
     """
 
     visible: float = 0.15
     predict: float = 0.25
     score: Score = "hog_energy"
     phases: Phases = Phases()
-    view: str = "image"
 
     def __call__(self, context: Context, progress: Tensor) -> dict[str, TokenSplit]:
-        """Split the view."""
-        view, draws = context.views[self.view], context.draws
+        """Split the image."""
+        view, draws = context.views["image"], context.draws
         seen, asked = counts(view.length, self.visible, self.predict)
         with torch.no_grad():
             score = SCORES[self.score](view)
@@ -85,7 +83,7 @@ class Selective:
             visible = grow(view.tokens(), seeds, seen - first, near, far, noise, view.patch_valid)
             rest = score.scatter(1, visible, -torch.inf)
             predict = draw(rest, draws("predict", view.length), asked)
-        return {self.view: split_of(view, visible, predict)}
+        return {"image": split_of(view, visible, predict)}
 
 
 def grow(
@@ -96,19 +94,17 @@ def grow(
     far: Tensor,
     noise: Tensor,
     valid: Tensor | None = None,
-    steps: int = 2,
 ) -> Tensor:
     """Add patches to a selected set by their cosine similarity to its most similar member.
 
     Args:
         tokens: `(B, L, D)`.
         seeds: `(B, S)` selected patches.
-        count: How many to add, in `steps` rounds of equal size (the last takes the remainder).
+        count: How many to add, in two rounds of equal size (the second takes the remainder).
         near: 0-dim, share of the picks that are the most similar.
         far: 0-dim, share of the other picks that are the least similar; the rest are random.
         noise: `(B, L)` in (0, 1) for the random picks.
         valid: `(B, L)` bool; patches that are False are taken last.
-        steps: Number of rounds.
 
     Returns:
         `(B, S + count)`: the seeds, then what was added.
@@ -118,8 +114,7 @@ def grow(
     late = 0.0 if valid is None else (~valid).float() * INVALID
     nearest = torch.full(tokens.shape[:2], -2.0, device=tokens.device)
     selected, added = [seeds], seeds
-    for step in range(steps):
-        size = count // steps + (count % steps if step == steps - 1 else 0)
+    for size in (count // 2, count - count // 2):
         if size == 0:
             continue
         nearest = torch.maximum(nearest, (tokens @ take(tokens, added).transpose(1, 2)).amax(-1))

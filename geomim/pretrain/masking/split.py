@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from geomim.errors import ConfigError
@@ -28,6 +29,13 @@ class TokenSplit(NamedTuple):
     visible_valid: Tensor | None = None
     predict_weight: Tensor | None = None
     hidden: Tensor | None = None
+
+    def veil(self, length: int) -> Tensor:
+        """What is hidden of `length` patches: `(B, length)` bool, or `hidden` on its finer grid."""
+        if self.hidden is not None:
+            return self.hidden
+        everything = torch.ones(len(self.visible), length, dtype=torch.bool, device=self.visible.device)
+        return everything.scatter(1, self.visible, False)
 
 
 Masking = Callable[[Context, Tensor], dict[str, TokenSplit]]

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from geomim.pretrain.objective import MaskedImageModel
-from geomim.pretrain.recipes.hog import dmjd
 from geomim.pretrain.recipes.latent import latent_mim, selective_latent
 from geomim.pretrain.recipes.pairs import croco
-from geomim.pretrain.recipes.pixels import cross_mae, mae, satvision, selective_mae, simmim
+from geomim.pretrain.recipes.pixels import cross_mae, dmjd, mae, satvision, selective_mae, simmim
 from geomim.pretrain.recipes.teacher import mask_align
 
 RECIPES: dict[str, Callable[..., MaskedImageModel]] = {

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from geomim.models.decoders import Projector
-from geomim.models.patches import Patches, take
+from geomim.models.patches import Patches
 from geomim.models.vit import ViT
 from geomim.pretrain.context import View
 from geomim.pretrain.scaling import local
@@ -26,22 +25,15 @@ class EmaLatent(nn.Module):
     """Latents of a copy of the encoder that follows it (exponential moving average, as in BYOL and Latent MIM).
 
     Args:
-        encoder: The encoder to follow; the copy sees all its bands, also those dropped in training.
+        encoder: The encoder to follow; the copy sees the asked patches alone, with all their bands.
         projector: Followed as well, and put behind the copy; the latents as they are where None.
         momentum: What the copy keeps of itself in the first step; rises to 1 along half a cosine.
-        sees: The copy sees the asked patches alone, or the whole image.
     """
 
-    def __init__(
-        self,
-        encoder: ViT,
-        projector: Projector | None = None,
-        momentum: float = 0.99,
-        sees: Literal["predict", "all"] = "predict",
-    ) -> None:
+    def __init__(self, encoder: ViT, projector: Projector | None = None, momentum: float = 0.99) -> None:
         super().__init__()
         self.dim: int | None = encoder.width
-        self.momentum, self.sees = momentum, sees
+        self.momentum = momentum
         self._followed = (encoder, projector)  # in a tuple, since they are no parts of this one
         self.encoder, self.projector = copy.deepcopy(self._followed)
         self.requires_grad_(False).eval()
@@ -59,12 +51,9 @@ class EmaLatent(nn.Module):
     @torch.no_grad()
     def forward(self, view: View, positions: Tensor) -> Answer:
         """Latents at `positions (B, P)`: `(B, P, D)`."""
-        patches, valid, asked = Patches(view.patches, view.grid, view.sensor, view.gsd), view.patch_valid, None
-        if self.sees == "predict":
-            valid, asked = None if valid is None else valid.gather(1, positions), positions
-        latents = self.encoder.encode(patches, asked, valid)
-        values = latents.patches if self.projector is None else self.projector(latents, positions)
-        return Answer((values if self.sees == "predict" else take(values, positions)).float())
+        patches, valid = Patches(view.patches, view.grid, view.sensor, view.gsd), view.patch_valid
+        latents = self.encoder.encode(patches, positions, None if valid is None else valid.gather(1, positions))
+        return Answer((latents.patches if self.projector is None else self.projector(latents, positions)).float())
 
 
 def _numbers(*modules: nn.Module | None) -> list[Tensor]:
@@ -72,16 +61,20 @@ def _numbers(*modules: nn.Module | None) -> list[Tensor]:
     return [local(one) for one in every if one.is_floating_point()]
 
 
-class Alike:
+class Alike(nn.Module):
     """Cosine that an image's patches should have: falls from 0.75 to 0.25 (Latent MIM, Wei et al., ECCV 2024)."""
 
     dim: int | None = 1
-    wanted = torch.tensor(0.75)
+    wanted: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("wanted", torch.tensor(0.75))
 
     def before_step(self, progress: Tensor) -> None:
         """Fall."""
-        self.wanted = falling(progress, 0.75, 0.25)
+        self.wanted.copy_(falling(progress, 0.75, 0.25))
 
-    def __call__(self, view: View, positions: Tensor) -> Answer:
+    def forward(self, view: View, positions: Tensor) -> Answer:
         """The same at all `positions (B, P)`: `(B, P, 1)`."""
-        return Answer(self.wanted.to(positions.device).expand(*positions.shape, 1))
+        return Answer(self.wanted.expand(*positions.shape, 1))

@@ -20,13 +20,12 @@ class Pixels:
 
     Args:
         normalise: `patch` or `none`.
-        eps: Added to the variance; keeps flat water from amplifying sensor noise.
     """
 
     dim: int | None = None
 
-    def __init__(self, normalise: Literal["patch", "none"] = "patch", eps: float = 1e-6) -> None:
-        self.normalise, self.eps = normalise, eps
+    def __init__(self, normalise: Literal["patch", "none"] = "patch") -> None:
+        self.normalise = normalise
 
     def __call__(self, view: View, positions: Tensor) -> Answer:
         """Pixels at `positions (B, P)`: `(B, P, p*p*C)`, row, column, channel."""
@@ -64,4 +63,4 @@ class Pixels:
             count = element.sum(-1, keepdim=True)
             mean = (values * element).sum(-1, keepdim=True) / count.clamp(min=1)
             variance = ((values - mean).square() * element).sum(-1, keepdim=True) / (count - 1).clamp(min=1)
-        return mean, (variance + self.eps).sqrt()
+        return mean, (variance + 1e-6).sqrt()  # flat water does not amplify sensor noise

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import Any
 
 import torch
+import xxhash
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,6 +38,7 @@ class FrozenTeacher:
         source: As for `read_frozen`.
         encoder: The encoder being trained, for its grid and the contracts of its bands.
         levels: How many of its last blocks are kept.
+        cache: Folder of its features of whole tiles: a view that brings those is not looked at. None where it has none.
 
     Raises:
         BandError: A band of the teacher is not in the corpus, or its numbers cannot be the teacher's.
@@ -43,7 +46,7 @@ class FrozenTeacher:
         CheckpointError: See `read_frozen`.
     """
 
-    def __init__(self, source: str, encoder: ViT, levels: int = 5) -> None:
+    def __init__(self, source: str, encoder: ViT, levels: int = 5, cache: str | None = None) -> None:
         if not encoder.contracts:
             raise ConfigError("a teacher needs to know what bands it is given: expected an encoder with band contracts")
         self.source, self.grid, self.levels = source, encoder.grid, levels
@@ -52,6 +55,14 @@ class FrozenTeacher:
         if not 1 <= levels <= depth or depth < 2:
             raise ConfigError(f"'{source}' has {depth} blocks: expected 1 to as many levels; given {levels}")
         self.bands = {name: _bands(source, expected, given) for name, given in encoder.contracts.items()}
+        self.cache, self.shape = cache or "", (1 + encoder.num_patches, levels * self.width + 1)
+        self.identity: dict[str, Any] = {}
+        if cache:
+            weights = xxhash.xxh3_128()
+            for value in self.network.state_dict().values():
+                weights.update(value.contiguous().numpy())
+            own = {"weights": weights.hexdigest(), "grid": self.grid, "bands": self.bands}
+            self.identity = {"teacher": source, "levels": levels} | own
 
     def __call__(self, view: View) -> tuple[list[Tensor], Tensor]:
         """Tokens after its last blocks, `(B, 1+L, D)` each, and its attention to patches `(B, L)`; see `last_levels`.
@@ -61,16 +72,24 @@ class FrozenTeacher:
         """
         if view.grid != self.grid:
             raise ConfigError(f"teacher '{self.source}': expected {self.grid} patches; given {view.grid}")
-        return view.once(self, lambda: self._read(view))
+        if self.cache and view.teacher is not None:
+            *levels, looks = torch.split(view.teacher, [self.width] * self.levels + [1], -1)
+            return levels, looks[:, 1:, 0]
+        return view.once(self, lambda: self._read(view.image, view.valid, view.sensor))
+
+    def features(self, batch: dict[str, Any]) -> Tensor:
+        """What a cache keeps of a normalised batch, `(B, *shape)`: tokens of all levels, then attention to them."""
+        levels, looks = self._read(batch["image"], batch.get("valid"), batch["sensor"])
+        return torch.cat([*levels, F.pad(looks, (1, 0))[..., None]], -1)
 
     @torch.no_grad()
-    def _read(self, view: View) -> tuple[list[Tensor], Tensor]:
-        if next(self.network.parameters()).device != view.image.device:
-            self.network.to(view.image.device)
-        bands = self.bands[view.sensor or next(iter(self.bands))]
-        images = torch.stack([view.image[:, place].float() * std + mean for place, std, mean in bands], 1)
-        if view.valid is not None:
-            images = torch.where(view.valid, images, 0.0)
+    def _read(self, image: Tensor, valid: Tensor | None, sensor: str | None) -> tuple[list[Tensor], Tensor]:
+        if next(self.network.parameters()).device != image.device:
+            self.network.to(image.device)
+        bands = self.bands[sensor or next(iter(self.bands))]
+        images = torch.stack([image[:, place].float() * std + mean for place, std, mean in bands], 1)
+        if valid is not None:
+            images = torch.where(valid, images, 0.0)
         if images.shape[-2:] != (size := self.network.patch_embed.img_size):
             images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
         return last_levels(self.network, images, self.levels)
