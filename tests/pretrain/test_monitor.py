@@ -178,7 +178,7 @@ def test_where_no_pixels_are_predicted_input_and_mask_are_shown(tmp_path):
     assert term_cosines(model, batch)["target_cosine/reconstruction"] == pytest.approx(1, abs=1e-5)
     pictures = reconstructions(model, batch, RGB)
     assert pictures.shape == (3, 2, 16, 16, 3)
-    model = build(data, "latent_mim", METHOD | {"projector_width": 16}, ENCODER).model
+    model = build(data, "latent_mim", METHOD | {"projector_width": 16, "visible": 0.25}, ENCODER).model
     assert np.array_equal(reconstructions(model, batch, RGB)[:, 0], pictures[:, 0])
     assert len(term_cosines(model, batch)) == 6
     save_reconstructions(tmp_path / "a.png", pictures)
