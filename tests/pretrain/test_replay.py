@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_corpus import NAMES, write_corpus
+from tiny_recipes import OWN, encoder, method
 from torch import nn
 from whole_arrays import write_array
 
@@ -21,12 +22,13 @@ from geomim.pretrain.replay import describe
 from geomim.randomness import Draws
 from geomim.verbs.replay import rebuild
 
+SIZES = {"method": method("mae", ""), "encoder": encoder("mae") | {"image_size": 16}}
 FLAGS = (
-    "pretrain --recipe mae --method.decoder_depth 1 --method.decoder_width 16 --method.decoder_heads 2 "
-    "--encoder.image_size 16 --encoder.patch_size 4 --encoder.width 24 --encoder.depth 1 --encoder.heads 2 "
-    "--training.precision 32-true --training.accelerator cpu --training.progress_bar false --data.batch_size 2 "
-    "--data.workers 0 --training.accumulate 2 --training.max_steps 8 --training.log_every 4 --training.milestones 8"
+    "pretrain --recipe mae --training.precision 32-true --training.accelerator cpu --training.progress_bar false "
+    "--data.batch_size 2 --data.workers 0 --training.accumulate 2 --training.max_steps 8 --training.log_every 4 "
+    "--training.milestones 8"
 ).split()
+FLAGS += [f"--{part}.{name}={value}" for part, given in SIZES.items() for name, value in given.items()]
 
 
 def broken_corpus(path: Path) -> int:
@@ -129,7 +131,7 @@ def test_weights_and_what_follows_them_stay_those_of_before_the_step_which_runs_
 def test_a_method_whose_targets_move_runs_again_to_the_bit(folder, monkeypatch):
     write_corpus(folder / "corpus", nodata=True)
     flags = [*FLAGS, "--data.corpus", "corpus", "--recipe", "latent_mim", "--method.gap", "1"]
-    flags += ["--method.projector_width", "16", "--method.visible", "0.25", "--training.milestones", "0"]
+    flags += [f"--method.{name}={value}" for name, value in OWN["latent_mim"].items()] + ["--training.milestones", "0"]
     assert main([*flags, "--name", "whole", "--training.log_every", "1"]) == 0
     check = PretrainModule._check
     monkeypatch.setattr(
