@@ -6,6 +6,7 @@ Bands are matched by name or by wavelength, never by position.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -324,12 +325,13 @@ def _apart(one: Band, two: Band) -> bool:
 
 def _overlap(one: Band, two: Band) -> bool:
     assert one.wavelength is not None and two.wavelength is not None
-    radar, other = map(_polarisation, (one, two))  # of one letter, C or L, are alike
+    radar, other = map(polarisation_of, (one, two))  # of one letter, C or L, are alike
     reach = max(10.0, min(one.bandwidth or 0.0, two.bandwidth or 0.0) / 2, 0.1 * one.wavelength if radar else 0.0)
     return radar == other and abs(one.wavelength - two.wavelength) <= reach
 
 
-def _polarisation(band: Band) -> str | None:
+def polarisation_of(band: Band) -> str | None:
+    """What a radar's band sent and received, as it states or as it is called; None of other bands."""
     names = (band.polarisation, band.name.upper(), (band.alias or "").upper())
     return next((name for name in names if name in POLARISATIONS), None)
 
@@ -361,7 +363,7 @@ class _Shipped(Mapping[str, Sensor]):
     """Sensors by name, each read from its file when it is first asked for; `-` is as good as `_`."""
 
     def __getitem__(self, name: str) -> Sensor:
-        return _shipped(_files()[name.replace("-", "_")])
+        return _shipped(_files()[name.replace("-", "_")])[0]
 
     def __iter__(self) -> Iterator[str]:
         return iter(_files())
@@ -375,7 +377,8 @@ def _files() -> dict[str, Path]:
     return {path.stem: path for path in sorted((root() / "datasets" / "sensors").glob("*.yaml"))}
 
 
-def _read(path: Path) -> Sensor:
+def _read(path: Path) -> tuple[Sensor, BandContract | None]:
+    """A sensor, and its statistics where the file has `mean` and `std`."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -383,9 +386,23 @@ def _read(path: Path) -> Sensor:
     if not isinstance(values, dict):
         raise InputError(f"sensor file '{path}': expected a mapping with 'name' and 'bands', given {values!r}")
     try:
-        return Sensor.from_dict(values)
+        stated = [_statistics(values.pop(key), key) for key in ("mean", "std") if key in values]
+        sensor = Sensor.from_dict(values)
+        if len(stated) == 1:
+            raise InputError("'mean' and 'std' go together, a number a band each")
+        return sensor, BandContract(sensor, stated[0], stated[1]) if stated else None
     except (InputError, BandError) as error:
         raise type(error)(f"sensor file '{path}': {error}") from error
+
+
+def _statistics(values: Any, key: str) -> tuple[float, ...]:
+    if not isinstance(values, list):
+        raise InputError(f"'{key}' must be a list of numbers, one a band; given {values!r}")
+    numbers = [_of_kind("float", value, f"'{key}' of a band") for value in values]
+    for number in numbers:
+        if not math.isfinite(number) or (key == "std" and number < 0):
+            raise InputError(f"'{key}' must be finite{' and 0 or more' if key == 'std' else ''}; given {number}")
+    return tuple(map(float, numbers))
 
 
 _shipped = cache(_read)
@@ -399,20 +416,32 @@ def get_sensor(name: str | Path, bands: Sequence[str] | None = None) -> Sensor:
 
     Args:
         name: One of `SENSORS`, or a path to a YAML file with the keys of `Sensor`, a band being a name or the keys of
-            `Band`.
+            `Band`; it may have the keys of `stated_contract` too.
         bands: Keep these bands, in this order; all where None.
 
     Raises:
         InputError: The name is unknown or the file is not a sensor.
         BandError: A band is not one of the sensor's.
     """
+    sensor = _named(name)[0]
+    return sensor.select(bands) if bands else sensor
+
+
+def stated_contract(name: str | Path, bands: Sequence[str] | None = None) -> BandContract | None:
+    """Bands and statistics of a YAML file that also has `mean` and `std` of the stored numbers; None of other sensors.
+
+    Arguments and errors as of `get_sensor`.
+    """
+    contract = _named(name)[1]
+    return contract.select(bands) if contract and bands else contract
+
+
+def _named(name: str | Path) -> tuple[Sensor, BandContract | None]:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise InputError(f"sensor file '{path}' does not exist")
-        sensor = _read(path)
-    elif str(name) in SENSORS:
-        sensor = SENSORS[str(name)]
-    else:
-        raise InputError(f"unknown sensor '{name}'{nearest(str(name), SENSORS)} (or give a YAML file)")
-    return sensor.select(bands) if bands else sensor
+        return _read(path)
+    if str(name) in SENSORS:
+        return SENSORS[str(name)], None
+    raise InputError(f"unknown sensor '{name}'{nearest(str(name), SENSORS)} (or give a YAML file)")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from geomim.errors import BandError, InputError
-from geomim.sensors import SENSORS, Band, BandContract, Sensor, get_sensor, match_bands
+from geomim.sensors import SENSORS, Band, BandContract, Sensor, get_sensor, match_bands, stated_contract
 
 
 @pytest.mark.parametrize("name", SENSORS)
@@ -198,6 +198,29 @@ def test_user_s_own_sensor(tmp_path: Path) -> None:
         get_sensor("sentinel3")
     with pytest.raises(InputError, match="does not exist"):
         get_sensor(tmp_path / "none.yaml")
+
+
+def test_a_sensor_file_may_state_statistics(tmp_path: Path) -> None:
+    path, head = tmp_path / "drone.yaml", "name: drone\nbands: [r, n]\n"
+    assert stated_contract("rgb") is None
+    path.write_text(head)
+    assert stated_contract(path) is None
+    path.write_text(head + "mean: [1e-4, 2]\nstd: [0, 4.5]\n")  # which YAML takes for text
+    assert get_sensor(path).names == ("r", "n")
+    assert stated_contract(path, ["n", "r"]) == BandContract(get_sensor(path, ["n", "r"]), (2.0, 1e-4), (4.5, 0.0))
+    for text, named in (
+        (head + "mean: 5\nstd: [1, 1]\n", "'mean' must be a list of numbers, one a band; given 5"),
+        (head + "mean: [a, b]\nstd: [1, 1]\n", "'mean' of a band must be a number, given 'a'"),
+        (head + "mean: [.nan, 1]\nstd: [1, 1]\n", "'mean' must be finite; given nan"),
+        (head + "mean: [1, 1]\nstd: [1, -1]\n", "'std' must be finite and 0 or more; given -1"),
+        (head + "mean: [1, 1]\n", "'mean' and 'std' go together"),
+        (head + "mean: [1]\nstd: [1]\n", "expected 2 means and standard deviations"),
+        ("- r\n- n\n", "expected a mapping with 'name' and 'bands'"),
+    ):
+        path.write_text(text)
+        for read in (get_sensor, stated_contract):
+            with pytest.raises((InputError, BandError), match=f"drone.yaml.*{named}"):
+                read(path)
 
 
 def test_a_deviation_is_told_by_what_differs() -> None:

@@ -14,7 +14,13 @@ NAMES = ("tile", "band", "y", "x")
 
 
 def write_corpus(
-    path: Path, count: int = 24, size: int = 24, nodata: bool = False, sensor: Sensor | None = None, seed: int = 0
+    path: Path,
+    count: int = 24,
+    size: int = 24,
+    nodata: bool = False,
+    sensor: Sensor | None = None,
+    seed: int = 0,
+    gsds: list[float | None] | None = None,
 ) -> Path:
     """Write `count` tiles: two classes, the last quarter validation; with `nodata`, tile i lacks its top i/count."""
     sensor = sensor or get_sensor("rgb")
@@ -40,6 +46,7 @@ def write_corpus(
         "kept": [True] * count,
         "reason": [""] * count,
         "split": ["train"] * (count - count // 4) + ["val"] * (count // 4),
+        "gsd": gsds or [None] * count,
         "label": ["field", "forest"] * (count // 2),
     }
     fields = {field.name: pa.array(columns.get(field.name, [None] * count), field.type) for field in CATALOGUE}

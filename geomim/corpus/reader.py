@@ -206,11 +206,14 @@ class TileArray:
 def _fill(file: FileIO, buffer: Any, start: int) -> Any:
     """Read into all of a buffer from an offset, whoever else reads the file at the same time."""
     size = memoryview(buffer).nbytes
-    if hasattr(os, "preadv"):
-        done = os.preadv(file.fileno(), [buffer], start)
-    else:  # macOS, Windows: one reader at a time
-        file.seek(start)
-        done = file.readinto(buffer)
+    try:
+        if hasattr(os, "preadv"):
+            done = os.preadv(file.fileno(), [buffer], start)
+        else:  # macOS, Windows: one reader at a time
+            file.seek(start)
+            done = file.readinto(buffer)
+    except OSError as error:  # a bad sector, a network drive that is gone
+        raise CorpusError(f"shard '{file.name}' cannot be read ({error}): {_AGAIN}") from error
     if done != size:
         raise CorpusError(f"shard '{file.name}' was cut off while it was open: {_AGAIN}")
     return buffer

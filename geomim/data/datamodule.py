@@ -69,7 +69,8 @@ class TileDataModule(pl.LightningDataModule):
         corpus: Corpus folder, or several; a batch is of one sensor.
         batch_size: Images on each device at a time; an optimiser step takes `training.accumulate` times as many.
         image_size: Side of the training image in pixels.
-        size: Side of the tiles to read, or one a corpus; needed only where a corpus holds several sizes.
+        size: Side of the tiles to read, or one a corpus; needed where a corpus holds several sizes, or one has
+            another size than the others.
         weights: Share of each corpus in training; in proportion to its tiles where not given.
         split: Train on tiles of this split.
         workers: Reading processes on each device; 0 reads in the training process.
@@ -89,7 +90,7 @@ class TileDataModule(pl.LightningDataModule):
         pruning: What leaves tiles out of an epoch; None where nothing does.
 
     Raises:
-        ConfigError: A number is out of range.
+        ConfigError: A number is out of range, or corpora differ in tile size and `size` does not say each.
         CorpusError: A folder is no corpus, or has no tile to train on.
         BandError: A band of one sensor means different things in two corpora.
     """
@@ -130,6 +131,10 @@ class TileDataModule(pl.LightningDataModule):
                 raise ConfigError(f"expected one {name} a corpus ({len(self.corpora)}); given {len(given)}")
         sizes = size if isinstance(size, list) else [size] * len(self.corpora)
         self.sets = [TileSet(one, side, split) for one, side in zip(self.corpora, sizes, strict=True)]
+        if not isinstance(size, list) and len({tiles.tiles.size for tiles in self.sets}) > 1:
+            given = ", ".join(f"{tiles.tiles.size} in '{tiles.corpus.path}'" for tiles in self.sets)
+            flag = f"--data.size '[{','.join(str(tiles.tiles.size) for tiles in self.sets)}]'"
+            raise ConfigError(f"expected tiles of one size; given {given}: to train on all of them, say so with {flag}")
         for one, tiles in zip(self.corpora, self.sets, strict=True):
             if not len(tiles):
                 raise CorpusError(f"'{one.path}' holds no kept tile to train on: see its report for the reasons")
@@ -229,7 +234,7 @@ class TileDataModule(pl.LightningDataModule):
         return batch if isinstance(batch, list) else self.augment(batch)
 
     def pictures(self, count: int) -> Batch:
-        """Some whole tiles to watch, the same every time: of the first corpus, its validation split where there is one.
+        """Some whole tiles to watch, the same every time: of the first corpus, its validation split where that has two.
 
         Args:
             count: How many at most.
@@ -238,7 +243,7 @@ class TileDataModule(pl.LightningDataModule):
             A normalised batch as `Augment` gives it, on the CPU, crops where there are views; `position` counts from 0.
         """
         tiles = self.sets[0]
-        if (tiles.tiles.splits == "val").any() and tiles.pairs is None:
+        if (tiles.tiles.splits == "val").sum() > 1 and tiles.pairs is None:
             tiles = TileSet(self.corpora[0], tiles.tiles.size, "val")
             tiles.sensor = self.sets[0].sensor
         rows = np.linspace(0, len(tiles) - 1, min(count, len(tiles))).astype(np.int64)

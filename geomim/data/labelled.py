@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 from torch import Tensor
 
 from geomim.corpus.store import Corpus, Tiles, holds_corpus
 from geomim.errors import CorpusError, InputError
-from geomim.sensors import SENSORS, BandContract, Sensor
+from geomim.sensors import SENSORS, BandContract, Sensor, get_sensor, stated_contract
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 """What counts as a picture in a class folder, in lower case; anything else belongs in a corpus."""
@@ -68,6 +70,7 @@ class LabelledData:
         test: Images to score on.
         notes: Choices that were made and that a reader of the scores should know.
         side: Side of the images in pixels; of pictures the median, None where nothing is known.
+        ground: Metres along a side of each image, NaN where unknown; None of pictures.
     """
 
     name: str
@@ -78,15 +81,45 @@ class LabelledData:
     test: Labelled
     notes: tuple[str, ...] = ()
     side: float | None = None
+    ground: np.ndarray | None = None
 
-    def told(self, sensor: Sensor) -> LabelledData:
+    def gsd_at(self, size: int, contract: BandContract) -> tuple[float | None, str]:
+        """Metres a pixel, the median, where the images are brought to one size; and what a reader should know of it.
+
+        Args:
+            size: Side in pixels.
+            contract: Of the encoder; its sensor's metres a pixel are taken where the images' tell none.
+        """
+        told = np.full(1, np.nan) if self.ground is None else self.ground
+        usual = (self.sensor.gsd or contract.sensor.gsd or math.nan) * (self.side or size)
+        known = np.where(np.isnan(told), usual, told) / size
+        known = known[np.isfinite(known)]
+        if not len(known):
+            return (
+                None,
+                f"nothing tells the metres a pixel of {self.name}: positions are those of unknown ones",
+            )
+        low, gsd, high = np.quantile(known, [0, 0.5, 1]).tolist()
+        said = f"positions follow the metres a pixel: they are made for {gsd:.3g} m, at {size} px"
+        if missing := np.isnan(told).mean():
+            said += f"; {missing:.0%} of the images tell none: those of the sensor are taken"
+        if high > 1.5 * low:
+            said += f"; the images are of {low:.3g} to {high:.3g} m, and all are seen as of the median"
+        return gsd, said
+
+    def told(self, name: str) -> LabelledData:
         """The same images, of which a user says what their numbers mean; bands are found by name.
 
+        Args:
+            name: Of a sensor, or a YAML file of one, with `mean` and `std` where it states them.
+
         Raises:
+            InputError: There is no such sensor, or the file is none.
             BandError: The sensor lacks a band.
         """
-        sensor = sensor.select(self.sensor.names)
-        return replace(self, sensor=sensor, contract=self.contract and replace(self.contract, sensor=sensor))
+        sensor, stated = get_sensor(name, self.sensor.names), stated_contract(name, self.sensor.names)
+        own = self.contract and replace(self.contract, sensor=sensor)
+        return replace(self, sensor=sensor, contract=stated or own)
 
 
 def open_labelled(
@@ -133,7 +166,24 @@ def _from_corpus(corpus: Corpus, train_split: str, test_split: str, size: int | 
     missing = _unscored(f"'{corpus.path}'", corpus.classes, train, test, advice)
     notes = (f"of {len(corpus.sizes)} tile sizes, {side} px is used",) if len(corpus.sizes) > 1 else ()
     name = f"corpus {corpus.path.resolve().name}"
-    return LabelledData(name, tuple(corpus.classes), corpus.sensor, corpus.contract, train, test, notes + missing, side)
+    about = corpus.table(["gsd", "size"], where=pc.field("kept") & (pc.field("size") == side))
+    return LabelledData(
+        name,
+        tuple(corpus.classes),
+        corpus.sensor,
+        corpus.contract,
+        train,
+        test,
+        notes + missing,
+        side,
+        ground_sides(about),
+    )
+
+
+def ground_sides(tiles: pa.Table) -> np.ndarray:
+    """Metres along a side of tiles with `gsd` and `size`, NaN where unknown."""
+    sides: np.ndarray = tiles["gsd"].to_numpy() * tiles["size"].to_numpy()
+    return sides.astype(float)
 
 
 def _of_tiles(tiles: Tiles, rows: np.ndarray) -> Labelled:

@@ -174,9 +174,9 @@ def share_contracts(sets: Sequence[TileSet], weights: Sequence[float]) -> dict[s
                 )
     contracts: dict[str, BandContract] = {}
     for sensor, places in groups.items():
-        key = re.sub(r"[^\w-]", "_", sensor.name)  # a module's name has no dots
-        while key in contracts:
-            key += "-2"
+        name = re.sub(r"[^\w-]", "_", sensor.name)  # a module's name has no dots
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        key = next(one for one in names if one not in contracts)
         contracts[key] = _join([sets[place].corpus.contract for place in places], [weights[place] for place in places])
         for place in places:
             sets[place].sensor = key

@@ -34,6 +34,7 @@ class ProbeCard:
         accuracy: On the test images, in 0..1.
         scale: How many times the images were shrunk before they were encoded, the median where it varied; below 1
             where they were enlarged.
+        gsd: Metres a pixel that the encoder's positions were baked for, where they follow them.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class ProbeCard:
     contract: dict[str, Any] | None
     accuracy: float
     scale: float = 1.0
+    gsd: float | None = None
 
 
 def fingerprint(encoder: nn.Module) -> str:

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -30,7 +30,7 @@ from geomim.models.hierarchical import Encoder
 from geomim.models.inputs import ContractInput, patch_validity
 from geomim.models.ranges import check_range
 from geomim.models.weights import Loaded, contract_of, read_encoder
-from geomim.sensors import BandContract, Sensor, get_sensor, match_bands
+from geomim.sensors import BandContract, Sensor, get_sensor, match_bands, stated_contract
 
 NODATA = 255
 """Value of a patch without image in a map; class ids run from 0 to 254."""
@@ -46,18 +46,28 @@ class Mapper:
         encoder: Frozen, on `device`.
         contract: Bands and statistics its input must have.
         device: Where it runs.
+        source: The encoder as it was read.
+        gsd: Metres a pixel that a probe was fitted at, where positions follow them.
         batch: Windows encoded at a time.
     """
 
     encoder: Encoder
     contract: BandContract
     device: torch.device
+    source: Encoder
+    gsd: float | None = None
     batch: int = 16
 
     @property
     def margin(self) -> int:
         """Pixels at each side of a window whose answers are left to the neighbour, so that seams are mild."""
         return self.encoder.grid[0] // 8 * self.encoder.patch_size
+
+    def at(self, scene: Scene) -> "Mapper":
+        """The same for the metres a pixel of a scene, where positions follow them."""
+        if not self.source.config.get("gsd_positions"):
+            return self
+        return replace(self, encoder=fitted(self.source, self.contract, scene.gsd).to(self.device))
 
     def open(self, uri: str, sensor: Sensor | None, bands: Sequence[str] | None) -> tuple[Scene, ContractInput]:
         """Open a scene that has the contract's bands; numbers of no stated unit are taken to be the contract's.
@@ -130,7 +140,7 @@ def predict(
         InputError: A scene's numbers are far from those that the encoder was trained on.
     """
     answers, card = load_probe(probe)
-    mapper = _mapper(checkpoint, heads, device, lambda _: (BandContract.from_dict(card.contract or {}), ()))
+    mapper = _mapper(checkpoint, heads, device, lambda _: (BandContract.from_dict(card.contract or {}), ()), card.gsd)
     if card.encoder != fingerprint(mapper.encoder):
         raise CheckpointError(
             f"probe '{probe}' was fitted on another encoder than '{checkpoint}': run `geomim evaluate` on this one"
@@ -157,8 +167,9 @@ def predict(
     for uri, path in targets:
         opened, prepare = mapper.open(uri, read, bands)
         with opened:
-            _check(mapper, opened, prepare)
-            _draw(mapper, opened, prepare, decide, names, path)
+            here = mapper.at(opened)
+            _check(here, opened, prepare)
+            _draw(here, opened, prepare, decide, names, path)
     return [path for _, path in targets]
 
 
@@ -172,6 +183,7 @@ def cluster(
     seed: int = 0,
     sample: int = 20000,
     heads: int | None = None,
+    all_bands: bool = False,
     device: str = "auto",
 ) -> list[Path]:
     """Map scenes without labels: k-means of the patch embeddings, fitted on a sample of all the scenes together.
@@ -186,6 +198,7 @@ def cluster(
         seed: Of the sample and the start.
         sample: About how many patches to fit on.
         heads: As for `predict`.
+        all_bands: Give an encoder of any sensor all bands of the scenes, not only those it was trained on.
         device: As for `predict`.
 
     Returns:
@@ -198,7 +211,10 @@ def cluster(
 
     def of_first(loaded: Loaded) -> Chosen:
         with open_scene(targets[0][0], read, bands) as first:
-            return contract_for(loaded, checkpoint, first.sensor)
+            stated = sensor and stated_contract(sensor, first.sensor.names)
+            same = stated and stated.sensor.meanings == first.sensor.meanings
+            own = replace(stated, sensor=first.sensor) if stated and same else None
+            return contract_for(loaded, checkpoint, first.sensor, own, all_bands)
 
     mapper = _mapper(checkpoint, heads, device, of_first)
     means = fit_kmeans(_sample(mapper, [uri for uri, _ in targets], read, bands, sample, seed), clusters, seed)
@@ -206,19 +222,21 @@ def cluster(
     for uri, path in targets:
         opened, prepare = mapper.open(uri, read, bands)
         with opened:
-            _draw(mapper, opened, prepare, means.nearest, names, path)
+            _draw(mapper.at(opened), opened, prepare, means.nearest, names, path)
     return [path for _, path in targets]
 
 
-def _mapper(checkpoint: str, heads: int | None, device: str, choose: Callable[[Loaded], Chosen]) -> Mapper:
-    """The encoder; one of any sensor is baked for the contract that is then chosen."""
+def _mapper(
+    checkpoint: str, heads: int | None, device: str, choose: Callable[[Loaded], Chosen], gsd: float | None = None
+) -> Mapper:
+    """The encoder; one of any sensor is baked for the contract that is then chosen, and for the metres a pixel."""
     loaded = read_encoder(checkpoint, heads)
     spectral = loaded.encoder.config.get("spectral")
     contract, notes = choose(loaded) if spectral else contract_of(loaded, checkpoint)
     for note in notes:
         print(f"note: {note}")
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
-    return Mapper(fitted(loaded.encoder, contract).to(target), contract, target)
+    return Mapper(fitted(loaded.encoder, contract, gsd).to(target), contract, target, loaded.encoder, gsd)
 
 
 def _targets(scenes: Sequence[str], out: str, suffix: str) -> list[tuple[str, Path]]:
@@ -262,6 +280,8 @@ def _check(mapper: Mapper, scene: Scene, prepare: ContractInput) -> None:
         print(
             f"note: '{scene.uri}' names no bands: they are assumed to be {names}, in this order; --bands says otherwise"
         )
+    if mapper.source.config.get("gsd_positions"):
+        print(f"note: {_scale(mapper, scene)}")
     for note in scene.notes:
         print(f"note: '{scene.uri}': {note}")
     places = np.random.default_rng(0).permutation(_windows(scene, mapper))
@@ -269,6 +289,18 @@ def _check(mapper: Mapper, scene: Scene, prepare: ContractInput) -> None:
     sample = ((torch.from_numpy(_plain(numbers))[None], torch.from_numpy(valid)[None]) for numbers, valid in read)
     for note in check_range(prepare, sample, f"'{scene.uri}'"):
         print(f"note: {note}")
+
+
+def _scale(mapper: Mapper, scene: Scene) -> str:
+    """For which metres a pixel positions are made, and whether the probe knows such."""
+    gsd = scene.gsd or mapper.contract.sensor.gsd
+    if gsd is None:
+        return f"'{scene.uri}': nothing tells its metres a pixel: positions are those of unknown ones"
+    said = f"'{scene.uri}': positions follow the metres a pixel: they are made for {gsd:.3g} m"
+    said += ", which its sensor has, as the scene has no place" if scene.crs is None else ""
+    if mapper.gsd and not 1 / 1.5 <= gsd / mapper.gsd <= 1.5:
+        said += f"; the probe was fitted at {mapper.gsd:.3g} m, and may not know what things look like here"
+    return said
 
 
 def _plain(numbers: np.ndarray) -> np.ndarray:
@@ -381,10 +413,11 @@ def _sample(
     for uri in track(scenes, "sampling patches", transient=True):
         scene, prepare = mapper.open(uri, sensor, bands)
         with scene:
-            _check(mapper, scene, prepare)
-            places = _windows(scene, mapper)
+            here = mapper.at(scene)
+            _check(here, scene, prepare)
+            places = _windows(scene, here)
             chosen = torch.randperm(len(places), generator=generator)[:each].sort().values.tolist()
-            for _, tokens, seen in _encoded(mapper, scene, prepare, [places[index] for index in chosen]):
+            for _, tokens, seen in _encoded(here, scene, prepare, [places[index] for index in chosen]):
                 kept.append(tokens[seen])
     sampled = torch.cat(kept)
     if len(sampled) == 0:

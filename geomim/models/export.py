@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -86,6 +87,10 @@ def _baked(
     loaded: Loaded, name: str, sensor: str | None, bands: list[str] | None, gsd: float | None, patch_size: int | None
 ) -> Loaded:
     """A plain encoder of one sensor, with the rights of everything that it was trained on."""
+    if gsd is not None and not 0 < gsd < math.inf:
+        raise ConfigError(f"--gsd: expected metres a pixel, above 0; given {gsd:g}")
+    if patch_size is not None and patch_size < 1:
+        raise ConfigError(f"--patch-size: expected pixels, at least 1; given {patch_size}")
     if gsd is not None and not loaded.encoder.config.get("gsd_positions"):
         raise ConfigError(f"the positions of '{name}' do not follow the metres a pixel: leave out --gsd")
     if not loaded.encoder.config.get("spectral"):

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
-
-import yaml
 
 from geomim.errors import BandError, CheckpointError
 from geomim.models.hierarchical import Encoder
 from geomim.models.vit import ViT
 from geomim.models.weights import IMAGENET, Loaded, contract_of
-from geomim.sensors import Band, BandContract, Sensor, find_band, get_sensor
+from geomim.sensors import Band, BandContract, Sensor, find_band, get_sensor, polarisation_of, stated_contract
 
 Chosen = tuple[BandContract, tuple[str, ...]]
 """The contract that an encoder is used with, and what was assumed, in sentences."""
@@ -31,25 +27,33 @@ def fitted(
     return encoder.bake(contract or IMAGENET, gsd, patch_size) if changes else encoder
 
 
-def contract_for(loaded: Loaded, name: str, sensor: Sensor, own: BandContract | None = None) -> Chosen:
+def contract_for(
+    loaded: Loaded, name: str, sensor: Sensor, own: BandContract | None = None, all_bands: bool = False
+) -> Chosen:
     """What an encoder is to be given of some images: their bands as it was trained on, or all of them.
 
     Args:
         loaded: The encoder. A plain one keeps its contract.
         name: Its file, for the sentences.
         sensor: What the images' numbers are.
-        own: Statistics of the images themselves, for a sensor that the encoder never saw.
+        own: Statistics of the images themselves, or that a user states, for a sensor that the encoder never saw.
+        all_bands: All of their bands, though only some were trained on; of a spectral encoder.
 
     Raises:
+        CheckpointError: All bands are asked of a plain encoder.
         BandError: The encoder names no bands, or the sensor has one that no kernel or no statistics are known for.
     """
     if not loaded.encoder.config.get("spectral"):
+        if all_bands:
+            raise CheckpointError(f"'{name}' is a plain encoder of its own bands: leave out --all_bands")
         return contract_of(loaded, name)
 
     def suits(contract: BandContract) -> bool:
         try:
             places = contract.indices(sensor.bands)
         except BandError:
+            return False
+        if all_bands and len(places) < len(sensor.bands):
             return False
         # numbers of no stated unit may be the contract's, where nothing else is known of them
         unknown = Sensor.unit if own is None else None
@@ -60,7 +64,12 @@ def contract_for(loaded: Loaded, name: str, sensor: Sensor, own: BandContract | 
     if known:
         best = max(known, key=lambda key: (known[key].sensor.name == sensor.name, len(known[key].names)))
         said = f"trained on {', '.join(loaded.contracts)}: the images are seen as '{best}'"
-        return known[best], (*loaded.notes, f"{said} ({', '.join(known[best].names)})")
+        said += f" ({', '.join(known[best].names)})"
+        used = {sensor.names[place] for place in known[best].indices(sensor.bands)}
+        if others := [band for band in sensor.names if band not in used]:
+            said += f"; of their bands {', '.join(others)} are left out: "
+            said += "evaluate, embed and cluster take them with --all_bands true"
+        return known[best], (*loaded.notes, said)
     return _never_seen(loaded, sensor, own if own and own.sensor == sensor else None, "the images")
 
 
@@ -81,28 +90,22 @@ def named_contract(loaded: Loaded, name: str, sensor: str | None, bands: Sequenc
     contracts = loaded.contracts
     if sensor is None and len(contracts) > 1:
         raise CheckpointError(f"'{name}' is of several sensors ({', '.join(contracts)}): name one with --sensor")
+    if sensor is None and not contracts:
+        raise CheckpointError(f"'{name}' names no sensor: say which with --sensor, a name or a YAML file")
     key = sensor or next(iter(contracts))
     if key in contracts:
         said = f"trained on {', '.join(contracts)}; this is it for '{key}'"
         return contracts[key].select(bands) if bands else contracts[key], (*loaded.notes, said)
-    path, given = Path(key), {}
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        with suppress(ValueError, TypeError, yaml.YAMLError):  # which get_sensor says in words
-            given = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    mean, std = given.pop("mean", None), given.pop("std", None)
-    if mean is None and std is None:
-        return _never_seen(loaded, get_sensor(key, bands), None, "")
-    contract = BandContract(Sensor.from_dict(given), tuple(mean or ()), tuple(std or ()))
-    contract = contract.select(bands) if bands else contract
-    return _never_seen(loaded, contract.sensor, contract, f"'{key}'")
+    return _never_seen(loaded, get_sensor(key, bands), stated_contract(key, bands), f"'{key}'")
 
 
 def _never_seen(loaded: Loaded, sensor: Sensor, own: BandContract | None, source: str) -> Chosen:
     """All bands of a sensor, with its own statistics or those of bands that were trained on."""
     contracts = loaded.contracts
-    said = f"never trained on '{sensor.name}' ({', '.join(sensor.names)}), only on {', '.join(contracts)}: its kernels "
+    just = "just these bands of " if any(one.sensor.name == sensor.name for one in contracts.values()) else ""
+    said = f"never trained on {just}'{sensor.name}' ({', '.join(sensor.names)}), only on {', '.join(contracts)}"
     contract, borrowed = (own, f"its mean and std are those of {source}") if own else _borrowed(contracts, sensor)
-    return contract, (*loaded.notes, f"{said}are made from wavelengths, {borrowed}")
+    return contract, (*loaded.notes, f"{said}: its kernels are made from wavelengths, {borrowed}")
 
 
 def _borrowed(contracts: Mapping[str, BandContract], sensor: Sensor) -> tuple[BandContract, str]:
@@ -115,7 +118,7 @@ def _borrowed(contracts: Mapping[str, BandContract], sensor: Sensor) -> tuple[Ba
         if found is None:
             raise BandError(
                 f"'{sensor.name}': no band that the encoder knows tells mean and std of {band.name} in {unit}: "
-                "give them as 'mean' and 'std' in the YAML file of the sensor, a number a band"
+                "give them as 'mean' and 'std' in the YAML file of the sensor, a number a band (--sensor FILE.yaml)"
             )
         key, one, place = alike[found]
         _, times, plus = one.sensor.meaning(place)
@@ -128,11 +131,11 @@ def _borrowed(contracts: Mapping[str, BandContract], sensor: Sensor) -> tuple[Ba
 def nearest_band(band: Band, offered: Sequence[Band]) -> int | None:
     """Where the same band stands, or the one of nearest wavelength; None for radar and bands without wavelength."""
     found, length = find_band(band, offered), band.wavelength
-    if found is not None or band.polarisation or not length:
+    if found is not None or polarisation_of(band) or not length:
         return found
     apart = [
         (abs(math.log(one.wavelength / length)), place)
         for place, one in enumerate(offered)
-        if one.wavelength and not one.polarisation
+        if one.wavelength and not polarisation_of(one)
     ]
     return min(apart)[1] if apart else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from functools import partial
 from typing import Any, cast
@@ -17,6 +18,8 @@ from geomim.models.fitting import fitted
 from geomim.models.vit import ViT
 from geomim.models.weights import contract_of, exported_contract, picture_contract, read_encoder
 from geomim.sensors import BandContract
+
+_log = logging.getLogger(__name__)
 
 
 def read_frozen(source: str, grid: tuple[int, int]) -> tuple[VisionTransformer, BandContract]:
@@ -83,6 +86,10 @@ def _timm(name: str) -> tuple[Any, BandContract]:
 def _geomim(path: str) -> tuple[Any, BandContract]:
     loaded = read_encoder(path)
     contract = contract_of(loaded, path)[0]
+    if loaded.encoder.config.get("gsd_positions"):
+        gsd = contract.sensor.gsd
+        said = "unknown metres a pixel" if gsd is None else f"{gsd:g} m a pixel, as its sensor has"
+        _log.warning("teacher %s: its positions are made for %s, whatever the images have", path, said)
     own = fitted(loaded.encoder, contract)
     if not isinstance(own, ViT):
         return own, contract

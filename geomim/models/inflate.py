@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import timm
 import torch
@@ -20,7 +20,7 @@ from geomim.models.hierarchical import Encoder
 from geomim.models.patches import sincos_positions
 from geomim.models.spectral import BandKernels, SpectralPatchEmbed, band_codes
 from geomim.models.vit import ViT
-from geomim.models.weights import Loaded, contract_of, exported_contract, read_encoder
+from geomim.models.weights import Loaded, contract_of, exported_contract, picture_contract, read_encoder
 from geomim.sensors import Sensor, find_band
 
 Fill = Literal["nearest", "zero"]
@@ -205,8 +205,12 @@ def _from_timm(name: str) -> Loaded:
         state["pos_embed"] = nn.functional.pad(state["pos_embed"], (0, 0, 1, 0))
     _check_parts(f"timm:{name}", model, state, encoder)
     encoder.load_state_dict(state)
-    known = exported_contract(name)
-    return Loaded(encoder.eval(), {known.sensor.name: known} if known else {}, "timm model")
+    known, notes, config = exported_contract(name), list[str](), cast(Any, model.pretrained_cfg)
+    if known is None and encoder.in_chans == 3:
+        known = picture_contract(config)
+        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (known.mean, known.std))
+        notes = [f"the weights name no bands: taken as 8-bit red, green, blue, of mean {mean} and std {std}"]
+    return Loaded(encoder.eval(), {known.sensor.name: known} if known else {}, "timm model", notes=tuple(notes))
 
 
 def _check_parts(name: str, model: Any, state: dict[str, Tensor], encoder: ViT) -> None:

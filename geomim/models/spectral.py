@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomim.errors import BandError, ConfigError
-from geomim.sensors import POLARISATIONS, Sensor
+from geomim.sensors import POLARISATIONS, Sensor, polarisation_of
 
 CODE, HIDDEN, RANK = 2 * 16 + 2 * 4 + len(POLARISATIONS), 128, 64
 """Width of a band's code and of the network that reads it; how many basis kernels those of all bands are mixed from."""
@@ -29,20 +29,21 @@ def band_codes(sensor: Sensor) -> Tensor:
     """What kernels are made from: centre wavelength, bandwidth and polarisation of each band, `(C, CODE)`.
 
     Raises:
-        BandError: A band has neither wavelength nor polarisation.
+        BandError: A band has neither wavelength nor polarisation, nor is called as one.
     """
-    unknown = [band.name for band in sensor.bands if not (band.wavelength or band.polarisation)]
+    unknown = [band.name for band in sensor.bands if not (band.wavelength or polarisation_of(band))]
     if unknown:
         raise BandError(
             f"a spectral encoder makes its kernels from wavelengths, and sensor '{sensor.name}' gives none for "
             f"{', '.join(unknown)}: state wavelength and bandwidth in nm, or of radar the polarisation "
-            f"({', '.join(POLARISATIONS)}), in a YAML file of the sensor (--sensor FILE.yaml), leave these bands out "
-            "(--bands), or train a plain encoder (--encoder.spectral false)"
+            f"({', '.join(POLARISATIONS)}), in a YAML file of the sensor (--sensor FILE.yaml), or leave these bands "
+            "out (--bands): a corpus is built again with them, geomim corpus build. Or train a plain encoder "
+            "(--encoder.spectral false)"
         )
     codes = []
     for band in sensor.bands:
         # as large as the code of a wavelength
-        polarisation = torch.tensor([4.0 * (band.polarisation == name) for name in POLARISATIONS])
+        polarisation = torch.tensor([4.0 * (polarisation_of(band) == name) for name in POLARISATIONS])
         codes += [_waves(band.wavelength, 1 / 4, 4, 16), _waves(band.bandwidth, 1 / 16, 1, 4), polarisation]
     return torch.cat(codes).view(-1, CODE)
 

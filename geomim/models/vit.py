@@ -148,7 +148,7 @@ class ViT(nn.Module):
         state = {name: value for name, value in self.state_dict().items() if not name.startswith("patch_embed.")}
         state["patch_embed.proj.weight"] = resample_patch_embed(kernel, [size, size])
         state["patch_embed.proj.bias"] = bias
-        told = gsd or contract.sensor.gsd
+        told = contract.sensor.gsd if gsd is None else gsd
         scaled = torch.tensor([told * size / self.patch_size]) if told else None
         state["pos_embed"] = self.positions(plain.grid, scaled)
         plain.load_state_dict(state)

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from geomim.errors import GeomimError
+from geomim.pretrain.module import PretrainModule
 from geomim.pretrain.signals import Signals
 
 
@@ -26,15 +27,16 @@ class Checkpoints(pl.Callback):
     def __init__(self, folder: Path, every: int, milestones: int, signals: Signals) -> None:
         self.folder, self.every, self.milestones, self.signals = folder, every, milestones, signals
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Save when it is time."""
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        """Save when it is time; the clock of images/s stands still meanwhile."""
         step, steps = trainer.global_step, trainer.max_steps
         kept = {round(steps * part / self.milestones) for part in range(1, self.milestones + 1)}
         stop = self.signals.agreed(trainer.world_size) and step < steps
-        if step in kept:
-            self._save(trainer, f"step-{step:07d}.ckpt")
-        if step % self.every == 0 or step == steps or stop:
-            self._save(trainer, "last.ckpt")
+        names = [f"step-{step:07d}.ckpt"] if step in kept else []
+        names += ["last.ckpt"] if step % self.every == 0 or step == steps or stop else []
+        for name in names:
+            with pl_module.aside():
+                self._save(trainer, name)
         trainer.should_stop = trainer.should_stop or stop
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:

@@ -229,11 +229,19 @@ class PretrainModule(pl.LightningModule):
         """Add up the FLOPs of a step; those of an image are counted once a sensor."""
         sensor = part["sensor"]
         if sensor not in self._flops:
-            start = time.perf_counter()
             few = apply_to_collection(part, Tensor, lambda values: values[:4] if values.ndim else values)
-            self._flops[sensor] = count_flops(self.model, self.trainer.strategy.batch_to_device(few), progress)
-            self.idle += time.perf_counter() - start
+            with self.aside():
+                self._flops[sensor] = count_flops(self.model, self.trainer.strategy.batch_to_device(few), progress)
         self._spent += self._flops[sensor] * self.images_per_step
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leave out of images/s what is done meanwhile; what the device has still to do is training, so waited for."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        start = time.perf_counter()
+        yield
+        self.idle += time.perf_counter() - start
 
     def _receive(self, part: dict[str, Any]) -> Context:
         """A micro-batch on the device, augmented; the same whenever it is asked for."""
@@ -248,6 +256,7 @@ class PretrainModule(pl.LightningModule):
             self._compare = torch.compile(self._compare, dynamic=False)
         self._failed = torch.zeros_like(self._failed, device=self.device)
         self._mark = (self.trainer.global_step, time.perf_counter(), 0.0)
+        self._start = self._mark
         self.idle = 0.0
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -270,7 +279,7 @@ class PretrainModule(pl.LightningModule):
             "flops_per_image": self._spent / max(1, done * self.images_per_step),
             **({"mfu": speed / limit} if known and limit else {"flops_per_second": speed}),
             "wait": (waited - self._mark[2]) / seconds,
-            "hours_left": (trainer.max_steps - step) * seconds / max(1, done) / 3600,
+            "hours_left": (trainer.max_steps - step) * (now - self._start[1]) / (step - self._start[0]) / 3600,
         }
         self._sums, self._steps, self._mark, self.idle, self._spent = {}, 0, (step, now, waited), 0.0, 0.0
         for logger in trainer.loggers:

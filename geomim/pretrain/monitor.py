@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +21,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from geomim.evaluate.scores import PIXELS, RANDOM
+from geomim.models.hierarchical import Encoder
 from geomim.models.patches import unpatchify
 from geomim.pretrain.module import PretrainModule
 from geomim.pretrain.objective import MaskedImageModel
+from geomim.pretrain.recipes.pairs import shuffled_date
+from geomim.pretrain.scaling import gathered
 from geomim.randomness import Draws
 from geomim.sensors import BandContract
 
@@ -81,15 +83,20 @@ def term_cosines(
 ) -> dict[str, float]:
     """`patch_cosine` of each term's predictions and targets, as `prediction_cosine/TERM` and `target_cosine/TERM`.
 
-    Methods that predict latents may collapse in both. Arguments as for `reconstructions`.
+    Methods that predict latents may collapse in both. A prediction that several terms compare is there once, by the
+    first; targets of one number have no direction. Arguments as for `reconstructions`.
     """
     context = model.context(batch, Draws(seed, batch["position"]))
     splits = model.masking(context, torch.full((), progress, device=batch["image"].device))
-    cosines = {}
+    cosines: dict[str, float] = {}
+    known: list[Tensor] = []
     for term, _, prediction, answer, weight in model.ask(context, splits):
         measured = 1.0 if answer.element is None else answer.element
-        cosines[f"prediction_cosine/{term.name}"] = patch_cosine(prediction * measured, weight)
-        cosines[f"target_cosine/{term.name}"] = patch_cosine(answer.values * measured, weight)
+        if not any(prediction is one for one in known):
+            cosines[f"prediction_cosine/{term.name}"] = patch_cosine(prediction * measured, weight)
+            known.append(prediction)
+        if answer.values.shape[-1] > 1:
+            cosines[f"target_cosine/{term.name}"] = patch_cosine(answer.values * measured, weight)
     return cosines
 
 
@@ -178,7 +185,8 @@ class Watch(pl.Callback):
     the others wait.
 
     Args:
-        batch: Normalised tiles to look at, at least 2.
+        batch: Normalised tiles to look at; those that are not finite are left out, and said. Of one tile there are
+            pictures alone.
         contracts: Bands by the name that `sensor` of a batch says.
         folder: Where pictures go.
         every: Steps between two looks; the last step is always one.
@@ -196,6 +204,11 @@ class Watch(pl.Callback):
         self.batch, self.contract, self.folder, self.every = batch, contracts[batch["sensor"]], folder, every
         self.probe = probe
 
+    def on_train_start(self, *_: Any) -> None:
+        """Say so where there is too little to look at."""
+        if len(self.batch["image"]) < 2:
+            rank_zero_only(print)("one tile to watch: no figures of collapse, which compare two")
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Look when it is time; the clock of images/s stands still meanwhile."""
         step = trainer.global_step
@@ -206,31 +219,45 @@ class Watch(pl.Callback):
         sharded = isinstance(model, FSDPModule)  # then no process has all weights, and all look together
         if not (trainer.is_global_zero or sharded):
             return
-        start = time.perf_counter()
-        if sharded:
-            model.unshard()
-        with torch.no_grad(), evaluating(model):
-            self._look(trainer, pl_module)
-        if sharded:
-            model.reshard()
-        pl_module.idle += time.perf_counter() - start
+        with pl_module.aside(), torch.no_grad(), evaluating(model):
+            encoder = gathered(model.encoder) if self.probe and sharded else model.encoder
+            if sharded:
+                model.unshard()
+            self._look(trainer, pl_module, encoder)
+            if sharded:
+                model.reshard()
 
-    def _look(self, trainer: pl.Trainer, module: PretrainModule) -> None:
+    def _look(self, trainer: pl.Trainer, module: PretrainModule, encoder: Encoder) -> None:
         model, step = module.model, trainer.global_step
         batch = move_data_to_device(self.batch, module.device)
         context = model.context(batch, Draws(module.seed, batch["position"]))
         embeddings = model.encoder.encode(context.views["image"].seen).patches.mean(1)
-        if not bool(embeddings.isfinite().all()):
-            return  # the next log or save ends the run on all ranks, with a sentence
-        found = collapse(embeddings) | term_cosines(model, batch, module.progress, module.seed)
+        pixels = [view.patches.isfinite().flatten(1).all(1) for view in context.views.values()]
+        sound = torch.stack([embeddings.isfinite().all(1), *pixels]).all(0)
+        if not bool(sound.any()):
+            rank_zero_only(print)(f"step {step}: nothing to see, none of the watched tiles has a finite embedding")
+            return  # if it is the weights, the next log or save ends the run on all ranks, with a sentence
+        if not bool(sound.all()):
+            bad = self.batch["id"][~sound.cpu()].tolist()
+            rank_zero_only(print)(f"tiles {', '.join(map(str, bad))} are not finite: no longer watched")
+            self.batch = _rows(self.batch, sound.cpu())
+            batch, embeddings = _rows(batch, sound), embeddings[sound]
+        found = {}
+        if len(embeddings) > 1:
+            found = collapse(embeddings) | term_cosines(model, batch, module.progress, module.seed)
+            if "date" in model.needs:
+                progress, draws = (
+                    torch.full((), module.progress, device=module.device),
+                    Draws(module.seed, batch["position"]),
+                )
+                found["shuffled_date"] = float(shuffled_date(model, batch, progress, draws))
         if self.probe is not None:
-            scores = self.probe(model.encoder, module.device)
+            scores = self.probe(encoder, module.device)
             module.provenance["evaluation"] = {"step": step, **scores}
             found |= {row["probe"] + COLUMNS[row["encoder"]]: row["accuracy"] for row in scores["rows"]}
-        for logger in trainer.loggers:
+        for logger in trainer.loggers if found else []:
             logger.log_metrics(found, step)
-        few = apply_to_collection(batch, Tensor, lambda value: value[:4] if value.ndim else value)
-        pictures = reconstructions(model, few, self.contract, module.progress, module.seed)
+        pictures = reconstructions(model, _rows(batch, slice(4)), self.contract, module.progress, module.seed)
         if not trainer.is_global_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -242,6 +269,12 @@ class Watch(pl.Callback):
                 logger.experiment.add_image("reconstructions", sheet, step, dataformats="HWC")
             elif isinstance(logger, WandbLogger):
                 logger.log_image("reconstructions", [str(path)], step)
+
+
+def _rows(batch: dict[str, Any], chosen: Tensor | slice) -> dict[str, Any]:
+    """Some images of a batch, with all that belongs to them."""
+    some: dict[str, Any] = apply_to_collection(batch, Tensor, lambda value: value[chosen] if value.ndim else value)
+    return some
 
 
 class MetricsTable(Logger):

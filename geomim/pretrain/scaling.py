@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from torch import Tensor, nn
+from torch import Tensor, nn, random
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
+
+from geomim.models.build import from_config
+from geomim.models.hierarchical import Encoder
 
 
 def blocks(model: nn.Module) -> Iterator[nn.Module]:
@@ -33,6 +36,14 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     fully_shard(model, mesh=mesh)
     for name in ("plan", "compare"):  # instead of `forward`
         register_fsdp_forward_method(model, name)
+
+
+def gathered(encoder: Encoder) -> Encoder:
+    """A plain encoder, in evaluation mode, with all weights of one whose weights are shared out; asked by all ranks."""
+    with random.fork_rng(devices=[]):
+        plain = from_config(encoder.config, encoder.contracts)
+    plain.load_state_dict({name: whole(value) for name, value in encoder.state_dict().items()})
+    return plain.eval()
 
 
 def whole(value: Tensor) -> Tensor:

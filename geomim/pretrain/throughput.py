@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -44,7 +45,13 @@ def count_flops(model: MaskedImageModel, batch: dict[str, Any], progress: Tensor
     devices = [batch["image"].device] if batch["image"].is_cuda else []
     # fused attention is not counted on every device
     with torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        output = model(batch, progress, Draws(0, batch["position"]))
+        context = model.context(batch, Draws(0, batch["position"]))
+        plan = model.plan(context, progress)
+        output = model.compare(context, plan, progress, plan.weights.sum(1))
         with torch.autocast(batch["image"].device.type, enabled=False):
-            torch.autograd.grad(output.loss, trained, allow_unused=True)
+            if isinstance(model, FSDPModule):  # what is shared out is not what the loss hangs on
+                torch.autograd.backward(output.loss)
+                model.zero_grad()
+            else:
+                torch.autograd.grad(output.loss, trained, allow_unused=True)
     return float(counter.get_total_flops()) / len(batch["image"])

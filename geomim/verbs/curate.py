@@ -19,13 +19,12 @@ from rich.progress import track
 from geomim.corpus.duplicates.embedding import Subset, semantic_pairs
 from geomim.corpus.duplicates.embedding import balance as choose
 from geomim.corpus.store import Corpus, write_json
-from geomim.data.labelled import Labelled, LabelledData
+from geomim.data.labelled import Labelled, LabelledData, ground_sides
 from geomim.errors import CorpusError, InputError
 from geomim.evaluate.features import Extractor, Pool, fast_half, frozen
 from geomim.evaluate.saved import fingerprint
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import LOOKS, check_range
-from geomim.sensors import get_sensor
 from geomim.verbs.evaluate import open_candidate
 
 _CHUNK = 8192  # tiles that a stopped run loses at most
@@ -40,6 +39,7 @@ def embed(
     batch: int = 128,
     sensor: str | None = None,
     heads: int | None = None,
+    all_bands: bool = False,
     device: str = "auto",
 ) -> Path:
     """Ask an encoder for a vector of every tile of a corpus, kept or not; stopped and started again, it goes on.
@@ -54,6 +54,7 @@ def embed(
         batch: Tiles encoded at once.
         sensor: Name or YAML file of a sensor that says what the tiles' numbers mean, where the corpus says it wrongly.
         heads: Attention heads of a published file, which does not state them.
+        all_bands: Give an encoder of any sensor all bands of the tiles, not only those it was trained on.
         device: `auto`, `cpu`, `cuda` or another torch device.
 
     Returns:
@@ -70,13 +71,14 @@ def embed(
     folder, console = Path(corpus), Console(stderr=True, markup=False, highlight=False)
     opened = Corpus.open(folder)
     images = _unlabelled(opened)
-    images = images.told(get_sensor(sensor)) if sensor else images
-    candidate = open_candidate(checkpoint, images, image_size, heads)
+    images = images.told(sensor) if sensor else images
+    candidate = open_candidate(checkpoint, images, image_size, heads, all_bands)
     name = name or re.sub(r"[^\w.-]+", "-", Path(checkpoint.removeprefix("timm:")).stem)
     tiles = _stored(opened)
     card = {
         "checkpoint": checkpoint,
         "encoder": fingerprint(candidate.encoder),
+        "contract": candidate.contract.to_dict(),
         "image_size": candidate.image_size,
         "pool": pool,
         "tiles": _digest(tiles),
@@ -109,7 +111,10 @@ def embed(
 def _unlabelled(corpus: Corpus) -> LabelledData:
     """A corpus as what an encoder is opened for."""
     none = Labelled(np.empty(0, np.int64), lambda rows: [])
-    return LabelledData(f"corpus {corpus.path.name}", (), corpus.sensor, corpus.contract, none, none)
+    tiles = corpus.table(["gsd", "size"], where=pc.field("slot") >= 0)
+    side, ground = float(np.median(tiles["size"].to_numpy())) if len(tiles) else None, ground_sides(tiles)
+    name = f"corpus {corpus.path.name}"
+    return LabelledData(name, (), corpus.sensor, corpus.contract, none, none, side=side, ground=ground)
 
 
 class _Encoder:

@@ -25,7 +25,7 @@ from geomim.models.fitting import contract_for, fitted
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
 from geomim.models.weights import exported_contract, picture_contract, read_encoder
-from geomim.sensors import SENSORS, BandContract, get_sensor
+from geomim.sensors import SENSORS, BandContract
 
 Probe = Literal["knn", "linear", "efficient"]
 
@@ -41,6 +41,7 @@ class Candidate:
         contract: Bands and statistics its input must have.
         image_size: Side of the images it is given, in pixels.
         notes: What was assumed about it.
+        gsd: Metres a pixel that its positions are baked for, where they follow them.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Candidate:
     contract: BandContract
     image_size: int
     notes: tuple[str, ...] = ()
+    gsd: float | None = None
 
 
 class Batches:
@@ -91,6 +93,7 @@ def evaluate(
     floors: bool = True,
     sensor: str | None = None,
     heads: int | None = None,
+    all_bands: bool = False,
     device: str = "auto",
 ) -> Scores:
     """Score a frozen encoder on labelled images with kNN, linear and efficient probes.
@@ -114,6 +117,7 @@ def evaluate(
         floors: Score the floors too.
         sensor: Name or YAML file of a sensor that says what the images' numbers mean, where they say it wrongly.
         heads: Attention heads of a published file, which does not state them.
+        all_bands: Give an encoder of any sensor all bands of the images, not only those it was trained on.
         device: `auto`, `cpu`, `cuda` or another torch device.
 
     Returns:
@@ -128,8 +132,8 @@ def evaluate(
         raise ConfigError(f"expected at least one seed and one probe; given {seeds} and {probes}")
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     images = open_labelled(data, train_split, test_split, image_size)
-    images = images.told(get_sensor(sensor)) if sensor else images
-    candidate = open_candidate(checkpoint, images, image_size, heads)
+    images = images.told(sensor) if sensor else images
+    candidate = open_candidate(checkpoint, images, image_size, heads, all_bands)
     prepare = ContractInput(candidate.contract, images.sensor)
     parts = {"train": images.train, "test": images.test}
     ranges = [check_range(prepare, part.sample(), f"{images.name}, {name}") for name, part in parts.items()]
@@ -159,7 +163,11 @@ def evaluate(
 
 
 def open_candidate(
-    checkpoint: str, images: LabelledData, image_size: int | None = None, heads: int | None = None
+    checkpoint: str,
+    images: LabelledData,
+    image_size: int | None = None,
+    heads: int | None = None,
+    all_bands: bool = False,
 ) -> Candidate:
     """Read an encoder for given images.
 
@@ -168,21 +176,29 @@ def open_candidate(
         images: What it is to be evaluated on.
         image_size: Side of the images; the encoder's own where None.
         heads: As for `evaluate`.
+        all_bands: As for `evaluate`.
 
     Raises:
         CheckpointError: The checkpoint cannot be read, or the size does not fit it.
         BandError: The file names no bands and is not for RGB.
     """
     if checkpoint.startswith("timm:"):
+        if all_bands:
+            raise CheckpointError(f"'{checkpoint}' is a plain encoder of its own bands: leave out --all_bands")
         return _timm_candidate(checkpoint.removeprefix("timm:"), images, image_size)
     loaded = read_encoder(checkpoint, heads)
-    contract, notes = contract_for(loaded, checkpoint, images.sensor, images.contract)
-    encoder = fitted(loaded.encoder, contract)
+    contract, notes = contract_for(loaded, checkpoint, images.sensor, images.contract, all_bands)
+    gsd = None
+    if loaded.encoder.config.get("gsd_positions"):
+        # positions are stretched over images of another size, which are of as much ground
+        gsd, said = images.gsd_at(loaded.encoder.image_size, contract)
+        notes = (*notes, said)
+    encoder = fitted(loaded.encoder, contract, gsd)
     size = image_size or encoder.image_size
     if size % encoder.patch_size:
         raise CheckpointError(f"image_size {size}: expected a multiple of the patch size {encoder.patch_size}")
     return Candidate(
-        _name(checkpoint, loaded.details), encoder, lambda seed: random_like(encoder, seed), contract, size, notes
+        _name(checkpoint, loaded.details), encoder, lambda seed: random_like(encoder, seed), contract, size, notes, gsd
     )
 
 
@@ -307,6 +323,7 @@ def _save(
             contract=candidate.contract.to_dict(),
             accuracy=row.accuracy if row else 0.0,
             scale=images.side / candidate.image_size if images.side else 1.0,
+            gsd=candidate.gsd,
         )
         save_probe(out / f"{kind}.safetensors", fit.probe, card)
     part = out / ".evaluation.json.part"

@@ -27,6 +27,7 @@ PANELS = {
     "linear probe accuracy": {f"linear{floor}": label for floor, label in FLOORS.items()},
     "embeddings of images": {"embedding_cosine": "mean cosine of two", "embedding_std": "spread (1: all directions)"},
     "effective rank of embeddings (RankMe)": {"embedding_rank": ""},
+    "loss of foreign dates - loss (0: not used)": {"shuffled_date": ""},
     "learning rate": {"learning_rate": ""},
     "images/s": {"images_per_second": ""},
 }

@@ -240,5 +240,7 @@ def run(argv: Sequence[str]) -> None:
     parts = (vars(config.method), encoder, config.optimizer, config.training, config.seed, config.resume)
     last = train(data, folder, config.recipe, *parts, config.written, config.watch)
     if rank_zero_only.rank == 0:
-        print(f"\nencoder: {last}\nfigures: {folder / 'metrics.csv'}\npictures: {folder / 'reconstructions'}")
+        print(f"\nencoder: {last}\nfigures: {folder / 'metrics.csv'}")
+        if (folder / "reconstructions").exists():
+            print(f"pictures: {folder / 'reconstructions'}")
         print(f"next: geomim plot {folder}; geomim show {last}")

@@ -17,11 +17,10 @@ from geomim.data.labelled import Labelled, open_labelled
 from geomim.errors import ConfigError, GeomimError, MissingExtraError
 from geomim.evaluate.features import extract_all, fast_half, frozen, pixel_statistics, random_like
 from geomim.evaluate.scores import PIXELS, RANDOM, probe_features
-from geomim.models.fitting import contract_for
+from geomim.models.fitting import contract_for, fitted
 from geomim.models.hierarchical import Encoder
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
-from geomim.models.vit import ViT
 from geomim.models.weights import Loaded
 from geomim.pretrain.monitor import ENCODER, MetricsTable
 from geomim.sensors import BandContract
@@ -72,22 +71,23 @@ class Probing:
         contract: Bands and statistics that the images are brought to.
         parts: Batches to fit on, and batches to score on.
         facts: What a reader of the scores should know, as plain values.
+        gsd: Metres a pixel of the images, for positions that follow them.
     """
 
     contract: BandContract
     parts: tuple[Batches, Batches]
     facts: dict[str, Any]
+    gsd: float | None = None
     floors: list[dict[str, Any]] = field(default_factory=list, init=False)
 
-    def __call__(self, encoder: ViT, device: torch.device) -> dict[str, Any]:
+    def __call__(self, encoder: Encoder, device: torch.device) -> dict[str, Any]:
         """The facts, and `rows` of `encoder`, `probe`, `accuracy`, and `low` and `high` of its interval.
 
         Args:
-            encoder: In evaluation mode, on the device. A spectral one is baked.
+            encoder: In evaluation mode, on the device. It is fitted to the contract.
             device: Where it runs.
         """
-        if encoder.config.get("spectral"):
-            encoder = encoder.bake(self.contract)  # type: ignore[operator]
+        encoder = fitted(encoder, self.contract, self.gsd)
         half = fast_half(device)
         extractors = {ENCODER: frozen(encoder.to(device), half=half)}
         if not self.floors:
@@ -119,6 +119,10 @@ def probing(watch: Watching, encoder: Encoder, image_size: int) -> Probing | Non
         images = open_labelled(watch.data, watch.train_split, watch.test_split, image_size)
         loaded = Loaded(encoder, encoder.contracts, "the encoder")
         contract, said = contract_for(loaded, loaded.kind, images.sensor, images.contract)
+        gsd = None
+        if encoder.config.get("gsd_positions"):
+            gsd, scale = images.gsd_at(image_size, contract)
+            said = (*said, scale)
         prepare = ContractInput(contract, images.sensor)
         splits = _some(images.train, watch.limit), _some(images.test, watch.limit)
         notes = [check_range(prepare, one.sample(), images.name) for one in splits]
@@ -128,7 +132,7 @@ def probing(watch: Watching, encoder: Encoder, image_size: int) -> Probing | Non
     facts |= {"train_images": len(splits[0]), "test_images": len(splits[1])}
     facts["notes"] = [*said, *images.notes, *notes[0], *notes[1]]
     train, test = (Batches(one, prepare, image_size) for one in splits)
-    return Probing(contract, (train, test), facts)
+    return Probing(contract, (train, test), facts, gsd)
 
 
 def _some(images: Labelled, limit: int) -> Labelled:

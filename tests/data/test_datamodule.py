@@ -1,4 +1,6 @@
 import dataclasses
+import errno
+import os
 import shutil
 
 import numpy as np
@@ -78,7 +80,8 @@ def three(tmp_path_factory, corpus):
 
 
 def test_batches_of_several_sensors_are_each_of_one_and_normalised_by_its_own(three):
-    module = TileDataModule(three, batch_size=4, image_size=16, workers=0, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    options = {"size": [24, 32, 24], "scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
+    module = TileDataModule(three, batch_size=4, image_size=16, workers=0, **options)
     assert list(module.contracts) == ["rgb", "sentinel2", "sentinel2-2"]
     assert [len(contract.names) for contract in module.contracts.values()] == [3, 3, 4]
     for key, shift in (("sentinel2", 1000.0), ("sentinel2-2", 0.0)):
@@ -103,8 +106,8 @@ def test_names_of_sensors_are_the_same_in_a_resumed_run(three):
             tiles.corpus.sensor, name="my s.2", bands=tuple(usual[place] for place in order)
         )
     for _ in range(2):
-        assert list(share_contracts(sets, [1] * 4)) == ["my_s_2", "my_s_2-2", "my_s_2-2-2"]
-        assert [tiles.sensor for tiles in sets] == ["my_s_2", "my_s_2-2", "my_s_2", "my_s_2-2-2"]
+        assert list(share_contracts(sets, [1] * 4)) == ["my_s_2", "my_s_2-2", "my_s_2-3"]
+        assert [tiles.sensor for tiles in sets] == ["my_s_2", "my_s_2-2", "my_s_2", "my_s_2-3"]
 
 
 def test_one_band_of_one_sensor_means_one_thing(three, tmp_path):
@@ -112,7 +115,7 @@ def test_one_band_of_one_sensor_means_one_thing(three, tmp_path):
     with pytest.raises(
         BandError, match=r"band B02 of sentinel2 is reflectance = .* in '.*some', and .* \+ -0\.1 in '.*c'"
     ):
-        TileDataModule([three[1], str(other)])
+        TileDataModule([three[1], str(other)], size=[32, 24])
 
 
 def test_a_band_may_mean_something_of_its_own(tmp_path):
@@ -130,6 +133,8 @@ def test_a_size_is_chosen_a_corpus(three):
     assert [one.tiles.size for one in TileDataModule(three, size=[24, 32, 24]).sets] == [24, 32, 24]
     with pytest.raises(ConfigError, match=r"one size a corpus \(3\); given 2"):
         TileDataModule(three, size=[24, 32])
+    with pytest.raises(ConfigError, match=r"24 in .*, 32 in .*some', 24 in .*most'.*--data\.size '\[24,32,24\]'"):
+        TileDataModule(three)
     with pytest.raises(CorpusError, match="some' holds no tiles of 24"):
         TileDataModule(three, size=24)
 
@@ -269,6 +274,21 @@ def test_tiles_of_a_damaged_shard_are_marked_and_have_no_valid_pixel(tmp_path, d
     batch = module.augment(raw)
     assert torch.equal(batch["valid"].flatten(1).any(1), ~lost) and not batch["image"][lost].any()
     assert torch.equal(batch["image"][~lost], module.augment(good)["image"][~lost])
+
+
+def test_tiles_that_the_disk_cannot_give_are_marked(tmp_path, monkeypatch):
+    tiles, read = TileSet(Corpus.open(write_corpus(tmp_path / "c", count=24, size=24))), os.preadv
+    bad = [0]
+
+    def broken(file, buffers, start):
+        bad[0] += 1
+        if bad[0] in (4, 8):  # the fourth of all tiles, and again where they are read one by one
+            raise OSError(errno.EIO, "Input/output error")
+        return read(file, buffers, start)
+
+    tiles.read(np.arange(1))  # reads the index
+    monkeypatch.setattr(os, "preadv", broken)
+    assert tiles.read(np.arange(6))["unreadable"].tolist() == [False] * 3 + [True] + [False] * 2
 
 
 def test_what_cannot_be_trained_on_is_refused_by_name(tmp_path, corpus):

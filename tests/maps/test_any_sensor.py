@@ -8,20 +8,24 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+import yaml
 from rasterio.transform import from_origin
 from tiny_corpus import write_corpus
 
 from geomim.cli import main
-from geomim.errors import BandError
-from geomim.maps.predict import cluster, predict
+from geomim.corpus.scenes import open_scene
+from geomim.corpus.store import Corpus
+from geomim.data.labelled import open_labelled
+from geomim.errors import BandError, CheckpointError
+from geomim.maps.predict import _mapper, cluster, predict
 from geomim.models.build import build_encoder
 from geomim.models.vit import ViT
 from geomim.models.weights import read_encoder
 from geomim.pretrain.module import Origin, PretrainModule
 from geomim.pretrain.recipes import RECIPES
-from geomim.sensors import BandContract, get_sensor
-from geomim.verbs.curate import embed
-from geomim.verbs.evaluate import evaluate
+from geomim.sensors import Band, BandContract, Sensor, get_sensor, stated_contract
+from geomim.verbs.curate import _unlabelled, embed
+from geomim.verbs.evaluate import evaluate, open_candidate
 
 CONTRACTS = {
     "naip": BandContract(get_sensor("naip"), (125.0,) * 4, (60.0,) * 4),
@@ -29,16 +33,20 @@ CONTRACTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+def save(path: Path, **options: bool) -> str:
     torch.manual_seed(0)
     sizes = {"image_size": 24, "patch_size": 8, "width": 48, "depth": 1, "heads": 3}
-    model = RECIPES["mae"](build_encoder(CONTRACTS, **sizes, spectral=True), decoder_depth=1, decoder_width=48)
+    encoder = build_encoder(CONTRACTS, **sizes, spectral=True, **options)
+    model = RECIPES["mae"](encoder, decoder_depth=1, decoder_width=48)
     module = PretrainModule(model, Origin("mae", {}, CONTRACTS), batch_size=4)
-    path = tmp_path_factory.mktemp("spectral") / "a.ckpt"
     entry = module.description() | {"step": 1, "progress": 1.0}
     torch.save({"state_dict": module.state_dict(), "geomim": entry}, path)
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save(tmp_path_factory.mktemp("spectral") / "a.ckpt")
 
 
 def test_a_checkpoint_of_training_is_read_with_all_its_sensors(checkpoint: str) -> None:
@@ -55,6 +63,23 @@ def test_evaluated_and_embedded_for_the_sensor_of_the_data(checkpoint: str, tmp_
         )
         assert any(said in note for note in scores.notes)
         assert np.load(embed(str(corpus), checkpoint, device="cpu")).shape == (32, 48)
+
+
+def test_all_bands_of_the_data_where_it_was_trained_on_some(checkpoint: str, tmp_path: Path, capsys) -> None:
+    bands = (*get_sensor("naip").bands, Band("SWIR", 1600, 90))
+    sensor = Sensor("naip", bands)
+    corpus = str(write_corpus(tmp_path / "corpus", count=32, size=24, sensor=sensor))
+    asked = {"probes": ["linear"], "seeds": 1, "test_split": "val", "floors": False, "device": "cpu"}
+    scores = evaluate(checkpoint, corpus, str(tmp_path / "out"), **asked)
+    assert any("SWIR are left out: evaluate, embed and cluster take" in note for note in scores.notes)
+    evaluate(checkpoint, corpus, str(tmp_path / "out"), all_bands=True, **asked)
+    card = json.loads((tmp_path / "out" / "linear.json").read_text())
+    assert [band["name"] for band in card["contract"]["sensor"]["bands"]] == list(sensor.names)
+    embed(corpus, checkpoint, all_bands=True, device="cpu")
+    made = json.loads((tmp_path / "corpus" / "embeddings" / "a.json").read_text())
+    assert len(made["contract"]["mean"]) == 5
+    with pytest.raises(CheckpointError, match="leave out --all_bands"):
+        embed(corpus, "timm:anything", all_bands=True, device="cpu")
 
 
 def write(path: Path, sensor: str) -> str:
@@ -81,6 +106,55 @@ def test_mapped_with_the_bands_of_the_probe_or_of_the_scene(checkpoint: str, tmp
     capsys.readouterr()
     assert cluster(checkpoint, [scene], str(tmp_path / "clusters.tif"), clusters=2, device="cpu")[0].exists()
     assert "seen as 'naip'" in capsys.readouterr().out
+
+
+def test_positions_are_made_for_the_metres_a_pixel_of_the_data(tmp_path: Path, capsys) -> None:
+    path = save(tmp_path / "a.ckpt", gsd_positions=True)
+    encoder, half = read_encoder(path).encoder, torch.full((1,), 5.0)
+    asked = {"probes": ["linear"], "seeds": 1, "test_split": "val", "floors": False, "device": "cpu"}
+    sensor = get_sensor("naip")
+    corpus = write_corpus(tmp_path / "corpus", 32, 48, sensor=sensor, gsds=[2.5] * 32)  # 48 px of 2.5 m: 24 of 5 m
+    candidate = open_candidate(path, open_labelled(corpus, "train", "val"))
+    torch.testing.assert_close(candidate.encoder.pos_embed, encoder.positions((3, 3), half))
+    scores = evaluate(path, str(corpus), str(tmp_path / "out"), **asked)
+    assert any("made for 5 m, at 24 px" in note for note in scores.notes)
+    assert json.loads((tmp_path / "out" / "linear.json").read_text())["gsd"] == 5.0
+    opened = Corpus.open(corpus)
+    assert open_candidate(path, _unlabelled(opened)).gsd == 5.0
+    contract = CONTRACTS["naip"]
+    unknown = open_labelled(write_corpus(tmp_path / "none", 32, 48, sensor=sensor), "train", "val")
+    assert unknown.gsd_at(24, contract)[0] == 2.0 and "100% of the images tell none" in unknown.gsd_at(24, contract)[1]
+    mixed = write_corpus(tmp_path / "mixed", 32, 24, sensor=sensor, gsds=[1.0, 2.0] * 16)
+    assert "of 1 to 2 m, and all" in open_labelled(mixed, "train", "val").gsd_at(24, contract)[1]
+    scene, probe = write(tmp_path / "scene.tif", "naip"), str(tmp_path / "out")  # of 2 m
+    capsys.readouterr()
+    predict(path, probe, [scene], str(tmp_path / "map.tif"), device="cpu")
+    assert "made for 2 m; the probe was fitted at 5 m" in " ".join(capsys.readouterr().out.split())
+    mapper = _mapper(path, None, "cpu", lambda _: (contract, ()), 5.0)
+    with open_scene(scene, sensor) as opened_scene:
+        here = mapper.at(opened_scene)
+    torch.testing.assert_close(
+        here.encoder.pos_embed, encoder.positions((3, 3), torch.full((1,), 2.0)), atol=5e-3, rtol=0
+    )
+    cluster(path, [scene], str(tmp_path / "clusters.tif"), clusters=2, device="cpu")
+    assert "made for 2 m" in capsys.readouterr().out
+
+
+def test_statistics_of_a_sensor_file_are_taken_where_the_encoder_knows_none(checkpoint: str, tmp_path: Path) -> None:
+    values = {"name": "thermal", "unit": "kelvin", "bands": [{"name": "T", "wavelength": 11000}]}
+    file, scene = tmp_path / "thermal.yaml", tmp_path / "scene.tif"
+    profile = {"transform": from_origin(500000, 4000000, 2, 2), "crs": "EPSG:32632", "dtype": "float32"}
+    with rasterio.open(scene, "w", driver="GTiff", count=1, height=48, width=48, **profile) as raster:
+        raster.write(np.random.default_rng(0).normal(290, 5, (1, 48, 48)).astype("float32"))
+    asked = (checkpoint, [str(scene)], str(tmp_path / "clusters.tif"), 2, str(file))
+    file.write_text(yaml.safe_dump(values))
+    with pytest.raises(BandError, match=r"mean and std of T in kelvin: give them .* \(--sensor FILE.yaml\)"):
+        cluster(*asked, device="cpu")
+    corpus = write_corpus(tmp_path / "corpus", sensor=get_sensor(file))
+    file.write_text(yaml.safe_dump(values | {"mean": [290.0], "std": [5.0]}))
+    assert cluster(*asked, device="cpu")[0].exists()
+    told = _unlabelled(Corpus.open(corpus)).told(str(file))
+    assert told.contract == stated_contract(file) and open_candidate(checkpoint, told).contract.mean == (290.0,)
 
 
 def test_a_floor_is_of_the_same_size(checkpoint: str, tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import yaml
 from geomim.errors import BandError, CheckpointError, ConfigError, InputError
 from geomim.models.build import build_encoder, from_config
 from geomim.models.export import export
-from geomim.models.fitting import contract_for, fitted
+from geomim.models.fitting import contract_for, fitted, named_contract
 from geomim.models.frozen import read_frozen
 from geomim.models.vit import ViT
-from geomim.models.weights import read_encoder
+from geomim.models.weights import Loaded, read_encoder
 from geomim.sensors import Band, BandContract, Sensor, get_sensor
 
 SIZES = {"image_size": 32, "patch_size": 8, "width": 48, "depth": 2, "heads": 3}
@@ -102,6 +102,12 @@ def test_statistics_of_a_sensor_file(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(values | {"mean": [-12.0], "std": [4.0]}))
     contract = read_encoder(export(path, str(tmp_path / "out"), sensor=str(file))).contract
     assert contract.names == ("VV",) and contract.mean == (-12.0,) and contract.std == (4.0,)
+    file.write_text(yaml.safe_dump(values | {"mean": 5, "std": [4.0]}))
+    with pytest.raises(InputError, match=r"radar\.yaml': 'mean' must be a list"):
+        export(path, str(tmp_path / "out"), sensor=str(file))
+    nameless = Loaded(read_encoder(path).encoder, {}, "a file")
+    with pytest.raises(CheckpointError, match="names no sensor: say which with --sensor"):
+        named_contract(nameless, "a.ckpt", None, None)
 
 
 def test_gsd_and_patch_size(tmp_path: Path) -> None:
@@ -119,6 +125,12 @@ def test_gsd_and_patch_size(tmp_path: Path) -> None:
     torch.testing.assert_close(in_timm(folder, images), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_teacher_whose_positions_follow_the_gsd_says_for_which(tmp_path: Path, caplog) -> None:
+    path, _ = checkpoint(tmp_path / "a.ckpt", {"naip": CONTRACTS["naip"]}, gsd_positions=True)
+    read_frozen(path, (4, 4))
+    assert "made for 1 m a pixel, as its sensor has, whatever the images have" in caplog.text
+
+
 def test_refusals_name_what_is_there(tmp_path: Path) -> None:
     path, _ = checkpoint(tmp_path / "a.ckpt")
     out = str(tmp_path / "out")
@@ -128,6 +140,11 @@ def test_refusals_name_what_is_there(tmp_path: Path) -> None:
         read_frozen(path, (4, 4))
     with pytest.raises(ConfigError, match="leave out --gsd"):
         export(path, out, sensor="s2", gsd=10.0)
+    for gsd in (0.0, -3.0, float("nan")):
+        with pytest.raises(ConfigError, match=f"--gsd: expected metres a pixel, above 0; given {gsd:g}"):
+            export(path, out, sensor="s2", gsd=gsd)
+    with pytest.raises(ConfigError, match="--patch-size: expected pixels, at least 1; given 0"):
+        export(path, out, sensor="s2", patch_size=0)
     with pytest.raises(ConfigError, match="multiple of patch_size"):
         export(path, out, sensor="s2", patch_size=5)
     plain, _ = checkpoint(tmp_path / "b.ckpt", {"naip": CONTRACTS["naip"]}, spectral=False)
@@ -146,6 +163,13 @@ def test_contract_for_images(tmp_path: Path) -> None:
     assert contract == own and "never trained on 'rgb'" in notes[-1] and "those of the images" in notes[-1]
     contract, notes = contract_for(loaded, "a", rgb)
     assert contract.sensor == rgb and contract.mean == (100.0, 90.0, 80.0) and "red as red of naip" in notes[-1]
+    some = Loaded(loaded.encoder, {"s2": CONTRACTS["s2"].select(["B04", "B08"])}, "a file")
+    contract, notes = contract_for(some, "a", get_sensor("sentinel2", ["B04", "B08", "B11"]))
+    assert contract.names == ("B04", "B08") and "with --all_bands true" in notes[-1]
+    contract, notes = contract_for(some, "a", get_sensor("sentinel2", ["B04", "B08", "B11"]), all_bands=True)
+    assert contract.names == ("B04", "B08", "B11") and "just these bands of 'sentinel2'" in notes[-1]
+    contract, notes = contract_for(some, "a", get_sensor("sentinel2", ["B08", "B04"]), all_bands=True)
+    assert contract == some.contract and "left out" not in notes[-1]
     few = S2.select(["B04", "B08"])
     contract, notes = contract_for(loaded, "a", few)
     assert contract.mean == (1030.0, 1070.0) and fitted(loaded.encoder, contract).in_chans == 2

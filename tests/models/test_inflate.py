@@ -52,7 +52,11 @@ def test_rgb_weights_answer_rgb_images_as_they_did(tmp_path: Path, spectral: boo
         encoder(images).tokens, model(weights).forward_features(images), rtol=tolerance, atol=tolerance
     )
     assert any("red as red" in note for note in encoder.notes)
-    assert any("red, green, blue" in note for note in encoder.notes)  # that this was assumed
+    mean, std = (
+        ", ".join(f"{255 * value:.4g}" for value in model(weights).pretrained_cfg[key]) for key in ("mean", "std")
+    )
+    said = f"taken as 8-bit red, green, blue, of mean {mean} and std {std}"
+    assert any(said in note for note in encoder.notes) and not any("ImageNet" in note for note in encoder.notes)
 
 
 @pytest.mark.parametrize("spectral", [True, False])

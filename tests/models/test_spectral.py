@@ -6,6 +6,7 @@ from torch import Tensor
 
 from geomim.errors import BandError, ConfigError
 from geomim.models.build import build_encoder, from_config
+from geomim.models.fitting import nearest_band
 from geomim.models.patches import Patches, patchify
 from geomim.models.spectral import BandKernels, SpectralPatchEmbed, band_codes, keep_bands
 from geomim.models.vit import ViT
@@ -88,12 +89,20 @@ def test_bands_close_in_wavelength_have_close_kernels() -> None:
 
 def test_bands_of_no_wavelength_are_refused_by_name() -> None:
     sensor = Sensor("mine", (Band("red", 650, 80), Band("dem"), Band("VV", polarisation="VV")))
-    with pytest.raises(BandError, match=r"'mine' gives none for dem: .*--encoder.spectral false"):
+    with pytest.raises(BandError, match=r"'mine' gives none for dem: .*geomim corpus build.*--encoder.spectral false"):
         build_encoder({"mine": contract(sensor)}, **SIZES, spectral=True)
     with pytest.raises(ConfigError, match=r"rgb, naip.*--encoder.spectral true"):
         build_encoder(contracts("rgb", "naip"), **SIZES)
     with pytest.raises(ConfigError, match=r"rgb, naip\); given None"):
         spectral("rgb", "naip")(torch.zeros(1, 3, 32, 32))
+
+
+def test_a_band_that_is_called_as_a_polarisation_is_one() -> None:
+    stated, called, alias = Band("VV", polarisation="VV"), Band("vv"), Band("a", alias="VV")
+    codes = [band_codes(Sensor("radar", (band,))) for band in (stated, called, alias)]
+    assert torch.equal(codes[0], codes[1]) and torch.equal(codes[0], codes[2]) and codes[0].any()
+    assert nearest_band(Band("vh", 55.5e6), [Band("red", 650), stated]) is None
+    assert nearest_band(Band("red", 650), [Band("VH", 600), Band("nir", 850)]) == 1
 
 
 def test_dropped_bands_are_addressed_and_never_all() -> None:

@@ -13,6 +13,7 @@ from geomim.cli import main
 from geomim.data.datamodule import TileDataModule
 from geomim.data.labelled import Labelled
 from geomim.errors import ConfigError, CorpusError, GeomimError, MissingExtraError
+from geomim.evaluate.features import frozen
 from geomim.models.build import build_encoder
 from geomim.models.vit import ViT
 from geomim.pretrain.monitor import (
@@ -24,7 +25,9 @@ from geomim.pretrain.monitor import (
     save_reconstructions,
     term_cosines,
 )
+from geomim.pretrain.recipes.pairs import shuffled_date
 from geomim.pretrain.targets.answer import Answer
+from geomim.randomness import Draws
 from geomim.sensors import BandContract, get_sensor
 from geomim.verbs import watching
 from geomim.verbs.pretrain import Training, build, train
@@ -103,6 +106,25 @@ def test_what_is_separable_is_found_and_floors_are_measured_once(monkeypatch):
     assert asked == [0]
 
 
+def test_positions_are_made_for_the_metres_a_pixel_of_the_images(monkeypatch):
+    asked = []
+    monkeypatch.setattr(ViT, "positions", lambda self, grid, gsd=None: asked.append(gsd) or self.pos_embed)
+    probe = watching.Probing(RGB, (Levels(9), Levels(6)), {"classes": 3}, gsd=5.0)
+    probe(ViT(3, 16, 4, 24, 1, 2, gsd_positions=True).eval(), torch.device("cpu"))
+    assert asked[0] == 5.0 and all(gsd is None for gsd in asked[1:])
+
+
+@pytest.mark.parametrize("option", ["spectral", "gsd_positions"])
+def test_an_encoder_of_any_sensor_is_scored_as_what_it_is_of_this_one(monkeypatch, option):
+    seen = []
+    monkeypatch.setattr(watching, "frozen", lambda encoder, half: seen.append(encoder) or frozen(encoder, half=half))
+    encoder = build_encoder({"rgb": RGB}, 16, **ENCODER, **{option: True}).eval()
+    watching.Probing(RGB, (Levels(30), Levels(12)), {"classes": 3})(encoder, torch.device("cpu"))
+    images = next(iter(Levels(3)))["image"]
+    torch.testing.assert_close(seen[0](images).tokens, encoder.bake(RGB)(images).tokens)
+    assert not seen[0].config.get(option)
+
+
 def scored(scores):
     return {row["probe"] + COLUMNS[row["encoder"]]: row["accuracy"] for row in scores["rows"]}
 
@@ -152,6 +174,58 @@ def test_only_the_first_process_looks(corpus, tmp_path):
     assert module.idle > 0 and module.model.training
 
 
+def look(data, folder, batch, recipe="mae", method=METHOD):
+    """Two looks of a fresh model at a batch: the figures of each."""
+    module, told = build(data, recipe, method, ENCODER), []
+    logger = SimpleNamespace(log_metrics=lambda figures, step: told.append(figures))
+    watch = Watch(batch, data.contracts, folder, 2)
+    watch.on_train_start()
+    for step in (2, 4):
+        trainer = SimpleNamespace(global_step=step, max_steps=4, is_global_zero=True, loggers=[logger])
+        module.trainer = trainer
+        watch.on_train_batch_end(trainer, module)
+    return told
+
+
+def test_tiles_that_are_not_finite_are_left_out_and_named_once(corpus, tmp_path, capsys):
+    data = TileDataModule(str(corpus), batch_size=4, image_size=16, workers=0)
+    batch = data.pictures(6)
+    bad = batch | {"image": batch["image"].clone()}
+    bad["image"][1, 0, 3, 3] = float("nan")
+    told, sound = look(data, tmp_path, bad), [0, 2, 3, 4, 5]
+    assert capsys.readouterr().out == f"tiles {batch['id'][1]} are not finite: no longer watched\n"
+    some = {key: value[sound] if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    assert told[0] == look(data, tmp_path, some)[0] and all(np.isfinite(list(told[1].values())))
+    bad["image"][:] = float("nan")
+    assert look(data, tmp_path, bad) == [] and capsys.readouterr().out.count("none of the watched tiles") == 2
+
+
+def test_one_tile_has_pictures_and_no_figures_and_of_one_validation_tile_training_ones_are_watched(
+    tmp_path, capsys, recwarn
+):
+    data = TileDataModule(str(write_corpus(tmp_path / "c", count=6)), batch_size=4, image_size=16, workers=0)
+    assert len(data.pictures(64)["image"]) == 5  # one of six is for validation
+    assert look(data, tmp_path / "pictures", data.pictures(1)) == []
+    assert "one tile to watch" in capsys.readouterr().out and len(list((tmp_path / "pictures").iterdir())) == 2
+    assert not recwarn.list
+
+
+def test_a_recipe_of_two_dates_is_looked_at_with_foreign_dates_too(corpus, tmp_path):
+    data = TileDataModule(str(corpus), batch_size=4, image_size=16, workers=0)
+    batch = data.pictures(6)
+    batch["views"] = {"date": {"image": -batch["image"], "valid": torch.ones(6, 1, 16, 16, dtype=torch.bool)}}
+    batch["image"] = batch["image"].clone()
+    batch["image"][1] = float("nan")  # its date goes with it
+    told = look(data, tmp_path, batch, "croco")[0]
+    keep = [0, 2, 3, 4, 5]
+    some = {"image": batch["image"][keep], "sensor": "rgb"}
+    some["views"] = {"date": {key: value[keep] for key, value in batch["views"]["date"].items()}}
+    model = build(data, "croco", METHOD, ENCODER).model.eval()
+    expected = shuffled_date(model, some, torch.tensor(0.5), Draws(0, torch.tensor(keep)))
+    assert told["shuffled_date"] == pytest.approx(float(expected), abs=1e-7) and expected != 0
+    assert "shuffled_date" not in look(data, tmp_path, data.pictures(3))[0]
+
+
 def test_parts_go_back_to_the_mode_they_were_in():
     model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Sequential(torch.nn.Dropout()))
     model[1].eval()
@@ -180,7 +254,8 @@ def test_where_no_pixels_are_predicted_input_and_mask_are_shown(tmp_path):
     assert pictures.shape == (3, 2, 16, 16, 3)
     model = build(data, "latent_mim", METHOD | {"projector_width": 16, "visible": 0.25}, ENCODER).model
     assert np.array_equal(reconstructions(model, batch, RGB)[:, 0], pictures[:, 0])
-    assert len(term_cosines(model, batch)) == 6
+    asked = ["prediction_cosine/discrimination", "target_cosine/discrimination", "prediction_cosine/similarity_visible"]
+    assert list(term_cosines(model, batch)) == asked  # similarity compares the same predictions, with one number
     save_reconstructions(tmp_path / "a.png", pictures)
     assert (tmp_path / "a.png").read_bytes()[1:4] == b"PNG"
 
@@ -229,5 +304,9 @@ def test_a_spectral_encoder_is_probed_with_the_contract_that_its_images_have(cor
     watched = str(write_corpus(tmp_path / "naip", sensor=get_sensor("naip")))
     found = probing(Watching(data=watched, test_split="val"), encoder, 16)
     assert found.contract == naip and any("the images are seen as 'aerial'" in note for note in found.facts["notes"])
+    options = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2, "gsd_positions": True}
+    follows = probing(Watching(data=watched, test_split="val"), build_encoder({"aerial": naip}, 16, **options), 16)
+    assert found.gsd is None and follows.gsd == 1.5  # 24 px of 1 m, seen as 16
+    assert any("made for 1.5 m, at 16 px" in note for note in follows.facts["notes"])
     other = probing(Watching(data=str(corpus), test_split="val"), encoder, 16)
     assert other.contract.mean == (125.0,) * 3 and any("never trained on 'rgb'" in one for one in other.facts["notes"])

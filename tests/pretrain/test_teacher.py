@@ -12,6 +12,7 @@ from tiny_teacher import MEAN, STD, write_teacher
 from torch.nn import functional as F
 
 from geomim.errors import BandError, CheckpointError, ConfigError
+from geomim.models.build import build_encoder
 from geomim.models.export import export
 from geomim.models.frozen import last_levels, read_frozen
 from geomim.models.vit import ViT
@@ -206,6 +207,12 @@ def test_what_a_teacher_cannot_see_is_refused_by_name(tmp_path) -> None:
     no_class = write_teacher(tmp_path / "headless", class_token=False, global_pool="avg")
     with pytest.raises(CheckpointError, match="with a class token; given VisionTransformer without"):
         FrozenTeacher(no_class, encoder(NAIP), 2)
+    swin = build_encoder({"rgb": RAW}, family="swinv2", size="tiny", image_size=64, patch_size=4)
+    state = {f"model.encoder.{key}": value for key, value in swin.state_dict().items()}
+    entry = {"format_version": 2, "encoder": swin.config, "contract": RAW.to_dict()}
+    torch.save({"state_dict": state, "geomim": entry}, tmp_path / "swin.ckpt")
+    with pytest.raises(CheckpointError, match=r"swin\.ckpt': expected a vision transformer with a class token"):
+        FrozenTeacher(str(tmp_path / "swin.ckpt"), encoder(NAIP), 2)
     with pytest.raises(CheckpointError, match="cannot read teacher 'timm:no_such_model'"):
         FrozenTeacher("timm:no_such_model", encoder(NAIP), 2)
     without = ViT(4, 32, 4, width=24, depth=2, heads=2, class_token=False)

@@ -1,5 +1,6 @@
 """torchrun from the shell with a shipped config: a run that goes on in two processes, and then in one, equals one."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -59,6 +60,11 @@ def same(name, other):
     return entry
 
 
+def flops(name):
+    with Path(f"runs/{name}/metrics.csv").open() as file:
+        return {row["flops_per_image"] for row in csv.DictReader(file)}
+
+
 def test_two_processes_equal_one_from_and_to_the_middle_of_an_epoch(folder, capsys):
     write_corpus(folder / "corpus", nodata=True)  # 18 tiles, 8 a step
     assert main([*FLAGS, "--name", "one", "--data.batch_size", "8"]) == 0
@@ -85,11 +91,24 @@ def test_weights_that_processes_share_train_alike_and_are_stored_whole(folder, c
     said = torchrun("--name", "shared", *fsdp, *divided, "--resume", step.format("one", 1))
     assert said.returncode == 0, said.stderr
     same("shared", "one")
+    assert flops("shared") == flops("one")
     read_encoder(step.format("shared", 4))
     assert main([*one, "--name", "back", "--resume", step.format("shared", 4)]) == 0
     same("back", "one")
     assert main([*one, "--name", "alone", *fsdp]) == 2
     assert "expected several devices to share weights among; there is one" in capsys.readouterr().err
+
+
+def test_a_spectral_encoder_that_processes_share_is_looked_at_whole(folder):
+    write_corpus(folder / "corpus")
+    few = ["--training.max_steps", "2", "--training.milestones", "0", "--encoder.spectral", "true"]
+    few += ["--watch.every", "2", "--watch.data", "corpus", "--watch.test_split", "val"]
+    assert main([*FLAGS, *few, "--name", "one", "--data.batch_size", "8"]) == 0
+    said = torchrun(*few, "--name", "shared", "--data.batch_size", "4", "--training.strategy", "fsdp")
+    assert said.returncode == 0, said.stderr
+    assert flops("shared") == flops("one")
+    one, shared = (read(name)[0]["provenance"]["evaluation"]["rows"] for name in ("one", "shared"))
+    assert shared == one and len(one) == 6
 
 
 def test_processes_that_meet_a_tile_that_is_not_finite_stop_together_with_one_file(folder):

@@ -19,11 +19,11 @@ from geomim.verbs.curate import balance, embed, semantic
 SIZE = 32
 
 
-def checkpoint(path: Path, sensor: str = "rgb", seed: int = 0) -> str:
+def checkpoint(path: Path, sensor: str = "rgb", seed: int = 0, mean: float = 120.0) -> str:
     bands = SENSORS[sensor]
     torch.manual_seed(seed)
     encoder = ViT(in_chans=len(bands.bands), image_size=SIZE, patch_size=8, width=48, depth=1, heads=3)
-    contract = BandContract(bands, (120.0,) * len(bands.bands), (50.0,) * len(bands.bands))
+    contract = BandContract(bands, (mean,) * len(bands.bands), (50.0,) * len(bands.bands))
     state = {f"model.encoder.{name}": value for name, value in encoder.state_dict().items()}
     details = {"format_version": 1, "encoder": encoder.config, "contract": contract.to_dict()}
     torch.save({"state_dict": state, "geomim": details}, path)
@@ -74,6 +74,13 @@ def test_every_stored_tile_has_the_vector_of_its_pixels(corpus, encoder):
         expected = loaded.encoder(images).tokens[:, 1:].float().mean(1)
     assert found == pytest.approx(expected.numpy(), abs=0.05)
     assert not (corpus / "embeddings" / "a.work").exists()
+
+
+def test_the_same_weights_with_other_statistics_embed_anew(corpus, tmp_path, capsys):
+    path = tmp_path / "a.ckpt"
+    for mean, there in ((120.0, False), (120.0, True), (90.0, False)):
+        embed(str(corpus), checkpoint(path, mean=mean), device="cpu")
+        assert ("is there already" in capsys.readouterr().err) == there
 
 
 def test_embedding_goes_on_where_it_was_stopped(corpus, encoder, monkeypatch):

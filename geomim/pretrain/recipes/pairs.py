@@ -34,7 +34,7 @@ def croco(
     to lie exactly on each other (`--data.shift 2` moves the crops by up to 2 pixels); the time between the dates is
     not told to the decoder; a patch is predicted where both dates were measured; the share that is seen is rounded
     down, not the hidden one; the published encoder has no class token (`--encoder.class_token false`).
-    `shuffled_date` tells whether the other date is used at all.
+    `shuffled_date` among the figures tells whether the other date is used at all: it stays near 0 if not.
 
     Args:
         encoder: The encoder to train; both dates go through it.
