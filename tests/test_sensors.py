@@ -35,6 +35,16 @@ def test_the_first_sensors_are_written_as_ever_since_locks_hold_them(name: str, 
     assert hashlib.sha256(json.dumps(SENSORS[name].to_dict()).encode()).hexdigest()[:16] == digest
 
 
+def test_files_of_one_instrument_agree_on_its_bands() -> None:
+    names = [name for name in SENSORS if name.startswith("sentinel2") or name == "hls_s30"]
+    known: dict[str, tuple] = {}
+    for name in names:
+        for band in get_sensor(name).bands:
+            physical = (band.wavelength, band.bandwidth, band.gsd, band.alias)
+            assert known.setdefault(band.name, physical) == physical, f"{name}: {band.name}"
+    assert len(names) == 6 and len(known) == 13
+
+
 REFLECTANCE, COLLECTION2, COUNTS = ("reflectance", 1e-4, 0.0), ("reflectance", 2.75e-5, -0.2), (Sensor.unit, 1.0, 0.0)
 LIMITS = [  # band limits in nanometres as the providers print them, and what the numbers mean
     ("landsat5", "B1", 450, 520, COLLECTION2),

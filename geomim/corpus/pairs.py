@@ -5,7 +5,6 @@ It needs no geo stack, as a machine that trains has none: tiles are compared on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,14 +15,16 @@ from geomim.corpus.store import Corpus
 from geomim.errors import ConfigError, nearest
 
 _SHARE = 0.9  # least part of a tile's ground that another one must cover to show the same place
-_AT_ONCE = 2**20  # tiles that are compared with those near them
+_AT_ONCE = 2**18  # pairs that are compared with each other
+_HOUR, _DAY = 3_600_000_000, 86_400_000_000  # microseconds
 
 
 class Pairs(NamedTuple):
     """Tiles that have a partner, `rows (p,)` int64 among all, and who the others of their place are.
 
-    Tiles of a place are beside each other in `members`, as places in `rows`: those of a tile start at its `first`, are
-    `count` with itself, which is the one at `own`, and lie `offsets (m, 2)` float32 pixels below and right of it.
+    Tiles of a place are beside each other in `members`, as places in `rows`: those of a tile start at its `first` and
+    are `count`. Of these, those from `own` on, `skip` many, are no partners: itself, and of a list by time those of its
+    day. They lie `offsets (m, 2)` float32 pixels below and right of it.
     """
 
     rows: np.ndarray
@@ -31,12 +32,13 @@ class Pairs(NamedTuple):
     first: np.ndarray
     count: np.ndarray
     own: np.ndarray
+    skip: np.ndarray
     offsets: np.ndarray | None = None
 
     def partner(self, tiles: np.ndarray, draw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """One of the others of each tile `(B,)` by a number in [0, 1), and its offset `(B, 2)` float32."""
-        count = self.count[tiles]
-        step = 1 + (draw.astype(float) * (count - 1)).astype(np.int64)
+        count, skip = self.count[tiles], self.skip[tiles]
+        step = skip + (draw.astype(float) * (count - skip)).astype(np.int64)
         at = self.first[tiles] + (self.own[tiles] + step) % count
         return self.members[at], np.zeros((len(at), 2), np.float32) if self.offsets is None else self.offsets[at]
 
@@ -70,45 +72,83 @@ def _by_value(values: pa.ChunkedArray) -> Pairs:
     codes = values.combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
     rows = np.flatnonzero((codes >= 0) & (_groups(codes)[2] > 1))
     members, first, count = _groups(codes[rows])
-    return Pairs(rows, members, first, count, np.argsort(members) - first)
+    return Pairs(rows, members, first, count, np.argsort(members) - first, np.ones_like(first))
 
 
 def _by_place(table: pa.Table, size: int) -> Pairs:
+    """Tiles of one corner share one list, by time, so that memory does not grow with the square of the dates."""
     crs = pc.coalesce(table["crs_wkt"], pc.cast(table["epsg"], pa.string()))
     able = pc.and_(pc.and_(crs.is_valid(), table["transform"].is_valid()), table["time"].is_valid())
     a, b, c, d, e, f = table["transform"].filter(able).combine_chunks().flatten().to_numpy().reshape(-1, 6).T
-    corner = np.stack([f, c], 1)
+    corner = np.stack([f, c], 1) + 0.0  # no -0.0
     inverse = np.stack([a, -d, -b, e], 1).reshape(-1, 2, 2) / (a * e - b * d)[:, None, None]  # y, x to rows, columns
     code = crs.filter(able).combine_chunks().dictionary_encode().indices.to_numpy()
-    grid = _hash(code, *(np.stack([a, b, d, e]) + 0.0).astype(np.float32).view(np.int32))  # rounded, and no -0.0
-    time = table["time"].filter(able).to_numpy()
-    days = time.astype("datetime64[D]")
-    found, offsets = [np.empty(0, np.int64)], [np.empty((0, 2), np.float32)]
-    for one, two in _near(grid, (inverse @ corner[..., None])[..., 0] / size):
-        lag = (inverse[one] @ (corner[two] - corner[one])[..., None])[..., 0]
-        share = np.clip(1 - np.abs(lag) / size, 0, None).prod(1)
-        apart = (days[one] != days[two]) & (np.abs(time[one] - time[two]) >= np.timedelta64(1, "h"))  # over midnight
-        good = (grid[one] == grid[two]) & (share >= _SHARE) & (apart | (one == two))
-        found.append(one[good] * len(grid) + two[good])
-        offsets.append(lag[good].astype(np.float32))
-    unique, at = np.unique(np.concatenate(found), return_index=True)  # most are found in several coverings
-    one, two = np.divmod(unique, max(1, len(grid)))
-    several = np.bincount(one, minlength=1)[one] > 1
-    one, two, offset = one[several], two[several], np.concatenate(offsets)[at[several]]
-    rows, first, count = np.unique(one, return_index=True, return_counts=True)
-    placed, own = np.flatnonzero(able)[rows], np.flatnonzero(one == two) - first
-    return Pairs(placed, np.searchsorted(rows, two), first, count, own, offset)
+    grid = _hash(code, *(np.stack([a, b, d, e]) + 0.0).astype(np.float32).view(np.int32))  # rounded
+    _, stand, stack = np.unique(_hash(grid, *corner.view(np.int64).T), return_index=True, return_inverse=True)
+    one, two, offset = _near(grid[stand], corner[stand], inverse[stand], size)
+    # the list of a corner: its own tiles, and those of the corners near it
+    here, there = np.concatenate([[np.arange(len(stand))] * 2, (one, two), (two, one)], axis=1)
+    offset = np.concatenate([np.zeros((len(stand), 2), np.float32), offset, -offset])
+    tiles, sizes = np.argsort(stack, kind="stable"), np.bincount(stack, minlength=len(stand))
+    link, members = _spread((np.cumsum(sizes) - sizes)[there], sizes[there])
+    time = table["time"].filter(able).cast(pa.int64()).to_numpy()
+    times, later, members = np.sort(time), len(time) + 1, tiles[members]
+    key = here[link] * later + np.searchsorted(times, time)[members]
+    order = np.argsort(key, kind="stable")
+    key, members, offset = key[order], members[order], offset[link[order]]
+
+    def place(moment: np.ndarray | int) -> np.ndarray:
+        return np.searchsorted(key, stack * later + moment)
+
+    # of its day are those of the same date, and those of the hour around it, as a pass may be over midnight
+    midnight = time // _DAY * _DAY
+    low, high = np.minimum(midnight, time - _HOUR + 1), np.maximum(midnight + _DAY, time + _HOUR)
+    bounds = np.stack([place(0), place(np.searchsorted(times, low)), place(np.searchsorted(times, high)), place(later)])
+    paired = bounds[2] - bounds[1] < bounds[3] - bounds[0]
+    kept = paired[members]  # others of one day with all tiles of a corner may have no partner themselves
+    first, own, after, end = np.concatenate([[0], np.cumsum(kept)])[bounds[:, paired]]
+    rows = np.cumsum(paired) - 1
+    placed = np.flatnonzero(able)[paired]
+    return Pairs(placed, rows[members[kept]], first, end - first, own - first, after - own, offset[kept])
 
 
-def _near(grid: np.ndarray, corners: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Tiles and those in their cell of four coverings: corners less than half a tile apart share one of the cells."""
-    for shift in ((0, 0), (0, 0.5), (0.5, 0), (0.5, 0.5)):
-        members, first, count = _groups(_hash(grid, *np.floor(corners + shift).astype(np.int64).T))
-        for low in range(0, len(grid), _AT_ONCE):
-            some = slice(low, low + _AT_ONCE)
-            before = np.cumsum(count[some]) - count[some]
-            one = np.repeat(np.arange(len(before)), count[some])
-            yield low + one, members[np.arange(len(one)) - before[one] + first[some][one]]
+def _near(
+    grid: np.ndarray, corner: np.ndarray, inverse: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Corners, each pair once as `one < two`, whose tiles cover enough of each other; and how far two is from one.
+
+    Those less than half a tile apart share a cell of one of four coverings; a pair counts in the first that has it.
+    """
+    at = (inverse @ corner[..., None])[..., 0] / size
+    shifts = ((0, 0), (0, 0.5), (0.5, 0), (0.5, 0.5))
+    coverings = [_hash(grid, *np.floor(at + shift).astype(np.int64).T) for shift in shifts]
+    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 2), np.float32))]
+    for number, cells in enumerate(coverings):
+        members, first, count = _groups(cells)
+        own = np.argsort(members)  # members of a cell are in order: those behind are compared
+        later = first + count - own - 1
+        ends = np.cumsum(later)
+        low = 0
+        while low < len(grid):
+            high = max(low + 1, int(np.searchsorted(ends, ends[low] - later[low] + _AT_ONCE, "right")))
+            one, two = _spread(own[low:high] + 1, later[low:high])
+            one, two = one + low, members[two]
+            new = grid[one] == grid[two]
+            for earlier in coverings[:number]:
+                new &= earlier[one] != earlier[two]
+            one, two = one[new], two[new]
+            lag = np.einsum("nij,nj->ni", inverse[one], corner[two] - corner[one])
+            good = np.clip(1 - np.abs(lag) / size, 0, None).prod(1) >= _SHARE
+            found.append((one[good], two[good], lag[good].astype(np.float32)))
+            low = high
+    one, two, offset = (np.concatenate(part) for part in zip(*found, strict=True))
+    return one, two, offset
+
+
+def _spread(first: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places of runs that are `count` long: which run each is of, and the place."""
+    run = np.repeat(np.arange(len(count)), count)
+    return run, np.arange(len(run)) + (first - np.cumsum(count) + count)[run]
 
 
 def _groups(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

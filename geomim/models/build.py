@@ -47,7 +47,7 @@ def build_encoder(
         band_dropout: Probability of a band to be hidden from the encoder in training; it is still asked for.
         gsd_positions: Positions follow the metres a pixel, where the tiles tell them.
         weights: Start from published weights: `timm:NAME`, or a checkpoint, an exported folder or a published file.
-        fill: Kernels of bands that the weights lack: those of the nearest wavelength, or zero.
+        fill: Kernels of bands that the weights lack: a share of the nearest one's, which keeps half, or zero.
 
     Raises:
         ConfigError: There are several sensors, which a plain encoder cannot tell apart; the sizes do not fit, a number

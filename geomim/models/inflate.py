@@ -32,10 +32,12 @@ _BASIS = "patch_embed.kernels.basis"
 def start(encoder: ViT, sensors: Sequence[Sensor], weights: str, fill: Fill) -> tuple[str, ...]:
     """Give an encoder the weights of another, in place.
 
-    Bands that both have keep their kernels. A plain encoder's other bands take those of the nearest wavelength (of
-    radar, the mean of all), and each kernel is shared out among the bands that take it, so that an image of equal
-    bands is answered as before; or they start at zero. A spectral encoder's basis is solved for by least squares, so
-    that the kernels it makes for the weights' own bands are theirs, and those of its other bands as `fill` says.
+    A plain encoder's bands that the weights have start with their own kernels; the others at zero, which leaves the
+    former whole, or with those of the nearest wavelength (of radar, the mean of all), which are shared out: half of
+    a kernel stays with its own band, the other half is divided among those that borrow it. So an image whose further
+    bands look like their nearest ones is answered as before. A spectral encoder's basis is solved for by least
+    squares, so that the kernels it makes for the weights' own bands are theirs, whole, and those of its other bands
+    as `fill` says; it divides those of C bands by the root of C.
 
     Args:
         encoder: To be started.
@@ -83,6 +85,7 @@ def _kernels(
         said.append(f"the kernels made for {', '.join(own.names)} differ by {residual:.1g} of their size")
         return {"patch_embed.bias": bias, _BASIS: basis}, said
     shares = taken[0] if fill == "zero" else share_out(taken[0], own, sensors[0])
+    said += _shares_said(shares, own, sensors[0])
     inflated = (shares @ kernels).view(-1, encoder.width, *pixels).transpose(0, 1)
     return {"patch_embed.proj.bias": bias, "patch_embed.proj.weight": inflated}, said
 
@@ -123,11 +126,34 @@ def inflation(own: Sensor, wanted: Sensor, fill: Fill) -> tuple[Tensor, list[str
 
 
 def share_out(taken: Tensor, own: Sensor, wanted: Sensor) -> Tensor:
-    """Share each kernel out among the bands that take it, so that all together answer as before: columns sum to 1."""
-    for place in (taken.sum(0) == 0).nonzero().flatten().tolist():  # nobody's nearest: it goes to its own nearest
-        near = nearest_band(own.bands[place], wanted.bands)
-        taken[slice(None) if near is None else near, place] = 1.0
-    return taken / taken.sum(0)
+    """Share each kernel out: half to the bands that are its own, half to those that borrow it, or all where one lacks.
+
+    Kernels that nobody takes go whole to the nearest of the bands that borrow, or are left out where none does.
+
+    Returns:
+        `(C, S)`; where a band borrows, columns sum to 1, so that all bands together answer equal ones as before.
+    """
+    mine = torch.tensor([find_band(band, own.bands) is not None for band in wanted.bands])
+    borrowers = [band for band, known in zip(wanted.bands, mine, strict=True) if not known]
+    taken, places = taken.clone(), (~mine).nonzero().flatten()
+    for kernel in (taken.sum(0) == 0).nonzero().flatten().tolist() if borrowers else []:
+        near = nearest_band(own.bands[kernel], borrowers)
+        taken[places if near is None else places[near], kernel] = 1.0
+    parts = torch.stack([torch.where(one[:, None], taken, 0.0) for one in (mine, ~mine)])
+    sums = parts.sum(1, keepdim=True)
+    return (parts / (sums * (sums > 0).sum(0)).clamp(min=1e-12)).sum(0)
+
+
+def _shares_said(shares: Tensor, own: Sensor, wanted: Sensor) -> list[str]:
+    """What a plain encoder's kernels are, and which ones of the weights it has no use for."""
+    rows = [
+        f"{band.name} = {' + '.join(f'{x:.2g} {name}' for x, name in zip(row, own.names, strict=True) if x)}"
+        for band, row in zip(wanted.bands, shares.tolist(), strict=True)
+        if any(row)
+    ]
+    unused = [name for name, used in zip(own.names, shares.any(0).tolist(), strict=True) if not used]
+    said = [f"shares of the weights' kernels: {', '.join(rows)}"]
+    return said + ([f"kernels that no band takes are left out: {', '.join(unused)}"] if unused else [])
 
 
 def _solve(

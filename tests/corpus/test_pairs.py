@@ -1,10 +1,12 @@
+import tracemalloc
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tiny_corpus import write_corpus
 
-from geomim.corpus.pairs import find_pairs
+from geomim.corpus.pairs import _by_place, find_pairs
 from geomim.corpus.store import CATALOGUE, Corpus
 from geomim.errors import ConfigError
 
@@ -69,6 +71,7 @@ def test_only_tiles_that_take_part_are_paired(tmp_path):
     corpus = placed(tmp_path / "c", [(0, 0, 1), (0, 0, 2), (0, 0, 3), (500, 0, 3)])
     assert partners(find_pairs(corpus, 24, np.array([1, 2, 3]))) == {0: {(1, 0, 0)}, 1: {(0, 0, 0)}}
     assert len(find_pairs(corpus, 24, np.array([2, 3])).rows) == 0
+    assert len(find_pairs(placed(tmp_path / "d", [None] * 4), 24, np.arange(4)).rows) == 0
 
 
 def test_pixel_grids_that_differ_are_not_paired(tmp_path):
@@ -95,6 +98,56 @@ def test_many_tiles_are_paired_as_one_by_one(tmp_path):
     for tile in range(400):
         seen = {one for one, *_ in found.get(tile, ())}
         assert seen <= set(np.flatnonzero(expected[tile])) and bool(seen) == expected[tile].any()
+
+
+@pytest.mark.parametrize(("at_once", "seed"), [(2**18, 0), (50, 1), (1, 2)])
+def test_all_partners_of_every_tile_are_those_that_a_comparison_of_all_finds(tmp_path, monkeypatch, at_once, seed):
+    monkeypatch.setattr("geomim.corpus.pairs._AT_ONCE", at_once)
+    random = np.random.default_rng(seed)
+    n = 250
+    x, y = random.integers(-1, 2, (2, n)) * 240 + random.choice([0, 0, 0, 10, 15, 20, -10], (2, n))
+    hours = random.integers(0, 96, n) * random.choice([1, 0.5], n)
+    epsg = random.choice([32633, 32633, 32633, 32634], n)
+    tiles = [(float(one), float(two), hour / 24) for one, two, hour in zip(x, y, hours, strict=True)]
+    found = find_pairs(placed(tmp_path / "c", tiles, epsg=epsg.tolist()), 24, np.arange(n))
+    right, down = (x[None] - x[:, None]) / 10, (y[:, None] - y[None]) / 10
+    near = (1 - np.abs(right) / 24).clip(0) * (1 - np.abs(down) / 24).clip(0) >= 0.9
+    apart = (hours[:, None] // 24 != hours // 24) & (np.abs(hours[:, None] - hours) >= 1)
+    expected = near & apart & (epsg[:, None] == epsg)
+    assert expected.sum() > 1000 and found.rows.tolist() == np.flatnonzero(expected.any(1)).tolist()
+    for place, tile in enumerate(found.rows):
+        number = found.count[place] - found.skip[place]
+        draws = (np.arange(number) + 0.5) / number
+        others, lag = found.partner(np.full(number, place), draws)
+        others = found.rows[others]
+        assert sorted(others.tolist()) == np.flatnonzero(expected[tile]).tolist()
+        np.testing.assert_allclose(lag, np.stack([down[tile, others], right[tile, others]], 1), atol=1e-4)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_many_dates_of_a_place_take_little_memory(shifted):
+    random = np.random.default_rng(0)
+    places, dates = 300, 60
+    corner = np.stack(np.meshgrid(np.arange(places) * 240.0, np.zeros(dates)), -1).reshape(-1, 2)
+    corner += random.integers(0, 5000, corner.shape) / 1000 if shifted else 0
+    number = places * dates
+    transform = np.stack([np.full(number, 10.0), np.zeros(number), corner[:, 0]], 1)
+    transform = np.concatenate([transform, np.stack([np.zeros(number), np.full(number, -10.0), corner[:, 1]], 1)], 1)
+    table = pa.table(
+        {
+            "time": pa.array(np.repeat(np.arange(dates) * DAY, places), pa.timestamp("us")),
+            "transform": pa.FixedSizeListArray.from_arrays(pa.array(transform.ravel()), 6),
+            "epsg": pa.array(np.full(number, 32633), pa.int32()),
+            "crs_wkt": pa.nulls(number, pa.string()),
+        }
+    )
+    tracemalloc.start()
+    found = _by_place(table, 24)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found.rows) == number and (found.count - found.skip == dates - 1).all()
+    assert peak < (150e6 if shifted else 40e6)
+    assert shifted or len(found.members) == number  # one list a place
 
 
 def test_a_column_says_what_is_one_place(tmp_path):

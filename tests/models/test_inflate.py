@@ -95,6 +95,35 @@ def test_kernels_are_shared_by_the_bands_that_take_them() -> None:
     assert share_out(inflation(RGB, nir, "nearest")[0], RGB, nir).tolist() == [[1, 1, 1]]
 
 
+def test_bands_of_the_weights_keep_their_kernels_and_weigh_more_than_those_that_borrow(tmp_path: Path) -> None:
+    weights = saved(tmp_path)
+    encoder, rgb = started(weights, S2), model(weights).patch_embed.proj.weight
+    kernels = dict(zip(S2.names, encoder.patch_embed.proj.weight.unbind(1), strict=True))
+    borrowing = [name for name in S2.names if name not in ("B02", "B03", "B04")]
+    for kernel, name in enumerate(["B04", "B03", "B02"]):
+        share = (kernels[name] / rgb[:, kernel]).mean().item()
+        torch.testing.assert_close(kernels[name], rgb[:, kernel] * share, rtol=1e-5, atol=1e-6)  # nothing mixed in
+        assert share == pytest.approx(0.5, rel=1e-4) or share == pytest.approx(1.0, rel=1e-4)
+        assert f"{name} = {share:.2g} {RGB.names[kernel]}" in " ".join(encoder.notes)
+    assert all(kernels[name].norm() < min(kernels[one].norm() for one in ("B02", "B04")) for name in borrowing[1:])
+    image = torch.randn(2, 3, 48, 48)
+    taken = inflation(RGB, S2, "nearest")[0].argmax(1)  # every other band looks as its nearest one
+    with torch.no_grad():
+        torch.testing.assert_close(
+            encoder(image[:, taken]).tokens, model(weights).forward_features(image), rtol=1e-3, atol=1e-4
+        )
+
+
+def test_kernels_that_no_band_takes_are_lent_or_left_out_and_said(tmp_path: Path) -> None:
+    pair = RGB.select(["red"])
+    assert share_out(inflation(RGB, pair, "nearest")[0], RGB, pair).tolist() == [[1, 0, 0]]
+    both = S2.select(["B04", "B08"])
+    shares = share_out(inflation(RGB, both, "nearest")[0], RGB, both)
+    assert shares.tolist() == [[0.5, 0, 0], [0.5, 1, 1]]
+    notes = started(saved(tmp_path), pair).notes
+    assert any("are left out: green, blue" in note for note in notes)
+
+
 def test_spectral_encoder_takes_kernels_for_all_its_sensors(tmp_path: Path) -> None:
     weights = saved(tmp_path)
     encoder = started(weights, NAIP, S2, spectral=True)

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,36 @@ def test_every_shipped_config_parses_and_says_how_to_run_it(path):
         f"geomim pretrain --config configs/pretrain/{path.name}",
         "torchrun",
         "#SBATCH",
+        "--signal=USR1@90",
         "Hardware",
         "Expect",
     ):
         assert words in comment, words
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_images_a_step_that_a_config_states_are_those_of_its_commands(path):
+    comment, config = path.read_text().split("recipe:")[0].replace("\\\n#", " "), read_config(["--config", str(path)])
+    stated = {int(found.replace(",", "")) for found in re.findall(r"(?:images/s / |(?:images|tiles) / )(\d+)", comment)}
+    stated |= {int(found) for found in re.findall(r"accumulate stays (\d+)", comment)}
+    for command in re.findall(r"(?:torchrun|srun).*", comment):
+        name = f"--config configs/pretrain/{path.name}"
+        assert name in command
+        nodes, tasks = (
+            int(found[1]) if command.startswith("srun") and (found := re.search(pattern, comment)) else 1
+            for pattern in (r"--nodes=(\d+)", r"--ntasks-per-node=(\d+)")
+        )
+        world = int(found[1]) if (found := re.search(r"--nproc-per-node (\d+)", command)) else nodes * tasks
+        ran = read_config(command.split("pretrain", 1)[1].replace("--resume last", "").split())
+        step = ran.data.batch_size * ran.training.accumulate * world
+        assert stated <= {step}, command
+        assert step == config.data.batch_size * config.training.accumulate * (8 if "GPUs" in comment else 1)
+    if "epochs *" in comment:
+        epochs, number, step, steps = (
+            int(one.replace(",", ""))
+            for one in re.search(r"(\d+) epochs \* ([\d,]+) \w+ / (\d+) a step = ([\d,]+)", comment).groups()
+        )
+        assert stated == {step} and steps == epochs * number // step == config.training.max_steps
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

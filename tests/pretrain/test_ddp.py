@@ -8,24 +8,15 @@ import sys
 from contextlib import ExitStack
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_corpus import write_corpus
+from tiny_recipes import encoder, method, with_places
 from tiny_teacher import write_teacher
 
 from geomim.data.datamodule import TileDataModule
 from geomim.pretrain.recipes import RECIPES
 from geomim.verbs import pretrain as verb
-
-METHOD = {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
-LATENT = METHOD | {"projector_width": 16}
-OWN = {"latent_mim": LATENT, "selective_latent": LATENT, "dmjd": METHOD | {"cell": 4}, "mask_align": {"levels": 2}}
-OWN |= {"simmim": {"unit": 8}, "satvision": {"unit": 4}}
-ENCODER = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
-ENCODERS = {"satvision": {"family": "swinv2", "patch_size": 2, "width": 8, "depth": 1, "heads": 1}}
-"""What recipes take that differ from the others."""
 
 
 class Probe(verb.Watch):
@@ -42,14 +33,6 @@ class Probe(verb.Watch):
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         pass
-
-
-def with_places(corpus):
-    """Let every two tiles be one place."""
-    table = pq.read_table(corpus / "catalogue.parquet")
-    places = pa.array([row // 2 for row in range(len(table))])
-    pq.write_table(table.append_column("place", places), corpus / "catalogue.parquet")
-    return corpus
 
 
 def run(corpus, folder, recipe, devices, batch_size, accumulate, resume=None):
@@ -69,10 +52,8 @@ def run(corpus, folder, recipe, devices, batch_size, accumulate, resume=None):
     )
     pairs = "place" if recipe == "croco" else None
     data = TileDataModule(str(corpus), batch_size=batch_size, image_size=16, workers=0, pairs=pairs)
-    method = OWN.get(recipe, METHOD)
-    if recipe == "mask_align":
-        method = method | {"teacher": f"timm:local-dir:{corpus.parent / 'teacher'}"}
-    verb.train(data, folder, recipe, method, ENCODERS.get(recipe, ENCODER), training=training, resume=resume)
+    given = method(recipe, f"timm:local-dir:{corpus.parent / 'teacher'}")
+    verb.train(data, folder, recipe, given, encoder(recipe), training=training, resume=resume)
     losses = [line.split(",")[1] for line in (folder / "metrics.csv").read_text().split()[1:]]
     return Probe.kept | {"loss": np.array(losses, float)}
 

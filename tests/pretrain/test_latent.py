@@ -226,7 +226,9 @@ def test_the_copy_is_stored_and_goes_on_where_it_was(tmp_path):
     def run(name, resume=None):
         data = TileDataModule(str(corpus), batch_size=4, image_size=16, workers=0)
         size = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
-        last = train(data, tmp_path / name, "latent_mim", SMALL, size, training=training, resume=resume)
+        last = train(
+            data, tmp_path / name, "latent_mim", SMALL | {"visible": 0.25}, size, training=training, resume=resume
+        )
         return torch.load(last, weights_only=True)["state_dict"], last
 
     (whole, last), (resumed, _) = run("whole"), run("resumed", tmp_path / "whole/checkpoints/step-0000002.ckpt")
@@ -251,3 +253,11 @@ def test_a_question_asked_by_two_terms_is_answered_once():
 def test_what_no_number_can_mean_is_refused(given):
     with pytest.raises(ConfigError, match=rf"method: expected momentum in .*; given .*{next(iter(given.values()))}"):
         latent_mim(encoder(), **SMALL | given)
+
+
+@pytest.mark.parametrize("recipe", [latent_mim, selective_latent])
+def test_one_visible_patch_cannot_be_kept_from_being_alike(recipe) -> None:
+    with pytest.raises(ConfigError, match=r"expected 2 or more; given 1, visible 0.1 of 16: raise .*visible to 0.125"):
+        recipe(encoder(), **SMALL, visible=0.1)
+    assert recipe(encoder(), **SMALL, visible=2 / 16)
+    assert latent_mim(encoder(), **SMALL, visible=0.1, constraint=0.0)

@@ -252,7 +252,7 @@ def test_where_no_pixels_are_predicted_input_and_mask_are_shown(tmp_path):
     assert term_cosines(model, batch)["target_cosine/reconstruction"] == pytest.approx(1, abs=1e-5)
     pictures = reconstructions(model, batch, RGB)
     assert pictures.shape == (3, 2, 16, 16, 3)
-    model = build(data, "latent_mim", METHOD | {"projector_width": 16}, ENCODER).model
+    model = build(data, "latent_mim", METHOD | {"projector_width": 16, "visible": 0.25}, ENCODER).model
     assert np.array_equal(reconstructions(model, batch, RGB)[:, 0], pictures[:, 0])
     asked = ["prediction_cosine/discrimination", "target_cosine/discrimination", "prediction_cosine/similarity_visible"]
     assert list(term_cosines(model, batch)) == asked  # similarity compares the same predictions, with one number

@@ -5,33 +5,32 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_recipes import method
 from tiny_teacher import write_teacher
 from torch import Tensor
 
 from geomim.models.hierarchical import Hierarchical, swin_v2
 from geomim.models.patches import unpatchify
 from geomim.models.vit import ViT
+from geomim.pretrain.context import Context
+from geomim.pretrain.masking import TokenSplit
 from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.recipes import RECIPES
+from geomim.pretrain.targets import Alike
 from geomim.randomness import Draws
 from geomim.sensors import SENSORS, BandContract
 
 SMALL = {"decoder_depth": 2, "decoder_width": 48, "decoder_heads": 4}
-LATENT = SMALL | {"projector_width": 64}
-OWN: dict[str, dict[str, Any]] = {
-    "latent_mim": LATENT | {"visible": 0.25},
-    "selective_latent": LATENT,
-    "dmjd": SMALL | {"cell": 4},
-    "simmim": {"unit": 8},
-    "satvision": {"unit": 4},
-}
 ON_SWIN = ("simmim", "satvision")
 """Recipes tested on a Swin that embeds 4 px and answers by 8 px."""
 
 
+TEACHER: list[str] = []
+
+
 @pytest.fixture(scope="module", autouse=True)
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> None:
-    OWN["mask_align"] = {"teacher": write_teacher(tmp_path_factory.mktemp("teacher")), "levels": 2}
+    TEACHER[:] = [write_teacher(tmp_path_factory.mktemp("teacher"))]
 
 
 every_recipe = pytest.mark.parametrize("name", RECIPES)
@@ -43,7 +42,8 @@ def build(name: str) -> MaskedImageModel:
         tiny_swin() if name in ON_SWIN else ViT(in_chans=4, image_size=32, patch_size=4, width=48, depth=2, heads=3)
     )
     encoder.contracts = {"naip": BandContract(SENSORS["naip"], (100.0,) * 4, (50.0,) * 4)}
-    return RECIPES[name](encoder, **OWN.get(name, SMALL))
+    given = method(name, TEACHER[0], SMALL)
+    return RECIPES[name](encoder, **given | ({"projector_width": 64} if "projector_width" in given else {}))
 
 
 def tiny_swin() -> Hierarchical:
@@ -79,13 +79,14 @@ def test_overfits_eight_images(name: str) -> None:
     model, images = build(name), scenes()
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
     first = step(model, images).item()
-    for _ in range(80):
+    for number in range(80):
+        model.before_step(torch.tensor(number / 80))
         optimiser.zero_grad()
         loss = step(model, images)
         loss.backward()
         optimiser.step()
-    # an absolute error falls as the root of a squared one
-    assert loss.item() < (0.5**0.5 if name in ON_SWIN else 0.5) * first
+    share = 0.5**0.5 if name in ON_SWIN else 0.5  # an absolute error falls as the root of a squared one
+    assert loss.item() < (0.6 if "latent" in name else share) * first  # targets that move are further ahead
 
 
 @every_recipe
@@ -101,24 +102,36 @@ def test_every_trainable_parameter_gets_a_gradient(name: str, nodata: bool) -> N
     assert silent == []
 
 
+def hidden_pixels(model: MaskedImageModel, context: Context, splits: dict[str, TokenSplit], name: str) -> Tensor:
+    """What the encoder must not see of a token set: `(B, 1, H, W)` bool."""
+    view, hidden = context.views[name], splits[name].hidden
+    if hidden is None:
+        hidden = torch.ones(len(view.image), view.length, dtype=torch.bool).scatter(1, splits[name].visible, False)
+    return unpatchify(view.pixels_of(hidden), view.grid, model.encoder.patch_size)
+
+
 @every_recipe
 def test_hidden_pixels_do_not_leak(name: str) -> None:
+    """Neither into what is encoded nor into what is predicted, of any token set."""
     model, images = build(name), scenes()
     draws, progress = Draws(0, torch.arange(8)), torch.tensor(0.9)
     batch = batch_of(model, images)
     context = model.context(batch, draws)
-    splits, view = model.masking(context, progress), context.views["image"]
-    hidden = splits["image"].hidden
-    if hidden is None:
-        hidden = torch.ones(8, view.length, dtype=torch.bool).scatter(1, splits["image"].visible, False)
-    where = unpatchify(view.pixels_of(hidden), view.grid, model.encoder.patch_size)
-    spoiled = torch.where(where, 77.0, images)
-    assert 0.05 < where.float().mean() < 0.95
-    encoded = [
-        model.encode(model.context(batch | {"image": pixels}, draws), splits, "image").tokens
-        for pixels in (images, spoiled)
-    ]
-    assert torch.equal(*encoded)
+    splits = model.masking(context, progress)
+    assert set(splits) == ({"image", "image/2"} if name == "dmjd" else {"image"})
+    for one in splits:
+        where = hidden_pixels(model, context, splits, one)
+        spoiled = torch.where(where, 77.0, images)
+        assert 0.05 < where.float().mean() < 0.95
+        contexts = [model.context(batch | {"image": pixels}, draws) for pixels in (images, spoiled)]
+        encoded = [model.encode(given, splits, one).tokens for given in contexts]
+        assert torch.equal(*encoded)
+        asked = [[term for term in model.ask(given, splits) if term.term.view == one] for given in contexts]
+        assert len(asked[0]) == len(model.terms) / len(splits)
+        for before, after in zip(*asked, strict=True):
+            assert torch.equal(before.prediction, after.prediction), before.term.name
+            if before.term.where == "predict" and not isinstance(before.term.target, Alike):  # it did change
+                assert not torch.equal(before.answer.values, after.answer.values), before.term.name
 
 
 @every_recipe

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_ddp import ENCODER, ENCODERS, METHOD, OWN, with_places
 from tiny_corpus import NAMES, write_corpus
+from tiny_recipes import encoder, method, with_places
 from tiny_teacher import write_teacher
 from torch import nn
 from whole_arrays import write_array
@@ -26,12 +26,13 @@ from geomim.randomness import Draws
 from geomim.verbs.pretrain import Training, train
 from geomim.verbs.replay import rebuild
 
+SIZES = {"method": method("mae", ""), "encoder": encoder("mae") | {"image_size": 16}}
 FLAGS = (
-    "pretrain --recipe mae --method.decoder_depth 1 --method.decoder_width 16 --method.decoder_heads 2 "
-    "--encoder.image_size 16 --encoder.patch_size 4 --encoder.width 24 --encoder.depth 1 --encoder.heads 2 "
-    "--training.precision 32-true --training.accelerator cpu --training.progress_bar false --data.batch_size 2 "
-    "--data.workers 0 --training.accumulate 2 --training.max_steps 8 --training.log_every 4 --training.milestones 8"
+    "pretrain --recipe mae --training.precision 32-true --training.accelerator cpu --training.progress_bar false "
+    "--data.batch_size 2 --data.workers 0 --training.accumulate 2 --training.max_steps 8 --training.log_every 4 "
+    "--training.milestones 8"
 ).split()
+FLAGS += [f"--{part}.{name}={value}" for part, given in SIZES.items() for name, value in given.items()]
 
 
 def broken_corpus(path: Path) -> int:
@@ -133,11 +134,11 @@ def test_weights_and_what_follows_them_stay_those_of_before_the_step_which_runs_
 
 def train_as(recipe, folder, corpus, teacher, log_every, resume=None):
     """Three small steps of two micro-batches, with bands dropped."""
-    method = OWN.get(recipe, METHOD) | {"dmjd": {"bands": ["red"]}, "mask_align": {"teacher": teacher}}.get(recipe, {})
-    encoder = ENCODERS.get(recipe, ENCODER) | {"band_dropout": 0.6}
+    arguments = method(recipe, teacher) | ({"bands": ["red"]} if recipe == "dmjd" else {})
     data = TileDataModule(str(corpus), 2, 16, workers=0, pairs="place" if recipe == "croco" else None)
     training = Training(3, 2, "32-true", "cpu", log_every=log_every, progress_bar=False)
-    train(data, folder, recipe, method, encoder, training=training, resume=resume)
+    dropping = encoder(recipe) | {"band_dropout": 0.6}
+    train(data, folder, recipe, arguments, dropping, training=training, resume=resume)
 
 
 def fail_in_step_2(monkeypatch):

@@ -10,6 +10,7 @@ from geomim.models.decoders import Latent, Projector
 from geomim.models.vit import ViT
 from geomim.pretrain.losses import discriminate, similarity
 from geomim.pretrain.masking import Phases, Random, Selective
+from geomim.pretrain.masking.split import counts
 from geomim.pretrain.objective import MaskedImageModel, Term
 from geomim.pretrain.targets import Alike, EmaLatent
 
@@ -51,6 +52,12 @@ def latent_mim(
         raise ConfigError(
             "method: expected momentum in [0, 1], temperature above 0, projector_width at least 1 and gap at least 0; "
             f"given {momentum}, {temperature}, {projector_width} and {gap}"
+        )
+    seen, _ = counts(length := encoder.num_patches, visible, 1 / length)
+    if constraint and seen < 2:
+        raise ConfigError(
+            f"the constraint keeps visible patches from being all alike: expected 2 or more; given {seen}, visible "
+            f"{visible:.2g} of {length}: raise --method.visible to {-(-2000 // length) / 1000:g}"
         )
     projector, alike = Projector(encoder.width, projector_width), Alike()
     decoder = Latent(encoder, projector, decoder_depth, decoder_width, decoder_heads)

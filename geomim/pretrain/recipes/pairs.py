@@ -29,8 +29,11 @@ def croco(
 
     Verified against the published code: latents of both images, memory, every decoder block, prediction, target, both
     losses. Deviates: the other image is the same place at another date under the same crop, where the published pairs
-    are two viewpoints under a crop each; a patch is predicted where both dates were measured; the share that is seen
-    is rounded down, not the hidden one; the published encoder has no class token (`--encoder.class_token false`).
+    are two viewpoints under a crop each; the colours of each published image are changed by factors of 0.6 to 1.4 on
+    its own, here those of none are (`--data.jitter 0.4` comes near, band by band and for either date); dates are taken
+    to lie exactly on each other (`--data.shift 2` moves the crops by up to 2 pixels); the time between the dates is
+    not told to the decoder; a patch is predicted where both dates were measured; the share that is seen is rounded
+    down, not the hidden one; the published encoder has no class token (`--encoder.class_token false`).
     `shuffled_date` among the figures tells whether the other date is used at all: it stays near 0 if not.
 
     Args:

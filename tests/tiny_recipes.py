@@ -1,0 +1,39 @@
+"""What small runs give to every recipe: little decoders, tiny encoders, and what a recipe needs besides."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+DECODER = {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
+LATENT = {"projector_width": 16}
+OWN: dict[str, dict[str, Any]] = {
+    "latent_mim": LATENT | {"visible": 0.25},
+    "selective_latent": LATENT,
+    "dmjd": {"cell": 4},
+    "mask_align": {"levels": 2},
+    "simmim": {"unit": 8},
+    "satvision": {"unit": 4},
+}
+ENCODER = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
+SWIN = {"family": "swinv2", "patch_size": 2, "width": 8, "depth": 1, "heads": 1}
+
+
+def method(recipe: str, teacher: str, decoder: dict[str, Any] = DECODER) -> dict[str, Any]:
+    """Arguments of a recipe; `teacher` for the one that follows one."""
+    given = {} if recipe in ("simmim", "satvision", "mask_align") else decoder
+    return given | OWN.get(recipe, {}) | ({"teacher": teacher} if recipe == "mask_align" else {})
+
+
+def encoder(recipe: str) -> dict[str, Any]:
+    """Arguments of the encoder of a recipe, for images of 16 px."""
+    return SWIN if recipe == "satvision" else ENCODER
+
+
+def with_places(corpus: Path) -> Path:
+    """Let every two tiles of a corpus be one place, in its column `place`, for recipes of two dates."""
+    table = pq.read_table(corpus / "catalogue.parquet")
+    places = pa.array([row // 2 for row in range(len(table))])
+    pq.write_table(table.append_column("place", places), corpus / "catalogue.parquet")
+    return corpus
