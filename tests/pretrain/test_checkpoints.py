@@ -1,5 +1,6 @@
 """What a failed save means for ranks that write nothing."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +30,7 @@ def test_all_ranks_end_where_the_first_cannot_save(tmp_path):
         callback = Checkpoints(tmp_path / "run", 1, 0, Signals())
         callback.setup(trainer)
         with pytest.raises(GeomimError, match=r"cannot save '.*last.ckpt' at step 3"):
-            callback.on_train_batch_end(trainer)
+            callback.on_train_batch_end(trainer, SimpleNamespace(aside=nullcontext))
 
     (tmp_path / "run").write_text("a file where the folder should be")
     end(0)
