@@ -1,6 +1,6 @@
 """From a corpus to augmented batches, beside what the encoder can eat: images/s of each, measured in turn in one run.
 
-    python benchmarks/data_speed.py --corpus CORPUS          # 2 minutes on 2 idle cores
+    python benchmarks/data_speed.py --corpus CORPUS          # an idle machine, please
     python benchmarks/data_speed.py --corpus CORPUS --quick
 
 Read, crop, scale, flip and normalise, in the training process, against a training step of `mae` with the network of

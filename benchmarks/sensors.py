@@ -1,7 +1,7 @@
 """One spectral encoder for several sensors, and what it makes of bands that it was not probed on.
 
-    python benchmarks/sensors.py --work WORK                   # on 2 idle cores about 25 minutes
-    python benchmarks/sensors.py --work WORK --quick           # does it run: a minute
+    python benchmarks/sensors.py --work WORK                   # an idle machine, please
+    python benchmarks/sensors.py --work WORK --quick           # a few steps: does it run
 
 Part 1, `together`: a spectral encoder is trained on tiles of NAIP, Landsat 7, Sentinel-2 (L1C and L2A) and RGB
 photographs together, and beside it a plain one on each of RGB and Sentinel-2 alone, with as many steps of as many

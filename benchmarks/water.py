@@ -1,6 +1,6 @@
 """An encoder of seven bands on open water: pretrained on tiles without labels, probed on places it never saw.
 
-    python benchmarks/water.py --work WORK             # on 2 idle cores about 12 minutes
+    python benchmarks/water.py --work WORK             # an idle machine, please
     python benchmarks/water.py --work WORK --quick     # does it run
 
 Data: 100 tiles of 128 px, channels 0 to 6 (coastal, blue, green, red, near infrared, two short-wave infrared; the

@@ -17,6 +17,8 @@ from geomim.randomness import Draws
 
 PATCH_VALID = 0.5
 """Least share of valid pixels of a patch that may be predicted."""
+IMAGE_VALID = 0.25
+"""Least share of valid patches of an image that weighs anything."""
 
 T = TypeVar("T")
 
@@ -142,10 +144,10 @@ class Context:
                 bands = keep_bands(draws(f"bands {name}", image.shape[1]), share)
             self.views[name] = View(image, valid, encoder, batch.get("sensor"), gsd, bands, view.get("teacher"))
 
-    def image_weight(self, view: str, min_valid: float) -> Tensor | None:
-        """`(B,)` float: 0 for images with less than `min_valid` of their patches valid; None where all weigh 1."""
+    def image_weight(self, view: str) -> Tensor | None:
+        """`(B,)` float: 0 for images with less than `IMAGE_VALID` of their patches valid; None where all weigh 1."""
         patch_valid = self.views[view].patch_valid
         if patch_valid is None:
             return self.weight
-        usable = (patch_valid.float().mean(1) >= min_valid).float()
+        usable = (patch_valid.float().mean(1) >= IMAGE_VALID).float()
         return usable if self.weight is None else usable * self.weight

@@ -69,11 +69,11 @@ class Term(nn.Module):
             return split.predict, split.predict_weight
         return split.visible, None if split.visible_valid is None else split.visible_valid.float()
 
-    def weigh(self, context: Context, splits: dict[str, TokenSplit], min_valid: float) -> Tensor:
+    def weigh(self, context: Context, splits: dict[str, TokenSplit]) -> Tensor:
         """What each image weighs `(B,)`: the share of its places that count, 0 where too little of it is valid."""
         positions, weight = self.positions(context.views[self.view], splits.get(self.view))
         share = torch.ones(len(positions), device=positions.device) if weight is None else weight.mean(1)
-        usable = context.image_weight(self.view, min_valid)
+        usable = context.image_weight(self.view)
         return share if usable is None else share * usable
 
 
@@ -129,7 +129,6 @@ class MaskedImageModel(nn.Module):
         encoder: The encoder being trained.
         masking: Splits the patches of each view.
         terms: What is asked.
-        min_valid: An image with a smaller share of valid patches weighs nothing.
         mask_token: The encoder sees all patches, with a learned token for those that are not visible.
         needs: Views that a batch must bring besides the image: `second`, another crop of it, or `date`, another date.
         gap: See `Context`; with the encoder's size it gives `crop_size`, the side in pixels of images to train on.
@@ -145,7 +144,6 @@ class MaskedImageModel(nn.Module):
         encoder: Encoder,
         masking: Masking,
         terms: Sequence[Term],
-        min_valid: float = 0.25,
         mask_token: bool = False,
         needs: frozenset[str] = frozenset(),
         gap: int = 0,
@@ -159,7 +157,7 @@ class MaskedImageModel(nn.Module):
             )
         if len({term.name for term in terms}) < len(terms):
             raise ConfigError(f"expected a name of its own for every term; given {[term.name for term in terms]}")
-        self.encoder, self.masking, self.min_valid, self.teacher = encoder, masking, min_valid, teacher
+        self.encoder, self.masking, self.teacher = encoder, masking, teacher
         self.cached = teacher if teacher and teacher.cache else None  # whose features come with the batch
         self.needs, self.gap, self.crop_size = needs, gap, encoder.image_size + gap * encoder.grid[0]
         self.terms = nn.ModuleList(terms)
@@ -198,7 +196,7 @@ class MaskedImageModel(nn.Module):
     def plan(self, context: Context, progress: Tensor) -> Plan:
         """Mask a batch and weigh its images, so that a step knows its whole weight before its first gradient."""
         splits = self.masking(context, progress)
-        weights = [term.weigh(context, splits, self.min_valid) for term in cast(list[Term], self.terms)]
+        weights = [term.weigh(context, splits) for term in cast(list[Term], self.terms)]
         return Plan(splits, torch.stack(weights))
 
     def compare(self, context: Context, plan: Plan, progress: Tensor, totals: Tensor) -> Output:

@@ -144,6 +144,6 @@ def test_a_weight_of_a_batch_multiplies_what_is_valid():
         patch_size, band_dropout, training = 4, 0.0, True
 
     batch = {"image": torch.zeros(2, 3, 8, 8), "weight": torch.tensor([1.0, 2.0])}
-    assert Context(batch, Encoder(), None).image_weight("image", 0.25).tolist() == [1, 2]
+    assert Context(batch, Encoder(), None).image_weight("image").tolist() == [1, 2]
     batch["valid"] = torch.tensor([True, False]).view(2, 1, 1, 1).expand(2, 1, 8, 8)
-    assert Context(batch, Encoder(), None).image_weight("image", 0.25).tolist() == [1, 0]
+    assert Context(batch, Encoder(), None).image_weight("image").tolist() == [1, 0]
