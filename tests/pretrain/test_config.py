@@ -30,7 +30,8 @@ def test_every_shipped_config_parses_and_says_how_to_run_it(path):
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_images_a_step_that_a_config_states_are_those_of_its_commands(path):
+def test_the_images_a_step_that_a_config_states_are_those_of_its_commands(path, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parents[1])  # commands name configs as seen from there
     comment, config = path.read_text().split("recipe:")[0].replace("\\\n#", " "), read_config(["--config", str(path)])
     stated = {int(found.replace(",", "")) for found in re.findall(r"(?:images/s / |(?:images|tiles) / )(\d+)", comment)}
     stated |= {int(found) for found in re.findall(r"accumulate stays (\d+)", comment)}
