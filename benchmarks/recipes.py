@@ -1,16 +1,18 @@
 """Every recipe on one corpus at equal wall time, then its frozen encoder on the published test split.
 
 Each recipe that needs no second date and no teacher from elsewhere trains for the same minutes, with the encoder, data
-and optimiser of one config. The steps are fixed first by a short calibration on this machine, so the whole schedule is
-run. Then kNN, linear and efficient probe as `geomim evaluate` fits them, and below them the floors: random
-initialisation and pixel statistics. Every finished run is a row of the CSV and is not run again; figures come last, one
-`name: value` a line: the mean over seeds, and behind it the lowest and the highest.
+and optimiser of one config. First a few steps of each are timed: that is what needs an idle machine. The rates go to
+calibration.csv and fix the steps of every run, so the whole schedule is run, however busy the machine is later. Then
+kNN, linear and efficient probe as `geomim evaluate` fits them, and below them the floors: random initialisation and
+pixel statistics. Every finished run is a row of recipes.csv and is not run again; figures come last, one `name: value`
+a line: the mean over seeds, and behind it the lowest and the highest.
 
     geomim corpus build RSICD/classes RSICD/unlabelled --out corpora/rsicd --tile 128 --sensor rgb \
       --split RSICD/captions.jsonl
     geomim corpus build RSICD/classes --out corpora/rsicd_labelled --tile 128 --sensor rgb \
       --split RSICD/captions.jsonl --labels folder --allow-unmatched
-    python benchmarks/recipes.py --minutes 5                    # all recipes, one seed; an idle machine, please
+    python benchmarks/recipes.py --minutes 0                    # times the steps, no more; an idle machine, please
+    python benchmarks/recipes.py --minutes 5                    # all recipes, one seed
     python benchmarks/recipes.py --minutes 10 --seeds 0 1 2 --recipes mae latent_mim dmjd croco
     python benchmarks/recipes.py --quick                        # does it run: random pictures, a few steps
 """
@@ -25,8 +27,7 @@ import io
 import platform
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ from geomim.verbs.evaluate import evaluate
 from geomim.verbs.pretrain import Training, build, train
 
 PROBES = ("knn", "linear", "efficient")
-COLUMNS = ("recipe", "seed", "minutes", "steps", "images_per_second", "seconds", "threads", *PROBES)
+COLUMNS = ("recipe", "seed", "minutes", "steps", *PROBES)
+RATES = ("recipe", "images_per_second", "threads")
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "pretrain" / "rsicd_cpu.yaml"
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -112,13 +114,25 @@ class Setting:
         with (folder / "metrics.csv").open(newline="") as file:
             return last, list(csv.DictReader(file))
 
-    def steps(self, recipe: str) -> int:
-        """How many steps fill the minutes, from a short run that is thrown away."""
+    def rate(self, recipe: str) -> float:
+        """Images a second: as timed before, or by a short run that is thrown away."""
+        table = self.out / "calibration.csv"
+        for row in rows_of(table):
+            if row["recipe"] == recipe:
+                return float(row["images_per_second"])
         folder = self.out / f"{recipe}-calibration"
         _, rows = self.train(recipe, 0, self.calibration, folder)
         shutil.rmtree(folder)
         later = [float(row["images_per_second"]) for row in rows[len(rows) // 2 :] if row.get("images_per_second")]
-        return max(4, round(60 * self.minutes * float(np.median(later)) / self.config.data.batch_size))
+        found = float(np.median(later))
+        row = {"recipe": recipe, "images_per_second": f"{found:.1f}", "threads": torch.get_num_threads()}
+        append(table, RATES, row)
+        print(f"{recipe}: {found:.1f} images/s on {row['threads']} threads", flush=True)
+        return found
+
+    def steps(self, recipe: str) -> int:
+        """How many steps fill the minutes."""
+        return max(4, round(60 * self.minutes * self.rate(recipe) / self.config.data.batch_size))
 
 
 def usable(setting: Setting, recipe: str) -> str:
@@ -145,12 +159,12 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def append(path: Path, row: dict[str, Any]) -> None:
+def append(path: Path, columns: Sequence[str], row: dict[str, Any]) -> None:
     """Add a row; the file is written aside and renamed."""
     rows = [*rows_of(path), row]
     part = path.with_suffix(".part")
     with part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
     part.replace(path)
@@ -161,28 +175,22 @@ def key(recipe: str, seed: int, minutes: float) -> tuple[str, str, str]:
 
 
 def run(setting: Setting, recipe: str, seed: int, table: Path, floors: bool) -> None:
-    """One run: steps as an earlier seed had them, or calibrated; trained, probed, and written down."""
-    earlier = [row for row in rows_of(table) if (row["recipe"], row["minutes"]) == (recipe, f"{setting.minutes:g}")]
-    steps = int(earlier[0]["steps"]) if earlier else setting.steps(recipe)
+    """One run: trained, probed, and written down."""
+    steps = setting.steps(recipe)
     folder = setting.out / f"{recipe}-{setting.minutes:g}min-{seed}"
-    start = time.perf_counter()
-    last, figures = setting.train(recipe, seed, steps, folder)
-    seconds = time.perf_counter() - start
+    last = setting.train(recipe, seed, steps, folder)[0]
     with contextlib.redirect_stdout(io.StringIO()):
         scores = evaluate(
             str(last), setting.labelled, str(folder / "evaluation"), probes=list(PROBES), seeds=setting.probe_seeds,
             test_split=setting.test_split, floors=floors,
         )  # fmt: skip
-    speed = [float(row["images_per_second"]) for row in figures if row.get("images_per_second")]
-    shared = {"seed": seed, "minutes": f"{setting.minutes:g}", "threads": torch.get_num_threads()}
-    own = {"steps": steps, "images_per_second": f"{np.median(speed):.1f}", "seconds": f"{seconds:.1f}"}
     for encoder in dict.fromkeys(row.encoder for row in scores.rows):
-        name = encoder if encoder in (RANDOM, PIXELS) else recipe
         found = {row.probe: f"{row.accuracy:.4f}" for row in scores.rows if row.encoder == encoder}
-        if name == recipe:
-            append(table, {"recipe": recipe} | shared | own | found)
-        elif not any(row["recipe"] == name for row in rows_of(table)):
-            append(table, {"recipe": name} | shared | {"minutes": ""} | found)
+        if encoder not in (RANDOM, PIXELS):
+            own = {"recipe": recipe, "seed": seed, "minutes": f"{setting.minutes:g}", "steps": steps}
+            append(table, COLUMNS, own | found)
+        elif not any(row["recipe"] == encoder for row in rows_of(table)):
+            append(table, COLUMNS, {"recipe": encoder, "seed": seed, "minutes": ""} | found)
 
 
 def figures(table: Path, minutes: float) -> Iterator[str]:
@@ -198,8 +206,7 @@ def figures(table: Path, minutes: float) -> Iterator[str]:
             if values:
                 spread = f"  ({min(values):.4f} to {max(values):.4f}, {len(values)} seeds)" if len(values) > 1 else ""
                 yield f"{label}_{probe}: {np.mean(values):.4f}{spread}"
-        if rows[0]["images_per_second"]:
-            yield f"{label}_images_per_second: {np.mean([float(row['images_per_second']) for row in rows]):.1f}"
+        if rows[0]["steps"]:
             yield f"{label}_steps: {rows[0]['steps']}"
 
 
@@ -224,7 +231,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=CONFIG, help="encoder, data and optimiser of all runs")
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), help="all that can be run where not given")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--minutes", type=float, default=5.0, help="training time of each run")
+    parser.add_argument("--minutes", type=float, default=5.0, help="training time of each run; 0: only time the steps")
     parser.add_argument("--probe_seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="torch's own number where not given")
     parser.add_argument("--out", type=Path, default=Path("runs/recipes"), help="folder of runs and of recipes.csv")
@@ -262,7 +269,9 @@ def compare(given: argparse.Namespace) -> None:
         if reason:
             print(f"{recipe} is left out: {reason}")
     chosen = [recipe for recipe in chosen if not reasons[recipe]]
-    for seed in given.seeds:
+    for recipe in chosen:
+        setting.rate(recipe)
+    for seed in given.seeds if given.minutes else []:
         for recipe in chosen:
             done = {(row["recipe"], row["seed"], row["minutes"]) for row in rows_of(table)}
             if key(recipe, seed, given.minutes) in done:
@@ -272,7 +281,7 @@ def compare(given: argparse.Namespace) -> None:
             print(f"{recipe}, seed {seed}: {given.minutes:g} minutes", flush=True)
             run(setting, recipe, seed, table, floors)
     print(f"machine: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
-    print(f"table: {table}")
+    print(f"tables: {setting.out / 'calibration.csv'}, {table}")
     for line in figures(table, given.minutes):
         print(line)
 
