@@ -86,25 +86,24 @@ class TextTower(nn.Module):
         return tokens[:, : -(-longest // 8) * 8]
 
     def _ends(self, tokens: Tensor) -> Tensor:
-        """Where each sentence of `tokens (n, T)` ends: `(n,)`."""
-        if self.network.pool_type == "eos":
-            return (tokens == self.network.eos_id).int().argmax(1)
-        return tokens.argmax(1)
+        """Where each sentence of `tokens (n, T)` ends: `(n,)`; CLIP's tokens end in the highest number."""
+        ends = tokens == self.network.eos_id if self.network.pool_type == "eos" else tokens
+        return ends.long().argmax(1)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Vectors `(U, dim)` of `tokens (U, T)`, T up to the context length where it is causal, else just that."""
         network, length = self.network, tokens.shape[1]
+        answer: Tensor
         if not self.causal:
-            answer: Tensor = network(tokens)
+            answer = network(tokens)
             return answer
         states = network.token_embedding(tokens) + network.positional_embedding[:length]
         states = network.transformer(states, attn_mask=network.attn_mask[:length, :length])
-        states = network.ln_final(states)[torch.arange(len(tokens), device=tokens.device), self._ends(tokens)]
+        answer = network.ln_final(states)[torch.arange(len(tokens), device=tokens.device), self._ends(tokens)]
         projection = network.text_projection
-        if projection is None:
-            return states
-        projected: Tensor = projection(states) if isinstance(projection, nn.Module) else states @ projection
-        return projected
+        if projection is not None:
+            answer = projection(answer) if isinstance(projection, nn.Module) else answer @ projection
+        return answer
 
 
 def build_text(
@@ -166,8 +165,8 @@ def _sizes(name: str) -> dict[str, Any]:
 
 def _same(name: str, given: Mapping[str, Any], weights: str) -> None:
     """Refuse weights of another architecture than the one that is named."""
-    wanted, usual = _sizes(name)["text_cfg"], {"width": 512, "heads": 8, "layers": 12, "context_length": 77}
-    both = [{key: sizes.get(key, value) for key, value in usual.items()} for sizes in (wanted, given)]
-    if both[0] != both[1]:
-        wanted, given = (", ".join(f"{key} {value}" for key, value in sizes.items()) for sizes in both)
-        raise CheckpointError(f"'{weights}' has a text tower of {given}; '{name}' has {wanted}: name the weights' own")
+    usual = {"width": 512, "heads": 8, "layers": 12, "context_length": 77}
+    towers = _sizes(name)["text_cfg"], given
+    wanted, found = (", ".join(f"{key} {one.get(key, value)}" for key, value in usual.items()) for one in towers)
+    if wanted != found:
+        raise CheckpointError(f"'{weights}' has a text tower of {found}; '{name}' has {wanted}: name the weights' own")
