@@ -98,6 +98,16 @@ class View:
 
         return self.once("tokens", embed)
 
+    def latents(self) -> Latents:
+        """What the encoder makes of all patches, with all their bands, without gradient."""
+
+        def encode() -> Latents:
+            with torch.no_grad():
+                patches = Patches(self.patches, self.grid, self.sensor, self.gsd)
+                return self.encoder.encode(patches, None, self.patch_valid)
+
+        return self.once("latents", encode)
+
 
 def _close_gaps(image: Tensor, patch_size: int, cell: int, offsets: Tensor) -> Tensor:
     """Cut a patch at `offsets (B, L, 2)` out of every cell of `(B, C, H, W)`, and put them side by side."""

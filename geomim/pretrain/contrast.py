@@ -24,7 +24,7 @@ CELLS = 2**24
 Equal = Literal["positives", "negatives"]
 
 
-class Contrast:
+class Contrast(nn.Module):
     """How wrongly images and sentences of a step are told apart; a loss of each image, for a term with `step`.
 
     Args:
@@ -42,11 +42,16 @@ class Contrast:
         loss: Literal["softmax", "sigmoid"] = "softmax",
         equal: Equal = "positives",
     ) -> None:
+        super().__init__()
         if loss not in ("softmax", "sigmoid") or equal not in ("positives", "negatives"):
-            raise ConfigError(f"expected a loss softmax or sigmoid, and equal positives or negatives; given {loss}, {equal}")
-        self._joint, self.name, self.sigmoid, self.equal = joint, name, loss == "sigmoid", equal
+            raise ConfigError(
+                f"expected a loss softmax or sigmoid, and equal positives or negatives; given {loss}, {equal}"
+            )
+        self.name, self.equal = name, equal
+        self._joint = (joint,)  # in a tuple, since it is no part of this one
+        self.bias = nn.Parameter(torch.tensor([-10.0])) if loss == "sigmoid" else None  # as published
 
-    def __call__(self, prediction: Tensor, answer: Answer, weight: Tensor | None, step: Step) -> Tensor:
+    def forward(self, prediction: Tensor, answer: Answer, weight: Tensor | None, step: Step) -> Tensor:
         """Loss of each image `(B,)`: half of it about the image, half about its sentence.
 
         Args:
@@ -59,12 +64,14 @@ class Contrast:
         names = self._names(said.key, step.weight)
         pairs = _Pairs(said.prediction.float(), said.answer.float(), names, step.weight.float())
         with torch.autocast(prediction.device.type, enabled=False):
-            scale, bias = self._joint.scale().float(), self._joint.bias.float()
+            scale = self._joint[0].scale
             images, sentences = prediction[:, 0].float(), answer.values[:, 0].float()
-            if self.sigmoid:
-                return _Sigmoid.apply(images, sentences, scale, bias, step.own, *pairs)  # type: ignore[no-any-return]
+            if self.bias is not None:
+                told: Tensor = _Sigmoid.apply(images, sentences, scale, self.bias[0], step.own, *pairs)  # type: ignore[no-untyped-call]
+                return told
             at = step.once(("sums", self.name), lambda: step.of_every_image(lambda rows: pairs.sums(rows, scale)))
-            return _Softmax.apply(images, sentences, scale, at, step.own, *pairs)  # type: ignore[no-any-return]
+            told = _Softmax.apply(images, sentences, scale, at, step.own, *pairs)  # type: ignore[no-untyped-call]
+            return told
 
     def _names(self, key: Tensor, weight: Tensor) -> Tensor:
         """What pairs of equal names are positives; -1 for images that take no part."""
@@ -82,7 +89,7 @@ class _Pairs(NamedTuple):
 
     def blocks(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Rows, as many at a time as may be in memory."""
-        return rows.split(max(1, CELLS // len(self.names)))
+        return torch.split(rows, max(1, CELLS // len(self.names)))
 
     def together(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """`(n, N)`: which are positives of each row, and which are positives or negatives, as floats and bools."""
@@ -106,7 +113,7 @@ class _Softmax(torch.autograd.Function):
     """Cross-entropy both ways less the entropy of the targets, so that it ends at 0."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, images: Tensor, sentences: Tensor, scale: Tensor, at: Tensor, own: Tensor, *every: Tensor
     ) -> Tensor:
         """`(B,)` of the images at `own`; `at (N, 3)` as of `_Pairs.sums`, `every` as of `_Pairs`."""
@@ -122,7 +129,7 @@ class _Softmax(torch.autograd.Function):
         return torch.cat(found)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Of own features in all rows; of the scale in own rows, which other ranks add to."""
         images, sentences, scale, at, own, *every = ctx.saved_tensors
         pairs = _Pairs(*every)
@@ -152,7 +159,7 @@ class _Sigmoid(torch.autograd.Function):
     """Each pair by itself: together or not. A pair counts half for its image and half for its sentence."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, images: Tensor, sentences: Tensor, scale: Tensor, bias: Tensor, own: Tensor, *every: Tensor
     ) -> Tensor:
         """`(B,)` of the images at `own`; `every` as of `_Pairs`."""
@@ -168,7 +175,7 @@ class _Sigmoid(torch.autograd.Function):
         return torch.cat(found)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """As of `_Softmax`."""
         images, sentences, scale, bias, own, *every = ctx.saved_tensors
         pairs = _Pairs(*every)
@@ -214,9 +221,7 @@ class LanguageSpace(nn.Module):
         self.temperature, self.answer_temperature = temperature, answer_temperature
         self.register_buffer("bank", bank, persistent=False)
 
-    def forward(
-        self, prediction: Tensor, answer: Answer, weight: Tensor | None, step: Step | None = None
-    ) -> Tensor:
+    def forward(self, prediction: Tensor, answer: Answer, weight: Tensor | None, step: Step | None = None) -> Tensor:
         """Loss of each image `(B,)`.
 
         Args:
@@ -234,7 +239,9 @@ class LanguageSpace(nn.Module):
             loss = self._diverge(prediction.float(), answer.values, weight, said.answer.float(), distinct)
             if not self.gate:
                 return loss
-            found = step.once(("retrieved", self.name), lambda: step.of_every_image(lambda rows: retrieved(said, distinct, rows)))
+            found = step.once(
+                ("retrieved", self.name), lambda: step.of_every_image(lambda rows: retrieved(said, distinct, rows))
+            )
             every = (step.weight * found).sum()  # the images that count share the weight of all
             return loss * found[step.own] * torch.where(every > 0, step.weight.sum() / every.clamp(min=1e-12), 0.0)
 
@@ -263,7 +270,7 @@ def first_of_each(key: Tensor) -> Tensor:
 def retrieved(said: Said, distinct: Tensor, rows: Tensor) -> Tensor:
     """`(n,)` float: 1 for images whose nearest sentence of all is their own, or reads the same."""
     found = []
-    for block in rows.split(max(1, CELLS // len(distinct))):
+    for block in torch.split(rows, max(1, CELLS // len(distinct))):
         cosine = (said.prediction[block] @ said.answer.T).masked_fill(~distinct, -torch.inf)
         found.append(((said.key[cosine.argmax(1)] == said.key[block]) & (said.key[block] >= 0)).float())
     return torch.cat(found)

@@ -116,4 +116,3 @@ def _gather(rows: Tensor) -> Tensor:
     out = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
     dist.all_gather_into_tensor(out, rows.detach().contiguous())
     return out
-

@@ -7,4 +7,15 @@ from geomim.pretrain.targets.pixels import Pixels
 from geomim.pretrain.targets.sentences import Meanings, Sentences
 from geomim.pretrain.targets.teacher import FrozenTeacher, TeacherLevels
 
-__all__ = ["HOG", "Alike", "Answer", "EmaLatent", "FrozenTeacher", "Meanings", "Pixels", "Sentences", "Target", "TeacherLevels"]
+__all__ = [
+    "HOG",
+    "Alike",
+    "Answer",
+    "EmaLatent",
+    "FrozenTeacher",
+    "Meanings",
+    "Pixels",
+    "Sentences",
+    "Target",
+    "TeacherLevels",
+]

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from geomim.models.joint import Joint
-from geomim.models.patches import Patches, take
+from geomim.models.joint import Joint, unit
+from geomim.models.patches import Latents, Patches, take
 from geomim.models.vit import ViT
 from geomim.pretrain.context import View
 from geomim.pretrain.targets.answer import Answer
@@ -55,8 +55,8 @@ class Meanings(nn.Module):
     Args:
         encoder: The encoder to train.
         joint: The space.
-        teacher: `encoder` looks at all patches without gradient, or what a term before found there; `ema` is a copy that
-            follows the encoder and the projection.
+        teacher: `encoder` looks at all patches without gradient, or what a term before found there; `ema` is a copy
+            that follows the encoder and the projection.
         momentum: What that copy keeps of itself in the first step; rises to 1 along half a cosine.
         needs_text: Images without a sentence have no answer.
     """
@@ -73,8 +73,7 @@ class Meanings(nn.Module):
         self.dim: int | None = joint.dim
         self.momentum, self.needs_text = momentum, needs_text
         self._followed = (encoder, joint.projection)  # in a tuple, since they are no parts of this one
-        self._joint = (joint,)
-        self.encoder, self.projection = copy.deepcopy(self._followed) if teacher == "ema" else (None, None)
+        self.copy = nn.ModuleList(copy.deepcopy(self._followed)) if teacher == "ema" else None
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Meanings:
@@ -87,15 +86,17 @@ class Meanings(nn.Module):
 
     def before_step(self, progress: Tensor) -> None:
         """Follow, where it is a copy."""
-        if self.encoder is not None:
-            follow((self.encoder, self.projection), self._followed, progress, self.momentum)
+        if self.copy is not None:
+            follow(list(self.copy), self._followed, progress, self.momentum)
 
     @torch.no_grad()
     def forward(self, view: View, positions: Tensor) -> Answer:
         """Unit vectors at `positions (B, P)`: `(B, P, D)`."""
-        encoder, projection = (self.encoder, self.projection) if self.encoder is not None else self._followed
-        whole = view.whole if self.encoder is None else None
-        if whole is None:
+        if self.copy is None:
+            whole: Latents = view.whole or view.latents()
+            projection: nn.Module = self._followed[1]
+        else:
+            encoder, projection = self.copy
             patches = Patches(view.patches, view.grid, view.sensor, view.gsd)
-            whole = view.once(("whole", self), lambda: encoder.encode(patches, None, view.patch_valid))
-        return Answer(nn.functional.normalize(projection(take(whole.patches, positions)).float(), dim=-1))
+            whole = encoder.encode(patches, None, view.patch_valid)  # type: ignore[operator]
+        return Answer(unit(projection(take(whole.patches, positions))))
