@@ -177,10 +177,10 @@ def test_runs_in_bfloat16_and_without_graph_breaks(name: str) -> None:
         loss = step(model, images)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, step(model, images), rtol=0.03, atol=0.03)
-    progress, positions = torch.tensor(0.3), torch.arange(8)
+    progress, positions, batch = torch.tensor(0.3), torch.arange(8), batch_of(model, images)
 
     def forward(pixels: Tensor) -> Tensor:
-        return model(batch_of(model, pixels), progress, Draws(0, positions)).loss
+        return model(batch | {"image": pixels}, progress, Draws(0, positions)).loss
 
     explained = torch._dynamo.explain(forward)(images)
     assert explained.graph_break_count == 0, explained.break_reasons
