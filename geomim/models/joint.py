@@ -40,9 +40,9 @@ class Joint(nn.Module):
 
     def __init__(self, text: TextTower, width: int, pool: Pool = "mean", temperature: float = 0.07) -> None:
         super().__init__()
-        if pool not in ("mean", "class") or not temperature > 0 or width < 1:
+        if pool not in ("mean", "class") or not temperature > 0:
             raise ConfigError(
-                f"joint: expected pool mean or class, temperature above 0 and a width; given {pool}, {temperature}, {width}"
+                f"joint: expected pool mean or class and temperature above 0; given {pool}, {temperature}"
             )
         self.text, self.width, self.pool, self.temperature = text, width, pool, temperature
         self.projection = nn.Linear(width, text.dim, bias=False)

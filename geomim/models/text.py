@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -108,27 +107,6 @@ class TextTower(nn.Module):
         return projected
 
 
-@dataclass(frozen=True)
-class Text:
-    """Which text tower a recipe has; see `build_text`.
-
-    Args:
-        name: `tiny`, an architecture of open_clip as `ViT-B-32`, or `local-dir:FOLDER`.
-        weights: Start from those of a model: `remoteclip:PATH`, `open_clip:NAME/PRETRAINED`.
-        frozen: Its weights are not trained.
-        quickgelu: Its activation, where the weights do not say.
-    """
-
-    name: str = "tiny"
-    weights: str | None = None
-    frozen: bool = False
-    quickgelu: bool | None = None
-
-    def build(self) -> TextTower:
-        """Make it."""
-        return build_text(self.name, self.weights, self.frozen, self.quickgelu)
-
-
 def build_text(
     name: str = "tiny", weights: str | None = None, frozen: bool = False, quickgelu: bool | None = None
 ) -> TextTower:
@@ -191,7 +169,5 @@ def _same(name: str, given: Mapping[str, Any], weights: str) -> None:
     wanted, usual = _sizes(name)["text_cfg"], {"width": 512, "heads": 8, "layers": 12, "context_length": 77}
     both = [{key: sizes.get(key, value) for key, value in usual.items()} for sizes in (wanted, given)]
     if both[0] != both[1]:
-        said = [", ".join(f"{key} {value}" for key, value in sizes.items()) for sizes in both]
-        raise CheckpointError(
-            f"'{weights}' has a text tower of {said[1]}; '{name}' has {said[0]}: name that of the weights"
-        )
+        wanted, given = (", ".join(f"{key} {value}" for key, value in sizes.items()) for sizes in both)
+        raise CheckpointError(f"'{weights}' has a text tower of {given}; '{name}' has {wanted}: name the weights' own")

@@ -94,7 +94,7 @@ class ViT(nn.Module):
         self.grid = (image_size // patch_size, image_size // patch_size)
         self.num_patches = self.grid[0] * self.grid[1]
         self.clip, bias = clip, clip is None
-        norm = Norm if clip is None else partial(Norm, eps=1e-5)
+        norm: Any = Norm if clip is None else partial(Norm, eps=1e-5)
         embed = PatchEmbed(in_chans, width, patch_size, bias)
         self.patch_embed = embed if sensors is None else SpectralPatchEmbed(sensors, width, patch_size, bias)
         self.class_tokens = int(class_token)
