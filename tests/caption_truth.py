@@ -58,7 +58,10 @@ class Objects:
             cut = edge or one.get("cut", False)
             x, y = sum(xs) / len(xs), sum(ys) / len(ys)
             corners = list(zip(xs, ys, strict=True))
-            sides = [((a - c) ** 2 + (b - d) ** 2) ** 0.5 for (a, b), (c, d) in zip(corners, corners[1:] + corners[:1])]
+            sides = [
+                ((a - c) ** 2 + (b - d) ** 2) ** 0.5
+                for (a, b), (c, d) in zip(corners, [*corners[1:], corners[0]], strict=True)
+            ]
             found.append({"what": one["what"], "x": x, "y": y, "cut": cut, "length": max(sides)})
         return found
 

@@ -15,7 +15,8 @@ from geomim.corpus.store import IGNORE, Corpus
 from geomim.errors import CorpusError, InputError
 
 NOTHING = frozenset(
-    "background other others unknown unlabeled unlabelled unclassified nodata ignore void clutter none unchanged".split()
+    "background other others unknown unlabeled unlabelled unclassified nodata ignore void clutter none"
+    " unchanged".split()
 )
 """Classes that are no objects, unless `names` says what they are called; and all that begin with `no`, `non`, `not`."""
 _READ = 64  # masks at once

@@ -41,8 +41,8 @@ class Tables:
 
     Attributes:
         catalogue: Folder with `tiles-*.parquet`, `edges.parquet`, and perhaps `exclusions.parquet`,
-            `split.parquet` (`id`, `split`), `label.parquet` (`id`, `label`), `captions.parquet`, `balance.parquet` (`id`, `chosen`) and
-            `shared.parquet` (`ground.SHARED`).
+            `split.parquet` (`id`, `split`), `label.parquet` (`id`, `label`), `captions.parquet`, `balance.parquet`
+            (`id`, `chosen`) and `shared.parquet` (`ground.SHARED`).
         staged: Folder with tables that are about to replace those, or None; an empty `NAME.removed` removes one.
     """
 

@@ -59,7 +59,7 @@ def draw(random, count):
             )
             corners = np.array([[-w, -h], [w, -h], [w, h], [-w, h]]) / 2
             turned = corners @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-            boxes.append({"polygon": (turned + [x, y]).ravel().tolist(), "label": str(random.choice(kinds))})
+            boxes.append({"polygon": (turned + np.array([x, y])).ravel().tolist(), "label": str(random.choice(kinds))})
         rows.append({"id": number, "size": size, "boxes": boxes})
     return rows
 
