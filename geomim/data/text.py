@@ -57,7 +57,9 @@ class Drawing(NamedTuple):
         place = first + np.minimum((draws("caption").numpy() * count).astype(np.int64), count - 1)
         drawn = pa.array(self.keys[place], pa.int64(), mask=count == 0).dictionary_encode()
         number, step = len(drawn.dictionary), -(-len(rows) // 8)
-        key = np.pad(drawn.dictionary.to_numpy(), (0, max(step, -(-number // step) * step) - number), constant_values=-1)
+        key = np.pad(
+            drawn.dictionary.to_numpy(), (0, max(step, -(-number // step) * step) - number), constant_values=-1
+        )
         kept = np.memmap(self.file, np.int32, "r", shape=self.shape)  # opened anew, as the features of a teacher are
         found = {"tokens": kept[key, : self.width], "key": key, "of": drawn.indices.fill_null(-1).to_numpy()}
         return {name: torch.from_numpy(np.array(values, np.int64)) for name, values in found.items()}
@@ -148,14 +150,14 @@ class Sentences:
             about = {"tokenizer": self.tokenizer.identity, "width": width, "longest": longest}
             write_json(file.with_suffix(".json"), about | {"cut": len(cut), "such": cut[:3]})
         about = json.loads(file.with_suffix(".json").read_text())
-        such = ", ".join(f"'{text}...'" for text in about["such"])
+        such = ", such as " * bool(about["such"]) + ", ".join(f"'{text}...'" for text in about["such"])
         return (
             f"sentences take up to {about['longest']} tokens; {about['cut']} of {len(self.texts)} are longer than the "
-            f"{self.tokenizer.context_length} that the text tower sees and are cut there{', such as ' * bool(such)}{such}"
+            f"{self.tokenizer.context_length} that the text tower sees and are cut there{such}"
         )
 
     def _write(self, out: BinaryIO) -> tuple[int, list[str]]:
-        """Tokens of every sentence, and of the empty one; how many the longest has, and how those begin that are cut."""
+        """Tokens of every sentence, then of the empty one; how many the longest has, and how cut ones begin."""
         tokenize, limit = self.tokenizer.tokenize, self.tokenizer.context_length
         empty, longest, cut = tokenize([""]), 0, []
         starts = range(0, len(self.texts), _AT_ONCE)
@@ -164,7 +166,9 @@ class Sentences:
             tokens = tokenize(texts)
             lengths = ((tokens != empty[0, -1]) * torch.arange(1, limit + 1)).amax(1)
             longest = max(longest, int(lengths.max()))
-            if full := (lengths == limit).nonzero().flatten().tolist():  # of these are cut which lack nothing without their end
+            if (
+                full := (lengths == limit).nonzero().flatten().tolist()
+            ):  # of these are cut which lack nothing without their end
                 same = (tokenize([texts[row][:-1] for row in full]) == tokens[full]).all(1).tolist()
                 cut += [texts[row][:60] for row, one in zip(full, same, strict=True) if one]
             out.write(tokens.int().numpy().tobytes())
