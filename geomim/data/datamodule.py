@@ -192,7 +192,7 @@ class TileDataModule(pl.LightningDataModule):
         return said
 
     def prepare_data(self) -> None:
-        """Have a teacher's features and sentences' tokens on disk; by the first process, while the others wait."""
+        """Have a teacher's features and the tokens of sentences on disk; by the first process, while others wait."""
         if self.features and self.trainer:
             self.features.fill(self.trainer.strategy.root_device)
         if self.sentences and self.trainer:

@@ -150,14 +150,15 @@ class Sentences:
             about = {"tokenizer": self.tokenizer.identity, "width": width, "longest": longest}
             write_json(file.with_suffix(".json"), about | {"cut": len(cut), "such": cut[:3]})
         about = json.loads(file.with_suffix(".json").read_text())
-        such = ", such as " * bool(about["such"]) + ", ".join(f"'{text}...'" for text in about["such"])
+        such = ", ".join(f"'{text}...'" for text in about["such"])
         return (
             f"sentences take up to {about['longest']} tokens; {about['cut']} of {len(self.texts)} are longer than the "
-            f"{self.tokenizer.context_length} that the text tower sees and are cut there{such}"
+            f"{self.tokenizer.context_length} that the text tower sees and are cut there"
+            f"{', such as ' * bool(such)}{such}"
         )
 
     def _write(self, out: BinaryIO) -> tuple[int, list[str]]:
-        """Tokens of every sentence, then of the empty one; how many the longest has, and how cut ones begin."""
+        """Tokens of every sentence, and of the empty one; how many the longest has, and how the cut ones begin."""
         tokenize, limit = self.tokenizer.tokenize, self.tokenizer.context_length
         empty, longest, cut = tokenize([""]), 0, []
         starts = range(0, len(self.texts), _AT_ONCE)

@@ -40,9 +40,7 @@ class TileSet:
         self.tiles = corpus.tiles(size)
         self.pairs: Pairs | None = None
         self.features: tuple[Path, tuple[int, ...]] | None = None  # file and shape, see `FeatureCache`
-        self.text: Callable[[np.ndarray, Draws], dict[str, torch.Tensor]] | None = (
-            None  # see `geomim.data.text.Drawing`
-        )
+        self.text: Callable[[np.ndarray, Draws], dict[str, torch.Tensor]] | None = None  # see `geomim.data.text`
         chosen = np.arange(len(self.tiles))
         if split is not None:
             chosen = chosen[self.tiles.splits == split]
