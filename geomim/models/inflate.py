@@ -231,8 +231,7 @@ def _check_parts(name: str, model: Any, state: dict[str, Tensor], encoder: ViT) 
     eps = {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)} - {encoder.norm.eps}
     parts += [f"a norm epsilon of {value:g}" for value in eps]
     activation = model.blocks[0].mlp.act
-    first: Any = encoder.blocks[0]
-    same = isinstance(activation, type(first.mlp.act))
+    same = isinstance(activation, type(encoder.blocks[0].mlp.act))  # type: ignore[union-attr]
     parts += [] if same else [f"the activation {type(activation).__name__}"]
     if parts:
         raise CheckpointError(f"'{name}' is no plain vision transformer: it differs in {', '.join(parts[:6])}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -53,6 +54,12 @@ class TextTower(nn.Module):
         self.causal = mask is not None and tail is None and pool in ("argmax", "eos")
 
     @property
+    def identity(self) -> str:
+        """What its tokens follow from."""
+        names = ("context_length", "vocab_size", "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs")
+        return str({name: self.config["text_cfg"].get(name) for name in names})
+
+    @property
     def blocks(self) -> nn.ModuleList | None:
         """Its transformer's, where ranks share their weights or keep less of them."""
         blocks: nn.ModuleList | None = getattr(getattr(self.network, "transformer", None), "resblocks", None)
@@ -86,24 +93,48 @@ class TextTower(nn.Module):
         return tokens[:, : -(-longest // 8) * 8]
 
     def _ends(self, tokens: Tensor) -> Tensor:
-        """Where each sentence of `tokens (n, T)` ends: `(n,)`; CLIP's tokens end in the highest number."""
-        ends = tokens == self.network.eos_id if self.network.pool_type == "eos" else tokens
-        return ends.long().argmax(1)
+        """Where each sentence of `tokens (n, T)` ends: `(n,)`."""
+        if self.network.pool_type == "eos":
+            ends: Tensor = tokens == self.network.eos_id
+            return ends.int().argmax(1)
+        return tokens.argmax(1)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Vectors `(U, dim)` of `tokens (U, T)`, T up to the context length where it is causal, else just that."""
         network, length = self.network, tokens.shape[1]
-        answer: Tensor
         if not self.causal:
-            answer = network(tokens)
-            return answer
+            whole: Tensor = network(tokens)
+            return whole
         states = network.token_embedding(tokens) + network.positional_embedding[:length]
         states = network.transformer(states, attn_mask=network.attn_mask[:length, :length])
-        answer = network.ln_final(states)[torch.arange(len(tokens), device=tokens.device), self._ends(tokens)]
+        states = network.ln_final(states)[torch.arange(len(tokens), device=tokens.device), self._ends(tokens)]
         projection = network.text_projection
         if projection is not None:
-            answer = projection(answer) if isinstance(projection, nn.Module) else answer @ projection
+            states = projection(states) if isinstance(projection, nn.Module) else states @ projection
+        answer: Tensor = states
         return answer
+
+
+@dataclass(frozen=True)
+class Text:
+    """Which text tower a recipe has.
+
+    Args:
+        name: `tiny`, of 2 layers 192 wide; an architecture of open_clip whose tokenizer is CLIP's, as `ViT-B-32`; or
+            `local-dir:FOLDER`.
+        weights: Start from those of a model: `remoteclip:PATH`, `open_clip:NAME/PRETRAINED`.
+        frozen: Its weights are not trained.
+        quickgelu: Its activation, where neither weights nor architecture say.
+    """
+
+    name: str = "tiny"
+    weights: str | None = None
+    frozen: bool = False
+    quickgelu: bool | None = None
+
+    def build(self) -> TextTower:
+        """Make it, see `build_text`."""
+        return build_text(self.name, self.weights, self.frozen, self.quickgelu)
 
 
 def build_text(
@@ -165,8 +196,8 @@ def _sizes(name: str) -> dict[str, Any]:
 
 def _same(name: str, given: Mapping[str, Any], weights: str) -> None:
     """Refuse weights of another architecture than the one that is named."""
-    usual = {"width": 512, "heads": 8, "layers": 12, "context_length": 77}
-    towers = _sizes(name)["text_cfg"], given
-    wanted, found = (", ".join(f"{key} {one.get(key, value)}" for key, value in usual.items()) for one in towers)
-    if wanted != found:
-        raise CheckpointError(f"'{weights}' has a text tower of {found}; '{name}' has {wanted}: name the weights' own")
+    wanted, usual = _sizes(name)["text_cfg"], {"width": 512, "heads": 8, "layers": 12, "context_length": 77}
+    both = [{key: sizes.get(key, value) for key, value in usual.items()} for sizes in (wanted, given)]
+    if both[0] != both[1]:
+        ours, theirs = (", ".join(f"{key} {value}" for key, value in sizes.items()) for sizes in both)
+        raise CheckpointError(f"'{weights}' has a text tower of {theirs}; '{name}' has {ours}: name the weights' own")

@@ -153,7 +153,7 @@ def test_positions_and_kernels_are_resampled(tmp_path: Path) -> None:
     [
         ({"init_values": 1e-5}, "layer scale"),
         ({"reg_tokens": 2}, "reg_token"),
-        ({"pre_norm": True}, "norm_pre.weight"),
+        ({"pre_norm": True}, "a norm epsilon of 1e-06"),  # which no CLIP has
         ({"qk_norm": True}, "blocks.N.attn.k_norm.weight"),
         ({"act_layer": "relu"}, "the activation ReLU"),
         ({"depth": 3}, "depth 3.*--encoder.size"),
