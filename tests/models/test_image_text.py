@@ -5,12 +5,14 @@ from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from geomim.errors import CheckpointError
 from geomim.models.build import build_encoder
+from geomim.models.export import export
 from geomim.models.image_text import ImageText, open_image_text, write_remoteclip
 from geomim.models.joint import Joint
 from geomim.models.text import TextTower, build_text
@@ -225,3 +227,25 @@ def test_one_trained_here_leaves_in_remoteclips_layout(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=f"is not written, RemoteCLIP's layout.*{said}"):
             write_remoteclip(open_image_text(other), tmp_path / "none.pt")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["a.ckpt", "b.ckpt", "out.pt"]
+
+
+def test_an_export_is_a_plain_timm_model_with_the_space_beside(tmp_path: Path) -> None:
+    for clip, contracts, sensor in (("quick_gelu", CONTRACTS, "s2"), (None, {"naip": CONTRACTS["naip"]}, None)):
+        path, encoder, _ = trained(tmp_path / "a.ckpt", contracts, clip=clip)
+        folder = export(path, str(tmp_path / f"out-{clip}"), sensor=sensor)
+        name = sensor or "naip"
+        ours, images = open_image_text(str(folder)), torch.randn(2, len(CONTRACTS[name].names), 32, 32)
+        plain = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        with torch.no_grad():
+            expected = encoder(images, sensor=name).tokens
+            torch.testing.assert_close(plain.forward_features(images), expected, rtol=1e-5, atol=1e-5)
+        whole = open_image_text(path)
+        torch.testing.assert_close(
+            ours.encode_image(images), whole.encode_image(images, sensor=name), rtol=1e-5, atol=1e-5
+        )
+        torch.testing.assert_close(ours.encode_text(SENTENCES), whole.encode_text(SENTENCES))
+        assert "(mean token) and sentences share a space" in (folder / "README.md").read_text()
+        assert (ours.fingerprint == whole.fingerprint) is (sensor is None)  # one baked for a sensor is another
+        (folder / "joint.safetensors").unlink()
+        with pytest.raises(CheckpointError, match=r"joint\.safetensors' does not exist"):
+            open_image_text(str(folder))
