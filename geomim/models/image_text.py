@@ -140,14 +140,23 @@ def open_image_text(source: str, quickgelu: bool | None = None) -> ImageText:
         joint.logit_scale.data.fill_(float(clip.model.logit_scale.detach()))
         return ImageText(loaded, joint)
     loaded = read_encoder(source)
+    if quickgelu is not None:
+        raise CheckpointError(f"'{source}' states its activation itself: leave quickgelu out")
+    return with_text(loaded, source)
+
+
+def with_text(loaded: Loaded, source: str) -> ImageText:
+    """What was read of a checkpoint or an export, with the space that it shares with sentences.
+
+    Raises:
+        CheckpointError: It has none.
+    """
     if not loaded.joint or "joint" not in loaded.details:
         raise CheckpointError(
             f"'{source}' knows images and no sentences (recipe {loaded.details.get('recipe', 'unknown')}): expected a "
             "checkpoint or export of a recipe with sentences, as remote_clip, or remoteclip:PATH, or "
             "open_clip:NAME/PRETRAINED"
         )
-    if quickgelu is not None:
-        raise CheckpointError(f"'{source}' states its activation itself: leave quickgelu out")
     joint = Joint.from_config(loaded.details["joint"])
     fill(source, joint, loaded.joint, f"the space of images and sentences {joint.config}")
     return ImageText(loaded, joint)
@@ -165,8 +174,7 @@ def write_remoteclip(model: ImageText, path: Path) -> None:
         visual = encoder.tower.state_dict()
     else:
         visual = {clip_name(name): value for name, value in encoder.state_dict().items()}
-        visual |= {name: visual[name].flatten(0, -2) for name in ("positional_embedding",) if name in visual}
-        visual |= {name: visual[name].flatten() for name in ("class_embedding",) if name in visual}
+        visual |= {name: value.squeeze() for name, value in visual.items() if name.endswith("_embedding")}
         visual["proj"] = joint.projection.weight.T.contiguous()
     state = {f"visual.{name}": value for name, value in visual.items()} | joint.text.network.state_dict()
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")

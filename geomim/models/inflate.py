@@ -21,7 +21,7 @@ from geomim.models.hierarchical import Encoder
 from geomim.models.patches import sincos_positions
 from geomim.models.spectral import BandKernels, SpectralPatchEmbed, band_codes
 from geomim.models.vit import ViT
-from geomim.models.weights import Loaded, contract_of, exported_contract, picture_contract, read_encoder
+from geomim.models.weights import Loaded, contract_of, exported_contract, picture_contract, pictures_said, read_encoder
 from geomim.sensors import Sensor, find_band
 
 Fill = Literal["nearest", "zero"]
@@ -83,20 +83,17 @@ def _kernels(
     taken, words = zip(*(inflation(own, sensor, fill) for sensor in sensors), strict=True)
     kernel, bias = source.patch_embed.baked(own)
     kernels = resample_patch_embed(kernel, pixels).transpose(0, 1).flatten(1)
+    place = "patch_embed.bias" if encoder.spectral else "patch_embed.proj.bias"
+    biases = {} if bias is None else {place: bias}  # CLIP's image towers have none
     said = [*notes, *chain.from_iterable(words)]
     if isinstance(embed, SpectralPatchEmbed):
         basis, residual = _solve(embed.kernels, [own, *sensors], taken, kernels)
         said.append(f"the kernels made for {', '.join(own.names)} differ by {residual:.1g} of their size")
-        return _present({"patch_embed.bias": bias, _BASIS: basis}), said
+        return {**biases, _BASIS: basis}, said
     shares = taken[0] if fill == "zero" else share_out(taken[0], own, sensors[0])
     said += _shares_said(shares, own, sensors[0])
     inflated = (shares @ kernels).view(-1, encoder.width, *pixels).transpose(0, 1)
-    return _present({"patch_embed.proj.bias": bias, "patch_embed.proj.weight": inflated}), said
-
-
-def _present(state: dict[str, Tensor | None]) -> dict[str, Tensor]:
-    """Without the bias that CLIP's image towers do not have."""
-    return {name: value for name, value in state.items() if value is not None}
+    return {**biases, "patch_embed.proj.weight": inflated}, said
 
 
 def inflation(own: Sensor, wanted: Sensor, fill: Fill) -> tuple[Tensor, list[str]]:
@@ -186,10 +183,9 @@ def _checked(encoder: ViT, source: Encoder, weights: str) -> ViT:
     names = ("family", "width", "depth", "heads", "mlp_ratio", "clip", "class_token")
     theirs, ours = (", ".join(f"{name} {one.config.get(name)}" for name in names) for one in (source, encoder))
     if theirs != ours or not isinstance(source, ViT):
-        raise CheckpointError(
-            f"'{weights}' has {theirs}; the encoder has {ours}: give --encoder.size, or --encoder.width, depth, heads, "
-            "class_token and clip, of the weights"
-        )
+        todo = "give --encoder.size, or --encoder.width, depth, heads, class_token and clip, of the weights"
+        todo = todo if isinstance(source, ViT) else "expected weights of a plain vision transformer"
+        raise CheckpointError(f"'{weights}' has {theirs}; the encoder has {ours}: {todo}")
     computed = sincos_positions(source.width, source.grid)[:, 1 - source.class_tokens :]
     if encoder.gsd_positions and not torch.allclose(source.pos_embed, computed, atol=1e-4):
         raise CheckpointError(f"'{weights}' learned its positions, which cannot follow the GSD: no gsd_positions")
@@ -219,8 +215,7 @@ def _from_timm(name: str) -> Loaded:
     known, notes, config = exported_contract(name), list[str](), cast(Any, model.pretrained_cfg)
     if known is None and encoder.in_chans == 3:
         known = picture_contract(config)
-        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (known.mean, known.std))
-        notes = [f"the weights name no bands: taken as 8-bit red, green, blue, of mean {mean} and std {std}"]
+        notes = [pictures_said(known)]
     return Loaded(encoder.eval(), {known.sensor.name: known} if known else {}, "timm model", notes=tuple(notes))
 
 

@@ -16,9 +16,6 @@ from geomim.models.text import TextTower
 
 Pool = Literal["mean", "class"]
 
-HIGHEST = math.log(100.0)
-"""Where the logarithm of what cosines are multiplied by ends (Radford et al., ICML 2021, section 2.5)."""
-
 
 class Joint(nn.Module):
     """Puts what an encoder says of images, and a text tower of sentences, into one space (CLIP's, and RILS's).
@@ -32,6 +29,7 @@ class Joint(nn.Module):
         temperature: What cosines are divided by at the start.
 
     Attributes:
+        dim: Width of the space.
         logit_scale: `(1,)`, the logarithm of what cosines are multiplied by; `scale` is how it is used.
 
     Raises:
@@ -44,20 +42,15 @@ class Joint(nn.Module):
             raise ConfigError(
                 f"joint: expected pool mean or class and temperature above 0; given {pool}, {temperature}"
             )
-        self.text, self.width, self.pool, self.temperature = text, width, pool, temperature
+        self.text, self.width, self.pool, self.temperature, self.dim = text, width, pool, temperature, text.dim
         self.projection = nn.Linear(width, text.dim, bias=False)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
         self.logit_scale = nn.Parameter(torch.full((1,), -math.log(temperature)))  # no scalar: ranks may share it out
 
     @property
-    def dim(self) -> int:
-        """Width of the space."""
-        return self.text.dim
-
-    @property
     def scale(self) -> Tensor:
-        """What cosines are multiplied by, 0-dim, at most 100."""
-        return self.logit_scale.float().clamp(max=HIGHEST).exp()[0]
+        """What cosines are multiplied by, 0-dim, at most 100 (Radford et al., ICML 2021, section 2.5)."""
+        return self.logit_scale.float().clamp(max=math.log(100)).exp()[0]
 
     @property
     def config(self) -> dict[str, Any]:

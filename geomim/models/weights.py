@@ -11,7 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -210,6 +210,12 @@ def picture_contract(config: Mapping[str, Any]) -> BandContract:
     return BandContract(SENSORS["rgb"], mean, std)
 
 
+def pictures_said(contract: BandContract) -> str:
+    """That weights are taken to be for pictures, in a sentence."""
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (contract.mean, contract.std))
+    return f"the weights name no bands: taken as 8-bit red, green, blue, of mean {mean} and std {std}"
+
+
 def _read_own(path: Path, content: dict[str, Any]) -> Loaded:
     details, weights = content["geomim"], content.get("state_dict")
     named = weights if isinstance(weights, Mapping) else {}
@@ -220,7 +226,7 @@ def _read_own(path: Path, content: dict[str, Any]) -> Loaded:
     if not state or not isinstance(details, Mapping):
         raise CheckpointError(f"'{path}': expected weights under 'model.encoder.' and what they are; it lacks them")
     started = tuple((details.get("provenance") or {}).get("start", ()))
-    return _described(path, details, state, joint, "geomim checkpoint", started)
+    return replace(_described(path, details, state, "geomim checkpoint", started), joint=joint)
 
 
 def _read_folder(path: Path) -> Loaded:
@@ -235,16 +241,11 @@ def _read_folder(path: Path) -> Loaded:
         raise CheckpointError(f"'{config}' has no 'geomim' entry: use timm:local-dir:{path} for a plain timm folder")
     joint = read_checkpoint(path / "joint.safetensors") if "joint" in details else {}
     notes = tuple(details.get("notes", ()))
-    return _described(path, details, read_checkpoint(weights), joint, "exported encoder", notes)
+    return replace(_described(path, details, read_checkpoint(weights), "exported encoder", notes), joint=joint)
 
 
 def _described(
-    path: Path,
-    details: Mapping[str, Any],
-    state: dict[str, Tensor],
-    joint: dict[str, Tensor],
-    kind: str,
-    notes: tuple[str, ...],
+    path: Path, details: Mapping[str, Any], state: dict[str, Tensor], kind: str, notes: tuple[str, ...]
 ) -> Loaded:
     """An encoder by what geomim wrote of it."""
     version = details.get("format_version", 0)
@@ -267,21 +268,11 @@ def _described(
             bands = f"its contract names {', '.join(contract.names)}"
             raise BandError(f"'{path}': expected {encoder.in_chans} bands, one a channel; {bands}")
     rest = {key: value for key, value in details.items() if key not in ("encoder", "contract", "contracts")}
-    return Loaded(encoder, contracts, kind, details=rest, notes=notes, joint=joint)
+    return Loaded(encoder, contracts, kind, details=rest, notes=notes)
 
 
 def fill(path: str | Path, module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Load weights, for evaluation.
-
-    Args:
-        path: Where they come from, for the sentence.
-        module: What is to have them.
-        state: All of its weights by name, and no others.
-        what: The module in words.
-
-    Raises:
-        CheckpointError: Some are missing, unknown or of another shape; the sentence names them.
-    """
+    """Load weights from a file into what is called so, or say which are missing, unknown or of another shape."""
     wanted = module.state_dict()
     faults = [f"missing {name} {tuple(value.shape)}" for name, value in wanted.items() if name not in state]
     faults += [f"unknown {name} {tuple(value.shape)}" for name, value in state.items() if name not in wanted]

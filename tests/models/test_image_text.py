@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from geomim.errors import CheckpointError
+from geomim.errors import CheckpointError, InputError
 from geomim.models.build import build_encoder
 from geomim.models.export import export
+from geomim.models.frozen import read_frozen
 from geomim.models.image_text import ImageText, open_image_text, write_remoteclip
 from geomim.models.joint import Joint
 from geomim.models.text import TextTower, build_text
@@ -57,6 +58,13 @@ def test_remoteclips_layout_answers_as_open_clip_does(tmp_path: Path, vision: di
     model = peer(vision)
     ours = open_image_text(published(tmp_path, model))
     assert same(ours, model)
+    if vision is VIT:  # a teacher as well
+        teacher, contract = read_frozen(published(tmp_path, model), (4, 4))
+        images = torch.randn(2, 3, 32, 32)
+        with torch.no_grad():
+            tokens = teacher.forward_features(images)
+            torch.testing.assert_close(tokens[:, 0] @ model.visual.proj, model.visual(images), rtol=1e-5, atol=1e-5)
+        assert contract == ours.contracts["rgb"]
     assert ours.logit_scale == pytest.approx(float(model.logit_scale.exp()), rel=1e-6)
     assert ours.contracts["rgb"].mean == pytest.approx([255 * one for one in open_clip.OPENAI_DATASET_MEAN])
     assert any("activation QuickGELU, as OpenAI's and RemoteCLIP's" in note for note in ours.notes)
@@ -122,7 +130,9 @@ def test_open_clips_own_models_and_training_checkpoints(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
     source = published(tmp_path, peer())
-    with pytest.raises(CheckpointError, match=r"'ViT-B-32' in RemoteCLIP's layout; .*64 wide with 2 layers.*missing"):
+    with pytest.raises(
+        CheckpointError, match=r"'ViT-B-32' in RemoteCLIP's layout; .*64 channels and 2 layers.*missing"
+    ):
         open_image_text(f"{source}@ViT-B-32")
     with pytest.raises(CheckpointError, match=r"no architecture 'ViT-B-33'; did you mean 'ViT-B-32'"):
         open_image_text(f"{source}@ViT-B-33")
@@ -212,7 +222,7 @@ def test_one_trained_here_leaves_in_remoteclips_layout(tmp_path: Path) -> None:
     rgb = {"rgb": BandContract(get_sensor("rgb"), (120.0,) * 3, (60.0,) * 3)}
     path, _, _ = trained(tmp_path / "a.ckpt", rgb, "class", clip="quick_gelu")
     ours = open_image_text(path)
-    write_remoteclip(ours, tmp_path / "out.pt")
+    export(path, str(tmp_path / "out.pt"), layout="remoteclip")
     model = peer()
     model.load_state_dict(torch.load(tmp_path / "out.pt", weights_only=True))
     assert same(ours, model)
@@ -226,6 +236,8 @@ def test_one_trained_here_leaves_in_remoteclips_layout(tmp_path: Path) -> None:
         other, _, _ = trained(tmp_path / "b.ckpt", **{"contracts": rgb} | changes)
         with pytest.raises(CheckpointError, match=f"is not written, RemoteCLIP's layout.*{said}"):
             write_remoteclip(open_image_text(other), tmp_path / "none.pt")
+    with pytest.raises(InputError, match="exists: give a new file"):
+        export(path, str(tmp_path / "out.pt"), layout="remoteclip")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["a.ckpt", "b.ckpt", "out.pt"]
 
 
