@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from geomim.errors import CheckpointError, InputError
 from geomim.models.build import build_encoder
+from geomim.models.clip import _name, _told_by_shapes
 from geomim.models.export import export
 from geomim.models.frozen import read_frozen
 from geomim.models.image_text import ImageText, open_image_text, write_remoteclip
@@ -145,12 +146,21 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_name(tmp_path: Path)
     with pytest.raises(CheckpointError, match=r"unknown visual\.extra"):
         open_image_text(f"remoteclip:{tmp_path / 'more.pt'}")
     torch.save({"weight": torch.ones(2)}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match=r"is no CLIP model in RemoteCLIP's layout: no 'visual\.conv1\.weight'"):
+    with pytest.raises(CheckpointError, match=r"is no CLIP in RemoteCLIP's layout: no 'visual\.conv1\.weight'"):
         open_image_text(f"remoteclip:{tmp_path / 'other.pt'}")
     with pytest.raises(CheckpointError, match="does not exist"):
         open_image_text("remoteclip:nowhere.pt")
     with pytest.raises(CheckpointError, match="open_clip cannot give"):
         open_image_text("open_clip:ViT-B-32/nowhere")
+
+
+def test_the_published_architectures_are_told_by_shapes(tmp_path: Path) -> None:
+    for name in ("RN50", "ViT-B-32", "ViT-L-14"):
+        config = open_clip.get_model_config(name)
+        with torch.device("meta"):
+            model = open_clip.CLIP(**config)
+        told = _told_by_shapes("a.pt", model.state_dict())
+        assert _name(told) == name and told["vision_cfg"]["image_size"] == 224
 
 
 @pytest.mark.parametrize("vision", [VIT, RESNET], ids=["vit", "resnet"])
