@@ -100,7 +100,8 @@ def read_clip(source: str, quickgelu: bool | None = None) -> Clip:
             raise CheckpointError(f"expected open_clip:NAME/PRETRAINED, as open_clip:ViT-B-16/openai; given '{source}'")
     config = architecture(name)
     known = library.get_pretrained_cfg(name, tag) if tag else {}
-    quick = bool((known or config).get("quick_gelu", False)) if quickgelu is None else quickgelu
+    stated = any(one.get("quick_gelu", False) for one in (known, config))  # either may leave it out
+    quick = stated if quickgelu is None else quickgelu
     try:
         with warnings.catch_warnings():  # of the activation, which is said here
             warnings.simplefilter("ignore")

@@ -109,7 +109,7 @@ def test_a_resnet_has_no_patches(tmp_path: Path) -> None:
         ours.encode_image(torch.randn(1, 3, 32, 32))
 
 
-def test_open_clips_own_models_and_training_checkpoints(tmp_path: Path) -> None:
+def test_open_clips_own_models_and_training_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"embed_dim": 48, "vision_cfg": VIT | {"head_width": 32}, "text_cfg": TEXT | {"heads": 2}}
     (tmp_path / "tiny-two-heads.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / "tiny-two-heads.json")
@@ -119,6 +119,10 @@ def test_open_clips_own_models_and_training_checkpoints(tmp_path: Path) -> None:
     ours = open_image_text(f"open_clip:tiny-two-heads/{tmp_path / 'epoch_3.pt'}")
     assert same(ours, model) and any("activation GELU, as open_clip says" in note for note in ours.notes)
     assert same(open_image_text(f"remoteclip:{tmp_path / 'epoch_3.pt'}@tiny-two-heads", quickgelu=False), model)
+    with monkeypatch.context() as patch:  # a tag knows what its architecture does not, as ViT-B-32/openai
+        patch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: {"quick_gelu": True})
+        tagged = open_image_text(f"open_clip:tiny-two-heads/{tmp_path / 'epoch_3.pt'}")
+        assert not same(tagged, model) and any("activation QuickGELU" in note for note in tagged.notes)
     wrong = open_image_text(f"remoteclip:{tmp_path / 'epoch_3.pt'}", quickgelu=False)
     assert not same(wrong, model) and any("heads of 64 channels" in note for note in wrong.notes)
     text = build_text("tiny-two-heads", f"open_clip:tiny-two-heads/{tmp_path / 'epoch_3.pt'}", frozen=True)
