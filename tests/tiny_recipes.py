@@ -5,6 +5,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from open_clip.tokenizer import SimpleTokenizer
 
 DECODER = {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
 LATENT = {"projector_width": 16}
@@ -15,20 +17,31 @@ OWN: dict[str, dict[str, Any]] = {
     "mask_align": {"levels": 2},
     "simmim": {"unit": 8},
     "satvision": {"unit": 4},
+    "rils": {"gate": False},  # an encoder that knows nothing finds no sentence
+    "selective_rils": {"gate": False, "pixels": 0.5},
 }
+LANGUAGE = ("remote_clip", "rils", "selective_rils", "sycoca_inspired")
 ENCODER = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
 SWIN = {"family": "swinv2", "patch_size": 2, "width": 8, "depth": 1, "heads": 1}
 
 
 def method(recipe: str, teacher: str, decoder: dict[str, Any] = DECODER) -> dict[str, Any]:
     """Arguments of a recipe; `teacher` for the one that follows one."""
-    given = {} if recipe in ("simmim", "satvision", "mask_align") else decoder
+    given = {} if recipe in ("simmim", "satvision", "mask_align", "remote_clip") else decoder
     return given | OWN.get(recipe, {}) | ({"teacher": teacher} if recipe == "mask_align" else {})
 
 
 def encoder(recipe: str) -> dict[str, Any]:
     """Arguments of the encoder of a recipe, for images of 16 px."""
     return SWIN if recipe == "satvision" else ENCODER
+
+
+def sentences(batch: int) -> dict[str, Any]:
+    """What a batch says of its images: two read the same, and the last has nothing said of it."""
+    said = [f"{number} planes" for number in range(batch - 2)]
+    of = [*range(batch - 2), 0, -1]
+    tokens = SimpleTokenizer(context_length=8)([*said, ""])
+    return {"tokens": tokens, "key": torch.tensor([*range(batch - 2), -1]), "of": torch.tensor(of)}
 
 
 def with_places(corpus: Path) -> Path:
