@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from geomim.evaluate.figures import Figure
+from geomim.evaluate.figures import CHANCE, Figure
 from geomim.evaluate.scores import interval
 
 CELLS = 2**25
@@ -48,7 +48,10 @@ def recalls(
     hits = torch.cat([found.double(), by_image], 1)
     names = [f"{way} R@{k}" for way in ("image to text", "text to image") for k in ks] + ["mean recall"]
     columns = zip(names, [*hits.T, hits.mean(1)], [*chance, chance.mean()], strict=True)
-    return [Figure(task, name, float(hit.mean()), *interval(hit[None]), float(luck)) for name, hit, luck in columns]
+    return [
+        Figure(task, name, float(hit.mean()), *interval(hit[None]), {CHANCE: float(luck)})
+        for name, hit, luck in columns
+    ]
 
 
 def _hits(queries: Tensor, gallery: Tensor, pairs: Tensor, group: Tensor, ks: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -112,7 +115,7 @@ def mean_average_precision(images: Tensor, classes: Tensor, relevant: Tensor) ->
             "map",
             name,
             float(average_precision(scores, relevant, top).nanmean()),
-            chance=sum(float(average_precision(one, relevant, top).nanmean()) for one in drawn) / len(drawn),
+            beside={CHANCE: sum(float(average_precision(one, relevant, top).nanmean()) for one in drawn) / len(drawn)},
         )
         for name, top in tops.items()
     ]

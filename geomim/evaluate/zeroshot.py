@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from geomim.evaluate.figures import Figure
+from geomim.evaluate.figures import CHANCE, Figure
 from geomim.evaluate.scores import row
 from geomim.evaluate.sentences import EncodeText, encode_sentences
 
@@ -27,10 +27,10 @@ def classification(images: Tensor, labels: Tensor, classes: Tensor) -> list[Figu
         classes: `(C, D)` unit vectors, such as `class_vectors` gives.
     """
     scored = row("", "", [(images @ classes.T).argmax(1)], labels)
-    chance = 1 / len(classes)
+    chance = {CHANCE: 1 / len(classes)}
     return [
         Figure("zeroshot", "top-1", scored.accuracy, scored.low, scored.high, chance),
-        Figure("zeroshot", "mean of classes", scored.balanced, chance=chance),
+        Figure("zeroshot", "mean of classes", scored.balanced, beside=chance),
     ]
 
 
@@ -63,8 +63,8 @@ def counting(images: Tensor, of: Tensor, captions: Sequence[str], encode_text: E
         close = ((answer - truth).abs() <= 1).double().mean()
         near = sum(min(n + 1, 10) - max(n - 1, 1) + 1 for n in truth.tolist()) / (10 * len(truth))
         figures += [
-            Figure("counting", f"top-1, {kind}", scored.accuracy, scored.low, scored.high, 0.1),
-            Figure("counting", f"off by one at most, {kind}", float(close), chance=near),
+            Figure("counting", f"top-1, {kind}", scored.accuracy, scored.low, scored.high, {CHANCE: 0.1}),
+            Figure("counting", f"off by one at most, {kind}", float(close), beside={CHANCE: near}),
         ]
     return figures
 
@@ -94,9 +94,8 @@ def segmentation(pixels: Tensor) -> list[Figure]:
     random = (pixels.sum(1, keepdim=True) / len(pixels)).expand_as(pixels)
     found, chance = _overlap(pixels.double()), _overlap(random.double())
     names = ("mean IoU", "pixel accuracy")
-    return [
-        Figure("segmentation", name, value, chance=luck) for name, value, luck in zip(names, found, chance, strict=True)
-    ]
+    columns = zip(names, found, chance, strict=True)
+    return [Figure("segmentation", name, value, beside={CHANCE: luck}) for name, value, luck in columns]
 
 
 def _overlap(pixels: Tensor) -> tuple[float, float]:
