@@ -95,7 +95,7 @@ def encode_sentences(encode_text: EncodeText, sentences: Sequence[str], block: i
     """
     distinct = list(dict.fromkeys(sentences))
     parts = [encode_text(distinct[at : at + block]).float().cpu() for at in range(0, len(distinct), block)]
-    vectors, places = unit(torch.cat(parts), "sentences"), {sentence: at for at, sentence in enumerate(distinct)}
+    vectors, places = unit(torch.cat(parts), "sentence"), {sentence: at for at, sentence in enumerate(distinct)}
     return vectors[[places[sentence] for sentence in sentences]]
 
 
@@ -114,4 +114,5 @@ def unit(vectors: Tensor, what: str) -> Tensor:
 def class_vectors(encode_text: EncodeText, words: Sequence[str], prompts: Sequence[str]) -> Tensor:
     """A unit vector a class `(C, D)`: the mean of its prompts' unit vectors, at length one (Radford et al., 2021)."""
     sentences = [prompt.replace("{class}", word) for word in words for prompt in prompts]
-    return F.normalize(encode_sentences(encode_text, sentences).unflatten(0, (len(words), -1)).mean(1), dim=1)
+    vectors = encode_sentences(encode_text, sentences)
+    return F.normalize(vectors.view(len(words), len(prompts), -1).mean(1), dim=1)

@@ -57,7 +57,7 @@ def counting(images: Tensor, of: Tensor, captions: Sequence[str], encode_text: E
     figures = []
     for kind, numbers in (("words", NUMBERS), ("digits", [str(place + 1) for place in range(len(NUMBERS))])):
         sentences = [_NUMBER.sub(number, caption) for caption in captions for number in numbers]
-        vectors = encode_sentences(encode_text, sentences).unflatten(0, (len(captions), len(numbers)))
+        vectors = encode_sentences(encode_text, sentences).view(len(captions), len(numbers), -1)
         answer = torch.einsum("td,tnd->tn", images[of], vectors).argmax(1) + 1
         scored = row("", "", [answer], truth)
         close = ((answer - truth).abs() <= 1).double().mean()
@@ -82,7 +82,7 @@ def confusion(patches: Tensor, grid: tuple[int, int], classes: Tensor, masks: Te
     Returns:
         `(C, C)` int64, a row a true class.
     """
-    similar = (patches @ classes.T).transpose(1, 2).unflatten(2, grid)
+    similar = (patches @ classes.T).transpose(1, 2).reshape(len(patches), len(classes), *grid)
     answer = F.interpolate(similar, masks.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
     truth, count = masks.long(), len(classes)
     known = (truth < count) & (F.interpolate(valid.float(), masks.shape[-2:]) > 0.5)[:, 0]

@@ -24,7 +24,6 @@ from geomim.evaluate.retrieval import mean_average_precision, recalls
 from geomim.evaluate.scores import PIXELS
 from geomim.evaluate.sentences import class_vectors, class_words, encode_sentences, read_prompts, unit
 from geomim.evaluate.zeroshot import classification, confusion, counted, counting, segmentation
-from geomim.models.image_text import open_image_text
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
 from geomim.sensors import BandContract
@@ -87,6 +86,8 @@ def evaluate_text(
     if seeds < 1 or tasks == []:
         raise ConfigError(f"expected at least one task and one seed; given {tasks} and {seeds}")
     beside = published(published_as) if published_as else None
+    from geomim.models.image_text import open_image_text
+
     run = _Run(read_prompts(prompts), _read_names(names), shots, list(range(seeds)))
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     opened = open_image_text(model)
