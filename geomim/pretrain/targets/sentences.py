@@ -37,7 +37,8 @@ class Sentences:
         if text is None:
             nothing = torch.zeros(len(view.image), 1, self._joint.dim, device=view.image.device)
             return Answer(nothing, key=torch.full_like(positions[:, 0], -1))
-        vectors = view.once("sentences", lambda: self._joint.sentences(text["tokens"]))
+        known = ("sentences", torch.is_grad_enabled())  # a step of several batches looks without gradient first
+        vectors = view.once(known, lambda: self._joint.sentences(text["tokens"]))
         row = text["of"].clamp(min=0)
         return Answer(vectors[row, None], key=torch.where(text["of"] >= 0, text["key"][row], -1))
 
