@@ -202,7 +202,7 @@ def _name(told: Mapping[str, Any]) -> str:
         if set(config) == {"embed_dim", "vision_cfg", "text_cfg"} and sizes(config) == sizes(told):
             return str(name)
     vision = told["vision_cfg"]
-    return f"a tower of images {vision['width']} wide with {vision['layers']} layers"
+    return f"a tower of images {vision['width']} wide with {vision['layers']} layers, in heads of 64 channels"
 
 
 def _act(quick: bool) -> str:

@@ -31,6 +31,7 @@ def export(
 ) -> Path:
     """Write an encoder as a folder that timm, torchgeo and safetensors read without geomim.
 
+    The space that it shares with sentences, where it has one, lies beside in `joint.safetensors`.
     `timm.create_model("local-dir:OUT", pretrained=True)` gives the encoder with mean-pooled patch tokens as its
     answer. The mean and deviation of its `pretrained_cfg` are those of pictures brought to 0..1, as timm's transforms
     do it, where the encoder was trained on 8-bit numbers; else those of stored numbers. Its `description` says which.
@@ -67,6 +68,8 @@ def export(
         model = loaded.encoder.network if isinstance(loaded.encoder, Hierarchical) else loaded.encoder
         state = {name: value.contiguous() for name, value in model.state_dict().items()}
         save_file(state, aside / "model.safetensors", metadata={"format": "pt"})
+        if loaded.joint:
+            save_file(loaded.joint, aside / "joint.safetensors", metadata={"format": "pt"})
         (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (aside / "README.md").write_text(model_card(folder.name, config), encoding="utf-8")
         if folder.exists():

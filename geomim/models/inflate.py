@@ -183,7 +183,7 @@ def _solve(
 
 def _checked(encoder: ViT, source: Encoder, weights: str) -> ViT:
     """The source; weights of another size are refused, and positions that cannot follow the GSD."""
-    names = ("family", "width", "depth", "heads", "mlp_ratio", "class_token", "clip")
+    names = ("family", "width", "depth", "heads", "mlp_ratio", "clip", "class_token")
     theirs, ours = (", ".join(f"{name} {one.config.get(name)}" for name in names) for one in (source, encoder))
     if theirs != ours or not isinstance(source, ViT):
         raise CheckpointError(
