@@ -34,13 +34,13 @@ class Described:
     Attributes:
         images: The images; test images without a class have the label -1.
         captions: Sentences of each test image.
-        kinds: Class names, and `(N, C)` bool which of them each test image has, where one may have several.
+        kinds: `(N, C)` bool, which classes each test image has, one or several.
         masks: Rows of the test images to masks `(B, H, W)` uint8 of places in the class list, 255 without.
     """
 
     images: LabelledData
     captions: tuple[tuple[str, ...], ...]
-    kinds: tuple[tuple[str, ...], np.ndarray] | None = None
+    kinds: np.ndarray
     masks: Callable[[np.ndarray], np.ndarray | None] | None = None
 
 
@@ -71,7 +71,7 @@ def open_described(
     if holds_corpus(path):
         return _from_corpus(Corpus.open(path), train_split, test_split, size)
     images = open_labelled(path, train_split, test_split)
-    return Described(images, ((),) * len(images.test))
+    return Described(images, ((),) * len(images.test), _kinds(images, []))
 
 
 def _from_corpus(corpus: Corpus, train_split: str, test_split: str, size: int) -> Described:
@@ -86,10 +86,12 @@ def _from_corpus(corpus: Corpus, train_split: str, test_split: str, size: int) -
         )
     said = corpus.table(["captions", "boxes", "gsd", "size"], where=pc.field("kept") & (pc.field("size") == side))
     said = said.take(test)
+    # objects are of other classes than whole tiles and pixels, and count where those have none
     objects = [{box["label"] for box in boxes or ()} - {None} for boxes in said["boxes"].to_pylist()]
+    known = corpus.classes or sorted(set().union(*objects))
     images = LabelledData(
         f"corpus {corpus.path.name}, split {test_split}",
-        tuple(corpus.classes),
+        tuple(known),
         corpus.sensor,
         corpus.contract,
         of_tiles(tiles, train),
@@ -100,13 +102,15 @@ def _from_corpus(corpus: Corpus, train_split: str, test_split: str, size: int) -
     )
     captions = tuple(tuple(texts or ()) for texts in said["captions"].to_pylist())
     masks = None if tiles.mask(test[:1]) is None else lambda rows: tiles.mask(test[rows])
-    return Described(images, captions, _kinds(objects), masks)
+    return Described(images, captions, _kinds(images, objects), masks)
 
 
-def _kinds(sets: Sequence[set[str]]) -> tuple[tuple[str, ...], np.ndarray] | None:
-    """Several classes an image, if any has one."""
-    names = tuple(sorted(set().union(*sets)))
-    return (names, np.array([[name in one for name in names] for one in sets])) if names else None
+def _kinds(images: LabelledData, several: Sequence[set[str]]) -> np.ndarray:
+    """Which classes test images have: that of their label, and those of which they have several."""
+    kinds: np.ndarray = images.test.labels[:, None] == np.arange(len(images.classes))
+    for image, names in enumerate(several):
+        kinds[image] |= np.isin(images.classes, list(names))
+    return kinds
 
 
 @dataclass
@@ -142,7 +146,7 @@ def _from_table(path: Path, train_split: str, test_split: str, folder: Path) -> 
             "--test-split"
         )
     parts[0] = {name: one for name, one in parts[0].items() if one.label}
-    classes = sorted({one.label for part in parts for one in part.values()} - {""})
+    classes = sorted({name for part in parts for one in part.values() for name in (one.label, *one.labels)} - {""})
     paths = [_files(part, path, folder) for part in parts]
     labels = [[classes.index(one.label) if one.label else -1 for one in part.values()] for part in parts]
     side, looks = look_at_pictures([file for part in paths for file in part])
@@ -156,7 +160,7 @@ def _from_table(path: Path, train_split: str, test_split: str, folder: Path) -> 
         side,
     )
     test = parts[1].values()
-    return Described(images, tuple(tuple(one.captions) for one in test), _kinds([one.labels for one in test]))
+    return Described(images, tuple(tuple(one.captions) for one in test), _kinds(images, [one.labels for one in test]))
 
 
 def _same(split: str, wanted: str) -> bool:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from geomim.errors import InputError
+from geomim.evaluate.figures import CHANCE, Figure
 from geomim.evaluate.probes import fit_linear
-from geomim.evaluate.scores import Row, row
+from geomim.evaluate.scores import row
 
 VALIDATION = 4
 """Images a class that a probe's strength is chosen on, in every draw; the most that CoOp takes."""
 
 
-def possible(labels: Tensor, classes: Sequence[str], shots: Sequence[int]) -> tuple[list[int], tuple[str, ...]]:
+def possible(labels: np.ndarray, classes: Sequence[str], shots: Sequence[int]) -> tuple[list[int], tuple[str, ...]]:
     """Those numbers of images a class that every class has, beside those to choose on; and what a reader should know.
 
     Args:
@@ -26,7 +28,7 @@ def possible(labels: Tensor, classes: Sequence[str], shots: Sequence[int]) -> tu
     Raises:
         InputError: There is none.
     """
-    counts = labels.bincount(minlength=len(classes))
+    counts = np.bincount(labels, minlength=len(classes))
     least = int(counts.argmin())
     few = f"'{classes[least]}' has {int(counts[least])} training images, {VALIDATION} of which a strength is chosen on"
     able = [number for number in sorted(set(shots)) if 1 <= number <= int(counts[least]) - VALIDATION]
@@ -50,28 +52,30 @@ def draw(labels: Tensor, classes: int, most: int, seed: int) -> Tensor:
 
 
 def few_shot(
-    name: str, train: Tensor, draws: Tensor, test: Tensor, labels: Tensor, shots: Sequence[int], seeds: Sequence[int]
-) -> list[Row]:
-    """Score probes on few images; the test split has no say in them.
+    features: Mapping[str, tuple[Tensor, Tensor]], draws: Tensor, labels: Tensor, shots: Sequence[int]
+) -> list[Figure]:
+    """Accuracy of probes on few images beside that of floors; the test split has no say in them.
 
     Args:
-        name: Of the encoder, for the rows.
-        train: `(M, D)` features.
-        draws: `(S, C, V+n)` rows of it, as `draw` gives them.
-        test: `(N, D)` features.
-        labels: `(N,)` int64.
+        features: Drawn training images `(M, D)` and test images `(N, D)`: the encoder's first, then those of floors.
+        draws: `(S, C, V+n)` rows of the drawn ones, as `draw` gives them.
+        labels: `(N,)` int64 of the test images.
         shots: Images a class to fit on.
-        seeds: One a draw.
     """
+    figures = []
+    for number in shots:
+        first, *floors = [
+            row(name, f"{number}-shot", [_answers(*pair, drawn, number) for drawn in draws], labels)
+            for name, pair in features.items()
+        ]
+        others = {CHANCE: 1 / draws.shape[1]} | {floor.encoder: floor.accuracy for floor in floors}
+        figures.append(Figure("fewshot", first.probe, first.accuracy, first.low, first.high, others))
+    return figures
 
+
+def _answers(train: Tensor, test: Tensor, drawn: Tensor, number: int) -> Tensor:
     def part(rows: Tensor) -> tuple[Tensor, Tensor]:
         return train[rows.flatten()], torch.arange(len(rows)).repeat_interleave(rows.shape[1])
 
-    rows = []
-    for number in shots:
-        answers = []
-        for drawn, seed in zip(draws, seeds, strict=True):
-            held, fit = part(drawn[:, :VALIDATION]), part(drawn[:, VALIDATION : VALIDATION + number])
-            answers.append(fit_linear(*fit, drawn.shape[0], seed, held_out=held).probe(test).argmax(1))
-        rows.append(row(name, f"{number}-shot", answers, labels))
-    return rows
+    held, fit = part(drawn[:, :VALIDATION]), part(drawn[:, VALIDATION : VALIDATION + number])
+    return fit_linear(*fit, len(drawn), held_out=held).probe(test).argmax(1)  # type: ignore[no-any-return]

@@ -59,14 +59,6 @@ class LanguageScores:
         """All that figures stand beside, in the order of the table."""
         return list(dict.fromkeys(name for one in self.figures for name in one.beside))
 
-    def find(self, task: str, metric: str) -> Figure:
-        """One figure.
-
-        Raises:
-            KeyError: There is none.
-        """
-        return {(one.task, one.metric): one for one in self.figures}[task, metric]
-
     def rows(self) -> list[dict[str, Any]]:
         """A plain row a figure, with a column for each of the others."""
         names = ("task", "metric", "value", "low", "high")

@@ -1,6 +1,6 @@
 """`geomim evaluate-text`: what a model of images and sentences can do, beside chance and published figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,21 +15,24 @@ from torch import Tensor
 from geomim import __version__
 from geomim.corpus.store import write_json, write_text
 from geomim.data.described import Described, open_described
-from geomim.data.labelled import Labelled
-from geomim.errors import BandError, ConfigError, InputError
-from geomim.evaluate.features import pixel_statistics
+from geomim.data.labelled import Labelled, LabelledData
+from geomim.errors import ConfigError, InputError
+from geomim.evaluate.features import pixel_statistics, random_like
 from geomim.evaluate.fewshot import draw, few_shot, possible
-from geomim.evaluate.figures import CHANCE, Figure, LanguageScores, published
+from geomim.evaluate.figures import Figure, LanguageScores, published
 from geomim.evaluate.retrieval import mean_average_precision, recalls
-from geomim.evaluate.scores import PIXELS
+from geomim.evaluate.scores import PIXELS, RANDOM
 from geomim.evaluate.sentences import class_vectors, class_words, encode_sentences, read_prompts, unit
 from geomim.evaluate.zeroshot import classification, confusion, counted, counting, segmentation
+from geomim.models.clip import Visual
+from geomim.models.fitting import contract_for
+from geomim.models.image_text import ImageText, open_image_text
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
-from geomim.sensors import BandContract
 from geomim.verbs.evaluate import Batches
 
 Task = Literal["zeroshot", "map", "retrieval", "retrieval-official", "counting", "fewshot", "segmentation"]
+_OF_CLASSES = {"zeroshot", "map", "fewshot", "segmentation"}
 
 
 def evaluate_text(
@@ -40,12 +43,13 @@ def evaluate_text(
     pictures: str | None = None,
     prompts: str = "remoteclip",
     names: str | None = None,
-    published_as: str | None = None,
+    beside: str | None = None,
     shots: list[int] = [1, 4, 8, 16, 32],  # noqa: B006  # never changed; jsonargparse shows it in help
     seeds: int = 3,
     train_split: str = "train",
     test_split: str = "test",
     sensor: str | None = None,
+    quickgelu: bool | None = None,
     device: str = "auto",
 ) -> LanguageScores:
     """Score a model of images and sentences on images with classes, sentences, objects or masks.
@@ -56,23 +60,23 @@ def evaluate_text(
     fewshot: linear probes on a few images a class. segmentation: patches against classes.
 
     Args:
-        model: A geomim checkpoint or export that was trained with sentences, `remoteclip:PATH` or
+        model: A geomim checkpoint or export of a recipe with sentences, `remoteclip:PATH` or
             `open_clip:NAME/PRETRAINED`.
         data: A corpus; a folder with a folder of pictures for each class; or a file of sentences (RSICD's and UCM's
             JSON, CSV, JSONL) that names pictures.
         tasks: What to score; all that the data allow where not given, but counting.
         out: Folder for `language.json` and `language.csv`.
-        pictures: Folder of the pictures that a file of sentences names.
+        pictures: Folder of the pictures that a file of sentences names; its own where not given.
         prompts: Sentences of classes: remoteclip, clip, clip-eurosat, clip-resisc45, aerial, or a text file with
             `{class}` in each line.
-        names: YAML file with words for classes whose names are none, as `{denseresidential: dense residential}`.
-        published_as: Name of an evaluation set (rsicd, rsitmd, ucm, aid, eurosat ...) whose published figures are to
-            stand beside.
+        names: YAML file with words for classes whose names are none, as `denseresidential: dense residential`.
+        beside: Evaluation set (rsicd, rsitmd, ucm, aid, eurosat ...) whose published figures stand beside.
         shots: Images a class for fewshot.
         seeds: How many draws for fewshot, from 0.
         train_split: Split that fewshot draws from.
         test_split: Split to score on.
         sensor: Name or YAML file of a sensor that says what the images' numbers mean, where they say it wrongly.
+        quickgelu: Activation of a CLIP model, which its file does not tell; as its source says where not given.
         device: `auto`, `cpu`, `cuda` or another torch device.
 
     Returns:
@@ -85,37 +89,39 @@ def evaluate_text(
     """
     if seeds < 1 or tasks == []:
         raise ConfigError(f"expected at least one task and one seed; given {tasks} and {seeds}")
-    beside = published(published_as) if published_as else None
-    from geomim.models.image_text import open_image_text
-
-    run = _Run(read_prompts(prompts), _read_names(names), shots, list(range(seeds)))
+    others = published(beside) if beside else None
+    templates, renamed = read_prompts(prompts), _read_names(names)
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
-    opened = open_image_text(model)
+    opened = open_image_text(model, quickgelu)
     said = open_described(data, train_split, test_split, pictures, opened.image_size)
-    said = replace(said, images=said.images.told(sensor)) if sensor else said
-    run.check(said, tasks, beside is not None)
-    figures = run.score(opened.to(target), said, target)
+    images = said.images.told(sensor) if sensor else said.images
+    chosen = _tasks(said, tasks, others is not None)
+    words = class_words(images.classes, renamed) if _OF_CLASSES & {*chosen} else []
+    able, few = possible(images.train.labels, images.classes, shots) if "fewshot" in chosen else ([], ())
+    contract, notes = contract_for(opened.loaded, model, images.sensor, images.contract)
+    gsd, told = images.gsd_at(opened.image_size, contract) if opened.encoder.config.get("gsd_positions") else (None, "")
+    prepare = ContractInput(contract, images.sensor)
+    notes += (told,) * bool(told) + check_range(prepare, images.test.sample(), images.name) + few
+    fitted = opened.fitted(contract, gsd).to(target)
+    classes = class_vectors(fitted.encode_text, words, templates) if words else torch.zeros(0, 0)
+    encode = _Encoder(fitted, prepare, classes, "fewshot" in chosen, target)
+    test = encode(images.test, said.masks if "segmentation" in chosen else None)
+    figures = _of_classes(chosen, test, said, classes) + _of_sentences(chosen, test.images[""], said, fitted)
+    if able:
+        figures += _few_shot(encode, images, test, able, range(seeds))
     protocol = {
-        "model": model,
-        "fingerprint": opened.fingerprint,
-        "data": data,
-        "test_images": len(said.images.test),
-        "image_size": opened.image_size,
-        "prompts": list(run.prompts),
-        "classes": dict(zip(said.images.classes, run.words, strict=False)),
-        "shots": run.shots if "fewshot" in run.tasks else [],
-        "seeds": run.seeds,
-        "interval": "95 %, bootstrap over test images (and draws)",
-        "geomim_version": __version__,
+        **{"model": model, "fingerprint": opened.fingerprint, "data": data, "test_images": len(images.test)},
+        **{"image_size": opened.image_size, "prompts": list(templates), "classes": words, "seeds": seeds},
+        **{"interval": "95 %, bootstrap over test images and draws", "geomim_version": __version__},
     }
-    notes = (*said.images.notes, *opened.notes, *run.notes, *(beside.notes if beside else ()))
-    scores = LanguageScores(said.images.name, protocol, beside.beside(figures) if beside else tuple(figures), notes)
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "language.csv", scores.to_csv())
-    write_json(folder / "language.json", scores.to_dict())
-    Console().print(scores.table())
-    print(f"wrote {out}: language.json and language.csv")
+    listed = (*images.notes, *notes, *_left_out(chosen, said), *(others.notes if others else ()))
+    scores = LanguageScores(images.name, protocol, others.beside(figures) if others else tuple(figures), listed)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    write_text(Path(out) / "language.csv", scores.to_csv())
+    write_json(Path(out) / "language.json", scores.to_dict())
+    console = Console()
+    console.print(scores.table())
+    console.print(f"wrote {out}: language.json and language.csv")
     return scores
 
 
@@ -131,164 +137,127 @@ def _read_names(file: str | None) -> dict[str, str]:
     return {str(name): word.strip() for name, word in names.items()}
 
 
-@dataclass
-class _Vectors:
-    """What is computed once of some images: vectors `(N, D)`, mean and deviation of their bands, and counted pixels."""
+def _tasks(said: Described, asked: list[Task] | None, compare: bool) -> list[str]:
+    """Those asked for, or that the data can answer.
 
-    images: Tensor
-    pixels: Tensor
-    confusion: Tensor
-
-
-class _Run:
-    """What is asked for, and what of it has been found."""
-
-    def __init__(self, prompts: Sequence[str], names: Mapping[str, str], shots: list[int], seeds: list[int]) -> None:
-        self.prompts, self.names, self.shots, self.seeds = prompts, names, shots, seeds
-        self.tasks: list[str] = []
-        self.words: list[str] = []
-        self.notes: list[str] = []
-
-    def check(self, said: Described, asked: list[Task] | None, compare: bool) -> None:
-        """Choose tasks, and refuse what the data cannot answer."""
-        data, test, train = said.images, said.images.test, said.images.train
-        sentences = any(said.captions)
-        lacks = {
-            "zeroshot": "classes" if not (test.labels >= 0).any() else "",
-            "map": "classes" if said.kinds is None and not (test.labels >= 0).any() else "",
-            "retrieval": "" if sentences else "sentences",
-            "retrieval-official": "" if sentences else "sentences",
-            "counting": "" if any(map(counted, _flat(said)[0])) else "sentences with one number from one to ten",
-            "fewshot": "" if len(train) and (test.labels >= 0).any() else "classes in both its splits",
-            "segmentation": "masks" if said.masks is None else "",
-        }
-        for task in asked or ():
-            if lacks[task]:
-                raise InputError(f"{data.name} has no {lacks[task]}, which task '{task}' needs; see --tasks")
-        usual = [task for task in lacks if not lacks[task] and task != "counting"]
-        self.tasks = list(asked or [task for task in usual if compare or task != "retrieval-official"])
-        if not self.tasks:
-            raise InputError(f"{data.name} has no classes, sentences or masks: nothing can be scored")
-        if {"zeroshot", "fewshot", "segmentation"} & {*self.tasks} or ("map" in self.tasks and said.kinds is None):
-            self.words = class_words(data.classes, self.names)
-        if "fewshot" in self.tasks:
-            labels = torch.from_numpy(train.labels)
-            self.shots, notes = possible(labels, data.classes, self.shots)
-            self.notes += notes
-
-    def score(self, model: Any, said: Described, device: torch.device) -> list[Figure]:
-        """All figures; every image and sentence is encoded once."""
-        data, labels = said.images, torch.from_numpy(said.images.test.labels)
-        key, contract = _contract(model, said, self.notes)
-        prepare = ContractInput(contract, data.sensor)
-        self.notes += check_range(prepare, data.test.sample(), data.name)
-        classes = class_vectors(model.encode_text, self.words, self.prompts) if self.words else None
-        masks = said.masks if "segmentation" in self.tasks else None
-        encode = _Encoder(model, key, prepare, device)
-        test, known = encode(data.test, classes, masks), labels >= 0
-        figures: list[Figure] = []
-        if "zeroshot" in self.tasks and classes is not None:
-            figures += classification(test.images[known], labels[known], classes)
-        if "map" in self.tasks:
-            figures += self._map(model, said, test.images, classes)
-        figures += self._sentences(model, said, test.images)
-        if "fewshot" in self.tasks:
-            figures += self._few_shot(encode, said, test)
-        return figures + (segmentation(test.confusion) if masks else [])
-
-    def _map(self, model: Any, said: Described, images: Tensor, classes: Tensor | None) -> list[Figure]:
-        if said.kinds is not None:
-            words = class_words(said.kinds[0], {k: v for k, v in self.names.items() if k in said.kinds[0]})
-            several = class_vectors(model.encode_text, words, self.prompts)
-            return mean_average_precision(images, several, torch.from_numpy(said.kinds[1]))
-        labels = torch.from_numpy(said.images.test.labels)
-        relevant = labels[:, None] == torch.arange(len(self.words))
-        assert classes is not None
-        return mean_average_precision(images[labels >= 0], classes, relevant[labels >= 0])
-
-    def _sentences(self, model: Any, said: Described, images: Tensor) -> list[Figure]:
-        """Tasks of sentences, of the images that have any."""
-        texts, of = _flat(said)
-        figures: list[Figure] = []
-        if silent := sum(not one for one in said.captions):
-            self.notes += [f"{silent} of {len(said.captions)} images have no sentence"] * any(said.captions)
-        for task in ("retrieval", "retrieval-official"):
-            if task in self.tasks:
-                own = task == "retrieval-official"
-                shown = [text.capitalize() if own else text for text in texts]
-                first = {text: place for place, text in enumerate(dict.fromkeys(shown))}
-                same = None if own else torch.tensor([first[text] for text in shown])
-                there, places = torch.unique(of, return_inverse=True)
-                figures += recalls(task, images[there], encode_sentences(model.encode_text, shown), places, same)
-        if "counting" in self.tasks:
-            rows = [place for place, text in enumerate(texts) if counted(text)]
-            self.notes.append(f"counting: {len(rows)} of {len(texts)} sentences have one number from one to ten")
-            figures += counting(images, of[rows], [texts[row] for row in rows], model.encode_text)
-        return figures
-
-    def _few_shot(self, encode: "_Encoder", said: Described, test: _Vectors) -> list[Figure]:
-        train, labels = said.images.train, torch.from_numpy(said.images.test.labels)
-        drawn = [draw(torch.from_numpy(train.labels), len(self.words), self.shots[-1], seed) for seed in self.seeds]
-        rows, draws = torch.unique(torch.stack(drawn), return_inverse=True)
-        few = encode(Labelled(train.labels[rows], lambda wanted: train.read(rows.numpy()[wanted])))
-        known = labels >= 0
-        found, floor = (
-            few_shot(one, draws, other[known], labels[known], self.shots, self.seeds)
-            for one, other in ((few.images, test.images), (few.pixels, test.pixels))
-        )
-        return [
-            Figure("fewshot", row.probe, row.accuracy, row.low, row.high, {CHANCE: 1 / len(self.words), PIXELS: low})
-            for row, low in zip(found, (row.accuracy for row in floor), strict=True)
-        ]
+    Raises:
+        InputError: They cannot.
+    """
+    labelled, texts = bool((said.images.test.labels >= 0).any()), _flat(said)[0]
+    lacks = {
+        "zeroshot": "" if labelled else "classes",
+        "map": "" if said.kinds.any() else "classes",
+        "retrieval": "" if texts else "sentences",
+        "retrieval-official": "" if texts else "sentences",
+        "counting": "" if any(map(counted, texts)) else "sentences with one number from one to ten",
+        "fewshot": "" if labelled and len(said.images.train) else "classes in a train and a test split",
+        "segmentation": "masks" if said.masks is None else "",
+    }
+    for task in asked or ():
+        if lacks[task]:
+            raise InputError(f"{said.images.name} has no {lacks[task]}, which '{task}' needs: leave it out of --tasks")
+    unusual = {"counting"} if compare else {"counting", "retrieval-official"}
+    chosen = list(asked or [task for task, lack in lacks.items() if not lack and task not in unusual])
+    if not chosen:
+        raise InputError(f"{said.images.name} has no classes, sentences or masks: nothing can be scored")
+    return chosen
 
 
 def _flat(said: Described) -> tuple[list[str], Tensor]:
     """All sentences, and the test image of each."""
-    texts = [(text, image) for image, one in enumerate(said.captions) for text in one]
-    return [text for text, _ in texts], torch.tensor([image for _, image in texts], dtype=torch.long)
+    of = [image for image, texts in enumerate(said.captions) for _ in texts]
+    return [text for texts in said.captions for text in texts], torch.tensor(of, dtype=torch.long)
+
+
+def _left_out(tasks: list[str], said: Described) -> list[str]:
+    """What tasks pass over, in sentences."""
+    texts, silent = _flat(said)[0], sum(not texts for texts in said.captions)
+    notes = [f"{silent} of {len(said.captions)} images have no sentence"] * bool(texts and silent)
+    if "counting" in tasks:
+        notes.append(
+            f"counting: {sum(map(bool, map(counted, texts)))} of {len(texts)} sentences have one number from one to ten"
+        )
+    return notes
+
+
+@dataclass
+class _Encoded:
+    """Of some images: vectors `(N, D)` of the model, under "", and of floors by name; and pixels of masks counted."""
+
+    images: dict[str, Tensor]
+    pixels: Tensor
 
 
 class _Encoder:
-    """Images to what is kept of them, each read and encoded once."""
+    """Images to what is kept of them, each read once.
 
-    def __init__(self, model: Any, key: str, prepare: ContractInput, device: torch.device) -> None:
-        self.model, self.key, self.prepare, self.device = model, key, prepare, device
+    Args:
+        model: Of the images' bands.
+        prepare: Brings them to its contract.
+        classes: `(C, D)` vectors that patches are compared with.
+        floors: Encode with the floors too.
+        device: Where the model is.
+    """
+
+    def __init__(
+        self, model: ImageText, prepare: ContractInput, classes: Tensor, floors: bool, device: torch.device
+    ) -> None:
+        self.model, self.prepare, self.classes, self.device = model, prepare, classes, device
+        self.forward: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"": model.encode_image}
+        if floors and not isinstance(model.encoder, Visual):
+            fresh = replace(model.loaded, encoder=random_like(model.encoder, 0))
+            self.forward[RANDOM] = ImageText(fresh, model.joint).to(device).encode_image
+        if floors:
+            self.forward[PIXELS] = lambda images, valid: pixel_statistics().forward(images, valid)[0]
 
     @torch.inference_mode()
-    def __call__(self, images: Labelled, classes: Tensor | None = None, masks: Any = None) -> _Vectors:
-        batches = Batches(images, self.prepare, self.model.image_size)
-        count = 0 if classes is None else len(classes)
-        vectors, pixels, pairs = [], [], torch.zeros(count, count, dtype=torch.long)
-        statistics, start = pixel_statistics(), 0
-        for batch in track(batches, f"vectors of {len(images)} images", total=len(batches), transient=True):
-            image, valid = batch["image"].to(self.device), batch["valid"].to(self.device)
-            vectors.append(self.model.encode_image(image, valid, self.key).float().cpu())
-            pixels.append(statistics.forward(image, valid)[0].cpu())
-            if masks is not None and classes is not None:
-                patches = self.model.encode_patches(image, valid, self.key).float().cpu()
-                grid = tuple(side // self.model.patch_size for side in image.shape[-2:])
-                rows = np.arange(start, start + len(image))
-                pairs += confusion(patches, grid, classes, torch.from_numpy(masks(rows)), batch["valid"])
-            start += len(image)
-        return _Vectors(unit(torch.cat(vectors), "image"), torch.cat(pixels), pairs)
+    def __call__(self, part: Labelled, masks: Any = None) -> _Encoded:
+        batches = Batches(part, self.prepare, self.model.image_size)
+        vectors: dict[str, list[Tensor]] = {name: [] for name in self.forward}
+        pixels, start = torch.zeros((len(self.classes),) * 2, dtype=torch.long), 0
+        for batch in track(batches, f"vectors of {len(part)} images", total=len(batches), transient=True):
+            images, valid = batch["image"].to(self.device), batch["valid"].to(self.device)
+            for name, forward in self.forward.items():
+                vectors[name].append(forward(images, valid).float().cpu())
+            if masks is not None:
+                grid = (images.shape[-2] // self.model.patch_size, images.shape[-1] // self.model.patch_size)
+                patches = self.model.encode_patches(images, valid).cpu()
+                truth = torch.from_numpy(masks(np.arange(start, start + len(images))))
+                pixels += confusion(patches, grid, self.classes, truth, batch["valid"])
+            start += len(images)
+        joined = {name: torch.cat(parts) for name, parts in vectors.items()}
+        return _Encoded(joined | {"": unit(joined[""], "image")}, pixels)
 
 
-def _contract(model: Any, said: Described, notes: list[str]) -> tuple[str, BandContract]:
-    """Which of a model's sensors the images are seen as: that of their name, or of most bands that they have.
+def _of_classes(tasks: list[str], test: _Encoded, said: Described, classes: Tensor) -> list[Figure]:
+    labels, kinds, figures = torch.from_numpy(said.images.test.labels), torch.from_numpy(said.kinds), []
+    if "zeroshot" in tasks:
+        figures += classification(test.images[""][labels >= 0], labels[labels >= 0], classes)
+    if "map" in tasks:
+        figures += mean_average_precision(test.images[""][kinds.any(1)], classes, kinds[kinds.any(1)])
+    return figures + (segmentation(test.pixels) if "segmentation" in tasks else [])
 
-    Raises:
-        BandError: They lack bands of every one.
-    """
-    faults: list[BandError] = []
-    able = {}
-    for key, contract in model.contracts.items():
-        try:
-            ContractInput(contract, said.images.sensor)
-            able[key] = contract
-        except BandError as error:
-            faults.append(error)
-    if not able:
-        raise faults[0]
-    best = max(able, key=lambda key: (able[key].sensor.name == said.images.sensor.name, len(able[key].names)))
-    notes.append(f"the images are seen as '{best}' ({', '.join(able[best].names)})")
-    return best, able[best]
+
+def _of_sentences(tasks: list[str], images: Tensor, said: Described, model: ImageText) -> list[Figure]:
+    (texts, of), figures = _flat(said), []
+    there, places = torch.unique(of, return_inverse=True)
+    for task in (task for task in tasks if task.startswith("retrieval")):
+        shown = [text.capitalize() for text in texts] if task == "retrieval-official" else texts
+        same = torch.from_numpy(np.unique(shown, return_inverse=True)[1]) if task == "retrieval" else None
+        figures += recalls(task, images[there], encode_sentences(model.encode_text, shown), places, same)
+    if "counting" in tasks:
+        rows = [row for row, text in enumerate(texts) if counted(text)]
+        figures += counting(images, of[rows], [texts[row] for row in rows], model.encode_text)
+    return figures
+
+
+def _few_shot(
+    encode: _Encoder, images: LabelledData, test: _Encoded, shots: list[int], seeds: Iterable[int]
+) -> list[Figure]:
+    """Only the images that are drawn are read."""
+    train, labels = images.train, torch.from_numpy(images.test.labels)
+    drawn = [draw(torch.from_numpy(train.labels), len(images.classes), shots[-1], seed) for seed in seeds]
+    rows, draws = (one.numpy() for one in torch.unique(torch.stack(drawn), return_inverse=True))
+    few = encode(Labelled(train.labels[rows], lambda wanted: train.read(rows[wanted])))
+    features = {name: (few.images[name], vectors[labels >= 0]) for name, vectors in test.images.items()}
+    return few_shot(features, torch.from_numpy(draws), labels[labels >= 0], shots)
