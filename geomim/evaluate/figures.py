@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from geomim.errors import InputError, nearest
@@ -54,16 +55,12 @@ class LanguageScores:
     figures: tuple[Figure, ...]
     notes: tuple[str, ...] = ()
 
-    @property
-    def others(self) -> list[str]:
-        """All that figures stand beside, in the order of the table."""
-        return list(dict.fromkeys(name for one in self.figures for name in one.beside))
-
     def rows(self) -> list[dict[str, Any]]:
         """A plain row a figure, with a column for each of the others."""
         names = ("task", "metric", "value", "low", "high")
+        others = list(dict.fromkeys(name for one in self.figures for name in one.beside))
         return [
-            {name: getattr(one, name) for name in names} | {name: one.beside.get(name) for name in self.others}
+            {name: getattr(one, name) for name in names} | {name: one.beside.get(name) for name in others}
             for one in self.figures
         ]
 
@@ -79,20 +76,25 @@ class LanguageScores:
         writer.writerows(rows)
         return text.getvalue()
 
-    def table(self) -> Table:
-        """A table for the terminal, in percent as papers have it; notes below it."""
-        table = Table(
-            title=f"In percent, on {self.data}", caption="\n".join(self.notes) or None, caption_justify="left"
-        )
-        table.add_column("task")
-        table.add_column("metric")
-        for name in ("measured (95 %)", *self.others):
-            table.add_column(name, justify="right")
-        for one in self.figures:
-            spread = "" if one.low is None or one.high is None else f"  ({100 * one.low:.1f}-{100 * one.high:.1f})"
-            others = [f"{100 * one.beside[name]:.2f}" if name in one.beside else "-" for name in self.others]
-            table.add_row(one.task, one.metric, f"{100 * one.value:.2f}{spread}", *others)
-        return table
+    def tables(self) -> list[Table]:
+        """A table a task for the terminal, in percent, a model a row as papers have it."""
+        tables = []
+        for task in dict.fromkeys(one.task for one in self.figures):
+            figures = [one for one in self.figures if one.task == task]
+            title = f"{task}, in percent, on {self.data}"
+            table = Table("", *(one.metric for one in figures), title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+            table.add_row("measured", *(f"{100 * one.value:.2f}" for one in figures))
+            table.add_row("95 %", *(_spread(one.low, one.high) for one in figures))
+            for name in (name for name in self.others if any(name in one.beside for one in figures)):
+                table.add_row(
+                    name, *(f"{100 * one.beside[name]:.2f}" if name in one.beside else "-" for one in figures)
+                )
+            tables.append(table)
+        return tables
+
+
+def _spread(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else f"{100 * low:.1f}-{100 * high:.1f}"
 
 
 @dataclass(frozen=True)

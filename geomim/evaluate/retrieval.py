@@ -46,7 +46,7 @@ def recalls(
     by_image = torch.zeros(len(images), len(ks), dtype=torch.float64).index_add(0, of, asked[same].double() * share)
     chance = torch.cat([found_chance.mean(0), asked_chance[same].mean(0)])
     hits = torch.cat([found.double(), by_image], 1)
-    names = [f"{way} R@{k}" for way in ("image to text", "text to image") for k in ks] + ["mean recall"]
+    names = [f"{way} R@{k}" for way in ("i2t", "t2i") for k in ks] + ["mean recall"]
     columns = zip(names, [*hits.T, hits.mean(1)], [*chance, chance.mean()], strict=True)
     return [
         Figure(task, name, float(hit.mean()), *interval(hit[None]), {CHANCE: float(luck)})
@@ -106,7 +106,7 @@ def mean_average_precision(images: Tensor, classes: Tensor, relevant: Tensor) ->
         classes: `(C, D)` likewise.
         relevant: `(N, C)` bool, which classes an image has.
     """
-    tops = {"text to image mAP@100": 100} | ({"multi-label mAP": None} if bool((relevant.sum(1) > 1).any()) else {})
+    tops = {"t2i mAP@100": 100} | ({"multi-label mAP": None} if bool((relevant.sum(1) > 1).any()) else {})
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.rand(relevant.shape, generator=generator) for _ in range(10)]
     scores = images @ classes.T

@@ -120,7 +120,7 @@ def evaluate_text(
     write_text(Path(out) / "language.csv", scores.to_csv())
     write_json(Path(out) / "language.json", scores.to_dict())
     console = Console()
-    console.print(scores.table())
+    console.print(*scores.tables(), *scores.notes, sep="\n")
     console.print(f"wrote {out}: language.json and language.csv")
     return scores
 

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -7,7 +8,7 @@ from geomim.evaluate.probes import fit_linear
 
 
 def test_only_what_every_class_has_images_for():
-    labels = torch.tensor([0] * 40 + [1] * 12)
+    labels = np.array([0] * 40 + [1] * 12)
     able, notes = possible(labels, ["sea", "city"], [1, 4, 8, 16])
     assert able == [1, 4, 8] and "few-shot with 16 images a class is left out: 'city' has 12 training" in notes[0]
     with pytest.raises(InputError, match=r"none of 16, 32 .*'city' has 12"):
@@ -32,13 +33,12 @@ def test_more_images_help_and_the_test_split_chooses_nothing():
     features = centres[labels] + torch.randn(250, 16)
     train, test = features[:200], features[200:]
     draws = torch.stack([draw(labels[:200], 5, 16, seed) for seed in range(3)])
-    rows = few_shot("a", train, draws, test, labels[200:], [1, 16], [0, 1, 2])
-    assert [row.probe for row in rows] == ["1-shot", "16-shot"]
-    assert rows[1].accuracy > rows[0].accuracy > 0.3 and len(rows[0].per_seed) == 3
-    again = few_shot("a", train, draws, test[:10], labels[200:210], [16], [0, 1, 2])
-    assert again[0].per_seed[0] == pytest.approx(
-        float((fit_rows(train, draws[0], 16, test[:10]) == labels[200:210]).double().mean())
-    )
+    features = {"": (train, test), "noise": (torch.randn(200, 3), torch.randn(50, 3))}
+    one, most = few_shot(features, draws, labels[200:], [1, 16])
+    assert (one.metric, most.metric) == ("1-shot", "16-shot") and most.value > one.value > 0.3
+    assert most.beside["chance"] == 0.2 and most.beside["noise"] < 0.5 and most.low < most.value < most.high
+    right = [(fit_rows(train, drawn, 16, test) == labels[200:]).double().mean() for drawn in draws]
+    assert most.value == pytest.approx(float(torch.stack(right).mean()))
 
 
 def fit_rows(train, drawn, number, test):

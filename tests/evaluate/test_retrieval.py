@@ -21,12 +21,12 @@ def test_recalls_of_three_images_by_hand():
     sentences = F.normalize(torch.tensor([[3.0, 2, 0], [1, 3, 0], [1, 3, 0], [0, 3, 2]]), dim=1)
     of, same = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 2])
     found = by_name(recalls("retrieval", images, sentences, of, same, ks=(1, 2)))
-    assert found["image to text R@1"].value == 1.0  # every image's nearest sentence is one of its own, or equals it
+    assert found["i2t R@1"].value == 1.0  # every image's nearest sentence is one of its own, or equals it
     # a: image 0 first. b, twice: image 1 first, which owns it. c: image 1 first, 2 second
-    assert found["text to image R@1"].value == 0.75 and found["text to image R@2"].value == 1.0
+    assert found["t2i R@1"].value == 0.75 and found["t2i R@2"].value == 1.0
     own = by_name(recalls("official", images, sentences, of, ks=(1, 2)))
     # b of image 0 finds image 1, which owns an equal sentence, yet not that one
-    assert own["text to image R@1"].value == 0.5 and own["text to image R@2"].value == 1.0
+    assert own["t2i R@1"].value == 0.5 and own["t2i R@2"].value == 1.0
     expected = (1 + 1 + 0.75 + 1) / 4
     assert found["mean recall"].value == pytest.approx(expected)
     assert found["mean recall"].low <= expected <= found["mean recall"].high
@@ -57,15 +57,15 @@ def test_recalls_are_those_of_a_plain_count_in_any_blocks(monkeypatch, equal, ce
     found = by_name(recalls("r", images, sentences, of, texts if equal else None))
     for k in (1, 5, 10):
         forth, back = naive(images, sentences, of.tolist(), texts.tolist(), k, equal)
-        assert found[f"image to text R@{k}"].value == pytest.approx(forth)
-        assert found[f"text to image R@{k}"].value == pytest.approx(back)
+        assert found[f"i2t R@{k}"].value == pytest.approx(forth)
+        assert found[f"t2i R@{k}"].value == pytest.approx(back)
 
 
 def test_chance_is_that_of_drawing_k_without_putting_back():
     images, sentences = F.normalize(torch.randn(20, 8), dim=1), F.normalize(torch.randn(60, 8), dim=1)
     found = by_name(recalls("r", images, sentences, torch.arange(60) // 3, ks=(1, 5)))
-    assert found["text to image R@5"].beside[CHANCE] == pytest.approx(5 / 20)
-    assert found["image to text R@5"].beside[CHANCE] == pytest.approx(1 - math.comb(57, 5) / math.comb(60, 5))
+    assert found["t2i R@5"].beside[CHANCE] == pytest.approx(5 / 20)
+    assert found["i2t R@5"].beside[CHANCE] == pytest.approx(1 - math.comb(57, 5) / math.comb(60, 5))
 
 
 def test_a_model_that_says_the_same_of_everything_is_near_chance():
@@ -76,7 +76,7 @@ def test_a_model_that_says_the_same_of_everything_is_near_chance():
 
 def test_more_nearest_than_there_are_is_all_of_them():
     found = by_name(recalls("r", torch.eye(2), torch.eye(2).flip(0), torch.arange(2)))
-    assert found["image to text R@1"].value == 0 and found["image to text R@10"].value == 1
+    assert found["i2t R@1"].value == 0 and found["i2t R@10"].value == 1
 
 
 @pytest.mark.parametrize("top", [5, 100, None])
@@ -98,6 +98,6 @@ def test_map_leaves_out_classes_without_an_image_and_stands_beside_chance():
     assert figure.value == 1.0 and 0 < figure.beside[CHANCE] < 1
     both = relevant | torch.tensor([[0, 1, 0, 0]] + [[0] * 4] * 3).bool()
     assert [one.metric for one in mean_average_precision(images, classes, both)] == [
-        "text to image mAP@100",
+        "t2i mAP@100",
         "multi-label mAP",
     ]
