@@ -85,10 +85,9 @@ class LanguageScores:
             table = Table("", *(one.metric for one in figures), title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
             table.add_row("measured", *(f"{100 * one.value:.2f}" for one in figures))
             table.add_row("95 %", *(_spread(one.low, one.high) for one in figures))
-            for name in (name for name in self.others if any(name in one.beside for one in figures)):
-                table.add_row(
-                    name, *(f"{100 * one.beside[name]:.2f}" if name in one.beside else "-" for one in figures)
-                )
+            for name in dict.fromkeys(name for one in figures for name in one.beside):
+                known = [one.beside.get(name) for one in figures]
+                table.add_row(name, *("-" if value is None else f"{100 * value:.2f}" for value in known))
             tables.append(table)
         return tables
 
