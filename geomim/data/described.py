@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -14,7 +15,6 @@ import pyarrow.compute as pc
 from geomim.corpus.captions.imported import read_sentences
 from geomim.corpus.store import Corpus, holds_corpus
 from geomim.data.labelled import (
-    PICTURES,
     LabelledData,
     ground_sides,
     look_at_pictures,
@@ -33,13 +33,15 @@ class Described:
 
     Attributes:
         images: The images; test images without a class have the label -1.
-        captions: Sentences of each test image.
+        texts: All sentences.
+        of: `(T,)` int64, the test image of each.
         kinds: `(N, C)` bool, which classes each test image has, one or several.
         masks: Rows of the test images to masks `(B, H, W)` uint8 of places in the class list, 255 without.
     """
 
     images: LabelledData
-    captions: tuple[tuple[str, ...], ...]
+    texts: list[str]
+    of: np.ndarray
     kinds: np.ndarray
     masks: Callable[[np.ndarray], np.ndarray | None] | None = None
 
@@ -70,8 +72,7 @@ def open_described(
         return _from_table(path, train_split, test_split, Path(pictures or path.parent))
     if holds_corpus(path):
         return _from_corpus(Corpus.open(path), train_split, test_split, size)
-    images = open_labelled(path, train_split, test_split)
-    return Described(images, ((),) * len(images.test), _kinds(images, []))
+    return _described(open_labelled(path, train_split, test_split), [], [])
 
 
 def _from_corpus(corpus: Corpus, train_split: str, test_split: str, size: int) -> Described:
@@ -100,21 +101,23 @@ def _from_corpus(corpus: Corpus, train_split: str, test_split: str, size: int) -
         side,
         ground_sides(said),
     )
-    captions = tuple(tuple(texts or ()) for texts in said["captions"].to_pylist())
     masks = None if tiles.mask(test[:1]) is None else lambda rows: tiles.mask(test[rows])
-    return Described(images, captions, _kinds(images, objects), masks)
+    return _described(images, said["captions"].to_pylist(), objects, masks)
 
 
-def _kinds(images: LabelledData, several: Sequence[set[str]]) -> np.ndarray:
-    """Which classes test images have: that of their label, and those of which they have several."""
-    kinds: np.ndarray = images.test.labels[:, None] == np.arange(len(images.classes))
+def _described(
+    images: LabelledData, captions: Sequence[Sequence[str] | None], several: Sequence[set[str]], masks: Any = None
+) -> Described:
+    """With the sentences of each test image, and the classes that it has beside that of its label."""
+    pairs = [(" ".join(text.split()), image) for image, texts in enumerate(captions) for text in texts or ()]
+    pairs = [(text, image) for text, image in pairs if text]
+    kinds = images.test.labels[:, None] == np.arange(len(images.classes))
     for image, names in enumerate(several):
         kinds[image] |= np.isin(images.classes, list(names))
-    return kinds
+    return Described(images, [text for text, _ in pairs], np.array([at for _, at in pairs], np.int64), kinds, masks)
 
 
-@dataclass
-class _Picture:
+class _Picture(NamedTuple):
     where: str
     split: str
     label: str
@@ -126,71 +129,52 @@ def _from_table(path: Path, train_split: str, test_split: str, folder: Path) -> 
     mended = defaultdict[str, list[str]](list)
     found: dict[str, _Picture] = {}
     for where, name, texts, record in read_sentences(str(path), None, mended):
-        said = _Picture(where, _cell(record, "split"), _cell(record, "class", "label"), _several(record), [])
-        known = found.setdefault(name, said)
-        if (known.split, known.label) != (said.split, said.label):
+        split, label = (str(record.get(key) or "").strip() for key in ("split", "class"))
+        given = record.get("labels") or ()  # several: a list, or words between `|` or `;`
+        labels = re.split("[|;]", given) if isinstance(given, str) else given
+        known = found.setdefault(name, _Picture(where, split, label, {str(one).strip() for one in labels}, []))
+        if known[1:3] != (split, label):
             raise InputError(f"{where} gives '{name}' another split or class than {known.where.rpartition(', ')[2]}")
-        known.captions += texts
-        known.labels |= said.labels
-    splits = {one.split for one in found.values()}
+        known.captions.extend(texts)
+    splits = sorted({one.split for one in found.values()})
     notes = [f"{what}: {len(places)}, the first in {places[0]}" for what, places in mended.items()]
-    if splits == {""}:
+    if splits == [""]:
         notes.append(f"'{path}' names no splits: all of its {len(found)} images are the test split")
-    parts = [
-        {name: one for name, one in found.items() if (one.split or test_split) == split or _same(one.split, split)}
-        for split in (train_split, test_split)
-    ]
-    if not parts[1]:
-        raise InputError(
-            f"'{path}' has no image in split '{test_split}'; it has {', '.join(sorted(splits))}: choose with "
-            "--test-split"
-        )
-    parts[0] = {name: one for name, one in parts[0].items() if one.label}
-    classes = sorted({name for part in parts for one in part.values() for name in (one.label, *one.labels)} - {""})
-    paths = [_files(part, path, folder) for part in parts]
-    labels = [[classes.index(one.label) if one.label else -1 for one in part.values()] for part in parts]
-    side, looks = look_at_pictures([file for part in paths for file in part])
-    images = LabelledData(
-        f"{path.name}, split {test_split}",
-        tuple(classes),
-        SENSORS["rgb"],
-        None,
-        *(of_pictures(*part) for part in zip(paths, labels, strict=True)),
-        (*notes, *looks),
-        side,
+        found = {name: one._replace(split=test_split) for name, one in found.items()}
+    train, test = (
+        {name: one for name, one in found.items() if one.split == split or (split_kind(one.split) or 0) == alike}
+        for split, alike in ((train_split, split_kind(train_split)), (test_split, split_kind(test_split)))
     )
-    test = parts[1].values()
-    return Described(images, tuple(tuple(one.captions) for one in test), _kinds(images, [one.labels for one in test]))
+    if not test:
+        said = f"'{path}' has no image in split '{test_split}'; it has {', '.join(splits)}"
+        raise InputError(f"{said}: choose with --test-split")
+    train = {name: one for name, one in train.items() if one.label}
+    both = [*train.values(), *test.values()]
+    classes = sorted({name for one in both for name in (one.label, *one.labels)} - {""})
+    paths = _files(train | test, folder)
+    parts = [
+        of_pictures(
+            [paths[name] for name in part], [classes.index(one.label) if one.label else -1 for one in part.values()]
+        )
+        for part in (train, test)
+    ]
+    side, looks = look_at_pictures(list(paths.values()))
+    named = f"{path.name}, split {test_split}"
+    images = LabelledData(named, tuple(classes), SENSORS["rgb"], None, *parts, (*notes, *looks), side)
+    return _described(images, [one.captions for one in test.values()], [one.labels for one in test.values()])
 
 
-def _same(split: str, wanted: str) -> bool:
-    return split_kind(split) is not None and split_kind(split) == split_kind(wanted)
-
-
-def _cell(record: Mapping[str, Any], *names: str) -> str:
-    return next((str(record[name]).strip() for name in names if record.get(name)), "")
-
-
-def _several(record: Mapping[str, Any]) -> set[str]:
-    """Classes of an image that has several: a list, or words between `|` or `;`."""
-    given = record.get("labels") or ()
-    words = given.replace(";", "|").split("|") if isinstance(given, str) else map(str, given)
-    return {word.strip() for word in words} - {""}
-
-
-def _files(pictures: Mapping[str, _Picture], table: Path, folder: Path) -> list[Path]:
+def _files(pictures: Mapping[str, _Picture], folder: Path) -> dict[str, Path]:
     """Where the pictures are: as the table names them under a folder, or anywhere in it by their file names."""
-    if all((folder / name).is_file() for name in pictures):
-        return [folder / name for name in pictures]
-    by_name: dict[str, list[Path]] = defaultdict(list)
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() in PICTURES:
+    by_name = defaultdict[str, list[Path]](list)
+    if not all((folder / name).is_file() for name in pictures):
+        for file in sorted(folder.rglob("*")):
             by_name[file.name].append(file)
-    files = []
+    files = {}
     for name, one in pictures.items():
         found = [folder / name] if (folder / name).is_file() else by_name[Path(name).name]
         if len(found) != 1:
-            what = f"{len(found)} pictures called" if found else "no picture"
+            what = f"{len(found)} files called" if found else "no picture"
             raise InputError(f"{one.where}: '{folder}' holds {what} '{name}': give their folder with --pictures")
-        files += found
+        files[name] = found[0]
     return files

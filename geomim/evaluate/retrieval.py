@@ -14,11 +14,6 @@ CELLS = 2**25
 """Similarities that are held at a time, which bounds the memory whatever is compared."""
 
 
-def equal_text(sentence: str) -> str:
-    """A sentence by which equal ones are told: without the spaces that differ."""
-    return " ".join(sentence.split())
-
-
 def recalls(
     task: str, images: Tensor, sentences: Tensor, of: Tensor, same: Tensor | None = None, ks: Sequence[int] = (1, 5, 10)
 ) -> list[Figure]:

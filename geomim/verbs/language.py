@@ -1,5 +1,7 @@
 """`geomim evaluate-text`: what a model of images and sentences can do, beside chance and published figures."""
 
+import csv
+import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from geomim.data.labelled import Labelled, LabelledData
 from geomim.errors import ConfigError, InputError
 from geomim.evaluate.features import pixel_statistics, random_like
 from geomim.evaluate.fewshot import draw, few_shot, possible
-from geomim.evaluate.figures import Figure, LanguageScores, published
+from geomim.evaluate.figures import Figure, LanguageScores, beside_published
 from geomim.evaluate.retrieval import mean_average_precision, recalls
 from geomim.evaluate.scores import PIXELS, RANDOM
 from geomim.evaluate.sentences import class_vectors, class_words, encode_sentences, read_prompts, unit
@@ -89,40 +91,48 @@ def evaluate_text(
     """
     if seeds < 1 or tasks == []:
         raise ConfigError(f"expected at least one task and one seed; given {tasks} and {seeds}")
-    others = published(beside) if beside else None
+    _ = beside and beside_published(beside)  # that there are any is known before the work
     templates, renamed = read_prompts(prompts), _read_names(names)
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     opened = open_image_text(model, quickgelu)
     said = open_described(data, train_split, test_split, pictures, opened.image_size)
-    images = said.images.told(sensor) if sensor else said.images
-    chosen = _tasks(said, tasks, others is not None)
+    said = replace(said, images=said.images.told(sensor)) if sensor else said
+    images, chosen = said.images, _tasks(said, tasks, beside is not None)
     words = class_words(images.classes, renamed) if _OF_CLASSES & {*chosen} else []
     able, few = possible(images.train.labels, images.classes, shots) if "fewshot" in chosen else ([], ())
-    contract, notes = contract_for(opened.loaded, model, images.sensor, images.contract)
-    gsd, told = images.gsd_at(opened.image_size, contract) if opened.encoder.config.get("gsd_positions") else (None, "")
-    prepare = ContractInput(contract, images.sensor)
-    notes += (told,) * bool(told) + check_range(prepare, images.test.sample(), images.name) + few
-    fitted = opened.fitted(contract, gsd).to(target)
+    fitted, prepare, notes = _fitted(opened, model, images)
+    fitted = fitted.to(target)
     classes = class_vectors(fitted.encode_text, words, templates) if words else torch.zeros(0, 0)
-    encode = _Encoder(fitted, prepare, classes, "fewshot" in chosen, target)
+    encode = _Encoder(fitted, prepare, classes, bool(able), target)
     test = encode(images.test, said.masks if "segmentation" in chosen else None)
     figures = _of_classes(chosen, test, said, classes) + _of_sentences(chosen, test.images[""], said, fitted)
-    if able:
-        figures += _few_shot(encode, images, test, able, range(seeds))
+    figures += _few_shot(encode, images, test, able, range(seeds)) if able else []
+    beside_them, sources = beside_published(beside, figures) if beside else (tuple(figures), ())
     protocol = {
         **{"model": model, "fingerprint": opened.fingerprint, "data": data, "test_images": len(images.test)},
         **{"image_size": opened.image_size, "prompts": list(templates), "classes": words, "seeds": seeds},
         **{"interval": "95 %, bootstrap over test images and draws", "geomim_version": __version__},
     }
-    listed = (*images.notes, *notes, *_left_out(chosen, said), *(others.notes if others else ()))
-    scores = LanguageScores(images.name, protocol, others.beside(figures) if others else tuple(figures), listed)
-    Path(out).mkdir(parents=True, exist_ok=True)
-    write_text(Path(out) / "language.csv", scores.to_csv())
-    write_json(Path(out) / "language.json", scores.to_dict())
-    console = Console()
-    console.print(*scores.tables(), *scores.notes, sep="\n")
-    console.print(f"wrote {out}: language.json and language.csv")
+    scores = LanguageScores(
+        images.name, protocol, beside_them, (*images.notes, *notes, *_passed_over(chosen, said), *few, *sources)
+    )
+    _save(scores, Path(out))
     return scores
+
+
+def _save(scores: LanguageScores, out: Path) -> None:
+    rows = scores.rows()
+    out.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(out / "language.csv", text.getvalue())
+    plain = {"data": scores.data, "protocol": scores.protocol, "figures": rows, "notes": list(scores.notes)}
+    write_json(out / "language.json", plain)
+    console = Console()
+    console.print(f"on {scores.data}:", *scores.tables(), *scores.notes, sep="\n")
+    console.print(f"wrote {out}: language.json and language.csv")
 
 
 def _read_names(file: str | None) -> dict[str, str]:
@@ -143,7 +153,7 @@ def _tasks(said: Described, asked: list[Task] | None, compare: bool) -> list[str
     Raises:
         InputError: They cannot.
     """
-    labelled, texts = bool((said.images.test.labels >= 0).any()), _flat(said)[0]
+    labelled, texts = bool((said.images.test.labels >= 0).any()), said.texts
     lacks = {
         "zeroshot": "" if labelled else "classes",
         "map": "" if said.kinds.any() else "classes",
@@ -163,21 +173,27 @@ def _tasks(said: Described, asked: list[Task] | None, compare: bool) -> list[str
     return chosen
 
 
-def _flat(said: Described) -> tuple[list[str], Tensor]:
-    """All sentences, and the test image of each."""
-    of = [image for image, texts in enumerate(said.captions) for _ in texts]
-    return [text for texts in said.captions for text in texts], torch.tensor(of, dtype=torch.long)
+def _fitted(model: ImageText, source: str, images: LabelledData) -> tuple[ImageText, ContractInput, tuple[str, ...]]:
+    """The model for the images' bands, what brings the images to it, and what was assumed."""
+    contract, notes = contract_for(model.loaded, source, images.sensor, images.contract)
+    gsd = None
+    if model.encoder.config.get("gsd_positions"):
+        gsd, told = images.gsd_at(model.image_size, contract)
+        notes = (*notes, told)
+    prepare = ContractInput(contract, images.sensor)
+    notes += check_range(prepare, images.test.sample(), images.name)
+    return model.fitted(contract, gsd), prepare, notes
 
 
-def _left_out(tasks: list[str], said: Described) -> list[str]:
-    """What tasks pass over, in sentences."""
-    texts, silent = _flat(said)[0], sum(not texts for texts in said.captions)
-    notes = [f"{silent} of {len(said.captions)} images have no sentence"] * bool(texts and silent)
-    if "counting" in tasks:
-        notes.append(
-            f"counting: {sum(map(bool, map(counted, texts)))} of {len(texts)} sentences have one number from one to ten"
-        )
-    return notes
+def _passed_over(tasks: list[str], said: Described) -> list[str]:
+    images, heard, count = (
+        len(said.images.test),
+        len({*said.of.tolist()}),
+        sum(counted(one) is not None for one in said.texts),
+    )
+    notes = [f"{images - heard} of {images} images have no sentence"] * (0 < heard < images)
+    numbers = f"counting: {count} of {len(said.texts)} sentences have one number from one to ten"
+    return notes + [numbers] * ("counting" in tasks)
 
 
 @dataclass
@@ -239,11 +255,12 @@ def _of_classes(tasks: list[str], test: _Encoded, said: Described, classes: Tens
 
 
 def _of_sentences(tasks: list[str], images: Tensor, said: Described, model: ImageText) -> list[Figure]:
-    (texts, of), figures = _flat(said), []
+    texts, of, figures = said.texts, torch.from_numpy(said.of), []
     there, places = torch.unique(of, return_inverse=True)
     for task in (task for task in tasks if task.startswith("retrieval")):
         shown = [text.capitalize() for text in texts] if task == "retrieval-official" else texts
-        same = torch.from_numpy(np.unique(shown, return_inverse=True)[1]) if task == "retrieval" else None
+        known: dict[str, int] = {}
+        same = torch.tensor([known.setdefault(text, len(known)) for text in texts]) if task == "retrieval" else None
         figures += recalls(task, images[there], encode_sentences(model.encode_text, shown), places, same)
     if "counting" in tasks:
         rows = [row for row, text in enumerate(texts) if counted(text)]

@@ -5,7 +5,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from geomim.errors import InputError
 from geomim.evaluate.figures import CHANCE
-from geomim.evaluate.sentences import PROMPTS, class_vectors, class_words, encode_sentences, read_prompts
+from geomim.evaluate.sentences import class_vectors, class_words, encode_sentences, read_prompts
 from geomim.evaluate.zeroshot import NUMBERS, classification, confusion, counted, counting, segmentation
 
 
@@ -35,21 +35,22 @@ def test_a_class_is_the_mean_of_its_unit_vectors():
     assert torch.allclose(vectors, torch.tensor([[0.5**0.5, 0.5**0.5], [0, 1]]))
     encode_sentences(encode_text, ["a x", "b x", "a x"])
     assert asked[4:] == ["a x", "b x"]  # equal sentences once
-    with pytest.raises(InputError, match="1 of 1 sentence vectors that are not finite"):
+    with pytest.raises(InputError, match="1 of 1 sentence vectors of the model are not finite"):
         encode_sentences(lambda sentences: torch.full((1, 2), torch.nan), ["a"])
 
 
 def test_published_prompts():
-    assert PROMPTS["remoteclip"] == ("a satellite photo of {class}.",)
-    assert "a centered satellite photo of the {class}." in PROMPTS["clip-eurosat"]
-    assert len(set(PROMPTS["clip-resisc45"])) == 18 and "aerial view of a {class}." in PROMPTS["clip-resisc45"]
+    assert read_prompts("remoteclip") == ("a satellite photo of {class}.",)
+    assert "a centered satellite photo of the {class}." in read_prompts("clip-eurosat")
+    resisc = read_prompts("clip-resisc45")
+    assert len(set(resisc)) == 18 and "aerial view of a {class}." in resisc
 
 
 def test_prompts_of_a_file_and_those_that_are_none(tmp_path):
     file = tmp_path / "p.txt"
     file.write_text("seen from above: {class}\n{class}\n")
     assert read_prompts(str(file)) == ("seen from above: {class}", "{class}")
-    for text, said in (("", "holds no prompt"), ("{class}\n\n{class}", "line 2 is empty"), ("a city", "is 'a city'")):
+    for text, said in (("", "line 1 is ''"), ("{class}\n\n{class}", "line 2 is ''"), ("a city", "is 'a city'")):
         file.write_text(text)
         with pytest.raises(InputError, match=said):
             read_prompts(str(file))
@@ -60,16 +61,16 @@ def test_prompts_of_a_file_and_those_that_are_none(tmp_path):
 def test_names_as_words():
     classes = ["DenseResidential", "sea_lake", "03-Storage Tank", "AnnualCrop", "HDHouse", "river"]
     words = ["dense residential", "sea lake", "storage tank", "annual crop", "hd house", "river"]
-    assert class_words(classes) == words
+    assert class_words(classes, {}) == words
     assert class_words(["denseresidential", "b"], {"denseresidential": "dense homes"})[0] == "dense homes"
     with pytest.raises(InputError, match=r"'Sea_Lake' and 'SeaLake' are both 'sea lake'.*--names"):
-        class_words(["Sea_Lake", "SeaLake"])
+        class_words(["Sea_Lake", "SeaLake"], {})
     with pytest.raises(InputError, match="two classes to tell apart; given sea"):
-        class_words(["sea"])
+        class_words(["sea"], {})
     with pytest.raises(InputError, match="'see' that the data lack; did you mean 'sea'"):
         class_words(["sea", "b"], {"see": "sea"})
-    with pytest.raises(InputError, match="'12_' has no words"):
-        class_words(["12_", "b"])
+    with pytest.raises(InputError, match="class '12_' is '' in words"):
+        class_words(["12_", "b"], {})
 
 
 def test_the_only_number_of_a_sentence():

@@ -234,6 +234,8 @@ def test_a_file_in_remoteclips_layout_is_scored_as_itself(tmp_path):
     sizes = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 8}
     torch.manual_seed(0)
     peer = open_clip.CLIP(24, sizes, {"context_length": 16, "width": 64, "heads": 1, "layers": 1}, quick_gelu=True)
+    for parameter in peer.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
     torch.save(peer.state_dict(), tmp_path / "RemoteCLIP-tiny.pt")
     data, source = class_folders(tmp_path / "data", 6), f"remoteclip:{tmp_path / 'RemoteCLIP-tiny.pt'}"
     scores = evaluate_text(source, str(data), ["zeroshot", "fewshot"], str(tmp_path / "o"), shots=[2], device="cpu")
@@ -243,7 +245,9 @@ def test_a_file_in_remoteclips_layout_is_scored_as_itself(tmp_path):
     pixels = F.interpolate(torch.tensor(np.stack(images)).permute(0, 3, 1, 2) / 255, (32, 32), mode="bilinear")
     mean, std = (torch.tensor(n)[:, None, None] for n in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
     with torch.no_grad():
-        tokens = open_clip.SimpleTokenizer(16)([f"a satellite photo of {c} land." for c in ("blue", "green", "red")])
+        tokens = open_clip.SimpleTokenizer(context_length=16)(
+            [f"a satellite photo of {c} land." for c in ("blue", "green", "red")]
+        )
         theirs = peer.encode_image((pixels - mean) / std, True) @ peer.encode_text(tokens, True).T
     right = (theirs.argmax(1) == torch.arange(3).repeat_interleave(6)).double().mean()
     assert found["zeroshot", "top-1"].value == pytest.approx(float(right))
