@@ -26,6 +26,9 @@ from geomim.data.labelled import (
 from geomim.errors import CorpusError, InputError
 from geomim.sensors import SENSORS
 
+Masks = Callable[[np.ndarray], np.ndarray]
+"""Rows to masks `(B, H, W)` uint8 of places in the class list, 255 where a pixel has none."""
+
 
 @dataclass(frozen=True)
 class Described:
@@ -36,14 +39,14 @@ class Described:
         texts: All sentences.
         of: `(T,)` int64, the test image of each.
         kinds: `(N, C)` bool, which classes each test image has, one or several.
-        masks: Rows of the test images to masks `(B, H, W)` uint8 of places in the class list, 255 without.
+        masks: Those of the test images.
     """
 
     images: LabelledData
     texts: list[str]
     of: np.ndarray
     kinds: np.ndarray
-    masks: Callable[[np.ndarray], np.ndarray | None] | None = None
+    masks: Masks | None = None
 
 
 def open_described(
@@ -89,10 +92,10 @@ def _from_corpus(corpus: Corpus, train_split: str, test_split: str, size: int) -
     said = said.take(test)
     # objects are of other classes than whole tiles and pixels, and count where those have none
     objects = [{box["label"] for box in boxes or ()} - {None} for boxes in said["boxes"].to_pylist()]
-    known = corpus.classes or sorted(set().union(*objects))
+    classes = corpus.classes or sorted(set().union(*objects))
     images = LabelledData(
         f"corpus {corpus.path.name}, split {test_split}",
-        tuple(known),
+        tuple(classes),
         corpus.sensor,
         corpus.contract,
         of_tiles(tiles, train),
@@ -132,10 +135,10 @@ def _from_table(path: Path, train_split: str, test_split: str, folder: Path) -> 
         split, label = (str(record.get(key) or "").strip() for key in ("split", "class"))
         given = record.get("labels") or ()  # several: a list, or words between `|` or `;`
         labels = re.split("[|;]", given) if isinstance(given, str) else given
-        known = found.setdefault(name, _Picture(where, split, label, {str(one).strip() for one in labels}, []))
-        if known[1:3] != (split, label):
-            raise InputError(f"{where} gives '{name}' another split or class than {known.where.rpartition(', ')[2]}")
-        known.captions.extend(texts)
+        first = found.setdefault(name, _Picture(where, split, label, {str(one).strip() for one in labels}, []))
+        if first[1:3] != (split, label):
+            raise InputError(f"{where} gives '{name}' another split or class than {first.where.rpartition(', ')[2]}")
+        first.captions.extend(texts)
     splits = sorted({one.split for one in found.values()})
     notes = [f"{what}: {len(places)}, the first in {places[0]}" for what, places in mended.items()]
     if splits == [""]:
@@ -151,11 +154,10 @@ def _from_table(path: Path, train_split: str, test_split: str, folder: Path) -> 
     train = {name: one for name, one in train.items() if one.label}
     both = [*train.values(), *test.values()]
     classes = sorted({name for one in both for name in (one.label, *one.labels)} - {""})
+    place = {name: number for number, name in enumerate(classes)}
     paths = _files(train | test, folder)
     parts = [
-        of_pictures(
-            [paths[name] for name in part], [classes.index(one.label) if one.label else -1 for one in part.values()]
-        )
+        of_pictures([paths[name] for name in part], [place.get(one.label, -1) for one in part.values()])
         for part in (train, test)
     ]
     side, looks = look_at_pictures(list(paths.values()))

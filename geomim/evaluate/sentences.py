@@ -33,9 +33,7 @@ def read_prompts(prompts: str) -> tuple[str, ...]:
     lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()] or [""]
     for number, line in enumerate(lines, 1):
         if "{class}" not in line:
-            raise InputError(
-                f"'{prompts}': line {number} is '{line}'; expected '{{class}}' where the class is to stand"
-            )
+            raise InputError(f"'{prompts}': line {number} is '{line}'; expected '{{class}}' where the class stands")
     return tuple(lines)
 
 

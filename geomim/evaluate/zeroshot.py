@@ -63,8 +63,8 @@ def counting(images: Tensor, of: Tensor, captions: Sequence[str], encode_text: E
         close = ((answer - truth).abs() <= 1).double().mean()
         near = sum(min(n + 1, 10) - max(n - 1, 1) + 1 for n in truth.tolist()) / (10 * len(truth))
         figures += [
-            Figure("counting", f"top-1, {kind}", scored.accuracy, scored.low, scored.high, {CHANCE: 0.1}),
-            Figure("counting", f"off by one at most, {kind}", float(close), beside={CHANCE: near}),
+            Figure("counting", f"top-1 ({kind})", scored.accuracy, scored.low, scored.high, {CHANCE: 0.1}),
+            Figure("counting", f"off by one at most ({kind})", float(close), beside={CHANCE: near}),
         ]
     return figures
 

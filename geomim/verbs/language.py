@@ -1,22 +1,22 @@
 """`geomim evaluate-text`: what a model of images and sentences can do, beside chance and published figures."""
 
-import csv
-import io
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 import yaml
+from pyarrow.csv import write_csv
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from geomim import __version__
-from geomim.corpus.store import write_json, write_text
-from geomim.data.described import Described, open_described
+from geomim.corpus.store import write_json
+from geomim.data.described import Described, Masks, open_described
 from geomim.data.labelled import Labelled, LabelledData
 from geomim.errors import ConfigError, InputError
 from geomim.evaluate.features import pixel_statistics, random_like
@@ -105,7 +105,8 @@ def evaluate_text(
     classes = class_vectors(fitted.encode_text, words, templates) if words else torch.zeros(0, 0)
     encode = _Encoder(fitted, prepare, classes, bool(able), target)
     test = encode(images.test, said.masks if "segmentation" in chosen else None)
-    figures = _of_classes(chosen, test, said, classes) + _of_sentences(chosen, test.images[""], said, fitted)
+    figures = _of_classes(chosen, test[""], said, classes) + _of_sentences(chosen, test[""], said, fitted)
+    figures += segmentation(encode.pixels) if "segmentation" in chosen else []
     figures += _few_shot(encode, images, test, able, range(seeds)) if able else []
     beside_them, sources = beside_published(beside, figures) if beside else (tuple(figures), ())
     protocol = {
@@ -113,9 +114,10 @@ def evaluate_text(
         **{"image_size": opened.image_size, "prompts": list(templates), "classes": words, "seeds": seeds},
         **{"interval": "95 %, bootstrap over test images and draws", "geomim_version": __version__},
     }
-    scores = LanguageScores(
-        images.name, protocol, beside_them, (*images.notes, *notes, *_passed_over(chosen, said), *few, *sources)
-    )
+    silent, counts = len(images.test) - len(set(said.of.tolist())), sum(map(bool, map(counted, said.texts)))
+    few += (f"{silent} of {len(images.test)} images have no sentence",) * bool(said.texts and silent)
+    few += (f"{counts} of {len(said.texts)} sentences have one number, and are counted",) * ("counting" in chosen)
+    scores = LanguageScores(images.name, protocol, beside_them, (*images.notes, *notes, *few, *sources))
     _save(scores, Path(out))
     return scores
 
@@ -123,11 +125,7 @@ def evaluate_text(
 def _save(scores: LanguageScores, out: Path) -> None:
     rows = scores.rows()
     out.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(out / "language.csv", text.getvalue())
+    write_csv(pa.Table.from_pylist(rows), out / "language.csv")
     plain = {"data": scores.data, "protocol": scores.protocol, "figures": rows, "notes": list(scores.notes)}
     write_json(out / "language.json", plain)
     console = Console()
@@ -185,27 +183,8 @@ def _fitted(model: ImageText, source: str, images: LabelledData) -> tuple[ImageT
     return model.fitted(contract, gsd), prepare, notes
 
 
-def _passed_over(tasks: list[str], said: Described) -> list[str]:
-    images, heard, count = (
-        len(said.images.test),
-        len({*said.of.tolist()}),
-        sum(counted(one) is not None for one in said.texts),
-    )
-    notes = [f"{images - heard} of {images} images have no sentence"] * (0 < heard < images)
-    numbers = f"counting: {count} of {len(said.texts)} sentences have one number from one to ten"
-    return notes + [numbers] * ("counting" in tasks)
-
-
-@dataclass
-class _Encoded:
-    """Of some images: vectors `(N, D)` of the model, under "", and of floors by name; and pixels of masks counted."""
-
-    images: dict[str, Tensor]
-    pixels: Tensor
-
-
 class _Encoder:
-    """Images to what is kept of them, each read once.
+    """Images to vectors `(N, D)` of the model, under "", and of floors by name; each image is read once.
 
     Args:
         model: Of the images' bands.
@@ -220,6 +199,7 @@ class _Encoder:
     ) -> None:
         self.model, self.prepare, self.classes, self.device = model, prepare, classes, device
         self.forward: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"": model.encode_image}
+        self.pixels = torch.zeros((len(classes),) * 2, dtype=torch.long)
         if floors and not isinstance(model.encoder, Visual):
             fresh = replace(model.loaded, encoder=random_like(model.encoder, 0))
             self.forward[RANDOM] = ImageText(fresh, model.joint).to(device).encode_image
@@ -227,31 +207,30 @@ class _Encoder:
             self.forward[PIXELS] = lambda images, valid: pixel_statistics().forward(images, valid)[0]
 
     @torch.inference_mode()
-    def __call__(self, part: Labelled, masks: Any = None) -> _Encoded:
+    def __call__(self, part: Labelled, masks: Masks | None = None) -> dict[str, Tensor]:
+        """Encode; where there are `masks` their pixels are counted in `pixels`, by true and nearest class."""
         batches = Batches(part, self.prepare, self.model.image_size)
         vectors: dict[str, list[Tensor]] = {name: [] for name in self.forward}
-        pixels, start = torch.zeros((len(self.classes),) * 2, dtype=torch.long), 0
-        for batch in track(batches, f"vectors of {len(part)} images", total=len(batches), transient=True):
+        for number, batch in enumerate(track(batches, f"vectors of {len(part)} images", transient=True)):
             images, valid = batch["image"].to(self.device), batch["valid"].to(self.device)
             for name, forward in self.forward.items():
                 vectors[name].append(forward(images, valid).float().cpu())
             if masks is not None:
-                grid = (images.shape[-2] // self.model.patch_size, images.shape[-1] // self.model.patch_size)
+                rows = np.arange(len(images)) + number * batches.batch
                 patches = self.model.encode_patches(images, valid).cpu()
-                truth = torch.from_numpy(masks(np.arange(start, start + len(images))))
-                pixels += confusion(patches, grid, self.classes, truth, batch["valid"])
-            start += len(images)
+                side = batches.size // self.model.patch_size
+                self.pixels += confusion(patches, (side, side), self.classes, torch.tensor(masks(rows)), valid.cpu())
         joined = {name: torch.cat(parts) for name, parts in vectors.items()}
-        return _Encoded(joined | {"": unit(joined[""], "image")}, pixels)
+        return joined | {"": unit(joined[""], "image")}
 
 
-def _of_classes(tasks: list[str], test: _Encoded, said: Described, classes: Tensor) -> list[Figure]:
+def _of_classes(tasks: list[str], images: Tensor, said: Described, classes: Tensor) -> list[Figure]:
     labels, kinds, figures = torch.from_numpy(said.images.test.labels), torch.from_numpy(said.kinds), []
     if "zeroshot" in tasks:
-        figures += classification(test.images[""][labels >= 0], labels[labels >= 0], classes)
+        figures += classification(images[labels >= 0], labels[labels >= 0], classes)
     if "map" in tasks:
-        figures += mean_average_precision(test.images[""][kinds.any(1)], classes, kinds[kinds.any(1)])
-    return figures + (segmentation(test.pixels) if "segmentation" in tasks else [])
+        figures += mean_average_precision(images[kinds.any(1)], classes, kinds[kinds.any(1)])
+    return figures
 
 
 def _of_sentences(tasks: list[str], images: Tensor, said: Described, model: ImageText) -> list[Figure]:
@@ -269,12 +248,12 @@ def _of_sentences(tasks: list[str], images: Tensor, said: Described, model: Imag
 
 
 def _few_shot(
-    encode: _Encoder, images: LabelledData, test: _Encoded, shots: list[int], seeds: Iterable[int]
+    encode: _Encoder, images: LabelledData, test: dict[str, Tensor], shots: list[int], seeds: range
 ) -> list[Figure]:
     """Only the images that are drawn are read."""
     train, labels = images.train, torch.from_numpy(images.test.labels)
     drawn = [draw(torch.from_numpy(train.labels), len(images.classes), shots[-1], seed) for seed in seeds]
     rows, draws = (one.numpy() for one in torch.unique(torch.stack(drawn), return_inverse=True))
     few = encode(Labelled(train.labels[rows], lambda wanted: train.read(rows[wanted])))
-    features = {name: (few.images[name], vectors[labels >= 0]) for name, vectors in test.images.items()}
+    features = {name: (few[name], vectors[labels >= 0]) for name, vectors in test.items()}
     return few_shot(features, torch.from_numpy(draws), labels[labels >= 0], shots)

@@ -86,9 +86,9 @@ def test_counting_finds_the_number_of_the_most_similar_caption():
 
     images, captions = torch.eye(10)[[2, 4, 8]], ["three ships", "five cars here", "8 planes"]
     found = values(counting(images, torch.arange(3), captions, encode_text))
-    assert found["top-1, words"] == pytest.approx(2 / 3) and found["off by one at most, words"] == 1.0
+    assert found["top-1 (words)"] == pytest.approx(2 / 3) and found["off by one at most (words)"] == 1.0
     chance = {one.metric: one.beside[CHANCE] for one in counting(images, torch.arange(3), captions, encode_text)}
-    assert chance["top-1, digits"] == 0.1 and chance["off by one at most, digits"] == pytest.approx(0.3)
+    assert chance["top-1 (digits)"] == 0.1 and chance["off by one at most (digits)"] == pytest.approx(0.3)
 
 
 def test_segmentation_is_torchmetrics_and_leaves_nodata_out():
