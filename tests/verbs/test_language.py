@@ -17,6 +17,7 @@ from geomim.corpus.store import CATALOGUE, write_catalogue
 from geomim.errors import BandError, ConfigError, InputError
 from geomim.evaluate.figures import CHANCE
 from geomim.evaluate.scores import PIXELS, RANDOM
+from geomim.models.build import build_encoder
 from geomim.models.joint import Joint
 from geomim.models.text import build_text
 from geomim.models.vit import ViT
@@ -251,3 +252,26 @@ def test_a_file_in_remoteclips_layout_is_scored_as_itself(tmp_path):
         theirs = peer.encode_image((pixels - mean) / std, True) @ peer.encode_text(tokens, True).T
     right = (theirs.argmax(1) == torch.arange(3).repeat_interleave(6)).double().mean()
     assert found["zeroshot", "top-1"].value == pytest.approx(float(right))
+
+
+def test_a_checkpoint_of_any_sensor_is_fitted_to_the_bands_of_a_corpus(tmp_path):
+    torch.manual_seed(0)
+    naip = SENSORS["naip"]
+    contract = BandContract(naip, (125.0,) * 4, (60.0,) * 4)
+    sizes = {"image_size": 16, "patch_size": 4, "width": 64, "depth": 1, "heads": 1}
+    encoder = build_encoder({"naip": contract}, **sizes, spectral=True)
+    joint = Joint(build_text("tiny"), 64)
+    state = {f"model.encoder.{name}": value for name, value in encoder.state_dict().items()}
+    state |= {f"model.joint.{name}": value for name, value in joint.state_dict().items()}
+    entry = {"format_version": 2, "encoder": encoder.config, "joint": joint.config, "recipe": "remote_clip", "step": 1}
+    torch.save(
+        {"state_dict": state, "geomim": entry | {"contracts": {"naip": contract.to_dict()}}}, tmp_path / "a.ckpt"
+    )
+    corpus, out = write_corpus(tmp_path / "corpus", count=32, size=16, sensor=naip, nodata=True), str(tmp_path / "o")
+    scores = evaluate_text(
+        str(tmp_path / "a.ckpt"), str(corpus), out=out, test_split="val", shots=[1, 4], seeds=1, device="cpu"
+    )
+    found = shown(scores)
+    assert {task for task, _ in found} == {"zeroshot", "map", "fewshot"}
+    assert {RANDOM, PIXELS} < {*found["fewshot", "4-shot"].beside}
+    assert any("seen as 'naip' (red, green, blue, nir)" in note for note in scores.notes)
