@@ -51,6 +51,7 @@ VERBS = {
     "plot": Verb("geomim.verbs.plot:plot", "train", "the curves of a run, or of several beside each other"),
     "replay": Verb("geomim.verbs.replay:replay", "train", "the step again that ended a run: where it is not finite"),
     "evaluate": Verb("geomim.verbs.evaluate:evaluate", "train", "how good a frozen encoder is, beside its floors"),
+    "evaluate-text": Verb("geomim.verbs.language:evaluate_text", "language", "what a model of images and text can do"),
     "export": Verb("geomim.models.export:export", "train", "an encoder becomes a folder that plain timm loads"),
     "show": Verb("geomim.verbs.show:show", "train", "where weights come from: recipe, corpora, bands, scores"),
     "predict": Verb("geomim.maps.predict:predict", "maps", "an encoder, a probe and a scene become a map of classes"),

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from geomim.errors import InputError
 
-PATHS = ("path", "image", "file", "filename", "source")
+PATHS = ("path", "image", "file", "filename", "filepath", "source")
 
 
 class Row(NamedTuple):

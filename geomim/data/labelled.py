@@ -21,7 +21,7 @@ from geomim.corpus.store import Corpus, Tiles, holds_corpus
 from geomim.errors import CorpusError, InputError
 from geomim.sensors import SENSORS, BandContract, Sensor, get_sensor, stated_contract
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 """What counts as a picture in a class folder, in lower case; anything else belongs in a corpus."""
 
 SPLITS = {
@@ -161,7 +161,7 @@ def _from_corpus(corpus: Corpus, train_split: str, test_split: str, size: int | 
                 f"'{corpus.path}' has no labelled tile in split '{name}'; it has {offered}: "
                 "choose with --train-split and --test-split, or build it with --split FILE"
             )
-    train, test = (_of_tiles(tiles, rows) for rows in parts.values())
+    train, test = (of_tiles(tiles, rows) for rows in parts.values())
     advice = "divide it again (geomim corpus split), or leave those tiles out (geomim corpus filter)"
     missing = _unscored(f"'{corpus.path}'", corpus.classes, train, test, advice)
     notes = (f"of {len(corpus.sizes)} tile sizes, {side} px is used",) if len(corpus.sizes) > 1 else ()
@@ -186,7 +186,9 @@ def ground_sides(tiles: pa.Table) -> np.ndarray:
     return sides.astype(float)
 
 
-def _of_tiles(tiles: Tiles, rows: np.ndarray) -> Labelled:
+def of_tiles(tiles: Tiles, rows: np.ndarray) -> Labelled:
+    """Some tiles of a corpus; those without a class have the label -1."""
+
     def read(wanted: np.ndarray) -> list[tuple[Tensor, Tensor | None]]:
         numbers, valid = tiles.read(rows[wanted]), tiles.valid(rows[wanted])
         # torch lacks most operations on unsigned 16 and 32 bits
@@ -221,7 +223,7 @@ def _from_folder(path: Path, train_split: str, test_split: str) -> LabelledData:
         )
     parts = [_of_files(part, classes) for part in (train, test)]
     missing = _unscored(f"'{path}'", classes, *parts, "move some of their pictures into it, or leave them out")
-    side, looks = _look_at_all([file for part in (train, test) for files in part.values() for file in files])
+    side, looks = look_at_pictures([file for part in (train, test) for files in part.values() for file in files])
     name = f"folder {path.resolve().name}"
     return LabelledData(name, tuple(classes), SENSORS["rgb"], None, *parts, (*notes, *missing, *looks), side)
 
@@ -246,14 +248,14 @@ def _folders(path: Path) -> list[Path]:
     return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _kind(name: str) -> str | None:
+def split_kind(name: str) -> str | None:
     """Which of the usual splits a name stands for."""
     return next((kind for kind, names in SPLITS.items() if name.lower() in names), None)
 
 
 def _split_folders(path: Path) -> list[Path]:
     """Folders called as splits are, unless they stand among others and hold pictures, as the class `train` may."""
-    called = [folder for kind in SPLITS for folder in _folders(path) if _kind(folder.name) == kind]
+    called = [folder for kind in SPLITS for folder in _folders(path) if split_kind(folder.name) == kind]
     return called if len(called) == len(_folders(path)) else [folder for folder in called if _by_class(folder)]
 
 
@@ -261,8 +263,8 @@ def _split_folder(path: Path, splits: Sequence[Path], name: str) -> Path | None:
     """The folder of that very name, or the only one of a name that means the same."""
     if (path / name).is_dir():
         return path / name
-    alike = [folder for folder in splits if _kind(folder.name) == _kind(name)]
-    return alike[0] if len(alike) == 1 and _kind(name) else None
+    alike = [folder for folder in splits if split_kind(folder.name) == split_kind(name)]
+    return alike[0] if len(alike) == 1 and split_kind(name) else None
 
 
 def _no_split(path: Path, splits: Sequence[Path], train_split: str, test_split: str) -> str:
@@ -286,7 +288,7 @@ def _check_no_splits(path: Path, found: dict[str, list[Path]]) -> None:
     inside = {name: {file.parts[depth:-1][:1] for file in files} for name, files in found.items()}
     nested = {name: sorted(sub for parts in subs for sub in parts) for name, subs in inside.items()}
     for name, subs in nested.items():
-        if len({_kind(sub) for sub in subs} - {None}) > 1:
+        if len({split_kind(sub) for sub in subs} - {None}) > 1:
             raise InputError(
                 f"'{path / name}' holds the splits {', '.join(subs)}: expected SPLIT/CLASS/picture, not "
                 "CLASS/SPLIT/picture; move the class folders into the splits, or all pictures into their class folders"
@@ -313,7 +315,11 @@ def _by_class(folder: Path) -> dict[str, list[Path]]:
 
 def _of_files(files: dict[str, list[Path]], classes: Sequence[str]) -> Labelled:
     pairs = [(file, classes.index(name)) for name in classes for file in files.get(name, [])]
-    paths = [file for file, _ in pairs]
+    return of_pictures([file for file, _ in pairs], [label for _, label in pairs])
+
+
+def of_pictures(paths: Sequence[Path], labels: Sequence[int]) -> Labelled:
+    """Pictures with their labels, -1 where one has none."""
 
     def read(wanted: np.ndarray) -> list[tuple[Tensor, Tensor | None]]:
         with ThreadPoolExecutor(4) as pool:
@@ -322,10 +328,10 @@ def _of_files(files: dict[str, list[Path]], classes: Sequence[str]) -> Labelled:
         groups = [torch.stack(images)] if alike else [image[None] for image in images]
         return [(group[:, :3], group[:, 3] > 0 if group.shape[1] == 4 else None) for group in groups]
 
-    return Labelled(np.array([label for _, label in pairs], np.int64), read)
+    return Labelled(np.array(labels, np.int64), read)
 
 
-def _look_at_all(paths: Sequence[Path]) -> tuple[float, tuple[str, ...]]:
+def look_at_pictures(paths: Sequence[Path]) -> tuple[float, tuple[str, ...]]:
     """The usual side of pictures, from their headers, and what a reader of the scores should know of them."""
 
     def look(path: Path) -> tuple[bool, float]:
@@ -351,13 +357,16 @@ def _open(path: Path) -> Iterator[Image.Image]:
             deep = image.mode.startswith(("I", "F")) or (image.format == "PNG" and "16" in str(image.tile[0][3]))
             if deep:
                 raise InputError(f"'{path}' has more than 8 bits a band: build a corpus of such images")
+            if image.format == "TIFF" and image.mode not in ("L", "P", "RGB"):
+                raise InputError(f"'{path}' is a TIFF of {image.mode}: expected grey or RGB; build a corpus of others")
             if image.mode not in ("L", "LA", "P", "PA", "RGB", "RGBA"):
                 raise InputError(f"'{path}' is a picture in {image.mode}: expected grey, a palette or RGB; convert it")
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"'{path}' cannot be read as a picture ({error}): fetch it again or take it away") from error
+        advice = "build a corpus" if path.suffix[:4].lower() == ".tif" else "take it away"
+        raise InputError(f"'{path}' cannot be read as a picture ({error}): fetch it again, or {advice}") from error
 
 
 def _picture(path: Path) -> Tensor:

@@ -78,7 +78,12 @@ class LinearProbe(nn.Linear):
 
 
 def fit_linear(
-    vectors: Tensor, labels: Tensor, classes: int, seed: int = 0, strengths: Sequence[float] = L2_STRENGTHS
+    vectors: Tensor,
+    labels: Tensor,
+    classes: int,
+    seed: int = 0,
+    strengths: Sequence[float] = L2_STRENGTHS,
+    held_out: tuple[Tensor, Tensor] | None = None,
 ) -> Fit:
     """Multinomial logistic regression on standardised features, by L-BFGS.
 
@@ -91,17 +96,21 @@ def fit_linear(
         classes: Number of classes.
         seed: Of the choice of the fifth; the rest is deterministic.
         strengths: Factors of half the squared weights, strongest first.
+        held_out: Other features and labels to choose on; then none of `vectors` is set aside.
 
     Returns:
         A `LinearProbe` and the strength chosen.
     """
-    fit, held = hold_out(labels, 0.2, seed)
+    tried, others = (vectors, labels), held_out
+    if others is None:
+        fit, held = hold_out(labels, 0.2, seed)
+        tried, others = (vectors[fit], labels[fit]), (vectors[held], labels[held])
     chosen, best = strengths[0], -1.0
     start: LinearProbe | None = None
     found = start
     for strength in strengths:
-        start = _logistic(vectors[fit], labels[fit], classes, strength, start)
-        score = accuracy(start(vectors[held]), labels[held])
+        start = _logistic(*tried, classes, strength, start)
+        score = accuracy(start(others[0]), others[1])
         if score > best:  # at equal accuracy the stronger penalty stays
             chosen, best, found = strength, score, start
     return Fit(_logistic(vectors, labels, classes, chosen, found), chosen, best)

@@ -39,8 +39,30 @@ def imported(file: str, column: str | None, uris: Sequence[str], said: Counter[s
         InputError: The file is of another form, a cell is no text, or it names none of the sources.
     """
     found: dict[str, list[str]] = {}
-    records, mended = _records(file), defaultdict[str, list[str]](list)
-    for number, record in enumerate(records, 1):
+    mended = defaultdict[str, list[str]](list)
+    for _, name, texts, _ in read_sentences(file, column, mended):
+        found.setdefault(name, []).extend(texts)
+    said.update({f"{what}, the first in {places[0]}": len(places) for what, places in mended.items()})
+    rows = [Row(name, tuple(dict.fromkeys(texts))) for name, texts in found.items() if texts]
+    if not rows:
+        raise InputError(f"'{file}' holds no sentence: its rows are empty")
+    return join(file, rows, uris, "they get no sentence").check()
+
+
+def read_sentences(
+    file: str, column: str | None, mended: dict[str, list[str]]
+) -> Iterator[tuple[str, str, list[str], Mapping[str, Any]]]:
+    """Rows of a file: where a row stands, the image that it names, its sentences, and all that it says.
+
+    Args:
+        file: As for `imported`, likewise `column`.
+        column: Holds the sentences.
+        mended: Receives where sentences were cut or left out, by what was done.
+
+    Raises:
+        InputError: The file is of another form, or a cell is no text.
+    """
+    for number, record in enumerate(_records(file), 1):
         where = f"'{file}', row {number}"
         if not isinstance(record, Mapping):
             raise InputError(f"{where}: {record!r:.80} is no row of a table; {_FORMS}")
@@ -51,12 +73,7 @@ def imported(file: str, column: str | None, uris: Sequence[str], said: Counter[s
             raise InputError(f"{where} names no {lacks}; it has {', '.join(map(str, record))}; {_FORMS}")
         texts = chain.from_iterable(_texts(record[key], f"{where}: '{key}'") for key in columns)
         clean = (_clean(text, where, mended) for text in texts)
-        found.setdefault(str(named).strip(), []).extend(text for text in clean if text)
-    said.update({f"{what}, the first in {places[0]}": len(places) for what, places in mended.items()})
-    rows = [Row(name, tuple(dict.fromkeys(texts))) for name, texts in found.items() if texts]
-    if not rows:
-        raise InputError(f"'{file}' holds no sentence: its {len(records)} rows are empty")
-    return join(file, rows, uris, "they get no sentence").check()
+        yield where, str(named).strip(), [text for text in clean if text], record
 
 
 def _records(file: str) -> list[Any]:

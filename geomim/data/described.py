@@ -1,0 +1,182 @@
+"""Images with all that is said of them: sentences, classes, objects and masks; a corpus, a table, or class folders."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.compute as pc
+
+from geomim.corpus.captions.imported import read_sentences
+from geomim.corpus.store import Corpus, holds_corpus
+from geomim.data.labelled import (
+    LabelledData,
+    ground_sides,
+    look_at_pictures,
+    of_pictures,
+    of_tiles,
+    open_labelled,
+    split_kind,
+)
+from geomim.errors import CorpusError, InputError
+from geomim.sensors import SENSORS
+
+Masks = Callable[[np.ndarray], np.ndarray]
+"""Rows to masks `(B, H, W)` uint8 of places in the class list, 255 where a pixel has none."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """Images of a test split with what is said of them, and of a train split that have a class.
+
+    Attributes:
+        images: The images; test images without a class have the label -1.
+        texts: All sentences.
+        of: `(T,)` int64, the test image of each.
+        kinds: `(N, C)` bool, which classes each test image has, one or several.
+        masks: Those of the test images.
+    """
+
+    images: LabelledData
+    texts: list[str]
+    of: np.ndarray
+    kinds: np.ndarray
+    masks: Masks | None = None
+
+
+def open_described(
+    path: str | Path, train_split: str = "train", test_split: str = "test", pictures: str | None = None, size: int = 0
+) -> Described:
+    """Open a corpus, a table of pictures, or a folder of class folders.
+
+    Args:
+        path: A corpus folder; class folders as `open_labelled` has them; or a file of sentences as the publishers of
+            RSICD, RSITMD, UCM, Sydney, NWPU-Captions and RemoteCLIP have them (JSON of images, CSV, JSONL), which may
+            name a `split`, a `class` or a list `labels` too.
+        train_split: Split to fit on, where something is fitted.
+        test_split: Split to score on.
+        pictures: Folder of the pictures that a table names; the table's own where None.
+        size: Side of the images wanted, of a corpus with several tile sizes.
+
+    Raises:
+        InputError: It is of no such form, names pictures that are not there, or has no such split.
+    """
+    path = Path(path)
+    if pictures and not path.is_file():
+        raise InputError(f"--pictures is for a table that names them, and '{path}' is none: leave it out")
+    if train_split == test_split:
+        raise InputError(f"train and test split are both '{train_split}': name two with --train-split and --test-split")
+    if path.is_file():
+        return _from_table(path, train_split, test_split, Path(pictures or path.parent))
+    if holds_corpus(path):
+        return _from_corpus(Corpus.open(path), train_split, test_split, size)
+    return _described(open_labelled(path, train_split, test_split), [], [])
+
+
+def _from_corpus(corpus: Corpus, train_split: str, test_split: str, size: int) -> Described:
+    side = min(corpus.sizes, key=lambda offered: abs(offered - size))
+    tiles = corpus.tiles(side)
+    test = np.flatnonzero(tiles.splits == test_split)
+    train = np.flatnonzero((tiles.splits == train_split) & (tiles.labels >= 0))
+    if not len(test):
+        offered = ", ".join(sorted(set(tiles.splits.tolist()))) or "none"
+        raise CorpusError(
+            f"'{corpus.path}' has no tile in split '{test_split}'; it has {offered}: choose with --test-split"
+        )
+    said = corpus.table(["captions", "boxes", "gsd", "size"], where=pc.field("kept") & (pc.field("size") == side))
+    said = said.take(test)
+    # objects are of other classes than whole tiles and pixels, and count where those have none
+    objects = [{box["label"] for box in boxes or ()} - {None} for boxes in said["boxes"].to_pylist()]
+    classes = corpus.classes or sorted(set().union(*objects))
+    images = LabelledData(
+        f"corpus {corpus.path.name}, split {test_split}",
+        tuple(classes),
+        corpus.sensor,
+        corpus.contract,
+        of_tiles(tiles, train),
+        of_tiles(tiles, test),
+        (f"of {len(corpus.sizes)} tile sizes, {side} px is used",) * (len(corpus.sizes) > 1),
+        side,
+        ground_sides(said),
+    )
+    masks = None if tiles.mask(test[:1]) is None else lambda rows: tiles.mask(test[rows])
+    return _described(images, said["captions"].to_pylist(), objects, masks)
+
+
+def _described(
+    images: LabelledData, captions: Sequence[Sequence[str] | None], several: Sequence[set[str]], masks: Any = None
+) -> Described:
+    """With the sentences of each test image, and the classes that it has beside that of its label."""
+    pairs = [(" ".join(text.split()), image) for image, texts in enumerate(captions) for text in texts or ()]
+    pairs = [(text, image) for text, image in pairs if text]
+    kinds = images.test.labels[:, None] == np.arange(len(images.classes))
+    for image, names in enumerate(several):
+        kinds[image] |= np.isin(images.classes, list(names))
+    return Described(images, [text for text, _ in pairs], np.array([at for _, at in pairs], np.int64), kinds, masks)
+
+
+class _Picture(NamedTuple):
+    where: str
+    split: str
+    label: str
+    labels: set[str]
+    captions: list[str]
+
+
+def _from_table(path: Path, train_split: str, test_split: str, folder: Path) -> Described:
+    mended = defaultdict[str, list[str]](list)
+    found: dict[str, _Picture] = {}
+    for where, name, texts, record in read_sentences(str(path), None, mended):
+        split, label = (str(record.get(key) or "").strip() for key in ("split", "class"))
+        given = record.get("labels") or ()  # several: a list, or words between `|` or `;`
+        labels = re.split("[|;]", given) if isinstance(given, str) else given
+        first = found.setdefault(name, _Picture(where, split, label, {str(one).strip() for one in labels}, []))
+        if first[1:3] != (split, label):
+            raise InputError(f"{where} gives '{name}' another split or class than {first.where.rpartition(', ')[2]}")
+        first.captions.extend(texts)
+    splits = sorted({one.split for one in found.values()})
+    notes = [f"{what}: {len(places)}, the first in {places[0]}" for what, places in mended.items()]
+    if splits == [""]:
+        notes.append(f"'{path}' names no splits: all of its {len(found)} images are the test split")
+        found = {name: one._replace(split=test_split) for name, one in found.items()}
+    train, test = (
+        {name: one for name, one in found.items() if one.split == split or (split_kind(one.split) or 0) == alike}
+        for split, alike in ((train_split, split_kind(train_split)), (test_split, split_kind(test_split)))
+    )
+    if not test:
+        said = f"'{path}' has no image in split '{test_split}'; it has {', '.join(splits)}"
+        raise InputError(f"{said}: choose with --test-split")
+    train = {name: one for name, one in train.items() if one.label}
+    both = [*train.values(), *test.values()]
+    classes = sorted({name for one in both for name in (one.label, *one.labels)} - {""})
+    place = {name: number for number, name in enumerate(classes)}
+    paths = _files(train | test, folder)
+    parts = [
+        of_pictures([paths[name] for name in part], [place.get(one.label, -1) for one in part.values()])
+        for part in (train, test)
+    ]
+    side, looks = look_at_pictures(list(paths.values()))
+    named = f"{path.name}, split {test_split}"
+    images = LabelledData(named, tuple(classes), SENSORS["rgb"], None, *parts, (*notes, *looks), side)
+    return _described(images, [one.captions for one in test.values()], [one.labels for one in test.values()])
+
+
+def _files(pictures: Mapping[str, _Picture], folder: Path) -> dict[str, Path]:
+    """Where the pictures are: as the table names them under a folder, or anywhere in it by their file names."""
+    by_name = defaultdict[str, list[Path]](list)
+    if not all((folder / name).is_file() for name in pictures):
+        for file in sorted(folder.rglob("*")):
+            by_name[file.name].append(file)
+    files = {}
+    for name, one in pictures.items():
+        found = [folder / name] if (folder / name).is_file() else by_name[Path(name).name]
+        if len(found) != 1:
+            what = f"{len(found)} files called" if found else "no picture"
+            raise InputError(f"{one.where}: '{folder}' holds {what} '{name}': give their folder with --pictures")
+        files[name] = found[0]
+    return files

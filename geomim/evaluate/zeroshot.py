@@ -1,0 +1,103 @@
+"""Classes without training: of images, of counts in a sentence, and of patches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from geomim.evaluate.figures import CHANCE, Figure
+from geomim.evaluate.scores import row
+from geomim.evaluate.sentences import EncodeText, encode_sentences
+
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+"""The counts of RemoteCount."""
+_NUMBER = re.compile(rf"\b(?:{'|'.join(NUMBERS)}|\d+)\b", re.IGNORECASE)
+
+
+def classification(images: Tensor, labels: Tensor, classes: Tensor) -> list[Figure]:
+    """Accuracy where an image is of the class with the most similar sentence.
+
+    Args:
+        images: `(N, D)` unit vectors.
+        labels: `(N,)` int64.
+        classes: `(C, D)` unit vectors, such as `class_vectors` gives.
+    """
+    scored = row("", "", [(images @ classes.T).argmax(1)], labels)
+    chance = {CHANCE: 1 / len(classes)}
+    return [
+        Figure("zeroshot", "top-1", scored.accuracy, scored.low, scored.high, chance),
+        Figure("zeroshot", "mean of classes", scored.balanced, beside=chance),
+    ]
+
+
+def counted(caption: str) -> int | None:
+    """The only number of a sentence, from 1 to 10; None where there is none, another, or more than one."""
+    found = [word.lower() for word in _NUMBER.findall(caption)]
+    number = NUMBERS.index(found[0]) + 1 if found and found[0] in NUMBERS else int(found[0]) if found else 0
+    return number if len(found) == 1 and 1 <= number <= len(NUMBERS) else None
+
+
+def counting(images: Tensor, of: Tensor, captions: Sequence[str], encode_text: EncodeText) -> list[Figure]:
+    """Accuracy of the number that makes a caption most similar to its image (RemoteCLIP, §IV-B2, RemoteCount).
+
+    The caption's number is replaced by each of one to ten, the rest stays as it is, plural or not; once in words and
+    once in digits.
+
+    Args:
+        images: `(N, D)` unit vectors.
+        of: `(T,)` int64, the image of each caption.
+        captions: Those that `counted` finds a number in.
+        encode_text: Sentences to vectors.
+    """
+    truth = torch.tensor([counted(caption) for caption in captions])
+    figures = []
+    for kind, numbers in (("words", NUMBERS), ("digits", [str(place + 1) for place in range(len(NUMBERS))])):
+        sentences = [_NUMBER.sub(number, caption) for caption in captions for number in numbers]
+        vectors = encode_sentences(encode_text, sentences).view(len(captions), len(numbers), -1)
+        answer = torch.einsum("td,tnd->tn", images[of], vectors).argmax(1) + 1
+        scored = row("", "", [answer], truth)
+        close = ((answer - truth).abs() <= 1).double().mean()
+        near = sum(min(n + 1, 10) - max(n - 1, 1) + 1 for n in truth.tolist()) / (10 * len(truth))
+        figures += [
+            Figure("counting", f"top-1 ({kind})", scored.accuracy, scored.low, scored.high, {CHANCE: 0.1}),
+            Figure("counting", f"off by one at most ({kind})", float(close), beside={CHANCE: near}),
+        ]
+    return figures
+
+
+def confusion(patches: Tensor, grid: tuple[int, int], classes: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
+    """Pixels of each true class that were given each class, where a pixel is of the class nearest to its patch.
+
+    Args:
+        patches: `(B, h*w, D)` unit vectors in raster order.
+        grid: `(h, w)`.
+        classes: `(C, D)` unit vectors.
+        masks: `(B, H, W)` places in `classes`; any other number means that the pixel has none.
+        valid: `(B, 1, S, S)` bool; the rest is nodata, which is left out.
+
+    Returns:
+        `(C, C)` int64, a row a true class.
+    """
+    similar = (patches @ classes.T).transpose(1, 2).reshape(len(patches), len(classes), *grid)
+    answer = F.interpolate(similar, masks.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
+    truth, count = masks.long(), len(classes)
+    known = (truth < count) & (F.interpolate(valid.float(), masks.shape[-2:]) > 0.5)[:, 0]
+    return (truth * count + answer)[known].bincount(minlength=count**2).view(count, count)
+
+
+def segmentation(pixels: Tensor) -> list[Figure]:
+    """Mean intersection over union of the classes that occur, and pixel accuracy, from what `confusion` counted."""
+    random = (pixels.sum(1, keepdim=True) / len(pixels)).expand_as(pixels)
+    found, chance = _overlap(pixels.double()), _overlap(random.double())
+    names = ("mean IoU", "pixel accuracy")
+    columns = zip(names, found, chance, strict=True)
+    return [Figure("segmentation", name, value, beside={CHANCE: luck}) for name, value, luck in columns]
+
+
+def _overlap(pixels: Tensor) -> tuple[float, float]:
+    right, either = pixels.diagonal(), pixels.sum(0) + pixels.sum(1) - pixels.diagonal()
+    return float((right / either)[either > 0].mean()), float(right.sum() / pixels.sum())
