@@ -107,7 +107,11 @@ def _open_clip(name: str) -> tuple[Any, BandContract]:
     name, _, tag = name.partition("/")
     if not tag:
         raise CheckpointError("expected a teacher open_clip:NAME/PRETRAINED, such as open_clip:ViT-B-16/openai")
-    tower: Any = open_clip.create_model(name, pretrained=tag, require_pretrained=True).visual
+    quick = bool((open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu"))  # open_clip only warns of it
+    if quick:
+        _log.warning("teacher open_clip:%s/%s: activation QuickGELU, which these weights want", name, tag)
+    loaded: Any = open_clip.create_model(name, pretrained=tag, require_pretrained=True, force_quick_gelu=quick)
+    tower: Any = loaded.visual
     contract = picture_contract(open_clip.get_model_preprocess_cfg(tower))
     if hasattr(tower, "trunk"):  # timm's already
         return tower.trunk, contract
