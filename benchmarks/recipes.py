@@ -2,7 +2,8 @@
 
 Each recipe that needs no second date and no teacher from elsewhere trains for the same minutes, with the encoder, data
 and optimiser of one config. First a few steps of each are timed: that is what needs an idle machine. The rates go to
-calibration.csv and fix the steps of every run, so the whole schedule is run, however busy the machine is later. Then
+calibration.csv of the folder of runs (one machine and one config a folder) and fix the steps of every run, so the whole
+schedule is run, however busy the machine is later. Then
 kNN, linear and efficient probe as `geomim evaluate` fits them, and below them the floors: random initialisation and
 pixel statistics. Every finished run is a row of recipes.csv and is not run again; figures come last, one `name: value`
 a line: the mean over seeds, and behind it the lowest and the highest.
@@ -13,7 +14,7 @@ a line: the mean over seeds, and behind it the lowest and the highest.
       --split RSICD/captions.jsonl --labels folder --allow-unmatched
     python benchmarks/recipes.py --minutes 0                    # times the steps, no more; an idle machine, please
     python benchmarks/recipes.py --minutes 5                    # all recipes, one seed
-    python benchmarks/recipes.py --minutes 10 --seeds 0 1 2 --recipes mae latent_mim dmjd croco
+    python benchmarks/recipes.py --minutes 10 --seeds 0 1 2 --recipes mae cross_mae latent_mim
     python benchmarks/recipes.py --quick                        # does it run: random pictures, a few steps
 """
 
@@ -120,6 +121,7 @@ class Setting:
         for row in rows_of(table):
             if row["recipe"] == recipe:
                 return float(row["images_per_second"])
+        print(f"{recipe}: timing {self.calibration} steps", flush=True)
         folder = self.out / f"{recipe}-calibration"
         _, rows = self.train(recipe, 0, self.calibration, folder)
         shutil.rmtree(folder)
@@ -127,7 +129,6 @@ class Setting:
         found = float(np.median(later))
         row = {"recipe": recipe, "images_per_second": f"{found:.1f}", "threads": torch.get_num_threads()}
         append(table, RATES, row)
-        print(f"{recipe}: {found:.1f} images/s on {row['threads']} threads", flush=True)
         return found
 
     def steps(self, recipe: str) -> int:
@@ -164,7 +165,7 @@ def append(path: Path, columns: Sequence[str], row: dict[str, Any]) -> None:
     rows = [*rows_of(path), row]
     part = path.with_suffix(".part")
     with part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
+        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
     part.replace(path)
@@ -270,7 +271,7 @@ def compare(given: argparse.Namespace) -> None:
             print(f"{recipe} is left out: {reason}")
     chosen = [recipe for recipe in chosen if not reasons[recipe]]
     for recipe in chosen:
-        setting.rate(recipe)
+        print(f"{recipe}: {setting.rate(recipe):.1f} images/s, as '{setting.out / 'calibration.csv'}' says", flush=True)
     for seed in given.seeds if given.minutes else []:
         for recipe in chosen:
             done = {(row["recipe"], row["seed"], row["minutes"]) for row in rows_of(table)}

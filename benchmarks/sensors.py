@@ -32,6 +32,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from geomim.corpus.build import build
+from geomim.corpus.store import Corpus
 from geomim.data.datamodule import TileDataModule
 from geomim.data.labelled import open_labelled
 from geomim.evaluate.features import frozen, pixel_statistics, random_like
@@ -84,7 +85,8 @@ def trained(folder: Path, tiles: Sequence[Path], steps: int, seed: int, **encode
     last = folder / "checkpoints" / "last.ckpt"
     if last.is_file():
         return last
-    data = TileDataModule([str(path) for path in tiles], 64, SIDE, workers=0, seed=seed)
+    sizes = [Corpus.open(path).sizes[0] for path in tiles]
+    data = TileDataModule([str(path) for path in tiles], 64, SIDE, sizes, workers=0, seed=seed)
     optimizer = Optimisation(base_learning_rate=3e-3)
     training = Training(max_steps=steps, precision="32-true", log_every=20, checkpoint_every=steps, progress_bar=False)
     return train(data, folder, "mae", METHOD, ENCODER | encoder, optimizer, training, seed)
@@ -200,9 +202,9 @@ def bands(made: dict[str, Path], data: Path, work: Path, steps: int, seeds: rang
             features = {}
             for case, names in {"same": VISIBLE, "none of them": OTHERS, "all": full.names}.items():
                 contract = subset(full, names)
-                if name == "plain":
-                    contract = subset(full, [nearest(band, names) for band in VISIBLE])
                 prepared, valid = ContractInput(contract, sensor)(images, size=SIDE)
+                if name == "plain":
+                    prepared = prepared[:, [list(names).index(nearest(band, names)) for band in VISIBLE]]
                 features[case] = vectors(encoder if name == "plain" else encoder.bake(contract), prepared, valid)
             train_on = features["same"][~test]
             fit = fit_linear(train_on, labels[~test], int(labels.max()) + 1)

@@ -156,7 +156,8 @@ def test_a_geomim_encoder_teaches_from_checkpoint_or_export(tmp_path) -> None:
         torch.testing.assert_close(states[0], levels[-2:], rtol=1e-4, atol=1e-5)
 
 
-def test_an_open_clip_tower_teaches(tmp_path) -> None:
+@pytest.mark.parametrize("quick", [False, True])
+def test_an_open_clip_tower_teaches(tmp_path, monkeypatch, quick) -> None:
     open_clip = pytest.importorskip("open_clip")
     config = {
         "embed_dim": 16,
@@ -166,7 +167,10 @@ def test_an_open_clip_tower_teaches(tmp_path) -> None:
     (tmp_path / "tiny-tower.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / "tiny-tower.json")
     torch.manual_seed(0)
-    model = open_clip.create_model("tiny-tower").eval()
+    # what is published says of weights whether they want QuickGELU: of OpenAI's, where no architecture does
+    assert open_clip.get_pretrained_cfg("ViT-B-32", "openai")["quick_gelu"]
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *_: {"quick_gelu": True} if quick else {})
+    model = open_clip.create_model("tiny-tower", force_quick_gelu=quick).eval()
     torch.save(model.state_dict(), tmp_path / "tower.pt")
     source = f"open_clip:tiny-tower/{tmp_path / 'tower.pt'}"
     network, contract = read_frozen(source, (4, 4))
