@@ -34,6 +34,7 @@ VERBS = {
     "corpus inspect": Verb("geomim.corpus.build:inspect", "corpus", "what a corpus holds, what was dropped and why"),
     "corpus decide": Verb("geomim.corpus.changes:decide", "corpus", "other thresholds, without cutting again"),
     "corpus split": Verb("geomim.corpus.changes:split", "corpus", "train, val and test that share no place or copy"),
+    "corpus caption": Verb("geomim.corpus.captions.caption:caption", "corpus", "sentences that are true of tiles"),
     "corpus audit": Verb("geomim.corpus.audit:audit", "corpus", "which images of one folder are in another, too"),
     "corpus exclude": Verb("geomim.corpus.exclusion:exclude", "corpus", "drop what a benchmark's held-out split has"),
     "corpus embed": Verb("geomim.verbs.curate:embed", "maps", "what an encoder says of every tile of a corpus"),

@@ -57,4 +57,5 @@ class Draws:
         row = _mix(_mix(low ^ key) ^ high)  # (B,)
         column = torch.arange(count, device=self.positions.device)
         bits = _mix(_mix(row[:, None] ^ ((column * 0x9E3779B9) & _MASK)) ^ key)
-        return ((bits >> 8).float() + 0.5).mul_(2.0**-24).view(-1, *shape)
+        numbers = ((bits >> 8).float() + 0.5).mul_(2.0**-24)
+        return numbers.clamp_(max=1 - 2.0**-24).view(-1, *shape)  # the greatest would round to 1

@@ -32,3 +32,9 @@ def test_numbers_are_uniform_and_unrelated() -> None:
     across_columns = torch.corrcoef(numbers.T).fill_diagonal_(0)
     across_positions = torch.corrcoef(torch.stack([numbers[:-1].flatten(), numbers[1:].flatten()])).fill_diagonal_(0)
     assert across_columns.abs().max() < 0.03 and across_positions.abs().max() < 0.01
+
+
+def test_the_greatest_number_is_below_one() -> None:
+    numbers = Draws(4, torch.tensor([3301]))("x", 1024)
+    assert numbers.max() == 1 - 2.0**-24  # the bits are all ones, which a float rounds up
+    assert numbers.min() > 0

@@ -5,6 +5,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+
+from geomim.models.text import Text
 
 DECODER = {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
 LATENT = {"projector_width": 16}
@@ -15,15 +19,21 @@ OWN: dict[str, dict[str, Any]] = {
     "mask_align": {"levels": 2},
     "simmim": {"unit": 8},
     "satvision": {"unit": 4},
+    "rils": {"gate": False},  # an encoder that knows nothing finds no sentence
+    "selective_rils": {"gate": False, "pixels": 0.5},
 }
+TEXT = Text(f"local-dir:{Path(__file__).parent / 'tiny_text'}")
+"""A text tower of one small block."""
+LANGUAGE = ("remote_clip", "rils", "selective_rils", "sycoca_inspired")
 ENCODER = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
 SWIN = {"family": "swinv2", "patch_size": 2, "width": 8, "depth": 1, "heads": 1}
 
 
 def method(recipe: str, teacher: str, decoder: dict[str, Any] = DECODER) -> dict[str, Any]:
     """Arguments of a recipe; `teacher` for the one that follows one."""
-    given = {} if recipe in ("simmim", "satvision", "mask_align") else decoder
-    return given | OWN.get(recipe, {}) | ({"teacher": teacher} if recipe == "mask_align" else {})
+    given = {} if recipe in ("simmim", "satvision", "mask_align", "remote_clip") else decoder
+    others = {"teacher": teacher} if recipe == "mask_align" else {"text": TEXT} if recipe in LANGUAGE else {}
+    return given | OWN.get(recipe, {}) | others
 
 
 def encoder(recipe: str) -> dict[str, Any]:
@@ -31,9 +41,20 @@ def encoder(recipe: str) -> dict[str, Any]:
     return SWIN if recipe == "satvision" else ENCODER
 
 
-def with_places(corpus: Path) -> Path:
-    """Let every two tiles of a corpus be one place, in its column `place`, for recipes of two dates."""
+def sentences(batch: int) -> dict[str, Any]:
+    """What a batch says of its images: two read the same, and the last has nothing said of it."""
+    said = [f"{number} planes" for number in range(batch - 2)]
+    of = [*range(batch - 2), 0, -1]
+    tokens = SimpleTokenizer(context_length=8)([*said, ""])
+    return {"tokens": tokens, "key": torch.tensor([*range(batch - 2), -1]), "of": torch.tensor(of)}
+
+
+def annotated(corpus: Path) -> Path:
+    """Let every two tiles of a corpus be one place, in its column `place`, and say something of two tiles in three."""
     table = pq.read_table(corpus / "catalogue.parquet")
     places = pa.array([row // 2 for row in range(len(table))])
-    pq.write_table(table.append_column("place", places), corpus / "catalogue.parquet")
+    said = [None if row % 3 == 2 else [f"{row % 7} planes", "a road"] for row in range(len(table))]
+    place, words = table.schema.get_field_index("captions"), pa.array(said, pa.list_(pa.string()))
+    table = table.set_column(place, "captions", words).append_column("place", places)
+    pq.write_table(table, corpus / "catalogue.parquet")
     return corpus

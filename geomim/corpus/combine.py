@@ -27,6 +27,7 @@ from geomim.corpus.assemble import (
     write_edges,
 )
 from geomim.corpus.build import find_duplicates, searched
+from geomim.corpus.captions.table import CAPTIONS, joined
 from geomim.corpus.pieces import stage, write_arrays
 from geomim.corpus.pipeline.conclude import open_to_change
 from geomim.corpus.pipeline.copies import COPIES
@@ -48,7 +49,7 @@ def merge(corpora: list[str], out: str) -> Path:
     All is looked for and decided as a build of all their sources does it, by the thresholds of the first, and takes as
     long as it does there, but for the cutting. A source that several of them hold counts once. Tiles that benchmarks
     excluded stay excluded; benchmarks that not all of the corpora were compared with are named: exclude them again.
-    Splits and balances that were drawn stay as they are.
+    Splits and balances that were drawn, and sentences that were written, stay as they are.
 
     Args:
         corpora: Folders of two corpora or more.
@@ -96,7 +97,7 @@ def _carry_over(folder: Path, corpora: Sequence[Corpus], edges: pa.Table) -> Non
     """Write the edges that were found, and what was done to the corpora after their builds, under the new ids."""
     files = [task / "ids.parquet" for task in staged(folder / "work").folders]
     tables: dict[str, list[pa.Table]] = {"exclusions": [], "balance": []}  # a split that was drawn is the tiles' own
-    between = [edges]
+    between, captions = [edges], CAPTIONS.empty_table()
     for number, corpus in enumerate(corpora):
         ids = pa.concat_tables(pq.read_table(file, filters=pc.field("corpus") == number) for file in files)
         ids = ids.sort_by("old")
@@ -104,10 +105,13 @@ def _carry_over(folder: Path, corpora: Sequence[Corpus], edges: pa.Table) -> Non
         more = pq.read_table(corpus.path / "catalogue" / "edges.parquet").cast(EDGES)
         more = more.filter(pc.equal(more["kind"], "embedding"))
         between.append(_renamed(more, old, new))
-        for name, some in tables.items():
+        for name, some in (*tables.items(), ("captions", [])):
             if (table := read_small(corpus, name)) is not None:
                 some.append(put(table, "id", new[np.searchsorted(old, table["id"].to_numpy())]))
+                captions = joined(some[0], captions) if name == "captions" else captions
     write_edges(folder / "catalogue", between)
+    if len(captions):
+        write_table(folder / "catalogue" / "captions.parquet", captions)
     for name, some in tables.items():
         if some:
             table = pa.concat_tables(some)
@@ -175,7 +179,7 @@ def filter(corpus: str, where: str, out: str, licence: list[str] | None = None) 
     ids = _chosen(opened, where, licence)
     with new_corpus(out, "filter", corpus=corpus, where=where, licence=licence) as folder, working() as workers:
         _pick(opened, ids, folder, workers)
-        for name in ("exclusions", "split", "label", "balance"):
+        for name in ("exclusions", "split", "label", "balance", "captions"):
             if (table := read_small(opened, name)) is not None:
                 write_table(folder / "catalogue" / f"{name}.parquet", _among(table, ids, "id"))
         write_table(folder / "skipped.parquet", opened.skipped())

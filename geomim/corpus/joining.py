@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from geomim.errors import InputError
 
-_PATHS = ("path", "image", "file", "filename", "source")
+PATHS = ("path", "image", "file", "filename", "source")
 
 
 class Row(NamedTuple):
@@ -152,6 +152,22 @@ def read_rows(file: str, columns: Sequence[str]) -> list[Row]:
     Raises:
         InputError: The table cannot be read or lacks a column.
     """
+    rows = read_table(file)
+    there = {str(name).strip().lower(): name for name in rows[0]}
+    for names in (PATHS, columns):
+        if there.keys().isdisjoint(names):
+            raise InputError(f"'{file}' needs a column {' or '.join(names)}; it has {', '.join(there)}")
+    path, said = (there[next(name for name in names if name in there)] for names in (PATHS, columns))
+    given = ((row.get(path), row.get(said)) for row in rows)
+    return [Row(str(name).strip(), str(cell).strip()) for name, cell in given if name and cell not in (None, "")]
+
+
+def read_table(file: str) -> list[dict[str, Any]]:
+    """Rows of a CSV file (commas, semicolons or tabs) or of JSONL.
+
+    Raises:
+        InputError: The table cannot be read or is empty.
+    """
     try:
         text = Path(file).read_text(encoding="utf-8-sig")  # a byte-order mark is no part of the first name
         if Path(file).suffix.lower() in (".jsonl", ".ndjson"):
@@ -163,10 +179,4 @@ def read_rows(file: str, columns: Sequence[str]) -> list[Row]:
         raise InputError(f"'{file}' cannot be read as a table, CSV or JSONL ({error})") from error
     if not rows:
         raise InputError(f"'{file}' has no rows")
-    there = {str(name).strip().lower(): name for name in rows[0]}
-    for names in (_PATHS, columns):
-        if there.keys().isdisjoint(names):
-            raise InputError(f"'{file}' needs a column {' or '.join(names)}; it has {', '.join(there)}")
-    path, said = (there[next(name for name in names if name in there)] for names in (_PATHS, columns))
-    given = ((row.get(path), row.get(said)) for row in rows)
-    return [Row(str(name).strip(), str(cell).strip()) for name, cell in given if name and cell not in (None, "")]
+    return rows

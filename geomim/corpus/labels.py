@@ -115,7 +115,7 @@ class Masks:
         self._files: dict[str, list[Path]] = {}
         for file in self.rasters:
             self._files.setdefault(file.stem.casefold(), []).append(file)
-        numbers, self.classes = _class_names(self.folder / "classes.json", self.rasters[0])
+        numbers, self.classes = class_names(self.folder / "classes.json", self.rasters[0])
         self._table = np.full(256, IGNORE, np.uint8)
         self._table[numbers] = np.arange(len(numbers))
 
@@ -181,7 +181,7 @@ def _listed(folder: str, changed: tuple[int, ...]) -> Masks:
     return Masks(folder)
 
 
-def _class_names(file: Path, raster: Path) -> tuple[list[int], list[str]]:
+def class_names(file: Path, raster: Path) -> tuple[list[int], list[str]]:
     """Numbers and names of the classes, sorted by number; without the raster's nodata value."""
     try:
         with rasterio.open(raster) as opened:

@@ -35,6 +35,7 @@ _BLOCK = 8 * 2**20  # bytes of a source that are read at once
 _WHERE_TOLD = ("file", "taken_off")
 _CONTENT = ("id", "size", "row", "col", "xxh3")
 _DECISIONS = ("id", "split", "label", "kept", "reason", "duplicate_of", "cluster")
+_WRITTEN = ("captions", "caption_origins")  # count as decisions where origins are told: then some were written
 
 
 @dataclass(frozen=True)
@@ -195,10 +196,11 @@ def _lines(sources: pa.Table | ds.Dataset, catalogue: ds.Dataset) -> Iterator[Lo
 def digests(catalogue: ds.Dataset) -> Iterator[tuple[str, int, str, str]]:
     """Source, number of tiles and both hashes of each run of rows of one source."""
     source, count, content, decisions = None, 0, xxhash.xxh3_128(), xxhash.xxh3_128()
-    for batch in catalogue.to_batches(columns=list(dict.fromkeys(("source", *_CONTENT, *_DECISIONS)))):
+    for batch in catalogue.to_batches(columns=list(dict.fromkeys(("source", *_CONTENT, *_DECISIONS, *_WRITTEN)))):
         if not len(batch):
             continue
-        texts = [_text(batch, names) for names in (_CONTENT, _DECISIONS)]
+        said = pc.binary_join_element_wise(*(pc.binary_join(batch[name], "\t") for name in _WRITTEN), "\n", "\t")
+        texts = [_text(batch, _CONTENT), _text(batch, _DECISIONS, pc.coalesce(said, pa.scalar("\n")))]
         code = batch.column("source").dictionary_encode().indices.to_numpy()
         starts = [0, *(np.flatnonzero(np.diff(code)) + 1).tolist()]
         for start, end in zip(starts, [*starts[1:], len(batch)], strict=True):
@@ -214,10 +216,10 @@ def digests(catalogue: ds.Dataset) -> Iterator[tuple[str, int, str, str]]:
         yield source, count, content.hexdigest(), decisions.hexdigest()
 
 
-def _text(batch: pa.RecordBatch, names: Iterable[str]) -> tuple[np.ndarray, memoryview]:
+def _text(batch: pa.RecordBatch, names: Iterable[str], ends: pa.Array | None = None) -> tuple[np.ndarray, memoryview]:
     """One line of text a row: where each starts, and the bytes of all."""
     columns = [pc.cast(batch.column(name), pa.string()) for name in names]
-    ends = pa.array(["\n"] * len(batch))
+    ends = pa.array(["\n"] * len(batch)) if ends is None else ends
     lines = pc.binary_join_element_wise(*columns, ends, "\t", null_handling="replace", null_replacement="")
     _, offsets, raw = lines.buffers()
     return np.frombuffer(offsets, np.int32)[lines.offset : lines.offset + len(lines) + 1], memoryview(raw)

@@ -201,7 +201,7 @@ def move_tiles(
         part: `(n,)` the part of each.
         count: Parts.
     """
-    tiles = Tables(file.parent).part(file)
+    tiles = Tables(file.parent).part(file, written=False)  # of which `merge` makes a table
     source = pc.dictionary_encode(tiles["source"].combine_chunks()).indices.to_numpy()
     known = tiles.column_names
     columns: dict[str, Any] = {name: tiles[name] for name in _MOVED.names if name in known}

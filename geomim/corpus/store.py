@@ -65,6 +65,7 @@ CATALOGUE = pa.schema(
         pa.field("split", pa.string()),
         pa.field("label", pa.string()),
         pa.field("captions", pa.list_(pa.string())),
+        pa.field("caption_origins", pa.list_(pa.string())),
         pa.field("boxes", pa.list_(_OBJECT)),
         pa.field("kept", pa.bool_(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
@@ -75,8 +76,10 @@ CATALOGUE = pa.schema(
 """A row a tile. `slot` is its place in the arrays of its `size`, -1 where the pixels were not kept; `geometry` is the
 footprint as WKB in CRS84 (longitude, latitude) and null without georeference; `time` is UTC; `row` and `col` are the
 pixel offset in the source; `dataset` is the card or the name that the source came under; `phash` holds 64 unsigned
-bits; fractions are shares of the tile's pixels, null where nothing is known; a box is a polygon
-`x1, y1, ..., x4, y4` in pixels of the tile. A corpus of an earlier release lacks some columns: they read as null."""
+bits; `caption_origins` says of each caption where it comes from (`human`, `b2c`, `m2b`, `landcover`, `index`, `vector`,
+the name of an imported file), and is null where all are `human`; fractions are shares of the tile's pixels, null where
+nothing is known; a box is a polygon `x1, y1, ..., x4, y4` in pixels of the tile. A corpus of an earlier release lacks
+some columns: they read as null."""
 
 SKIPPED = pa.schema([pa.field("source", pa.string(), nullable=False), pa.field("reason", pa.string(), nullable=False)])
 """A row a source that could not be used, with one sentence why."""

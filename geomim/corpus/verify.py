@@ -301,17 +301,18 @@ def _find_added(sources: list[str], lock: str, found: _Findings) -> None:
         found.say("added sources", f"source '{uri}' was added")
 
 
-_AGAIN = ("split", "exclude", "decide", "join")
+_AGAIN = ("split", "exclude", "decide", "join", "caption")
 
 
 def _change_again(folder: Path, changes: list[dict[str, Any]]) -> None:
     """Do what was done to the corpus after its build, in the same order."""
+    from geomim.corpus.captions.caption import caption
     from geomim.corpus.changes import decide, split
     from geomim.corpus.exclusion import exclude
     from geomim.corpus.pipeline.conclude import conclude
     from geomim.corpus.report.report import write_report
 
-    verbs: dict[str, Callable[..., Any]] = dict(zip(_AGAIN, (split, exclude, conclude, decide), strict=True))
+    verbs: dict[str, Callable[..., Any]] = dict(zip(_AGAIN, (split, exclude, conclude, decide, caption), strict=True))
     for change in changes:
         verbs[change["verb"]](str(folder), **change["asked"])
     if changes:

@@ -115,7 +115,7 @@ class Augment:
         image_size: Side of the result in pixels.
         scale: Least and greatest share of a tile that a crop covers.
         ratio: Least and greatest width over height of a crop.
-        flip: Mirror left and right at random, or also top and bottom: seen from above there is no up.
+        flip: Mirror left and right at random, or also top and bottom, as seen from above there is no up; or `none`.
         turn: Also turn by 90 degrees at random.
         seed: Seed of the run.
         jitter: Greatest change of a band of an image, once normalised: by a factor 1 -+ jitter and by -+ jitter.
@@ -131,7 +131,7 @@ class Augment:
         image_size: int,
         scale: tuple[float, float] = (0.2, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        flip: Literal["horizontal", "both"] = "both",
+        flip: Literal["none", "horizontal", "both"] = "both",
         turn: bool = False,
         seed: int = 0,
         jitter: float = 0.0,
@@ -177,6 +177,7 @@ class Augment:
         images, (top, left, height, width) = raw["image"], boxes
         upside, mirrored, turned = (flips < 0.5).unbind(1)
         flipped = upside if self.flip == "both" else None
+        mirrored = None if self.flip == "none" else mirrored
 
         def cut(values: Tensor, valid: Tensor | None, scaling: tuple[Tensor, Tensor], out: int) -> dict[str, Tensor]:
             # the box of pixels, or of larger cells of the same ground

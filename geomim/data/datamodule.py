@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -18,6 +20,7 @@ from geomim.data.augment import Augment
 from geomim.data.features import FeatureCache
 from geomim.data.pruning import END, Kept, Pruning
 from geomim.data.sampler import PositionBatches, Stream
+from geomim.data.text import Sentences
 from geomim.data.tiles import StreamDataset, TileSet, as_is, share_contracts
 from geomim.errors import ConfigError, CorpusError
 from geomim.randomness import Draws
@@ -76,13 +79,14 @@ class TileDataModule(pl.LightningDataModule):
         workers: Reading processes on each device; 0 reads in the training process.
         scale: Least and greatest share of a tile that a crop covers.
         ratio: Least and greatest width over height of a crop.
-        flip: Mirror left and right at random, or also top and bottom.
+        flip: Mirror left and right at random, or also top and bottom, or none of it.
         turn: Also turn by 90 degrees at random.
         seed: Seed of order and crops.
         pairs: For recipes of two dates: column of the catalogue in which a place has one value; by ground if not given.
         shift: Greatest random error in pixels between the crops of two dates, up to 8.
         jitter: Greatest random change of a band of an image, by a factor 1 -+ jitter and by -+ jitter deviations; not
             for targets in physical units, which would change as well.
+        captions: For recipes with sentences: take those of these origins; of all if not given.
 
     Attributes:
         contracts: Bands and statistics of what the batches hold, by the name that `sensor` of a batch says.
@@ -106,12 +110,13 @@ class TileDataModule(pl.LightningDataModule):
         workers: int = 4,
         scale: tuple[float, float] = (0.2, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        flip: Literal["horizontal", "both"] = "both",
+        flip: Literal["none", "horizontal", "both"] = "both",
         turn: bool = False,
         seed: int = 0,
         pairs: str | None = None,
         shift: float = 0.0,
         jitter: float = 0.0,
+        captions: list[str] | None = None,
     ) -> None:
         super().__init__()
         least_values = {"batch_size": (batch_size, 1), "image_size": (image_size, 1), "workers": (workers, 0)}
@@ -140,8 +145,9 @@ class TileDataModule(pl.LightningDataModule):
                 raise CorpusError(f"'{one.path}' holds no kept tile to train on: see its report for the reasons")
         self.contracts = share_contracts(self.sets, weights or [float(len(tiles)) for tiles in self.sets])
         self.batch_size, self.image_size, self.workers, self.seed = batch_size, image_size, workers, seed
-        self.pairs, self.weights = pairs, weights or None
+        self.pairs, self.weights, self.captions = pairs, weights or None, captions
         self.features: FeatureCache | None = None
+        self.sentences: Sentences | None = None
         self.prepare_data_per_node = False  # all machines share one folder
         self.pruning: Pruning | None = None
         self.augment = Augment(self.contracts, image_size, scale, ratio, flip, turn, seed, jitter, shift)
@@ -149,34 +155,53 @@ class TileDataModule(pl.LightningDataModule):
             "corpus": [f"{len(tiles)} tiles of lock {tiles.corpus.meta.get('lock')}" for tiles in self.sets],
             **{"batch_size": batch_size, "image_size": image_size, "size": size, "weights": weights, "split": split},
             **{"workers": workers, "scale": list(scale), "ratio": list(ratio), "flip": flip, "turn": turn},
-            **{"seed": seed, "pairs": pairs, "shift": shift, "jitter": jitter},
+            **{"seed": seed, "pairs": pairs, "shift": shift, "jitter": jitter, "captions": captions},
         }
 
-    def provide(self, needs: frozenset[str], crop_size: int | None = None, teacher: Any = None) -> list[str]:
+    def provide(
+        self, needs: frozenset[str], crop_size: int | None = None, teacher: Any = None, tokenizer: Any = None
+    ) -> list[str]:
         """Have batches hold what a recipe needs, once, before anything is read; in sentences, what this means.
 
         Args:
-            needs: Views: `second`, another crop of the tile; `date`, the same crop of another date, where there is one.
+            needs: `second`, another crop of the tile, and `date`, the same crop of another date where there is one, as
+                views; `text`, a sentence of the tile.
             crop_size: Side of the training image where it is not `image_size`.
             teacher: Whose features of the tiles come with them, from its cache, which is filled before training.
+            tokenizer: Of the sentences, see `Sentences`.
 
         Raises:
-            ConfigError: Settings of dates are given, and the recipe reads one; or there is no such column, or room.
-            CorpusError: A corpus has no pairs.
+            ConfigError: Settings of dates or sentences are given, and the recipe has none; or there is no such column,
+                no such origin, or no room.
+            CorpusError: A corpus has no pairs, or none has a sentence.
         """
         if "date" not in needs and (self.pairs or self.augment.shift):
             raise ConfigError("data.pairs and data.shift are for recipes of two dates, and this one reads one date")
+        if "text" not in needs and self.captions is not None:
+            raise ConfigError("data.captions is for recipes with sentences, and this one reads none")
         self.augment.second, self.augment.image_size = "second" in needs, crop_size or self.image_size
         said = [tiles.pair(self.pairs) for tiles in self.sets if "date" in needs]
         if teacher:
             self.features = FeatureCache(teacher, self.sets, self.augment.whole, self.augment.image_size)
             said.append(self.features.said)
+        if "text" in needs:
+            moved = self.augment.flip != "none" or self.augment.turn
+            self.sentences = Sentences(self.sets, tokenizer, self.captions, moved)
+            self._scratch = tempfile.TemporaryDirectory(prefix="geomim-")
+            said += self.sentences.said
         return said
 
     def prepare_data(self) -> None:
-        """Have a teacher's features on disk; by the first process, while the others wait."""
+        """Have a teacher's features and the tokens of sentences on disk; by the first process, while others wait."""
         if self.features and self.trainer:
             self.features.fill(self.trainer.strategy.root_device)
+        if self.sentences and self.trainer:
+            print(self.sentences.fill(self._tokens))
+
+    @property
+    def _tokens(self) -> Path:
+        """Folder of the tokens of sentences: the run's, or without a trainer one that lives as long as this."""
+        return Path(self.trainer.default_root_dir) / "tokens" if self.trainer else Path(self._scratch.name)
 
     def prune(self, share: float) -> list[str]:
         """Leave tiles that are learned well out with a probability, see `Pruning`; after `provide`. In words, how.
@@ -201,6 +226,10 @@ class TileDataModule(pl.LightningDataModule):
         if self.features:
             self.features.attach()
         trainer = self.trainer
+        if self.sentences:
+            if trainer is None:
+                self.sentences.fill(self._tokens)
+            self.sentences.attach(self._tokens)
         rank, world, steps, accumulate = 0, 1, 0, 1
         if trainer is not None:
             rank, world = trainer.global_rank, trainer.world_size

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class TileSet:
         self.tiles = corpus.tiles(size)
         self.pairs: Pairs | None = None
         self.features: tuple[Path, tuple[int, ...]] | None = None  # file and shape, see `FeatureCache`
+        self.text: Callable[[np.ndarray, Draws], dict[str, torch.Tensor]] | None = None  # see `geomim.data.text`
         chosen = np.arange(len(self.tiles))
         if split is not None:
             chosen = chosen[self.tiles.splits == split]
@@ -135,13 +136,18 @@ class StreamDataset(Dataset[dict[str, Any]]):
         """Read the batch at some positions, which must lie in one block of the stream.
 
         Returns:
-            What `TileSet.read` returns, `position (B,)` int64, and where tiles are left out `weight (B,)`.
+            What `TileSet.read` returns, `position (B,)` int64, where tiles are left out `weight (B,)`, and where they
+            have sentences `text`, see `geomim.data.text.Drawing`.
         """
         places = np.asarray(positions, np.int64)
         corpora, rows = self.stream(places)
         assert (corpora == corpora[0]).all(), "a batch reaches over the edge of a block"
         position = torch.from_numpy(places)
-        batch = self.sets[corpora[0]].read(rows, Draws(self.stream.seed, position)) | {"position": position}
+        tiles, draws = self.sets[corpora[0]], Draws(self.stream.seed, position)
+        batch = tiles.read(rows, draws) | {"position": position}
+        if tiles.text:  # of what was read: of a pair it may be the other one
+            shown = np.searchsorted(tiles.rows, np.searchsorted(tiles.tiles.ids, batch["id"].numpy()))
+            batch["text"] = tiles.text(shown, draws)
         return batch | ({"weight": self.stream.weights[rows]} if isinstance(self.stream, Kept) else {})
 
 

@@ -18,6 +18,7 @@ from geomim.errors import InputError
 from geomim.models.build import from_config
 from geomim.models.hierarchical import Encoder, Hierarchical
 from geomim.models.inputs import patch_validity
+from geomim.models.patches import masked_mean
 from geomim.models.vit import ViT
 
 Batch = Mapping[str, Any]
@@ -127,12 +128,6 @@ def frozen(encoder: nn.Module, pool: Pool = "mean", keep_tokens: bool = False, h
         return masked_mean(patches.float(), _seen(valid, grid)), patches
 
     return Extractor(forward, keep_tokens)
-
-
-def masked_mean(tokens: Tensor, seen: Tensor) -> Tensor:
-    """Mean of the tokens `(B, L, D)` that are `seen (B, L)`; of all where none is."""
-    weight = torch.where(seen.any(1, keepdim=True), seen, True).to(tokens.dtype)
-    return torch.einsum("bld,bl->bd", tokens, weight) / weight.sum(1, keepdim=True)
 
 
 def _seen(valid: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -26,6 +26,7 @@ def build_encoder(
     spectral: bool = False,
     band_dropout: float = 0.0,
     gsd_positions: bool = False,
+    clip: Literal["gelu", "quick_gelu"] | None = None,
     weights: str | None = None,
     fill: Literal["nearest", "zero"] = "nearest",
 ) -> Encoder:
@@ -46,7 +47,9 @@ def build_encoder(
         spectral: Make the kernel of every band from its wavelength, so that one encoder takes any sensor.
         band_dropout: Probability of a band to be hidden from the encoder in training; it is still asked for.
         gsd_positions: Positions follow the metres a pixel, where the tiles tell them.
-        weights: Start from published weights: `timm:NAME`, or a checkpoint, an exported folder or a published file.
+        clip: Be as CLIP's image towers, with this activation: a norm before the blocks. For weights of theirs.
+        weights: Start from published weights: `timm:NAME`, `open_clip:NAME/PRETRAINED` or `remoteclip:PATH`, the image
+            tower of a CLIP, or a checkpoint, an exported folder or a published file.
         fill: Kernels of bands that the weights lack: a share of the nearest one's, which keeps half, or zero.
 
     Raises:
@@ -65,8 +68,8 @@ def build_encoder(
     sensors = {name: contract.sensor for name, contract in contracts.items()}
     bands = len(next(iter(sensors.values())).bands)
     swin = family == "swinv2"
-    if swin and (spectral or gsd_positions or weights):
-        raise ConfigError("--encoder.spectral, gsd_positions and weights are of --encoder.family vit")
+    if swin and (spectral or gsd_positions or clip or weights):
+        raise ConfigError("--encoder.spectral, gsd_positions, clip and weights are of --encoder.family vit")
     if window is not None and not swin:
         raise ConfigError("--encoder.window is of a Swin: expected --encoder.family swinv2 with it")
     known = SWIN_SIZES if swin else SIZES
@@ -83,7 +86,7 @@ def build_encoder(
     else:
         shape = bands, image_size, patch_size or 16, width, depth, heads
         made = sensors if spectral else None
-        encoder = ViT(*shape, class_token=class_token, gsd_positions=gsd_positions, sensors=made)
+        encoder = ViT(*shape, class_token=class_token, gsd_positions=gsd_positions, sensors=made, clip=clip)
     encoder.contracts, encoder.band_dropout = dict(contracts), band_dropout
     if weights and isinstance(encoder, ViT):
         from geomim.models.inflate import start  # reads weights, which makes encoders

@@ -76,6 +76,7 @@ def sections(entry: Facts) -> dict[str, str]:
     return {
         "Encoder": f"{_pairs({'family': 'vit', **entry['encoder']})}.",
         "Training": _training(entry, made),
+        **({"Sentences": _sentences(entry["joint"])} if entry.get("joint") else {}),
         **({"Notes": _list(entry["notes"])} if entry.get("notes") else {}),
         "Bands": "\n\n".join(map(_bands, contracts)) or "The weights state none; as a rule they are for 8-bit RGB.",
         "Evaluation": _evaluation(made["evaluation"]) if made.get("evaluation") else "None was made in training.",
@@ -99,6 +100,11 @@ def _training(entry: Facts, made: Facts) -> str:
         changed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in one["changed"].items())
         lines.append(f"changed at step {one['step']:,}: {changed}")
     return _list(lines)
+
+
+def _sentences(joint: Facts) -> str:
+    text = {"dim": joint["text"]["embed_dim"], **joint["text"]["text_cfg"]}
+    return f"Images ({joint['pool']} token) and sentences share a space; the text tower: {_pairs(text)}."
 
 
 def _bands(contract: Facts) -> str:

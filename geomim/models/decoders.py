@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from geomim.errors import ConfigError
 from geomim.models.hierarchical import Encoder
+from geomim.models.joint import Joint
 from geomim.models.patches import Latents, Readout, sincos_positions, take
 from geomim.models.vit import ViT, init_weights
 
@@ -350,3 +351,39 @@ class Latent(Decoder):
             tokens = block(tokens, embedded + places, mask)
         answers: Tensor = self.pred(self.norm(tokens[:, 1:]), memory.sensor)
         return answers
+
+
+class Pooled(nn.Module):
+    """The vector of the whole image in the space of images and sentences.
+
+    Args:
+        joint: The space.
+    """
+
+    reads_levels = False
+
+    def __init__(self, joint: Joint) -> None:
+        super().__init__()
+        self._joint = (joint,)  # in a tuple, since it is no part of this one
+
+    def forward(self, memory: Latents, positions: Tensor) -> Tensor:
+        """`(B, 1, D)` of what was seen, whatever the positions."""
+        return self._joint[0].image(memory)[:, None]
+
+
+class Spoken(nn.Module):
+    """What a decoder answers, put into the space of images and sentences as what the encoder says is (RILS).
+
+    Args:
+        decoder: Answers as many values as the encoder has channels.
+        joint: The space.
+    """
+
+    def __init__(self, decoder: Decoder, joint: Joint) -> None:
+        super().__init__()
+        self.decoder, self.reads_levels = decoder, decoder.reads_levels
+        self._joint = (joint,)
+
+    def forward(self, memory: Latents, positions: Tensor) -> Tensor:
+        """Unit vectors at `positions (B, P)`: `(B, P, D)`."""
+        return F.normalize(self._joint[0].project(self.decoder(memory, positions)).float(), dim=-1)

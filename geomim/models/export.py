@@ -9,7 +9,7 @@ import shutil
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import save_file
 
@@ -17,6 +17,7 @@ from geomim.errors import CheckpointError, ConfigError, InputError
 from geomim.models.card import model_card
 from geomim.models.fitting import fitted, named_contract
 from geomim.models.hierarchical import Hierarchical
+from geomim.models.image_text import with_text, write_remoteclip
 from geomim.models.weights import DIVIDED, IMAGENET, STORED, Loaded, read_encoder
 
 
@@ -28,9 +29,11 @@ def export(
     bands: list[str] | None = None,
     gsd: float | None = None,
     patch_size: int | None = None,
+    layout: Literal["timm", "remoteclip"] = "timm",
 ) -> Path:
     """Write an encoder as a folder that timm, torchgeo and safetensors read without geomim.
 
+    The space that it shares with sentences, where it has one, lies beside in `joint.safetensors`.
     `timm.create_model("local-dir:OUT", pretrained=True)` gives the encoder with mean-pooled patch tokens as its
     answer. The mean and deviation of its `pretrained_cfg` are those of pictures brought to 0..1, as timm's transforms
     do it, where the encoder was trained on 8-bit numbers; else those of stored numbers. Its `description` says which.
@@ -44,9 +47,11 @@ def export(
         bands: Only these bands, in this order.
         gsd: Metres a pixel of the images, for positions that follow it; those of the sensor where not given.
         patch_size: Another patch size in pixels; kernels are resized by pseudo-inverse.
+        layout: `remoteclip` writes images and text as one file, which open_clip loads: a class token, red, green and
+            blue, and CLIP's architecture (`--encoder.clip`) are needed.
 
     Returns:
-        The folder.
+        The folder, or the file.
 
     Raises:
         CheckpointError: The checkpoint cannot be read, or is of several sensors and none is named.
@@ -57,6 +62,12 @@ def export(
     for note in loaded.notes:
         print(f"note: {note}")
     folder = Path(out)
+    if layout == "remoteclip":
+        if folder.exists():
+            raise InputError(f"'{folder}' exists: give a new file")
+        write_remoteclip(with_text(loaded, checkpoint), folder)
+        print(f"wrote {folder}; read it with remoteclip:{folder}, or open_clip's load_checkpoint")
+        return folder
     if folder.exists() and not _replaceable(folder):
         raise InputError(f"'{folder}' exists and is no earlier export: give an empty or a new folder")
     config = hub_config(loaded)
@@ -67,6 +78,8 @@ def export(
         model = loaded.encoder.network if isinstance(loaded.encoder, Hierarchical) else loaded.encoder
         state = {name: value.contiguous() for name, value in model.state_dict().items()}
         save_file(state, aside / "model.safetensors", metadata={"format": "pt"})
+        if loaded.joint:
+            save_file(loaded.joint, aside / "joint.safetensors", metadata={"format": "pt"})
         (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (aside / "README.md").write_text(model_card(folder.name, config), encoding="utf-8")
         if folder.exists():

@@ -33,6 +33,7 @@ _HINTS = (
     ),
     (r"patch_embeddings", "these are the names of Hugging Face's transformers: give the model as timm:NAME"),
     (r"regist|reg_token|\.ls\d\.", "it has register tokens or layer scale, as DINOv2 does: give it as timm:NAME"),
+    (r"visual\.|ln_pre", "it is a CLIP: give it as remoteclip:PATH, or its name as open_clip:NAME/PRETRAINED"),
     (r"fc_norm", "it was fine-tuned to normalise after pooling: give the pretrained weights that it started from"),
 )
 

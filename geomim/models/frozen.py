@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from functools import partial
 from typing import Any, cast
 
 import timm
 import torch
 from timm.layers.attention import Attention
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import Tensor, nn
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
 from geomim.errors import BandError, CheckpointError, GeomimError
+from geomim.models.clip import SOURCES, image_tower, read_clip
 from geomim.models.fitting import fitted
 from geomim.models.vit import ViT
 from geomim.models.weights import contract_of, exported_contract, picture_contract, read_encoder
@@ -26,7 +26,8 @@ def read_frozen(source: str, grid: tuple[int, int]) -> tuple[VisionTransformer, 
     """Read a vision transformer with a class token, its positions resampled to a grid of patches.
 
     Args:
-        source: `timm:NAME`, also `timm:local-dir:FOLDER`; `open_clip:NAME/PRETRAINED`; or what `read_encoder` reads.
+        source: `timm:NAME`, also `timm:local-dir:FOLDER`; what `read_clip` reads, as `open_clip:NAME/PRETRAINED`; or
+            what `read_encoder` reads.
         grid: Rows and columns of patches.
 
     Returns:
@@ -38,8 +39,10 @@ def read_frozen(source: str, grid: tuple[int, int]) -> tuple[VisionTransformer, 
     """
     library, _, name = source.partition(":")
     try:
-        readers = {"timm": _timm, "open_clip": _open_clip}
-        network, contract = readers[library](name) if library in readers else _geomim(source)
+        if source.startswith(SOURCES):
+            network, contract = _clip(source)
+        else:
+            network, contract = _timm(name) if library == "timm" else _geomim(source)
     except GeomimError:
         raise
     except Exception as error:  # unknown name, no network, other weights: these libraries raise many kinds
@@ -91,39 +94,19 @@ def _geomim(path: str) -> tuple[Any, BandContract]:
         said = "unknown metres a pixel" if gsd is None else f"{gsd:g} m a pixel, as its sensor has"
         _log.warning("teacher %s: its positions are made for %s, whatever the images have", path, said)
     own = fitted(loaded.encoder, contract)
-    if not isinstance(own, ViT):
-        return own, contract
+    return (_as_timm(own) if isinstance(own, ViT) else own), contract
+
+
+def _as_timm(own: ViT) -> Any:
     name, arguments = own.timm_arguments()
     network: Any = timm.create_model(name, num_classes=0, **arguments)
     network.load_state_dict(own.state_dict())
-    return network, contract
+    return network
 
 
-def _open_clip(name: str) -> tuple[Any, BandContract]:
-    try:
-        import open_clip
-    except ImportError as error:
-        raise CheckpointError("teachers of open_clip need it installed: pip install 'geomim[language]'") from error
-    name, _, tag = name.partition("/")
-    if not tag:
-        raise CheckpointError("expected a teacher open_clip:NAME/PRETRAINED, such as open_clip:ViT-B-16/openai")
-    tower: Any = open_clip.create_model(name, pretrained=tag, require_pretrained=True).visual
-    contract = picture_contract(open_clip.get_model_preprocess_cfg(tower))
-    if hasattr(tower, "trunk"):  # timm's already
-        return tower.trunk, contract
-    first = tower.transformer.resblocks[0]
-    network = VisionTransformer(
-        img_size=tower.image_size,
-        patch_size=tower.patch_size,
-        embed_dim=tower.conv1.out_channels,
-        depth=len(tower.transformer.resblocks),
-        num_heads=first.attn.num_heads,
-        mlp_ratio=first.mlp.c_fc.out_features / tower.conv1.out_channels,
-        pre_norm=True,
-        norm_layer=cast(Any, partial(nn.LayerNorm, eps=first.ln_1.eps)),
-        act_layer=type(first.mlp.gelu),
-        num_classes=0,
-    )
-    state = checkpoint_filter_fn({f"visual.{key}": value for key, value in tower.state_dict().items()}, network)
-    network.load_state_dict({key: value for key, value in state.items() if not key.startswith("head.")})
-    return network, contract
+def _clip(source: str) -> tuple[Any, BandContract]:
+    clip = read_clip(source)
+    for note in clip.notes:
+        _log.warning("teacher %s: %s", source, note)
+    own, visual = image_tower(clip)[0].encoder, clip.model.visual
+    return _as_timm(own) if isinstance(own, ViT) else getattr(visual, "trunk", visual), clip.contract

@@ -9,18 +9,19 @@ from typing import Any, Literal, cast
 
 import timm
 import torch
-from timm.layers.norm import LayerNorm as Norm
+from timm.layers.activations import QuickGELU
 from timm.layers.patch_embed import resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from geomim.errors import BandError, CheckpointError
+from geomim.models.clip import SOURCES, image_tower, read_clip
 from geomim.models.fitting import nearest_band
 from geomim.models.hierarchical import Encoder
 from geomim.models.patches import sincos_positions
 from geomim.models.spectral import BandKernels, SpectralPatchEmbed, band_codes
 from geomim.models.vit import ViT
-from geomim.models.weights import Loaded, contract_of, exported_contract, picture_contract, read_encoder
+from geomim.models.weights import Loaded, contract_of, exported_contract, picture_contract, pictures_said, read_encoder
 from geomim.sensors import Sensor, find_band
 
 Fill = Literal["nearest", "zero"]
@@ -42,7 +43,7 @@ def start(encoder: ViT, sensors: Sequence[Sensor], weights: str, fill: Fill) -> 
     Args:
         encoder: To be started.
         sensors: What it is trained on; one for a plain encoder.
-        weights: `timm:NAME`, or anything that `read_encoder` reads.
+        weights: `timm:NAME`, what `read_clip` reads, or anything that `read_encoder` reads.
         fill: Kernels of bands that the weights lack.
 
     Returns:
@@ -52,7 +53,10 @@ def start(encoder: ViT, sensors: Sequence[Sensor], weights: str, fill: Fill) -> 
         CheckpointError: The weights cannot be read, are of another size, or have parts that the encoder lacks.
         BandError: The bands of the weights are not known, or none is among the encoder's and `fill` is `zero`.
     """
-    given = _from_timm(weights.removeprefix("timm:")) if weights.startswith("timm:") else read_encoder(weights)
+    if weights.startswith(SOURCES):
+        given = image_tower(read_clip(weights, encoder.clip and encoder.clip == "quick_gelu"))[0]
+    else:
+        given = _from_timm(weights.removeprefix("timm:")) if weights.startswith("timm:") else read_encoder(weights)
     source, said = _checked(encoder, given.encoder, weights), [f"started from {weights}"]
     if source.grid != encoder.grid:
         said.append(f"positions resampled from {source.grid} to {encoder.grid} patches")
@@ -79,15 +83,17 @@ def _kernels(
     taken, words = zip(*(inflation(own, sensor, fill) for sensor in sensors), strict=True)
     kernel, bias = source.patch_embed.baked(own)
     kernels = resample_patch_embed(kernel, pixels).transpose(0, 1).flatten(1)
+    place = "patch_embed.bias" if encoder.spectral else "patch_embed.proj.bias"
+    biases = {} if bias is None else {place: bias}  # CLIP's image towers have none
     said = [*notes, *chain.from_iterable(words)]
     if isinstance(embed, SpectralPatchEmbed):
         basis, residual = _solve(embed.kernels, [own, *sensors], taken, kernels)
         said.append(f"the kernels made for {', '.join(own.names)} differ by {residual:.1g} of their size")
-        return {"patch_embed.bias": bias, _BASIS: basis}, said
+        return {**biases, _BASIS: basis}, said
     shares = taken[0] if fill == "zero" else share_out(taken[0], own, sensors[0])
     said += _shares_said(shares, own, sensors[0])
     inflated = (shares @ kernels).view(-1, encoder.width, *pixels).transpose(0, 1)
-    return {"patch_embed.proj.bias": bias, "patch_embed.proj.weight": inflated}, said
+    return {**biases, "patch_embed.proj.weight": inflated}, said
 
 
 def inflation(own: Sensor, wanted: Sensor, fill: Fill) -> tuple[Tensor, list[str]]:
@@ -174,13 +180,12 @@ def _solve(
 
 def _checked(encoder: ViT, source: Encoder, weights: str) -> ViT:
     """The source; weights of another size are refused, and positions that cannot follow the GSD."""
-    names = ("family", "width", "depth", "heads", "mlp_ratio", "class_token")
+    names = ("family", "width", "depth", "heads", "mlp_ratio", "clip", "class_token")
     theirs, ours = (", ".join(f"{name} {one.config.get(name)}" for name in names) for one in (source, encoder))
     if theirs != ours or not isinstance(source, ViT):
-        raise CheckpointError(
-            f"'{weights}' has {theirs}; the encoder has {ours}: give --encoder.size, or --encoder.width, depth, heads "
-            "and class_token, of the weights"
-        )
+        todo = "give --encoder.size, or --encoder.width, depth, heads, class_token and clip, of the weights"
+        todo = todo if isinstance(source, ViT) else "expected weights of a plain vision transformer"
+        raise CheckpointError(f"'{weights}' has {theirs}; the encoder has {ours}: {todo}")
     computed = sincos_positions(source.width, source.grid)[:, 1 - source.class_tokens :]
     if encoder.gsd_positions and not torch.allclose(source.pos_embed, computed, atol=1e-4):
         raise CheckpointError(f"'{weights}' learned its positions, which cannot follow the GSD: no gsd_positions")
@@ -199,7 +204,9 @@ def _from_timm(name: str) -> Loaded:
     block: Any = model.blocks[0]
     width, side, patch = model.embed_dim, patches.grid_size[0], patches.patch_size[0]
     sizes = (side * patch, patch, width, len(model.blocks), block.attn.num_heads, block.mlp.fc1.out_features / width)
-    encoder = ViT(patches.proj.in_channels, *sizes, class_token=model.cls_token is not None)
+    act = "quick_gelu" if isinstance(block.mlp.act, QuickGELU) else "gelu"
+    clip = cast(Any, None if isinstance(model.norm_pre, nn.Identity) else act)
+    encoder = ViT(patches.proj.in_channels, *sizes, class_token=model.cls_token is not None, clip=clip)
     state = model.state_dict()
     if model.no_embed_class and encoder.class_tokens:
         state["pos_embed"] = nn.functional.pad(state["pos_embed"], (0, 0, 1, 0))
@@ -208,8 +215,7 @@ def _from_timm(name: str) -> Loaded:
     known, notes, config = exported_contract(name), list[str](), cast(Any, model.pretrained_cfg)
     if known is None and encoder.in_chans == 3:
         known = picture_contract(config)
-        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (known.mean, known.std))
-        notes = [f"the weights name no bands: taken as 8-bit red, green, blue, of mean {mean} and std {std}"]
+        notes = [pictures_said(known)]
     return Loaded(encoder.eval(), {known.sensor.name: known} if known else {}, "timm model", notes=tuple(notes))
 
 
@@ -217,9 +223,10 @@ def _check_parts(name: str, model: Any, state: dict[str, Tensor], encoder: ViT) 
     """Refuse what computes something else than a plain encoder."""
     odd = sorted({re.sub(r"\d+", "N", key) for key in state.keys() ^ encoder.state_dict().keys()})
     parts = [f"{key}{' (layer scale)' if '.ls' in key else ''}" for key in odd]
-    eps = {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)} - {Norm(4).eps}
+    eps = {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)} - {encoder.norm.eps}
     parts += [f"a norm epsilon of {value:g}" for value in eps]
     activation = model.blocks[0].mlp.act
-    parts += [] if isinstance(activation, nn.GELU) else [f"the activation {type(activation).__name__}"]
+    same = isinstance(activation, type(encoder.blocks[0].mlp.act))  # type: ignore[union-attr]
+    parts += [] if same else [f"the activation {type(activation).__name__}"]
     if parts:
         raise CheckpointError(f"'{name}' is no plain vision transformer: it differs in {', '.join(parts[:6])}")

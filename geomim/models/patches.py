@@ -90,6 +90,12 @@ def take(tokens: Tensor, indices: Tensor) -> Tensor:
     return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
+def masked_mean(tokens: Tensor, seen: Tensor) -> Tensor:
+    """Mean of the tokens `(B, L, D)` that are `seen (B, L)`; of all where none is."""
+    weight = torch.where(seen.any(1, keepdim=True), seen, True).to(tokens.dtype)
+    return torch.einsum("bld,bl->bd", tokens, weight) / weight.sum(1, keepdim=True)
+
+
 def sincos_positions(width: int, grid: tuple[int, int], scale: Tensor | None = None) -> Tensor:
     """Fixed sine-cosine positions of a patch grid (He et al., CVPR 2022, with a zero row for the class token).
 
@@ -120,21 +126,21 @@ class PatchEmbed(nn.Module):
         in_chans: Number of bands.
         width: Token width.
         patch_size: Side of a patch in pixels.
+        bias: Add one.
     """
 
-    def __init__(self, in_chans: int, width: int, patch_size: int) -> None:
+    def __init__(self, in_chans: int, width: int, patch_size: int, bias: bool = True) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_chans, width, patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(in_chans, width, patch_size, stride=patch_size, bias=bias)
 
     def channels(self, sensor: str | None = None) -> int:
         """Number of bands."""
         return self.proj.in_channels
 
-    def baked(self, sensor: Sensor) -> tuple[Tensor, Tensor]:
+    def baked(self, sensor: Sensor) -> tuple[Tensor, Tensor | None]:
         """Convolution and bias as they are, for a sensor of as many bands."""
         if len(sensor.bands) != self.proj.in_channels:
             raise BandError(f"a plain encoder of {self.proj.in_channels} bands cannot be baked for {sensor.names}")
-        assert self.proj.bias is not None
         return self.proj.weight, self.proj.bias
 
     def forward(self, patches: Tensor, sensor: str | None = None) -> Tensor:

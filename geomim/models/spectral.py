@@ -97,21 +97,22 @@ class SpectralPatchEmbed(nn.Module):
         sensors: As for `BandKernels`.
         width: Token width.
         patch_size: Side of a patch in pixels.
+        bias: Add one.
     """
 
-    def __init__(self, sensors: Mapping[str, Sensor], width: int, patch_size: int) -> None:
+    def __init__(self, sensors: Mapping[str, Sensor], width: int, patch_size: int, bias: bool = True) -> None:
         super().__init__()
         self.sensors = dict(sensors)
         self.kernels = BandKernels(sensors, (width, patch_size, patch_size), (2 / (width + patch_size**2)) ** 0.5)
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
     def channels(self, sensor: str | None = None) -> int:
         """Number of bands of a sensor."""
         return len(self.kernels.codes(sensor))
 
-    def baked(self, sensor: Sensor) -> tuple[Tensor, Tensor]:
+    def baked(self, sensor: Sensor) -> tuple[Tensor, Tensor | None]:
         """Convolution `(D, C, p, p)` and bias for any sensor, in the order of its bands."""
-        kernels = self.kernels(band_codes(sensor).to(self.bias.device))
+        kernels = self.kernels(band_codes(sensor).to(self.kernels.basis.device))
         return kernels.transpose(0, 1) / len(kernels) ** 0.5, self.bias
 
     def forward(self, patches: Tensor, sensor: str | None = None) -> Tensor:

@@ -6,9 +6,11 @@ Parameter names are timm's, so what is trained here leaves as a timm model.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
+from timm.layers.activations import QuickGELU
 from timm.layers.norm import LayerNorm as Norm
 from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
@@ -49,6 +51,8 @@ class ViT(nn.Module):
         class_token: Put a class token in front of the patches.
         gsd_positions: Positions follow the metres a pixel where a batch tells them, in the line of Scale-MAE.
         sensors: Make the kernel of every band from its wavelength, for these sensors by name instead of `in_chans`.
+        clip: Be as CLIP's image towers (Radford et al., ICML 2021): a norm before the blocks and no bias in front of
+            it, norms with an epsilon of 1e-5, and this activation; QuickGELU in OpenAI's models and RemoteCLIP.
 
     Attributes:
         contracts: Bands and statistics of what it is trained on, by sensor; empty where nobody said.
@@ -75,6 +79,7 @@ class ViT(nn.Module):
         class_token: bool = True,
         gsd_positions: bool = False,
         sensors: Mapping[str, Sensor] | None = None,
+        clip: Literal["gelu", "quick_gelu"] | None = None,
     ) -> None:
         super().__init__()
         if min(in_chans, image_size, patch_size, width, depth, heads) < 1 or image_size % patch_size or width % heads:
@@ -88,15 +93,19 @@ class ViT(nn.Module):
         self.embed_size, self.embed_width = patch_size, width
         self.grid = (image_size // patch_size, image_size // patch_size)
         self.num_patches = self.grid[0] * self.grid[1]
-        embed = PatchEmbed(in_chans, width, patch_size)
-        self.patch_embed = embed if sensors is None else SpectralPatchEmbed(sensors, width, patch_size)
+        self.clip, bias = clip, clip is None
+        norm: Any = Norm if clip is None else partial(Norm, eps=1e-5)
+        embed = PatchEmbed(in_chans, width, patch_size, bias)
+        self.patch_embed = embed if sensors is None else SpectralPatchEmbed(sensors, width, patch_size, bias)
         self.class_tokens = int(class_token)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
         self.register_buffer("pos_embed", sincos_positions(width, self.grid)[:, 1 - self.class_tokens :])
+        self.norm_pre = nn.Identity() if clip is None else norm(width)
+        activation = QuickGELU if clip == "quick_gelu" else nn.GELU
         self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=Norm) for _ in range(depth)
+            Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm, act_layer=activation) for _ in range(depth)
         )
-        self.norm = Norm(width)
+        self.norm = norm(width)
         self.apply(init_weights)
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=0.02)
@@ -119,7 +128,7 @@ class ViT(nn.Module):
         names = ("image_size", "patch_size", "width", "depth", "heads", "mlp_ratio", "gsd_positions", "spectral")
         channels = {} if self.spectral else {"in_chans": self.patch_embed.channels()}
         values = {name: getattr(self, name) for name in names} | {"class_token": bool(self.class_tokens)}
-        return {"family": "vit", **channels, **values}
+        return {"family": "vit", **channels, **values, **({"clip": self.clip} if self.clip else {})}
 
     def pixel_head(self, width: int) -> nn.Module:
         """The last layer of a decoder of pixels: `head(tokens, sensor)` of `(B, P, width)` gives `(B, P, p*p*C)`."""
@@ -147,7 +156,8 @@ class ViT(nn.Module):
         plain = ViT(**{key: value for key, value in own.items() if key not in ("family", "spectral")})
         state = {name: value for name, value in self.state_dict().items() if not name.startswith("patch_embed.")}
         state["patch_embed.proj.weight"] = resample_patch_embed(kernel, [size, size])
-        state["patch_embed.proj.bias"] = bias
+        if bias is not None:
+            state["patch_embed.proj.bias"] = bias
         told = contract.sensor.gsd if gsd is None else gsd
         scaled = torch.tensor([told * size / self.patch_size]) if told else None
         state["pos_embed"] = self.positions(plain.grid, scaled)
@@ -158,7 +168,9 @@ class ViT(nn.Module):
         """Name of an architecture and arguments that make timm build the same model, of a plain one."""
         sizes = {size: name for name, size in SIZES.items()}
         name = sizes.get((self.width, self.depth, self.heads), "base")
-        return "vit_huge_patch14_224" if name == "huge" else f"vit_{name}_patch16_224", {
+        usual = "vit_huge_patch14_224" if name == "huge" else f"vit_{name}_patch16_224"
+        clips = {"gelu": "vit_base_patch16_clip_224", "quick_gelu": "vit_base_patch16_clip_quickgelu_224"}
+        return clips.get(self.clip or "", usual), {
             "img_size": self.image_size,
             "patch_size": self.patch_size,
             "in_chans": self.in_chans,
@@ -242,6 +254,7 @@ class ViT(nn.Module):
             tokens = torch.cat([class_token.expand(len(tokens), -1, -1), tokens], 1)
         if key_valid is not None:
             key_valid = F.pad(key_valid, (self.class_tokens, 0), value=True)
+        tokens = self.norm_pre(tokens)
         mask = None if key_valid is None else key_valid[:, None, None, :]
         kept = [tokens] if levels else []
         for block in self.blocks:

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from geomim import __version__
 from geomim.errors import BandError, CheckpointError, GeomimError
@@ -63,6 +63,7 @@ class Loaded:
         dropped: How many tensors of each family were left out because they are not the encoder's.
         details: What else a geomim checkpoint says of its training.
         notes: What was assumed of it, in sentences for whoever uses it.
+        joint: Weights of the space that it shares with sentences, whose `config` is `details["joint"]`; none without.
     """
 
     encoder: Encoder
@@ -71,6 +72,7 @@ class Loaded:
     dropped: dict[str, int] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    joint: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def contract(self) -> BandContract | None:
@@ -153,7 +155,9 @@ def read_encoder(path: str | Path, heads: int | None = None) -> Loaded:
         loaded = _read_own(path, content)
     else:
         config, state, facts = find_encoder(path, content, heads)
-        loaded = Loaded(_fill(path, ViT(**config), state), {}, **facts)
+        encoder = ViT(**config)
+        fill(path, encoder, state, f"the encoder {encoder.config}")
+        loaded = Loaded(encoder, {}, **facts)
     if heads not in (None, loaded.encoder.heads):
         raise CheckpointError(f"'{path}' states {loaded.encoder.heads} attention heads: leave out --heads {heads}")
     config, dropped = loaded.encoder.config, loaded.dropped
@@ -206,17 +210,23 @@ def picture_contract(config: Mapping[str, Any]) -> BandContract:
     return BandContract(SENSORS["rgb"], mean, std)
 
 
+def pictures_said(contract: BandContract) -> str:
+    """That weights are taken to be for pictures, in a sentence."""
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (contract.mean, contract.std))
+    return f"the weights name no bands: taken as 8-bit red, green, blue, of mean {mean} and std {std}"
+
+
 def _read_own(path: Path, content: dict[str, Any]) -> Loaded:
     details, weights = content["geomim"], content.get("state_dict")
-    named = weights.items() if isinstance(weights, Mapping) else ()
-    own = "model.encoder."
-    state = {
-        name.removeprefix(own): value for name, value in named if name.startswith(own) and isinstance(value, Tensor)
-    }
+    named = weights if isinstance(weights, Mapping) else {}
+    state, joint = (
+        {name.removeprefix(own): one for name, one in named.items() if name.startswith(own) and isinstance(one, Tensor)}
+        for own in ("model.encoder.", "model.joint.")
+    )
     if not state or not isinstance(details, Mapping):
         raise CheckpointError(f"'{path}': expected weights under 'model.encoder.' and what they are; it lacks them")
     started = tuple((details.get("provenance") or {}).get("start", ()))
-    return _described(path, details, state, "geomim checkpoint", started)
+    return replace(_described(path, details, state, "geomim checkpoint", started), joint=joint)
 
 
 def _read_folder(path: Path) -> Loaded:
@@ -229,7 +239,9 @@ def _read_folder(path: Path) -> Loaded:
         raise CheckpointError(f"'{config}' is not JSON: {error}") from error
     if not details:
         raise CheckpointError(f"'{config}' has no 'geomim' entry: use timm:local-dir:{path} for a plain timm folder")
-    return _described(path, details, read_checkpoint(weights), "exported encoder", tuple(details.get("notes", ())))
+    joint = read_checkpoint(path / "joint.safetensors") if "joint" in details else {}
+    notes = tuple(details.get("notes", ()))
+    return replace(_described(path, details, read_checkpoint(weights), "exported encoder", notes), joint=joint)
 
 
 def _described(
@@ -250,7 +262,7 @@ def _described(
     encoder.contracts = contracts
     if isinstance(encoder, Hierarchical):  # an export has timm's own names
         state = {f"network.{name.removeprefix('network.')}": value for name, value in state.items()}
-    _fill(path, encoder, state)
+    fill(path, encoder, state, f"the encoder {encoder.config}")
     for contract in contracts.values():
         if not encoder.config.get("spectral") and len(contract.names) != encoder.in_chans:
             bands = f"its contract names {', '.join(contract.names)}"
@@ -259,9 +271,9 @@ def _described(
     return Loaded(encoder, contracts, kind, details=rest, notes=notes)
 
 
-def _fill(path: Path, encoder: Encoder, state: Mapping[str, Tensor]) -> Encoder:
-    """Load weights, or say which are missing, unknown or of another shape."""
-    wanted = encoder.state_dict()
+def fill(path: str | Path, module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load weights from a file into what is called so, or say which are missing, unknown or of another shape."""
+    wanted = module.state_dict()
     faults = [f"missing {name} {tuple(value.shape)}" for name, value in wanted.items() if name not in state]
     faults += [f"unknown {name} {tuple(value.shape)}" for name, value in state.items() if name not in wanted]
     faults += [
@@ -271,6 +283,6 @@ def _fill(path: Path, encoder: Encoder, state: Mapping[str, Tensor]) -> Encoder:
     ]
     if faults:
         more = f" and {len(faults) - 6} more" if len(faults) > 6 else ""
-        raise CheckpointError(f"'{path}' does not hold the encoder {encoder.config}: {'; '.join(faults[:6])}{more}")
-    encoder.load_state_dict({name: value.float() for name, value in state.items()})
-    return encoder.eval()
+        raise CheckpointError(f"'{path}' does not hold {what}: {'; '.join(faults[:6])}{more}")
+    module.load_state_dict({name: value.float() for name, value in state.items()})
+    module.eval()

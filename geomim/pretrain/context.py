@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geomim.errors import ConfigError
 from geomim.models.hierarchical import Encoder
-from geomim.models.patches import Patches, patchify, unpatchify
+from geomim.models.patches import Latents, Patches, patchify, unpatchify
 from geomim.models.spectral import keep_bands
 from geomim.models.vit import ViT
 from geomim.randomness import Draws
@@ -34,6 +34,7 @@ class View:
         gsd: `(B,)` metres a pixel; None where unknown.
         bands: `(B, C)` what the encoder sees each band multiplied by, see `keep_bands`; all as they are where None.
         teacher: `(B, 1+L, *)` what a teacher says of it, where a cache brings that.
+        text: See below.
 
     Attributes:
         grid: Rows and columns of patches.
@@ -43,6 +44,9 @@ class View:
         patch_valid: `(B, L)` bool, patches with at least `PATCH_VALID` of their pixels measured; None where all are.
         seen: The patches as the encoder may see them: without the bands that are dropped.
         hidden: `(B, l)` bool as in `TokenSplit`, once the view is split; None where the patches say it.
+        whole: Latents of all its patches, with their gradient, where a term reads them before this one; else None.
+        text: What the batch says of it in words: `tokens (U, T)` of sentences, `key (U,)` their numbers and `of (B,)`
+            the sentence of each image, -1 where it has none; None where nothing is said.
     """
 
     def __init__(
@@ -54,9 +58,10 @@ class View:
         gsd: Tensor | None = None,
         bands: Tensor | None = None,
         teacher: Tensor | None = None,
+        text: dict[str, Tensor] | None = None,
     ) -> None:
         self.image, self.valid, self.encoder, self.sensor, self.gsd = image, valid, encoder, sensor, gsd
-        self.teacher, size = teacher, encoder.patch_size
+        self.teacher, self.text, size = teacher, text, encoder.patch_size
         self.grid = (image.shape[2] // size, image.shape[3] // size)
         self.length = self.grid[0] * self.grid[1]
         self.patches = patchify(image, size)
@@ -65,6 +70,7 @@ class View:
         seen = self.patches if bands is None else self.patches * bands.repeat(1, size**2)[:, None]
         self.seen = Patches(seen, self.grid, sensor, gsd)
         self.hidden: Tensor | None = None
+        self.whole: Latents | None = None
         self._known: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
@@ -92,6 +98,16 @@ class View:
 
         return self.once("tokens", embed)
 
+    def latents(self) -> Latents:
+        """What the encoder makes of all patches, with all their bands, without gradient."""
+
+        def encode() -> Latents:
+            with torch.no_grad():
+                patches = Patches(self.patches, self.grid, self.sensor, self.gsd)
+                return self.encoder.encode(patches, None, self.patch_valid)
+
+        return self.once("latents", encode)
+
 
 def _close_gaps(image: Tensor, patch_size: int, cell: int, offsets: Tensor) -> Tensor:
     """Cut a patch at `offsets (B, L, 2)` out of every cell of `(B, C, H, W)`, and put them side by side."""
@@ -118,7 +134,7 @@ class Context:
 
     Args:
         batch: `image (B, C, H, W)`, optionally `valid (B, 1, H, W)`, `sensor`, `gsd (B,)`, `weight (B,)` of each image,
-            and further `views: {name: {image, valid}}`.
+            `text` as in `View`, and further `views: {name: {image, valid}}`.
         encoder: The encoder being trained.
         draws: Addressed random numbers of the batch.
         gap: Images larger than the encoder's are cells of `patch_size + gap` pixels, and a patch is cut out of each
@@ -142,7 +158,8 @@ class Context:
                 valid = None if valid is None else _close_gaps(valid, size, cell, offsets)
             if share and encoder.training:
                 bands = keep_bands(draws(f"bands {name}", image.shape[1]), share)
-            self.views[name] = View(image, valid, encoder, batch.get("sensor"), gsd, bands, view.get("teacher"))
+            told = view.get("teacher"), view.get("text")
+            self.views[name] = View(image, valid, encoder, batch.get("sensor"), gsd, bands, *told)
 
     def image_weight(self, view: str) -> Tensor | None:
         """`(B,)` float: 0 for images with less than `IMAGE_VALID` of their patches valid; None where all weigh 1."""

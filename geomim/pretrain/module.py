@@ -27,6 +27,7 @@ from geomim.pretrain.replay import blame
 from geomim.pretrain.resume import changes
 from geomim.pretrain.scaling import local, shard, whole
 from geomim.pretrain.skipped import Skipped
+from geomim.pretrain.step import Step, join
 from geomim.pretrain.throughput import count_flops, peak
 from geomim.randomness import Draws
 from geomim.sensors import BandContract
@@ -156,14 +157,18 @@ class PretrainModule(pl.LightningModule):
         """
         optimizer: Any = self.optimizers()
         progress = torch.full((), self.progress, device=self.device)
+        self.model.begin(self.progress)
         self._count(parts[0], progress)
         self._follow(progress)
-        plans, losses = [], []
+        plans, losses, said = [], [], []
         loader: Any = self.trainer.train_dataloader
         for part in parts:
             self._skipped.note(part, loader.dataset)
             context = self._receive(part)
             plans.append(self.model.plan(context, progress))
+            if self.model.shared and len(parts) > 1:
+                said.append(self.model.said(context, plans[-1]))
+        steps: Sequence[Step | None] = join(said) if said else [None] * len(parts)
         totals = torch.stack([plan.weights.sum(1) for plan in plans]).sum(0)
         if self.trainer.world_size > 1:  # DDP averages gradients over ranks
             dist.all_reduce(totals)
@@ -173,7 +178,7 @@ class PretrainModule(pl.LightningModule):
         for left in reversed(range(len(parts))):  # the last one is on the device still
             context = context if left == len(parts) - 1 else self._receive(parts[left])
             with self._alone() if left else nullcontext():
-                output = self._compare(context, plans[left], progress, totals)
+                output = self._compare(context, plans[left], progress, totals, steps[left])
                 with torch.autocast(self.device.type, enabled=False):
                     self.manual_backward(output.loss)
             for name, value in {"loss": output.loss.detach(), **output.terms}.items():
@@ -231,6 +236,8 @@ class PretrainModule(pl.LightningModule):
         sensor = part["sensor"]
         if sensor not in self._flops:
             few = apply_to_collection(part, Tensor, lambda values: values[:4] if values.ndim else values)
+            if text := few.get("text"):
+                few["text"] = text | {"of": text["of"].clamp(max=len(text["tokens"]) - 1)}
             with self.aside():
                 self._flops[sensor] = count_flops(self.model, self.trainer.strategy.batch_to_device(few), progress)
         self._spent += self._flops[sensor] * self.images_per_step
@@ -375,6 +382,7 @@ class PretrainModule(pl.LightningModule):
             "recipe": self.origin.recipe,
             "recipe_args": self.origin.recipe_args,
             "encoder": dict(self.model.encoder.config),
+            **({"joint": self.model.joint.config} if self.model.joint else {}),
             "contracts": {name: contract.to_dict() for name, contract in self.origin.contracts.items()},
             "corpus": list(self.origin.corpus),
             "settings": self.origin.settings,

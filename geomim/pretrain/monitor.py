@@ -90,7 +90,7 @@ def term_cosines(
     splits = model.masking(context, torch.full((), progress, device=batch["image"].device))
     cosines: dict[str, float] = {}
     known: list[Tensor] = []
-    for term, _, prediction, answer, weight in model.ask(context, splits):
+    for _, term, _, prediction, answer, weight in model.ask(context, splits):
         measured = 1.0 if answer.element is None else answer.element
         if not any(prediction is one for one in known):
             cosines[f"prediction_cosine/{term.name}"] = patch_cosine(prediction * measured, weight)

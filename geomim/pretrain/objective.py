@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from geomim.errors import ConfigError
 from geomim.models.hierarchical import Encoder
+from geomim.models.joint import Joint
 from geomim.models.patches import Latents
 from geomim.pretrain.context import Context, View
-from geomim.pretrain.losses import Loss, reduce
+from geomim.pretrain.losses import reduce
 from geomim.pretrain.masking.split import Masking, TokenSplit
+from geomim.pretrain.step import Said, Step, join
 from geomim.pretrain.targets import Answer, FrozenTeacher, Pixels, Target
 from geomim.randomness import Draws
 
@@ -29,7 +32,7 @@ class Term(nn.Module):
     Args:
         decoder: Called as `decoder(latents, positions)`, with the latents of all further memories behind.
         target: Called as `target(view, positions)`.
-        loss: Called as `loss(prediction, answer, weight)`.
+        loss: Called as `loss(prediction, answer, weight)`, with the `Step` behind where `step` names terms.
         where: Ask at the predicted, the visible or all patches, or once about the whole image.
         view: The view that is asked about.
         memory: What the decoder reads, one or several: a view means its visible tokens, `date:all` all of them,
@@ -37,22 +40,32 @@ class Term(nn.Module):
         weight: Share in the sum of terms, a number or a function of progress.
         name: What its loss is logged as.
         with_class: Decoder and target put an answer for the class token in front.
+        step: Terms about whole images, maybe this one: the loss reads what they said of all images of the optimiser
+            step.
+        starts: Share of training from which on it is asked; before, it costs nothing.
+
+    Attributes:
+        silent: Whether it is not asked yet.
     """
+
+    silent = False
 
     def __init__(
         self,
         decoder: nn.Module,
         target: Target,
-        loss: Loss,
+        loss: Callable[..., Tensor],
         where: Where = "predict",
         view: str = "image",
         memory: str | tuple[str, ...] | None = None,
         weight: float | Weight = 1.0,
         name: str = "reconstruction",
         with_class: bool = False,
+        step: tuple[str, ...] = (),
+        starts: float = 0.0,
     ) -> None:
         super().__init__()
-        self.decoder, self.target, self.loss = decoder, target, loss
+        self.decoder, self.target, self.loss, self.step, self.starts = decoder, target, loss, step, starts
         self.where, self.view, self.weight, self.name, self.with_class = where, view, weight, name, with_class
         self.memory: tuple[str, ...] = (memory,) if isinstance(memory, str) else memory or (view,)
 
@@ -74,7 +87,9 @@ class Term(nn.Module):
         positions, weight = self.positions(context.views[self.view], splits.get(self.view))
         share = torch.ones(len(positions), device=positions.device) if weight is None else weight.mean(1)
         usable = context.image_weight(self.view)
-        return share if usable is None else share * usable
+        share = share if usable is None else share * usable
+        knows: Callable[[View], Tensor] | None = getattr(self.target, "knows", None)
+        return share if knows is None else share * knows(context.views[self.view])
 
 
 class Plan(NamedTuple):
@@ -93,6 +108,7 @@ class Asked(NamedTuple):
     """A term, and what was said to it.
 
     Attributes:
+        place: Where the term stands among all.
         term: The term.
         positions: `(B, P)` where it asked.
         prediction: `(B, P, T)`.
@@ -100,11 +116,18 @@ class Asked(NamedTuple):
         weight: `(B, P)` what each place weighs; None where all weigh 1.
     """
 
+    place: int
     term: Term
     positions: Tensor
     prediction: Tensor
     answer: Answer
     weight: Tensor | None
+
+    def loss(self, step: Step | None = None) -> Tensor:
+        """The loss of each image, `(B,)`; `step` for those that read it."""
+        given = (step.of(self.place),) if self.term.step and step else ()
+        values: Tensor = self.term.loss(self.prediction, self.answer, self.weight, *given)
+        return values
 
 
 @dataclass
@@ -133,6 +156,10 @@ class MaskedImageModel(nn.Module):
         needs: Views that a batch must bring besides the image: `second`, another crop of it, or `date`, another date.
         gap: See `Context`; with the encoder's size it gives `crop_size`, the side in pixels of images to train on.
         teacher: What is read besides the encoder, and must stay the same in a resumed run; None where nothing is.
+        joint: The space of images and sentences that terms speak in; None where they know no sentences.
+
+    Attributes:
+        shared: Terms of which a loss reads what they said of all images of an optimiser step.
 
     Raises:
         ConfigError: The encoder cannot run on the visible patches alone, and `mask_token` is not set; or two terms
@@ -148,6 +175,7 @@ class MaskedImageModel(nn.Module):
         needs: frozenset[str] = frozenset(),
         gap: int = 0,
         teacher: FrozenTeacher | None = None,
+        joint: Joint | None = None,
     ) -> None:
         super().__init__()
         if not (encoder.visible_only or mask_token):
@@ -157,10 +185,11 @@ class MaskedImageModel(nn.Module):
             )
         if len({term.name for term in terms}) < len(terms):
             raise ConfigError(f"expected a name of its own for every term; given {[term.name for term in terms]}")
-        self.encoder, self.masking, self.teacher = encoder, masking, teacher
+        self.encoder, self.masking, self.teacher, self.joint = encoder, masking, teacher, joint
         self.cached = teacher if teacher and teacher.cache else None  # whose features come with the batch
         self.needs, self.gap, self.crop_size = needs, gap, encoder.image_size + gap * encoder.grid[0]
         self.terms = nn.ModuleList(terms)
+        self.shared = frozenset(name for term in terms for name in term.step)
         self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.embed_width).normal_(std=0.02)) if mask_token else None
         self.read_levels = any(getattr(term.decoder, "reads_levels", False) for term in terms)
 
@@ -172,6 +201,11 @@ class MaskedImageModel(nn.Module):
             draws: Addressed random numbers of the batch.
         """
         return Context(batch, self.encoder, draws, self.gap)
+
+    def begin(self, done: float) -> None:
+        """Have only those terms asked that have started when a share of training is done; as a number on the host."""
+        for term in cast(list[Term], self.terms):
+            term.silent = done < term.starts
 
     def before_step(self, progress: Tensor) -> None:
         """Let every target that follows the encoder follow it; once an optimiser step, before its first batch."""
@@ -199,7 +233,9 @@ class MaskedImageModel(nn.Module):
         weights = [term.weigh(context, splits) for term in cast(list[Term], self.terms)]
         return Plan(splits, torch.stack(weights))
 
-    def compare(self, context: Context, plan: Plan, progress: Tensor, totals: Tensor) -> Output:
+    def compare(
+        self, context: Context, plan: Plan, progress: Tensor, totals: Tensor, step: Step | None = None
+    ) -> Output:
         """The share that a batch has in the loss of its optimiser step; the shares add up to it.
 
         Args:
@@ -207,34 +243,68 @@ class MaskedImageModel(nn.Module):
             plan: What `plan` gave for it.
             progress: As for `forward`.
             totals: `(T,)`, what all images of the step weigh in each term.
+            step: What was said of all images of the step, see `said`; where None and terms read it, the batch and its
+                like on the other ranks are the step.
         """
-        loss, logged, images = progress.new_zeros(()), {}, torch.zeros_like(plan.weights[0])
-        asked = self.ask(context, plan.splits)
-        for (term, _, prediction, answer, weight), weights, total in zip(asked, plan.weights, totals, strict=True):
-            values = term.loss(prediction, answer, weight)
-            reduced = reduce(values, weights, total)
+        loss, images = progress.new_zeros(()), torch.zeros_like(plan.weights[0])
+        asked = {one.term.name: one for one in self.ask(context, plan.splits)}
+        if self.shared and step is None:
+            (step,) = join([(self._said(asked.values()), plan.weights)])
+        logged: dict[str, Tensor] = {}
+        for place, term in enumerate(cast(list[Term], self.terms)):
+            logged[term.name] = torch.zeros_like(loss)
+            if term.silent:  # its parameters take part, as all ranks wait for all gradients
+                loss = loss + sum(0.0 * one.sum() for one in term.parameters() if not isinstance(one, DTensor))
+                continue
+            weights = plan.weights[place]
+            values = asked[term.name].loss(step)
+            reduced = reduce(values, weights, totals[place])
             share = term.weight(progress) if callable(term.weight) else term.weight
             loss = loss + share * reduced
             images = images + share * torch.where(weights > 0, values.detach(), 0.0)
             logged[term.name] = reduced.detach()
         return Output(loss, logged, torch.where(plan.weights.sum(0) > 0, images, torch.nan))
 
-    def ask(self, context: Context, splits: dict[str, TokenSplit]) -> Iterator[Asked]:
+    @torch.no_grad()
+    def said(self, context: Context, plan: Plan) -> tuple[dict[str, Said], Tensor]:
+        """What the shared terms say of a batch, and what its images weigh: with that of the others `join` makes a step.
+
+        Args:
+            context: The batch.
+            plan: What `plan` gave for it.
+        """
+        return self._said(self.ask(context, plan.splits, self.shared)), plan.weights
+
+    def _said(self, asked: Iterable[Asked]) -> dict[str, Said]:
+        found = {}
+        for _, term, _, prediction, answer, _ in asked:
+            if term.name in self.shared:
+                assert term.where == "image" and answer.key is not None, f"{term.name} is not about whole images"
+                found[term.name] = Said(prediction[:, 0].detach().float(), answer.values[:, 0].detach(), answer.key)
+        return found
+
+    def ask(
+        self, context: Context, splits: dict[str, TokenSplit], only: Collection[str] | None = None
+    ) -> Iterator[Asked]:
         """Put every term's question; each set of tokens is encoded once, and the same question answered once.
 
         Args:
             context: The batch.
             splits: What the masking gave for it.
+            only: Names of terms; all that have started where None.
         """
         latents: dict[str, Latents] = {}
         for name, split in splits.items():
             context.views[name].hidden = split.hidden
         predictions: dict[Hashable, Tensor] = {}
-        for term in cast(list[Term], self.terms):
+        for place, term in enumerate(cast(list[Term], self.terms)):
+            if term.silent or (only is not None and term.name not in only):
+                continue
             for name in term.memory:
                 if name not in latents:
                     latents[name] = self.encode(context, splits, name)
             view = context.views[term.view]
+            view.whole = latents.get(f"{term.view}:all")
             positions, weight = term.positions(view, splits.get(term.view))
             question = (term.decoder, term.memory, term.view, term.where)
             if question not in predictions:
@@ -242,7 +312,7 @@ class MaskedImageModel(nn.Module):
                 predictions[question] = term.decoder(first, positions, *others)
             if term.with_class and weight is not None:
                 weight = F.pad(weight, (1, 0), value=1.0)
-            yield Asked(term, positions, predictions[question], term.target(view, positions), weight)
+            yield Asked(place, term, positions, predictions[question], term.target(view, positions), weight)
 
     def encode(self, context: Context, splits: dict[str, TokenSplit], name: str) -> Latents:
         """Encode a set of tokens: a view's visible ones by its name, or `VIEW:all`, `VIEW:predict`."""
@@ -280,7 +350,7 @@ class MaskedImageModel(nn.Module):
                 "predict": split.predict,
                 "weight": torch.ones_like(split.predict, dtype=torch.float32) if weight is None else weight,
             }
-        for term, positions, prediction, _, _ in self.ask(context, splits):
+        for _, term, positions, prediction, _, _ in self.ask(context, splits):
             shown = pictures.get(term.view, {})
             if isinstance(term.target, Pixels) and term.where == "predict" and "prediction" not in shown:
                 shown["prediction"] = term.target.to_pixels(context.views[term.view], positions, prediction)

@@ -11,6 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from geomim.pretrain.objective import MaskedImageModel
+from geomim.pretrain.step import Step, join
 from geomim.randomness import Draws
 
 Batch = dict[str, Any]
@@ -31,25 +32,40 @@ def blame(
 
     Returns:
         On the CPU: `tiles`, ids of which the loss is not finite; `totals`; and of the micro-batches that hold one,
-        or of all where no loss is to blame, `raw` and `batches`, as they were read and as the model was given them.
+        or of all where no loss is to blame, `raw` and `batches`, as they were read and as the model was given them,
+        and `steps`, what was said of all images.
     """
     totals: Any = 0
-    found: list[tuple[list[int], Batch, Batch]] = []
+    said, kept = [], []
     for part in parts:
-        batch = receive(part)
-        context = model.context(batch, Draws(seed, batch["position"]))
+        context = model.context(receive(part), Draws(seed, part["position"]))
         plan = model.plan(context, progress)
         totals = totals + plan.weights.sum(1)
-        losses = [one.term.loss(one.prediction, one.answer, one.weight) for one in model.ask(context, plan.splits)]
-        bad = ~torch.stack(losses).isfinite().all(0)
-        found.append((part["id"][bad.cpu()].tolist(), part, move_data_to_device(batch, torch.device("cpu"))))
-    found = [one for one in found if one[0]] or found
-    tiles, raw, batches = zip(*found, strict=True)
-    return {"tiles": list(chain(*tiles)), "totals": totals.cpu(), "raw": list(raw), "batches": list(batches)}
+        said.append(model.said(context, plan))
+    for part, step in zip(parts, join(said, ranks=False), strict=True):
+        batch = receive(part)
+        context = model.context(batch, Draws(seed, batch["position"]))
+        asked = list(model.ask(context, model.plan(context, progress).splits))
+        # what is said of one image may spoil the loss of all
+        values = [value.flatten(1) for one in asked for value in (one.prediction, one.answer.values)]
+        spoiled = ~torch.stack([value.isfinite().all(1) for value in values]).all(0)
+        lost = ~torch.stack([one.loss(step) for one in asked]).isfinite().all(0)
+        ids, cpu = part["id"], torch.device("cpu")
+        kept.append((ids[spoiled.cpu()], ids[lost.cpu()], part, *move_data_to_device([batch, step.plain()], cpu)))
+    which = 0 if any(len(one[0]) for one in kept) else 1
+    kept = [one for one in kept if len(one[which])] or kept
+    tiles = list(chain(*(one[which].tolist() for one in kept)))
+    raw, batches, steps = (list(one) for one in zip(*(one[2:] for one in kept), strict=True))
+    return {"tiles": tiles, "totals": totals.cpu(), "raw": raw, "batches": batches, "steps": steps}
 
 
 def describe(
-    model: MaskedImageModel, batches: Sequence[Batch], seed: int, progress: Tensor, totals: Tensor
+    model: MaskedImageModel,
+    batches: Sequence[Batch],
+    seed: int,
+    progress: Tensor,
+    totals: Tensor,
+    steps: Sequence[dict[str, Any]],
 ) -> tuple[list[str], bool]:
     """Run kept micro-batches again with their gradient, and say what each image loses and what is not finite.
 
@@ -59,25 +75,27 @@ def describe(
         seed: Seed of the run.
         progress: Of the step, 0-dim.
         totals: `(T,)`, see `MaskedImageModel.compare`.
+        steps: As `blame` keeps them.
 
     Returns:
         Lines for a terminal, and whether everything is finite.
     """
     lines, faults = [], []
-    for batch in batches:
+    for batch, plain in zip(batches, steps, strict=True):
+        step = Step.from_plain(plain)
         context = model.context(batch, Draws(seed, batch["position"]))
         plan = model.plan(context, progress)
-        output = model.compare(context, plan, progress, totals)
+        output = model.compare(context, plan, progress, totals, step)
         with torch.autocast(batch["image"].device.type, enabled=False):
             output.loss.backward()  # type: ignore[no-untyped-call]
         looked = {"input": batch["image"]}
         losses: dict[str, list[float]] = {}
         with torch.no_grad():
-            for term, _, prediction, answer, weight in model.ask(context, plan.splits):
-                loss = term.loss(prediction, answer, weight)
-                losses[term.name] = loss.tolist()
-                parts = {"prediction": prediction, "target": answer.values, "loss": loss[:, None]}
-                looked |= {f"{term.name}: {part}": values for part, values in parts.items()}
+            for one in model.ask(context, plan.splits):
+                loss = one.loss(step)
+                losses[one.term.name] = loss.tolist()
+                parts = {"prediction": one.prediction, "target": one.answer.values, "loss": loss[:, None]}
+                looked |= {f"{one.term.name}: {part}": values for part, values in parts.items()}
         ids = batch["id"].tolist()
         for row, tile in enumerate(ids):
             lines.append(f"tile {tile}: " + ", ".join(f"{name} {values[row]:.6g}" for name, values in losses.items()))

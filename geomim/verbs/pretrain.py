@@ -82,7 +82,8 @@ def train(
         resumed = start is not None
         module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size, resumed)
         model = module.model
-        given = data.provide(model.needs, model.crop_size, model.cached) + data.prune(training.prune)
+        tokenizer = model.joint.text if model.joint else None
+        given = data.provide(model.needs, model.crop_size, model.cached, tokenizer) + data.prune(training.prune)
         for sentence in (*model.encoder.notes, *given):
             rank_zero_only(print)(sentence)
         module.pruning = data.pruning

@@ -47,10 +47,11 @@ def replay(
     if model.teacher and model.teacher.weights != entry["settings"]["weights of method.teacher"]:
         print(f"the teacher '{model.teacher.source}' has other weights than it had in the run: losses will differ")
     precision = entry["settings"]["training.precision"] if precision == "as trained" else precision
-    given = move_data_to_device([failure["batches"], failure["totals"]], device)
+    given = move_data_to_device([failure["batches"], failure["totals"], failure["steps"]], device)
     progress = torch.full((), failure["progress"], device=device)
+    model.begin(failure["progress"])
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-        lines, finite = describe(model, given[0], failure["seed"], progress, given[1])
+        lines, finite = describe(model, given[0], failure["seed"], progress, *given[1:])
     print(f"step {failure['step']} of {entry['recipe']} on {device.type}, {precision}", *lines, sep="\n")
     if not finite:
         raise GeomimError(f"step {failure['step']} is not finite")

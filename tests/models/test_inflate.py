@@ -8,7 +8,7 @@ from timm.models._hub import save_for_hf
 from torch import nn
 
 from geomim.errors import BandError, CheckpointError
-from geomim.models.build import build_encoder
+from geomim.models.build import build_encoder, from_config
 from geomim.models.export import export
 from geomim.models.inflate import inflation, share_out
 from geomim.models.vit import ViT
@@ -153,7 +153,7 @@ def test_positions_and_kernels_are_resampled(tmp_path: Path) -> None:
     [
         ({"init_values": 1e-5}, "layer scale"),
         ({"reg_tokens": 2}, "reg_token"),
-        ({"pre_norm": True}, "norm_pre.weight"),
+        ({"pre_norm": True}, "a norm epsilon of 1e-06"),  # which no CLIP has
         ({"qk_norm": True}, "blocks.N.attn.k_norm.weight"),
         ({"act_layer": "relu"}, "the activation ReLU"),
         ({"depth": 3}, "depth 3.*--encoder.size"),
@@ -204,3 +204,84 @@ def test_own_exports_and_checkpoints_start_an_encoder(tmp_path: Path) -> None:
         order = S2.select([*S2.names[::-1]])  # matched by name
         shuffled = started(weights, order)
         torch.testing.assert_close(shuffled(images.flip(1)).tokens, expected, rtol=1e-4, atol=1e-5)
+
+
+def clip_in_file(folder: Path, quick_gelu: bool = True) -> tuple[str, nn.Module]:
+    """A small CLIP in RemoteCLIP's layout."""
+    open_clip = pytest.importorskip("open_clip")
+    torch.manual_seed(0)
+    vision = {"image_size": 48, "layers": 2, "width": 64, "patch_size": 8}
+    text = {"context_length": 8, "vocab_size": 50, "width": 64, "heads": 1, "layers": 1}
+    tower = open_clip.CLIP(48, vision, text, quick_gelu=quick_gelu).eval()
+    for parameter in tower.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    torch.save(tower.state_dict(), folder / "clip.pt")
+    return f"remoteclip:{folder / 'clip.pt'}", tower.visual
+
+
+CLIP_SIZES = {"width": 64, "heads": 1}
+
+
+@pytest.mark.parametrize("clip", ["quick_gelu", "gelu"])
+def test_an_image_tower_of_clip_starts_an_encoder_that_answers_alike(tmp_path: Path, clip: str) -> None:
+    weights, tower = clip_in_file(tmp_path, clip == "quick_gelu")
+    encoder = started(weights, RGB, clip=clip, **CLIP_SIZES)  # its activation is the encoder's, whatever is usual
+    images = torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images).tokens[:, 0] @ tower.proj, tower(images), rtol=1e-5, atol=1e-5)
+        some = encoder(images, indices=torch.arange(36).expand(2, -1))  # as in training
+        torch.testing.assert_close(some.tokens, encoder(images).tokens, rtol=1e-5, atol=1e-5)
+    assert encoder.config["clip"] == clip and from_config(encoder.config).config == encoder.config
+    said = f"activation {'QuickGELU' if clip == 'quick_gelu' else 'GELU'}"
+    assert any(said in note for note in encoder.notes) and any("red as red" in note for note in encoder.notes)
+    name, arguments = encoder.timm_arguments()
+    plain = timm.create_model(name, num_classes=0, **arguments).eval()
+    plain.load_state_dict(encoder.state_dict())
+    torch.testing.assert_close(plain.forward_features(images), encoder(images).tokens, rtol=1e-5, atol=1e-5)
+
+
+def test_multispectral_encoders_start_from_an_image_tower_of_clip(tmp_path: Path) -> None:
+    weights, tower = clip_in_file(tmp_path)
+    grey = torch.randn(2, 1, 48, 48)
+    with torch.no_grad():
+        expected = tower(grey.expand(-1, 3, -1, -1))
+        plain = started(weights, S2, clip="quick_gelu", **CLIP_SIZES)
+        answer = plain(grey.expand(-1, 13, -1, -1)).tokens[:, 0] @ tower.proj
+        torch.testing.assert_close(answer, expected, rtol=1e-3, atol=1e-4)
+        spectral = started(weights, RGB, S2, spectral=True, clip="quick_gelu", **CLIP_SIZES)
+        rgb = torch.randn(2, 3, 48, 48)
+        answer = spectral(rgb, sensor="rgb").tokens[:, 0] @ tower.proj
+        torch.testing.assert_close(answer, tower(rgb), rtol=1e-3, atol=1e-3)
+        baked = spectral.bake(contract(S2))
+        images = torch.randn(2, 13, 48, 48)
+        torch.testing.assert_close(
+            baked(images).tokens, spectral(images, sensor="sentinel2").tokens, rtol=1e-5, atol=1e-5
+        )
+    assert "patch_embed.bias" not in spectral.state_dict() and baked.patch_embed.proj.bias is None
+
+
+def test_towers_of_clip_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    weights, _ = clip_in_file(tmp_path)
+    with pytest.raises(CheckpointError, match=r"clip quick_gelu.*; the encoder has .*clip None.*: give .*and clip"):
+        started(weights, RGB, **CLIP_SIZES)
+    with pytest.raises(CheckpointError, match="give it as remoteclip:PATH"):
+        started(weights.removeprefix("remoteclip:"), RGB)
+    open_clip = pytest.importorskip("open_clip")
+    text = {"context_length": 8, "vocab_size": 50, "width": 64, "heads": 1, "layers": 1}
+    vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}
+    torch.save(open_clip.CLIP(48, vision, text).state_dict(), tmp_path / "resnet.pt")
+    with pytest.raises(CheckpointError, match="family ModifiedResNet"):
+        started(f"remoteclip:{tmp_path / 'resnet.pt'}", RGB)
+
+
+def test_clips_of_timm_start_an_encoder(tmp_path: Path) -> None:
+    args = {"img_size": 48, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    torch.manual_seed(0)
+    tower = timm.create_model("vit_base_patch16_clip_quickgelu_224", num_classes=0, **args)
+    for parameter in tower.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    architecture = tower.pretrained_cfg | {"architecture": "vit_base_patch16_clip_quickgelu_224"}
+    tower.pretrained_cfg = architecture
+    save_for_hf(tower, tmp_path, model_args=args, safe_serialization=True)
+    encoder, images = started(f"timm:local-dir:{tmp_path}", RGB, clip="quick_gelu"), torch.randn(2, 3, 48, 48)
+    torch.testing.assert_close(encoder(images).tokens, tower.eval().forward_features(images), rtol=1e-5, atol=1e-5)

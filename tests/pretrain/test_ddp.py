@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_corpus import write_corpus
-from tiny_recipes import encoder, method, with_places
+from tiny_recipes import annotated, encoder, method
 from tiny_teacher import write_teacher
 
 from geomim.data.datamodule import TileDataModule
@@ -78,7 +78,7 @@ if __name__ == "__main__":
 def two_processes(tmp_path_factory):
     """Run every case in one pair of processes: starting them is what takes time."""
     root = tmp_path_factory.mktemp("ddp")
-    corpora = {nodata: with_places(write_corpus(root / f"corpus{nodata}", nodata=nodata)) for nodata in (False, True)}
+    corpora = {nodata: annotated(write_corpus(root / f"corpus{nodata}", nodata=nodata)) for nodata in (False, True)}
     write_teacher(root / "teacher")
     cases = {(recipe, True, parts): root / f"{recipe}{parts}" for recipe in RECIPES for parts in (1, 2)}
     cases |= {("mae", False, 1): root / "plain"}
@@ -123,7 +123,8 @@ def test_one_process_equals_two_and_micro_batches(two_processes, tmp_path, monke
     for how, kept in divided.items():
         assert set(kept) == set(whole)
         for name in whole:
-            np.testing.assert_allclose(kept[name], whole[name], atol=1e-5, rtol=1e-5, err_msg=f"{how}: {name}")
+            atol = 1e-5 * max(1.0, np.abs(whole[name]).max())  # gradients of a new text tower are large
+            np.testing.assert_allclose(kept[name], whole[name], atol=atol, rtol=1e-5, err_msg=f"{how}: {name}")
 
 
 @pytest.mark.parametrize("recipe", ["mae", "latent_mim"])  # without and with a copy that follows

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_corpus import NAMES, write_corpus
-from tiny_recipes import encoder, method, with_places
+from tiny_recipes import annotated, encoder, method
 from tiny_teacher import write_teacher
 from torch import nn
 from whole_arrays import write_array
@@ -152,7 +152,7 @@ def fail_in_step_2(monkeypatch):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_step_of_every_recipe_runs_again(folder, monkeypatch, recipe):
-    corpus, teacher = with_places(write_corpus(folder / "corpus", nodata=True)), write_teacher(folder / "teacher")
+    corpus, teacher = annotated(write_corpus(folder / "corpus", nodata=True)), write_teacher(folder / "teacher")
     train_as(recipe, folder / "whole", corpus, teacher, 1)
     fail_in_step_2(monkeypatch)
     with pytest.raises(GeomimError, match="not finite in step 2"):  # read at step 3

@@ -2,7 +2,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from tiny_corpus import write_corpus
-from tiny_recipes import encoder, method, with_places
+from tiny_recipes import annotated, encoder, method
 from tiny_teacher import write_teacher
 
 from geomim.data.datamodule import TileDataModule
@@ -55,7 +55,7 @@ def run(corpus, folder, recipe, resume=None, kill=False, monkeypatch=None):
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume")
     write_teacher(folder / "teacher")
-    return with_places(write_corpus(folder / "corpus", nodata=True))
+    return annotated(write_corpus(folder / "corpus", nodata=True))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import shapely
 
+from geomim.corpus.captions.table import captioned
 from geomim.corpus.duplicates.geometry import another_day
 from geomim.corpus.duplicates.keep import keep_one
 from geomim.corpus.labels import SPLITS
@@ -40,8 +41,8 @@ class Tables:
 
     Attributes:
         catalogue: Folder with `tiles-*.parquet`, `edges.parquet`, and perhaps `exclusions.parquet`,
-            `split.parquet` (`id`, `split`), `label.parquet` (`id`, `label`), `balance.parquet` (`id`, `chosen`) and
-            `shared.parquet` (`ground.SHARED`).
+            `split.parquet` (`id`, `split`), `label.parquet` (`id`, `label`), `captions.parquet`, `balance.parquet`
+            (`id`, `chosen`) and `shared.parquet` (`ground.SHARED`).
         staged: Folder with tables that are about to replace those, or None; an empty `NAME.removed` removes one.
     """
 
@@ -73,14 +74,16 @@ class Tables:
         file = self.file(name)
         return [] if file is None else _rows(file, tiles)
 
-    def part(self, file: Path, columns: list[str] | None = None) -> pa.Table:
-        """One file of tiles, with the split that was drawn last, and the labels that were given last."""
+    def part(self, file: Path, columns: list[str] | None = None, written: bool = True) -> pa.Table:
+        """One file of tiles, with the split drawn last, the labels given last, and sentences `written` since."""
         tiles = pq.read_table(file, columns=columns)
         for name in {"split", "label"}.intersection(tiles.column_names):
             if values := {row["id"]: row[name] for row in self.rows(name, tiles)}:
                 own = zip(tiles["id"].to_pylist(), tiles[name].to_pylist(), strict=True)
                 column = pa.array([values.get(number, old) for number, old in own], pa.string())
                 tiles = tiles.set_column(tiles.column_names.index(name), name, column)
+        if "captions" in tiles.column_names:
+            tiles = captioned(tiles, self.rows("captions", tiles) if written else [])
         return tiles
 
 

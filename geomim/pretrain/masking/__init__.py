@@ -7,8 +7,21 @@ slots weigh nothing.
 
 from geomim.pretrain.masking.attention import Attention
 from geomim.pretrain.masking.grid import Blocks, Disjoint, Units
-from geomim.pretrain.masking.random import Random
+from geomim.pretrain.masking.random import Random, Whole
 from geomim.pretrain.masking.selective import Phases, Selective
 from geomim.pretrain.masking.split import Masking, TokenSplit
+from geomim.pretrain.masking.told import Told
 
-__all__ = ["Attention", "Blocks", "Disjoint", "Masking", "Phases", "Random", "Selective", "TokenSplit", "Units"]
+__all__ = [
+    "Attention",
+    "Blocks",
+    "Disjoint",
+    "Masking",
+    "Phases",
+    "Random",
+    "Selective",
+    "TokenSplit",
+    "Told",
+    "Units",
+    "Whole",
+]

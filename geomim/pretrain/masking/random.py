@@ -1,4 +1,4 @@
-"""Patches drawn uniformly."""
+"""Patches drawn uniformly, or all of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from torch import Tensor
 
 from geomim.pretrain.context import Context, View
 from geomim.pretrain.masking.split import TokenSplit, counts, split_of
+
+
+class Whole:
+    """Nothing is hidden, and nothing predicted."""
+
+    def __call__(self, context: Context, progress: Tensor) -> dict[str, TokenSplit]:
+        """See all of the image."""
+        view = context.views["image"]
+        every = torch.arange(view.length, device=view.image.device).expand(len(view.image), -1)
+        return {"image": split_of(view, every, every[:, :0])}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from geomim.pretrain.objective import MaskedImageModel
+from geomim.pretrain.recipes.language import remote_clip, rils, selective_rils, sycoca_inspired
 from geomim.pretrain.recipes.latent import latent_mim, selective_latent
 from geomim.pretrain.recipes.pairs import croco
 from geomim.pretrain.recipes.pixels import cross_mae, dmjd, mae, satvision, selective_mae, simmim
@@ -25,5 +26,9 @@ RECIPES: dict[str, Callable[..., MaskedImageModel]] = {
     "mask_align": mask_align,
     "latent_mim": latent_mim,
     "selective_latent": selective_latent,
+    "remote_clip": remote_clip,
+    "rils": rils,
+    "selective_rils": selective_rils,
+    "sycoca_inspired": sycoca_inspired,
 }
 """Every recipe by the name a config gives it."""

@@ -4,6 +4,18 @@ from geomim.pretrain.targets.answer import Answer, Target
 from geomim.pretrain.targets.hog import HOG
 from geomim.pretrain.targets.latent import Alike, EmaLatent
 from geomim.pretrain.targets.pixels import Pixels
+from geomim.pretrain.targets.sentences import Meanings, Sentences
 from geomim.pretrain.targets.teacher import FrozenTeacher, TeacherLevels
 
-__all__ = ["HOG", "Alike", "Answer", "EmaLatent", "FrozenTeacher", "Pixels", "Target", "TeacherLevels"]
+__all__ = [
+    "HOG",
+    "Alike",
+    "Answer",
+    "EmaLatent",
+    "FrozenTeacher",
+    "Meanings",
+    "Pixels",
+    "Sentences",
+    "Target",
+    "TeacherLevels",
+]

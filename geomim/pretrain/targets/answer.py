@@ -15,14 +15,20 @@ class Answer(NamedTuple):
     Attributes:
         values: `(B, P, T)` float32.
         element: `(B, P, T)` float, 0 for values that were not measured; None where all were.
+        key: `(B,)` int64, equal where answers about whole images are one and the same, -1 where there is none; None
+            where nobody asks.
     """
 
     values: Tensor
     element: Tensor | None = None
+    key: Tensor | None = None
 
 
 class Target(Protocol):
-    """Anything that knows the answers; one that has weights is an `nn.Module`, and trains none of them."""
+    """Anything that knows the answers; one that has weights is an `nn.Module`, and trains none of them.
+
+    One that does not know all images says so: `knows(view)` gives `(B,)` float, 0 where it has no answer.
+    """
 
     @property
     def dim(self) -> int | None:

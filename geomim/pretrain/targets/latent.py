@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,11 +43,9 @@ class EmaLatent(nn.Module):
         """Stay as in evaluation."""
         return super().train(False)
 
-    @torch.no_grad()
     def before_step(self, progress: Tensor) -> None:
-        """Follow, parameters and buffers alike."""
-        ours, theirs = _numbers(self.encoder, self.projector), _numbers(*self._followed)
-        torch._foreach_lerp_(ours, theirs, [falling(progress, 1 - self.momentum, 0.0)] * len(ours))
+        """Follow."""
+        follow((self.encoder, self.projector), self._followed, progress, self.momentum)
 
     @torch.no_grad()
     def forward(self, view: View, positions: Tensor) -> Answer:
@@ -54,6 +53,15 @@ class EmaLatent(nn.Module):
         patches, valid = Patches(view.patches, view.grid, view.sensor, view.gsd), view.patch_valid
         latents = self.encoder.encode(patches, positions, None if valid is None else valid.gather(1, positions))
         return Answer((latents.patches if self.projector is None else self.projector(latents, positions)).float())
+
+
+@torch.no_grad()
+def follow(
+    copies: Sequence[nn.Module | None], followed: Sequence[nn.Module | None], progress: Tensor, momentum: float
+) -> None:
+    """Bring copies nearer to what they follow, parameters and buffers alike; `momentum` rises to 1."""
+    ours, theirs = _numbers(*copies), _numbers(*followed)
+    torch._foreach_lerp_(ours, theirs, [falling(progress, 1 - momentum, 0.0)] * len(ours))
 
 
 def _numbers(*modules: nn.Module | None) -> list[Tensor]:

@@ -1,0 +1,203 @@
+"""Text towers: open_clip's, built from their sizes, with their tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from geomim.errors import CheckpointError, ConfigError
+from geomim.models.clip import SOURCES, Clip, architecture, open_clip, read_clip
+from geomim.models.weights import fill
+
+TINY = {"embed_dim": 192, "quick_gelu": False, "text_cfg": {"width": 192, "heads": 3, "layers": 2}}
+"""A text tower for CPUs, with CLIP's tokenizer."""
+
+
+class TextTower(nn.Module):
+    """Sentences to vectors, not normalised.
+
+    It always runs as in evaluation: dropout, where a model of Hugging Face has any, would not be addressed.
+
+    Args:
+        config: `embed_dim`, `quick_gelu` and `text_cfg`, as open_clip's configurations hold them.
+
+    Attributes:
+        dim: Width of what it answers.
+        context_length: Most tokens of a sentence; the rest is cut off.
+        causal: Tokens see no later ones, so that what stands behind the end of a sentence need not be computed.
+        notes: What was assumed of its weights, in sentences.
+    """
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        open_clip()
+        from open_clip.model import _build_text_tower  # of any kind: its constructors differ
+
+        self.config = {key: config[key] for key in ("embed_dim", "quick_gelu", "text_cfg")}
+        sizes = dict(self.config["text_cfg"])
+        try:
+            offline = sizes | ({"hf_model_pretrained": False} if "hf_model_name" in sizes else {})
+            self.network: Any = _build_text_tower(config["embed_dim"], offline, config["quick_gelu"])
+        except Exception as error:  # sizes that do not fit, a model that is not there
+            raise ConfigError(f"open_clip cannot build the text tower {sizes} ({error})") from error
+        self.dim = int(config["embed_dim"])
+        self.context_length = int(sizes.get("context_length", 77))
+        mask = getattr(self.network, "attn_mask", None)
+        pool, tail = getattr(self.network, "pool_type", ""), getattr(self.network, "cls_emb", None)
+        self.causal = mask is not None and tail is None and pool in ("argmax", "eos")
+
+    @property
+    def identity(self) -> str:
+        """What its tokens follow from."""
+        names = ("context_length", "vocab_size", "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs")
+        return str({name: self.config["text_cfg"].get(name) for name in names})
+
+    @property
+    def blocks(self) -> nn.ModuleList | None:
+        """Its transformer's, where ranks share their weights or keep less of them."""
+        blocks: nn.ModuleList | None = getattr(getattr(self.network, "transformer", None), "resblocks", None)
+        return blocks
+
+    def train(self, mode: bool = True) -> TextTower:
+        """Stay as in evaluation."""
+        return super().train(False)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+        sizes = self.config["text_cfg"]
+        options = sizes.get("tokenizer_kwargs") or {}
+        if name := sizes.get("hf_tokenizer_name"):
+            mode = sizes.get("tokenizer_mode")
+            return HFTokenizer(name, context_length=self.context_length, tokenizer_mode=mode, **options)
+        return SimpleTokenizer(context_length=self.context_length, **options)
+
+    def tokenize(self, sentences: Sequence[str]) -> Tensor:
+        """Tokens `(n, context_length)` int64; of a longer sentence the first ones, and its end."""
+        tokens: Tensor = self._tokenizer(list(sentences))
+        return tokens
+
+    def trim(self, tokens: Tensor) -> Tensor:
+        """Leave out what no sentence of `tokens (n, T)` reaches, to a multiple of 8; exact, and only where causal."""
+        if not self.causal or not len(tokens):
+            return tokens
+        longest = int(self._ends(tokens).max()) + 1
+        return tokens[:, : -(-longest // 8) * 8]
+
+    def _ends(self, tokens: Tensor) -> Tensor:
+        """Where each sentence of `tokens (n, T)` ends: `(n,)`."""
+        if self.network.pool_type == "eos":
+            ends: Tensor = tokens == self.network.eos_id
+            return ends.int().argmax(1)
+        return tokens.argmax(1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Vectors `(U, dim)` of `tokens (U, T)`, T up to the context length where it is causal, else just that."""
+        network, length = self.network, tokens.shape[1]
+        if not self.causal:
+            whole: Tensor = network(tokens)
+            return whole
+        states = network.token_embedding(tokens) + network.positional_embedding[:length]
+        states = network.transformer(states, attn_mask=network.attn_mask[:length, :length])
+        states = network.ln_final(states)[torch.arange(len(tokens), device=tokens.device), self._ends(tokens)]
+        projection = network.text_projection
+        if projection is not None:
+            states = projection(states) if isinstance(projection, nn.Module) else states @ projection
+        answer: Tensor = states
+        return answer
+
+
+@dataclass(frozen=True)
+class Text:
+    """Which text tower a recipe has.
+
+    Args:
+        name: `tiny`, of 2 layers 192 wide; an architecture of open_clip whose tokenizer is CLIP's, as `ViT-B-32`; or
+            `local-dir:FOLDER`.
+        weights: Start from those of a model: `remoteclip:PATH`, `open_clip:NAME/PRETRAINED`.
+        frozen: Its weights are not trained.
+        quickgelu: Its activation, where neither weights nor architecture say.
+    """
+
+    name: str = "tiny"
+    weights: str | None = None
+    frozen: bool = False
+    quickgelu: bool | None = None
+
+    def build(self) -> TextTower:
+        """Make it, see `build_text`."""
+        return build_text(self.name, self.weights, self.frozen, self.quickgelu)
+
+
+def build_text(
+    name: str = "tiny", weights: str | None = None, frozen: bool = False, quickgelu: bool | None = None
+) -> TextTower:
+    """Make a text tower.
+
+    Args:
+        name: `tiny`, of 2 layers 192 wide; an architecture of open_clip whose tokenizer is CLIP's, which comes with it,
+            as `ViT-B-32`; or `local-dir:FOLDER` with `open_clip_config.json` and the tokenizer's files.
+        weights: Start from those of a model, as `read_clip` reads it; `open_clip:local-dir:FOLDER` for a folder.
+        frozen: Its weights are not trained.
+        quickgelu: As for `read_clip`; of a tower without weights what the architecture says where None.
+
+    Raises:
+        ConfigError: There is no such architecture here.
+        CheckpointError: The weights cannot be read, or are of another one.
+    """
+    if weights is not None:
+        tower = text_tower(read_clip(weights, quickgelu))
+        _same(name, tower.config["text_cfg"], weights)
+    else:
+        config = {"quick_gelu": False, **_sizes(name)}
+        tower = TextTower(config if quickgelu is None else config | {"quick_gelu": quickgelu})
+    return tower.requires_grad_(not frozen)
+
+
+def text_tower(clip: Clip) -> TextTower:
+    """The text tower of a model, with its weights."""
+    tower = TextTower(clip.config)
+    theirs = getattr(clip.model, "text", clip.model).state_dict()
+    state = {name: value for name, value in theirs.items() if name in tower.network.state_dict()}
+    fill(clip.source, tower.network, state, "a text tower")
+    tower.notes = clip.notes
+    return tower
+
+
+def _sizes(name: str) -> dict[str, Any]:
+    """`embed_dim` and `text_cfg` of an architecture; only what is here, nothing is fetched."""
+    if name == "tiny":
+        return TINY
+    if name.startswith(SOURCES):
+        raise ConfigError(f"text '{name}' is a source of weights: give it as weights, and the architecture as name")
+    try:
+        config = architecture(name)
+    except CheckpointError as error:
+        raise ConfigError(f"text: {error}, or tiny") from error
+    sizes = config["text_cfg"]
+    if name.startswith("local-dir:"):
+        folder = name.removeprefix("local-dir:")
+        return config | {"text_cfg": sizes | ({"hf_tokenizer_name": folder} if "hf_tokenizer_name" in sizes else {})}
+    if fetched := sizes.get("hf_tokenizer_name") or sizes.get("hf_model_name"):
+        raise ConfigError(
+            f"text '{name}' needs the tokenizer '{fetched}', which does not come with open_clip: download the model's "
+            "folder and give it as local-dir:FOLDER, or take an architecture with CLIP's tokenizer, as ViT-B-32"
+        )
+    return config
+
+
+def _same(name: str, given: Mapping[str, Any], weights: str) -> None:
+    """Refuse weights of another architecture than the one that is named."""
+    wanted, usual = _sizes(name)["text_cfg"], {"width": 512, "heads": 8, "layers": 12, "context_length": 77}
+    both = [{key: sizes.get(key, value) for key, value in usual.items()} for sizes in (wanted, given)]
+    if both[0] != both[1]:
+        ours, theirs = (", ".join(f"{key} {value}" for key, value in sizes.items()) for sizes in both)
+        raise CheckpointError(f"'{weights}' has a text tower of {theirs}; '{name}' has {ours}: name the weights' own")

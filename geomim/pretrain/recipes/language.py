@@ -1,0 +1,186 @@
+"""Methods that learn from sentences about images."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from geomim.models.decoders import CrossAttention, Pooled, SelfAttention, Spoken
+from geomim.models.joint import Joint, Pool
+from geomim.models.text import Text
+from geomim.models.vit import ViT
+from geomim.pretrain.contrast import Contrast, Equal, LanguageSpace
+from geomim.pretrain.losses import mse
+from geomim.pretrain.masking import Phases, Random, Selective, Told, Whole
+from geomim.pretrain.objective import MaskedImageModel, Term
+from geomim.pretrain.targets import Meanings, Pixels, Sentences
+
+TEXT = frozenset({"text"})
+
+
+def contrast(
+    joint: Joint, memory: str, loss: Literal["softmax", "sigmoid"] = "softmax", equal: Equal = "positives"
+) -> Term:
+    """The term that tells images and sentences apart; `memory` is what an image's vector is made of."""
+    told_apart = Contrast(joint, "contrast", loss, equal)
+    return Term(
+        Pooled(joint), Sentences(joint), told_apart, "image", memory=memory, name="contrast", step=("contrast",)
+    )
+
+
+def remote_clip(
+    encoder: ViT,
+    text: Text = Text(),  # noqa: B008 (frozen)
+    visible: float = 1.0,
+    pool: Pool = "mean",
+    temperature: float = 0.07,
+    loss: Literal["softmax", "sigmoid"] = "softmax",
+    equal: Equal = "positives",
+) -> MaskedImageModel:
+    """RemoteCLIP (Liu et al., TGRS 2024): tell images and sentences of a batch apart, as CLIP does.
+
+    Verified: the loss equals open_clip's in value and gradient. Deviates: an image's vector is the mean of its patches
+    (`pool: class` as published); equal sentences are positives of each other's images, since sentences made from labels
+    repeat (`equal: negatives` as published); it starts from whatever encoder and text tower are given, as published
+    from CLIP's: `--encoder.weights` and `--method.text.weights`.
+
+    Args:
+        encoder: The encoder to train.
+        text: The text tower.
+        visible: Share of the patches that is seen; less than 1 is FLIP (Li et al., CVPR 2023), more images a second.
+        pool: What an image's vector is made of.
+        temperature: Divides cosines at the start; learned.
+        loss: `softmax` over the batch, or `sigmoid` of each pair (SigLIP), which starts best at temperature 0.1.
+        equal: What pairs of an image and another's equal sentence are.
+    """
+    joint = Joint(text.build(), encoder.width, pool, temperature)
+    masking, memory = (Whole(), "image:all") if visible == 1 else (Random(visible), "image")
+    return MaskedImageModel(encoder, masking, [contrast(joint, memory, loss, equal)], needs=TEXT, joint=joint)
+
+
+def rils(
+    encoder: ViT,
+    text: Text = Text(),  # noqa: B008 (frozen)
+    visible: float = 0.25,
+    decoder_depth: int = 1,
+    decoder_width: int | None = None,
+    decoder_heads: int | None = None,
+    weight: float = 0.5,
+    temperature: float = 0.1,
+    answer_temperature: float = 0.04,
+    gate: bool = True,
+    equal: Equal = "positives",
+) -> MaskedImageModel:
+    """RILS (Yang et al., CVPR 2023): predict of hidden patches what they say of the sentences of the batch.
+
+    Verified against the published code: both losses. Deviates: prototypes are constants on one device as on many (the
+    published code lets a gradient through on one); equal sentences are one prototype, and positives of each other's
+    images (`equal: negatives` as published); a plain encoder has biases on its keys, and MAE's positions.
+
+    Args:
+        encoder: The encoder to train; it sees every image whole as well.
+        text: The text tower.
+        visible: Share of the patches that is seen.
+        decoder_depth: Blocks of the decoder.
+        decoder_width: Token width of the decoder; the encoder's where not given.
+        decoder_heads: Attention heads of the decoder; the encoder's where not given.
+        weight: Weight of the prediction beside the contrast.
+        temperature: Divides the cosines of predicted patches and sentences.
+        answer_temperature: Divides those of what the whole image makes of a patch.
+        gate: Only images that find their own sentence in the batch count.
+        equal: What pairs of an image and another's equal sentence are.
+    """
+    joint = Joint(text.build(), encoder.width)
+    size = decoder_depth, decoder_width or encoder.width, decoder_heads or encoder.heads
+    decoder = Spoken(SelfAttention(encoder, encoder.width, *size), joint)
+    space = LanguageSpace("contrast", temperature, answer_temperature, gate)
+    terms = [
+        contrast(joint, "image:all", equal=equal),
+        Term(decoder, Meanings(encoder, joint), space, weight=weight, name="language", step=("contrast",)),
+    ]
+    return MaskedImageModel(encoder, Random(visible), terms, needs=TEXT, joint=joint)
+
+
+def selective_rils(
+    encoder: ViT,
+    text: Text = Text(),  # noqa: B008 (frozen)
+    visible: float = 0.5,
+    predict: float = 0.25,
+    decoder_depth: int = 1,
+    decoder_width: int = 512,
+    decoder_heads: int = 16,
+    weight: float = 0.5,
+    pixels: float = 0.0,
+    starts: float = 0.3,
+    teacher: Literal["encoder", "ema"] = "encoder",
+    gate: bool = True,
+    equal: Equal = "positives",
+    score: Literal["hog_energy", "published"] = "hog_energy",
+    phases: Phases = Phases(),  # noqa: B008 (frozen)
+) -> MaskedImageModel:
+    """Language-space targets of patches drawn as in SelectiveMAE, with the contrast made of what is seen.
+
+    Ours: nobody has published it. Verified each against its own published code: the selection (Wang et al., ICCV 2025)
+    and both losses (Yang et al., CVPR 2023). Deviates from RILS: the image is never seen whole with a gradient; the
+    contrast is made of the visible patches, as in FLIP; the answers come from a pass without gradient, from a share of
+    training on, since before few images find their sentence; only some patches are predicted, each on its own.
+
+    Args:
+        encoder: The encoder to train.
+        text: The text tower.
+        visible: Share of the patches that is seen.
+        predict: Share of all patches that is predicted.
+        decoder_depth: Blocks of the decoder.
+        decoder_width: Token width of the decoder.
+        decoder_heads: Attention heads of the decoder.
+        weight: Weight of predictions in the space of images and sentences, beside the contrast.
+        pixels: Weight of predicted pixels, by a decoder of their own; none where 0.
+        starts: Share of training from which on patches are predicted in the space of images and sentences.
+        teacher: Who sees the whole image: the encoder itself, or a copy that follows it.
+        gate: Only images that find their own sentence in the batch count.
+        equal: What pairs of an image and another's equal sentence are.
+        score: How seeds and predicted patches are drawn.
+        phases: When growth goes from near to far to random.
+    """
+    joint, size = Joint(text.build(), encoder.width), (decoder_depth, decoder_width, decoder_heads)
+    terms = [contrast(joint, "image", equal=equal)]
+    if weight:
+        decoder = Spoken(CrossAttention(encoder, encoder.width, *size), joint)
+        meanings = Meanings(encoder, joint, teacher)
+        space = LanguageSpace("contrast", gate=gate)
+        terms.append(Term(decoder, meanings, space, weight=weight, name="language", step=("contrast",), starts=starts))
+    if pixels:
+        terms.append(Term(CrossAttention(encoder, "pixels", *size), Pixels(), mse, weight=pixels, name="pixels"))
+    masking = Selective(visible, predict, score, phases)
+    return MaskedImageModel(encoder, masking, terms, needs=TEXT, joint=joint)
+
+
+def sycoca_inspired(
+    encoder: ViT,
+    text: Text = Text(),  # noqa: B008 (frozen)
+    visible: float = 0.5,
+    decoder_depth: int = 1,
+    decoder_width: int = 512,
+    decoder_heads: int = 16,
+    pixels: float = 1.0,
+    flat: float = 0.98,
+) -> MaskedImageModel:
+    """After SyCoCa (Ma et al., arXiv 2401.02137): hide the patches that the sentence speaks of, and predict them.
+
+    Verified: nothing; the formula is taken from the paper's words. Deviates: no captions are written, the decoder of
+    pixels reads no words, a sentence is compared as a whole, not word by word, and images whose patches all fit the
+    sentence alike are masked at random.
+
+    Args:
+        encoder: The encoder to train; it sees every image whole as well.
+        text: The text tower.
+        visible: Share of the patches that is seen.
+        decoder_depth: Blocks of the decoder.
+        decoder_width: Token width of the decoder.
+        decoder_heads: Attention heads of the decoder.
+        pixels: Weight of the predicted pixels beside the contrast.
+        flat: Entropy of a sentence over patches, as a share of the greatest, from which on masks are random.
+    """
+    joint = Joint(text.build(), encoder.width)
+    decoder = SelfAttention(encoder, "pixels", decoder_depth, decoder_width, decoder_heads)
+    terms = [contrast(joint, "image:all"), Term(decoder, Pixels(), mse, weight=pixels, name="pixels")]
+    return MaskedImageModel(encoder, Told(joint, visible, flat), terms, needs=TEXT, joint=joint)
