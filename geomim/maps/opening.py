@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,9 +12,27 @@ import torch
 from geomim.corpus.scenes import Scene, open_scene
 from geomim.errors import BandError, GeomimError
 from geomim.maps.windows import read_window
+from geomim.models.fitting import Chosen, contract_for
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
-from geomim.sensors import BandContract, Sensor, match_bands
+from geomim.models.weights import Loaded, contract_of
+from geomim.sensors import BandContract, Sensor, get_sensor, match_bands, stated_contract
+
+
+def chosen_for(
+    loaded: Loaded, name: str, uri: str, sensor: str | None, bands: Sequence[str] | None, all_bands: bool = False
+) -> Chosen:
+    """The contract that an encoder sees a scene with: its own, or of a spectral one the one for the scene's bands.
+
+    Arguments and errors as of `contract_for`; `sensor` and `bands` are what the user says of the scene.
+    """
+    if not loaded.encoder.config.get("spectral") and not all_bands:
+        return contract_of(loaded, name)
+    with open_scene(uri, None if sensor is None else get_sensor(sensor), bands) as first:
+        stated = sensor and stated_contract(sensor, first.sensor.names)
+        same = stated and stated.sensor.meanings == first.sensor.meanings
+        own = replace(stated, sensor=first.sensor) if stated and same else None
+        return contract_for(loaded, name, first.sensor, own, all_bands)
 
 
 def open_for(
@@ -80,3 +99,15 @@ def check_scene(
     sample = ((torch.from_numpy(numbers)[None], torch.from_numpy(valid)[None]) for numbers, valid in read)
     for note in check_range(prepare, sample, f"'{scene.uri}'"):
         print(f"note: {note}")
+
+
+def scale_note(scene: Scene, contract: BandContract, fitted_at: float | None = None) -> str:
+    """For which metres a pixel positions are made that follow them, and whether a probe that was fitted knows such."""
+    gsd = scene.gsd or contract.sensor.gsd
+    if gsd is None:
+        return f"'{scene.uri}': nothing tells its metres a pixel: positions are those of unknown ones"
+    said = f"'{scene.uri}': positions follow the metres a pixel: they are made for {gsd:.3g} m"
+    said += ", which its sensor has, as the scene has no place" if scene.crs is None else ""
+    if fitted_at and not 1 / 1.5 <= gsd / fitted_at <= 1.5:
+        said += f"; the probe was fitted at {fitted_at:.3g} m, and may not know what things look like here"
+    return said

@@ -11,20 +11,20 @@ from rasterio.windows import Window
 from rich.progress import track
 from torch import Tensor
 
-from geomim.corpus.scenes import Scene, find_scenes, open_scene
+from geomim.corpus.scenes import Scene, find_scenes
 from geomim.errors import CheckpointError, InputError
 from geomim.evaluate.features import encode, fast_half
 from geomim.evaluate.probes import patch_logits
 from geomim.evaluate.saved import fingerprint, load_probe
 from geomim.maps.clusters import fit_kmeans
-from geomim.maps.opening import check_scene, open_for
+from geomim.maps.opening import check_scene, chosen_for, open_for, scale_note
 from geomim.maps.rasters import NODATA, aside, create, name_classes, placed, write_names
 from geomim.maps.windows import read_window
-from geomim.models.fitting import Chosen, contract_for, fitted
+from geomim.models.fitting import Chosen, fitted
 from geomim.models.hierarchical import Encoder
 from geomim.models.inputs import ContractInput, patch_validity
 from geomim.models.weights import Loaded, contract_of, read_encoder
-from geomim.sensors import BandContract, Sensor, get_sensor, stated_contract
+from geomim.sensors import BandContract, Sensor, get_sensor
 
 Decide = Callable[[Tensor], Tensor]
 
@@ -173,11 +173,7 @@ def cluster(
     targets = _targets(find_scenes(scene), out, "clusters")
 
     def of_first(loaded: Loaded) -> Chosen:
-        with open_scene(targets[0][0], read, bands) as first:
-            stated = sensor and stated_contract(sensor, first.sensor.names)
-            same = stated and stated.sensor.meanings == first.sensor.meanings
-            own = replace(stated, sensor=first.sensor) if stated and same else None
-            return contract_for(loaded, checkpoint, first.sensor, own, all_bands)
+        return chosen_for(loaded, checkpoint, targets[0][0], sensor, bands, all_bands)
 
     mapper = _mapper(checkpoint, heads, device, of_first)
     means = fit_kmeans(_sample(mapper, [uri for uri, _ in targets], read, bands, sample, seed), clusters, seed)
@@ -222,20 +218,8 @@ def _windows(scene: Scene, mapper: Mapper) -> list[tuple[int, int]]:
 
 
 def _check(mapper: Mapper, scene: Scene, prepare: ContractInput) -> None:
-    also = [_scale(mapper, scene)] if mapper.source.config.get("gsd_positions") else []
+    also = [scale_note(scene, mapper.contract, mapper.gsd)] if mapper.source.config.get("gsd_positions") else []
     check_scene(scene, prepare, _windows(scene, mapper), mapper.encoder.image_size, also)
-
-
-def _scale(mapper: Mapper, scene: Scene) -> str:
-    """For which metres a pixel positions are made, and whether the probe knows such."""
-    gsd = scene.gsd or mapper.contract.sensor.gsd
-    if gsd is None:
-        return f"'{scene.uri}': nothing tells its metres a pixel: positions are those of unknown ones"
-    said = f"'{scene.uri}': positions follow the metres a pixel: they are made for {gsd:.3g} m"
-    said += ", which its sensor has, as the scene has no place" if scene.crs is None else ""
-    if mapper.gsd and not 1 / 1.5 <= gsd / mapper.gsd <= 1.5:
-        said += f"; the probe was fitted at {mapper.gsd:.3g} m, and may not know what things look like here"
-    return said
 
 
 def _encoded(
