@@ -55,6 +55,8 @@ VERBS = {
     "export": Verb("geomim.models.export:export", "train", "an encoder becomes a folder that plain timm loads"),
     "show": Verb("geomim.verbs.show:show", "train", "where weights come from: recipe, corpora, bands, scores"),
     "predict": Verb("geomim.maps.predict:predict", "maps", "an encoder, a probe and a scene become a map of classes"),
+    "query": Verb("geomim.maps.query:query", "maps", "a typed question to a scene becomes a raster of where it fits"),
+    "search": Verb("geomim.verbs.search:search", "maps", "the tiles of a corpus that a text or a tile is nearest to"),
     "cluster": Verb("geomim.maps.predict:cluster", "maps", "an encoder and a scene become a map without labels"),
 }
 """Every verb. A function called `run` is given the raw arguments; any other becomes options by its signature."""
@@ -165,7 +167,7 @@ def parse(function: Callable[..., Any], arguments: list[str], verb: str) -> dict
     """Turn a typed function into a command line and read it.
 
     Parameters without a default, except `out`, may be given as bare words. `--config FILE` reads any of them from
-    YAML. A list is given as `--bands red,green`, a switch as `--overwrite`.
+    YAML. A list is given as `--bands red,green`, or its flag again for each, a switch as `--overwrite`.
 
     Raises:
         ConfigError: An argument is unknown, missing or of the wrong type.
@@ -192,6 +194,7 @@ def parse(function: Callable[..., Any], arguments: list[str], verb: str) -> dict
 def _spell_out(arguments: list[str], parameters: Mapping[str, inspect.Parameter], words: list[str]) -> list[str]:
     """Give bare words, lists and switches the one form that the parser reads: `--name=value`."""
     spelled, bare = [], []
+    lists: dict[str, list[str]] = {}  # a list's flag may be given several times
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
@@ -215,7 +218,11 @@ def _spell_out(arguments: list[str], parameters: Mapping[str, inspect.Parameter]
                 given.append(rest.pop(0))
         elif not equals:
             given = [rest.pop(0)] if rest else []
-        spelled.append(f"--{parameter.name}={_value(parameter, given)}" if given else f"--{parameter.name}")
+        if _is_list(parameter) and given:
+            lists.setdefault(parameter.name, []).extend(given)
+        else:
+            spelled.append(f"--{parameter.name}={_value(parameter, given)}" if given else f"--{parameter.name}")
+    spelled += [f"--{name}={_value(parameters[name], given)}" for name, given in lists.items()]
     for name in words:
         if bare:
             taken = bare if _is_list(parameters[name]) else [bare[0]]

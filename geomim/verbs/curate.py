@@ -3,7 +3,8 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from geomim.corpus.duplicates.embedding import Subset, semantic_pairs
 from geomim.corpus.duplicates.embedding import balance as choose
 from geomim.corpus.store import Corpus, write_json
 from geomim.data.labelled import Labelled, LabelledData, ground_sides
-from geomim.errors import CorpusError, InputError
+from geomim.errors import CheckpointError, CorpusError, InputError
 from geomim.evaluate.features import Extractor, Pool, fast_half, frozen
 from geomim.evaluate.saved import fingerprint
+from geomim.models.fitting import contract_for
+from geomim.models.image_text import open_image_text
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import LOOKS, check_range
+from geomim.sensors import BandContract
 from geomim.verbs.evaluate import open_candidate
 
 _CHUNK = 8192  # tiles that a stopped run loses at most
@@ -40,6 +44,7 @@ def embed(
     sensor: str | None = None,
     heads: int | None = None,
     all_bands: bool = False,
+    joint: bool = False,
     device: str = "auto",
 ) -> Path:
     """Ask an encoder for a vector of every tile of a corpus, kept or not; stopped and started again, it goes on.
@@ -47,7 +52,7 @@ def embed(
     Args:
         corpus: Folder of the corpus.
         checkpoint: A geomim checkpoint, an exported folder, a published MAE or SelectiveMAE file, or `timm:NAME` for
-            any pretrained timm model.
+            any pretrained timm model; with `joint` a model of images and text, as `geomim query` takes it.
         name: What the vectors are called; after the checkpoint where not given.
         image_size: Side that tiles are resized to, in pixels; the encoder's own where not given.
         pool: The mean of the patch tokens, or the class token.
@@ -55,6 +60,7 @@ def embed(
         sensor: Name or YAML file of a sensor that says what the tiles' numbers mean, where the corpus says it wrongly.
         heads: Attention heads of a published file, which does not state them.
         all_bands: Give an encoder of any sensor all bands of the tiles, not only those it was trained on.
+        joint: Vectors in the space that a model shares with sentences, where `geomim search --text` finds tiles.
         device: `auto`, `cpu`, `cuda` or another torch device.
 
     Returns:
@@ -72,25 +78,26 @@ def embed(
     opened = Corpus.open(folder)
     images = _unlabelled(opened)
     images = images.told(sensor) if sensor else images
-    candidate = open_candidate(checkpoint, images, image_size, heads, all_bands)
+    opener = _joint if joint else _encoder
+    asked = opener(checkpoint, images, image_size, pool, heads, all_bands)
     name = name or re.sub(r"[^\w.-]+", "-", Path(checkpoint.removeprefix("timm:")).stem)
     tiles = _stored(opened)
     card = {
         "checkpoint": checkpoint,
-        "encoder": fingerprint(candidate.encoder),
-        "contract": candidate.contract.to_dict(),
-        "image_size": candidate.image_size,
+        "encoder": asked.fingerprint,
+        "contract": asked.contract.to_dict(),
+        "image_size": asked.image_size,
         "pool": pool,
         "tiles": _digest(tiles),
     } | ({"sensor": images.sensor.to_dict()} if sensor else {})
+    card |= {"pool": "as the joint space does", "joint": True} if joint else {}
     out = folder / "embeddings" / f"{name}.npy"
     if out.exists() and _read_json(out.with_suffix(".json")) == card:
         console.print(f"'{out}' is there already", soft_wrap=True)
         return out
-    extractor = frozen(candidate.encoder.to(target), pool, half=fast_half(target))
-    prepare = ContractInput(candidate.contract, images.sensor)
-    encoder = _Encoder(opened, prepare, candidate.image_size, extractor, batch)
-    notes = (*candidate.notes, *check_range(prepare, encoder.sample(tiles), images.name))
+    prepare = ContractInput(asked.contract, images.sensor)
+    encoder = _Encoder(opened, prepare, asked.image_size, asked.extractor(target), batch)
+    notes = (*asked.notes, *check_range(prepare, encoder.sample(tiles), images.name))
     work = _resume(folder / "embeddings" / f"{name}.work", card)  # which another encoder's vectors leave
     starts = range(0, len(tiles), _CHUNK)
     for start in track(starts, f"embedding {len(tiles)} tiles", console=console, transient=True):
@@ -106,6 +113,55 @@ def embed(
     for note in notes:
         console.print(note, soft_wrap=True)
     return out
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What tiles are shown to, whose answer is a vector each; its fields as of `Candidate`."""
+
+    fingerprint: str
+    contract: BandContract
+    image_size: int
+    notes: tuple[str, ...]
+    extractor: Callable[[torch.device], Extractor]
+
+
+def _encoder(
+    checkpoint: str, images: LabelledData, image_size: int | None, pool: Pool, heads: int | None, all_bands: bool
+) -> _Asked:
+    one = open_candidate(checkpoint, images, image_size, heads, all_bands)
+
+    def extractor(device: torch.device) -> Extractor:
+        return frozen(one.encoder.to(device), pool, half=fast_half(device))
+
+    return _Asked(fingerprint(one.encoder), one.contract, one.image_size, one.notes, extractor)
+
+
+def _joint(
+    checkpoint: str, images: LabelledData, image_size: int | None, pool: Pool, heads: int | None, all_bands: bool
+) -> _Asked:
+    """A model of images and text, for the bands of the tiles."""
+    if pool != "mean" or heads is not None:
+        raise CheckpointError("a joint space states pooling and heads itself: leave out --pool and --heads")
+    model = open_image_text(checkpoint)
+    contract, notes = contract_for(model.loaded, checkpoint, images.sensor, images.contract, all_bands)
+    size, gsd = image_size or model.image_size, None
+    if size % model.patch_size:
+        raise CheckpointError(f"image_size {size}: expected a multiple of the patch size {model.patch_size}")
+    if model.encoder.config.get("gsd_positions"):
+        gsd, said = images.gsd_at(model.image_size, contract)
+        notes = (*notes, said)
+
+    def extractor(device: torch.device) -> Extractor:
+        fitted = model.fitted(contract, gsd).to(device)
+
+        def forward(seen: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, None]:
+            with torch.autocast(device.type, torch.bfloat16, enabled=fast_half(device)):
+                return fitted.encode_image(seen, valid), None
+
+        return Extractor(forward)
+
+    return _Asked(model.fingerprint, contract, size, notes, extractor)
 
 
 def _unlabelled(corpus: Corpus) -> LabelledData:
@@ -238,7 +294,7 @@ def semantic(
     edges = pq.read_table(folder / "catalogue" / "edges.parquet")
     found = edges.slice(0, 0)
     if threshold <= 1:
-        ids, features = _embedding(folder, embedding)
+        _, ids, features = read_embedding(folder, embedding)
         low = _stored(Corpus.open(folder))["low_information"]
         rows = np.flatnonzero(~pc.fill_null(low, False).to_numpy(zero_copy_only=False))
         clusters = clusters or max(round(len(rows) ** 0.5), 1)
@@ -280,7 +336,7 @@ def balance(
     folder = _open(corpus)
     if keep == 0:
         return _conclude(folder, {"balance": None}, {"balance": None})
-    ids, features = _embedding(folder, embedding)
+    _, ids, features = read_embedding(folder, embedding)
     in_train = pc.equal(pc.field("split"), "train") & (pc.field("kept") | pc.starts_with(pc.field("reason"), "balance"))
     train = Corpus.open(folder).table(["id"], where=in_train)["id"].to_numpy()
     count = round(keep * len(train)) if keep < 1 else int(keep)
@@ -294,18 +350,23 @@ def balance(
     return _conclude(folder, {"balance": asked}, {"balance": pa.table({"id": train, "chosen": chosen})})
 
 
-def _embedding(folder: Path, name: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Ids `(n,)` and mapped vectors `(n, D)` of all stored tiles."""
+def read_embedding(folder: Path, name: str | None) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """What made some vectors, with their `name`; ids `(n,)` and mapped vectors `(n, D)` of all stored tiles.
+
+    Raises:
+        CorpusError: There are no such vectors, or they are of other tiles.
+    """
     there = sorted(file.stem for file in (folder / "embeddings").glob("*.json"))
     if name is None and len(there) == 1:
         name = there[0]
     if name not in there:
         offered = f"it has {', '.join(there)}: say which with --embedding" if there else "run geomim corpus embed first"
         raise CorpusError(f"'{folder}' has no embedding{f' {name!r}' if name else ' that was named'}; {offered}")
-    if _read_json(folder / "embeddings" / f"{name}.json")["tiles"] != _digest(_stored(Corpus.open(folder))):
+    card = {**_read_json(folder / "embeddings" / f"{name}.json"), "name": name}
+    if card["tiles"] != _digest(_stored(Corpus.open(folder))):
         raise CorpusError(f"'{folder}' has other tiles than when '{name}' was embedded: run geomim corpus embed again")
     ids = np.load(folder / "embeddings" / f"{name}.ids.npy")
-    return ids, np.load(folder / "embeddings" / f"{name}.npy", mmap_mode="r")
+    return card, ids, np.load(folder / "embeddings" / f"{name}.npy", mmap_mode="r")
 
 
 def _open(corpus: str) -> Path:

@@ -1,0 +1,113 @@
+"""A scene opened for a band contract, and what is assumed of its numbers, said aloud."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from geomim.corpus.scenes import Scene, open_scene
+from geomim.errors import BandError, GeomimError
+from geomim.maps.windows import read_window
+from geomim.models.fitting import Chosen, contract_for
+from geomim.models.inputs import ContractInput
+from geomim.models.ranges import check_range
+from geomim.models.weights import Loaded, contract_of
+from geomim.sensors import BandContract, Sensor, get_sensor, match_bands, stated_contract
+
+
+def chosen_for(
+    loaded: Loaded, name: str, uri: str, sensor: str | None, bands: Sequence[str] | None, all_bands: bool = False
+) -> Chosen:
+    """The contract that an encoder sees a scene with: its own, or of a spectral one the one for the scene's bands.
+
+    Arguments and errors as of `contract_for`; `sensor` and `bands` are what the user says of the scene.
+    """
+    if not loaded.encoder.config.get("spectral") and not all_bands:
+        return contract_of(loaded, name)
+    with open_scene(uri, None if sensor is None else get_sensor(sensor), bands) as first:
+        stated = sensor and stated_contract(sensor, first.sensor.names)
+        same = stated and stated.sensor.meanings == first.sensor.meanings
+        own = replace(stated, sensor=first.sensor) if stated and same else None
+        return contract_for(loaded, name, first.sensor, own, all_bands)
+
+
+def open_for(
+    contract: BandContract, uri: str, sensor: Sensor | None, bands: Sequence[str] | None
+) -> tuple[Scene, ContractInput]:
+    """Open a scene that has the contract's bands; numbers of no stated unit are taken to be the contract's.
+
+    Raises:
+        BandError: It lacks a band, by name.
+    """
+    scene = _open(contract, uri, sensor, bands)
+    untold = sensor is None and set(scene.sensor.meanings) == {(Sensor.unit, 1.0, 0.0)}
+    try:
+        given = contract.as_stored(scene.sensor) if untold else scene.sensor
+        return scene, ContractInput(contract, given)
+    except BandError as error:
+        scene.close()
+        raise BandError(f"'{uri}': {error}") from error
+
+
+def _open(contract: BandContract, uri: str, sensor: Sensor | None, bands: Sequence[str] | None) -> Scene:
+    try:
+        return open_scene(uri, sensor, bands)
+    except BandError:
+        if sensor is None or bands:
+            raise
+        # a product that names its bands may lack some that the encoder does not need
+        needed = sensor.select([sensor.names[place] for place in contract.indices(sensor.bands)])
+        with suppress(GeomimError), open_scene(uri) as named:
+            match_bands(needed.bands, named.sensor.bands)
+            return open_scene(uri, needed)
+        raise
+
+
+def check_scene(
+    scene: Scene, prepare: ContractInput, places: Sequence[tuple[int, int]], side: int, also: Sequence[str] = ()
+) -> None:
+    """Refuse a scene whose numbers are far from the contract's; say what was assumed of them, and what is unusual.
+
+    Args:
+        scene: Opened by `open_for`.
+        prepare: As it gave it.
+        places: Top and left of the windows that some are looked at of.
+        side: Of the windows, in pixels.
+        also: What else is to be said.
+
+    Raises:
+        InputError: The numbers must be in another unit.
+    """
+    if prepare.sensor != scene.sensor:
+        told = dict.fromkeys(f"{u} = number * {s:g} + {o:g}" for u, s, o in prepare.contract.sensor.meanings)
+        print(
+            f"note: '{scene.uri}' states no unit: {', '.join(told)} is assumed, as the encoder was trained on; "
+            "--sensor says otherwise"
+        )
+    if scene.assumed:
+        names = ", ".join(scene.sensor.names)
+        print(
+            f"note: '{scene.uri}' names no bands: they are assumed to be {names}, in this order; --bands says otherwise"
+        )
+    for note in (*also, *(f"'{scene.uri}': {note}" for note in scene.notes)):
+        print(f"note: {note}")
+    read = (read_window(scene, *place, side) for place in np.random.default_rng(0).permutation(places).tolist())
+    sample = ((torch.from_numpy(numbers)[None], torch.from_numpy(valid)[None]) for numbers, valid in read)
+    for note in check_range(prepare, sample, f"'{scene.uri}'"):
+        print(f"note: {note}")
+
+
+def scale_note(scene: Scene, contract: BandContract, fitted_at: float | None = None) -> str:
+    """For which metres a pixel positions are made that follow them, and whether a probe that was fitted knows such."""
+    gsd = scene.gsd or contract.sensor.gsd
+    if gsd is None:
+        return f"'{scene.uri}': nothing tells its metres a pixel: positions are those of unknown ones"
+    said = f"'{scene.uri}': positions follow the metres a pixel: they are made for {gsd:.3g} m"
+    said += ", which its sensor has, as the scene has no place" if scene.crs is None else ""
+    if fitted_at and not 1 / 1.5 <= gsd / fitted_at <= 1.5:
+        said += f"; the probe was fitted at {fitted_at:.3g} m, and may not know what things look like here"
+    return said

@@ -1,0 +1,62 @@
+"""Pictures of answers, as PNG files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from matplotlib.figure import Figure
+from rasterio.windows import Window
+
+from geomim.corpus.report.pictures import composite
+from geomim.corpus.scenes import Scene
+from geomim.maps.rasters import aside
+
+_EDGE = 1200  # pixels of a scene's longer side, at most
+_ACROSS = 4
+
+
+def quick_look(path: Path, scene: Scene, scores: Path, texts: Sequence[str], what: str) -> None:
+    """Draw a scene, and beside it how each text scores; one scale of colours for all texts."""
+    step = math.ceil(max(scene.height, scene.width) / _EDGE)
+    lines = [scene.read_valid(Window(0, row, scene.width, 1)) for row in range(0, scene.height, step)]
+    pixels, valid = (np.concatenate([line[part][..., ::step] for line in lines], -2) for part in (0, 1))
+    with rasterio.open(scores) as raster:
+        times = max(1, math.ceil(max(raster.shape) / _EDGE))
+        heat = raster.read(out_shape=(raster.count, *(max(1, length // times) for length in raster.shape)))
+    low, high = np.nanpercentile(heat, [1, 99.5])
+    columns = min(1 + len(texts), _ACROSS)
+    rows, aspect = math.ceil((1 + len(texts)) / columns), scene.height / scene.width
+    figure = Figure(figsize=(4 * columns, rows * (4 * min(max(aspect, 0.3), 3) + 0.4)), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    panels[0].imshow(composite(pixels, scene.sensor, valid))
+    panels[0].set_title(Path(scene.uri).name, fontsize=9)
+    for panel, text, band in zip(panels[1:], texts, heat, strict=False):
+        shown = panel.imshow(band, cmap="inferno", vmin=low, vmax=max(high, low + 1e-6))
+        panel.set_title(text, fontsize=9, wrap=True)
+    for panel in panels:
+        panel.set_axis_off()
+    figure.colorbar(shown, ax=panels, shrink=0.6, label=what)
+    with aside(path) as part:
+        figure.savefig(part, dpi=120)
+
+
+def contact_sheet(path: Path, groups: Sequence[tuple[str, Sequence[tuple[np.ndarray, str]]]]) -> None:
+    """Draw pictures `(H, W, 3)` with words below each, a headed block of rows a group."""
+    across = min(6, max(len(pictures) for _, pictures in groups))
+    rows = [(title, pictures[at : at + across]) for title, pictures in groups for at in range(0, len(pictures), across)]
+    figure = Figure(figsize=(2.2 * across, 2.7 * len(rows)), layout="constrained", facecolor="white")
+    panels, before = figure.subplots(len(rows), across, squeeze=False), None
+    for line, (title, pictures) in zip(panels, rows, strict=True):
+        for panel in line:
+            panel.set_axis_off()
+        for panel, (picture, said) in zip(line, pictures, strict=False):
+            panel.imshow(picture)
+            panel.text(0.5, -0.03, said, ha="center", va="top", fontsize=6.5, transform=panel.transAxes)
+        line[0].set_title(title if title != before else "", fontsize=10, loc="left", fontweight="bold")
+        before = title
+    with aside(path) as part:
+        figure.savefig(part, dpi=120)

@@ -1,0 +1,262 @@
+"""`geomim query`: what a sentence speaks of, found in a scene."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from rasterio.windows import Window
+from torch import Tensor
+from torch.nn import functional as F
+
+from geomim.corpus.scenes import Scene
+from geomim.errors import ConfigError, InputError
+from geomim.evaluate.features import fast_half
+from geomim.maps.answers import classify, enlarge, outline
+from geomim.maps.opening import check_scene, chosen_for, open_for, scale_note
+from geomim.maps.pictures import quick_look
+from geomim.maps.rasters import NODATA, create, placed, write_cog
+from geomim.maps.windows import Look, Walk, blend
+from geomim.models.image_text import ImageText, open_image_text
+from geomim.models.inputs import ContractInput, patch_validity
+from geomim.sensors import get_sensor
+
+PROMPT = "a satellite photo of {}."
+"""The sentence that a text is put into: that of RemoteCLIP (Liu et al., TGRS 2024)."""
+
+BACKGROUND = ["an area", "a place", "something", "things"]
+"""Texts that say nothing in particular."""
+
+Score = Literal["relevance", "cosine"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """Texts as a model has them.
+
+    Attributes:
+        texts: What is sought.
+        vectors: `(K + 1, D)` unit vectors of the texts, and of the background last.
+        scale: What the model multiplies cosines by.
+        score: Relevance, or cosines as they are.
+    """
+
+    texts: tuple[str, ...]
+    vectors: Tensor
+    scale: float
+    score: Score
+
+    def scores(self, cosines: np.ndarray) -> np.ndarray:
+        """Scores `(K, ...)` of the texts, of cosines `(K + 1, ...)` to texts and background; NaN stays NaN."""
+        if self.score == "cosine":
+            return cosines[:-1]
+        return 1 / (1 + np.exp(self.scale * (cosines[-1:] - cosines[:-1])))
+
+
+def query(
+    scene: str,
+    model: str,
+    text: list[str],
+    out: str,
+    prompt: str = PROMPT,
+    background: list[str] = BACKGROUND,
+    score: Score = "relevance",
+    resolution: Literal["patch", "pixel"] = "patch",
+    overlap: float = 0.25,
+    classes: str | None = None,
+    polygons: str | None = None,
+    threshold: float | None = None,
+    sensor: str | None = None,
+    bands: list[str] | None = None,
+    all_bands: bool = False,
+    device: str = "auto",
+) -> list[Path]:
+    """Ask a scene where it shows what texts say: a placed raster with a band a text, and a picture beside it.
+
+    A score is the relevance of a text at a place: a softmax, with the model's own scale, of two cosines, to the text
+    and to the background. It lies in 0..1 and is above 0.5 where the text fits better than the background does. It
+    does not depend on the other texts that are asked for, so that their bands compare. The background is the mean of
+    sentences that say nothing in particular; naming what else the scene shows instead often sharpens an answer.
+    `--score cosine` gives the cosines to the texts as they are, whose usual height differs from text to text.
+
+    Windows of the model's size overlap, the last ones moved inside, and are blended; patches of mostly nodata are NaN.
+
+    Args:
+        scene: A raster, product or cube.
+        model: One of images and text: a geomim checkpoint or export of a recipe with sentences; or
+            `remoteclip:PATH[@ARCH]`, or `open_clip:NAME/PRETRAINED`.
+        text: What to look for, one or more: `--text "oil tanks" --text river`, or with commas between.
+        out: The raster, a cloud-optimised GeoTIFF that ends in `.tif`; bands are described by their texts. A PNG of the
+            same name shows it.
+        prompt: The sentence that each text, also of the background, is put into at `{}`; `{}` alone leaves them as they
+            are.
+        background: Texts that relevance is measured against.
+        score: `relevance` or `cosine`.
+        resolution: Pixels as large as a `patch`, or as a `pixel` of the scene: the former interpolated bilinearly.
+        overlap: Share of its side that a window has in common with the next, 0 to 0.9; more is smoother and slower.
+        classes: A raster of the text that scores highest, `.tif`; of none where all are below the threshold.
+        polygons: A GeoPackage of where texts score at least the threshold, along the borders of patches, `.gpkg`.
+        threshold: For `classes` and `polygons`; 0.5 where not given, of cosines none: give one for their polygons.
+        sensor: Name or YAML file of the scene's sensor.
+        bands: Names of the file's bands in file order, where it does not name them. Without `sensor`, a scene of no
+            stated unit is taken to store numbers as the model's sensor does, which is printed.
+        all_bands: Give an encoder of any sensor all bands of the scene, not only those it was trained on.
+        device: `auto`, `cpu`, `cuda` or another torch device.
+
+    Returns:
+        The files written.
+
+    Raises:
+        CheckpointError: The model cannot be read, or knows no sentences.
+        BandError: The scene lacks bands that the model needs.
+        ConfigError: Arguments do not fit together.
+        InputError: The scene's numbers are far from those that the model was trained on, or it holds no image.
+    """
+    texts = words("text", text)
+    threshold = _checked(texts, prompt, words("background", background), score, overlap, threshold, polygons, classes)
+    _check_files(out, classes, polygons)
+    target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    opened, prepare, asked, made_by = _open(scene, model, sensor, bands, all_bands)
+    asked = asked.to(target)
+    question = ask(asked, texts, prompt, background, score)
+    side = asked.image_size // asked.patch_size
+    with opened, tempfile.TemporaryDirectory(dir=_folder(out), prefix=f".{Path(out).stem}.") as scratch:
+        walk = Walk(opened.height, opened.width, asked.patch_size, side, round(overlap * side))
+        check_scene(opened, prepare, walk.places, asked.image_size)
+        patches = Path(scratch) / "patches.tif"
+        tags = {"MODEL": model, "ENCODER": made_by, "PROMPT": prompt, "SCORE": score, "SCENE": scene}
+        tags |= {"BACKGROUND": ", ".join(background)} if score == "relevance" else {}
+        _walk(opened, walk, _look(asked, prepare, question), question, patches, tags)
+        shown, cell = (patches, walk.cell) if resolution == "patch" else (enlarge(patches, opened, walk.cell), 1)
+        write_cog(shown, Path(out), "average")
+        picture = Path(out).with_suffix(".png")
+        quick_look(picture, opened, patches, texts, score)
+        written = [Path(out), picture]
+        if classes:
+            written.append(classify(shown, placed(opened, cell), texts, threshold, Path(classes)))
+        if polygons and threshold is not None:
+            written.append(outline(patches, opened, walk.cell, threshold, Path(polygons)))
+    print(f"wrote {', '.join(map(str, written))}: {' x '.join(map(str, walk.shape))} patches of {walk.cell} px")
+    return written
+
+
+def words(what: str, given: Sequence[str]) -> tuple[str, ...]:
+    """Texts without spaces around them.
+
+    Raises:
+        ConfigError: There are none, or one is empty or given twice.
+    """
+    texts = tuple(" ".join(one.split()) for one in given)
+    if not texts or not all(texts):
+        raise ConfigError(f'{what}: expected words, such as "oil tanks"; given {", ".join(map(repr, given)) or "none"}')
+    if twice := sorted({one for one in texts if texts.count(one) > 1}):
+        raise ConfigError(f"{what} is given twice: '{twice[0]}'")
+    return texts
+
+
+def _checked(
+    texts: Sequence[str],
+    prompt: str,
+    background: Sequence[str],
+    score: Score,
+    overlap: float,
+    threshold: float | None,
+    polygons: str | None,
+    classes: str | None,
+) -> float | None:
+    """The threshold, or a sentence on what does not fit together."""
+    if not 0 <= overlap <= 0.9:
+        raise ConfigError(f"--overlap: expected a share of a window from 0 to 0.9; given {overlap:g}")
+    if "{}" not in prompt:
+        raise ConfigError(f"--prompt: expected {{}} where a text stands, as '{PROMPT}'; given '{prompt}'")
+    if score == "cosine" and list(background) != BACKGROUND:
+        raise ConfigError("--background is what relevance is measured against: leave it out with --score cosine")
+    if threshold is not None and not (polygons or classes):
+        raise ConfigError("--threshold is of --classes and --polygons: name a file for one of them")
+    if classes and len(texts) >= NODATA:
+        raise ConfigError(f"--classes: a map holds at most {NODATA - 1} texts; given {len(texts)}")
+    if polygons and score == "cosine" and threshold is None:
+        raise ConfigError("--polygons: cosines have no usual threshold: give one with --threshold")
+    return 0.5 if threshold is None and score == "relevance" else threshold
+
+
+def _check_files(out: str, classes: str | None, polygons: str | None) -> None:
+    wanted = (
+        ("out", out, (".tif", ".tiff")),
+        ("classes", classes, (".tif", ".tiff")),
+        ("polygons", polygons, (".gpkg",)),
+    )
+    for flag, file, suffixes in wanted:
+        if file and not file.lower().endswith(suffixes):
+            raise ConfigError(f"--{flag}: expected a file that ends in {suffixes[0]}; given '{file}'")
+    if classes and Path(classes).absolute() == Path(out).absolute():
+        raise ConfigError(f"--out and --classes are one file, '{out}'")
+
+
+def _folder(out: str) -> Path:
+    folder = Path(out).absolute().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _open(
+    uri: str, source: str, sensor: str | None, bands: Sequence[str] | None, all_bands: bool
+) -> tuple[Scene, ContractInput, ImageText, str]:
+    """The scene, what brings it to the model's contract, the model for that, and its fingerprint as it was read."""
+    model = open_image_text(source)
+    contract, notes = chosen_for(model.loaded, source, uri, sensor, bands, all_bands)
+    scene, prepare = open_for(contract, uri, None if sensor is None else get_sensor(sensor), bands)
+    scaled = [scale_note(scene, contract)] if model.encoder.config.get("gsd_positions") else []
+    for note in (*notes, *scaled):
+        print(f"note: {note}")
+    return scene, prepare, model.fitted(contract, scene.gsd), model.fingerprint
+
+
+def ask(model: ImageText, texts: Sequence[str], prompt: str, background: Sequence[str], score: Score) -> Question:
+    """Texts and background as vectors of a model."""
+    vectors = sentences_as_vectors(model, [prompt.replace("{}", one) for one in (*texts, *background)])
+    mean = F.normalize(vectors[len(texts) :].mean(0, keepdim=True), dim=1)
+    return Question(tuple(texts), torch.cat([vectors[: len(texts)], mean]), model.logit_scale, score)
+
+
+def sentences_as_vectors(model: ImageText, sentences: Sequence[str]) -> Tensor:
+    """Unit vectors `(n, D)` of sentences; says which are longer than the model reads."""
+    tokens, longer = (model.joint.text.tokenize([one + end for one in sentences]) for end in ("", " and more"))
+    for sentence, cut in zip(sentences, (tokens == longer).all(1).tolist(), strict=True):
+        if cut:
+            print(f"note: the model reads no further than {tokens.shape[1]} tokens: the end of '{sentence}' is cut off")
+    return model.encode_text(sentences)
+
+
+def _look(model: ImageText, prepare: ContractInput, question: Question) -> Look:
+    side, device = model.image_size // model.patch_size, question.vectors.device
+
+    def look(numbers: Tensor, valid: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        images, seen = prepare(numbers.to(device), valid.to(device))
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=fast_half(device)):
+            patches = model.encode_patches(images, seen)
+        cosines = (patches.float() @ question.vectors.T).transpose(1, 2).unflatten(2, (side, side))
+        return cosines.cpu().numpy(), patch_validity(seen, model.patch_size).view(-1, side, side).cpu().numpy()
+
+    return look
+
+
+def _walk(
+    scene: Scene, walk: Walk, look: Look, question: Question, path: Path, tags: dict[str, str], batch: int = 16
+) -> None:
+    """Write the scores of all patches; rows of windows come one after another."""
+    height, width = walk.shape
+    count, found = len(question.texts), False
+    profile = {"dtype": "float32", "count": count, "height": height, "width": width, "nodata": np.nan}
+    with create(path, profile | placed(scene, walk.cell)) as raster:
+        raster.descriptions = question.texts
+        raster.update_tags(**tags)
+        for top, cosines in blend(scene, walk, look, batch):
+            scores = question.scores(cosines)
+            found |= bool(np.isfinite(scores).any())
+            raster.write(scores, window=Window(0, top, width, scores.shape[1]))
+    if not found:
+        raise InputError(f"'{scene.uri}': no patch holds image, all is nodata: nothing to look for")

@@ -1,0 +1,96 @@
+"""Maps as files: placed on their scene, written aside, opened by any GIS."""
+
+from __future__ import annotations
+
+import colorsys
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from affine import Affine
+from rasterio.control import GroundControlPoint
+from rasterio.errors import NotGeoreferencedWarning
+
+from geomim.corpus.scenes import Scene
+
+NODATA = 255
+"""Value of a patch without image in a map of classes; class ids run from 0 to 254."""
+_POINTS = 11  # control points along each side of a scene that is placed by such
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """Where to write a file that then gets its name, so that it is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def create(path: Path, profile: dict[str, object]) -> rasterio.io.DatasetWriter:
+    """Open a GeoTIFF to write."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a scene without place gives a map without place
+        return rasterio.open(path, "w", **{"driver": "GTiff", "bigtiff": "if_safer"} | profile)
+
+
+def placed(scene: Scene, cell: int) -> dict[str, object]:
+    """Where a map of a scene lies whose pixels are `cell` of the scene's wide; nothing where the scene has no place."""
+    if scene.transform is not None:
+        return {"transform": scene.transform @ Affine.scale(cell), "crs": scene.crs}
+    if scene.placement is None:
+        return {}
+    ends = (np.linspace(0, length, _POINTS) for length in (scene.width, scene.height))
+    columns, rows = (places.ravel() for places in np.meshgrid(*ends))
+    x, y = scene.placement(columns, rows)
+    points = zip(rows / cell, columns / cell, x, y, strict=True)
+    return {"gcps": [GroundControlPoint(*map(float, point)) for point in points], "crs": scene.crs}
+
+
+def write_cog(source: Path, path: Path, resampling: str) -> None:
+    """Write a raster as a cloud-optimised GeoTIFF with overviews.
+
+    Args:
+        source: Any raster; its bands' descriptions, tags and colours come along.
+        path: The file.
+        resampling: Of the overviews, such as `average`; `nearest` for classes.
+    """
+    options = {"compress": "deflate", "predictor": "yes", "bigtiff": "if_safer", "overview_resampling": resampling}
+    with aside(path) as part, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        rasterio.shutil.copy(source, part, driver="COG", **options)
+
+
+def name_classes(raster: rasterio.io.DatasetWriter, names: Sequence[str]) -> None:
+    """Give a map of classes its colours and, as tags, its names."""
+    raster.write_colormap(1, _colours(len(names)))
+    raster.update_tags(1, **{f"CLASS_{index}": name for index, name in enumerate(names)})
+
+
+def _colours(count: int) -> dict[int, tuple[int, int, int, int]]:
+    """Well separated colours: hues a golden angle apart, in three shades."""
+    colours = {}
+    for index in range(count):
+        hue, shade = index * 0.618034 % 1, (0.85, 0.6, 0.95)[index // 3 % 3]
+        red, green, blue = colorsys.hsv_to_rgb(hue, 0.75 if index % 2 == 0 else 0.5, shade)
+        colours[index] = (round(255 * red), round(255 * green), round(255 * blue), 255)
+    return colours | {NODATA: (0, 0, 0, 0)}
+
+
+def write_names(path: Path, names: Sequence[str]) -> None:
+    """Category names beside a map of classes, where GDAL and QGIS look for them."""
+    categories = "".join(f"<Category>{escape(name)}</Category>" for name in names)
+    text = (
+        f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{categories}</CategoryNames></PAMRasterBand></PAMDataset>'
+    )
+    with aside(path.with_name(path.name + ".aux.xml")) as part:
+        part.write_text(text + "\n", encoding="utf-8")
