@@ -20,6 +20,7 @@ from geomim.addresses import plain
 from geomim.data.datamodule import TileDataModule
 from geomim.errors import ConfigError, GeomimError, ResumeError, nearest
 from geomim.models.build import build_encoder
+from geomim.models.image_text import start_space
 from geomim.models.provenance import code_version
 from geomim.models.weights import read_checkpoint
 from geomim.pretrain.checkpoints import Checkpoints
@@ -186,6 +187,9 @@ def build(
     asked.apply_defaults()
     network = build_encoder(**asked.arguments | ({"weights": None} if resumed else {}))
     model = RECIPES[recipe](network, **(method or {}))
+    text, weights = (method or {}).get("text"), asked.arguments["weights"]
+    if weights and text and text.weights == weights and not resumed:
+        network.notes += (start_space(model.joint, weights, text.quickgelu),)
     if training.checkpointing:
         recompute(model)
     settings = {
