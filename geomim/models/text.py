@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -146,6 +146,19 @@ class Text:
     def build(self) -> TextTower:
         """Make it, see `build_text`."""
         return build_text(self.name, self.weights, self.frozen, self.quickgelu)
+
+
+def stored(method: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a recipe for a checkpoint of it: those weights are in there that its text tower started from.
+
+    Args:
+        method: The arguments.
+        entry: The `geomim` entry of the checkpoint.
+    """
+    text, joint = method.get("text"), entry.get("joint")
+    if not text or not joint or not text.weights:
+        return dict(method)
+    return {**method, "text": replace(text, weights=None, quickgelu=joint["text"]["quick_gelu"])}
 
 
 def build_text(

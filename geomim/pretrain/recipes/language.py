@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from geomim.errors import ConfigError
 from geomim.models.decoders import CrossAttention, Pooled, SelfAttention, Spoken
 from geomim.models.joint import Joint, Pool
 from geomim.models.text import Text
@@ -51,7 +52,12 @@ def remote_clip(
         temperature: Divides cosines at the start; learned.
         loss: `softmax` over the batch, or `sigmoid` of each pair (SigLIP), which starts best at temperature 0.1.
         equal: What pairs of an image and another's equal sentence are.
+
+    Raises:
+        ConfigError: The class token is asked for and the encoder has none.
     """
+    if pool == "class" and not encoder.class_tokens:
+        raise ConfigError("--method.pool class needs a class token: give --encoder.class_token true, or pool mean")
     joint = Joint(text.build(), encoder.width, pool, temperature)
     masking, memory = (Whole(), "image:all") if visible == 1 else (Random(visible), "image")
     return MaskedImageModel(encoder, masking, [contrast(joint, memory, loss, equal)], needs=TEXT, joint=joint)
