@@ -91,7 +91,7 @@ def build_encoder(
     if weights and isinstance(encoder, ViT):
         from geomim.models.inflate import start  # reads weights, which makes encoders
 
-        encoder.notes = start(encoder, list(sensors.values()), weights, fill)
+        encoder.notes, encoder.source = start(encoder, list(sensors.values()), weights, fill), weights
     return encoder
 
 

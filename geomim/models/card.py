@@ -76,7 +76,7 @@ def sections(entry: Facts) -> dict[str, str]:
     return {
         "Encoder": f"{_pairs({'family': 'vit', **entry['encoder']})}.",
         "Training": _training(entry, made),
-        **({"Sentences": _sentences(entry["joint"])} if entry.get("joint") else {}),
+        **({"Sentences": _sentences(entry["joint"], made.get("sentences") or ())} if entry.get("joint") else {}),
         **({"Notes": _list(entry["notes"])} if entry.get("notes") else {}),
         "Bands": "\n\n".join(map(_bands, contracts)) or "The weights state none; as a rule they are for 8-bit RGB.",
         "Evaluation": _evaluation(made["evaluation"]) if made.get("evaluation") else "None was made in training.",
@@ -102,9 +102,15 @@ def _training(entry: Facts, made: Facts) -> str:
     return _list(lines)
 
 
-def _sentences(joint: Facts) -> str:
+def _sentences(joint: Facts, said: Iterable[str]) -> str:
     text = {"dim": joint["text"]["embed_dim"], **joint["text"]["text_cfg"]}
-    return f"Images ({joint['pool']} token) and sentences share a space; the text tower: {_pairs(text)}."
+    learned = "\n\nOf the corpora's sentences, whose origins are named:\n\n" + _list(said) if said else ""
+    return (
+        f"Images ({joint['pool']} token) and sentences share a space; the text tower: {_pairs(text)}. "
+        "`geomim.models.image_text.open_image_text` opens both; `joint.safetensors` has the weights of an export, the "
+        f"text tower's as open_clip names them.{learned}\n\nNo corpus states a licence of its sentences: those of "
+        "origin `human` came with the imagery, one of a file's name is of that file's publisher, others were computed."
+    )
 
 
 def _bands(contract: Facts) -> str:

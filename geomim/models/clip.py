@@ -108,12 +108,17 @@ def read_clip(source: str, quickgelu: bool | None = None) -> Clip:
             model = library.create_model(name, pretrained=tag, require_pretrained=True, quick_gelu=quick)
     except Exception as error:  # unknown tag, no network, other weights: it raises many kinds
         raise CheckpointError(f"open_clip cannot give '{source}' ({' '.join(str(error).split())[:300]})") from error
-    preprocess = library.get_model_preprocess_cfg(model)
-    return _read(source, model, config, preprocess, quick, "open_clip says" if quickgelu is None else "asked")
+    contract = picture_contract(library.get_model_preprocess_cfg(model))
+    return _read(source, model, config, contract, quick, "open_clip says" if quickgelu is None else "asked")
 
 
-def _read(source: str, model: Any, config: dict[str, Any], preprocess: Any, quick: bool, why: str) -> Clip:
-    contract = picture_contract(preprocess)
+def openai_contract() -> BandContract:
+    """What numbers images of OpenAI's models, and of RemoteCLIP, are."""
+    library = open_clip()
+    return picture_contract({"mean": library.OPENAI_DATASET_MEAN, "std": library.OPENAI_DATASET_STD})
+
+
+def _read(source: str, model: Any, config: dict[str, Any], contract: BandContract, quick: bool, why: str) -> Clip:
     notes = (pictures_said(contract), f"activation {'Quick' * quick}GELU, as {why}")
     return Clip(source, model.eval(), config | {"quick_gelu": quick}, contract, notes)
 
@@ -127,6 +132,8 @@ def architecture(name: str) -> dict[str, Any]:
         raise CheckpointError(f"'{name}' has no readable open_clip_config.json ({error})") from error
     if config is None:
         raise CheckpointError(f"open_clip knows no architecture '{name}'{nearest(name, library.list_models())}")
+    if name.startswith("local-dir:") and "hf_tokenizer_name" in config["text_cfg"]:  # whose files lie there
+        config = config | {"text_cfg": config["text_cfg"] | {"hf_tokenizer_name": name.removeprefix("local-dir:")}}
     return cast(dict[str, Any], config)
 
 
@@ -135,16 +142,20 @@ def _from_file(source: str, path: str, quickgelu: bool | None) -> Clip:
     if "@" in path and not Path(path).exists():
         path, _, arch = path.rpartition("@")
     content = read_checkpoint(path)
-    held = content.get("state_dict", content)
+    held = content["state_dict"] if isinstance(content.get("state_dict"), Mapping) else content
     state = {name.removeprefix("module."): value for name, value in held.items() if isinstance(value, Tensor)}
     told = _told_by_shapes(path, state)
     config, shown = architecture(arch) if arch else told, _name(told)
+    if {"timm_model_name", "hf_model_name"} & {*config["vision_cfg"], *config["text_cfg"]}:
+        raise CheckpointError(f"'{arch}' has towers of other libraries, which RemoteCLIP's layout does not hold")
     quick = True if quickgelu is None else quickgelu
-    model = library.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=quick)
+    try:
+        model = library.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=quick)
+    except (AssertionError, ValueError) as error:  # as heads that do not divide the channels
+        raise CheckpointError(f"'{path}': open_clip cannot build '{arch or shown}' ({error})") from error
     fill(path, model, state, f"'{arch or shown}' in RemoteCLIP's layout; by its shapes it is {shown}")
-    preprocess = {"mean": library.OPENAI_DATASET_MEAN, "std": library.OPENAI_DATASET_STD}
     why = "asked" if quickgelu is not None else "OpenAI's and RemoteCLIP's weights want it: the file does not say"
-    return _read(source, model, config, preprocess, quick, f"{why}; architecture {arch or shown}")
+    return _read(source, model, config, openai_contract(), quick, f"{why}; architecture {arch or shown}")
 
 
 def _told_by_shapes(path: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -153,21 +164,25 @@ def _told_by_shapes(path: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     visual = ("layer1.0.conv1.weight", "attnpool.positional_embedding") if resnet else ("proj", "positional_embedding")
     needed = [f"visual.{name}" for name in ("conv1.weight", *visual)]
     needed += ["token_embedding.weight", "positional_embedding", "text_projection", "logit_scale"]
-    if missing := [name for name in needed if name not in state]:
-        given = ", ".join([*list(state)[:4], *["..."] * (len(state) > 4)]) or "no tensors"
-        raise CheckpointError(f"'{path}' is no CLIP in RemoteCLIP's layout: no '{missing[0]}'; given {given}")
+    axes = {needed[0]: 4, "logit_scale": 0} | ({needed[1]: 4} if resnet else {})
+    for name in needed:
+        if name not in state or state[name].ndim != axes.get(name, 2):
+            given = ", ".join([*list(state)[:4], *["..."] * (len(state) > 4)]) or "no tensors"
+            said = f"no '{name}' of {axes.get(name, 2)} axes"
+            raise CheckpointError(f"'{path}' is no CLIP in RemoteCLIP's layout: {said}; given {given}")
 
     def count(start: str) -> int:
         return len({name.removeprefix(start).split(".")[0] for name in state if name.startswith(start)})
 
     width, _, _, patch = state["visual.conv1.weight"].shape
-    vision: dict[str, Any] = {"layers": count("visual.transformer.resblocks."), "width": width, "patch_size": patch}
+    vision: dict[str, Any] = {"width": width, "patch_size": patch, "head_width": min(64, width)}
+    vision["layers"] = count("visual.transformer.resblocks.")
     if resnet:
         layers = [count(f"visual.layer{stage}.") for stage in (1, 2, 3, 4)]
         vision = {"layers": layers, "width": state[needed[1]].shape[0], "patch_size": None}
     vision["image_size"] = math.isqrt(len(state[needed[2]]) - 1) * (32 if resnet else patch)
     (vocabulary, wide), context = state["token_embedding.weight"].shape, len(state["positional_embedding"])
-    text = {"context_length": context, "vocab_size": vocabulary, "width": wide, "heads": wide // 64}
+    text = {"context_length": context, "vocab_size": vocabulary, "width": wide, "heads": max(1, wide // 64)}
     text["layers"] = count("transformer.resblocks.")
     return {"embed_dim": state["text_projection"].shape[1], "vision_cfg": vision, "text_cfg": text}
 

@@ -44,6 +44,7 @@ class Hierarchical(nn.Module):
     visible_only = False
     band_dropout = 0.0
     notes: tuple[str, ...] = ()
+    source: str | None = None
 
     def __init__(self, network: Any, config: dict[str, Any]) -> None:
         super().__init__()

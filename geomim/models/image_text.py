@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomim.errors import CheckpointError
-from geomim.models.clip import SOURCES, Clip, Visual, clip_name, image_tower, read_clip
+from geomim.models.clip import SOURCES, Clip, Visual, clip_name, image_tower, openai_contract, read_clip
 from geomim.models.fitting import fitted
 from geomim.models.inputs import patch_validity
 from geomim.models.joint import Joint
@@ -25,7 +25,7 @@ from geomim.models.patches import Latents
 from geomim.models.text import text_tower
 from geomim.models.vit import ViT
 from geomim.models.weights import Loaded, fill, read_encoder
-from geomim.sensors import BandContract
+from geomim.sensors import SENSORS, BandContract, find_band
 
 _CHUNK = 256  # sentences at a time
 
@@ -93,7 +93,7 @@ class ImageText(nn.Module):
         if isinstance(self.encoder, Visual):
             raise CheckpointError(
                 f"a {self.encoder.kind} answers with one vector an image, and has none of patches to compare with "
-                "text: take a model with a vision transformer, as ViT-B-32"
+                "text: take one whose tokens are projected, as the vision transformer ViT-B-32"
             )
         return self.joint.patches(self._latents(images, valid, sensor))
 
@@ -187,9 +187,12 @@ def with_text(loaded: Loaded, source: str) -> ImageText:
 def write_remoteclip(model: ImageText, path: Path) -> None:
     """Write a model in RemoteCLIP's layout: a bare state dict, which open_clip loads as well.
 
+    Its images are normalised as OpenAI's: other statistics go into the kernels and, as every patch gains the same of
+    them, into the positions.
+
     Raises:
         CheckpointError: The layout cannot hold it: it states neither heads, which are read as of 64 channels, nor the
-            activation, one for both towers, and knows red, green, blue and a class token alone.
+            activation, one for both towers, and knows 8-bit red, green, blue and a class token alone.
     """
     encoder, joint = model.encoder, model.joint
     if isinstance(encoder, Visual):
@@ -198,6 +201,7 @@ def write_remoteclip(model: ImageText, path: Path) -> None:
         visual = {clip_name(name): value for name, value in encoder.state_dict().items()}
         visual |= {name: value.squeeze() for name, value in visual.items() if name.endswith("_embedding")}
         visual["proj"] = joint.projection.weight.T.contiguous()
+        _renormalise(visual, _contract(model))
     state = {f"visual.{name}": value for name, value in visual.items()} | joint.text.network.state_dict()
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -212,6 +216,24 @@ def write_remoteclip(model: ImageText, path: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
+def _renormalise(visual: dict[str, Tensor], own: BandContract) -> None:
+    """Make weights for images of their own statistics take those normalised as OpenAI's, in place."""
+    wanted = openai_contract()
+    if (own.mean, own.std) != (wanted.mean, wanted.std) and len(own.mean) == len(wanted.mean):
+        mean, std, divisor = (torch.tensor(one) for one in (own.mean, wanted.std, own.divisor))
+        kernel, shift = visual["conv1.weight"], (torch.tensor(wanted.mean) - mean) / divisor
+        visual["conv1.weight"] = kernel * (std / divisor)[:, None, None]
+        visual["positional_embedding"] = visual["positional_embedding"].clone()
+        visual["positional_embedding"][1:] += torch.einsum("dcij,c->d", kernel, shift)
+
+
+def _contract(model: ImageText) -> BandContract:
+    return next(iter(model.contracts.values()))
+
+
 def _shape(model: ImageText) -> dict[str, Any]:
+    contract, rgb = _contract(model), SENSORS["rgb"]
+    known = [find_band(band, rgb.bands) for band in contract.sensor.bands] == [0, 1, 2]
+    images = f"{'8-bit ' * contract.eight_bit}{', '.join(rgb.names if known else contract.names)}"
     heads = model.joint.text.config["text_cfg"].get("heads", 8)
-    return {**model.encoder.config, "pool": model.joint.pool, "heads of text": heads}
+    return {**model.encoder.config, "pool": model.joint.pool, "heads of text": heads, "images": images}

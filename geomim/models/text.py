@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,10 @@ from geomim.errors import CheckpointError, ConfigError
 from geomim.models.clip import SOURCES, Clip, architecture, open_clip, read_clip
 from geomim.models.weights import fill
 
+_FOLDER = (
+    "download the model's folder, with the tokenizer's files, and give it as local-dir:FOLDER, or take an architecture "
+    "with CLIP's tokenizer, as ViT-B-32"
+)
 TINY = {"embed_dim": 192, "quick_gelu": False, "text_cfg": {"width": 192, "heads": 3, "layers": 2}}
 """A text tower for CPUs, with CLIP's tokenizer."""
 
@@ -74,11 +78,17 @@ class TextTower(nn.Module):
         from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
         sizes = self.config["text_cfg"]
-        options = sizes.get("tokenizer_kwargs") or {}
+        options = {"context_length": self.context_length, **(sizes.get("tokenizer_kwargs") or {})}
         if name := sizes.get("hf_tokenizer_name"):
-            mode = sizes.get("tokenizer_mode")
-            return HFTokenizer(name, context_length=self.context_length, tokenizer_mode=mode, **options)
-        return SimpleTokenizer(context_length=self.context_length, **options)
+            try:
+                return HFTokenizer(name, tokenizer_mode=sizes.get("tokenizer_mode"), **options)
+            except Exception as error:  # no such files, no network, a library that is missing
+                reason = " ".join(str(error).split())[:200]
+                raise ConfigError(f"the text tower's tokenizer '{name}' cannot be had ({reason}): {_FOLDER}") from error
+        tokenizer = SimpleTokenizer(**options)
+        if (number := sizes.get("vocab_size", tokenizer.vocab_size)) < tokenizer.vocab_size:
+            raise ConfigError(f"the text tower knows {number} tokens; CLIP's tokenizer has {tokenizer.vocab_size}")
+        return tokenizer
 
     def tokenize(self, sentences: Sequence[str]) -> Tensor:
         """Tokens `(n, context_length)` int64; of a longer sentence the first ones, and its end."""
@@ -103,8 +113,9 @@ class TextTower(nn.Module):
         """Vectors `(U, dim)` of `tokens (U, T)`, T up to the context length where it is causal, else just that."""
         network, length = self.network, tokens.shape[1]
         if not self.causal:
-            whole: Tensor = network(tokens)
-            return whole
+            whole: Any = network(tokens)
+            vectors: Tensor = whole[0] if isinstance(whole, tuple) else whole  # CoCa's gives its tokens as well
+            return vectors
         states = network.token_embedding(tokens) + network.positional_embedding[:length]
         states = network.transformer(states, attn_mask=network.attn_mask[:length, :length])
         states = network.ln_final(states)[torch.arange(len(tokens), device=tokens.device), self._ends(tokens)]
@@ -137,6 +148,19 @@ class Text:
         return build_text(self.name, self.weights, self.frozen, self.quickgelu)
 
 
+def stored(method: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a recipe for a checkpoint of it: those weights are in there that its text tower started from.
+
+    Args:
+        method: The arguments.
+        entry: The `geomim` entry of the checkpoint.
+    """
+    text, joint = method.get("text"), entry.get("joint")
+    if not text or not joint or not text.weights:
+        return dict(method)
+    return {**method, "text": replace(text, weights=None, quickgelu=joint["text"]["quick_gelu"])}
+
+
 def build_text(
     name: str = "tiny", weights: str | None = None, frozen: bool = False, quickgelu: bool | None = None
 ) -> TextTower:
@@ -159,6 +183,7 @@ def build_text(
     else:
         config = {"quick_gelu": False, **_sizes(name)}
         tower = TextTower(config if quickgelu is None else config | {"quick_gelu": quickgelu})
+    tower.tokenize([""])  # what cannot be had is said before anything is read
     return tower.requires_grad_(not frozen)
 
 
@@ -168,7 +193,7 @@ def text_tower(clip: Clip) -> TextTower:
     theirs = getattr(clip.model, "text", clip.model).state_dict()
     state = {name: value for name, value in theirs.items() if name in tower.network.state_dict()}
     fill(clip.source, tower.network, state, "a text tower")
-    tower.notes = clip.notes
+    tower.notes = (f"text tower started from {clip.source}, {clip.notes[-1]}",)
     return tower
 
 
@@ -183,13 +208,10 @@ def _sizes(name: str) -> dict[str, Any]:
     except CheckpointError as error:
         raise ConfigError(f"text: {error}, or tiny") from error
     sizes = config["text_cfg"]
-    if name.startswith("local-dir:"):
-        folder = name.removeprefix("local-dir:")
-        return config | {"text_cfg": sizes | ({"hf_tokenizer_name": folder} if "hf_tokenizer_name" in sizes else {})}
-    if fetched := sizes.get("hf_tokenizer_name") or sizes.get("hf_model_name"):
+    fetched = sizes.get("hf_tokenizer_name") or sizes.get("hf_model_name")
+    if fetched and not name.startswith("local-dir:"):
         raise ConfigError(
-            f"text '{name}' needs the tokenizer '{fetched}', which does not come with open_clip: download the model's "
-            "folder and give it as local-dir:FOLDER, or take an architecture with CLIP's tokenizer, as ViT-B-32"
+            f"text '{name}' needs the tokenizer '{fetched}', which does not come with open_clip: {_FOLDER}"
         )
     return config
 

@@ -59,6 +59,7 @@ class ViT(nn.Module):
         embed_size: Pixels at a side of an embedded patch, which a mask token stands for; `embed_width` wide.
         band_dropout: Probability of a band to be hidden from the encoder in training.
         notes: What was done to start it from published weights, in sentences.
+        source: Where those came from, as it was given; None where it started at random.
     """
 
     pos_embed: Tensor
@@ -66,6 +67,7 @@ class ViT(nn.Module):
     """Whether it can run on some of the patches alone."""
     band_dropout = 0.0
     notes: tuple[str, ...] = ()
+    source: str | None = None
 
     def __init__(
         self,

@@ -20,8 +20,8 @@ from geomim.addresses import plain
 from geomim.data.datamodule import TileDataModule
 from geomim.errors import ConfigError, GeomimError, ResumeError, nearest
 from geomim.models.build import build_encoder
-from geomim.models.image_text import start_space
 from geomim.models.provenance import code_version
+from geomim.models.text import stored
 from geomim.models.weights import read_checkpoint
 from geomim.pretrain.checkpoints import Checkpoints
 from geomim.pretrain.launch import placement, sharing
@@ -80,8 +80,7 @@ def train(
     with Signals() as signals, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")
         trainer = _trainer(folder, training, watch, unsigned, signals)
-        resumed = start is not None
-        module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size, resumed)
+        module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size, start)
         model = module.model
         tokenizer = model.joint.text if model.joint else None
         given = data.provide(model.needs, model.crop_size, model.cached, tokenizer) + data.prune(training.prune)
@@ -93,6 +92,8 @@ def train(
         trainer.callbacks.insert(1, looks)  # only now it is known what batches hold
         corpora = [one.provenance for one in data.corpora]
         module.provenance = {"code": code_version(), "config": unsigned, "corpora": corpora}
+        if data.sentences:
+            module.provenance["sentences"] = data.sentences.said
         if start is not None and _done(module, start, training.max_steps, last):
             return last
         last.parent.mkdir(parents=True, exist_ok=True)
@@ -174,9 +175,9 @@ def build(
     seed: int = 0,
     training: Training = Training(),  # noqa: B008 (frozen)
     world: int = 1,
-    resumed: bool = False,
+    resumed: Path | None = None,
 ) -> PretrainModule:
-    """Make encoder and objective for some data; arguments as `train`, and the number of processes.
+    """Make encoder and objective for some data; arguments as `train`, the number of processes, and what is resumed.
 
     Where weights are resumed, those that the run started from are not read: they may be gone by now.
     """
@@ -186,10 +187,11 @@ def build(
     asked = signature(build_encoder).bind(data.contracts, data.image_size, **(encoder or {}))
     asked.apply_defaults()
     network = build_encoder(**asked.arguments | ({"weights": None} if resumed else {}))
-    model = RECIPES[recipe](network, **(method or {}))
-    text, weights = (method or {}).get("text"), asked.arguments["weights"]
-    if weights and text and text.weights == weights and not resumed:
-        network.notes += (start_space(model.joint, weights, text.quickgelu),)
+    given = dict(method or {})
+    if resumed and given.get("text"):
+        given = stored(given, read_checkpoint(resumed).get("geomim") or {})
+    model = RECIPES[recipe](network, **given)
+    network.notes += model.joint.text.notes if model.joint else ()
     if training.checkpointing:
         recompute(model)
     settings = {

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 from lightning.fabric.utilities import move_data_to_device
 
 from geomim.errors import CheckpointError, ConfigError, GeomimError
+from geomim.models.text import stored
 from geomim.models.weights import read_checkpoint, read_encoder
 from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.recipes import RECIPES
@@ -66,6 +67,6 @@ def rebuild(file: str | Path, content: dict[str, Any]) -> MaskedImageModel:
     method = parser.instantiate_classes(parser.parse_object({"method": entry["recipe_args"]})).method
     encoder = read_encoder(file).encoder
     encoder.band_dropout = entry["settings"]["encoder.band_dropout"]
-    model = RECIPES[entry["recipe"]](encoder, **vars(method))
+    model = RECIPES[entry["recipe"]](encoder, **stored(vars(method), entry))
     model.load_state_dict({name.removeprefix("model."): one for name, one in content["state_dict"].items()})
     return model

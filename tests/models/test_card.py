@@ -81,6 +81,17 @@ def test_every_stored_fact_is_said():
     assert said["Configuration"] == "- recipe: mae\n- seed: 7\n- encoder: width 48"
 
 
+def test_sentences_and_their_origins_are_said():
+    text = {"embed_dim": 24, "quick_gelu": True, "text_cfg": {"width": 32, "layers": 2}}
+    joint = {"joint": {"text": text, "pool": "class", "width": 48, "temperature": 0.07}}
+    said = ["9 different sentences are learned from; by origin there are 7 b2c, 12 human"]
+    entry = loaded(details={**DETAILS, **joint, "provenance": PROVENANCE | {"sentences": said}}).entry
+    words = sections(entry)["Sentences"]
+    assert "(class token)" in words and "dim 24, width 32, layers 2" in words and f"- {said[0]}" in words
+    assert "No corpus states a licence of its sentences" in words
+    assert "whose origins" not in sections(loaded(details=DETAILS | joint).entry)["Sentences"]
+
+
 def test_what_is_not_known_is_said_to_be_unknown():
     said = sections(loaded(None, {}, 3).entry)
     for line in ("recipe: unknown", "steps: unknown", "images seen: unknown", "code: unknown"):

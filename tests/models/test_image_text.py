@@ -149,6 +149,12 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_name(tmp_path: Path)
     torch.save(state | {"visual.extra": torch.ones(2)}, tmp_path / "more.pt")
     with pytest.raises(CheckpointError, match=r"unknown visual\.extra"):
         open_image_text(f"remoteclip:{tmp_path / 'more.pt'}")
+    for name, axes in (("visual.conv1.weight", (3, 4)), ("positional_embedding", ())):
+        torch.save(state | {name: torch.ones(axes)}, tmp_path / "flat.pt")
+        with pytest.raises(CheckpointError, match=rf"no '{name}' of \d axes"):
+            open_image_text(f"remoteclip:{tmp_path / 'flat.pt'}")
+    with pytest.raises(CheckpointError, match=r"'roberta-ViT-B-32' has towers of other libraries"):
+        open_image_text(f"{source}@roberta-ViT-B-32")
     torch.save({"weight": torch.ones(2)}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match=r"is no CLIP in RemoteCLIP's layout: no 'visual\.conv1\.weight'"):
         open_image_text(f"remoteclip:{tmp_path / 'other.pt'}")
@@ -167,6 +173,32 @@ def test_the_published_architectures_are_told_by_shapes(tmp_path: Path) -> None:
         assert _name(told) == name and told["vision_cfg"]["image_size"] == 224
 
 
+def test_narrow_towers_are_of_one_head(tmp_path: Path) -> None:
+    model = peer(VIT | {"width": 48, "head_width": 48}, text=TEXT | {"width": 32})
+    assert same(open_image_text(published(tmp_path, model)), model)
+    odd = peer(VIT | {"width": 200, "head_width": 100})
+    with pytest.raises(CheckpointError, match=r"open_clip cannot build 'one of 200 channels .*divisible"):
+        open_image_text(published(tmp_path, odd))
+
+
+def test_towers_of_coca_answer_as_open_clip_does(tmp_path: Path) -> None:
+    pooled = {"attentional_pool": True, "attn_pooler_heads": 1, "output_tokens": True}
+    text = TEXT | {"embed_cls": True, "output_tokens": True}
+    config = {"embed_dim": 48, "vision_cfg": VIT | pooled, "text_cfg": text, "custom_text": True}
+    config["multimodal_cfg"] = TEXT | {"vocab_size": 49408, "attn_pooler_heads": 1}
+    (tmp_path / "tiny-coca.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "tiny-coca.json")
+    model = open_clip.create_model("tiny-coca").eval()
+    torch.save(model.state_dict(), tmp_path / "coca.pt")
+    ours, images = open_image_text(f"open_clip:tiny-coca/{tmp_path / 'coca.pt'}"), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.encode_image(images), model.encode_image(images), rtol=1e-5, atol=1e-5)
+        said = model.encode_text(ours.joint.text.tokenize(SENTENCES))
+        torch.testing.assert_close(ours.encode_text(SENTENCES), said, rtol=1e-5, atol=1e-5)
+    with pytest.raises(CheckpointError, match="one vector an image"):
+        ours.encode_patches(images)
+
+
 @pytest.mark.parametrize("vision", [VIT, RESNET], ids=["vit", "resnet"])
 def test_what_is_read_is_written_as_it_was(tmp_path: Path, vision: dict) -> None:
     model = peer(vision)
@@ -176,6 +208,7 @@ def test_what_is_read_is_written_as_it_was(tmp_path: Path, vision: dict) -> None
     assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
 
 
+STATISTICS = (120.0, 110.0, 90.0), (60.0, 50.0, 55.0)
 NAIP, S2 = get_sensor("naip"), get_sensor("sentinel2")
 CONTRACTS = {
     "naip": BandContract(NAIP, (100.0,) * 4, (30.0,) * 4),
@@ -233,19 +266,33 @@ def test_one_without_sentences_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_trained_here_leaves_in_remoteclips_layout(tmp_path: Path) -> None:
-    rgb = {"rgb": BandContract(get_sensor("rgb"), (120.0,) * 3, (60.0,) * 3)}
+    rgb = {"rgb": BandContract(get_sensor("rgb"), *STATISTICS)}
     path, _, _ = trained(tmp_path / "a.ckpt", rgb, "class", clip="quick_gelu")
     ours = open_image_text(path)
     export(path, str(tmp_path / "out.pt"), layout="remoteclip")
+    again, pictures = open_image_text(f"remoteclip:{tmp_path / 'out.pt'}"), 255 * torch.rand(2, 3, 32, 32)
+
+    def seen(one: ImageText) -> torch.Tensor:
+        mean, std = (
+            torch.tensor(values)[:, None, None] for values in (one.contracts["rgb"].mean, one.contracts["rgb"].std)
+        )
+        return one.encode_image((pictures - mean) / std)
+
+    torch.testing.assert_close(seen(again), seen(ours), rtol=1e-5, atol=1e-5)  # each as its own statistics want it
     model = peer()
     model.load_state_dict(torch.load(tmp_path / "out.pt", weights_only=True))
-    assert same(ours, model)
+    assert same(again, model) and not same(ours, model)
+    clip = {"pool": "class", "clip": "quick_gelu"}
+    grb = {"grb": BandContract(get_sensor("rgb", ["green", "red", "blue"]), *STATISTICS)}
+    s2 = {"s2": BandContract(S2.select(["B04", "B03", "B02"]), (1e3,) * 3, (3e2,) * 3)}
     for changes, said in (
-        ({"pool": "mean", "clip": "quick_gelu"}, "'pool': 'class'.*and is .*'pool': 'mean'"),
-        ({"pool": "class", "clip": "gelu"}, "'clip': 'quick_gelu'.*and is .*'clip': 'gelu'"),
-        ({"pool": "class", "clip": "quick_gelu", "heads": 2}, "'heads': 1.*and is .*'heads': 2"),
+        (clip | {"contracts": grb}, "'8-bit red, green, blue'.*'8-bit green, red, blue'"),
+        (clip | {"contracts": s2}, "'8-bit red, green, blue'.*'red, green, blue'"),
+        (clip | {"pool": "mean"}, "'pool': 'class'.*and is .*'pool': 'mean'"),
+        (clip | {"clip": "gelu"}, "'clip': 'quick_gelu'.*and is .*'clip': 'gelu'"),
+        (clip | {"heads": 2}, "'heads': 1.*and is .*'heads': 2"),
         ({"pool": "class"}, "missing visual.ln_pre.weight"),
-        ({"pool": "class", "clip": "quick_gelu", "contracts": {"naip": CONTRACTS["naip"]}}, "visual.conv1.weight"),
+        (clip | {"contracts": {"naip": CONTRACTS["naip"]}}, "visual.conv1.weight"),
     ):
         other, _, _ = trained(tmp_path / "b.ckpt", **{"contracts": rgb} | changes)
         with pytest.raises(CheckpointError, match=f"is not written, RemoteCLIP's layout.*{said}"):

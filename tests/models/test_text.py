@@ -1,18 +1,23 @@
 """Text towers and the space that they share with images."""
 
 import copy
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from geomim.errors import CheckpointError, ConfigError
+from geomim.models.image_text import open_image_text
 from geomim.models.joint import Joint, unit
 from geomim.models.patches import Latents
 from geomim.models.text import TextTower, build_text
 from geomim.models.vit import ViT
 
 open_clip = pytest.importorskip("open_clip")
+tokenizers = pytest.importorskip("tokenizers")
+transformers = pytest.importorskip("transformers")
 
 SENTENCES = ["a river crosses farmland", "", "many planes and 3 ships \N{SHIP} in the harbour", "ein Fluß"]
 SMALL = {
@@ -93,8 +98,36 @@ def test_what_is_not_here_is_refused_with_what_to_do() -> None:
         build_text("local-dir:nowhere")
     with pytest.raises(CheckpointError, match="expected open_clip:NAME/PRETRAINED"):
         build_text("ViT-B-32", "open_clip:ViT-B-32")
+    with pytest.raises(ConfigError, match="knows 100 tokens; CLIP's tokenizer has 49408"):
+        tower(vocab_size=100).tokenize(SENTENCES)
     with pytest.raises(ConfigError, match="temperature above 0"):
         Joint(tower(), 8, temperature=0.0)
+
+
+def test_a_folder_is_its_own_tokenizers_place_and_one_without_is_refused(tmp_path: Path) -> None:
+    model = {**SMALL, "text_cfg": SMALL["text_cfg"] | {"hf_tokenizer_name": "org/elsewhere"}}
+    model |= {"vision_cfg": {"image_size": 16, "layers": 1, "width": 64, "patch_size": 8}, "custom_text": True}
+    statistics = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": statistics}))
+    source = f"local-dir:{tmp_path}"
+    del model["custom_text"]
+    torch.save(open_clip.CustomTextCLIP(**model).state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    for name, weights in ((source, None), (source, f"open_clip:{source}")):
+        with pytest.raises(ConfigError, match=rf"tokenizer '{tmp_path}' cannot be had .*as local-dir:FOLDER"):
+            build_text(name, weights)
+    with pytest.raises(ConfigError, match="cannot be had"):
+        open_image_text(f"open_clip:{source}").encode_text(SENTENCES)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0, "a": 1, "river": 2}, "<pad>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>").save_pretrained(tmp_path)
+    assert build_text(source).tokenize(["a river"])[0].tolist() == [1, 2] + [0] * 30
+    assert open_image_text(f"open_clip:{source}").encode_text(["a river"]).shape == (1, 24)
+
+
+def test_coca_answers_with_its_sentences_alone() -> None:
+    text = tower(embed_cls=True, output_tokens=True)
+    tokens = text.tokenize(SENTENCES)
+    assert torch.equal(text(tokens), text.network(tokens)[0]) and text(tokens).shape == (4, 24)
 
 
 @pytest.fixture
@@ -103,10 +136,10 @@ def joint() -> Joint:
 
 
 def test_a_joint_space_starts_as_clip_does_and_comes_again(joint: Joint) -> None:
-    assert float(joint.scale) == pytest.approx(1 / 0.07) and joint.dim == 24
+    assert float(joint.scale.detach()) == pytest.approx(1 / 0.07) and joint.dim == 24
     with torch.no_grad():
         joint.logit_scale += 9
-    assert float(joint.scale) == pytest.approx(100)
+    assert float(joint.scale.detach()) == pytest.approx(100)
     again = Joint.from_config(joint.config)
     again.load_state_dict(joint.state_dict())
     tokens = joint.text.tokenize(SENTENCES)

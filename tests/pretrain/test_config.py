@@ -61,7 +61,7 @@ def test_help_lists_a_recipes_own_arguments_and_no_zoo(recipe, capsys):
         read_config(["--recipe", recipe, "--help"])
     said = capsys.readouterr().out
     assert ended.value.code == 0
-    assert ("--method.score" in said) == (recipe in ("selective_mae", "selective_latent"))
+    assert ("--method.score" in said) == (recipe in ("selective_mae", "selective_latent", "selective_rils"))
     assert "Share of the patches that is seen" in said and "--encoder.patch_size" in said
     assert "torch.nn" not in said and "in_chans" not in said and len(said.splitlines()) < 340
 

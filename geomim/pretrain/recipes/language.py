@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from geomim.errors import ConfigError
 from geomim.models.decoders import CrossAttention, Pooled, SelfAttention, Spoken
+from geomim.models.image_text import start_space
 from geomim.models.joint import Joint, Pool
 from geomim.models.text import Text
 from geomim.models.vit import ViT
@@ -15,6 +17,14 @@ from geomim.pretrain.objective import MaskedImageModel, Term
 from geomim.pretrain.targets import Meanings, Pixels, Sentences
 
 TEXT = frozenset({"text"})
+
+
+def shared_space(encoder: ViT, text: Text, pool: Pool = "mean", temperature: float = 0.07) -> Joint:
+    """What images and sentences share; where encoder and text tower start from one model, as it is there."""
+    joint = Joint(text.build(), encoder.width, pool, temperature)
+    if text.weights and text.weights == encoder.source:
+        encoder.notes += (start_space(joint, text.weights, text.quickgelu),)
+    return joint
 
 
 def contrast(
@@ -51,8 +61,13 @@ def remote_clip(
         temperature: Divides cosines at the start; learned.
         loss: `softmax` over the batch, or `sigmoid` of each pair (SigLIP), which starts best at temperature 0.1.
         equal: What pairs of an image and another's equal sentence are.
+
+    Raises:
+        ConfigError: The class token is asked for and the encoder has none.
     """
-    joint = Joint(text.build(), encoder.width, pool, temperature)
+    if pool == "class" and not encoder.class_tokens:
+        raise ConfigError("--method.pool class needs a class token: give --encoder.class_token true, or pool mean")
+    joint = shared_space(encoder, text, pool, temperature)
     masking, memory = (Whole(), "image:all") if visible == 1 else (Random(visible), "image")
     return MaskedImageModel(encoder, masking, [contrast(joint, memory, loss, equal)], needs=TEXT, joint=joint)
 
@@ -89,7 +104,7 @@ def rils(
         gate: Only images that find their own sentence in the batch count.
         equal: What pairs of an image and another's equal sentence are.
     """
-    joint = Joint(text.build(), encoder.width)
+    joint = shared_space(encoder, text)
     size = decoder_depth, decoder_width or encoder.width, decoder_heads or encoder.heads
     decoder = Spoken(SelfAttention(encoder, encoder.width, *size), joint)
     space = LanguageSpace("contrast", temperature, answer_temperature, gate)
@@ -141,7 +156,7 @@ def selective_rils(
         score: How seeds and predicted patches are drawn.
         phases: When growth goes from near to far to random.
     """
-    joint, size = Joint(text.build(), encoder.width), (decoder_depth, decoder_width, decoder_heads)
+    joint, size = shared_space(encoder, text), (decoder_depth, decoder_width, decoder_heads)
     terms = [contrast(joint, "image", equal=equal)]
     if weight:
         decoder = Spoken(CrossAttention(encoder, encoder.width, *size), joint)
@@ -180,7 +195,7 @@ def sycoca_inspired(
         pixels: Weight of the predicted pixels beside the contrast.
         flat: Entropy of a sentence over patches, as a share of the greatest, from which on masks are random.
     """
-    joint = Joint(text.build(), encoder.width)
+    joint = shared_space(encoder, text)
     decoder = SelfAttention(encoder, "pixels", decoder_depth, decoder_width, decoder_heads)
     terms = [contrast(joint, "image:all"), Term(decoder, Pixels(), mse, weight=pixels, name="pixels")]
     return MaskedImageModel(encoder, Told(joint, visible, flat), terms, needs=TEXT, joint=joint)
