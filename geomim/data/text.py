@@ -65,9 +65,8 @@ class Drawing(NamedTuple):
         tokens = kept[key]
         if self.causal:
             blank = kept[-1, -1]
-            longest = (
-                np.flatnonzero((tokens != blank).any(0))[-1] + 1 + (kept[-1, 1] == blank)
-            )  # an end that fills, too
+            longest = np.flatnonzero((tokens != blank).any(0)).max(initial=0) + 1
+            longest += kept[-1, 1] == blank  # some fill the rest with the end
             tokens = tokens[:, : -(-longest // 8) * 8]
         found = {"tokens": tokens, "key": key, "of": drawn.indices.fill_null(-1).to_numpy()}
         return {name: torch.from_numpy(np.array(values, np.int64)) for name, values in found.items()}
