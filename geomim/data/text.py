@@ -32,14 +32,14 @@ class Drawing(NamedTuple):
     """Draws sentences for tiles of a corpus.
 
     Tile r has the sentences `keys[starts[r] : starts[r + 1]]`: rows of a file of int32 tokens `shape`, of which the
-    last is the empty sentence. Of a row, `width` tokens are read.
+    last is the empty sentence. Where no token sees those behind it (`causal`), what is longer than a batch is not read.
     """
 
     starts: np.ndarray
     keys: np.ndarray
     file: Path
     shape: tuple[int, int]
-    width: int
+    causal: bool
 
     def __call__(self, rows: np.ndarray, draws: Draws) -> dict[str, Tensor]:
         """One sentence of each of some tiles.
@@ -51,7 +51,8 @@ class Drawing(NamedTuple):
         Returns:
             All int64. `tokens (U, T)` and `key (U,)`: each sentence that was drawn once, in the order of the tiles, and
             its number among all of the run; `of (B,)`: the row that a tile has, -1 where it has no sentence. U is the
-            smallest multiple of ceil(B / 8) above 0: surplus rows have key -1 and the tokens of the empty sentence.
+            smallest multiple of ceil(B / 8) above 0: surplus rows have key -1 and the tokens of the empty sentence. T
+            is the context length, or where causal the smallest multiple of 8 that its sentences need.
         """
         first, count = self.starts[rows], self.starts[rows + 1] - self.starts[rows]
         place = first + np.minimum((draws("caption").numpy() * count).astype(np.int64), count - 1)
@@ -61,7 +62,13 @@ class Drawing(NamedTuple):
             drawn.dictionary.to_numpy(), (0, max(step, -(-number // step) * step) - number), constant_values=-1
         )
         kept = np.memmap(self.file, np.int32, "r", shape=self.shape)  # opened anew, as the features of a teacher are
-        found = {"tokens": kept[key, : self.width], "key": key, "of": drawn.indices.fill_null(-1).to_numpy()}
+        tokens = kept[key]
+        if self.causal:
+            blank = kept[-1, -1]
+            longest = np.flatnonzero((tokens != blank).any(0)).max(initial=0) + 1
+            longest += kept[-1, 1] == blank  # some fill the rest with the end
+            tokens = tokens[:, : -(-longest // 8) * 8]
+        found = {"tokens": tokens, "key": key, "of": drawn.indices.fill_null(-1).to_numpy()}
         return {name: torch.from_numpy(np.array(values, np.int64)) for name, values in found.items()}
 
 
@@ -145,9 +152,7 @@ class Sentences:
         if not (file.exists() and file.with_suffix(".json").exists()):
             with aside(file) as out:
                 longest, cut = self._write(out)
-            limit = self.tokenizer.context_length
-            width = min(limit, -(-longest // 8) * 8) if self.tokenizer.causal else limit
-            about = {"tokenizer": self.tokenizer.identity, "width": width, "longest": longest}
+            about = {"tokenizer": self.tokenizer.identity, "longest": longest}
             write_json(file.with_suffix(".json"), about | {"cut": len(cut), "such": cut[:3]})
         about = json.loads(file.with_suffix(".json").read_text())
         such = ", ".join(f"'{text}...'" for text in about["such"])
@@ -186,9 +191,8 @@ class Sentences:
         if not file.with_suffix(".json").exists():
             raise ConfigError(f"'{file}' is not here: give an --out that all machines share")
         shape = (len(self.texts) + 1, self.tokenizer.context_length)
-        width = json.loads(file.with_suffix(".json").read_text())["width"]
         for tiles, starts in zip(self.sets, self.starts, strict=True):
-            tiles.text = Drawing(starts, self.keys, file, shape, width)
+            tiles.text = Drawing(starts, self.keys, file, shape, self.tokenizer.causal)
 
 
 def _read(tiles: TileSet) -> Iterator[tuple[int, pa.Array, pa.Array, pa.Array]]:

@@ -15,6 +15,7 @@ from geomim.models.patches import Latents, masked_mean
 from geomim.models.text import TextTower
 
 Pool = Literal["mean", "class"]
+LIMIT = math.log(100)
 
 
 class Joint(nn.Module):
@@ -50,12 +51,17 @@ class Joint(nn.Module):
     @property
     def scale(self) -> Tensor:
         """What cosines are multiplied by, 0-dim, at most 100 (Radford et al., ICML 2021, section 2.5)."""
-        return self.logit_scale.float().clamp(max=math.log(100)).exp()[0]
+        return self.logit_scale.float().clamp(max=LIMIT).exp()[0]
 
     @property
     def config(self) -> dict[str, Any]:
         """Plain values to store beside the weights, which `from_config` reads."""
         return {"text": self.text.config, "width": self.width, "pool": self.pool, "temperature": self.temperature}
+
+    @torch.no_grad()
+    def limit(self) -> None:
+        """Bring `logit_scale` back to where it is used as it is."""
+        self.logit_scale.clamp_(max=LIMIT)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Joint:

@@ -7,6 +7,7 @@ micro-batches add up to one batch of that size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -32,7 +33,8 @@ class Contrast(nn.Module):
         name: The term that knows images and sentences.
         loss: `softmax` (InfoNCE of CLIP, Radford et al., ICML 2021) or `sigmoid` (SigLIP, Zhai et al., ICCV 2023).
         equal: Pairs of an image and the sentence of another that reads the same are `positives`, which share the target
-            evenly (UniCL, Yang et al., CVPR 2022), or `negatives` as published.
+            evenly (UniCL, Yang et al., CVPR 2022), or `negatives` as published. Of a softmax the gradient is the same,
+            as equal sentences are one vector, and so pulled and pushed at once; but that of positives ends at 0.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class Contrast(nn.Module):
         self.bias = nn.Parameter(torch.tensor([-10.0])) if loss == "sigmoid" else None  # as published
 
     def forward(self, prediction: Tensor, answer: Answer, weight: Tensor | None, step: Step) -> Tensor:
-        """Loss of each image `(B,)`: half of it about the image, half about its sentence.
+        """Loss of each image and its sentence `(B,)`.
 
         Args:
             prediction: `(B, 1, D)` unit vectors of images.
@@ -61,136 +63,146 @@ class Contrast(nn.Module):
             step: All images and sentences of the step.
         """
         said = step.said[self.name]
-        names = self._names(said.key, step.weight)
-        pairs = _Pairs(said.prediction.float(), said.answer.float(), names, step.weight.float())
+        named = said.key if self.equal == "positives" else torch.arange(len(said.key), device=said.key.device)
+        names = torch.where((said.key >= 0) & (step.weight > 0), named, -1)
+        own = names[step.own]
         with torch.autocast(prediction.device.type, enabled=False):
-            scale = self._joint[0].scale
-            images, sentences = prediction[:, 0].float(), answer.values[:, 0].float()
+            pairs = _Pairs.of(said.prediction.float(), said.answer.float(), names, step.weight.float())
+            images, sentences, scale = prediction[:, 0].float(), answer.values[:, 0].float(), self._joint[0].scale
             if self.bias is not None:
-                told: Tensor = _Sigmoid.apply(images, sentences, scale, self.bias[0], step.own, *pairs)  # type: ignore[no-untyped-call]
-                return told
-            at = step.once(("sums", self.name), lambda: step.of_every_image(lambda rows: pairs.sums(rows, scale)))
-            told = _Softmax.apply(images, sentences, scale, at, step.own, *pairs)  # type: ignore[no-untyped-call]
+                loss = _Sigmoid.apply(images, sentences, scale, self.bias[0], step.own, *pairs)  # type: ignore[no-untyped-call]
+            else:
+                at = step.once(("sums", self.name), lambda: pairs.sums(step, scale.detach()))
+                sums = _Softmax.apply(images, sentences, scale, at, step.own, *pairs)  # type: ignore[no-untyped-call]
+                ordered = names.sort().values
+                equal = torch.searchsorted(ordered, own, right=True) - torch.searchsorted(ordered, own)
+                loss = sums - scale * (images * sentences).sum(1) - equal.log()  # less the entropy of the target
+            told: Tensor = torch.where(own >= 0, loss, 0.0)
             return told
-
-    def _names(self, key: Tensor, weight: Tensor) -> Tensor:
-        """What pairs of equal names are positives; -1 for images that take no part."""
-        own = key if self.equal == "positives" else torch.arange(len(key), device=key.device)
-        return torch.where((key >= 0) & (weight > 0), own, -1)
 
 
 class _Pairs(NamedTuple):
-    """All images and sentences of a step `(N, D)`, without gradient, names `(N,)` as of `Contrast`, and weights."""
+    """All images and sentences of a step `(N, D+8)`, without gradient, names `(N,)` as of `Contrast`, and weights.
+
+    The last columns move the product of two, of which one takes no part, far below all others.
+    """
 
     images: Tensor
     sentences: Tensor
     names: Tensor
     weight: Tensor
 
+    @classmethod
+    def of(cls, images: Tensor, sentences: Tensor, names: Tensor, weight: Tensor) -> _Pairs:
+        far, one = torch.where(names >= 0, 0.0, -1e4), torch.ones_like(weight)
+        rest = [torch.zeros_like(far)] * 6  # for products that are aligned in memory
+        sides = (images, (far, one, *rest)), (sentences, (one, far, *rest))
+        both = [torch.cat([side, torch.stack(more, 1)], 1) for side, more in sides]
+        return cls(both[0], both[1], names, weight)
+
     def blocks(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Rows, as many at a time as may be in memory."""
         return torch.split(rows, max(1, CELLS // len(self.names)))
 
-    def together(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """`(n, N)`: which are positives of each row, and which are positives or negatives, as floats and bools."""
-        names = self.names[rows, None]
-        return (names == self.names).float(), (names >= 0) & (self.names >= 0)
+    def sums(self, step: Step, scale: Tensor) -> Tensor:
+        """`(N, 2)` of every image, and of every sentence: log-sum-exp over all of the other side."""
+        of_images, of_sentences = [], []
+        for block in self.blocks(step.rows):
+            logits = (scale * self.images[block]) @ self.sentences.T
+            of_images.append(logits.logsumexp(1))
+            of_sentences.append(logits.logsumexp(0))
+        some = torch.stack(of_sentences).logsumexp(0, keepdim=True)
+        return torch.stack([step.gather(torch.cat(of_images)), step.gather(some).logsumexp(0)], 1)
 
-    def sums(self, rows: Tensor, scale: Tensor) -> Tensor:
-        """`(n, 3)` of some rows: log-sum-exp over sentences of an image, over images of a sentence, and positives."""
-        found = []
-        for block in self.blocks(rows):
-            positive, known = self.together(block)
-            sums = [
-                (scale * ours[block] @ theirs.T).masked_fill(~known, -torch.inf).logsumexp(1)
-                for ours, theirs in ((self.images, self.sentences), (self.sentences, self.images))
-            ]
-            found.append(torch.stack([*sums, (positive * known).sum(1)], 1))
-        return torch.cat(found).detach()
+    def pull(
+        self, own: Tensor, scale: Tensor, slope: Callable[[Tensor, Tensor, int], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of the images and sentences at `own (B,)`, of the scale and of what is added to all products.
+
+        `slope(logits (n, N), rows (n,), side)` gives those of scaled products of some images with all sentences, or
+        where `side` is 1 of some sentences with all images. Of scale and addition they are the share of own images.
+        """
+        grads = [torch.zeros_like(self.images[own]) for _ in range(2)]
+        alone = len(own) == len(self.names)  # then images beside all sentences are sentences beside all images
+        sides = ((self.images, self.sentences), (self.sentences, self.images))
+        for side, (ours, theirs) in enumerate(sides[:1] if alone else sides):
+            for rows in self.blocks(torch.arange(len(own), device=own.device)):
+                mine = ours[own[rows]]
+                pulls = slope((scale * mine) @ theirs.T, rows, side)
+                grads[side][rows] = scale * pulls @ theirs
+                if alone:
+                    grads[1] += scale * pulls.T @ mine
+        (images, added, _), (sentences, *_) = (one.tensor_split((-8, -7), 1) for one in grads)
+        return images, sentences, (self.images[own, :-8] * images).sum() / scale, added.sum() / scale
+
+
+def _factor(gradient: Tensor, weight: Tensor) -> Tensor:
+    """What every image's loss is multiplied by besides its weight: own ones tell what those of others get."""
+    return gradient.sum() / weight.sum().clamp(min=1e-12)
 
 
 class _Softmax(torch.autograd.Function):
-    """Cross-entropy both ways less the entropy of the targets, so that it ends at 0."""
+    """Half the log-sum-exp of each own image, and half of its sentence's, with the gradient of those of all."""
 
     @staticmethod
     def forward(
         ctx: Any, images: Tensor, sentences: Tensor, scale: Tensor, at: Tensor, own: Tensor, *every: Tensor
     ) -> Tensor:
-        """`(B,)` of the images at `own`; `at (N, 3)` as of `_Pairs.sums`, `every` as of `_Pairs`."""
-        ctx.save_for_backward(images, sentences, scale, at, own, *every)
-        pairs, found = _Pairs(*every), []
-        for block in pairs.blocks(torch.arange(len(own), device=own.device)):
-            positive, known = pairs.together(own[block])
-            share = positive * known / at[own[block], 2:].clamp(min=1)
-            right = (share @ pairs.sentences * images[block] + share @ pairs.images * sentences[block]).sum(1)
-            here = at[own[block]]
-            loss = 0.5 * (here[:, 0] + here[:, 1] - scale * right) - here[:, 2].clamp(min=1).log()
-            found.append(torch.where(pairs.names[own[block]] >= 0, loss, 0.0))
-        return torch.cat(found)
+        """`(B,)` of the images at `own`; `at (N, 2)` as of `_Pairs.sums`, `every` as of `_Pairs`."""
+        ctx.save_for_backward(scale, at, own, *every)
+        return 0.5 * at[own].sum(1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Of own features in all rows; of the scale in own rows, which other ranks add to."""
-        images, sentences, scale, at, own, *every = ctx.saved_tensors
+        """Of own features in the sums of all; of the scale the share of own images."""
+        scale, at, own, *every = ctx.saved_tensors
         pairs = _Pairs(*every)
-        # every image's loss is multiplied by its weight and one number, so own ones tell what those of others get
-        factor = gradient.sum() / pairs.weight[own].sum().clamp(min=1e-12)
-        grads, of_scale = [torch.zeros_like(images), torch.zeros_like(sentences)], torch.zeros_like(scale)
-        for block in pairs.blocks(torch.arange(len(own), device=own.device)):
-            positive, known = pairs.together(own[block])
-            share = positive * known / at[:, 2].clamp(min=1)
-            for side, (ours, theirs) in enumerate(((images, pairs.sentences), (sentences, pairs.images))):
-                logits = ours[block] @ theirs.T
-                scaled = (scale * logits).masked_fill(~known, -torch.inf)
-                # as an image among sentences, and as what a sentence picks among images; or the other way round
-                mine = 0.5 * gradient[block, None] * (_exp(scaled, at[own[block], side, None]) - share)
-                others = 0.5 * factor * pairs.weight * (_exp(scaled, at[:, 1 - side]) - share)
-                grads[side][block] = scale * (mine + others) @ theirs
-                of_scale = of_scale + (mine * logits).sum()
-        return *grads, of_scale, None, None, *[None] * len(every)
+        mine, others = 0.5 * gradient, 0.5 * _factor(gradient, pairs.weight[own]) * pairs.weight
 
+        def slope(logits: Tensor, rows: Tensor, side: int) -> Tensor:
+            # as an image among sentences, and as what a sentence picks among images; or the other way round
+            picked: Tensor = (logits - at[:, 1 - side]).exp_().mul_(others)
+            return picked.addcmul_(logits.sub_(at[own[rows], side, None]).exp_(), mine[rows, None])
 
-def _exp(logits: Tensor, normaliser: Tensor) -> Tensor:
-    """Softmax of logits whose log-sum-exp is known; 0 where nothing takes part."""
-    return (logits - normaliser).exp().nan_to_num(0.0)
+        return *pairs.pull(own, scale, slope)[:3], None, None, *[None] * len(every)
 
 
 class _Sigmoid(torch.autograd.Function):
-    """Each pair by itself: together or not. A pair counts half for its image and half for its sentence."""
+    """Each pair by itself: together or not; counted at its image."""
 
     @staticmethod
     def forward(
         ctx: Any, images: Tensor, sentences: Tensor, scale: Tensor, bias: Tensor, own: Tensor, *every: Tensor
     ) -> Tensor:
         """`(B,)` of the images at `own`; `every` as of `_Pairs`."""
-        ctx.save_for_backward(images, sentences, scale, bias, own, *every)
-        pairs, found = _Pairs(*every), []
-        for block in pairs.blocks(torch.arange(len(own), device=own.device)):
-            positive, known = pairs.together(own[block])
-            halves = [
-                F.softplus((1 - 2 * positive) * (scale * ours[block] @ theirs.T + bias))
-                for ours, theirs in ((images, pairs.sentences), (sentences, pairs.images))
+        ctx.save_for_backward(scale, bias, own, *every)
+        pairs = _Pairs(*every)
+        return torch.cat(
+            [
+                F.softplus(_sign(pairs, rows) * ((scale * pairs.images[rows]) @ pairs.sentences.T + bias)).sum(1)
+                for rows in pairs.blocks(own)
             ]
-            found.append((0.5 * (halves[0] + halves[1]) * known).sum(1))
-        return torch.cat(found)
+        )
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """As of `_Softmax`."""
-        images, sentences, scale, bias, own, *every = ctx.saved_tensors
+        scale, bias, own, *every = ctx.saved_tensors
         pairs = _Pairs(*every)
-        factor = gradient.sum() / pairs.weight[own].sum().clamp(min=1e-12)
-        grads, of_scale, of_bias = [torch.zeros_like(images), torch.zeros_like(sentences)], scale * 0.0, bias * 0.0
-        for block in pairs.blocks(torch.arange(len(own), device=own.device)):
-            positive, known = pairs.together(own[block])
-            for side, (ours, theirs) in enumerate(((images, pairs.sentences), (sentences, pairs.images))):
-                logits = ours[block] @ theirs.T
-                sign = 1 - 2 * positive
-                slope = 0.5 * sign * torch.sigmoid(sign * (scale * logits + bias)) * known
-                mine = gradient[block, None] * slope
-                grads[side][block] = scale * (mine + factor * pairs.weight * slope) @ theirs
-                of_scale, of_bias = of_scale + (mine * logits).sum(), of_bias + mine.sum()
-        return *grads, of_scale, of_bias, None, *[None] * len(every)
+        others = _factor(gradient, pairs.weight[own]) * pairs.weight
+
+        def slope(logits: Tensor, rows: Tensor, side: int) -> Tensor:
+            sign = _sign(pairs, own[rows])
+            pulls: Tensor = sign * torch.sigmoid(sign * (logits + bias)) * (others if side else gradient[rows, None])
+            return pulls
+
+        return *pairs.pull(own, scale, slope), None, *[None] * len(every)
+
+
+def _sign(pairs: _Pairs, rows: Tensor) -> Tensor:
+    """`(n, N)`: -1 for positives of each row, 1 for all others."""
+    names = pairs.names[rows, None]
+    return 1 - 2 * ((names == pairs.names) & (names >= 0)).float()
 
 
 class LanguageSpace(nn.Module):
@@ -239,9 +251,7 @@ class LanguageSpace(nn.Module):
             loss = self._diverge(prediction.float(), answer.values, weight, said.answer.float(), distinct)
             if not self.gate:
                 return loss
-            found = step.once(
-                ("retrieved", self.name), lambda: step.of_every_image(lambda rows: retrieved(said, distinct, rows))
-            )
+            found = step.once(("retrieved", self.name), lambda: step.gather(retrieved(said, distinct, step.rows)))
             every = (step.weight * found).sum()  # the images that count share the weight of all
             return loss * found[step.own] * torch.where(every > 0, step.weight.sum() / every.clamp(min=1e-12), 0.0)
 

@@ -109,7 +109,7 @@ class PretrainModule(pl.LightningModule):
         self.pruning: Any = None
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
-        self._flops: dict[str, float] = {}  # of an image of each sensor
+        self._flops: dict[Any, float] = {}  # of an image of each sensor, with the terms that were asked
         self._spent = 0.0  # FLOPs since the last log
         self._skipped = Skipped()
         self._failed = torch.zeros((), dtype=torch.int64)  # on the device: the first step that was not finite, or 0
@@ -232,15 +232,15 @@ class PretrainModule(pl.LightningModule):
             one.copy_(torch.where(self._failed > 0, old, one))
 
     def _count(self, part: dict[str, Any], progress: Tensor) -> None:
-        """Add up the FLOPs of a step; those of an image are counted once a sensor."""
-        sensor = part["sensor"]
-        if sensor not in self._flops:
+        """Add up the FLOPs of a step; those of an image are counted once a sensor and set of terms."""
+        asked = part["sensor"], *(term.silent for term in self.model.terms)
+        if asked not in self._flops:
             few = apply_to_collection(part, Tensor, lambda values: values[:4] if values.ndim else values)
             if text := few.get("text"):
                 few["text"] = text | {"of": text["of"].clamp(max=len(text["tokens"]) - 1)}
             with self.aside():
-                self._flops[sensor] = count_flops(self.model, self.trainer.strategy.batch_to_device(few), progress)
-        self._spent += self._flops[sensor] * self.images_per_step
+                self._flops[asked] = count_flops(self.model, self.trainer.strategy.batch_to_device(few), progress)
+        self._spent += self._flops[asked] * self.images_per_step
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -323,6 +323,7 @@ class PretrainModule(pl.LightningModule):
         done = (step - 1) / trainer.max_steps
         progress = torch.full((), done, device=self.device)
         parts = trainer.train_dataloader.whole(step - 1)
+        self.model.begin(done)
         with trainer.precision_plugin.forward_context():
             failure = blame(self.model, parts, trainer.strategy.batch_to_device, self.seed, progress)
         content = {

@@ -38,7 +38,8 @@ def blame(
     totals: Any = 0
     said, kept = [], []
     for part in parts:
-        context = model.context(receive(part), Draws(seed, part["position"]))
+        batch = receive(part)
+        context = model.context(batch, Draws(seed, batch["position"]))
         plan = model.plan(context, progress)
         totals = totals + plan.weights.sum(1)
         said.append(model.said(context, plan))

@@ -77,13 +77,15 @@ class Step:
         known: T = self._known[key]
         return known
 
-    def of_every_image(self, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `compute(rows (n,))` gives, `(n, ...)`, for all N images; every rank computes it for some of them."""
-        count, world = self.weights.shape[1], dist.get_world_size() if self.ranks else 1
-        rows = torch.arange(count // world, device=self.own.device)
-        if not self.ranks:
-            return compute(rows)
-        return _gather(compute(rows + dist.get_rank() * (count // world)))
+    @property
+    def rows(self) -> Tensor:
+        """`(n,)`: images of which this rank computes what all ranks read."""
+        count = self.weights.shape[1] // (dist.get_world_size() if self.ranks else 1)
+        return torch.arange(count, device=self.own.device) + (dist.get_rank() * count if self.ranks else 0)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks `(W*n, ...)`, without gradient."""
+        return _gather(rows) if self.ranks else rows.detach()
 
 
 def join(parts: Sequence[tuple[Mapping[str, Said], Tensor]], ranks: bool = True) -> list[Step]:

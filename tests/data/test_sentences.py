@@ -4,6 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_corpus import write_corpus
+from tiny_recipes import TEXT as TEXT_TOWER
 
 from geomim.corpus.store import Corpus
 from geomim.data.datamodule import TileDataModule
@@ -19,14 +20,14 @@ TEXT = frozenset({"text"})
 class Words:
     """A tokenizer as CLIP's: a start, a number a word, an end which stays where a sentence is cut, and padding."""
 
-    context_length, causal, identity = 20, True, "words"
+    context_length, causal, identity, blank = 20, True, "words", 0
 
     def __init__(self):
         self.number, self.seen = {}, []
 
     def tokenize(self, sentences):
         self.seen += sentences
-        tokens = torch.zeros(len(sentences), self.context_length, dtype=torch.int64)
+        tokens = torch.full((len(sentences), self.context_length), self.blank)
         for row, sentence in zip(tokens, sentences, strict=True):
             words = [self.number.setdefault(word, len(self.number) + 3) for word in sentence.split()]
             line = [1, *words[: self.context_length - 2], 2]
@@ -71,8 +72,8 @@ def pairs(batches):
         for position, row in zip(batch["position"].tolist(), text["of"].tolist(), strict=True):
             keys[position] = text["key"][row].item() if row >= 0 else None
             if row >= 0:
-                tokens.setdefault(keys[position], text["tokens"][row].tolist())
-                assert tokens[keys[position]] == text["tokens"][row].tolist()
+                said = [token for token in text["tokens"][row].tolist() if token]  # as far as its batch reaches
+                assert tokens.setdefault(keys[position], said) == said
     return keys, tokens
 
 
@@ -143,14 +144,35 @@ def test_shapes_are_as_few_as_promised_and_surplus_rows_are_the_empty_sentence(c
     assert len(shapes) <= 8
 
 
-def test_width_is_that_of_the_longest_sentence_or_of_the_tower(tmp_path):
-    long = " ".join(f"w{one}" for one in range(12))
-    path = captioned(tmp_path / "c", [["short"]] * 12 + [[long]] * 12)
-    for causal, width in ((True, 16), (False, 20)):
-        tokenizer = Words()
-        tokenizer.causal = causal
-        batch = next(batches(module(path, tokenizer, batch=4), 1))
-        assert batch["text"]["tokens"].shape[1] == width
+@pytest.mark.parametrize(
+    ("words", "causal", "blank", "width"),
+    [(5, True, 0, 8), (6, True, 0, 8), (7, True, 0, 16), (6, True, 2, 8), (7, True, 2, 16), (1, False, 0, 20)],
+)
+def test_tokens_reach_as_far_as_the_longest_sentence_of_the_batch_or_as_the_tower(
+    tmp_path, words, causal, blank, width
+):
+    path = captioned(tmp_path / "c", [["short"]] * 12 + [[" ".join("w" * words)]] * 12)
+    tokenizer = Words()
+    tokenizer.causal, tokenizer.blank = causal, blank
+    widths = set()
+    for batch in batches(module(path, tokenizer, batch=2), 12):
+        text, read = batch["text"], [tokenizer.read(row) for row in batch["text"]["tokens"]]
+        longest = max(len(sentence.split()) for sentence in read) + 2
+        assert longest == 3 or longest == words + 2
+        assert (text["tokens"] == 2).any(1).all()  # the end is there, whatever fills the rest
+        widths.add((longest > 3, text["tokens"].shape[1]))
+    assert widths == {(words > 1, width), (False, 8 if causal else 20)}
+
+
+def test_a_tower_says_of_what_is_left_what_it_says_of_all(tmp_path):
+    tower = TEXT_TOWER.build()
+    path = captioned(tmp_path / "c", [["a road", "many planes"]] * 24)
+    made = module(path, tower)
+    text = next(batches(made, 1))["text"]
+    said = [made.sentences.texts[key].as_py() if key >= 0 else "" for key in text["key"].tolist()]
+    assert text["tokens"].shape[1] == 8 < tower.context_length
+    with torch.no_grad():
+        torch.testing.assert_close(tower(text["tokens"]), tower(tower.tokenize(said)), rtol=1e-6, atol=1e-6)
 
 
 def test_what_is_cut_is_said_and_what_just_fits_is_not(tmp_path):
@@ -163,8 +185,7 @@ def test_what_is_cut_is_said_and_what_just_fits_is_not(tmp_path):
     assert said.startswith("sentences take up to 20 tokens; 2 of 4 are longer than the 20 that the text tower sees")
     assert f"'{f'{fits} more'[:60]}...', '{huge[:60]}...'" in said
     assert other in tokenizer.seen and made.sentences.fill(tmp_path / "tokens") == said
-    batch = next(iter(made.train_dataloader()))
-    assert batch["text"]["tokens"].shape[1] == 20
+    assert {batch["text"]["tokens"].shape[1] for batch in batches(made, 12)} == {8, 20}
 
 
 def test_a_corpus_without_sentences_goes_along(tmp_path, corpus):

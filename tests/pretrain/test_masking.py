@@ -1,11 +1,13 @@
 import pytest
 import torch
+from tiny_recipes import TEXT, sentences
 from torch import Tensor
 
 from geomim.errors import ConfigError
+from geomim.models.joint import Joint
 from geomim.models.vit import ViT
 from geomim.pretrain.context import Context
-from geomim.pretrain.masking import Phases, Random, Selective
+from geomim.pretrain.masking import Phases, Random, Selective, Told
 from geomim.pretrain.masking.selective import grow, hog_energy
 from geomim.pretrain.masking.split import counts, draw
 from geomim.randomness import Draws
@@ -136,3 +138,36 @@ def test_impossible_shares_and_phases_are_named() -> None:
 def test_one_visible_patch_is_enough(encoder: ViT) -> None:
     split = Selective(visible=1 / 64)(context(encoder, torch.randn(2, 4, 64, 64)), torch.tensor(0.1))["image"]
     assert split.visible.shape == (2, 1)
+
+
+@pytest.mark.parametrize("nodata", [False, True])
+def test_what_a_sentence_speaks_of_is_hidden_and_what_fits_all_alike_is_random(encoder: ViT, nodata: bool) -> None:
+    torch.manual_seed(0)
+    joint = Joint(TEXT.build(), encoder.width)
+    images, valid = half_textured(), some_nodata() if nodata else None
+    given = context(encoder, images, valid)
+    view = given.views["image"]
+    view.text = sentences(8)
+    told, chance = (masking(given, torch.tensor(0.0))["image"] for masking in (Told(joint, flat=1.0), Random(0.5)))
+    for split, row in ((Told(joint, flat=0.0)(given, torch.tensor(0.0))["image"], slice(8)), (told, slice(7, 8))):
+        assert torch.equal(split.predict[row], chance.predict[row])  # all is flat; nothing is said of the last
+    score = torch.einsum(
+        "bld,bd->bl", joint.patches(view.latents()), joint.sentences(view.text["tokens"])[view.text["of"]]
+    )
+    for row in range(7):
+        seen, hidden = score[row, told.visible[row]], score[row, told.predict[row]]
+        if valid is not None:
+            seen, hidden = seen[told.visible_valid[row]], hidden[told.predict_weight[row] > 0]
+        assert not len(hidden) or seen.max() <= hidden.min()
+
+
+def test_what_stands_in_nodata_does_not_say_whether_a_sentence_fits_all_alike(encoder: ViT) -> None:
+    torch.manual_seed(0)
+    joint, images, valid = Joint(TEXT.build(), encoder.width), half_textured(), some_nodata()
+    for flat in (0.5, 0.8, 0.9, 0.95, 0.98):
+        splits = []
+        for fill in (0.0, 1e4):
+            given = context(encoder, torch.where(valid, images, fill), valid)
+            given.views["image"].text = sentences(8)
+            splits.append(Told(joint, flat=flat)(given, torch.tensor(0.0))["image"])
+        assert torch.equal(splits[0].predict, splits[1].predict), flat

@@ -186,6 +186,17 @@ def test_runs_in_bfloat16_and_without_graph_breaks(name: str) -> None:
     assert explained.graph_break_count == 0, explained.break_reasons
 
 
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_a_temperature_beyond_its_range_comes_back(name: str) -> None:
+    model, images = build(name), scenes()
+    with torch.no_grad():
+        model.joint.logit_scale.fill_(5.0)
+    model.before_step(torch.tensor(0.3))
+    assert model.joint.scale.item() == pytest.approx(100)
+    step(model, images).backward()
+    assert model.joint.logit_scale.grad > 0  # so sharp a space that knows nothing is very wrong
+
+
 @every_recipe
 def test_docstring_names_paper_and_honesty(name: str) -> None:
     recipe = RECIPES[name]

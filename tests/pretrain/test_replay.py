@@ -161,7 +161,8 @@ def test_the_step_of_every_recipe_runs_again(folder, monkeypatch, recipe):
     content = read_checkpoint(file)
     failure, progress = content["failure"], torch.full((), content["failure"]["progress"])
     model = rebuild(file, content).train()
-    lines, finite = describe(model, failure["batches"], failure["seed"], progress, failure["totals"])
+    given = (failure[name] for name in ("totals", "steps"))
+    lines, finite = describe(model, failure["batches"], failure["seed"], progress, *given)
     assert finite and len([line for line in lines if line.startswith("tile")]) == 4
     norm = torch.nn.utils.get_total_norm([one.grad for one in model.parameters() if one.grad is not None])
     with (folder / "whole" / "metrics.csv").open() as table:

@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from tiny_corpus import write_corpus
+from tiny_recipes import TEXT, annotated
 
 from geomim.data.datamodule import TileDataModule
 from geomim.pretrain.checkpoints import Checkpoints
@@ -55,6 +56,17 @@ def test_a_run_says_its_speed_what_it_waited_and_how_long_it_will_take(data, tmp
         assert 0 < row["wait"] < 1 and row["gradient_norm"] > 0
     assert rows[0]["hours_left"] * 3600 > 2 * 6 / rows[0]["images_per_second"]  # it counts what is no training too
     assert rows[1]["hours_left"] == 0
+
+
+def test_what_is_not_asked_yet_is_not_counted(tmp_path):
+    corpus = annotated(write_corpus(tmp_path / "corpus"))
+    data = TileDataModule(str(corpus), batch_size=6, image_size=16, workers=0)
+    training = Training(max_steps=4, log_every=2, precision="32-true", accelerator="cpu", progress_bar=False)
+    given = METHOD | {"text": TEXT, "starts": 0.5}
+    train(data, tmp_path / "run", "selective_rils", given, ENCODER, training=training)
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        before, after = (float(row["flops_per_image"]) for row in csv.DictReader(file))
+    assert after > 1.3 * before
 
 
 def test_looks_and_checkpoints_are_left_out_of_the_speed_but_not_of_the_time_that_is_left(data, tmp_path, monkeypatch):

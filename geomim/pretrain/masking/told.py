@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -39,10 +38,12 @@ class Told:
             with torch.no_grad():
                 row = view.text["of"].clamp(min=0)
                 sentences = view.once("sentences told", lambda: self.joint.sentences(view.text["tokens"]))[row]  # type: ignore[index]
-                score = torch.einsum("bld,bd->bl", self.joint.patches(view.latents()), sentences)
-                share = (score * self.joint.scale).log_softmax(1)
-                entropy = -(share.exp() * share).sum(1) / math.log(view.length)
-                told = (entropy < self.flat) & (view.text["of"] >= 0)
+                score = torch.einsum("bld,bd->bl", self.joint.patches(view.latents()), sentences) * self.joint.scale
+                valid = torch.ones_like(score, dtype=torch.bool) if view.patch_valid is None else view.patch_valid
+                score = score.masked_fill(~valid, -1e4)
+                share = score.log_softmax(1)
+                entropy = -(share.exp() * share).sum(1)
+                told = (entropy < self.flat * valid.sum(1).clamp(min=1).log()) & (view.text["of"] >= 0)
                 rank = (score.argsort(1).argsort(1) + 0.5) / view.length
                 noise = torch.where(told[:, None], rank, noise)
         return {"image": Random(self.visible).split(view, noise)}

@@ -31,6 +31,10 @@ class Sentences:
         """`(B,)`: 0 for images without a sentence."""
         return known(view)
 
+    def before_step(self, progress: Tensor) -> None:
+        """Bring the temperature back into its range, beyond which it would have no gradient."""
+        self._joint.limit()
+
     def __call__(self, view: View, positions: Tensor) -> Answer:
         """`(B, 1, D)` unit vectors; each distinct sentence of the batch is encoded once."""
         text = view.text
