@@ -3,15 +3,18 @@
 Each recipe that needs no second date and no teacher from elsewhere trains for the same minutes, with the encoder, data
 and optimiser of one config. First a few steps of each are timed: that is what needs an idle machine. The rates go to
 calibration.csv of the folder of runs (one machine and one config a folder) and fix the steps of every run, so the whole
-schedule is run, however busy the machine is later. Then
-kNN, linear and efficient probe as `geomim evaluate` fits them, and below them the floors: random initialisation and
-pixel statistics. Every finished run is a row of recipes.csv and is not run again; figures come last, one `name: value`
-a line: the mean over seeds, and behind it the lowest and the highest.
+schedule is run, however busy the machine is later. Then kNN, linear and efficient probe as `geomim evaluate` fits them,
+and below them the floors: random initialisation and pixel statistics. A recipe with sentences is also asked for the
+class and for the sentences of each test image, beside chance; it needs corpora with captions. Every finished run is a
+row of recipes.csv and is not run again; figures come last, one `name: value` a line: the mean over seeds, and behind it
+the lowest and the highest.
 
     geomim corpus build RSICD/classes RSICD/unlabelled --out corpora/rsicd --tile 128 --sensor rgb \
       --split RSICD/captions.jsonl
     geomim corpus build RSICD/classes --out corpora/rsicd_labelled --tile 128 --sensor rgb \
       --split RSICD/captions.jsonl --labels folder --allow-unmatched
+    for corpus in rsicd rsicd_labelled; do
+      geomim corpus caption corpora/$corpus --imported RSICD/captions.jsonl; done
     python benchmarks/recipes.py --minutes 0                    # times the steps, no more; an idle machine, please
     python benchmarks/recipes.py --minutes 5                    # all recipes, one seed
     python benchmarks/recipes.py --minutes 10 --seeds 0 1 2 --recipes mae cross_mae latent_mim
@@ -28,7 +31,7 @@ import io
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,27 +42,34 @@ from PIL import Image
 
 from geomim.data.datamodule import TileDataModule
 from geomim.errors import GeomimError
+from geomim.evaluate.figures import CHANCE
 from geomim.evaluate.scores import PIXELS, RANDOM
 from geomim.pretrain.recipes import RECIPES
 from geomim.verbs.config import read_config
 from geomim.verbs.evaluate import evaluate
+from geomim.verbs.language import evaluate_text
 from geomim.verbs.pretrain import Training, build, train
 
 PROBES = ("knn", "linear", "efficient")
-COLUMNS = ("recipe", "seed", "minutes", "steps", *PROBES)
+SAID = {"zeroshot": "top-1", "retrieval": "mean recall"}
+COLUMNS = ("recipe", "seed", "minutes", "steps", *PROBES, *SAID, *(f"{task}_chance" for task in SAID))
 RATES = ("recipe", "images_per_second", "threads")
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "pretrain" / "rsicd_cpu.yaml"
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"rils_without_gate": ("rils", {"gate": False})}
+"""What is compared besides the recipes as they are: a recipe, and what it has otherwise."""
 
 METHODS: dict[str, dict[str, Any]] = {
     "simmim": {"unit": 16},
     "latent_mim": {"projector_width": 1024},
     "selective_latent": {"projector_width": 1024},
+    "rils": {"decoder_depth": 1, "decoder_width": 192},
 }
 ENCODERS: dict[str, dict[str, Any]] = {
     "satvision": {"family": "swinv2", "patch_size": 4, "width": 48, "depth": 2, "heads": 3}
 }
 """What a recipe has besides the config's: units of two patches; a projector five times as wide as the encoder, as
-published; a Swin, which answers by 32 px."""
+published; a decoder as wide as the encoder, as published; a Swin, which answers by 32 px."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +96,14 @@ class Setting:
     calibration: int = 24
     test_split: str = "test"
 
-    def parts(self, recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Arguments of the recipe and of its encoder: of the config's, those that it takes."""
-        taken = inspect.signature(RECIPES[recipe]).parameters
+    def parts(self, name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """A recipe, its arguments and those of its encoder: of the config's, those that it takes."""
+        recipe, own = VARIANTS.get(name, (name, {}))
+        taken = parameters(name)
         method = {key: value for key, value in vars(self.config.method).items() if key in taken}
         encoder = ENCODERS.get(recipe) or self.config.encoder.as_dict()
-        method |= METHODS.get(recipe, {})
-        return method, {key: value for key, value in encoder.items() if key != "image_size"}
+        method |= METHODS.get(recipe, {}) | own
+        return recipe, method, {key: value for key, value in encoder.items() if key != "image_size"}
 
     def data(self, seed: int) -> TileDataModule:
         given = self.config.data.as_dict() | {"corpus": self.corpus}
@@ -101,7 +112,6 @@ class Setting:
     def train(self, recipe: str, seed: int, steps: int, folder: Path) -> tuple[Path, list[dict[str, str]]]:
         """Train anew; the checkpoint, and the table of figures."""
         shutil.rmtree(folder, ignore_errors=True)
-        method, encoder = self.parts(recipe)
         training = replace(
             self.config.training,
             max_steps=steps,
@@ -111,7 +121,7 @@ class Setting:
         )
         shared = (self.config.optimizer, training, seed)
         watch = replace(self.config.watch, every=steps)
-        last = train(self.data(seed), folder, recipe, method, encoder, *shared, watch=watch)
+        last = train(self.data(seed), folder, *self.parts(recipe), *shared, watch=watch)
         with (folder / "metrics.csv").open(newline="") as file:
             return last, list(csv.DictReader(file))
 
@@ -136,17 +146,20 @@ class Setting:
         return max(4, round(60 * self.minutes * self.rate(recipe) / self.config.data.batch_size))
 
 
+def parameters(name: str) -> Mapping[str, inspect.Parameter]:
+    """What the recipe of a comparison takes."""
+    return inspect.signature(RECIPES[VARIANTS.get(name, (name,))[0]]).parameters
+
+
 def usable(setting: Setting, recipe: str) -> str:
     """Why a recipe cannot be compared here; empty where it can."""
     required = [
-        name
-        for name, one in inspect.signature(RECIPES[recipe]).parameters.items()
-        if name != "encoder" and one.default is inspect.Parameter.empty
+        name for name, one in parameters(recipe).items() if name != "encoder" and one.default is inspect.Parameter.empty
     ]
     if required:
         return f"it needs {', '.join(required)}"
     try:
-        module = build(setting.data(0), recipe, *setting.parts(recipe), training=setting.config.training)
+        module = build(setting.data(0), *setting.parts(recipe), training=setting.config.training)
     except GeomimError as error:
         return str(error)
     return "it needs another date" if "date" in module.model.needs else ""
@@ -189,9 +202,25 @@ def run(setting: Setting, recipe: str, seed: int, table: Path, floors: bool) -> 
         found = {row.probe: f"{row.accuracy:.4f}" for row in scores.rows if row.encoder == encoder}
         if encoder not in (RANDOM, PIXELS):
             own = {"recipe": recipe, "seed": seed, "minutes": f"{setting.minutes:g}", "steps": steps}
-            append(table, COLUMNS, own | found)
+            append(table, COLUMNS, own | found | said(setting, last, folder, recipe))
         elif not any(row["recipe"] == encoder for row in rows_of(table)):
             append(table, COLUMNS, {"recipe": encoder, "seed": seed, "minutes": ""} | found)
+
+
+def said(setting: Setting, last: Path, folder: Path, recipe: str) -> dict[str, str]:
+    """What a recipe with sentences makes of the test images in words, and chance; nothing of another."""
+    if "text" not in parameters(recipe):
+        return {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        scores = evaluate_text(
+            str(last), setting.labelled, list(SAID), str(folder / "evaluation-text"), test_split=setting.test_split
+        )
+    found = {one.task: one for one in scores.figures if SAID[one.task] == one.metric}
+    return {
+        key: f"{value:.4f}"
+        for task, one in found.items()
+        for key, value in ((task, one.value), (f"{task}_chance", one.beside[CHANCE]))
+    }
 
 
 def figures(table: Path, minutes: float) -> Iterator[str]:
@@ -202,8 +231,8 @@ def figures(table: Path, minutes: float) -> Iterator[str]:
             groups.setdefault(row["recipe"], []).append(row)
     for name, rows in groups.items():
         label = name.replace(" ", "_")
-        for probe in PROBES:
-            values = [float(row[probe]) for row in rows if row[probe]]
+        for probe in COLUMNS[4:]:
+            values = [float(row[probe]) for row in rows if row.get(probe)]
             if values:
                 spread = f"  ({min(values):.4f} to {max(values):.4f}, {len(values)} seeds)" if len(values) > 1 else ""
                 yield f"{label}_{probe}: {np.mean(values):.4f}{spread}"
@@ -212,17 +241,21 @@ def figures(table: Path, minutes: float) -> Iterator[str]:
 
 
 def random_pictures(folder: Path) -> Path:
-    """A corpus of two kinds of noise, half of it to test on."""
+    """A corpus of two kinds of noise, each called so in a sentence, half of it to test on."""
     from geomim.corpus.build import build as build_corpus
+    from geomim.corpus.captions.caption import caption
 
-    random = np.random.default_rng(0)
+    random, sentences = np.random.default_rng(0), folder / "said.csv"
+    names = [(kind, f"{kind}/{number}.png") for kind in ("coarse", "fine") for number in range(24)]
+    sentences.write_text("image,caption\n" + "".join(f"{name},some {kind} noise\n" for kind, name in names))
     for kind, side in (("coarse", 8), ("fine", 2)):
         (folder / "pictures" / kind).mkdir(parents=True)
         for number in range(24):
             cells = random.integers(0, 255, (64 // side, 64 // side, 3), np.uint8)
             Image.fromarray(cells.repeat(side, 0).repeat(side, 1)).save(folder / "pictures" / kind / f"{number}.png")
     with contextlib.redirect_stdout(io.StringIO()):
-        return build_corpus([str(folder / "pictures")], str(folder / "corpus"), 64, labels="folder", test_share=0.5)
+        built = build_corpus([str(folder / "pictures")], str(folder / "corpus"), 64, labels="folder", test_share=0.5)
+        return caption(str(built), imported=str(sentences))
 
 
 def main() -> None:
@@ -230,7 +263,9 @@ def main() -> None:
     parser.add_argument("--corpus", help="corpus to train on; the config's where not given")
     parser.add_argument("--data", help="labelled corpus to evaluate on; the corpus with _labelled behind its name")
     parser.add_argument("--config", type=Path, default=CONFIG, help="encoder, data and optimiser of all runs")
-    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), help="all that can be run where not given")
+    parser.add_argument(
+        "--recipes", nargs="+", choices=[*RECIPES, *VARIANTS], help="all that can be run where not given"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--minutes", type=float, default=5.0, help="training time of each run; 0: only time the steps")
     parser.add_argument("--probe_seeds", type=int, default=3)

@@ -22,7 +22,7 @@ from geomim.data.pruning import END, Kept, Pruning
 from geomim.data.sampler import PositionBatches, Stream
 from geomim.data.text import Sentences
 from geomim.data.tiles import StreamDataset, TileSet, as_is, share_contracts
-from geomim.errors import ConfigError, CorpusError
+from geomim.errors import BandError, ConfigError, CorpusError
 from geomim.randomness import Draws
 
 Batch = dict[str, Any]
@@ -87,6 +87,7 @@ class TileDataModule(pl.LightningDataModule):
         jitter: Greatest random change of a band of an image, by a factor 1 -+ jitter and by -+ jitter deviations; not
             for targets in physical units, which would change as well.
         captions: For recipes with sentences: take those of these origins; of all if not given.
+        bands: Train on these bands, in this order, of each corpus those that it has; on all if not given.
 
     Attributes:
         contracts: Bands and statistics of what the batches hold, by the name that `sensor` of a batch says.
@@ -96,7 +97,7 @@ class TileDataModule(pl.LightningDataModule):
     Raises:
         ConfigError: A number is out of range, or corpora differ in tile size and `size` does not say each.
         CorpusError: A folder is no corpus, or has no tile to train on.
-        BandError: A band of one sensor means different things in two corpora.
+        BandError: A band of one sensor means different things in two corpora, or no corpus has a band of `bands`.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class TileDataModule(pl.LightningDataModule):
         shift: float = 0.0,
         jitter: float = 0.0,
         captions: list[str] | None = None,
+        bands: list[str] | None = None,
     ) -> None:
         super().__init__()
         least_values = {"batch_size": (batch_size, 1), "image_size": (image_size, 1), "workers": (workers, 0)}
@@ -135,7 +137,11 @@ class TileDataModule(pl.LightningDataModule):
             if isinstance(given, list) and len(given) != len(self.corpora):
                 raise ConfigError(f"expected one {name} a corpus ({len(self.corpora)}); given {len(given)}")
         sizes = size if isinstance(size, list) else [size] * len(self.corpora)
-        self.sets = [TileSet(one, side, split) for one, side in zip(self.corpora, sizes, strict=True)]
+        there = dict.fromkeys(name for one in self.corpora for name in one.sensor.names)
+        for name in bands or ():
+            if name not in there:
+                raise BandError(f"data.bands: no corpus has a band '{name}'; they have {', '.join(there)}")
+        self.sets = [TileSet(one, side, split, bands) for one, side in zip(self.corpora, sizes, strict=True)]
         if not isinstance(size, list) and len({tiles.tiles.size for tiles in self.sets}) > 1:
             given = ", ".join(f"{tiles.tiles.size} in '{tiles.corpus.path}'" for tiles in self.sets)
             flag = f"--data.size '[{','.join(str(tiles.tiles.size) for tiles in self.sets)}]'"
@@ -156,6 +162,7 @@ class TileDataModule(pl.LightningDataModule):
             **{"batch_size": batch_size, "image_size": image_size, "size": size, "weights": weights, "split": split},
             **{"workers": workers, "scale": list(scale), "ratio": list(ratio), "flip": flip, "turn": turn},
             **{"seed": seed, "pairs": pairs, "shift": shift, "jitter": jitter, "captions": captions},
+            "bands": bands,
         }
 
     def provide(

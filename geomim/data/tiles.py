@@ -30,13 +30,27 @@ class TileSet:
         corpus: The corpus.
         size: Side of its tiles in pixels; None where it has only one.
         split: Tiles of this split; all kept tiles where None.
+        bands: Those of these bands that the corpus has, in this order; all of its own where None.
+
+    Attributes:
+        contract: The bands that are read, and their statistics.
 
     Raises:
         CorpusError: No kept tile is of the split.
+        BandError: The corpus has none of the bands.
     """
 
-    def __init__(self, corpus: Corpus, size: int | None = None, split: str | None = None) -> None:
-        self.corpus, self.sensor = corpus, corpus.sensor.name
+    def __init__(
+        self, corpus: Corpus, size: int | None = None, split: str | None = None, bands: Sequence[str] | None = None
+    ) -> None:
+        self.corpus, self.sensor, self.contract = corpus, corpus.sensor.name, corpus.contract
+        self._places: list[int] | None = None
+        if bands is not None:
+            own = [name for name in bands if name in corpus.sensor.names]
+            if not own:
+                there = ", ".join(corpus.sensor.names)
+                raise BandError(f"data.bands: '{corpus.path}' has none of {', '.join(bands)}; it has {there}")
+            self.contract, self._places = corpus.contract.select(own), [corpus.sensor.names.index(name) for name in own]
         self.tiles = corpus.tiles(size)
         self.pairs: Pairs | None = None
         self.features: tuple[Path, tuple[int, ...]] | None = None  # file and shape, see `FeatureCache`
@@ -108,14 +122,17 @@ class TileSet:
         """Pixels, validity, and what is unreadable; where a shard is damaged, tiles are read one by one."""
         tiles, count = self.tiles, len(rows)
         try:
-            return tiles.read(rows), tiles.valid(rows), np.zeros(count, bool)
+            return self._picked(tiles.read(rows)), tiles.valid(rows), np.zeros(count, bool)
         except CorpusError:
             image = np.zeros((count, tiles.bands, tiles.size, tiles.size), tiles.dtype)
             valid, unreadable = np.zeros((count, tiles.size, tiles.size), bool), np.ones(count, bool)
         for one in range(count):
             with contextlib.suppress(CorpusError):
                 image[one], valid[one], unreadable[one] = tiles.read(rows[[one]])[0], tiles.valid(rows[[one]])[0], False
-        return image, valid, unreadable
+        return self._picked(image), valid, unreadable
+
+    def _picked(self, image: np.ndarray) -> np.ndarray:
+        return image if self._places is None else image[:, self._places]
 
 
 class StreamDataset(Dataset[dict[str, Any]]):
@@ -168,7 +185,7 @@ def share_contracts(sets: Sequence[TileSet], weights: Sequence[float]) -> dict[s
     """
     groups: dict[Sensor, list[int]] = {}
     for place, tiles in enumerate(sets):
-        groups.setdefault(dataclasses.replace(tiles.corpus.sensor, nodata=None), []).append(place)
+        groups.setdefault(dataclasses.replace(tiles.contract.sensor, nodata=None), []).append(place)
     for one, two in itertools.combinations(groups, 2):
         for band in [band for band in one.names if one.name == two.name and band in two.names]:
             said, other = ("{} = {} * number + {}".format(*s.select([band]).meaning(0)) for s in (one, two))
@@ -183,7 +200,7 @@ def share_contracts(sets: Sequence[TileSet], weights: Sequence[float]) -> dict[s
         name = re.sub(r"[^\w-]", "_", sensor.name)  # a module's name has no dots
         names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
         key = next(one for one in names if one not in contracts)
-        contracts[key] = _join([sets[place].corpus.contract for place in places], [weights[place] for place in places])
+        contracts[key] = _join([sets[place].contract for place in places], [weights[place] for place in places])
         for place in places:
             sets[place].sensor = key
     return contracts

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomim.errors import CheckpointError
-from geomim.models.clip import SOURCES, Visual, clip_name, image_tower, openai_contract, read_clip
+from geomim.models.clip import SOURCES, Clip, Visual, clip_name, image_tower, openai_contract, read_clip
 from geomim.models.fitting import fitted
 from geomim.models.inputs import patch_validity
 from geomim.models.joint import Joint
@@ -136,13 +136,35 @@ def open_image_text(source: str, quickgelu: bool | None = None) -> ImageText:
         clip = read_clip(source, quickgelu)
         loaded, pool, projection = image_tower(clip)
         joint = Joint(text_tower(clip), loaded.encoder.width, pool)
-        joint.projection.weight.data.copy_(projection)
-        joint.logit_scale.data.fill_(float(clip.model.logit_scale.detach()))
+        _as_published(joint, clip, projection)
         return ImageText(loaded, joint)
     loaded = read_encoder(source)
     if quickgelu is not None:
         raise CheckpointError(f"'{source}' states its activation itself: leave quickgelu out")
     return with_text(loaded, source)
+
+
+def start_space(joint: Joint, source: str, quickgelu: bool | None = None) -> str:
+    """Give a space whose encoder and text tower start from one model that model's projection and temperature too.
+
+    Args:
+        joint: The space.
+        source: As for `read_clip`.
+        quickgelu: Likewise.
+
+    Returns:
+        What was done, in a sentence.
+    """
+    clip = read_clip(source, quickgelu)
+    pool, projection = image_tower(clip)[1:]
+    _as_published(joint, clip, projection)
+    other = f"; it pools {pool}, this run {joint.pool}" if pool != joint.pool else ""
+    return f"projection of images and temperature started from {source}{other}"
+
+
+def _as_published(joint: Joint, clip: Clip, projection: Tensor) -> None:
+    joint.projection.weight.data.copy_(projection)
+    joint.logit_scale.data.fill_(float(clip.model.logit_scale.detach()))
 
 
 def with_text(loaded: Loaded, source: str) -> ImageText:

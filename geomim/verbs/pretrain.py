@@ -20,6 +20,7 @@ from geomim.addresses import plain
 from geomim.data.datamodule import TileDataModule
 from geomim.errors import ConfigError, GeomimError, ResumeError, nearest
 from geomim.models.build import build_encoder
+from geomim.models.image_text import start_space
 from geomim.models.provenance import code_version
 from geomim.models.text import stored
 from geomim.models.weights import read_checkpoint
@@ -187,11 +188,14 @@ def build(
     asked = signature(build_encoder).bind(data.contracts, data.image_size, **(encoder or {}))
     asked.apply_defaults()
     network = build_encoder(**asked.arguments | ({"weights": None} if resumed else {}))
-    given = dict(method or {})
-    if resumed and given.get("text"):
+    given, weights = dict(method or {}), asked.arguments["weights"]
+    text = given.get("text")
+    if text and resumed:
         given = stored(given, read_checkpoint(resumed).get("geomim") or {})
     model = RECIPES[recipe](network, **given)
     network.notes += model.joint.text.notes if model.joint else ()
+    if text and weights and text.weights == weights and not resumed:
+        network.notes += (start_space(model.joint, weights, text.quickgelu),)
     if training.checkpointing:
         recompute(model)
     settings = {

@@ -102,12 +102,29 @@ def test_names_of_sensors_are_the_same_in_a_resumed_run(three):
     usual = get_sensor("sentinel2", S2).bands
     sets = [TileSet(Corpus.open(three[1])) for _ in range(4)]
     for tiles, order in zip(sets, ((0, 1, 2), (2, 1, 0), (0, 1, 2), (1, 2, 0)), strict=True):
-        tiles.corpus.sensor = dataclasses.replace(
-            tiles.corpus.sensor, name="my s.2", bands=tuple(usual[place] for place in order)
-        )
+        sensor = dataclasses.replace(tiles.contract.sensor, name="my s.2", bands=tuple(usual[place] for place in order))
+        tiles.contract = dataclasses.replace(tiles.contract, sensor=sensor)
     for _ in range(2):
         assert list(share_contracts(sets, [1] * 4)) == ["my_s_2", "my_s_2-2", "my_s_2-3"]
         assert [tiles.sensor for tiles in sets] == ["my_s_2", "my_s_2-2", "my_s_2", "my_s_2-3"]
+
+
+def test_some_bands_are_read_in_the_order_that_is_given(three):
+    whole, some = TileDataModule(three[2], image_size=24), TileDataModule(three[2], image_size=24, bands=["B08", "B02"])
+    contract, before = some.contracts["sentinel2"], whole.contracts["sentinel2"]
+    assert contract.names == ("B08", "B02") and (contract.mean, contract.std) == (
+        (before.mean[3], before.mean[0]), (before.std[3], before.std[0])
+    )  # fmt: skip
+    rows = np.arange(len(whole.sets[0]))
+    every, read = (one.sets[0].read(rows)["image"] for one in (whole, some))
+    np.testing.assert_array_equal(read, every[:, [3, 0]])
+    assert some.settings["bands"] == ["B08", "B02"] != whole.settings["bands"]
+    both = TileDataModule(three[1:], size=[32, 24], bands=["B04", "B08", "B02"])  # each has what it has
+    assert [contract.names for contract in both.contracts.values()] == [("B04", "B02"), ("B04", "B08", "B02")]
+    with pytest.raises(BandError, match=r"data\.bands: no corpus has a band 'B8'; they have red, green, blue, B02"):
+        TileDataModule(three, size=[24, 32, 24], bands=["B02", "B8"])
+    with pytest.raises(BandError, match=r"'.*' has none of B02; it has red, green, blue"):
+        TileDataModule(three, size=[24, 32, 24], bands=["B02"])
 
 
 def test_one_band_of_one_sensor_means_one_thing(three, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -17,9 +18,12 @@ import yaml
 from tiny_corpus import write_corpus
 
 from geomim.cli import main
+from geomim.data.datamodule import TileDataModule
 from geomim.data.tiles import TileSet
 from geomim.errors import CorpusError
+from geomim.models.text import Text
 from geomim.pretrain.module import PretrainModule
+from geomim.verbs.pretrain import build
 
 FLAGS = (
     "pretrain --recipe mae --method.decoder_depth 1 --method.decoder_width 16 --method.decoder_heads 2 "
@@ -311,3 +315,30 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(half):
     assert "cannot save" in done.stderr and "last.ckpt' at step 3" in done.stderr, done.stderr
     assert files(half.parent) == before
     assert main([*FLAGS, "--resume", "last"]) == 0
+
+
+def test_a_run_from_one_published_model_starts_as_that_model(tmp_path):
+    open_clip = pytest.importorskip("open_clip")
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 48, "text_cfg": {"context_length": 16, "width": 64, "heads": 1, "layers": 2}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": sizes}))
+    vision = {"image_size": 16, "layers": 2, "width": 64, "patch_size": 8}
+    published = open_clip.CLIP(48, vision, sizes["text_cfg"], quick_gelu=True).eval()
+    published.logit_scale.data.fill_(3.0)
+    torch.save(published.state_dict(), tmp_path / "published.pt")
+    weights = f"remoteclip:{tmp_path / 'published.pt'}"
+    data = TileDataModule(str(write_corpus(tmp_path / "corpus")), batch_size=2, image_size=16, workers=0)
+    method = {"text": Text(f"local-dir:{tmp_path}", weights), "pool": "class"}
+    encoder = {"width": 64, "depth": 2, "heads": 1, "patch_size": 8, "clip": "quick_gelu", "weights": weights}
+    model = build(data, "remote_clip", method, encoder).model
+    images, words = torch.randn(2, 3, 16, 16), model.joint.text.tokenize(["a river", "many planes"])
+    with torch.no_grad():
+        for ours, theirs in (
+            (model.joint.image(model.encoder(images)), published.encode_image(images, normalize=True)),
+            (model.joint.sentences(words), published.encode_text(words, normalize=True)),
+            (model.joint.scale, published.logit_scale.exp()),
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert any("projection of images and temperature started from" in note for note in model.encoder.notes)
+    alone = build(data, "remote_clip", method, encoder | {"weights": None}).model
+    assert alone.joint.scale != published.logit_scale.exp()
