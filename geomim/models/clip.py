@@ -119,7 +119,9 @@ def openai_contract() -> BandContract:
 
 
 def _read(source: str, model: Any, config: dict[str, Any], contract: BandContract, quick: bool, why: str) -> Clip:
-    notes = (pictures_said(contract), f"activation {'Quick' * quick}GELU, as {why}")
+    notes: tuple[str, ...] = (pictures_said(contract), f"activation {'Quick' * quick}GELU, as {why}")
+    if getattr(model, "logit_bias", None) is not None:  # SigLIP's, the same for all pairs
+        notes = ("its bias is left out and its scale is at most 100: answers are to be compared with others", *notes)
     return Clip(source, model.eval(), config | {"quick_gelu": quick}, contract, notes)
 
 

@@ -132,8 +132,9 @@ class Text:
 
     Args:
         name: `tiny`, of 2 layers 192 wide; an architecture of open_clip whose tokenizer is CLIP's, as `ViT-B-32`; or
-            `local-dir:FOLDER`.
-        weights: Start from those of a model: `remoteclip:PATH`, `open_clip:NAME/PRETRAINED`.
+            `local-dir:FOLDER` with `open_clip_config.json` and the tokenizer's files.
+        weights: Start from those of a model: `remoteclip:PATH`, `open_clip:NAME/PRETRAINED`, for a folder
+            `open_clip:local-dir:FOLDER`.
         frozen: Its weights are not trained.
         quickgelu: Its activation, where neither weights nor architecture say.
     """
@@ -164,14 +165,7 @@ def stored(method: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any
 def build_text(
     name: str = "tiny", weights: str | None = None, frozen: bool = False, quickgelu: bool | None = None
 ) -> TextTower:
-    """Make a text tower.
-
-    Args:
-        name: `tiny`, of 2 layers 192 wide; an architecture of open_clip whose tokenizer is CLIP's, which comes with it,
-            as `ViT-B-32`; or `local-dir:FOLDER` with `open_clip_config.json` and the tokenizer's files.
-        weights: Start from those of a model, as `read_clip` reads it; `open_clip:local-dir:FOLDER` for a folder.
-        frozen: Its weights are not trained.
-        quickgelu: As for `read_clip`; of a tower without weights what the architecture says where None.
+    """Make a text tower; arguments as of `Text`, weights as `read_clip` reads them.
 
     Raises:
         ConfigError: There is no such architecture here.

@@ -199,6 +199,18 @@ def test_towers_of_coca_answer_as_open_clip_does(tmp_path: Path) -> None:
         ours.encode_patches(images)
 
 
+def test_a_bias_as_of_siglip_is_left_out_aloud(tmp_path: Path) -> None:
+    config = {"embed_dim": 48, "vision_cfg": VIT, "text_cfg": TEXT, "init_logit_bias": -10.0}
+    (tmp_path / "tiny-siglip.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "tiny-siglip.json")
+    model = open_clip.create_model("tiny-siglip").eval()
+    model.logit_scale.data.fill_(4.8)
+    torch.save(model.state_dict(), tmp_path / "siglip.pt")
+    ours = open_image_text(f"open_clip:tiny-siglip/{tmp_path / 'siglip.pt'}")
+    assert same(ours, model) and ours.logit_scale == pytest.approx(100)
+    assert any("its bias is left out and its scale is at most 100" in note for note in ours.notes)
+
+
 @pytest.mark.parametrize("vision", [VIT, RESNET], ids=["vit", "resnet"])
 def test_what_is_read_is_written_as_it_was(tmp_path: Path, vision: dict) -> None:
     model = peer(vision)
