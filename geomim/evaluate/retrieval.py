@@ -65,7 +65,7 @@ def retrieval(
 
 
 def _nearest(queries: Tensor, gallery: Tensor, count: int) -> Tensor:
-    blocks = queries.split(max(1, CELLS // len(gallery)))
+    blocks = torch.split(queries, max(1, CELLS // len(gallery)))
     return torch.cat([(block @ gallery.T).topk(min(count, len(gallery))).indices for block in blocks])
 
 
