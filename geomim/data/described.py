@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,8 +92,12 @@ def _from_corpus(corpus: Corpus, train_split: str, test_split: str, size: int) -
     objects = [{box["label"] for box in boxes or ()} - {None} for boxes in said["boxes"].to_pylist()]
     classes = corpus.classes or sorted(set().union(*objects))
     images = of_corpus(corpus, side, train, test, classes)
+    captions = said["captions"].to_pylist()
+    if any(captions):
+        note = "a corpus has each sentence of an image once; publishers' files, and their recalls, have repeated ones"
+        images = replace(images, notes=(*images.notes, note))
     masks = None if tiles.mask(test[:1]) is None else lambda rows: tiles.mask(test[rows])
-    return _described(images, said["captions"].to_pylist(), objects, masks)
+    return _described(images, captions, objects, masks)
 
 
 def _described(

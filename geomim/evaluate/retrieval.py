@@ -34,7 +34,8 @@ def retrieval(
         texts: Sentences.
         of: `(T,)` int64, the image of each.
         encode_text: Sentences to vectors.
-        official: As RemoteCLIP's script counts: sentences are capitalised, and an image's own are its only hits.
+        official: As RemoteCLIP's script counts: sentences are capitalised, and an image's own are its only hits. Equal
+            ones of other images tie with them, and which comes first is arbitrary, there as here.
         ks: How many nearest ones are looked at.
     """
     there, of = torch.unique(of, return_inverse=True)

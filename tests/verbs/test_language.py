@@ -11,7 +11,7 @@ from tiny_corpus import NAMES, write_corpus
 from torch.nn import functional as F
 from whole_arrays import write_array
 
-from geomim.cli import main
+from geomim.cli import main, parse
 from geomim.corpus.store import CATALOGUE, write_catalogue
 from geomim.errors import BandError, ConfigError, InputError
 from geomim.evaluate.figures import CHANCE
@@ -199,6 +199,16 @@ def test_a_corpus_of_masks_and_sentences(tmp_path):
     assert found["segmentation", "pixel accuracy"].beside[CHANCE] == pytest.approx(0.5)
     assert found["retrieval", "mean recall"].value == 1.0
     assert "retrieval: 1 of 2 images have no sentence and are left out" in scores.notes
+    assert any("each sentence of an image once" in note for note in scores.notes)
+
+
+def test_words_of_classes_are_given_one_by_one_or_in_a_file(tmp_path):
+    (tmp_path / "c.yaml").write_text("names:\n  denseresidential: dense residential area\n")
+    for given in (["--names.denseresidential", "dense residential area"], ["--config", str(tmp_path / "c.yaml")]):
+        values = parse(evaluate_text, ["model", "data", *given], "evaluate-text")
+        assert values["names"] == {"denseresidential": "dense residential area"} and values["model"] == "model"
+    with pytest.raises(ConfigError, match="names"):
+        parse(evaluate_text, ["model", "data", "--names", "[red]"], "evaluate-text")
 
 
 def test_bad_input_is_refused_with_a_sentence(tmp_path):
