@@ -1,8 +1,7 @@
 """`geomim evaluate-text`: what a model of images and sentences can do, beside chance and published figures."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -97,8 +96,9 @@ def evaluate_text(
     able, few = possible(images.train.labels, images.classes, shots) if "fewshot" in chosen else ([], ())
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     fitted, prepare, notes = _fitted(opened, model, images)
-    see = partial(_see, prepare, fitted.image_size, target)
-    figures = _score(fitted.to(target), see, said, chosen, words, templates, able, seeds)
+    fitted = fitted.to(target)
+    classes = class_vectors(fitted.encode_text, words, templates) if words else torch.zeros(0, 0)
+    figures = _score(fitted, prepare, said, chosen, classes, able, seeds, target)
     beside_them, sources = beside_published(beside, figures) if beside else (tuple(figures), ())
     protocol = {
         **{"model": model, "fingerprint": opened.fingerprint, "image_size": opened.image_size},
@@ -106,7 +106,8 @@ def evaluate_text(
         **{"prompts": list(templates), "seeds": seeds, "interval": "95 %, bootstrap over test images and draws"},
         **{"geomim_version": __version__},
     }
-    notes = (*images.notes, *notes, *few, *_left_out(said, chosen), *sources)
+    asked = (f"classes are asked for as '{templates[0]}', of {', '.join(words)}",) * bool(words)
+    notes = (*images.notes, *notes, *few, *asked, *_left_out(said, chosen), *sources)
     scores = LanguageScores(images.name, protocol, beside_them, notes)
     write_json(Path(out) / "language.json", asdict(scores))
     console = Console()
@@ -140,17 +141,19 @@ def _tasks(said: Described, asked: list[Task] | None) -> list[str]:
     return chosen
 
 
-def _left_out(said: Described, tasks: list[str]) -> Iterator[str]:
+def _left_out(said: Described, tasks: list[str]) -> list[str]:
     """How much of the data a task leaves out."""
-    count, labels, silent = len(said.kinds), said.images.test.labels, len(said.kinds) - len(np.unique(said.of))
-    if {"zeroshot", "fewshot"} & {*tasks} and (labels < 0).any():
-        yield f"zeroshot, fewshot: {(labels < 0).sum()} of {count} images have no class of their own and are left out"
-    if "map" in tasks and not said.kinds.any(1).all():
-        yield f"map: {count - said.kinds.any(1).sum()} of {count} images have no class and are left out"
-    if any(task.startswith("retrieval") for task in tasks) and silent:
-        yield f"retrieval: {silent} of {count} images have no sentence and are left out"
-    if "counting" in tasks:
-        yield f"counting: {sum(map(bool, map(counted, said.texts)))} of {len(said.texts)} sentences have one number"
+    count, silent = len(said.kinds), len(said.kinds) - len(np.unique(said.of))
+    lost = {"zeroshot": (int((said.images.test.labels < 0).sum()), "class of their own")}
+    lost |= {"map": (int((~said.kinds.any(1)).sum()), "class"), "retrieval": (silent, "sentence")}
+    lost |= {"fewshot": lost["zeroshot"], "retrieval-official": lost["retrieval"]}
+    notes = [
+        f"{task}: {lost[task][0]} of {count} images have no {lost[task][1]}, and are left out"
+        for task in tasks
+        if lost.get(task, (0,))[0]
+    ]
+    numbered = f"counting: {sum(map(bool, map(counted, said.texts)))} of {len(said.texts)} sentences have one number"
+    return notes + [numbered] * ("counting" in tasks)
 
 
 def _fitted(model: ImageText, source: str, images: LabelledData) -> tuple[ImageText, ContractInput, tuple[str, ...]]:
@@ -165,33 +168,30 @@ def _fitted(model: ImageText, source: str, images: LabelledData) -> tuple[ImageT
     return model.fitted(contract, gsd), prepare, notes
 
 
-def _see(prepare: ContractInput, size: int, device: torch.device, part: Labelled) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and their validity as the model takes them."""
-    for batch in track(Batches(part, prepare, size), f"{len(part)} images", transient=True):
-        yield batch["image"].to(device), batch["valid"].to(device)
-
-
 def _score(
     model: ImageText,
-    see: Callable[[Labelled], Iterator[tuple[Tensor, Tensor]]],
+    prepare: ContractInput,
     said: Described,
     tasks: list[str],
-    words: list[str],
-    templates: tuple[str, ...],
+    classes: Tensor,
     shots: list[int],
     seeds: int,
+    device: torch.device,
 ) -> list[Figure]:
+    def see(part: Labelled) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in track(Batches(part, prepare, model.image_size), f"{len(part)} images", transient=True):
+            yield batch["image"].to(device), batch["valid"].to(device)
+
     def vectors(part: Labelled) -> Tensor:
         return unit(torch.cat([model.encode_image(*seen).float().cpu() for seen in see(part)]), "image")
 
     test, train, encode = said.images.test, said.images.train, model.encode_text
     images = vectors(test) if {*tasks} - {"segmentation"} else torch.zeros(0, 0)
-    classes = class_vectors(encode, words, templates) if words else torch.zeros(0, 0)
     labels, kinds, of = map(torch.from_numpy, (test.labels, said.kinds, said.of))
     own, some = labels >= 0, kinds.any(1)
 
     def few() -> list[Figure]:
-        drawn = [draw(torch.from_numpy(train.labels), len(words), shots[-1], seed) for seed in range(seeds)]
+        drawn = [draw(torch.from_numpy(train.labels), len(classes), shots[-1], seed) for seed in range(seeds)]
         rows, draws = torch.unique(torch.stack(drawn), return_inverse=True)  # only what is drawn is read
         part = Labelled(train.labels[rows], lambda wanted: train.read(rows.numpy()[wanted]))
         return few_shot(vectors(part), images[own], draws, labels[own], shots)

@@ -112,6 +112,7 @@ def test_class_folders_give_zeroshot_map_and_few_shot_beside_their_floors(tmp_pa
     assert found["fewshot", "8-shot"].beside[CHANCE] == pytest.approx(1 / 3)
     assert scores.protocol["classes"] == ["blue land", "green land", "red land"]
     said = " ".join(scores.notes)
+    assert "asked for as 'a satellite photo of {class}.', of blue land, green land, red land" in said
     assert "32 images a class is left out" in said and "a note of the model" in said
     values = json.loads((out / "language.json").read_text())
     assert len(values["figures"]) == 5 and values["figures"][0]["value"] == 1.0
@@ -198,7 +199,7 @@ def test_a_corpus_of_masks_and_sentences(tmp_path):
     assert found["segmentation", "mean IoU"].value == 1.0
     assert found["segmentation", "pixel accuracy"].beside[CHANCE] == pytest.approx(0.5)
     assert found["retrieval", "mean recall"].value == 1.0
-    assert "retrieval: 1 of 2 images have no sentence and are left out" in scores.notes
+    assert "retrieval: 1 of 2 images have no sentence, and are left out" in scores.notes
     assert any("each sentence of an image once" in note for note in scores.notes)
 
 
