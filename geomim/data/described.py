@@ -131,6 +131,7 @@ def _from_table(path: Path, train_split: str, test_split: str, folder: Path) -> 
         if first[1:3] != (split, label):
             raise InputError(f"{where} gives '{name}' another split or class than {first.where.rpartition(', ')[2]}")
         first.captions.extend(texts)
+        first.labels.update(labels)
     splits = sorted({one.split for one in found.values()})
     notes = [f"{what}: {len(places)}, the first in {places[0]}" for what, places in mended.items()]
     if splits == [""]:

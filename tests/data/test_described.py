@@ -91,7 +91,10 @@ def test_what_is_odd_is_kept_or_said_with_its_row(tmp_path):
 
 def test_rows_of_one_picture_are_put_together_and_must_agree(tmp_path):
     picture(tmp_path / "a.png")
-    rows = [{"file": "a.png", "text": "one", "labels": "sea|ship; city"}, {"file": "a.png", "text": "one"}]
+    rows = [
+        {"file": "a.png", "text": "one", "labels": "sea|ship"},
+        {"file": "a.png", "text": "one", "labels": "city; sea"},
+    ]
     said = open_described(jsonl(tmp_path, *rows))
     assert said.texts == ["one", "one"] and said.images.classes == ("city", "sea", "ship") and said.kinds.all()
     rows[1]["class"] = "city"
