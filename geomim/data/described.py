@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +16,9 @@ from geomim.corpus.captions.imported import read_sentences
 from geomim.corpus.store import Corpus, holds_corpus
 from geomim.data.labelled import (
     LabelledData,
-    ground_sides,
     look_at_pictures,
+    of_corpus,
     of_pictures,
-    of_tiles,
     open_labelled,
     split_kind,
 )
@@ -88,24 +87,17 @@ def _from_corpus(corpus: Corpus, train_split: str, test_split: str, size: int) -
         raise CorpusError(
             f"'{corpus.path}' has no tile in split '{test_split}'; it has {offered}: choose with --test-split"
         )
-    said = corpus.table(["captions", "boxes", "gsd", "size"], where=pc.field("kept") & (pc.field("size") == side))
-    said = said.take(test)
+    said = corpus.table(["captions", "boxes"], where=pc.field("kept") & (pc.field("size") == side)).take(test)
     # objects are of other classes than whole tiles and pixels, and count where those have none
     objects = [{box["label"] for box in boxes or ()} - {None} for boxes in said["boxes"].to_pylist()]
     classes = corpus.classes or sorted(set().union(*objects))
-    images = LabelledData(
-        f"corpus {corpus.path.name}, split {test_split}",
-        tuple(classes),
-        corpus.sensor,
-        corpus.contract,
-        of_tiles(tiles, train),
-        of_tiles(tiles, test),
-        (f"of {len(corpus.sizes)} tile sizes, {side} px is used",) * (len(corpus.sizes) > 1),
-        side,
-        ground_sides(said),
-    )
+    images = of_corpus(corpus, side, train, test, classes)
+    captions = said["captions"].to_pylist()
+    if any(captions):
+        note = "a corpus has each sentence of an image once; publishers' files, and their recalls, have repeated ones"
+        images = replace(images, notes=(*images.notes, note))
     masks = None if tiles.mask(test[:1]) is None else lambda rows: tiles.mask(test[rows])
-    return _described(images, said["captions"].to_pylist(), objects, masks)
+    return _described(images, captions, objects, masks)
 
 
 def _described(
@@ -133,17 +125,21 @@ def _from_table(path: Path, train_split: str, test_split: str, folder: Path) -> 
     found: dict[str, _Picture] = {}
     for where, name, texts, record in read_sentences(str(path), None, mended):
         split, label = (str(record.get(key) or "").strip() for key in ("split", "class"))
-        given = record.get("labels") or ()  # several: a list, or words between `|` or `;`
-        labels = re.split("[|;]", given) if isinstance(given, str) else given
-        first = found.setdefault(name, _Picture(where, split, label, {str(one).strip() for one in labels}, []))
+        given = record.get("labels") or ""  # several: a list, or words between `|` or `;`
+        labels = {str(one).strip() for one in (given if isinstance(given, list) else re.split("[|;]", str(given)))}
+        first = found.setdefault(name, _Picture(where, split, label, labels, []))
         if first[1:3] != (split, label):
             raise InputError(f"{where} gives '{name}' another split or class than {first.where.rpartition(', ')[2]}")
         first.captions.extend(texts)
+        first.labels.update(labels)
     splits = sorted({one.split for one in found.values()})
     notes = [f"{what}: {len(places)}, the first in {places[0]}" for what, places in mended.items()]
     if splits == [""]:
         notes.append(f"'{path}' names no splits: all of its {len(found)} images are the test split")
         found = {name: one._replace(split=test_split) for name, one in found.items()}
+    elif "" in splits:
+        lost = next(one.where for one in found.values() if not one.split)
+        notes.append(f"images without a split are left out, the first in {lost}")
     train, test = (
         {name: one for name, one in found.items() if one.split == split or (split_kind(one.split) or 0) == alike}
         for split, alike in ((train_split, split_kind(train_split)), (test_split, split_kind(test_split)))
@@ -161,8 +157,7 @@ def _from_table(path: Path, train_split: str, test_split: str, folder: Path) -> 
         for part in (train, test)
     ]
     side, looks = look_at_pictures(list(paths.values()))
-    named = f"{path.name}, split {test_split}"
-    images = LabelledData(named, tuple(classes), SENSORS["rgb"], None, *parts, (*notes, *looks), side)
+    images = LabelledData(path.name, tuple(classes), SENSORS["rgb"], None, *parts, (*notes, *looks), side)
     return _described(images, [one.captions for one in test.values()], [one.labels for one in test.values()])
 
 

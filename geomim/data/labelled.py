@@ -161,20 +161,25 @@ def _from_corpus(corpus: Corpus, train_split: str, test_split: str, size: int | 
                 f"'{corpus.path}' has no labelled tile in split '{name}'; it has {offered}: "
                 "choose with --train-split and --test-split, or build it with --split FILE"
             )
-    train, test = (of_tiles(tiles, rows) for rows in parts.values())
+    data = of_corpus(corpus, side, parts[train_split], parts[test_split], corpus.classes)
     advice = "divide it again (geomim corpus split), or leave those tiles out (geomim corpus filter)"
-    missing = _unscored(f"'{corpus.path}'", corpus.classes, train, test, advice)
-    notes = (f"of {len(corpus.sizes)} tile sizes, {side} px is used",) if len(corpus.sizes) > 1 else ()
-    name = f"corpus {corpus.path.resolve().name}"
+    missing = _unscored(f"'{corpus.path}'", corpus.classes, data.train, data.test, advice)
+    return replace(data, notes=data.notes + missing)
+
+
+def of_corpus(corpus: Corpus, side: int, train: np.ndarray, test: np.ndarray, classes: Sequence[str]) -> LabelledData:
+    """The tiles of one size of a corpus, of which `train` and `test` are rows; -1 where one has no class."""
+    tiles = corpus.tiles(side)
     about = corpus.table(["gsd", "size"], where=pc.field("kept") & (pc.field("size") == side))
+    notes = (f"of {len(corpus.sizes)} tile sizes, {side} px is used",) if len(corpus.sizes) > 1 else ()
     return LabelledData(
-        name,
-        tuple(corpus.classes),
+        f"corpus {corpus.path.resolve().name}",
+        tuple(classes),
         corpus.sensor,
         corpus.contract,
-        train,
-        test,
-        notes + missing,
+        of_tiles(tiles, train),
+        of_tiles(tiles, test),
+        notes,
         side,
         ground_sides(about),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -51,31 +51,31 @@ def draw(labels: Tensor, classes: int, most: int, seed: int) -> Tensor:
     return torch.stack([order[labels[order] == label][: VALIDATION + most] for label in range(classes)])
 
 
-def few_shot(
-    features: Mapping[str, tuple[Tensor, Tensor]], draws: Tensor, labels: Tensor, shots: Sequence[int]
-) -> list[Figure]:
-    """Accuracy of probes on few images beside that of floors; the test split has no say in them.
+def few_shot(train: Tensor, test: Tensor, draws: Tensor, labels: Tensor, shots: Sequence[int]) -> list[Figure]:
+    """Accuracy of probes on few images; the test split has no say in them.
 
     Args:
-        features: Drawn training images `(M, D)` and test images `(N, D)`: the encoder's first, then those of floors.
-        draws: `(S, C, V+n)` rows of the drawn ones, as `draw` gives them.
+        train: `(M, D)` vectors of the drawn images.
+        test: `(N, D)` vectors.
+        draws: `(S, C, V+n)` rows of `train`, as `draw` gives them.
         labels: `(N,)` int64 of the test images.
         shots: Images a class to fit on.
     """
     figures = []
     for number in shots:
-        first, *floors = [
-            row(name, f"{number}-shot", [_answers(*pair, drawn, number) for drawn in draws], labels)
-            for name, pair in features.items()
-        ]
-        others = {CHANCE: 1 / draws.shape[1]} | {floor.encoder: floor.accuracy for floor in floors}
-        figures.append(Figure("fewshot", first.probe, first.accuracy, first.low, first.high, others))
+        scored = row("", "", [_answers(train, test, drawn, number) for drawn in draws], labels)
+        chance = {CHANCE: 1 / draws.shape[1]}
+        figures.append(Figure("fewshot", f"{number}-shot", scored.accuracy, scored.low, scored.high, chance))
     return figures
 
 
 def _answers(train: Tensor, test: Tensor, drawn: Tensor, number: int) -> Tensor:
-    def part(rows: Tensor) -> tuple[Tensor, Tensor]:
-        return train[rows.flatten()], torch.arange(len(rows)).repeat_interleave(rows.shape[1])
-
-    held, fit = part(drawn[:, :VALIDATION]), part(drawn[:, VALIDATION : VALIDATION + number])
-    return fit_linear(*fit, len(drawn), held_out=held).probe(test).argmax(1)  # type: ignore[no-any-return]
+    held, fit = drawn[:, :VALIDATION], drawn[:, VALIDATION : VALIDATION + number]
+    kinds = torch.arange(len(drawn))
+    fitted = fit_linear(
+        train[fit.flatten()],
+        kinds.repeat_interleave(number),
+        len(drawn),
+        held_out=(train[held.flatten()], kinds.repeat_interleave(VALIDATION)),
+    )
+    return fitted.probe(test).argmax(1)  # type: ignore[no-any-return]

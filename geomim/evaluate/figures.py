@@ -53,20 +53,13 @@ class LanguageScores:
     figures: tuple[Figure, ...]
     notes: tuple[str, ...] = ()
 
-    def rows(self) -> list[dict[str, Any]]:
-        """A plain row a figure, with a column for each of the others."""
-        others = dict.fromkeys(name for one in self.figures for name in one.beside)
-        names = ("task", "metric", "value", "low", "high")
-        return [{name: getattr(one, name) for name in names} | {**others, **one.beside} for one in self.figures]
-
     def tables(self) -> list[Table]:
         """A table a task for the terminal, in percent, a model a row as papers have it."""
         tables = []
         for task in dict.fromkeys(one.task for one in self.figures):
             figures = [one for one in self.figures if one.task == task]
-            table = Table(
-                "", *(one.metric for one in figures), title=f"{task}, %", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
-            )
+            heads = [one.metric for one in figures]
+            table = Table("", *heads, title=f"{task}, %", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
             table.add_row("measured", *(_percent(one.value) for one in figures))
             table.add_row("95 %", *(f"{_percent(one.low, 1)}-{_percent(one.high, 1)}" for one in figures))
             for name in dict.fromkeys(name for one in figures for name in one.beside):

@@ -9,66 +9,71 @@ from torch import Tensor
 
 from geomim.evaluate.figures import CHANCE, Figure
 from geomim.evaluate.scores import interval
+from geomim.evaluate.sentences import EncodeText, encode_sentences
 
 CELLS = 2**25
 """Similarities that are held at a time, which bounds the memory whatever is compared."""
 
 
-def recalls(
-    task: str, images: Tensor, sentences: Tensor, of: Tensor, same: Tensor | None = None, ks: Sequence[int] = (1, 5, 10)
+def retrieval(
+    images: Tensor,
+    texts: Sequence[str],
+    of: Tensor,
+    encode_text: EncodeText,
+    official: bool = False,
+    ks: Sequence[int] = (1, 5, 10),
 ) -> list[Figure]:
-    """Share of queries with a hit among the k nearest, both ways, and the mean of all.
+    """Share of queries with a hit among the k nearest, both ways, and the mean of all; images without a sentence aside.
 
-    An image is a hit of its sentences, and a sentence of its image; any of several counts. RemoteCLIP's script
-    counts no others, though a sentence that several images share cannot tell them apart: `same` mends that. Intervals
-    are 95 % by a bootstrap over images with all their sentences.
+    An image is a hit of its sentences, and a sentence of its image; any of several counts. A sentence that several
+    images share cannot tell them apart, and is a hit of each. Intervals are 95 % by a bootstrap over images with all
+    their sentences.
 
     Args:
-        task: Name in the figures.
-        images: `(N, D)` unit vectors; each has a sentence.
-        sentences: `(T, D)` unit vectors.
-        of: `(T,)` int64, the image of each sentence.
-        same: `(T,)` int64 from 0, equal where two sentences are the same; all differ where None.
+        images: `(N, D)` unit vectors.
+        texts: Sentences.
+        of: `(T,)` int64, the image of each.
+        encode_text: Sentences to vectors.
+        official: As RemoteCLIP's script counts: sentences are capitalised, and an image's own are its only hits. Equal
+            ones of other images tie with them, and which comes first is arbitrary, there as here.
         ks: How many nearest ones are looked at.
     """
-    same = torch.arange(len(of)) if same is None else same
-    kinds = int(same.max()) + 1
-    first = torch.full((kinds,), len(same)).scatter_reduce(0, same, torch.arange(len(same)), "amin")
-    found, found_chance = _hits(images, sentences, torch.stack([of, same]), same, ks)
-    asked, asked_chance = _hits(sentences[first], images, torch.stack([same, of]), torch.arange(len(images)), ks)
-    # a sentence counts as often as it stands there; its image carries it through the bootstrap
-    share = len(images) / len(of)
-    by_image = torch.zeros(len(images), len(ks), dtype=torch.float64).index_add(0, of, asked[same].double() * share)
-    chance = torch.cat([found_chance.mean(0), asked_chance[same].mean(0)])
-    hits = torch.cat([found.double(), by_image], 1)
+    there, of = torch.unique(of, return_inverse=True)
+    images, keys = images[there], range(len(texts)) if official else texts
+    number = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+    same, kinds = torch.tensor([number[key] for key in keys]), len(number)
+    sentences = encode_sentences(encode_text, [text.capitalize() for text in texts] if official else texts)
+    pairs = torch.unique(of * kinds + same)  # which image owns which sentence, equal ones being one
+    forth = torch.isin(torch.arange(len(images))[:, None] * kinds + same[_nearest(images, sentences, max(ks))], pairs)
+    back = torch.isin(_nearest(sentences, images, max(ks)) * kinds + same[:, None], pairs)
+    owned, owners = (pairs // kinds).bincount(same.bincount()[pairs % kinds]), (pairs % kinds).bincount()[same]
+    hits, chance = [], []
+    for k in ks:
+        hits.append(forth[:, :k].any(1).double())
+        chance.append(_chance(owned, len(texts), k))
+    for k in ks:  # what an image's sentences find is its own, which is what the bootstrap draws
+        found = back[:, :k].any(1).double() * len(images) / len(texts)
+        hits.append(torch.zeros(len(images), dtype=torch.float64).index_add(0, of, found))
+        chance.append(_chance(owners, len(images), k))
+    hits.append(torch.stack(hits).mean(0))
+    chance.append(sum(chance) / len(chance))
     names = [f"{way} R@{k}" for way in ("i2t", "t2i") for k in ks] + ["mean recall"]
-    columns = zip(names, [*hits.T, hits.mean(1)], [*chance, chance.mean()], strict=True)
+    task = "retrieval-official" if official else "retrieval"
     return [
-        Figure(task, name, float(hit.mean()), *interval(hit[None]), {CHANCE: float(luck)})
-        for name, hit, luck in columns
+        Figure(task, name, float(hit.mean()), *interval(hit[None]), {CHANCE: luck})
+        for name, hit, luck in zip(names, hits, chance, strict=True)
     ]
 
 
-def _hits(queries: Tensor, gallery: Tensor, pairs: Tensor, group: Tensor, ks: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Which queries have a hit among the k nearest `(Q, K)`, and how probable that is by chance.
+def _nearest(queries: Tensor, gallery: Tensor, count: int) -> Tensor:
+    blocks = torch.split(queries, max(1, CELLS // len(gallery)))
+    return torch.cat([(block @ gallery.T).topk(min(count, len(gallery))).indices for block in blocks])
 
-    `pairs (2, P)` are queries and groups that belong together; `group (G,)` is that of each member of the gallery.
-    """
-    count, groups, most = len(gallery), int(group.max()) + 1, min(max(ks), len(gallery))
-    wanted = torch.tensor(ks).clamp_max(most) - 1
-    left = count - torch.arange(most, dtype=torch.float64)
-    hits, chances = [], []
-    for start in range(0, len(queries), step := max(1, CELLS // count)):
-        part = queries[start : start + step]
-        query, belongs = pairs[:, (pairs[0] >= start) & (pairs[0] < start + len(part))]
-        known = torch.zeros(len(part), groups, dtype=torch.bool)
-        known[query - start, belongs] = True
-        good = known[:, group]
-        found = good.gather(1, (part @ gallery.T).topk(most).indices).cummax(1).values
-        hits.append(found[:, wanted])
-        missed = ((left - good.sum(1, keepdim=True)).clamp_min(0) / left).cumprod(1)
-        chances.append(1 - missed[:, wanted])
-    return torch.cat(hits), torch.cat(chances)
+
+def _chance(good: Tensor, count: int, k: int) -> float:
+    """Mean probability of a hit among k of `count` that are drawn, of which `good (Q,)` are hits."""
+    left = count - torch.arange(min(k, count), dtype=torch.float64)
+    return float(1 - ((left - good[:, None]).clamp_min(0) / left).prod(1).mean())
 
 
 def average_precision(scores: Tensor, relevant: Tensor, top: int | None = None) -> Tensor:
@@ -93,24 +98,21 @@ def average_precision(scores: Tensor, relevant: Tensor, top: int | None = None) 
 def mean_average_precision(images: Tensor, classes: Tensor, relevant: Tensor) -> list[Figure]:
     """Text-to-image mAP@100 with a sentence a class as the query, and of several labels an image their mAP.
 
-    MS-CLIP (Marimo et al., 2025) gives mAP@100, and for several labels the accuracy of yes and no a class, which a
-    model has that finds nothing; that is left out. Chance is that of random scores, the mean of ten.
+    MS-CLIP (Marimo et al., 2025) gives mAP@100, and for several labels the accuracy of yes and no a class, which is
+    high of a model that finds nothing, and left out. Chance is that of random scores, the mean of ten.
 
     Args:
         images: `(N, D)` unit vectors.
         classes: `(C, D)` likewise.
         relevant: `(N, C)` bool, which classes an image has.
     """
+
+    def mean(scores: Tensor, top: int | None) -> float:
+        return float(average_precision(scores, relevant, top).nanmean())
+
     tops = {"t2i mAP@100": 100} | ({"multi-label mAP": None} if bool((relevant.sum(1) > 1).any()) else {})
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.rand(relevant.shape, generator=generator) for _ in range(10)]
+    chance = {name: sum(mean(one, top) for one in drawn) / len(drawn) for name, top in tops.items()}
     scores = images @ classes.T
-    return [
-        Figure(
-            "map",
-            name,
-            float(average_precision(scores, relevant, top).nanmean()),
-            beside={CHANCE: sum(float(average_precision(one, relevant, top).nanmean()) for one in drawn) / len(drawn)},
-        )
-        for name, top in tops.items()
-    ]
+    return [Figure("map", name, mean(scores, top), beside={CHANCE: chance[name]}) for name, top in tops.items()]

@@ -30,7 +30,7 @@ def read_prompts(prompts: str) -> tuple[str, ...]:
     file = sets.get(prompts, Path(prompts))
     if not file.is_file():
         raise InputError(f"no prompt set and no text file is called '{prompts}'{nearest(prompts, sets)}")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()] or [""]
+    lines = [line.strip() for line in file.read_text("utf-8-sig", "replace").splitlines()] or [""]
     for number, line in enumerate(lines, 1):
         if "{class}" not in line:
             raise InputError(f"'{prompts}': line {number} is '{line}'; expected '{{class}}' where the class stands")
@@ -59,7 +59,7 @@ def class_words(classes: Sequence[str], names: Mapping[str, str]) -> list[str]:
         word = names.get(name, plain)
         if not word or word in words:
             what = f"classes '{words[word]}' and '{name}' are both" if word else f"class '{name}' is"
-            raise InputError(f"the {what} '{word}' in words: say which with --names FILE.yaml")
+            raise InputError(f"the {what} '{word}' in words: say which as --names.{name} 'other words'")
         words[word] = name
     return list(words)
 

@@ -1,15 +1,12 @@
 """`geomim evaluate-text`: what a model of images and sentences can do, beside chance and published figures."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
-import yaml
-from pyarrow.csv import write_csv
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -19,14 +16,11 @@ from geomim.corpus.store import write_json
 from geomim.data.described import Described, Masks, open_described
 from geomim.data.labelled import Labelled, LabelledData
 from geomim.errors import ConfigError, InputError
-from geomim.evaluate.features import pixel_statistics, random_like
 from geomim.evaluate.fewshot import draw, few_shot, possible
 from geomim.evaluate.figures import Figure, LanguageScores, beside_published
-from geomim.evaluate.retrieval import mean_average_precision, recalls
-from geomim.evaluate.scores import PIXELS, RANDOM
-from geomim.evaluate.sentences import class_vectors, class_words, encode_sentences, read_prompts, unit
+from geomim.evaluate.retrieval import mean_average_precision, retrieval
+from geomim.evaluate.sentences import class_vectors, class_words, read_prompts, unit
 from geomim.evaluate.zeroshot import classification, confusion, counted, counting, segmentation
-from geomim.models.clip import Visual
 from geomim.models.fitting import contract_for
 from geomim.models.image_text import ImageText, open_image_text
 from geomim.models.inputs import ContractInput
@@ -44,7 +38,7 @@ def evaluate_text(
     out: str = "evaluation-text",
     pictures: str | None = None,
     prompts: str = "remoteclip",
-    names: str | None = None,
+    names: dict[str, str] | None = None,
     beside: str | None = None,
     shots: list[int] = [1, 4, 8, 16, 32],  # noqa: B006  # never changed; jsonargparse shows it in help
     seeds: int = 3,
@@ -67,11 +61,12 @@ def evaluate_text(
         data: A corpus; a folder with a folder of pictures for each class; or a file of sentences (RSICD's and UCM's
             JSON, CSV, JSONL) that names pictures.
         tasks: What to score; all that the data allow where not given, but counting.
-        out: Folder for `language.json` and `language.csv`.
+        out: Folder for `language.json`.
         pictures: Folder of the pictures that a file of sentences names; its own where not given.
         prompts: Sentences of classes: remoteclip, clip, clip-eurosat, clip-resisc45, aerial, or a text file with
             `{class}` in each line.
-        names: YAML file with words for classes whose names are none, as `denseresidential: dense residential`.
+        names: Words for classes whose names are none, as `--names.denseresidential "dense residential"`, or under
+            `names:` in a `--config` file.
         beside: Evaluation set (rsicd, rsitmd, ucm, aid, eurosat ...) whose published figures stand beside.
         shots: Images a class for fewshot.
         seeds: How many draws for fewshot, from 0.
@@ -92,60 +87,36 @@ def evaluate_text(
     if seeds < 1 or tasks == []:
         raise ConfigError(f"expected at least one task and one seed; given {tasks} and {seeds}")
     _ = beside and beside_published(beside)  # that there are any is known before the work
-    templates, renamed = read_prompts(prompts), _read_names(names)
-    target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    templates = read_prompts(prompts)
     opened = open_image_text(model, quickgelu)
     said = open_described(data, train_split, test_split, pictures, opened.image_size)
     said = replace(said, images=said.images.told(sensor)) if sensor else said
-    images, chosen = said.images, _tasks(said, tasks, beside is not None)
-    words = class_words(images.classes, renamed) if _OF_CLASSES & {*chosen} else []
+    images, chosen = said.images, _tasks(said, tasks)
+    words = class_words(images.classes, names or {}) if _OF_CLASSES & {*chosen} else []
     able, few = possible(images.train.labels, images.classes, shots) if "fewshot" in chosen else ([], ())
+    target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     fitted, prepare, notes = _fitted(opened, model, images)
     fitted = fitted.to(target)
     classes = class_vectors(fitted.encode_text, words, templates) if words else torch.zeros(0, 0)
-    encode = _Encoder(fitted, prepare, classes, bool(able), target)
-    test = encode(images.test, said.masks if "segmentation" in chosen else None)
-    figures = _of_classes(chosen, test[""], said, classes) + _of_sentences(chosen, test[""], said, fitted)
-    figures += segmentation(encode.pixels) if "segmentation" in chosen else []
-    figures += _few_shot(encode, images, test, able, range(seeds)) if able else []
+    figures = _score(fitted, prepare, said, chosen, classes, able, seeds, target)
     beside_them, sources = beside_published(beside, figures) if beside else (tuple(figures), ())
     protocol = {
-        **{"model": model, "fingerprint": opened.fingerprint, "data": data, "test_images": len(images.test)},
-        **{"image_size": opened.image_size, "prompts": list(templates), "classes": words, "seeds": seeds},
-        **{"interval": "95 %, bootstrap over test images and draws", "geomim_version": __version__},
+        **{"model": model, "fingerprint": opened.fingerprint, "image_size": opened.image_size},
+        **{"data": data, "split": test_split, "test_images": len(images.test), "classes": words},
+        **{"prompts": list(templates), "seeds": seeds, "interval": "95 %, bootstrap over test images and draws"},
+        **{"geomim_version": __version__},
     }
-    silent, counts = len(images.test) - len(set(said.of.tolist())), sum(map(bool, map(counted, said.texts)))
-    few += (f"{silent} of {len(images.test)} images have no sentence",) * bool(said.texts and silent)
-    few += (f"{counts} of {len(said.texts)} sentences have one number, and are counted",) * ("counting" in chosen)
-    scores = LanguageScores(images.name, protocol, beside_them, (*images.notes, *notes, *few, *sources))
-    _save(scores, Path(out))
+    asked = (f"classes are asked for as '{templates[0]}', of {', '.join(words)}",) * bool(words)
+    notes = (*images.notes, *notes, *few, *asked, *_left_out(said, chosen), *sources)
+    scores = LanguageScores(images.name, protocol, beside_them, notes)
+    write_json(Path(out) / "language.json", asdict(scores))
+    console = Console()
+    console.print(f"{scores.data}, {len(images.test)} images of split '{test_split}':", *scores.tables(), sep="\n")
+    console.print(*scores.notes, f"wrote {out}/language.json", sep="\n")
     return scores
 
 
-def _save(scores: LanguageScores, out: Path) -> None:
-    rows = scores.rows()
-    out.mkdir(parents=True, exist_ok=True)
-    write_csv(pa.Table.from_pylist(rows), out / "language.csv")
-    plain = {"data": scores.data, "protocol": scores.protocol, "figures": rows, "notes": list(scores.notes)}
-    write_json(out / "language.json", plain)
-    console = Console()
-    console.print(f"on {scores.data}:", *scores.tables(), *scores.notes, sep="\n")
-    console.print(f"wrote {out}: language.json and language.csv")
-
-
-def _read_names(file: str | None) -> dict[str, str]:
-    if file is None:
-        return {}
-    try:
-        names = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"--names: '{file}' cannot be read as YAML ({error})") from error
-    if not isinstance(names, dict) or not all(isinstance(word, str) and word.strip() for word in names.values()):
-        raise InputError(f"--names: '{file}' must give words by class, as denseresidential: dense residential")
-    return {str(name): word.strip() for name, word in names.items()}
-
-
-def _tasks(said: Described, asked: list[Task] | None, compare: bool) -> list[str]:
+def _tasks(said: Described, asked: list[Task] | None) -> list[str]:
     """Those asked for, or that the data can answer.
 
     Raises:
@@ -164,11 +135,25 @@ def _tasks(said: Described, asked: list[Task] | None, compare: bool) -> list[str
     for task in asked or ():
         if lacks[task]:
             raise InputError(f"{said.images.name} has no {lacks[task]}, which '{task}' needs: leave it out of --tasks")
-    unusual = {"counting"} if compare else {"counting", "retrieval-official"}
-    chosen = list(asked or [task for task, lack in lacks.items() if not lack and task not in unusual])
+    chosen = list(asked or [task for task, lack in lacks.items() if not lack and task != "counting"])
     if not chosen:
         raise InputError(f"{said.images.name} has no classes, sentences or masks: nothing can be scored")
     return chosen
+
+
+def _left_out(said: Described, tasks: list[str]) -> list[str]:
+    """How much of the data a task leaves out."""
+    count, silent = len(said.kinds), len(said.kinds) - len(np.unique(said.of))
+    lost = {"zeroshot": (int((said.images.test.labels < 0).sum()), "class of their own")}
+    lost |= {"map": (int((~said.kinds.any(1)).sum()), "class"), "retrieval": (silent, "sentence")}
+    lost |= {"fewshot": lost["zeroshot"], "retrieval-official": lost["retrieval"]}
+    notes = [
+        f"{task}: {lost[task][0]} of {count} images have no {lost[task][1]}, and are left out"
+        for task in tasks
+        if lost.get(task, (0,))[0]
+    ]
+    numbered = f"counting: {sum(map(bool, map(counted, said.texts)))} of {len(said.texts)} sentences have one number"
+    return notes + [numbered] * ("counting" in tasks)
 
 
 def _fitted(model: ImageText, source: str, images: LabelledData) -> tuple[ImageText, ContractInput, tuple[str, ...]]:
@@ -183,77 +168,52 @@ def _fitted(model: ImageText, source: str, images: LabelledData) -> tuple[ImageT
     return model.fitted(contract, gsd), prepare, notes
 
 
-class _Encoder:
-    """Images to vectors `(N, D)` of the model, under "", and of floors by name; each image is read once.
-
-    Args:
-        model: Of the images' bands.
-        prepare: Brings them to its contract.
-        classes: `(C, D)` vectors that patches are compared with.
-        floors: Encode with the floors too.
-        device: Where the model is.
-    """
-
-    def __init__(
-        self, model: ImageText, prepare: ContractInput, classes: Tensor, floors: bool, device: torch.device
-    ) -> None:
-        self.model, self.prepare, self.classes, self.device = model, prepare, classes, device
-        self.forward: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"": model.encode_image}
-        self.pixels = torch.zeros((len(classes),) * 2, dtype=torch.long)
-        if floors and not isinstance(model.encoder, Visual):
-            fresh = replace(model.loaded, encoder=random_like(model.encoder, 0))
-            self.forward[RANDOM] = ImageText(fresh, model.joint).to(device).encode_image
-        if floors:
-            self.forward[PIXELS] = lambda images, valid: pixel_statistics().forward(images, valid)[0]
-
-    @torch.inference_mode()
-    def __call__(self, part: Labelled, masks: Masks | None = None) -> dict[str, Tensor]:
-        """Encode; where there are `masks` their pixels are counted in `pixels`, by true and nearest class."""
-        batches = Batches(part, self.prepare, self.model.image_size)
-        vectors: dict[str, list[Tensor]] = {name: [] for name in self.forward}
-        for number, batch in enumerate(track(batches, f"vectors of {len(part)} images", transient=True)):
-            images, valid = batch["image"].to(self.device), batch["valid"].to(self.device)
-            for name, forward in self.forward.items():
-                vectors[name].append(forward(images, valid).float().cpu())
-            if masks is not None:
-                rows = np.arange(len(images)) + number * batches.batch
-                patches = self.model.encode_patches(images, valid).cpu()
-                side = batches.size // self.model.patch_size
-                self.pixels += confusion(patches, (side, side), self.classes, torch.tensor(masks(rows)), valid.cpu())
-        joined = {name: torch.cat(parts) for name, parts in vectors.items()}
-        return joined | {"": unit(joined[""], "image")}
-
-
-def _of_classes(tasks: list[str], images: Tensor, said: Described, classes: Tensor) -> list[Figure]:
-    labels, kinds, figures = torch.from_numpy(said.images.test.labels), torch.from_numpy(said.kinds), []
-    if "zeroshot" in tasks:
-        figures += classification(images[labels >= 0], labels[labels >= 0], classes)
-    if "map" in tasks:
-        figures += mean_average_precision(images[kinds.any(1)], classes, kinds[kinds.any(1)])
-    return figures
-
-
-def _of_sentences(tasks: list[str], images: Tensor, said: Described, model: ImageText) -> list[Figure]:
-    texts, of, figures = said.texts, torch.from_numpy(said.of), []
-    there, places = torch.unique(of, return_inverse=True)
-    for task in (task for task in tasks if task.startswith("retrieval")):
-        shown = [text.capitalize() for text in texts] if task == "retrieval-official" else texts
-        known: dict[str, int] = {}
-        same = torch.tensor([known.setdefault(text, len(known)) for text in texts]) if task == "retrieval" else None
-        figures += recalls(task, images[there], encode_sentences(model.encode_text, shown), places, same)
-    if "counting" in tasks:
-        rows = [row for row, text in enumerate(texts) if counted(text)]
-        figures += counting(images, of[rows], [texts[row] for row in rows], model.encode_text)
-    return figures
-
-
-def _few_shot(
-    encode: _Encoder, images: LabelledData, test: dict[str, Tensor], shots: list[int], seeds: range
+def _score(
+    model: ImageText,
+    prepare: ContractInput,
+    said: Described,
+    tasks: list[str],
+    classes: Tensor,
+    shots: list[int],
+    seeds: int,
+    device: torch.device,
 ) -> list[Figure]:
-    """Only the images that are drawn are read."""
-    train, labels = images.train, torch.from_numpy(images.test.labels)
-    drawn = [draw(torch.from_numpy(train.labels), len(images.classes), shots[-1], seed) for seed in seeds]
-    rows, draws = (one.numpy() for one in torch.unique(torch.stack(drawn), return_inverse=True))
-    few = encode(Labelled(train.labels[rows], lambda wanted: train.read(rows[wanted])))
-    features = {name: (few[name], vectors[labels >= 0]) for name, vectors in test.items()}
-    return few_shot(features, torch.from_numpy(draws), labels[labels >= 0], shots)
+    def see(part: Labelled) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in track(Batches(part, prepare, model.image_size), f"{len(part)} images", transient=True):
+            yield batch["image"].to(device), batch["valid"].to(device)
+
+    def vectors(part: Labelled) -> Tensor:
+        return unit(torch.cat([model.encode_image(*seen).float().cpu() for seen in see(part)]), "image")
+
+    test, train, encode = said.images.test, said.images.train, model.encode_text
+    images = vectors(test) if {*tasks} - {"segmentation"} else torch.zeros(0, 0)
+    labels, kinds, of = map(torch.from_numpy, (test.labels, said.kinds, said.of))
+    own, some = labels >= 0, kinds.any(1)
+
+    def few() -> list[Figure]:
+        drawn = [draw(torch.from_numpy(train.labels), len(classes), shots[-1], seed) for seed in range(seeds)]
+        rows, draws = torch.unique(torch.stack(drawn), return_inverse=True)  # only what is drawn is read
+        part = Labelled(train.labels[rows], lambda wanted: train.read(rows.numpy()[wanted]))
+        return few_shot(vectors(part), images[own], draws, labels[own], shots)
+
+    how = {
+        "zeroshot": lambda: classification(images[own], labels[own], classes),
+        "map": lambda: mean_average_precision(images[some], classes, kinds[some]),
+        "retrieval": lambda: retrieval(images, said.texts, of, encode),
+        "retrieval-official": lambda: retrieval(images, said.texts, of, encode, official=True),
+        "counting": lambda: counting(images, said.texts, of, encode),
+        "fewshot": few,
+        "segmentation": lambda: segmentation(_pixels(model, see(test), said.masks, classes)),
+    }
+    return [figure for task in tasks for figure in how[task]()]
+
+
+def _pixels(model: ImageText, seen: Iterator[tuple[Tensor, Tensor]], masks: Masks, classes: Tensor) -> Tensor:
+    """Pixels by true and nearest class."""
+    pixels, row = torch.zeros((len(classes),) * 2, dtype=torch.long), 0
+    for images, valid in seen:
+        grid = images.shape[2] // model.patch_size, images.shape[3] // model.patch_size
+        truth = torch.from_numpy(masks(np.arange(row, row + len(images))))
+        pixels += confusion(model.encode_patches(images, valid).cpu(), grid, classes, truth, valid.cpu())
+        row += len(images)
+    return pixels

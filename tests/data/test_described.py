@@ -42,9 +42,59 @@ def test_splits_by_other_usual_names_and_pictures_anywhere_in_a_folder(tmp_path)
     assert alone.texts == said.texts  # of the other splits none is looked for
 
 
+LAYOUTS = {
+    "rsicd.json": {
+        "images": [
+            {"filename": "a.png", "imgid": 0, "split": "test", "sentences": [{"raw": "a pond .", "tokens": ["a"]}] * 2},
+            {"filename": "b.png", "imgid": 1, "split": "train", "sentences": [{"raw": "a park ."}]},
+        ],
+        "dataset": "rsicd",
+    },
+    "nwpu.json": {
+        "airplane": [{"filename": "a.png", "split": "test", "raw": "a pond .", "raw_1": "a pond .", "sentids": [0]}],
+        "park": [{"filename": "b.png", "split": "train", "raw": "a park ."}],
+    },
+    "remoteclip.csv": "title\tfilename\na pond .\ta.png\na pond .\ta.png\n",
+    "wide.csv": "image,split,caption_1,caption_2\na.png,test,a pond .,a pond .\nb.png,train,a park .,\n",
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_published_layouts_say_the_same(tmp_path, name):
+    picture(tmp_path / "imgs" / "a.png"), picture(tmp_path / "imgs" / "b.png")
+    content = LAYOUTS[name]
+    (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    said = open_described(tmp_path / name)
+    assert said.texts == ["a pond .", "a pond ."] and said.of.tolist() == [0, 0]  # equal sentences stay, as published
+    assert len(said.images.test) == 1
+
+
+def test_what_is_odd_is_kept_or_said_with_its_row(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        picture(tmp_path / name)
+    rows = [
+        {"image": "a.png", "split": "test", "caption": ["湖 🌊", "word " * 2000]},
+        {"image": "b.png", "split": "test", "caption": []},
+        {"image": "c.png", "caption": "of no split"},
+    ]
+    said = open_described(jsonl(tmp_path, *rows))
+    assert said.texts[0] == "湖 🌊" and len(said.texts[1]) < 1001 and said.of.tolist() == [0, 0]
+    assert len(said.images.test) == 2  # an image without a sentence is one
+    notes = " ".join(said.images.notes)
+    assert "cut at 1000 characters: 1, the first in" in notes and "left out, the first in" in notes and "row 3" in notes
+    rows[1]["caption"] = 5
+    with pytest.raises(InputError, match=r"t\.jsonl', row 2: 'caption' holds 5"):
+        open_described(jsonl(tmp_path, *rows))
+    rows[1] |= {"caption": "x", "labels": 7}
+    assert open_described(jsonl(tmp_path, *rows)).images.classes == ("7",)
+
+
 def test_rows_of_one_picture_are_put_together_and_must_agree(tmp_path):
     picture(tmp_path / "a.png")
-    rows = [{"file": "a.png", "text": "one", "labels": "sea|ship; city"}, {"file": "a.png", "text": "one"}]
+    rows = [
+        {"file": "a.png", "text": "one", "labels": "sea|ship"},
+        {"file": "a.png", "text": "one", "labels": "city; sea"},
+    ]
     said = open_described(jsonl(tmp_path, *rows))
     assert said.texts == ["one", "one"] and said.images.classes == ("city", "sea", "ship") and said.kinds.all()
     rows[1]["class"] = "city"

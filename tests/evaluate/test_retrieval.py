@@ -1,4 +1,5 @@
 import math
+import sys
 
 import pytest
 import torch
@@ -6,76 +7,107 @@ from sklearn.metrics import average_precision_score
 from torch.nn import functional as F
 from torchmetrics.retrieval import RetrievalMAP
 
-from geomim.evaluate import retrieval
 from geomim.evaluate.figures import CHANCE
-from geomim.evaluate.retrieval import average_precision, mean_average_precision, recalls
+from geomim.evaluate.retrieval import average_precision, mean_average_precision, retrieval
+
+room = sys.modules["geomim.evaluate.retrieval"]
 
 
 def by_name(figures):
     return {one.metric: one for one in figures}
 
 
+def knows(vectors):
+    """A text tower that has a vector for each sentence, whatever its capitals."""
+    return lambda sentences: torch.stack([vectors[sentence.lower()] for sentence in sentences])
+
+
 def test_recalls_of_three_images_by_hand():
     # similarities of the images (rows) with sentences a, b, b, c: image 0 owns a and b, image 1 owns b, image 2 owns c
-    images = torch.eye(3)
-    sentences = F.normalize(torch.tensor([[3.0, 2, 0], [1, 3, 0], [1, 3, 0], [0, 3, 2]]), dim=1)
-    of, same = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 2])
-    found = by_name(recalls("retrieval", images, sentences, of, same, ks=(1, 2)))
+    tower = knows({"a": torch.tensor([3.0, 2, 0]), "b": torch.tensor([1.0, 3, 0]), "c": torch.tensor([0.0, 3, 2])})
+    given = torch.eye(3), ["a", "b", "b", "c"], torch.tensor([0, 0, 1, 2]), tower
+    found = by_name(retrieval(*given, ks=(1, 2)))
     assert found["i2t R@1"].value == 1.0  # every image's nearest sentence is one of its own, or equals it
     # a: image 0 first. b, twice: image 1 first, which owns it. c: image 1 first, 2 second
     assert found["t2i R@1"].value == 0.75 and found["t2i R@2"].value == 1.0
-    own = by_name(recalls("official", images, sentences, of, ks=(1, 2)))
+    own = by_name(retrieval(*given, official=True, ks=(1, 2)))
     # b of image 0 finds image 1, which owns an equal sentence, yet not that one
     assert own["t2i R@1"].value == 0.5 and own["t2i R@2"].value == 1.0
     expected = (1 + 1 + 0.75 + 1) / 4
     assert found["mean recall"].value == pytest.approx(expected)
     assert found["mean recall"].low <= expected <= found["mean recall"].high
+    assert {one.task for one in found.values()} == {"retrieval"} and own["t2i R@1"].task == "retrieval-official"
 
 
-def naive(images, sentences, of, texts, k, equal):
-    """Recall as one would say it."""
-    owned = [{texts[t] if equal else t for t in range(len(of)) if of[t] == i} for i in range(len(images))]
-    name = (lambda t: texts[t]) if equal else (lambda t: t)
-    both = images @ sentences.T
-    forth = [any(name(t) in owned[i] for t in both[i].topk(min(k, len(of))).indices.tolist()) for i in range(len(both))]
-    back = [
-        any(name(t) in owned[i] for i in both[:, t].topk(min(k, len(images))).indices.tolist()) for t in range(len(of))
-    ]
-    return sum(forth) / len(forth), sum(back) / len(back)
+def slow(images, sentences, of, texts, k, equal):
+    """Recall and its chance as one would say it, one query after the other."""
+    owner = lambda i, t: of[t] == i or (equal and any(of[o] == i and texts[o] == texts[t] for o in range(len(of))))  # noqa: E731
+
+    def share(queries, gallery, similar, good):
+        right, luck = 0, 0.0
+        for q in range(queries):
+            order = sorted(range(gallery), key=lambda g: -similar(q, g))
+            right += any(good(q, g) for g in order[:k])
+            bad = sum(not good(q, g) for g in range(gallery))
+            luck += 1 - math.comb(bad, min(k, gallery)) / math.comb(gallery, min(k, gallery))
+        return right / queries, luck / queries
+
+    both = (images @ sentences.T).tolist()
+    forth = share(len(images), len(of), lambda i, t: both[i][t], owner)
+    back = share(len(of), len(images), lambda t, i: both[i][t], lambda t, i: owner(i, t))
+    return *forth, *back
 
 
 @pytest.mark.parametrize("equal", [True, False])
 @pytest.mark.parametrize("cells", [2**25, 7])
-def test_recalls_are_those_of_a_plain_count_in_any_blocks(monkeypatch, equal, cells):
-    monkeypatch.setattr(retrieval, "CELLS", cells)
+def test_recalls_and_chance_are_those_of_a_slow_count_in_any_blocks(monkeypatch, equal, cells):
+    monkeypatch.setattr(room, "CELLS", cells)
     torch.manual_seed(0)
-    images, kinds = F.normalize(torch.randn(14, 6), dim=1), F.normalize(torch.randn(9, 6), dim=1)
+    images = F.normalize(torch.randn(14, 6), dim=1)
     of = torch.cat([torch.arange(14), torch.randint(0, 14, (20,))]).sort().values
-    texts = torch.randint(0, 9, (34,))
-    texts = torch.unique(texts, return_inverse=True)[1] if equal else torch.arange(34)
-    sentences = kinds[texts] if equal else F.normalize(torch.randn(34, 6), dim=1)
-    found = by_name(recalls("r", images, sentences, of, texts if equal else None))
+    texts = [f"says {int(kind)}" for kind in (torch.randint(0, 9, (34,)) if equal else torch.arange(34))]
+    vectors = {text: F.normalize(torch.randn(6), dim=0) for text in sorted(set(texts))}
+    sentences = torch.stack([vectors[text] for text in texts])
+    found = by_name(retrieval(images, texts, of, knows(vectors), official=not equal))
+    values = []
     for k in (1, 5, 10):
-        forth, back = naive(images, sentences, of.tolist(), texts.tolist(), k, equal)
+        forth, forth_chance, back, back_chance = slow(images, sentences, of.tolist(), texts, k, equal)
+        values += [forth, back]
         assert found[f"i2t R@{k}"].value == pytest.approx(forth)
         assert found[f"t2i R@{k}"].value == pytest.approx(back)
+        assert found[f"i2t R@{k}"].beside[CHANCE] == pytest.approx(forth_chance)
+        assert found[f"t2i R@{k}"].beside[CHANCE] == pytest.approx(back_chance)
+    assert found["mean recall"].value == pytest.approx(sum(values) / 6)
 
 
-def test_chance_is_that_of_drawing_k_without_putting_back():
-    images, sentences = F.normalize(torch.randn(20, 8), dim=1), F.normalize(torch.randn(60, 8), dim=1)
-    found = by_name(recalls("r", images, sentences, torch.arange(60) // 3, ks=(1, 5)))
-    assert found["t2i R@5"].beside[CHANCE] == pytest.approx(5 / 20)
-    assert found["i2t R@5"].beside[CHANCE] == pytest.approx(1 - math.comb(57, 5) / math.comb(60, 5))
+def test_images_without_a_sentence_are_no_candidates():
+    tower = knows({"a": torch.tensor([1.0, 0.1]), "b": torch.tensor([0.1, 1.0])})
+    images, of = torch.eye(2)[[0, 0, 1]], torch.tensor([1, 2])  # image 0 looks as 1 does, and has no sentence
+    found = by_name(retrieval(images, ["a", "b"], of, tower, ks=(1,)))
+    assert found["t2i R@1"].value == 1.0 and found["t2i R@1"].beside[CHANCE] == 0.5
+
+
+def test_the_official_form_capitalises_as_the_script_does():
+    asked = []
+
+    def tower(sentences):
+        asked.extend(sentences)
+        return torch.ones(len(sentences), 2)
+
+    retrieval(torch.eye(2), ["a Big lake .", "TWO ships"], torch.arange(2), tower, official=True)
+    assert asked == ["A big lake .", "Two ships"]
 
 
 def test_a_model_that_says_the_same_of_everything_is_near_chance():
-    images, sentences = torch.ones(40, 4) / 2, torch.ones(200, 4) / 2
-    for one in recalls("r", images, sentences, torch.arange(200) // 5):
+    texts = [f"t{number}" for number in range(200)]
+    same = retrieval(torch.ones(40, 4) / 2, texts, torch.arange(200) // 5, lambda some: torch.ones(len(some), 4))
+    for one in same:
         assert one.value <= one.beside[CHANCE] + 1e-9
 
 
 def test_more_nearest_than_there_are_is_all_of_them():
-    found = by_name(recalls("r", torch.eye(2), torch.eye(2).flip(0), torch.arange(2)))
+    tower = knows({"a": torch.tensor([0.0, 1]), "b": torch.tensor([1.0, 0])})
+    found = by_name(retrieval(torch.eye(2), ["a", "b"], torch.arange(2), tower))
     assert found["i2t R@1"].value == 0 and found["i2t R@10"].value == 1
 
 
