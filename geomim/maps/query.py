@@ -82,7 +82,15 @@ def query(
     sentences that say nothing in particular; naming what else the scene shows instead often sharpens an answer.
     `--score cosine` gives the cosines to the texts as they are, whose usual height differs from text to text.
 
-    Windows of the model's size overlap, the last ones moved inside, and are blended; patches of mostly nodata are NaN.
+    Windows of the model's size overlap, the last ones moved inside, and are blended. Patches of mostly nodata, or that
+    lie mostly beyond the scene, are NaN.
+
+    Examples:
+        geomim query scene.tif --model last.ckpt --text "oil tanks" --text river --out heat.tif
+        geomim query naip.tif --sensor naip --model remoteclip:RemoteCLIP-ViT-B-32.pt --text river --out river.tif
+        geomim query scene.tif --model last.ckpt --text river --background forest,farmland --out river.tif
+        geomim query scene.tif --model last.ckpt --text water,forest --out heat.tif --classes classes.tif
+        geomim query scene.tif --model last.ckpt --text water --out heat.tif --polygons water.gpkg --threshold 0.6
 
     Args:
         scene: A raster, product or cube.
@@ -99,7 +107,8 @@ def query(
         overlap: Share of its side that a window has in common with the next, 0 to 0.9; more is smoother and slower.
         classes: A raster of the text that scores highest, `.tif`; of none where all are below the threshold.
         polygons: A GeoPackage of where texts score at least the threshold, along the borders of patches, `.gpkg`.
-        threshold: For `classes` and `polygons`; 0.5 where not given, of cosines none: give one for their polygons.
+        threshold: Least score of `classes` and `polygons`; 0.5 where not given, of cosines none: give one for their
+            polygons.
         sensor: Name or YAML file of the scene's sensor.
         bands: Names of the file's bands in file order, where it does not name them. Without `sensor`, a scene of no
             stated unit is taken to store numbers as the model's sensor does, which is printed.
@@ -174,6 +183,9 @@ def _checked(
         raise ConfigError(f"--prompt: expected {{}} where a text stands, as '{PROMPT}'; given '{prompt}'")
     if score == "cosine" and list(background) != BACKGROUND:
         raise ConfigError("--background is what relevance is measured against: leave it out with --score cosine")
+    lowest = 0 if score == "relevance" else -1
+    if threshold is not None and not lowest <= threshold <= 1:
+        raise ConfigError(f"--threshold: a score of {score} lies in {lowest} to 1; given {threshold:g}")
     if threshold is not None and not (polygons or classes):
         raise ConfigError("--threshold is of --classes and --polygons: name a file for one of them")
     if classes and len(texts) >= NODATA:

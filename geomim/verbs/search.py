@@ -41,6 +41,11 @@ def search(
     No pixel is encoded. Vectors that texts are compared with are those of `geomim corpus embed CORPUS MODEL --joint`;
     tiles may be compared by any encoder's. Scores rank tiles for one text; how high they are differs from text to text.
 
+    Examples:
+        geomim corpus embed my_corpus last.ckpt --joint
+        geomim search my_corpus --text "oil tanks" --text river
+        geomim search my_corpus --like 1234 --count 24 --out alike.png --places alike.geojson
+
     Args:
         corpus: Folder of the corpus.
         text: What to look for, one or more: `--text "oil tanks" --text river`, or with commas between.
@@ -62,6 +67,7 @@ def search(
         CheckpointError: The text would be another model's than the vectors.
         InputError: There is no such tile, or it has no vector.
     """
+    titles = (f"like tile {like}",) if text is None else words("text", text)
     _check(text, like, model, prompt, count, out, places)
     opened = Corpus.open(corpus)
     card, ids, vectors = read_embedding(Path(corpus), embedding)
@@ -71,14 +77,13 @@ def search(
             raise InputError(
                 f"'{corpus}' has no tile {like} with a vector; ids are those of its catalogue and pictures"
             )
-        titles, asked = (f"like tile {like}",), np.asarray(vectors[row : row + 1], np.float32)
+        asked = np.asarray(vectors[row : row + 1], np.float32)
     else:
-        titles = words("text", text)
         asked = _sentences(card, model, [prompt.replace("{}", one) for one in titles], corpus)
     rows = np.arange(len(ids))
     if kept_only:
         kept = opened.table(["id"], where=pc.field("kept") & (pc.field("slot") >= 0))["id"].to_numpy()
-        rows = np.searchsorted(ids, kept)
+        rows = np.flatnonzero(np.isin(ids, kept) | (ids == like))
     found, scores = nearest(vectors, asked, rows, min(count, len(rows)))
     _show(opened, titles, ids[found], scores, Path(out), places and Path(places))
     return Path(out)
