@@ -4,16 +4,21 @@ import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import shapely
-from colour_model import ColourModel
+import torch
+from colour_model import CONTRACT, ColourModel
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.transform import from_origin
 
 from geomim.cli import main, parse
-from geomim.errors import BandError, ConfigError, InputError
+from geomim.corpus.scenes import Scene
+from geomim.errors import BandError, CheckpointError, ConfigError, InputError
 from geomim.maps import query as asking
+from geomim.maps import rasters
 from geomim.maps.query import BACKGROUND, query
+from geomim.models.image_text import open_image_text
 
 PLACE = {"transform": from_origin(500000, 4000000, 2, 2), "crs": "EPSG:32632"}
 
@@ -58,6 +63,65 @@ def test_two_halves_are_hot_where_they_are_to_the_pixel(tmp_path):
     np.testing.assert_allclose(heat[0], np.where(np.arange(24) < 12, hot, cold)[None].repeat(16, 0), rtol=1e-4)
     np.testing.assert_allclose(heat[1], heat[0, :, ::-1], rtol=1e-4)
     assert Image.open(out.with_suffix(".png")).width > 400
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6, 0.9])
+def test_overlapping_windows_say_what_one_pass_over_the_scene_says(overlap, tmp_path):
+    pixels = np.random.default_rng(0).integers(1, 255, (4, 100, 132)).astype(np.uint8)
+    query(write(tmp_path / "s.tif", pixels, **PLACE), "m", ["red", "nir"], str(tmp_path / "h.tif"), overlap=overlap)
+    means = (pixels.reshape(4, 25, 4, 33, 4).mean((2, 4)) - 100) / 50
+    unit = means / np.linalg.norm(means, axis=0)
+    expected = relevance(unit[[0, 3]], unit.mean(0) * 2)  # the background is all four bands alike
+    np.testing.assert_allclose(rasterio.open(tmp_path / "h.tif").read(), expected, rtol=1e-4)
+
+
+def test_a_scene_is_read_a_window_or_a_strip_at_a_time(tmp_path, monkeypatch):
+    scene, asked = write(tmp_path / "long.tif", halves(1024, 64, 32), **PLACE), []
+    for name in ("read_valid", "valid"):
+        reading = getattr(Scene, name)
+
+        def noted(self, window=None, reading=reading):
+            asked.append(window.height * window.width)
+            return reading(self, window)
+
+        monkeypatch.setattr(Scene, name, noted)
+    files = {"classes": str(tmp_path / "c.tif"), "polygons": str(tmp_path / "p.gpkg")}
+    query(scene, "m", ["red"], str(tmp_path / "h.tif"), resolution="pixel", **files)
+    assert len(asked) > 100 and max(asked) <= 32 * 64  # of 1024 * 64
+
+
+def test_what_fails_half_way_leaves_what_was_there(tmp_path, monkeypatch):
+    scene, out = write(tmp_path / "scene.tif", halves(), **PLACE), tmp_path / "maps" / "heat.tif"
+    query(scene, "m", ["red"], str(out))
+    before = {file: file.read_bytes() for file in out.parent.iterdir()}
+
+    def full(source, target, **options):
+        Path(target).write_bytes(b"half")
+        raise OSError("no space left")
+
+    def stopped(self, images, valid=None, sensor=None):
+        raise KeyboardInterrupt
+
+    for place, name, failing, kind in (
+        (rasters.rasterio.shutil, "copy", full, OSError),
+        (ColourModel, "encode_patches", stopped, KeyboardInterrupt),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(kind):
+            patch.setattr(place, name, failing)
+            query(scene, "m", ["blue"], str(out))
+        assert {file: file.read_bytes() for file in out.parent.iterdir()} == before
+
+
+def test_a_model_that_knows_no_sentences_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(asking, "open_image_text", open_image_text)
+    model = ColourModel()
+    state = {f"model.encoder.{name}": value for name, value in model.encoder.state_dict().items()}
+    details = {"format_version": 1, "recipe": "mae", "encoder": model.encoder.config, "contract": CONTRACT.to_dict()}
+    torch.save({"state_dict": state, "geomim": details}, tmp_path / "mae.ckpt")
+    scene = write(tmp_path / "scene.tif", halves(), **PLACE)
+    with pytest.raises(CheckpointError, match=r"mae\.ckpt' knows images and no sentences \(recipe mae\).*remote_clip"):
+        query(scene, str(tmp_path / "mae.ckpt"), ["red"], str(tmp_path / "maps" / "heat.tif"))
+    assert not (tmp_path / "maps").exists()
 
 
 def test_texts_do_not_change_each_others_scores_and_cosines_are_as_they_are(tmp_path):
@@ -113,7 +177,10 @@ def test_classes_have_names_and_colours_and_none_where_nothing_fits(tmp_path):
             assert raster.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
         assert (ids[:4] == 2).all() and (ids[4:12, :12] == 0).all() and (ids[4:12, 12:] == 1).all()
         assert (ids[12:] == 255).all()
-    assert "<Category>none of these</Category>" in (tmp_path / "c.tif.aux.xml").read_text()
+    rasterio.shutil.copy(tmp_path / "c.tif", tmp_path / "c.vrt", driver="VRT")  # GDAL, so QGIS, finds names and colours
+    told = (tmp_path / "c.vrt").read_text()
+    assert [f"<Category>{name}</Category>" in told for name in ("red", "blue", "none of these")] == [True] * 3
+    assert "<ColorInterp>Palette" in told and "<ColorTable>" in told
     query(scene, "m", ["red", "blue"], str(out), score="cosine", classes=str(tmp_path / "c.tif"))
     assert set(np.unique(rasterio.open(tmp_path / "c.tif").read(1))) == {0, 1, 255}  # without threshold, the highest
 
@@ -199,6 +266,10 @@ def test_what_cannot_be_answered_writes_nothing(tmp_path):
         ({"classes": "heat.tif"}, "one file"),
         ({"threshold": 0.5}, "--threshold is of"),
         ({"score": "cosine", "polygons": "a.gpkg"}, "--threshold"),
+        ({"threshold": 1.5, "polygons": "a.gpkg"}, "--threshold: a score of relevance lies in 0 to 1; given 1.5"),
+        ({"threshold": -0.1, "classes": "c.tif"}, "--threshold: .* 0 to 1"),
+        ({"threshold": float("nan"), "classes": "c.tif"}, "--threshold: .* 0 to 1"),
+        ({"threshold": -2.0, "classes": "c.tif", "score": "cosine"}, "--threshold: .* -1 to 1"),
         ({"score": "cosine", "background": ["sea"]}, "--background"),
         ({"text": [f"red {number}" for number in range(255)], "classes": "c.tif"}, "at most 254"),
     ],
