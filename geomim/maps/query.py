@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from geomim.evaluate.features import fast_half
 from geomim.maps.answers import classify, enlarge, outline
 from geomim.maps.opening import check_scene, chosen_for, open_for, scale_note
 from geomim.maps.pictures import quick_look
-from geomim.maps.rasters import NODATA, create, placed, write_cog
+from geomim.maps.rasters import NODATA, check_endings, create, placed, write_cog
 from geomim.maps.windows import Look, Walk, blend
 from geomim.models.image_text import ImageText, open_image_text
 from geomim.models.inputs import ContractInput, patch_validity
@@ -126,7 +127,9 @@ def query(
     """
     texts = words("text", text)
     threshold = _checked(texts, prompt, words("background", background), score, overlap, threshold, polygons, classes)
-    _check_files(out, classes, polygons)
+    check_endings(out=(out, ".tif", ".tiff"), classes=(classes, ".tif", ".tiff"), polygons=(polygons, ".gpkg"))
+    if classes and Path(classes).absolute() == Path(out).absolute():
+        raise ConfigError(f"--out and --classes are one file, '{out}'")
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     opened, prepare, asked, made_by = _open(scene, model, sensor, bands, all_bands)
     asked = asked.to(target)
@@ -195,19 +198,6 @@ def _checked(
     return 0.5 if threshold is None and score == "relevance" else threshold
 
 
-def _check_files(out: str, classes: str | None, polygons: str | None) -> None:
-    wanted = (
-        ("out", out, (".tif", ".tiff")),
-        ("classes", classes, (".tif", ".tiff")),
-        ("polygons", polygons, (".gpkg",)),
-    )
-    for flag, file, suffixes in wanted:
-        if file and not file.lower().endswith(suffixes):
-            raise ConfigError(f"--{flag}: expected a file that ends in {suffixes[0]}; given '{file}'")
-    if classes and Path(classes).absolute() == Path(out).absolute():
-        raise ConfigError(f"--out and --classes are one file, '{out}'")
-
-
 def _folder(out: str) -> Path:
     folder = Path(out).absolute().parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -239,7 +229,8 @@ def sentences_as_vectors(model: ImageText, sentences: Sequence[str]) -> Tensor:
     tokens, longer = (model.joint.text.tokenize([one + end for one in sentences]) for end in ("", " and more"))
     for sentence, cut in zip(sentences, (tokens == longer).all(1).tolist(), strict=True):
         if cut:
-            print(f"note: the model reads no further than {tokens.shape[1]} tokens: the end of '{sentence}' is cut off")
+            said = shorten(sentence, 60, placeholder=" ...")
+            print(f"note: the model reads no further than {tokens.shape[1]} tokens: the end of '{said}' is cut off")
     return model.encode_text(sentences)
 
 

@@ -17,7 +17,7 @@ from geomim.corpus.store import Corpus
 from geomim.errors import CheckpointError, ConfigError, CorpusError, InputError
 from geomim.maps.pictures import contact_sheet
 from geomim.maps.query import PROMPT, sentences_as_vectors, words
-from geomim.maps.rasters import aside
+from geomim.maps.rasters import aside, check_endings
 from geomim.models.image_text import open_image_text
 from geomim.verbs.curate import read_embedding
 
@@ -100,13 +100,11 @@ def _check(
 ) -> None:
     if (text is None) == (like is None):
         raise ConfigError('search: give what to look for as --text "oil tanks", or as --like with a tile\'s id')
-    if text is None and (model or prompt != PROMPT):
+    if like is not None and (model or prompt != PROMPT):
         raise ConfigError("--model and --prompt are of --text: leave them out with --like")
     if count < 1 or "{}" not in prompt:
         raise ConfigError(f"expected --count of at least 1 and {{}} in --prompt; given {count} and '{prompt}'")
-    for flag, file, suffixes in (("out", out, (".png",)), ("places", places, (".geojson", ".parquet"))):
-        if file and not file.lower().endswith(suffixes):
-            raise ConfigError(f"--{flag}: expected a file that ends in {' or '.join(suffixes)}; given '{file}'")
+    check_endings(out=(out, ".png"), places=(places, ".geojson", ".parquet"))
 
 
 def _sentences(card: dict[str, Any], model: str | None, sentences: Sequence[str], corpus: str) -> np.ndarray:
@@ -166,11 +164,10 @@ def _show(
     table = corpus.table(columns, where=pc.field("id").isin(pa.array(np.unique(ids))))
     tiles = {row["id"]: row for row in table.to_pylist()}
     pixels = {number: _read(corpus, row) for number, row in tiles.items()}
-    flat = (
+    numbers, valid = (
         np.concatenate([one[part].reshape(*one[part].shape[:-2], 1, -1) for one in pixels.values()], -1)
         for part in (0, 1)
     )
-    numbers, valid = flat
     limits = display_limits(numbers[None], valid[None]) if valid.any() else None
     groups, rows = [], []
     for title, found, cosines in zip(titles, ids.tolist(), scores.tolist(), strict=True):

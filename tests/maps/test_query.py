@@ -10,6 +10,7 @@ import torch
 from colour_model import CONTRACT, ColourModel
 from PIL import Image
 from rasterio.control import GroundControlPoint
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
 
 from geomim.cli import main, parse
@@ -18,6 +19,7 @@ from geomim.errors import BandError, CheckpointError, ConfigError, InputError
 from geomim.maps import query as asking
 from geomim.maps import rasters
 from geomim.maps.query import BACKGROUND, query
+from geomim.maps.rasters import open_map
 from geomim.models.image_text import open_image_text
 
 PLACE = {"transform": from_origin(500000, 4000000, 2, 2), "crs": "EPSG:32632"}
@@ -223,12 +225,15 @@ def test_a_scene_placed_by_control_points_gives_maps_placed_by_such(tmp_path):
     assert found.total_bounds == pytest.approx([9, 48 - 0.064, 9 + 0.048, 48], abs=1e-7)
 
 
-def test_a_scene_without_place_says_so(tmp_path, capsys):
-    found = outlines(write(tmp_path / "scene.tif", halves()), tmp_path)
-    with rasterio.open(tmp_path / "heat.tif") as raster:
-        assert raster.crs is None and raster.shape == (16, 24)
+@pytest.mark.filterwarnings("error")
+def test_a_scene_without_place_says_so_once(tmp_path, capsys):
+    with pytest.warns(NotGeoreferencedWarning):
+        scene = write(tmp_path / "scene.tif", halves())
+    found = outlines(scene, tmp_path, resolution="pixel", classes=str(tmp_path / "c.tif"))
+    with open_map(tmp_path / "heat.tif") as raster:
+        assert raster.crs is None and raster.shape == (64, 96)
     assert found.total_bounds.tolist() == [0, -64, 48, 0] and found.crs is None
-    assert "no place on Earth" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("no place on Earth") == 1
 
 
 def test_bands_are_found_by_name_and_one_that_is_missing_is_named(tmp_path):
@@ -282,9 +287,12 @@ def test_arguments_that_do_not_fit_are_refused_before_anything_is_read(changes, 
 
 def test_a_sentence_that_is_cut_off_is_named(tmp_path, capsys):
     scene = write(tmp_path / "scene.tif", halves(), **PLACE)
-    query(scene, "m", ["red", "blue " * 30], str(tmp_path / "heat.tif"))
+    long = "río 🌊 " + "blue " * 2000
+    query(scene, "m", ["red", long], str(tmp_path / "heat.tif"))
     said = capsys.readouterr().out
-    assert said.count("cut off") == 1 and "blue blue" in said
+    assert said.count("cut off") == 1 and "río 🌊 blue blue" in said and len(said) < 1000
+    assert rasterio.open(tmp_path / "heat.tif").descriptions == ("red", long.strip())
+    assert Image.open(tmp_path / "heat.png").width < 2000
 
 
 def test_the_command_line_takes_texts_one_by_one(tmp_path, monkeypatch):
