@@ -172,13 +172,24 @@ def parse(function: Callable[..., Any], arguments: list[str], verb: str) -> dict
     Raises:
         ConfigError: An argument is unknown, missing or of the wrong type.
     """
-    from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+    from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, DefaultHelpFormatter
+
+    class Paragraphs(DefaultHelpFormatter):
+        """Help whose paragraphs stay apart; one with indented lines, as examples, keeps them."""
+
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            parts = text.split("\n\n")
+            wrapped = super()._fill_text
+            return "\n\n".join(part if "\n  " in part else wrapped(part, width, indent) for part in parts)
 
     parameters = inspect.signature(function, eval_str=True).parameters
     words = [name for name, value in parameters.items() if value.default is value.empty and name != "out"]
     usage = " ".join([name.upper() + ("..." if _is_list(parameters[name]) else "") for name in words])
     parser = ArgumentParser(
-        prog=f"geomim {verb}", usage=f"geomim {verb} {usage} [options]", description=_description(function)
+        prog=f"geomim {verb}",
+        usage=f"geomim {verb} {usage} [options]",
+        description=_description(function),
+        formatter_class=Paragraphs,
     )
     parser.exit_on_error = False
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the arguments below.")

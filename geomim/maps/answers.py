@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from geomim.corpus.scenes import Scene
 from geomim.corpus.scenes.footprints import affine
-from geomim.maps.rasters import NODATA, aside, create, name_classes, placed, write_cog, write_names
+from geomim.maps.rasters import NODATA, aside, create, name_classes, open_map, placed, write_cog, write_names
 
 _ROWS = 32  # of a raster in memory at a time
 NONE = "none of these"
@@ -42,7 +43,7 @@ def enlarge(patches: Path, scene: Scene, cell: int) -> Path:
         Another raster in the same folder.
     """
     out, size = patches.with_name("pixels.tif"), {"height": scene.height, "width": scene.width}
-    with rasterio.open(patches) as raster:
+    with open_map(patches) as raster:
         profile = {"dtype": "float32", "count": raster.count, "nodata": np.nan, "compress": "deflate", "zlevel": 1}
         with create(out, profile | size | placed(scene, 1)) as pixels:
             pixels.descriptions = raster.descriptions
@@ -72,7 +73,7 @@ def classify(scores: Path, place: dict[str, object], texts: Sequence[str], thres
     """Write which text scores highest, with names and colours; none of them where all are below the threshold."""
     names = [*texts, *([] if threshold is None else [NONE])]
     plain = scores.with_name("classes.tif")
-    with rasterio.open(scores) as raster:
+    with open_map(scores) as raster:
         profile = {"dtype": "uint8", "count": 1, "nodata": NODATA, "height": raster.height, "width": raster.width}
         with create(plain, profile | place) as ids:
             name_classes(ids, names)
@@ -101,7 +102,7 @@ def outline(patches: Path, scene: Scene, cell: int, threshold: float, path: Path
         path: A GeoPackage.
     """
     outlines, rows = [], []
-    with rasterio.open(patches) as raster:
+    with open_map(patches) as raster:
         for band, text in enumerate(raster.descriptions, 1):
             for shape in _shapes(raster, band, threshold, patches.with_name("above.tif")):
                 low, high = shape.bounds[:2], shape.bounds[2:]
@@ -118,7 +119,8 @@ def outline(patches: Path, scene: Scene, cell: int, threshold: float, path: Path
     there = shapely.transform(outlines, lambda xy: np.stack(place(*(xy.T * cell)), 1)) if outlines else []
     columns = pd.DataFrame(rows, columns=["text", "mean", "highest", "patches"])
     frame = gpd.GeoDataFrame(columns, geometry=list(there), crs=scene.crs and scene.crs.to_wkt())
-    with aside(path) as part:
+    with aside(path) as part, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'crs' was not provided")  # which is said above
         frame.to_file(part, driver="GPKG", layer=path.stem, engine="pyogrio", geometry_type="Polygon")
     return path
 
@@ -128,6 +130,6 @@ def _shapes(raster: Any, band: int, threshold: float, scratch: Path) -> Iterator
     with create(scratch, {"dtype": "uint8", "count": 1, "height": raster.height, "width": raster.width}) as mask:
         for strip in _strips(raster):
             mask.write((raster.read(band, window=strip) >= threshold).astype(np.uint8), 1, window=strip)
-    with rasterio.open(scratch) as mask:
+    with open_map(scratch) as mask:
         for shape, _ in shapes(rasterio.band(mask, 1), rasterio.band(mask, 1)):
             yield shapely.geometry.shape(shape)

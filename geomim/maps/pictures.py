@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
-import rasterio
 from matplotlib.figure import Figure
 from rasterio.windows import Window
 
 from geomim.corpus.report.pictures import composite
 from geomim.corpus.scenes import Scene
-from geomim.maps.rasters import aside
+from geomim.maps.rasters import aside, open_map
 
 _EDGE = 1200  # pixels of a scene's longer side, at most
 _ACROSS = 4
@@ -24,7 +24,7 @@ def quick_look(path: Path, scene: Scene, scores: Path, texts: Sequence[str], wha
     step = math.ceil(max(scene.height, scene.width) / _EDGE)
     lines = [scene.read_valid(Window(0, row, scene.width, 1)) for row in range(0, scene.height, step)]
     pixels, valid = (np.concatenate([line[part][..., ::step] for line in lines], -2) for part in (0, 1))
-    with rasterio.open(scores) as raster:
+    with open_map(scores) as raster:
         times = max(1, math.ceil(max(raster.shape) / _EDGE))
         heat = raster.read(out_shape=(raster.count, *(max(1, length // times) for length in raster.shape)))
     low, high = np.nanpercentile(heat, [1, 99.5])
@@ -36,7 +36,7 @@ def quick_look(path: Path, scene: Scene, scores: Path, texts: Sequence[str], wha
     panels[0].set_title(Path(scene.uri).name, fontsize=9)
     for panel, text, band in zip(panels[1:], texts, heat, strict=False):
         shown = panel.imshow(band, cmap="inferno", vmin=low, vmax=max(high, low + 1e-6))
-        panel.set_title(text, fontsize=9, wrap=True)
+        panel.set_title(shorten(text, 45, placeholder=" ..."), fontsize=9)
     for panel in panels:
         panel.set_axis_off()
     figure.colorbar(shown, ax=panels, shrink=0.6, label=what)
@@ -56,7 +56,8 @@ def contact_sheet(path: Path, groups: Sequence[tuple[str, Sequence[tuple[np.ndar
         for panel, (picture, said) in zip(line, pictures, strict=False):
             panel.imshow(picture)
             panel.text(0.5, -0.03, said, ha="center", va="top", fontsize=6.5, transform=panel.transAxes)
-        line[0].set_title(title if title != before else "", fontsize=10, loc="left", fontweight="bold")
+        head = shorten(title if title != before else "", 30 * across, placeholder=" ...")
+        line[0].set_title(head, fontsize=10, loc="left", fontweight="bold")
         before = title
     with aside(path) as part:
         figure.savefig(part, dpi=120)

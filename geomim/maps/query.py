@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from geomim.evaluate.features import fast_half
 from geomim.maps.answers import classify, enlarge, outline
 from geomim.maps.opening import check_scene, chosen_for, open_for, scale_note
 from geomim.maps.pictures import quick_look
-from geomim.maps.rasters import NODATA, create, placed, write_cog
+from geomim.maps.rasters import NODATA, check_endings, create, placed, write_cog
 from geomim.maps.windows import Look, Walk, blend
 from geomim.models.image_text import ImageText, open_image_text
 from geomim.models.inputs import ContractInput, patch_validity
@@ -82,7 +83,15 @@ def query(
     sentences that say nothing in particular; naming what else the scene shows instead often sharpens an answer.
     `--score cosine` gives the cosines to the texts as they are, whose usual height differs from text to text.
 
-    Windows of the model's size overlap, the last ones moved inside, and are blended; patches of mostly nodata are NaN.
+    Windows of the model's size overlap, the last ones moved inside, and are blended. Patches of mostly nodata, or that
+    lie mostly beyond the scene, are NaN.
+
+    Examples:
+        geomim query scene.tif --model last.ckpt --text "oil tanks" --text river --out heat.tif
+        geomim query naip.tif --sensor naip --model remoteclip:RemoteCLIP-ViT-B-32.pt --text river --out river.tif
+        geomim query scene.tif --model last.ckpt --text river --background forest,farmland --out river.tif
+        geomim query scene.tif --model last.ckpt --text water,forest --out heat.tif --classes classes.tif
+        geomim query scene.tif --model last.ckpt --text water --out heat.tif --polygons water.gpkg --threshold 0.6
 
     Args:
         scene: A raster, product or cube.
@@ -99,7 +108,8 @@ def query(
         overlap: Share of its side that a window has in common with the next, 0 to 0.9; more is smoother and slower.
         classes: A raster of the text that scores highest, `.tif`; of none where all are below the threshold.
         polygons: A GeoPackage of where texts score at least the threshold, along the borders of patches, `.gpkg`.
-        threshold: For `classes` and `polygons`; 0.5 where not given, of cosines none: give one for their polygons.
+        threshold: Least score of `classes` and `polygons`; 0.5 where not given, of cosines none: give one for their
+            polygons.
         sensor: Name or YAML file of the scene's sensor.
         bands: Names of the file's bands in file order, where it does not name them. Without `sensor`, a scene of no
             stated unit is taken to store numbers as the model's sensor does, which is printed.
@@ -117,7 +127,9 @@ def query(
     """
     texts = words("text", text)
     threshold = _checked(texts, prompt, words("background", background), score, overlap, threshold, polygons, classes)
-    _check_files(out, classes, polygons)
+    check_endings(out=(out, ".tif", ".tiff"), classes=(classes, ".tif", ".tiff"), polygons=(polygons, ".gpkg"))
+    if classes and Path(classes).absolute() == Path(out).absolute():
+        raise ConfigError(f"--out and --classes are one file, '{out}'")
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     opened, prepare, asked, made_by = _open(scene, model, sensor, bands, all_bands)
     asked = asked.to(target)
@@ -174,6 +186,9 @@ def _checked(
         raise ConfigError(f"--prompt: expected {{}} where a text stands, as '{PROMPT}'; given '{prompt}'")
     if score == "cosine" and list(background) != BACKGROUND:
         raise ConfigError("--background is what relevance is measured against: leave it out with --score cosine")
+    lowest = 0 if score == "relevance" else -1
+    if threshold is not None and not lowest <= threshold <= 1:
+        raise ConfigError(f"--threshold: a score of {score} lies in {lowest} to 1; given {threshold:g}")
     if threshold is not None and not (polygons or classes):
         raise ConfigError("--threshold is of --classes and --polygons: name a file for one of them")
     if classes and len(texts) >= NODATA:
@@ -181,19 +196,6 @@ def _checked(
     if polygons and score == "cosine" and threshold is None:
         raise ConfigError("--polygons: cosines have no usual threshold: give one with --threshold")
     return 0.5 if threshold is None and score == "relevance" else threshold
-
-
-def _check_files(out: str, classes: str | None, polygons: str | None) -> None:
-    wanted = (
-        ("out", out, (".tif", ".tiff")),
-        ("classes", classes, (".tif", ".tiff")),
-        ("polygons", polygons, (".gpkg",)),
-    )
-    for flag, file, suffixes in wanted:
-        if file and not file.lower().endswith(suffixes):
-            raise ConfigError(f"--{flag}: expected a file that ends in {suffixes[0]}; given '{file}'")
-    if classes and Path(classes).absolute() == Path(out).absolute():
-        raise ConfigError(f"--out and --classes are one file, '{out}'")
 
 
 def _folder(out: str) -> Path:
@@ -227,7 +229,8 @@ def sentences_as_vectors(model: ImageText, sentences: Sequence[str]) -> Tensor:
     tokens, longer = (model.joint.text.tokenize([one + end for one in sentences]) for end in ("", " and more"))
     for sentence, cut in zip(sentences, (tokens == longer).all(1).tolist(), strict=True):
         if cut:
-            print(f"note: the model reads no further than {tokens.shape[1]} tokens: the end of '{sentence}' is cut off")
+            said = shorten(sentence, 60, placeholder=" ...")
+            print(f"note: the model reads no further than {tokens.shape[1]} tokens: the end of '{said}' is cut off")
     return model.encode_text(sentences)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import colorsys
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -18,10 +20,18 @@ from rasterio.control import GroundControlPoint
 from rasterio.errors import NotGeoreferencedWarning
 
 from geomim.corpus.scenes import Scene
+from geomim.errors import ConfigError
 
 NODATA = 255
 """Value of a patch without image in a map of classes; class ids run from 0 to 254."""
 _POINTS = 11  # control points along each side of a scene that is placed by such
+
+
+def check_endings(**files: tuple[str | None, *tuple[str, ...]]) -> None:
+    """Refuse a file to write that ends in none of the endings beside it, which are what its flag writes."""
+    for flag, (file, *endings) in files.items():
+        if file and not file.lower().endswith(tuple(endings)):
+            raise ConfigError(f"--{flag}: expected a file that ends in {' or '.join(endings)}; given '{file}'")
 
 
 @contextmanager
@@ -38,9 +48,14 @@ def aside(path: Path) -> Iterator[Path]:
 
 def create(path: Path, profile: dict[str, object]) -> rasterio.io.DatasetWriter:
     """Open a GeoTIFF to write."""
+    return open_map(path, "w", {"driver": "GTiff", "bigtiff": "if_safer"} | profile)
+
+
+def open_map(path: Path, mode: str = "r", profile: Mapping[str, object] = MappingProxyType({})) -> Any:
+    """Open a map; a scene without place gives one without place, which is not warned of again."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a scene without place gives a map without place
-        return rasterio.open(path, "w", **{"driver": "GTiff", "bigtiff": "if_safer"} | profile)
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return rasterio.open(path, mode, **profile)
 
 
 def placed(scene: Scene, cell: int) -> dict[str, object]:

@@ -49,6 +49,10 @@ def embed(
 ) -> Path:
     """Ask an encoder for a vector of every tile of a corpus, kept or not; stopped and started again, it goes on.
 
+    Examples:
+        geomim corpus embed my_corpus last.ckpt
+        geomim corpus embed my_corpus remoteclip:RemoteCLIP-ViT-B-32.pt --joint --name remoteclip
+
     Args:
         corpus: Folder of the corpus.
         checkpoint: A geomim checkpoint, an exported folder, a published MAE or SelectiveMAE file, or `timm:NAME` for

@@ -17,7 +17,7 @@ from geomim.corpus.store import Corpus
 from geomim.errors import CheckpointError, ConfigError, CorpusError, InputError
 from geomim.maps.pictures import contact_sheet
 from geomim.maps.query import PROMPT, sentences_as_vectors, words
-from geomim.maps.rasters import aside
+from geomim.maps.rasters import aside, check_endings
 from geomim.models.image_text import open_image_text
 from geomim.verbs.curate import read_embedding
 
@@ -41,6 +41,11 @@ def search(
     No pixel is encoded. Vectors that texts are compared with are those of `geomim corpus embed CORPUS MODEL --joint`;
     tiles may be compared by any encoder's. Scores rank tiles for one text; how high they are differs from text to text.
 
+    Examples:
+        geomim corpus embed my_corpus last.ckpt --joint
+        geomim search my_corpus --text "oil tanks" --text river
+        geomim search my_corpus --like 1234 --count 24 --out alike.png --places alike.geojson
+
     Args:
         corpus: Folder of the corpus.
         text: What to look for, one or more: `--text "oil tanks" --text river`, or with commas between.
@@ -62,6 +67,7 @@ def search(
         CheckpointError: The text would be another model's than the vectors.
         InputError: There is no such tile, or it has no vector.
     """
+    titles = (f"like tile {like}",) if text is None else words("text", text)
     _check(text, like, model, prompt, count, out, places)
     opened = Corpus.open(corpus)
     card, ids, vectors = read_embedding(Path(corpus), embedding)
@@ -71,14 +77,13 @@ def search(
             raise InputError(
                 f"'{corpus}' has no tile {like} with a vector; ids are those of its catalogue and pictures"
             )
-        titles, asked = (f"like tile {like}",), np.asarray(vectors[row : row + 1], np.float32)
+        asked = np.asarray(vectors[row : row + 1], np.float32)
     else:
-        titles = words("text", text)
         asked = _sentences(card, model, [prompt.replace("{}", one) for one in titles], corpus)
     rows = np.arange(len(ids))
     if kept_only:
         kept = opened.table(["id"], where=pc.field("kept") & (pc.field("slot") >= 0))["id"].to_numpy()
-        rows = np.searchsorted(ids, kept)
+        rows = np.flatnonzero(np.isin(ids, kept) | (ids == like))
     found, scores = nearest(vectors, asked, rows, min(count, len(rows)))
     _show(opened, titles, ids[found], scores, Path(out), places and Path(places))
     return Path(out)
@@ -95,13 +100,11 @@ def _check(
 ) -> None:
     if (text is None) == (like is None):
         raise ConfigError('search: give what to look for as --text "oil tanks", or as --like with a tile\'s id')
-    if text is None and (model or prompt != PROMPT):
+    if like is not None and (model or prompt != PROMPT):
         raise ConfigError("--model and --prompt are of --text: leave them out with --like")
     if count < 1 or "{}" not in prompt:
         raise ConfigError(f"expected --count of at least 1 and {{}} in --prompt; given {count} and '{prompt}'")
-    for flag, file, suffixes in (("out", out, (".png",)), ("places", places, (".geojson", ".parquet"))):
-        if file and not file.lower().endswith(suffixes):
-            raise ConfigError(f"--{flag}: expected a file that ends in {' or '.join(suffixes)}; given '{file}'")
+    check_endings(out=(out, ".png"), places=(places, ".geojson", ".parquet"))
 
 
 def _sentences(card: dict[str, Any], model: str | None, sentences: Sequence[str], corpus: str) -> np.ndarray:
@@ -161,11 +164,10 @@ def _show(
     table = corpus.table(columns, where=pc.field("id").isin(pa.array(np.unique(ids))))
     tiles = {row["id"]: row for row in table.to_pylist()}
     pixels = {number: _read(corpus, row) for number, row in tiles.items()}
-    flat = (
+    numbers, valid = (
         np.concatenate([one[part].reshape(*one[part].shape[:-2], 1, -1) for one in pixels.values()], -1)
         for part in (0, 1)
     )
-    numbers, valid = flat
     limits = display_limits(numbers[None], valid[None]) if valid.any() else None
     groups, rows = [], []
     for title, found, cosines in zip(titles, ids.tolist(), scores.tolist(), strict=True):

@@ -4,16 +4,23 @@ import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import shapely
-from colour_model import ColourModel
+import torch
+from colour_model import CONTRACT, ColourModel
 from PIL import Image
 from rasterio.control import GroundControlPoint
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
 
 from geomim.cli import main, parse
-from geomim.errors import BandError, ConfigError, InputError
+from geomim.corpus.scenes import Scene
+from geomim.errors import BandError, CheckpointError, ConfigError, InputError
 from geomim.maps import query as asking
+from geomim.maps import rasters
 from geomim.maps.query import BACKGROUND, query
+from geomim.maps.rasters import open_map
+from geomim.models.image_text import open_image_text
 
 PLACE = {"transform": from_origin(500000, 4000000, 2, 2), "crs": "EPSG:32632"}
 
@@ -60,6 +67,65 @@ def test_two_halves_are_hot_where_they_are_to_the_pixel(tmp_path):
     assert Image.open(out.with_suffix(".png")).width > 400
 
 
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6, 0.9])
+def test_overlapping_windows_say_what_one_pass_over_the_scene_says(overlap, tmp_path):
+    pixels = np.random.default_rng(0).integers(1, 255, (4, 100, 132)).astype(np.uint8)
+    query(write(tmp_path / "s.tif", pixels, **PLACE), "m", ["red", "nir"], str(tmp_path / "h.tif"), overlap=overlap)
+    means = (pixels.reshape(4, 25, 4, 33, 4).mean((2, 4)) - 100) / 50
+    unit = means / np.linalg.norm(means, axis=0)
+    expected = relevance(unit[[0, 3]], unit.mean(0) * 2)  # the background is all four bands alike
+    np.testing.assert_allclose(rasterio.open(tmp_path / "h.tif").read(), expected, rtol=1e-4)
+
+
+def test_a_scene_is_read_a_window_or_a_strip_at_a_time(tmp_path, monkeypatch):
+    scene, asked = write(tmp_path / "long.tif", halves(1024, 64, 32), **PLACE), []
+    for name in ("read_valid", "valid"):
+        reading = getattr(Scene, name)
+
+        def noted(self, window=None, reading=reading):
+            asked.append(window.height * window.width)
+            return reading(self, window)
+
+        monkeypatch.setattr(Scene, name, noted)
+    files = {"classes": str(tmp_path / "c.tif"), "polygons": str(tmp_path / "p.gpkg")}
+    query(scene, "m", ["red"], str(tmp_path / "h.tif"), resolution="pixel", **files)
+    assert len(asked) > 100 and max(asked) <= 32 * 64  # of 1024 * 64
+
+
+def test_what_fails_half_way_leaves_what_was_there(tmp_path, monkeypatch):
+    scene, out = write(tmp_path / "scene.tif", halves(), **PLACE), tmp_path / "maps" / "heat.tif"
+    query(scene, "m", ["red"], str(out))
+    before = {file: file.read_bytes() for file in out.parent.iterdir()}
+
+    def full(source, target, **options):
+        Path(target).write_bytes(b"half")
+        raise OSError("no space left")
+
+    def stopped(self, images, valid=None, sensor=None):
+        raise KeyboardInterrupt
+
+    for place, name, failing, kind in (
+        (rasters.rasterio.shutil, "copy", full, OSError),
+        (ColourModel, "encode_patches", stopped, KeyboardInterrupt),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(kind):
+            patch.setattr(place, name, failing)
+            query(scene, "m", ["blue"], str(out))
+        assert {file: file.read_bytes() for file in out.parent.iterdir()} == before
+
+
+def test_a_model_that_knows_no_sentences_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(asking, "open_image_text", open_image_text)
+    model = ColourModel()
+    state = {f"model.encoder.{name}": value for name, value in model.encoder.state_dict().items()}
+    details = {"format_version": 1, "recipe": "mae", "encoder": model.encoder.config, "contract": CONTRACT.to_dict()}
+    torch.save({"state_dict": state, "geomim": details}, tmp_path / "mae.ckpt")
+    scene = write(tmp_path / "scene.tif", halves(), **PLACE)
+    with pytest.raises(CheckpointError, match=r"mae\.ckpt' knows images and no sentences \(recipe mae\).*remote_clip"):
+        query(scene, str(tmp_path / "mae.ckpt"), ["red"], str(tmp_path / "maps" / "heat.tif"))
+    assert not (tmp_path / "maps").exists()
+
+
 def test_texts_do_not_change_each_others_scores_and_cosines_are_as_they_are(tmp_path):
     scene = write(tmp_path / "scene.tif", halves(), **PLACE)
     for name, arguments in (
@@ -86,7 +152,7 @@ def test_pixels_are_interpolated_and_nodata_stays_to_the_pixel(tmp_path):
         assert raster.shape == (50, 70) and raster.transform == PLACE["transform"] and raster.count == 1
     assert patches.shape == (13, 18)
     none = np.zeros((13, 18), bool)
-    none[:2, :2] = True  # of other patches more than half is image
+    none[:2, :2] = none[-1, -1] = True  # of other patches at least half is image
     assert np.array_equal(np.isnan(patches), none)
     expected = np.isnan(patches).repeat(4, 0).repeat(4, 1)[:50, :70].copy()
     expected[:7, :10] = True
@@ -113,7 +179,10 @@ def test_classes_have_names_and_colours_and_none_where_nothing_fits(tmp_path):
             assert raster.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
         assert (ids[:4] == 2).all() and (ids[4:12, :12] == 0).all() and (ids[4:12, 12:] == 1).all()
         assert (ids[12:] == 255).all()
-    assert "<Category>none of these</Category>" in (tmp_path / "c.tif.aux.xml").read_text()
+    rasterio.shutil.copy(tmp_path / "c.tif", tmp_path / "c.vrt", driver="VRT")  # GDAL, so QGIS, finds names and colours
+    told = (tmp_path / "c.vrt").read_text()
+    assert [f"<Category>{name}</Category>" in told for name in ("red", "blue", "none of these")] == [True] * 3
+    assert "<ColorInterp>Palette" in told and "<ColorTable>" in told
     query(scene, "m", ["red", "blue"], str(out), score="cosine", classes=str(tmp_path / "c.tif"))
     assert set(np.unique(rasterio.open(tmp_path / "c.tif").read(1))) == {0, 1, 255}  # without threshold, the highest
 
@@ -156,12 +225,15 @@ def test_a_scene_placed_by_control_points_gives_maps_placed_by_such(tmp_path):
     assert found.total_bounds == pytest.approx([9, 48 - 0.064, 9 + 0.048, 48], abs=1e-7)
 
 
-def test_a_scene_without_place_says_so(tmp_path, capsys):
-    found = outlines(write(tmp_path / "scene.tif", halves()), tmp_path)
-    with rasterio.open(tmp_path / "heat.tif") as raster:
-        assert raster.crs is None and raster.shape == (16, 24)
+@pytest.mark.filterwarnings("error")
+def test_a_scene_without_place_says_so_once(tmp_path, capsys):
+    with pytest.warns(NotGeoreferencedWarning):
+        scene = write(tmp_path / "scene.tif", halves())
+    found = outlines(scene, tmp_path, resolution="pixel", classes=str(tmp_path / "c.tif"))
+    with open_map(tmp_path / "heat.tif") as raster:
+        assert raster.crs is None and raster.shape == (64, 96)
     assert found.total_bounds.tolist() == [0, -64, 48, 0] and found.crs is None
-    assert "no place on Earth" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("no place on Earth") == 1
 
 
 def test_bands_are_found_by_name_and_one_that_is_missing_is_named(tmp_path):
@@ -199,6 +271,10 @@ def test_what_cannot_be_answered_writes_nothing(tmp_path):
         ({"classes": "heat.tif"}, "one file"),
         ({"threshold": 0.5}, "--threshold is of"),
         ({"score": "cosine", "polygons": "a.gpkg"}, "--threshold"),
+        ({"threshold": 1.5, "polygons": "a.gpkg"}, "--threshold: a score of relevance lies in 0 to 1; given 1.5"),
+        ({"threshold": -0.1, "classes": "c.tif"}, "--threshold: .* 0 to 1"),
+        ({"threshold": float("nan"), "classes": "c.tif"}, "--threshold: .* 0 to 1"),
+        ({"threshold": -2.0, "classes": "c.tif", "score": "cosine"}, "--threshold: .* -1 to 1"),
         ({"score": "cosine", "background": ["sea"]}, "--background"),
         ({"text": [f"red {number}" for number in range(255)], "classes": "c.tif"}, "at most 254"),
     ],
@@ -211,9 +287,12 @@ def test_arguments_that_do_not_fit_are_refused_before_anything_is_read(changes, 
 
 def test_a_sentence_that_is_cut_off_is_named(tmp_path, capsys):
     scene = write(tmp_path / "scene.tif", halves(), **PLACE)
-    query(scene, "m", ["red", "blue " * 30], str(tmp_path / "heat.tif"))
+    long = "río 🌊 " + "blue " * 2000
+    query(scene, "m", ["red", long], str(tmp_path / "heat.tif"))
     said = capsys.readouterr().out
-    assert said.count("cut off") == 1 and "blue blue" in said
+    assert said.count("cut off") == 1 and "río 🌊 blue blue" in said and len(said) < 1000
+    assert rasterio.open(tmp_path / "heat.tif").descriptions == ("red", long.strip())
+    assert Image.open(tmp_path / "heat.png").width < 2000
 
 
 def test_the_command_line_takes_texts_one_by_one(tmp_path, monkeypatch):
