@@ -44,7 +44,7 @@ Found = tuple[int, str, list[str]]
 def caption(
     corpus: str,
     of: list[Literal["boxes", "masks", "cover", "index"]] | None = None,
-    vector: str | None = None,
+    vector: list[str] | None = None,
     landcover: str | None = None,
     imported: str | None = None,
     column: str | None = None,
@@ -66,7 +66,7 @@ def caption(
         of: `boxes` (origin b2c) and connected parts of label `masks` (m2b): objects in the middle of the picture,
             around it, and counts, as RemoteCLIP has them; `cover`: shares of the classes of masks (landcover); `index`:
             open water, snow, dense vegetation and bare soil by thresholds of spectral indices.
-        vector: File that geopandas reads (FILE:LAYER where it has several layers), in any projection: objects, areas,
+        vector: Files that geopandas reads (FILE:LAYER where one has several layers), in any projection: objects, areas,
             lengths and crossings on tiles with a place on Earth.
         landcover: Raster of class numbers with a place on Earth, whose classes `classes.json` beside it or its tag
             `CLASSES` names: shares of them.
@@ -93,14 +93,16 @@ def caption(
     """
     asked = {name: value for name, value in locals().items() if name not in ("corpus", "show")}
     opened, console = open_to_change(corpus), Console(stderr=True, markup=False, highlight=False)
-    job = Job(str(opened.path), tuple(of or ()), vector, landcover, column, names or {}, placed, middle, min_area, seed)
+    places = (str(opened.path), tuple(of or ()), tuple(vector or ()), landcover, column)
+    job = Job(*places, names or {}, placed, middle, min_area, seed)
     _check(opened, job, imported, drop)
     before, said = read_small(opened, "captions"), Counter[str]()
     table = without(before, drop or []) if before is not None else CAPTIONS.empty_table()
     files = Tables(opened.path / "catalogue").parts()
     if of or vector or landcover:
         if vector:
-            console.print(open_layer(vector, column, tuple(job.names.items())).said, soft_wrap=True)
+            layer = open_layer(job.vector, column, tuple(job.names.items()))
+            console.print("\n".join(layer.said), soft_wrap=True)
         with working() as workers:
             inline = opened.rows().count_rows() < _INLINE_TILES
             parts = workers.run("writing captions", write_part, [(job, file) for file in files], inline)
@@ -132,7 +134,7 @@ class Job:
 
     corpus: str
     of: tuple[str, ...]
-    vector: str | None
+    vector: tuple[str, ...]
     landcover: str | None
     column: str | None
     names: dict[str, str | None]

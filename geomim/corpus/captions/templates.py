@@ -41,7 +41,7 @@ _AROUND = (
     "outside the middle of the picture", "away from the middle of this remote sensing picture",
     "around the centre of the image",
 )  # fmt: skip
-_HERE = ("in this picture", "in the remote sensing picture", "in this aerial image")
+HERE = ("in this picture", "in the remote sensing picture", "in this aerial image")
 _QUARTERS = (("upper left", "upper right"), ("lower left", "lower right"))
 
 Count = tuple[Noun, int, int]
@@ -67,7 +67,7 @@ def by_boxes(objects: Objects, size: int, middle: float, chance: Callable[[str],
     for _ in range(3 * DRAWN):  # few classes give few different sentences
         if len(said) < wanted:
             some = draw.some(counts, 1 + draw.below(min(len(counts), CLASSES)))
-            said = list(dict.fromkeys([*said, stated(some, draw.pick(_HERE), draw)]))
+            said = list(dict.fromkeys([*said, stated(some, draw.pick(HERE), draw)]))
     return said
 
 
@@ -180,5 +180,5 @@ def covering(shares: dict[Noun, float], draw: Chance) -> list[str]:
         with_some = f"{first.stuff} with some {others[0][0].stuff}"
         said.append(draw.pick((f"mostly {with_some}", f"a picture that is mostly {with_some}")))
     one, part = draw.pick(told)
-    said.append(f"{one.stuff} {'covers' if one.mass else 'cover'} about {share(part)} of the picture")
+    said.append(f"{one.stuff} {one.cover} about {share(part)} of the picture")
     return [sentence(text) for text in said]
