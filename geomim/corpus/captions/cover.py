@@ -1,7 +1,8 @@
 """What covers the ground of a tile, as a mask of classes: from a land-cover map, and from the spectrum itself.
 
-Thresholds of indices are those of their sources, on reflectance. They were set on scenes of the land surface: haze
-lowers NDVI at the top of the atmosphere, so that dense vegetation is missed there rather than seen where it is not.
+Indices are on reflectance; where a source gives no threshold it is geomim's own, and said to be. They were set on
+scenes of the land surface: haze lowers NDVI at the top of the atmosphere, so that dense vegetation is missed there
+rather than seen where it is not.
 """
 
 from __future__ import annotations
@@ -24,18 +25,20 @@ from geomim.sensors import Band, Sensor, find_band
 NDWI_WATER = 0.0
 """Open water is above it: (green - nir) / (green + nir); McFeeters (1996), Int. J. Remote Sensing 17(7)."""
 MNDWI_WATER = 0.0
-"""Open water is above it, where there is such a band: (green - swir1) / (green + swir1); Xu (2006), IJRS 27(14)."""
+"""And above it, where there is such a band: (green - swir1) / (green + swir1) of Xu (2006), Int. J. Remote Sensing
+27(14), who sets the threshold by scene; geomim's is that of NDWI."""
 NDSI_SNOW = 0.4
-"""Snow is above it: (green - swir1) / (green + swir1); Hall, Riggs and Salomonson (1995), RSE 54(2)."""
+"""Snow is above it: (green - swir1) / (green + swir1); Hall, Riggs and Salomonson (1995), Remote Sens. Environ. 54(2)."""
 NIR_SNOW = 0.11
-"""Reflectance in nir above which it is snow and no water; ibid."""
+"""Reflectance in nir above which that is snow and no water, as in the MODIS snow maps made of it. That no water and all
+bare soil is so bright is geomim's own choice."""
 NDVI_DENSE = 0.6
-"""Dense vegetation is above it: (nir - red) / (nir + red); USGS, NDVI, the Foundation for Remote Sensing Phenology."""
+"""Dense vegetation is above it: (nir - red) / (nir + red); USGS, "NDVI, the Foundation for Remote Sensing Phenology"."""
 NDVI_BARE = 0.2
-"""Bare soil is below it; Sobrino, Jimenez-Munoz and Paolini (2004), RSE 90(4)."""
+"""Bare soil is below it, as in the NDVI thresholds method; Sobrino et al. (2008), IEEE TGRS 46(2)."""
 BSI_BARE = 0.0
-"""Bare soil is above it: ((swir1 + red) - (nir + blue)) / (sum of all), which clouds and most roofs are not; Rikimaru,
-Roy and Miyatake (2002), Tropical Ecology 43(1)."""
+"""And above it: ((swir1 + red) - (nir + blue)) / (sum of all); Rikimaru, Roy and Miyatake (2002), Tropical Ecology 43(1).
+The threshold is geomim's own: the bands that soil is bright in outweigh the others, which keeps clouds out."""
 
 BANDS = (
     Band("blue", 485, 60), Band("green", 560, 60), Band("red", 660, 50), Band("nir", 850, 100), Band("swir1", 1610, 100)

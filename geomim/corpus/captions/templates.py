@@ -150,10 +150,11 @@ def _largest(objects: Objects, kind: int, gsd: float) -> str:
     own = objects.kind == kind
     spans = objects.length[own & ~objects.cut] * gsd
     what, low, high = objects.nouns[kind], length(spans.min()), length(spans.max())
-    many = "many" if len(spans) > EXACT else f"the {len(spans)}"
+    many = "many" if len(spans) > EXACT else f"the {counted(what, len(spans), True).split(' ')[0]}"
     whole = "whole " if (own & objects.cut).any() else ""
-    also = f", the smallest about {low}" if low != high else ""
-    return sentence(f"the largest of {many} {whole}{what.many} spans about {high}{also}")
+    large, small = ("larger", "smaller") if len(spans) == 2 else ("largest", "smallest")
+    also = f", the {small} about {low}" if low != high else ""
+    return sentence(f"the {large} of {many} {whole}{what.many} spans about {high}{also}")
 
 
 def covering(shares: dict[Noun, float], draw: Chance) -> list[str]:

@@ -27,6 +27,7 @@ COLUMNS = ("class", "class_name", "label", "category", "type", "fclass", "landus
 """Columns that are looked for, in this order, where nobody says which one holds the class."""
 LEAST = 2.0
 """Pixels that a line must run in a tile, and the square root of those that an area must cover, to be spoken of."""
+_DEGREE = 111_320.0  # metres of a degree of latitude
 _GEOD = pyproj.Geod(ellps="WGS84")
 _WAYS = ("way", "path", "steps", "track", "road", "street", "route")
 
@@ -104,12 +105,13 @@ class Layer:
         return said
 
     def _seen(self, footprint: Any, gsd: float) -> Iterator[Seen]:
-        """What lies in a tile and is large enough to be seen."""
+        """What lies in a tile and is large enough to be seen; what ends less than a pixel from its border may go on."""
+        inner = shapely.buffer(footprint, -gsd / _DEGREE)
         for row in np.sort(self._tree.query(footprint, "intersects")).tolist():
             what, shape = self._nouns[row], self._shapes[row]
             part, dimension = shapely.intersection(shape, footprint), int(shapely.get_dimensions(shape))
             if not dimension or _size(part, dimension) >= max((LEAST * gsd) ** dimension, 1e-9):
-                yield Seen(what, part, dimension, what.mass or bool(shapely.covers(footprint, shape)))
+                yield Seen(what, part, dimension, what.mass or bool(shapely.covers(inner, shape)))
 
 
 def _kinds(seen: list[Seen]) -> list[Noun]:
@@ -123,7 +125,7 @@ def _united(seen: Any) -> Any:
 def _covering(seen: list[Seen]) -> str:
     """`forest covers`, `buildings cover`, `part of a lake covers`."""
     what = seen[0].what
-    if what.mass or len(seen) > 1:
+    if what.cover == "covers" or len(seen) > 1:
         return f"{what.stuff} {what.cover}"
     return f"{'' if seen[0].whole else 'part of '}{with_article(what.one)} covers"
 
