@@ -28,16 +28,16 @@ MNDWI_WATER = 0.0
 """And above it, where there is such a band: (green - swir1) / (green + swir1) of Xu (2006), Int. J. Remote Sensing
 27(14), who sets the threshold by scene; geomim's is that of NDWI."""
 NDSI_SNOW = 0.4
-"""Snow is above it: (green - swir1) / (green + swir1); Hall, Riggs and Salomonson (1995), Remote Sens. Environ. 54(2)."""
+"""Snow is above it: (green - swir1) / (green + swir1); Hall, Riggs and Salomonson (1995), RSE 54(2)."""
 NIR_SNOW = 0.11
 """Reflectance in nir above which that is snow and no water, as in the MODIS snow maps made of it. That no water and all
 bare soil is so bright is geomim's own choice."""
 NDVI_DENSE = 0.6
-"""Dense vegetation is above it: (nir - red) / (nir + red); USGS, "NDVI, the Foundation for Remote Sensing Phenology"."""
+"""Dense vegetation is above it: (nir - red) / (nir + red); USGS, NDVI, the Foundation for Remote Sensing Phenology."""
 NDVI_BARE = 0.2
 """Bare soil is below it, as in the NDVI thresholds method; Sobrino et al. (2008), IEEE TGRS 46(2)."""
 BSI_BARE = 0.0
-"""And above it: ((swir1 + red) - (nir + blue)) / (sum of all); Rikimaru, Roy and Miyatake (2002), Tropical Ecology 43(1).
+"""And above it: ((swir1 + red) - (nir + blue)) / (sum of all); Rikimaru, Roy and Miyatake (2002), Trop. Ecol. 43(1).
 The threshold is geomim's own: the bands that soil is bright in outweigh the others, which keeps clouds out."""
 
 BANDS = (

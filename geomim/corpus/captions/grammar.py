@@ -45,7 +45,7 @@ _SPELLED = {
     "railwaystation": "railway station", "storagetank": "storage tank", "storagetanks": "storage tanks",
     "baseballfield": "baseball field", "built up": "built-up area",
 }  # fmt: skip
-_LINKS = re.compile(r" (?=(?:of|with|without|for|under|in|on|at|along|by) )")
+_LINKS = re.compile(r" (?=(?:of|with|without|for|under|over|in|on|at|along|by) )")
 _AS_VOWEL = re.compile(r"[aeiou]|hour|heir|honest|8|11\b|18\b")
 _AS_CONSONANT = re.compile(r"uni[tvfcqo]|us[aeiu]|ut[aei]|eu|ewe|one\b|once")
 
