@@ -276,8 +276,9 @@ def _imported(corpus: Corpus, file: str, column: str | None, said: Counter[str],
     found = importing.imported(file, column, sources.dictionary.to_pylist(), said)
     console.print(str(found), soft_wrap=True)
     codes = sources.indices.to_numpy()
+    told = np.array([bool(value) for value in found.values], bool)[codes]
     several = np.bincount(codes)[codes] > 1
-    said["tiles are parts of an image, and get the sentences of the whole"] = int(several.sum())
+    said["tiles are parts of an image, and get the sentences of the whole"] = int((several & told).sum())
     every = ((place, Path(file).stem, list(found.values[code] or ())) for place, code in enumerate(codes.tolist()))
     return _table(tiles["id"].to_pylist(), every)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +48,7 @@ class Objects:
     def by_tile(self) -> Iterator[tuple[int, Objects]]:
         """The objects of each tile that has some."""
         starts = np.flatnonzero(np.diff(self.tile, prepend=-1)).tolist()
-        for start, end in zip(starts, [*starts[1:], len(self.tile)], strict=True):
+        for start, end in pairwise([*starts, len(self.tile)]):
             own = slice(start, end)
             parts = (self.kind, self.box, self.centre, self.length, self.cut)
             yield int(self.tile[start]), Objects(self.tile[own], *(part[own] for part in parts), self.nouns)

@@ -24,6 +24,7 @@ _NUMBERS = 2**23  # and of those that are taken, evenly over each tile
 _EDGE = 224  # pixels of a tile beside others
 _MEMBERS = 11  # of a group of duplicates, beside its keeper
 _FOOTPRINTS = 4000  # outlines on the map
+_SPOKEN = 3  # sentences under a tile
 _CROSSING = 60  # pairs of tiles of different splits
 _COUNTED = "(train beside val or test: ground, copies, near copies, crops), counted on the catalogue."
 
@@ -129,6 +130,24 @@ class Gallery:
             turns[row["a"], row["b"]] = row["orientation"]
             turns[row["b"], row["a"]] = inverse(row["orientation"])
         return turns
+
+    def captions(self) -> str:
+        """How many sentences there are of each origin, and some of them under their tiles."""
+        captioned, lacking = (self._facts.captioned[has] for has in (True, False))
+        if not captioned:
+            return ""
+        counts = html_table(
+            ("origin", "sentences"), [(name, f"{n:,}") for name, n in sorted(self._facts.captions.items())]
+        )
+        figures = []
+        for origin, rows in sorted(self._facts.said.items()):
+            for row in rows:
+                origins = row["caption_origins"] or ["human"] * len(row["captions"])
+                said = [text for text, one in zip(row["captions"], origins, strict=True) if one == origin]
+                tiles = [self._tile(row)] if row["slot"] >= 0 else []
+                figures.append(self._figure(f"said-{row['id']}.png", tiles, f"{origin}: {' '.join(said[:_SPOKEN])}"))
+        words = f"<p>{captioned:,} kept tiles have sentences, {lacking:,} have none.</p>"
+        return f'{words}{html_table(("origin", "sentences"), counted)}<div class="pairs">{"".join(figures)}</div>'
 
     def clusters(self) -> str:
         """The largest groups of duplicates as strips, the tile that was kept first."""
