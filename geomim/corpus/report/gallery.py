@@ -136,9 +136,7 @@ class Gallery:
         captioned, lacking = (self._facts.captioned[has] for has in (True, False))
         if not captioned:
             return ""
-        counts = html_table(
-            ("origin", "sentences"), [(name, f"{n:,}") for name, n in sorted(self._facts.captions.items())]
-        )
+        counted = [(name, f"{count:,}") for name, count in sorted(self._facts.captions.items())]
         figures = []
         for origin, rows in sorted(self._facts.said.items()):
             for row in rows:
