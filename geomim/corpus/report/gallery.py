@@ -24,7 +24,6 @@ _NUMBERS = 2**23  # and of those that are taken, evenly over each tile
 _EDGE = 224  # pixels of a tile beside others
 _MEMBERS = 11  # of a group of duplicates, beside its keeper
 _FOOTPRINTS = 4000  # outlines on the map
-_SPOKEN = 3  # sentences under a tile
 _CROSSING = 60  # pairs of tiles of different splits
 _COUNTED = "(train beside val or test: ground, copies, near copies, crops), counted on the catalogue."
 
@@ -132,18 +131,18 @@ class Gallery:
         return turns
 
     def captions(self) -> str:
-        """How many sentences there are of each origin, and some of them under their tiles."""
+        """How many sentences there are of each origin, and the first of each under some tiles."""
         captioned, lacking = (self._facts.captioned[has] for has in (True, False))
         if not captioned:
             return ""
         counted = [(name, f"{count:,}") for name, count in sorted(self._facts.captions.items())]
         figures = []
-        for origin, rows in sorted(self._facts.said.items()):
-            for row in rows:
-                origins = row["caption_origins"] or ["human"] * len(row["captions"])
-                said = [text for text, one in zip(row["captions"], origins, strict=True) if one == origin]
-                tiles = [self._tile(row)] if row["slot"] >= 0 else []
-                figures.append(self._figure(f"said-{row['id']}.png", tiles, f"{origin}: {' '.join(said[:_SPOKEN])}"))
+        for row in {row["id"]: row for rows in self._facts.said.values() for row in rows}.values():
+            origins = row["caption_origins"] or ["human"] * len(row["captions"])
+            firsts = dict(zip(reversed(origins), reversed(row["captions"]), strict=True))
+            said = " ".join(f"{origin}: {text}" for origin, text in sorted(firsts.items()))
+            tiles = [self._tile(row)] if row["slot"] >= 0 else []
+            figures.append(self._figure(f"said-{row['id']}.png", tiles, said))
         words = f"<p>{captioned:,} kept tiles have sentences, {lacking:,} have none.</p>"
         return f'{words}{html_table(("origin", "sentences"), counted)}<div class="pairs">{"".join(figures)}</div>'
 
