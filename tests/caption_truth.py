@@ -70,7 +70,7 @@ class Objects:
         inside = [one for one in objects if low <= one["x"] <= high and low <= one["y"] <= high]
         if quarter := re.search(r"(upper|lower) (left|right) quarter", place):
             return [one for one in objects if self.quarter(one) == quarter.groups()]
-        if re.match(r"(outside|away from|around) ", place):
+        if re.match(r"(outside|away from) ", place):
             return [one for one in objects if one not in inside]
         if "middle" in place or "centre" in place:
             return inside
@@ -85,7 +85,7 @@ class Objects:
         """Raise `Untrue` where the sentence is not true of the objects."""
         need(sentence.endswith(".") and sentence[0] == sentence[0].upper(), sentence, "no sentence")
         text, objects = uncapital(sentence[:-1]), self.prepare(objects)
-        place = r"(?P<place>(?:in|outside|away from|around) (?:this|the) .*?)"
+        place = r"(?P<place>(?:in|outside|away from) (?:this|the) .*?)"
         forms = (
             rf"there (?P<be>is|are) (?P<list>.*) {place}",
             rf"{place} there (?P<be>is|are) (?P<list>.*)",
@@ -181,7 +181,7 @@ def prove_cover(sentence, shares):
         need(abs(FRACTIONS[words] - shares[name]) <= 0.0501, sentence, f"{name} is {shares[name]:.3f}")
 
     if match := re.fullmatch(
-        rf"(?:almost all of the picture is covered by ({names})|({names}) almost everywhere)", text
+        rf"(?:almost all of the picture is covered by ({names})|the picture shows almost nothing but ({names}))", text
     ):
         need(shares[match[1] or match[2]] >= 0.95, sentence, "it is not")
     elif match := re.fullmatch(
@@ -196,7 +196,7 @@ def prove_cover(sentence, shares):
         about(match[1], match[2])
         for words, name in re.findall(item, match[3]):
             about(words, name)
-    elif match := re.fullmatch(rf"(?:a picture that is )?mostly ({names}) with some ({names})", text):
+    elif match := re.fullmatch(rf"(?:the picture shows )?mostly ({names}) (?:with|and) some ({names})", text):
         need(shares[match[1]] > 0.5 and 0.05 <= shares[match[2]] < 0.5, sentence, "it is not")
     elif match := re.fullmatch(rf"({names}) covers? about ({fraction}) of the picture", text):
         about(match[2], match[1])

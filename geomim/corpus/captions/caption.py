@@ -103,6 +103,8 @@ def caption(
         if vector:
             layer = open_layer(job.vector, column, tuple(job.names.items()))
             console.print("\n".join(layer.said), soft_wrap=True)
+        if landcover:
+            console.print(LandCover(landcover).said, soft_wrap=True)
         with working() as workers:
             inline = opened.rows().count_rows() < _INLINE_TILES
             parts = workers.run("writing captions", write_part, [(job, file) for file in files], inline)
@@ -238,7 +240,7 @@ def _covers(job: Job, corpus: Corpus, tiles: pa.Table, said: Counter[str]) -> It
 def _on_map(cover: LandCover, tiles: pa.Table, said: Counter[str]) -> Iterator[tuple[int, np.ndarray]]:
     for place, tile in enumerate(tiles.select(["size", "transform", "epsg", "crs_wkt"]).to_pylist()):
         if tile["transform"] is None or (tile["epsg"] is None and tile["crs_wkt"] is None):
-            said["tiles have no place on Earth"] += 1
+            said["tiles have no place on Earth, and get nothing of --landcover"] += 1
             continue
         crs = CRS.from_wkt(tile["crs_wkt"]) if tile["epsg"] is None else CRS.from_epsg(tile["epsg"])
         yield place, cover.read(Affine(*tile["transform"]), crs, tile["size"])
@@ -263,7 +265,7 @@ def _of_vector(job: Job, tiles: pa.Table, said: Counter[str]) -> Iterator[Found]
     footprints = shapely.from_wkb(np.array(tiles["geometry"].to_pylist(), object))
     for place, (footprint, tile) in enumerate(zip(footprints, tiles.select(["id", "gsd"]).to_pylist(), strict=True)):
         if footprint is None:
-            said["tiles have no place on Earth"] += 1
+            said["tiles have no place on Earth, and get nothing of --vector"] += 1
         elif sentences := layer.sentences(
             footprint, tile["gsd"] or 0.0, partial(Chance, job.seed, tile["id"], "vector")
         ):
@@ -284,10 +286,8 @@ def _imported(corpus: Corpus, file: str, column: str | None, said: Counter[str],
 
 
 def _say(new: dict[int, Said], console: Console) -> None:
-    tiles, sentences = Counter[str](), Counter[str]()
-    for said in new.values():
-        tiles.update({origin for _, origin in said})
-        sentences.update(origin for _, origin in said)
+    sentences = Counter(origin for said in new.values() for _, origin in said)
+    tiles = Counter(origin for said in new.values() for origin in {origin for _, origin in said})
     for origin, count in sorted(tiles.items()):
         console.print(f"{origin}: {sentences[origin]:,} sentences of {count:,} tiles")
 

@@ -116,6 +116,7 @@ class LandCover:
 
     Attributes:
         classes: Their names.
+        said: What they are, and where the map lies.
 
     Raises:
         InputError: It cannot be read, has no place on Earth, or nothing names its classes.
@@ -129,6 +130,9 @@ class LandCover:
         if self._raster.crs is None:
             raise InputError(f"land-cover map '{file}' has no coordinate reference system: write it with one")
         numbers, self.classes = class_names(Path(file).parent / "classes.json", Path(file))
+        west, south, east, north = (f"{number:.5g}" for number in self._raster.bounds)
+        where = f"{west}..{east}, {south}..{north} of {self._raster.crs.to_string():.40}"
+        self.said = f"'{file}': classes are {', '.join(self.classes)}; it lies in {where}"
         self._table = np.full(256, IGNORE, np.uint8)
         self._table[numbers] = np.arange(len(numbers))
 

@@ -91,6 +91,7 @@ def test_a_map_in_another_projection(tmp_path):
     file = write_map(tmp_path / "m.tif", numbers, from_origin(west, north, step, step), "EPSG:4326", names, nodata=0)
     cover = LandCover(file)
     assert cover.classes == ["forest", "Water"]
+    assert cover.said.endswith("m.tif': classes are forest, Water; it lies in 9..9.16, 47.94..48.1 of EPSG:4326")
     transform, crs, size = from_origin(505_000, 5_325_000, 10, 10), CRS.from_epsg(32632), 64
     found = cover.read(transform, crs, size)
     cols, rows = np.meshgrid(np.arange(size) + 0.5, np.arange(size) + 0.5)
