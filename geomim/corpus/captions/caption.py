@@ -120,11 +120,11 @@ def caption(
             console.print(f"{count:,} {what}", soft_wrap=True)
     if not len(new) and not drop:
         raise InputError(f"'{corpus}' has nothing of that kind to write a sentence of")
-    _say(rows_of(new), console)
+    origins = _say(new, console)
     if show is not None:
-        _show(rows_of(new), show, seed)
+        _show(new, show, seed)
         return opened.path
-    table = joined(without(table, {origin for said in rows_of(new).values() for _, origin in said}), new)
+    table = joined(without(table, origins), new)
     conclude(opened.path, {"caption": asked}, {"captions": table if len(table) else None})
     report(opened.path)
     return opened.path
@@ -285,14 +285,16 @@ def _imported(corpus: Corpus, file: str, column: str | None, said: Counter[str],
     return _table(tiles["id"].to_pylist(), every)
 
 
-def _say(new: dict[int, Said], console: Console) -> None:
-    sentences = Counter(origin for said in new.values() for _, origin in said)
-    tiles = Counter(origin for said in new.values() for origin in {origin for _, origin in said})
+def _say(new: pa.Table, console: Console) -> list[str]:
+    """Say how many sentences of which origins there are; the origins."""
+    rows = new["caption_origins"].to_pylist()
+    sentences, tiles = (Counter(origin for row in rows for origin in kind(row)) for kind in (list, set))
     for origin, count in sorted(tiles.items()):
         console.print(f"{origin}: {sentences[origin]:,} sentences of {count:,} tiles")
+    return sorted(tiles)
 
 
-def _show(new: dict[int, Said], count: int, seed: int) -> None:
-    every = [(number, origin, text) for number, said in new.items() for text, origin in said]
+def _show(new: pa.Table, count: int, seed: int) -> None:
+    every = [(number, origin, text) for number, said in rows_of(new).items() for text, origin in said]
     for row in sorted(Chance(seed, "show").some(every, count)):
         print(*row, sep="\t")

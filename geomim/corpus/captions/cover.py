@@ -32,6 +32,8 @@ NDSI_SNOW = 0.4
 NIR_SNOW = 0.11
 """Reflectance in nir above which that is snow and no water, as in the MODIS snow maps made of it. That no water and all
 bare soil is so bright is geomim's own choice."""
+GREEN_SNOW = 0.25
+"""Reflectance in green above which it is snow: geomim's own, as muddy water is bright in nir and dark in swir1, too."""
 NDVI_DENSE = 0.6
 """Dense vegetation is above it: (nir - red) / (nir + red); USGS, NDVI, the Foundation for Remote Sensing Phenology."""
 NDVI_BARE = 0.2
@@ -98,7 +100,7 @@ def classify(pixels: np.ndarray, sensor: Sensor, places: dict[str, int]) -> np.n
     bsi = index("swir1", "red", "nir", "blue")
     bright = seen["nir"] > NIR_SNOW
     water = none if ndwi is None else (ndwi > NDWI_WATER) & ~bright & (True if ndsi is None else ndsi > MNDWI_WATER)
-    snow = none if ndsi is None else (ndsi > NDSI_SNOW) & bright
+    snow = none if ndsi is None else (ndsi > NDSI_SNOW) & bright & (seen["green"] > GREEN_SNOW)
     dense = none if ndvi is None else ndvi > NDVI_DENSE
     bare = none if bsi is None or ndvi is None else (ndvi < NDVI_BARE) & (bsi > BSI_BARE) & bright
     found = np.full(good.shape, IGNORE, np.uint8)
