@@ -70,7 +70,7 @@ class Objects:
         inside = [one for one in objects if low <= one["x"] <= high and low <= one["y"] <= high]
         if quarter := re.search(r"(upper|lower) (left|right) quarter", place):
             return [one for one in objects if self.quarter(one) == quarter.groups()]
-        if re.match(r"(outside|away from|around) ", place):
+        if re.match(r"(outside|away from) ", place):
             return [one for one in objects if one not in inside]
         if "middle" in place or "centre" in place:
             return inside
@@ -85,7 +85,7 @@ class Objects:
         """Raise `Untrue` where the sentence is not true of the objects."""
         need(sentence.endswith(".") and sentence[0] == sentence[0].upper(), sentence, "no sentence")
         text, objects = uncapital(sentence[:-1]), self.prepare(objects)
-        place = r"(?P<place>(?:in|outside|away from|around) (?:this|the) .*?)"
+        place = r"(?P<place>(?:in|outside|away from) (?:this|the) .*?)"
         forms = (
             rf"there (?P<be>is|are) (?P<list>.*) {place}",
             rf"{place} there (?P<be>is|are) (?P<list>.*)",
@@ -97,7 +97,9 @@ class Objects:
         ):
             return self.prove_one(match, sentence, objects)
         if match := re.fullmatch(
-            rf"the largest of (many|the \d+) (whole )?({self.many}) spans {MEASURE}(?:, the smallest {MEASURE})?", text
+            rf"the (larger|largest) of (many|the \w+) (whole )?({self.many}) spans {MEASURE}"
+            rf"(?:, the (smaller|smallest) {MEASURE})?",
+            text,
         ):
             return self.prove_largest(match, sentence, objects)
         for form in forms:
@@ -125,7 +127,7 @@ class Objects:
             what = (
                 self.names[items[0]["one"] or items[0]["many"]] if name in ("another", "others") else self.names[name]
             )
-            mass = len(self.words[what]) == 3
+            mass = len(self.words[what]) > 2
             own = [one for one in objects if one["what"] == what]
             cut = [one for one in own if one["cut"]]
             count = len(cut) if item["part"] else len(own) if mass else len(own) - len(cut)
@@ -150,11 +152,13 @@ class Objects:
             need(any(self.near(one, number, unit) for one in whole), sentence, "none is so large")
 
     def prove_largest(self, match, sentence, objects):
-        number, whole, many, high, high_unit, low, low_unit = match.groups()
+        large, number, whole, many, high, high_unit, _, low, low_unit = match.groups()
         own = [one for one in objects if one["what"] == self.names[many]]
         lengths = sorted((one["length"], n) for n, one in enumerate(own) if not one["cut"])
         count = len(lengths)
-        need(number == ("many" if count > 10 else f"the {count}"), sentence, f"there are {count}")
+        stated = count > 10 if number == "many" else SPELLED.get(number.removeprefix("the ")) == count
+        need(stated, sentence, f"there are {count}")
+        need((large == "larger") == (count == 2), sentence, "of two or more")
         need(bool(whole) == (count < len(own)), sentence, "whole or not")
         need(self.near(own[lengths[-1][1]], high, high_unit), sentence, "the largest is not so large")
         need(not low or self.near(own[lengths[0][1]], low, low_unit), sentence, "the smallest is not so small")
@@ -177,7 +181,7 @@ def prove_cover(sentence, shares):
         need(abs(FRACTIONS[words] - shares[name]) <= 0.0501, sentence, f"{name} is {shares[name]:.3f}")
 
     if match := re.fullmatch(
-        rf"(?:almost all of the picture is covered by ({names})|({names}) almost everywhere)", text
+        rf"(?:almost all of the picture is covered by ({names})|the picture shows almost nothing but ({names}))", text
     ):
         need(shares[match[1] or match[2]] >= 0.95, sentence, "it is not")
     elif match := re.fullmatch(
@@ -192,9 +196,52 @@ def prove_cover(sentence, shares):
         about(match[1], match[2])
         for words, name in re.findall(item, match[3]):
             about(words, name)
-    elif match := re.fullmatch(rf"(?:a picture that is )?mostly ({names}) with some ({names})", text):
+    elif match := re.fullmatch(rf"(?:the picture shows )?mostly ({names}) (?:with|and) some ({names})", text):
         need(shares[match[1]] > 0.5 and 0.05 <= shares[match[2]] < 0.5, sentence, "it is not")
     elif match := re.fullmatch(rf"({names}) covers? about ({fraction}) of the picture", text):
         about(match[2], match[1])
     else:
+        raise Untrue(f"{sentence!r} is of no known form")
+
+
+def prove_ground(sentence, words, seen, measure):
+    """Raise `Untrue` where a sentence on what a map shows of a tile is not true.
+
+    `words` as for `Objects`; `seen` has a dict a geometry: `what`, `cut`, `kind` ("point", "line" or "area"), and
+    `crosses`, the classes that it crosses. `measure` maps a class to its square metres, or the metres of its lines.
+    """
+    text, objects = uncapital(sentence[:-1]), Objects(words, 1)
+    stuff = {entry[-1] if len(entry) == 4 else entry[1]: what for what, entry in words.items()}
+    ones = {entry[0]: what for what, entry in words.items()}
+
+    def number(text):
+        return float(text.replace(",", ""))
+
+    if match := re.fullmatch(r"(.*) covers? about ([\d,.]+) (square metres|hectares?)", text):
+        name, stated, unit = match.groups()
+        part = name.startswith("part of ")
+        name = name.removeprefix("part of ")
+        what = ones.get(name) or stuff[name]
+        own = [one for one in seen if one["what"] == what]
+        need(own and all(one["kind"] == "area" for one in own), sentence, "no such area")
+        if name in ones and len(words[what]) < 4:
+            need(len(own) == 1 and own[0]["cut"] == part, sentence, "not one, or not whole")
+        need(near(number(stated) * (1e4 if "hect" in unit else 1), measure[what]), sentence, f"{measure[what]:.1f}")
+    elif match := re.fullmatch(rf"{MEASURE} of (.*) can be seen in (this|the) (remote sensing |aerial )?\w+", text):
+        what = {entry[0].split(" ", 1)[1]: what for what, entry in words.items()}[match[3]]
+        need(
+            near(number(match[1]) * (1000 if match[2] == "km" else 1), measure[what]), sentence, f"{measure[what]:.1f}"
+        )
+    elif " crosses " in text:
+        for part in re.split(r" and (?=an? [\w ]* crosses )", text):
+            line, over = part.split(" crosses ")
+            over = ones.get(over) or stuff[over]
+            need(any(over in one["crosses"] for one in seen if one["what"] == ones[line]), sentence, "it does not")
+    else:
+        things = [one for one in seen if one["kind"] != "line"]
+        for form in (r"there (?P<be>is|are) (?P<list>.*) in t.*", r"in t.* there (?P<be>is|are) (?P<list>.*)",
+                     r"(?P<list>.*) (?P<all>is|are) located in t.*", r"(?P<list>.*) can be seen in t.*"):  # fmt: skip
+            if match := re.fullmatch(form, text):
+                groups = match.groupdict()
+                return objects.prove_list(groups["list"], groups.get("be"), groups.get("all"), sentence, things)
         raise Untrue(f"{sentence!r} is of no known form")

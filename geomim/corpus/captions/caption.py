@@ -44,7 +44,7 @@ Found = tuple[int, str, list[str]]
 def caption(
     corpus: str,
     of: list[Literal["boxes", "masks", "cover", "index"]] | None = None,
-    vector: str | None = None,
+    vector: list[str] | None = None,
     landcover: str | None = None,
     imported: str | None = None,
     column: str | None = None,
@@ -66,7 +66,7 @@ def caption(
         of: `boxes` (origin b2c) and connected parts of label `masks` (m2b): objects in the middle of the picture,
             around it, and counts, as RemoteCLIP has them; `cover`: shares of the classes of masks (landcover); `index`:
             open water, snow, dense vegetation and bare soil by thresholds of spectral indices.
-        vector: File that geopandas reads (FILE:LAYER where it has several layers), in any projection: objects, areas,
+        vector: Files that geopandas reads (FILE:LAYER where one has several layers), in any projection: objects, areas,
             lengths and crossings on tiles with a place on Earth.
         landcover: Raster of class numbers with a place on Earth, whose classes `classes.json` beside it or its tag
             `CLASSES` names: shares of them.
@@ -93,14 +93,18 @@ def caption(
     """
     asked = {name: value for name, value in locals().items() if name not in ("corpus", "show")}
     opened, console = open_to_change(corpus), Console(stderr=True, markup=False, highlight=False)
-    job = Job(str(opened.path), tuple(of or ()), vector, landcover, column, names or {}, placed, middle, min_area, seed)
+    places = (str(opened.path), tuple(of or ()), tuple(vector or ()), landcover, column)
+    job = Job(*places, names or {}, placed, middle, min_area, seed)
     _check(opened, job, imported, drop)
     before, said = read_small(opened, "captions"), Counter[str]()
     table = without(before, drop or []) if before is not None else CAPTIONS.empty_table()
     files = Tables(opened.path / "catalogue").parts()
     if of or vector or landcover:
         if vector:
-            console.print(open_layer(vector, column, tuple(job.names.items())).said, soft_wrap=True)
+            layer = open_layer(job.vector, column, tuple(job.names.items()))
+            console.print("\n".join(layer.said), soft_wrap=True)
+        if landcover:
+            console.print(LandCover(landcover).said, soft_wrap=True)
         with working() as workers:
             inline = opened.rows().count_rows() < _INLINE_TILES
             parts = workers.run("writing captions", write_part, [(job, file) for file in files], inline)
@@ -116,11 +120,11 @@ def caption(
             console.print(f"{count:,} {what}", soft_wrap=True)
     if not len(new) and not drop:
         raise InputError(f"'{corpus}' has nothing of that kind to write a sentence of")
-    _say(rows_of(new), console)
+    origins = _say(new, console)
     if show is not None:
-        _show(rows_of(new), show, seed)
+        _show(new, show, seed)
         return opened.path
-    table = joined(without(table, {origin for said in rows_of(new).values() for _, origin in said}), new)
+    table = joined(without(table, origins), new)
     conclude(opened.path, {"caption": asked}, {"captions": table if len(table) else None})
     report(opened.path)
     return opened.path
@@ -132,7 +136,7 @@ class Job:
 
     corpus: str
     of: tuple[str, ...]
-    vector: str | None
+    vector: tuple[str, ...]
     landcover: str | None
     column: str | None
     names: dict[str, str | None]
@@ -236,7 +240,7 @@ def _covers(job: Job, corpus: Corpus, tiles: pa.Table, said: Counter[str]) -> It
 def _on_map(cover: LandCover, tiles: pa.Table, said: Counter[str]) -> Iterator[tuple[int, np.ndarray]]:
     for place, tile in enumerate(tiles.select(["size", "transform", "epsg", "crs_wkt"]).to_pylist()):
         if tile["transform"] is None or (tile["epsg"] is None and tile["crs_wkt"] is None):
-            said["tiles have no place on Earth"] += 1
+            said["tiles have no place on Earth, and get nothing of --landcover"] += 1
             continue
         crs = CRS.from_wkt(tile["crs_wkt"]) if tile["epsg"] is None else CRS.from_epsg(tile["epsg"])
         yield place, cover.read(Affine(*tile["transform"]), crs, tile["size"])
@@ -261,7 +265,7 @@ def _of_vector(job: Job, tiles: pa.Table, said: Counter[str]) -> Iterator[Found]
     footprints = shapely.from_wkb(np.array(tiles["geometry"].to_pylist(), object))
     for place, (footprint, tile) in enumerate(zip(footprints, tiles.select(["id", "gsd"]).to_pylist(), strict=True)):
         if footprint is None:
-            said["tiles have no place on Earth"] += 1
+            said["tiles have no place on Earth, and get nothing of --vector"] += 1
         elif sentences := layer.sentences(
             footprint, tile["gsd"] or 0.0, partial(Chance, job.seed, tile["id"], "vector")
         ):
@@ -274,22 +278,23 @@ def _imported(corpus: Corpus, file: str, column: str | None, said: Counter[str],
     found = importing.imported(file, column, sources.dictionary.to_pylist(), said)
     console.print(str(found), soft_wrap=True)
     codes = sources.indices.to_numpy()
+    told = np.array([bool(value) for value in found.values], bool)[codes]
     several = np.bincount(codes)[codes] > 1
-    said["tiles are parts of an image, and get the sentences of the whole"] = int(several.sum())
+    said["tiles are parts of an image, and get the sentences of the whole"] = int((several & told).sum())
     every = ((place, Path(file).stem, list(found.values[code] or ())) for place, code in enumerate(codes.tolist()))
     return _table(tiles["id"].to_pylist(), every)
 
 
-def _say(new: dict[int, Said], console: Console) -> None:
-    tiles, sentences = Counter[str](), Counter[str]()
-    for said in new.values():
-        tiles.update({origin for _, origin in said})
-        sentences.update(origin for _, origin in said)
+def _say(new: pa.Table, console: Console) -> list[str]:
+    """Say how many sentences of which origins there are; the origins."""
+    rows = new["caption_origins"].to_pylist()
+    sentences, tiles = (Counter(origin for row in rows for origin in kind(row)) for kind in (list, set))
     for origin, count in sorted(tiles.items()):
         console.print(f"{origin}: {sentences[origin]:,} sentences of {count:,} tiles")
+    return sorted(tiles)
 
 
-def _show(new: dict[int, Said], count: int, seed: int) -> None:
-    every = [(number, origin, text) for number, said in new.items() for text, origin in said]
+def _show(new: pa.Table, count: int, seed: int) -> None:
+    every = [(number, origin, text) for number, said in rows_of(new).items() for text, origin in said]
     for row in sorted(Chance(seed, "show").some(every, count)):
         print(*row, sep="\t")

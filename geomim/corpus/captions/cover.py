@@ -1,7 +1,8 @@
 """What covers the ground of a tile, as a mask of classes: from a land-cover map, and from the spectrum itself.
 
-Thresholds of indices are those of their sources, on reflectance. They were set on scenes of the land surface: haze
-lowers NDVI at the top of the atmosphere, so that dense vegetation is missed there rather than seen where it is not.
+Indices are on reflectance; where a source gives no threshold it is geomim's own, and said to be. They were set on
+scenes of the land surface: haze lowers NDVI at the top of the atmosphere, so that dense vegetation is missed there
+rather than seen where it is not.
 """
 
 from __future__ import annotations
@@ -24,18 +25,22 @@ from geomim.sensors import Band, Sensor, find_band
 NDWI_WATER = 0.0
 """Open water is above it: (green - nir) / (green + nir); McFeeters (1996), Int. J. Remote Sensing 17(7)."""
 MNDWI_WATER = 0.0
-"""Open water is above it, where there is such a band: (green - swir1) / (green + swir1); Xu (2006), IJRS 27(14)."""
+"""And above it, where there is such a band: (green - swir1) / (green + swir1) of Xu (2006), Int. J. Remote Sensing
+27(14), who sets the threshold by scene; geomim's is that of NDWI."""
 NDSI_SNOW = 0.4
 """Snow is above it: (green - swir1) / (green + swir1); Hall, Riggs and Salomonson (1995), RSE 54(2)."""
 NIR_SNOW = 0.11
-"""Reflectance in nir above which it is snow and no water; ibid."""
+"""Reflectance in nir above which that is snow and no water, as in the MODIS snow maps made of it. That no water and all
+bare soil is so bright is geomim's own choice."""
+GREEN_SNOW = 0.25
+"""Reflectance in green above which it is snow: geomim's own, as muddy water is bright in nir and dark in swir1, too."""
 NDVI_DENSE = 0.6
 """Dense vegetation is above it: (nir - red) / (nir + red); USGS, NDVI, the Foundation for Remote Sensing Phenology."""
 NDVI_BARE = 0.2
-"""Bare soil is below it; Sobrino, Jimenez-Munoz and Paolini (2004), RSE 90(4)."""
+"""Bare soil is below it, as in the NDVI thresholds method; Sobrino et al. (2008), IEEE TGRS 46(2)."""
 BSI_BARE = 0.0
-"""Bare soil is above it: ((swir1 + red) - (nir + blue)) / (sum of all), which clouds and most roofs are not; Rikimaru,
-Roy and Miyatake (2002), Tropical Ecology 43(1)."""
+"""And above it: ((swir1 + red) - (nir + blue)) / (sum of all); Rikimaru, Roy and Miyatake (2002), Trop. Ecol. 43(1).
+The threshold is geomim's own: the bands that soil is bright in outweigh the others, which keeps clouds out."""
 
 BANDS = (
     Band("blue", 485, 60), Band("green", 560, 60), Band("red", 660, 50), Band("nir", 850, 100), Band("swir1", 1610, 100)
@@ -95,7 +100,7 @@ def classify(pixels: np.ndarray, sensor: Sensor, places: dict[str, int]) -> np.n
     bsi = index("swir1", "red", "nir", "blue")
     bright = seen["nir"] > NIR_SNOW
     water = none if ndwi is None else (ndwi > NDWI_WATER) & ~bright & (True if ndsi is None else ndsi > MNDWI_WATER)
-    snow = none if ndsi is None else (ndsi > NDSI_SNOW) & bright
+    snow = none if ndsi is None else (ndsi > NDSI_SNOW) & bright & (seen["green"] > GREEN_SNOW)
     dense = none if ndvi is None else ndvi > NDVI_DENSE
     bare = none if bsi is None or ndvi is None else (ndvi < NDVI_BARE) & (bsi > BSI_BARE) & bright
     found = np.full(good.shape, IGNORE, np.uint8)
@@ -113,6 +118,7 @@ class LandCover:
 
     Attributes:
         classes: Their names.
+        said: What they are, and where the map lies.
 
     Raises:
         InputError: It cannot be read, has no place on Earth, or nothing names its classes.
@@ -126,6 +132,9 @@ class LandCover:
         if self._raster.crs is None:
             raise InputError(f"land-cover map '{file}' has no coordinate reference system: write it with one")
         numbers, self.classes = class_names(Path(file).parent / "classes.json", Path(file))
+        west, south, east, north = (f"{number:.5g}" for number in self._raster.bounds)
+        where = f"{west}..{east}, {south}..{north} of {self._raster.crs.to_string():.40}"
+        self.said = f"'{file}': classes are {', '.join(self.classes)}; it lies in {where}"
         self._table = np.full(256, IGNORE, np.uint8)
         self._table[numbers] = np.arange(len(numbers))
 

@@ -36,7 +36,8 @@ _MASS = frozenset(
 )
 _ADJECTIVES = frozenset(
     "residential industrial commercial urban suburban rural agricultural developed vegetated flooded burned burnt "
-    "barren recreational military".split()
+    "barren recreational military herbaceous deciduous coniferous evergreen arable cultivated irrigated paved unpaved "
+    "forested wooded".split()
 )
 _SPELLED = {
     "bareland": "bare land", "parking": "parking lot", "denseresidential": "dense residential",
@@ -44,7 +45,7 @@ _SPELLED = {
     "railwaystation": "railway station", "storagetank": "storage tank", "storagetanks": "storage tanks",
     "baseballfield": "baseball field", "built up": "built-up area",
 }  # fmt: skip
-_LINKS = re.compile(r" (?=(?:of|with|without|for|under|in|on|at|along|by) )")
+_LINKS = re.compile(r" (?=(?:of|with|without|for|under|over|in|on|at|along|by) )")
 _AS_VOWEL = re.compile(r"[aeiou]|hour|heir|honest|8|11\b|18\b")
 _AS_CONSONANT = re.compile(r"uni[tvfcqo]|us[aeiu]|ut[aei]|eu|ewe|one\b|once")
 
@@ -64,6 +65,11 @@ class Noun:
     many: str
     stuff: str
     mass: bool = False
+
+    @property
+    def cover(self) -> str:
+        """The verb that goes with `stuff`."""
+        return "cover" if self.stuff == self.many else "covers"
 
 
 @lru_cache(4096)
@@ -91,7 +97,7 @@ def noun(name: str) -> Noun:
     # of "tree or shrub" both are inflected
     parts = re.split(r"( or | and )", head)
     one, many = ("".join(_last(part, form) for part in parts) + tail for form in (_singular, _plural))
-    return Noun(one, many, many)
+    return Noun(one, many, many, last == "area")
 
 
 def _words(name: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +49,7 @@ class Objects:
     def by_tile(self) -> Iterator[tuple[int, Objects]]:
         """The objects of each tile that has some."""
         starts = np.flatnonzero(np.diff(self.tile, prepend=-1)).tolist()
-        for start, end in zip(starts, [*starts[1:], len(self.tile)], strict=True):
+        for start, end in pairwise([*starts, len(self.tile)]):
             own = slice(start, end)
             parts = (self.kind, self.box, self.centre, self.length, self.cut)
             yield int(self.tile[start]), Objects(self.tile[own], *(part[own] for part in parts), self.nouns)
@@ -61,12 +63,18 @@ def called(classes: list[str | None], names: Mapping[str, str | None]) -> list[N
         names: What classes are called instead, or None to leave them out.
     """
     found: list[Noun | None] = []
+    spelled = {_spelled(name): value for name, value in names.items()}
     for name in classes:
-        plain = " ".join((name or "").lower().replace("_", " ").replace("-", " ").split())
+        given = plain_class(name or "")
+        plain = _spelled(given)
         nothing = plain in NOTHING or plain.split(" ")[0] in ("no", "non", "not")
-        given = names[name] if name in names else None if nothing else plain_class(name or "")
-        found.append(noun(given) if given is not None else None)
+        called_so = names.get(name or "", spelled.get(plain, None if nothing else given))
+        found.append(noun(called_so) if called_so is not None else None)
     return found
+
+
+def _spelled(name: str) -> str:
+    return " ".join(re.split(r"[\s_-]+", name.lower().strip(" _-")))
 
 
 def plain_class(name: str) -> str:

@@ -27,8 +27,9 @@ def rows_of(table: pa.Table) -> dict[int, Said]:
 
 
 def without(table: pa.Table, origins: Collection[str]) -> pa.Table:
-    """The sentences of other origins."""
-    return table_of((number, [one for one in said if one[1] not in origins]) for number, said in rows_of(table).items())
+    """The sentences of other origins; the placed ones of a family go with it."""
+    gone = {*origins, *(f"{origin}-placed" for origin in origins)}
+    return table_of((number, [one for one in said if one[1] not in gone]) for number, said in rows_of(table).items())
 
 
 def joined(table: pa.Table, more: pa.Table) -> pa.Table:

@@ -39,9 +39,9 @@ _MIDDLE = (
 )  # fmt: skip
 _AROUND = (
     "outside the middle of the picture", "away from the middle of this remote sensing picture",
-    "around the centre of the image",
+    "away from the centre of the image",
 )  # fmt: skip
-_HERE = ("in this picture", "in the remote sensing picture", "in this aerial image")
+HERE = ("in this picture", "in the remote sensing picture", "in this aerial image")
 _QUARTERS = (("upper left", "upper right"), ("lower left", "lower right"))
 
 Count = tuple[Noun, int, int]
@@ -67,7 +67,7 @@ def by_boxes(objects: Objects, size: int, middle: float, chance: Callable[[str],
     for _ in range(3 * DRAWN):  # few classes give few different sentences
         if len(said) < wanted:
             some = draw.some(counts, 1 + draw.below(min(len(counts), CLASSES)))
-            said = list(dict.fromkeys([*said, stated(some, draw.pick(_HERE), draw)]))
+            said = list(dict.fromkeys([*said, stated(some, draw.pick(HERE), draw)]))
     return said
 
 
@@ -92,7 +92,8 @@ def frequent(counts: list[Count]) -> list[Count]:
 
 def stated(counts: Sequence[Count], where: str, draw: Chance) -> str:
     """That there are so many of some classes somewhere."""
-    spelled = draw.below(2) == 1
+    form = draw.below(4)
+    spelled = form > 1 or draw.below(2) == 1  # a sentence begins with a word
     wholes = [(counted(one, whole, spelled, draw.pick(MANY)), whole) for one, whole, _ in counts if whole]
     other = len(counts) == 1 and bool(wholes)
     parts = [(_parts(one, part, spelled, other), part) for one, _, part in counts if part]
@@ -106,7 +107,7 @@ def stated(counts: Sequence[Count], where: str, draw: Chance) -> str:
         f"{text} {all_be} located {where}",
         f"{text} can be seen {where}",
     )
-    return sentence(draw.pick(forms))
+    return sentence(forms[form])
 
 
 def _parts(what: Noun, count: int, spelled: bool, other: bool) -> str:
@@ -150,10 +151,11 @@ def _largest(objects: Objects, kind: int, gsd: float) -> str:
     own = objects.kind == kind
     spans = objects.length[own & ~objects.cut] * gsd
     what, low, high = objects.nouns[kind], length(spans.min()), length(spans.max())
-    many = "many" if len(spans) > EXACT else f"the {len(spans)}"
+    many = "many" if len(spans) > EXACT else f"the {counted(what, len(spans), True).split(' ')[0]}"
     whole = "whole " if (own & objects.cut).any() else ""
-    also = f", the smallest about {low}" if low != high else ""
-    return sentence(f"the largest of {many} {whole}{what.many} spans about {high}{also}")
+    large, small = ("larger", "smaller") if len(spans) == 2 else ("largest", "smallest")
+    also = f", the {small} about {low}" if low != high else ""
+    return sentence(f"the {large} of {many} {whole}{what.many} spans about {high}{also}")
 
 
 def covering(shares: dict[Noun, float], draw: Chance) -> list[str]:
@@ -169,7 +171,10 @@ def covering(shares: dict[Noun, float], draw: Chance) -> list[str]:
         return []
     (first, most), *others = told
     if most >= 1 - LEAST:
-        whole = (f"almost all of the picture is covered by {first.stuff}", f"{first.stuff} almost everywhere")
+        whole = (
+            f"almost all of the picture is covered by {first.stuff}",
+            f"the picture shows almost nothing but {first.stuff}",
+        )
         return [sentence(draw.pick(whole))]
     begin = f"about {share(most)} of the picture is covered by {first.stuff}"
     if len(told) == 2 and most + told[1][1] >= WHOLE:
@@ -177,8 +182,9 @@ def covering(shares: dict[Noun, float], draw: Chance) -> list[str]:
     else:
         said = [listed([begin, *(f"{share(part)} by {other.stuff}" for other, part in others)])]
     if most > 0.5 and others:
-        with_some = f"{first.stuff} with some {others[0][0].stuff}"
-        said.append(draw.pick((f"mostly {with_some}", f"a picture that is mostly {with_some}")))
+        some = others[0][0].stuff
+        forms = (f"mostly {first.stuff} with some {some}", f"the picture shows mostly {first.stuff} and some {some}")
+        said.append(draw.pick(forms))
     one, part = draw.pick(told)
-    said.append(f"{one.stuff} {'covers' if one.mass else 'cover'} about {share(part)} of the picture")
+    said.append(f"{one.stuff} {one.cover} about {share(part)} of the picture")
     return [sentence(text) for text in said]

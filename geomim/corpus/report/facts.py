@@ -33,11 +33,14 @@ KINDS = {
 
 EXAMPLES = 12
 """Rows kept of each kind of reason."""
+SPOKEN = 4
+"""Rows kept of each origin of sentences."""
 SAMPLE = 128
 """Rows kept of each size among the kept tiles."""
 CLUSTERS = 12
 """Largest groups of duplicates that are shown."""
 _COLUMNS = ("id", "slot", "size", "source", "kept", "reason", "duplicate_of", "split", "label", "dataset", "licence")
+_SAID = ("captions", "caption_origins")
 _ROWS = 65536  # of the catalogue in memory at a time
 
 
@@ -56,6 +59,9 @@ class Facts:
         low_information: Kept tiles with little to see, and all of them.
         clusters: Id of a kept tile and the ids of tiles that it stands for, largest groups first.
         grouped: Number of such groups, and of the tiles dropped in them.
+        captions: Sentences of kept tiles by their origin.
+        captioned: Kept tiles with and without sentences.
+        said: Some rows of kept tiles that have sentences of an origin, by origin.
     """
 
     tiles: int = 0
@@ -68,6 +74,9 @@ class Facts:
     low_information: tuple[int, int] = (0, 0)
     clusters: list[tuple[int, list[int]]] = field(default_factory=list)
     grouped: tuple[int, int] = (0, 0)
+    captions: Counter[str] = field(default_factory=Counter)
+    captioned: Counter[bool] = field(default_factory=Counter)
+    said: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 def kind_of(reason: str) -> str:
@@ -106,7 +115,7 @@ def gather(corpus: Corpus) -> Facts:
     facts = Facts()
     keepers: list[np.ndarray] = []
     last = None
-    columns = [*_COLUMNS, "non_commercial", "low_information"]
+    columns = [*_COLUMNS, "non_commercial", "low_information", *_SAID]
     for batch in corpus.rows().to_batches(columns=columns, batch_size=_ROWS):
         if not len(batch):
             continue
@@ -116,7 +125,8 @@ def gather(corpus: Corpus) -> Facts:
         last = _count_sources(facts, table["source"], last)
         _count_classes(facts, table)
         _count_origins(facts, table)
-        _draw(facts, table)
+        _draw(facts, table.drop_columns(_SAID))
+        _count_captions(facts, table.filter(table["kept"]))
         keepers.append(pc.drop_null(table["duplicate_of"]).to_numpy())
     _group(facts, corpus, np.concatenate([np.empty(0, np.int64), *keepers]))
     return facts
@@ -138,6 +148,20 @@ def _count_classes(facts: Facts, table: pa.Table) -> None:
     facts.low_information = (some + more, whole + (pc.sum(low).as_py() or 0))
     for row in kept.group_by(["split", "label"]).aggregate([([], "count_all")]).to_pylist():
         facts.classes.setdefault(row["split"] or "train", Counter())[row["label"]] += row["count_all"]
+
+
+def _count_captions(facts: Facts, kept: pa.Table) -> None:
+    some = kept.filter(pc.greater(pc.list_value_length(kept["captions"]), 0))
+    facts.captioned += Counter({True: len(some), False: len(kept) - len(some)})
+    captions, told = (some[name].combine_chunks() for name in _SAID)
+    tile = pc.list_parent_indices(captions).to_numpy()
+    origin = np.full(len(tile), "human", object)  # where none is told
+    origin[told.is_valid().to_numpy(zero_copy_only=False)[tile]] = told.flatten().to_numpy(zero_copy_only=False)
+    coded = pa.array(origin, pa.string()).dictionary_encode()
+    for number, name in enumerate(coded.dictionary.to_pylist()):
+        here = tile[coded.indices.to_numpy() == number]
+        facts.captions[name] += len(here)
+        facts.said[name] = _lowest(facts.said.get(name, []), some.take(np.unique(here)), SPOKEN)
 
 
 def _count_origins(facts: Facts, table: pa.Table) -> None:

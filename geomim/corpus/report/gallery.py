@@ -130,6 +130,22 @@ class Gallery:
             turns[row["b"], row["a"]] = inverse(row["orientation"])
         return turns
 
+    def captions(self) -> str:
+        """How many sentences there are of each origin, and the first of each under some tiles."""
+        captioned, lacking = (self._facts.captioned[has] for has in (True, False))
+        if not captioned:
+            return ""
+        counted = [(name, f"{count:,}") for name, count in sorted(self._facts.captions.items())]
+        figures = []
+        for row in {row["id"]: row for rows in self._facts.said.values() for row in rows}.values():
+            origins = row["caption_origins"] or ["human"] * len(row["captions"])
+            firsts = dict(zip(reversed(origins), reversed(row["captions"]), strict=True))
+            said = " ".join(f"{origin}: {text}" for origin, text in sorted(firsts.items()))
+            tiles = [self._tile(row)] if row["slot"] >= 0 else []
+            figures.append(self._figure(f"said-{row['id']}.png", tiles, said))
+        words = f"<p>{captioned:,} kept tiles have sentences, {lacking:,} have none.</p>"
+        return f'{words}{html_table(("origin", "sentences"), counted)}<div class="pairs">{"".join(figures)}</div>'
+
     def clusters(self) -> str:
         """The largest groups of duplicates as strips, the tile that was kept first."""
         groups = [(keeper, ids[:_MEMBERS], len(ids)) for keeper, ids in self._facts.clusters if len(ids) > 1]

@@ -46,6 +46,7 @@ def write_report(path: str | Path) -> Path:
         ("Where they lie", gallery.footprints()),
         ("Sizes", sections.sizes_html(corpus)),
         ("Classes and splits", sections.classes_html(corpus, facts)),
+        ("Captions", gallery.captions()),
         ("Tables joined", sections.joined_html(corpus)),
         ("Skipped sources", sections.skipped_html(corpus)),
         ("Sources and licences", sections.licences_html(corpus, facts)),

@@ -147,6 +147,17 @@ def test_counts_are_exact_to_ten_and_vague_above():
     assert any(word in many(11).lower() for word in VAGUE) and not re.search(r"\d|eleven", many(11))
 
 
+def test_classes_are_called_as_the_user_says():
+    def words(classes, names=None):
+        return [one and one.one for one in called(classes, names or {})]
+
+    assert words(["Truncated_airplane", "Airplane", None]) == ["airplane", "airplane", "object"]
+    assert words(["Truncated_airplane", "Airplane"], {"Airplane": "plane"}) == ["plane", "plane"]
+    assert words(["Truncated_airplane", "Airplane"], {"Truncated_airplane": None}) == [None, "airplane"]
+    assert words(["background", "no-change", "Non_building", "other", "northern road"], {"other": "thing"}) == [
+        None, None, None, "thing", "northern road"]  # fmt: skip
+
+
 def parts_of(mask, value):
     """Outer boxes of the 8-connected parts of a class, and their areas: by GDAL's polygons, whose holes are rings."""
     for shape, found in shapes((mask == value).astype(np.uint8), connectivity=8):

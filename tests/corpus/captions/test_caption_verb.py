@@ -1,0 +1,266 @@
+"""`geomim corpus caption`: what it writes, replaces, drops, refuses, and that merge, filter and rebuild carry it on."""
+
+import json
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import geopandas
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import rasterio
+import shapely
+from caption_truth import Objects, prove_cover
+from rasterio.transform import from_origin
+
+from geomim.cli import main
+from geomim.corpus.build import build
+from geomim.corpus.captions.caption import caption
+from geomim.corpus.combine import filter as choose
+from geomim.corpus.combine import merge
+from geomim.corpus.pipeline.conclude import conclude
+from geomim.corpus.report.report import write_report
+from geomim.corpus.store import CATALOGUE, Corpus
+from geomim.corpus.verify import rebuild, verify
+from geomim.errors import CorpusError, InputError
+
+SIDE = 64
+WORDS = {"storage-tank": ("a storage tank", "storage tanks"), "ship": ("a ship", "ships")}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Two scenes of 12 bands in UTM with masks of forest and water, and a layer of a river through farmland."""
+    folder, random = tmp_path_factory.mktemp("scenes"), np.random.default_rng(0)
+    (folder / "images").mkdir()
+    (folder / "masks").mkdir()
+    for number in range(2):
+        kinds = random.integers(0, 2, (4, 4)).repeat(48, 0).repeat(48, 1)
+        spectra = np.array([[500] * 3 + [200] + [3500] * 8, [900] * 3 + [600] + [200] * 8])
+        pixels = spectra[kinds].transpose(2, 0, 1) + random.integers(0, 90, (12, 192, 192))
+        place = {"crs": "EPSG:32632", "transform": from_origin(500_000 + 2000 * number, 5_300_000, 10, 10)}
+        for name, values in (("images", pixels.astype(np.uint16)), ("masks", kinds[None].astype(np.uint8))):
+            profile = {"count": len(values), "height": 192, "width": 192, "dtype": values.dtype, **place}
+            with rasterio.open(folder / name / f"s{number}.tif", "w", **profile) as to:
+                to.write(values)
+    (folder / "masks" / "classes.json").write_text(json.dumps({"0": "forest", "1": "water"}))
+    fields = [shapely.box(500_000 + 640 * n, 5_298_080, 500_400 + 640 * n, 5_300_000) for n in range(3)]
+    river = shapely.LineString([(499_900, 5_299_000), (502_000, 5_299_100)])
+    shapes = geopandas.GeoSeries([*fields, river], crs=32632).to_crs(4326)
+    values = ["farmland"] * 3 + ["river"]
+    geopandas.GeoDataFrame({"class": values}, geometry=shapes).to_file(folder / "map.gpkg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(scenes, tmp_path_factory):
+    """Eighteen tiles with masks, a third of them with boxes, some across a border."""
+    bands = "B01,B02,B03,B04,B05,B06,B07,B08,B8A,B09,B11,B12"
+    out = build([str(scenes / "images")], str(tmp_path_factory.mktemp("built") / "c"), tile=SIDE, sensor="sentinel2",
+                bands=bands.split(","), masks=str(scenes / "masks"), near=None, overlap=None, workers=1)  # fmt: skip
+    with_boxes(out, {n: boxes(n) for n in range(0, 18, 3)})
+    return out
+
+
+@pytest.fixture
+def corpus(built, tmp_path, monkeypatch):
+    """A copy of it, whose report takes no time."""
+    monkeypatch.setattr("geomim.corpus.captions.caption.report", lambda folder: None)
+    shutil.copytree(built, tmp_path / "c")
+    return str(tmp_path / "c")
+
+
+def state(corpus):
+    return [file.read_bytes() for file in sorted(Path(corpus).rglob("*")) if file.is_file()]
+
+
+def boxes(number):
+    random = np.random.default_rng(number)
+    for _ in range(int(random.integers(1, 30))):
+        x, y = random.uniform(0, SIDE, 2)
+        w, h = random.uniform(2, 9, 2)
+        yield {"polygon": [x - w, y - h, x + w, y - h, x + w, y + h, x - w, y + h],
+               "label": ["storage-tank", "ship"][int(random.integers(2))]}  # fmt: skip
+
+
+def with_boxes(folder, found):
+    """Write boxes into the facts of tiles, as sources with boxes bring them."""
+    (file,) = (folder / "catalogue").glob("tiles-*.parquet")
+    table = pq.read_table(file)
+    field = table.schema.field("boxes")
+    column = pa.array([list(found[n]) if n in found else None for n in range(len(table))], field.type)
+    pq.write_table(table.set_column(table.schema.get_field_index("boxes"), field, column), file)
+    conclude(folder)
+
+
+def said(corpus, *more):
+    rows = Corpus.open(corpus).table(["id", "captions", "caption_origins", *more]).to_pylist()
+    for row in rows:
+        row["said"] = list(zip(row["captions"] or [], row["caption_origins"] or [], strict=True))
+    return rows
+
+
+def origins(corpus):
+    return {origin for row in said(corpus) for _, origin in row["said"]}
+
+
+def test_all_origins_are_true_and_done_again(corpus, scenes, tmp_path, capsys):
+    pixels = sorted((file, file.stat().st_mtime_ns) for file in (tmp_path / "c" / "tiles.zarr").rglob("*"))
+    caption(corpus, of=["boxes", "masks", "cover"], placed=True, seed=5)
+    caption(corpus, vector=[str(scenes / "map.gpkg")])
+    caption(corpus, of=["index"])
+    assert "b2c: " in (err := capsys.readouterr().err) and "column 'class' (farmland, river)" in err
+    assert sorted((file, file.stat().st_mtime_ns) for file in (tmp_path / "c" / "tiles.zarr").rglob("*")) == pixels
+    rows = said(corpus, "size", "slot", "boxes")
+    every = {origin for row in rows for _, origin in row["said"]}
+    assert every == {"b2c", "b2c-placed", "m2b", "m2b-placed", "landcover", "vector", "index"}
+    masks = Corpus.open(corpus).array("mask", SIDE)
+    objects = Objects(WORDS, SIDE, gsd=10.0)
+    for row in rows:
+        mask = masks.read([row["slot"]])[0]
+        water = float((mask == 1).mean())
+        for text, origin in row["said"]:
+            if origin.startswith("b2c"):
+                objects.prove(text, [{"what": b["label"], "polygon": b["polygon"]} for b in row["boxes"]])
+            if origin == "landcover":
+                prove_cover(text, {"water": water, "forest": 1 - water})
+            if origin == "index":  # the spectra follow the masks
+                prove_cover(text, {"open water": water, "dense vegetation": 1 - water})
+    assert sum("crosses farmland" in text for row in rows for text, _ in row["said"]) >= 2
+    verify(corpus)
+    page = write_report(corpus).read_text()
+    counts = Counter(origin for row in rows for _, origin in row["said"])
+    assert all(f"<td>{origin}</td><td>{count:,}</td>" in page for origin, count in counts.items())
+    some = sum(bool(row["said"]) for row in rows)
+    assert f"{some} kept tiles have sentences, {len(rows) - some} have none" in page
+    shown = re.findall(r'<img src="said-(\d+)\.png" alt="([^"]+)"', page)
+    assert len(shown) >= 4 and all((tmp_path / "c" / "report" / f"said-{tile}.png").exists() for tile, _ in shown)
+    texts = {str(row["id"]): {f"{origin}: {text}" for text, origin in row["said"]} for row in rows}
+    parts = {tile: set(re.split(r" (?=[\w-]+: )", text)) for tile, text in shown}
+    assert all(parts[tile] <= texts[tile] for tile in parts)
+    assert {one.partition(":")[0] for some in parts.values() for one in some} == set(counts)
+
+
+def test_rebuild_repeats_it(scenes, corpus, tmp_path):
+    caption(corpus, of=["masks"], seed=2)
+    caption(corpus, of=["index"])
+    caption(corpus, drop=["m2b"])
+    caption(corpus, vector=[str(scenes / "map.gpkg")], names={"river": "stream"})
+    again = rebuild(corpus, str(tmp_path / "again"), workers=1)
+    assert [row["said"] for row in said(again)] == [row["said"] for row in said(corpus)] and origins(again) == {
+        "index", "vector"}  # fmt: skip
+    assert any("stream" in text for row in said(again) for text, _ in row["said"])
+
+
+def test_runs_add_up_and_replace_their_own(corpus, tmp_path):
+    caption(corpus, of=["boxes", "masks"], placed=True)
+    first = [row["said"] for row in said(corpus)]
+    caption(corpus, of=["boxes"], seed=1)
+    assert origins(corpus) == {"b2c", "m2b", "m2b-placed"}  # a family goes with its placed sentences
+    other = [row["said"] for row in said(corpus)]
+    keep = [[one for one in row if one[1].startswith("m2b")] for row in first]
+    assert [[one for one in row if one[1].startswith("m2b")] for row in other] == keep
+    assert other != first
+    caption(corpus, of=["boxes", "masks"], placed=True)
+    assert [sorted(row["said"]) for row in said(corpus)] == [sorted(row) for row in first]
+    caption(corpus, drop=["m2b"])
+    assert origins(corpus) == {"b2c", "b2c-placed"}
+    caption(corpus, drop=["b2c-placed"])
+    assert origins(corpus) == {"b2c"}
+    caption(corpus, drop=["b2c"])
+    assert not origins(corpus) and not (tmp_path / "c" / "catalogue" / "captions.parquet").exists()
+
+
+def test_imported_sentences_join_by_path(corpus, tmp_path, capsys):
+    table = [{"image": "s0.tif", "sentences": ["Eine Stadt 🏙️"] * 2 + [""]}, {"image": "gone.tif", "raw": "x"}]
+    (tmp_path / "mine.json").write_text(json.dumps(table))
+    before = state(corpus)
+    caption(corpus, imported=str(tmp_path / "mine.json"), show=2)
+    assert state(corpus) == before  # show changes nothing
+    assert capsys.readouterr().out.count("\tmine\tEine Stadt 🏙️\n") == 2
+    caption(corpus, imported=str(tmp_path / "mine.json"))
+    err = capsys.readouterr().err
+    assert "name no source: 1 (gone.tif)" in err and "9 tiles are parts of an image" in err
+    assert "empty sentences are left out, the first in" in err
+    rows = said(corpus, "source")
+    assert all(row["said"] == ([("Eine Stadt 🏙️", "mine")] if row["source"].endswith("s0.tif") else []) for row in rows)
+
+
+def test_merge_and_filter_carry_sentences(corpus, scenes, tmp_path):
+    caption(corpus, of=["boxes", "cover"])
+    parts = [choose(corpus, f"row {sign} 64", str(tmp_path / name)) for name, sign in (("a", "<="), ("b", ">="))]
+    caption(str(parts[1]), of=["cover"], seed=9)  # tiles that both have keep what the first says of an origin
+    both = merge([str(part) for part in parts], str(tmp_path / "m"))
+    key = ("source", "row", "col")
+    one, two, rows = (
+        {tuple(row[name] for name in key): row["said"] for row in said(path, *key)} for path in (corpus, parts[1], both)
+    )
+    assert rows.keys() == one.keys()
+    for place, mine in rows.items():
+        assert sorted(mine) == sorted(one[place] if place[1] <= 64 else two[place])
+    assert any(rows[place] for place in rows) and one != two
+
+
+def test_bad_input_changes_nothing(corpus, scenes, tmp_path):
+    before = state(corpus)
+    (tmp_path / "index.csv").write_text("image,caption\ns0.tif,x\n")
+    for wrong, words in [
+        ({}, "say what to write of"),
+        ({"of": ["boxes"], "imported": "x.csv"}, "--imported is joined by itself"),
+        ({"of": ["boxes"], "middle": 1.5}, "--middle lies between 0 and 1"),
+        ({"of": ["boxes"], "min_area": 0}, "--min-area is 1 or more"),
+        ({"of": ["cover"], "placed": True}, "--placed goes with"),
+        ({"of": ["cover"], "landcover": "x.tif"}, "give one of them"),
+        ({"landcover": "x.tif"}, r"x.tif' cannot be read"),
+        ({"vector": [str(tmp_path / "x.gpkg")]}, r"x.gpkg' cannot be read"),
+        ({"imported": str(tmp_path / "index.csv")}, "rename it"),
+        ({"drop": ["b2c"]}, "no sentence of origin b2c was written"),
+        ({"of": ["masks"], "names": {"forrest": "wood"}}, r"no class is called forrest.*forest"),
+        ({"vector": [str(scenes / "map.gpkg")], "names": {"sea": "x"}}, "no class is called sea"),
+        ({"of": ["masks"], "names": {"forest": None, "water": None}}, "nothing of that kind"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            caption(corpus, **wrong)
+        assert state(corpus) == before, wrong
+
+
+def test_labels_that_fit_no_tile_are_named(corpus, tmp_path):
+    folder = tmp_path / "c"
+    square = {"label": "ship"}
+    good, flat = [4, 4, 8, 4, 8, 8, 4, 8], [9, 9, 9, 9, 9, 20, 9, 20]
+    inverted, outside = [8, 8, 4, 8, 4, 4, 8, 4], [90, 90, 99, 90, 99, 99, 90, 99]
+    with_boxes(folder, {0: [square | {"polygon": one} for one in (good, flat, inverted, outside)]})
+    caption(corpus, of=["boxes"])
+    text = [text for row in said(corpus) for text, _ in row["said"]]
+    assert any(re.search(r"\b(2|two) ships", one, re.IGNORECASE) for one in text)  # turned round is the same box
+    assert not any(re.search(r"\b(3|three|4|four) ships", one, re.IGNORECASE) for one in text)
+    for polygon, words in [
+        ([4, 4, 8, 8], r"box 2 of tile 0 of '.*s0.tif' has no four corners"),
+        ([4, 4, 8, 4, 8, float("nan"), 4, 8], r"box 2 of tile 0 of '.*s0.tif' has a corner that is no finite number"),
+    ]:
+        with_boxes(folder, {0: [square | {"polygon": good}, square | {"polygon": polygon}]})
+        with pytest.raises(InputError, match=words):
+            caption(corpus, of=["boxes"])
+    meta = json.loads((folder / "corpus.json").read_text())
+    (folder / "corpus.json").write_text(json.dumps(meta | {"classes": ["forest"]}))
+    with pytest.raises(CorpusError, match=r"the mask of tile \d+ of '.*tif' holds class 1, and the corpus names 1"):
+        caption(corpus, of=["masks"])
+
+
+def test_masks_of_another_size_are_named(corpus, monkeypatch):
+    whole, smaller = Corpus.array, SimpleNamespace(shape=(18, 32, 32), path="tiles.zarr/64/mask")
+    monkeypatch.setattr(Corpus, "array", lambda *given: smaller if given[1] == "mask" else whole(*given))
+    with pytest.raises(CorpusError, match=r"holds masks of 32 x 32 pixels for tiles of 64 x 64"):
+        caption(corpus, of=["masks"])
+
+
+def test_the_command_line(corpus, capsys):
+    main(["corpus", "caption", "--corpus", corpus, "--of", "boxes", "--show", "3", "--names", '{"ship": "boat"}'])
+    lines = capsys.readouterr().out.strip().split("\n")
+    assert len(lines) == 3 and all(line.split("\t")[1] == "b2c" for line in lines)
+    assert not origins(corpus)
+    assert CATALOGUE.field("caption_origins").type == pa.list_(pa.string())

@@ -1,0 +1,167 @@
+"""What vector layers say of tiles is true of their geometries, measured in the plane and not on the ellipsoid."""
+
+from functools import partial
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from caption_truth import Untrue, prove_ground
+from pyproj import Transformer
+
+from geomim.corpus.captions.chance import Chance
+from geomim.corpus.captions.vector import Layer
+from geomim.errors import InputError
+
+EPSG, GSD, SIDE = 32632, 2.0, 128
+TO_DEGREES = Transformer.from_crs(EPSG, "OGC:CRS84", always_xy=True)
+WORDS = {
+    "building": ("a building", "buildings"),
+    "oil-tank": ("an oil tank", "oil tanks"),
+    "farmland": ("an area of farmland", "areas of farmland", "mass", "farmland"),
+    "residential": ("a residential area", "residential areas", "mass", "residential areas"),
+    "river": ("a river", "rivers"),
+    "road": ("a road", "roads"),
+    "well": ("a well", "wells"),
+}
+
+
+def square(x, y, side):
+    return shapely.box(x, y, x + side, y + side)
+
+
+def scene(random, corner):
+    """Geometries in metres around a tile, and their classes: no one of a class overlaps another of it."""
+    x, y = corner
+    edge = GSD * SIDE
+    places = iter(random.permutation(25).tolist())
+    for what, count in (("building", 6), ("oil-tank", 1), ("farmland", 3), ("residential", 1)):
+        for _ in range(random.integers(0, count + 1)):
+            row, col = divmod(next(places), 5)
+            yield what, square(x - 20 + col * 60 + random.uniform(0, 9), y - 20 + row * 60, random.uniform(20, 50))
+    for _ in range(random.integers(0, 4)):
+        yield "well", shapely.Point(random.uniform(x - 30, x + edge + 30), random.uniform(y - 30, y + edge + 30))
+    for what in ("river", "road"):
+        if random.random() < 0.7:
+            yield what, shapely.LineString(random.uniform(-40, edge + 40, (2, 2)) + np.array([x, y]))
+
+
+def on_the_border(shape, tile):
+    """Whether it ends about a pixel from the border, which degrees and metres may tell differently."""
+    inside = [tile.buffer(-pixels * GSD).covers(shape) for pixels in (0.5, 1.01)]
+    return tile.covers(shape) and inside[0] != inside[1]
+
+
+def as_seen(geometries, tile):
+    """What of the geometries lies in a tile, by plane geometry."""
+    seen, sizes = [], {}
+    for what, shape in geometries:
+        part = shape.intersection(tile)
+        kind = {"Point": "point", "LineString": "line"}.get(shape.geom_type, "area")
+        least = {"point": 0, "line": 2 * GSD, "area": (2 * GSD) ** 2}[kind]
+        size = part.length if kind == "line" else part.area
+        if not part.is_empty and size >= least:
+            cut = not tile.buffer(-GSD).covers(shape) and len(WORDS[what]) == 2
+            seen.append({"what": what, "cut": cut, "kind": kind, "shape": part, "crosses": set()})
+            sizes[what] = sizes.get(what, 0.0) + size
+    for one in seen:
+        if one["kind"] == "line":
+            areas = {}
+            for other in seen:
+                if other["kind"] == "line" and one["shape"].crosses(other["shape"]):
+                    one["crosses"].add(other["what"])
+                areas.setdefault(other["what"], []).append(other["shape"])
+            one["crosses"] |= {what for what, own in areas.items() if own[0].geom_type == "Polygon"
+                               and one["shape"].crosses(shapely.union_all(own))}  # fmt: skip
+    return seen, sizes
+
+
+def test_every_sentence_is_true_in_the_plane(tmp_path):
+    random, said = np.random.default_rng(0), []
+    corners = [(500_000 + 1000 * col, 5_300_000 + 1000 * row) for row in range(12) for col in range(12)]
+    tiles = [(square(*corner, GSD * SIDE), list(scene(random, corner))) for corner in corners]
+    tiles = [one for one in tiles if not any(on_the_border(shape, one[0]) for _, shape in one[1])]
+    table = [pair for _, own in tiles for pair in own]
+    shapes = geopandas.GeoSeries([shape for _, shape in table], crs=EPSG)
+    layer_file = str(tmp_path / "layer.gpkg")
+    frame = geopandas.GeoDataFrame({"class": [what for what, _ in table]}, geometry=shapes)
+    frame.to_crs(3035).to_file(layer_file, layer="ground")
+    layer = Layer((layer_file,), None, {})
+    for number, (tile, own) in enumerate(tiles):
+        footprint = shapely.transform(shapely.segmentize(tile, 5), lambda xy: np.stack(TO_DEGREES.transform(*xy.T), 1))
+        sentences = layer.sentences(footprint, GSD, partial(Chance, 0, number, "vector"))
+        seen, sizes = as_seen(own, tile)
+        for sentence in sentences:
+            prove_ground(sentence, WORDS, seen, sizes)
+        assert bool(sentences) == bool(seen)
+        said += sentences
+    text = "\n".join(said)
+    assert len(said) > 250 and "crosses farmland" in text and "crosses a r" in text.lower() and "hectares" in text
+    assert "square metres" in text and "Part of a" in text and " wells" in text and "of river can be seen" in text
+    with pytest.raises(Untrue):
+        prove_ground("Farmland covers about 3 hectares.", WORDS, [{"what": "farmland", "kind": "area", "cut": False}],
+                     {"farmland": 2e4})  # fmt: skip
+
+
+def write(file, values, shapes, crs=4326, column="class"):
+    geopandas.GeoDataFrame({column: values}, geometry=shapes, crs=crs).to_file(file)
+    return str(file)
+
+
+def test_classes_are_found_as_openstreetmap_writes_them(tmp_path):
+    box = shapely.box(9, 48, 9.001, 48.001)
+    roads = write(tmp_path / "r.geojson", ["residential", "yes", "footpath", None], [box] * 4, column="highway")
+    houses = write(tmp_path / "h.geojson", ["yes", "shed"], [box] * 2, column="building")
+    assert Layer((roads,), "highway", {}).classes == ["footpath", "residential road", "road"]
+    assert Layer((houses,), "building", {}).classes == ["building", "shed"]
+    both = write(tmp_path / "b.geojson", ["lake", ""], [box] * 2), write(tmp_path / "n.geojson", [3, 4], [box] * 2)
+    found = Layer(both, None, {"3": "mill"})
+    assert found.classes == ["3", "4", "lake"] and "1 of 4 geometries are left out" in found.said[-1]
+    assert "column 'class' (lake); it lies in 9..9.001 E, 48..48.001 N" in found.said[0]
+    named = write(tmp_path / "oil_tanks.geojson", [1, 2], [box, box], column="number")
+    assert Layer((named,), None, {}).classes == ["oil_tanks"]
+
+
+@pytest.mark.filterwarnings("ignore:'crs' was not provided")
+def test_refusals_name_file_and_row(tmp_path):
+    box, far = shapely.box(9, 48, 9.001, 48.001), shapely.box(500_000, 5e6, 500_100, 5e6 + 100)
+    good = write(tmp_path / "good.geojson", ["lake"], [box])
+    for files, column, words in [
+        ((str(tmp_path / "none.gpkg"),), None, "none.gpkg' cannot be read"),
+        ((good,), "klass", r"good.geojson' has no column 'klass'.*class"),
+        (
+            (write(tmp_path / "far.geojson", ["a", "b"], [box, far]),),
+            None,
+            r"far.geojson', row 2: 500000, 5e\+06 is no",
+        ),
+    ]:
+        with pytest.raises(InputError, match=words):
+            Layer(files, column, {})
+    geopandas.GeoDataFrame({"class": ["a"]}, geometry=[box]).to_file(tmp_path / "no.gpkg")
+    with pytest.raises(InputError, match=r"no.gpkg' tells no coordinate reference system"):
+        Layer((str(tmp_path / "no.gpkg"),), None, {})
+    for name in ("one", "two"):
+        geopandas.GeoDataFrame({"class": ["a"]}, geometry=[box], crs=4326).to_file(tmp_path / "l.gpkg", layer=name)
+    with pytest.raises(InputError, match=r"has layers one, two: give .*l.gpkg:one"):
+        Layer((str(tmp_path / "l.gpkg"),), None, {})
+    with pytest.raises(InputError, match=r"has no layer 'tow'.*two"):
+        Layer((f"{tmp_path}/l.gpkg:tow",), None, {})
+    assert Layer((f"{tmp_path}/l.gpkg:two",), None, {}).classes == ["a"]
+
+
+def test_real_layers_are_counted(data_dir):
+    with rasterio.open(data_dir / "solaris_vectors" / "sample_geotiff.tif") as raster:
+        bounds, crs = raster.bounds, raster.crs
+    file = data_dir / "solaris_vectors" / "geotiff_labels.geojson"
+    tile = shapely.box(*bounds)
+    to_degrees = Transformer.from_crs(crs, "OGC:CRS84", always_xy=True)
+    footprint = shapely.transform(shapely.segmentize(tile, 5), lambda xy: np.stack(to_degrees.transform(*xy.T), 1))
+    layer = Layer((str(file),), "building", {})
+    said = layer.sentences(footprint, 0.5, partial(Chance, 0))
+    shapes = [(shape, shape.intersection(tile)) for shape in geopandas.read_file(file).to_crs(crs).geometry]
+    seen = [{"what": "building", "kind": "area", "cut": not tile.buffer(-0.5).covers(shape)}
+            for shape, part in shapes if part.area >= 1]  # fmt: skip
+    for sentence in said:
+        prove_ground(sentence, WORDS, seen, {"building": sum(part.area for _, part in shapes)})
+    assert len(said) == 2
