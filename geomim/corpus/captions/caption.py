@@ -197,6 +197,11 @@ def _table(ids: list[int], found: Iterable[Found]) -> pa.Table:
 def _of_objects(job: Job, corpus: Corpus, tiles: pa.Table, said: Counter[str]) -> Iterator[Found]:
     ids, sizes = tiles["id"].to_pylist(), tiles["size"].to_pylist()
     gsds = pc.fill_null(tiles["gsd"], corpus.sensor.gsd or 0.0).to_pylist()
+    if job.placed and corpus.sensor.gsd:
+        guessed = (
+            f"tiles tell no size of a pixel, and are taken for {corpus.sensor.gsd:g} m as {corpus.sensor.name} has"
+        )
+        said[guessed] += tiles["gsd"].null_count
     for kind, origin in (("boxes", "b2c"), ("masks", "m2b")):
         if kind not in job.of:
             continue

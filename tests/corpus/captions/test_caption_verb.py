@@ -258,6 +258,19 @@ def test_masks_of_another_size_are_named(corpus, monkeypatch):
         caption(corpus, of=["masks"])
 
 
+def test_a_size_of_pixels_that_is_guessed_is_said(corpus, tmp_path, capsys):
+    caption(corpus, of=["boxes"], placed=True, show=1)
+    assert "tell no size" not in capsys.readouterr().err
+    (file,) = (tmp_path / "c" / "catalogue").glob("tiles-*.parquet")
+    table = pq.read_table(file)
+    place = table.schema.get_field_index("gsd")
+    pq.write_table(
+        table.set_column(place, table.schema.field("gsd"), pa.nulls(18, table.schema.field("gsd").type)), file
+    )
+    caption(corpus, of=["boxes"], placed=True, show=1)
+    assert "18 tiles tell no size of a pixel, and are taken for 10 m as sentinel2 has" in capsys.readouterr().err
+
+
 def test_the_command_line(corpus, capsys):
     main(["corpus", "caption", "--corpus", corpus, "--of", "boxes", "--show", "3", "--names", '{"ship": "boat"}'])
     lines = capsys.readouterr().out.strip().split("\n")
