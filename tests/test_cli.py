@@ -77,6 +77,16 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
     assert f"geomim {verb}" in page and "--" in page
 
 
+def test_help_keeps_paragraphs_apart_and_examples_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("query", "search", "corpus embed"):
+        with pytest.raises(SystemExit):
+            main([*verb.split(), "--help"])
+        page = capsys.readouterr().out
+        shown = page.split("\n\nExamples:\n")[1].split("\n\n")[0].splitlines()
+        assert all(line.startswith("    geomim ") for line in shown) and len(shown) > 1
+        assert any(line.startswith(f"    geomim {verb} ") for line in shown)
+
+
 def loaded(code: str) -> set[str]:
     """Modules that are loaded after running some code in a fresh interpreter."""
     script = f"{code}\nimport sys; print(' '.join(sys.modules))"

@@ -80,7 +80,8 @@ def query(
     A score is the relevance of a text at a place: a softmax, with the model's own scale, of two cosines, to the text
     and to the background. It lies in 0..1 and is above 0.5 where the text fits better than the background does. It
     does not depend on the other texts that are asked for, so that their bands compare. The background is the mean of
-    sentences that say nothing in particular; naming what else the scene shows instead often sharpens an answer.
+    sentences that say nothing in particular; naming what else the scene shows instead often sharpens an answer, and a
+    small model, which hardly knows such sentences, needs it: what exceeds 0.5 nearly everywhere is said.
     `--score cosine` gives the cosines to the texts as they are, whose usual height differs from text to text.
 
     Windows of the model's size overlap, the last ones moved inside, and are blended. Patches of mostly nodata, or that
@@ -252,14 +253,20 @@ def _walk(
 ) -> None:
     """Write the scores of all patches; rows of windows come one after another."""
     height, width = walk.shape
-    count, found = len(question.texts), False
+    count, seen, above = len(question.texts), 0, np.zeros(len(question.texts))
     profile = {"dtype": "float32", "count": count, "height": height, "width": width, "nodata": np.nan}
     with create(path, profile | placed(scene, walk.cell)) as raster:
         raster.descriptions = question.texts
         raster.update_tags(**tags)
         for top, cosines in blend(scene, walk, look, batch):
             scores = question.scores(cosines)
-            found |= bool(np.isfinite(scores).any())
+            seen, above = seen + np.isfinite(scores[0]).sum(), above + (scores > 0.5).sum((1, 2))
             raster.write(scores, window=Window(0, top, width, scores.shape[1]))
-    if not found:
+    if not seen:
         raise InputError(f"'{scene.uri}': no patch holds image, all is nodata: nothing to look for")
+    everywhere = [text for text, share in zip(question.texts, above / seen, strict=True) if share > 0.95]
+    if everywhere and question.score == "relevance":
+        print(
+            f"note: '{shorten(', '.join(everywhere), 60, placeholder=' ...')}' fits better than the background nearly "
+            "everywhere: name what else the scene shows with --background, or compare within a text by --score cosine"
+        )

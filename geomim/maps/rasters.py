@@ -5,10 +5,9 @@ from __future__ import annotations
 import colorsys
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -48,10 +47,10 @@ def aside(path: Path) -> Iterator[Path]:
 
 def create(path: Path, profile: dict[str, object]) -> rasterio.io.DatasetWriter:
     """Open a GeoTIFF to write."""
-    return open_map(path, "w", {"driver": "GTiff", "bigtiff": "if_safer"} | profile)
+    return open_map(path, "w", **{"driver": "GTiff", "bigtiff": "if_safer"} | profile)
 
 
-def open_map(path: Path, mode: str = "r", profile: Mapping[str, object] = MappingProxyType({})) -> Any:
+def open_map(path: Path, mode: str = "r", **profile: object) -> Any:
     """Open a map; a scene without place gives one without place, which is not warned of again."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)

@@ -285,6 +285,15 @@ def test_arguments_that_do_not_fit_are_refused_before_anything_is_read(changes, 
         query(**{"scene": "none.tif", "model": "none", "text": ["red"], "out": "heat.tif"} | changes)
 
 
+def test_what_fits_nearly_everywhere_is_said(tmp_path, capsys):
+    scene, out = write(tmp_path / "scene.tif", halves(border=96), **PLACE), str(tmp_path / "heat.tif")
+    query(scene, "m", ["red", "blue"], out)
+    assert "note: 'red' fits better than the background nearly everywhere" in capsys.readouterr().out
+    query(scene, "m", ["red", "blue"], out, score="cosine")
+    query(scene, "m", ["blue"], out)
+    assert "everywhere" not in capsys.readouterr().out
+
+
 def test_a_sentence_that_is_cut_off_is_named(tmp_path, capsys):
     scene = write(tmp_path / "scene.tif", halves(), **PLACE)
     long = "río 🌊 " + "blue " * 2000
