@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from geomim.errors import ConfigError
 from geomim.models.hierarchical import Encoder
-from geomim.models.joint import Joint
+from geomim.models.joint import Joint, unit
 from geomim.models.patches import Latents, Readout, sincos_positions, take
 from geomim.models.vit import ViT, init_weights
 
@@ -386,4 +386,4 @@ class Spoken(nn.Module):
 
     def forward(self, memory: Latents, positions: Tensor) -> Tensor:
         """Unit vectors at `positions (B, P)`: `(B, P, D)`."""
-        return F.normalize(self._joint[0].project(self.decoder(memory, positions)).float(), dim=-1)
+        return unit(self._joint[0].project(self.decoder(memory, positions)))

@@ -231,7 +231,7 @@ class LanguageSpace(nn.Module):
         super().__init__()
         self.name, self.gate = name, gate
         self.temperature, self.answer_temperature = temperature, answer_temperature
-        self.register_buffer("bank", bank, persistent=False)
+        self.register_buffer("bank", bank)
 
     def forward(self, prediction: Tensor, answer: Answer, weight: Tensor | None, step: Step | None = None) -> Tensor:
         """Loss of each image `(B,)`.

@@ -97,6 +97,9 @@ def test_equal_sentences_are_positives(sizes: list[int]) -> None:
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-6)
     apart = told(Contrast(space, equal="negatives"), images, same, key, torch.ones(12), sizes)  # type: ignore[arg-type]
     torch.testing.assert_close(apart, plain(images, same, space.scale, torch.arange(12)), rtol=1e-5, atol=1e-6)
+    pairs = zip(gradients(ours, space, images, sentences), gradients(apart, space, images, sentences), strict=True)
+    for own, other in pairs:  # equal sentences are one vector: they are pulled and pushed at once
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])

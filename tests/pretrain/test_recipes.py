@@ -186,6 +186,19 @@ def test_runs_in_bfloat16_and_without_graph_breaks(name: str) -> None:
     assert explained.graph_break_count == 0, explained.break_reasons
 
 
+def test_a_bank_of_sentences_is_kept_and_needs_none_of_the_batch() -> None:
+    torch.manual_seed(0)
+    encoder = ViT(in_chans=4, image_size=32, patch_size=4, width=48, depth=2, heads=3)
+    given = method("selective_rils", "", SMALL) | {"bank": ["an airport", "a beach", "a forest"]}
+    model = RECIPES["selective_rils"](encoder, **given)
+    batch = {"image": scenes(), "text": sentences(8)}
+    batch["text"]["of"] = torch.full((8,), -1)
+    output = model(batch, torch.tensor(0.3), Draws(0, torch.arange(8)))
+    assert output.terms["language"] > 0 and output.terms["contrast"] == 0
+    (bank,) = (value for name, value in model.state_dict().items() if name.endswith("bank"))
+    assert bank.shape == (3, model.joint.dim) and not bank.requires_grad
+
+
 @pytest.mark.parametrize("name", LANGUAGE)
 def test_a_temperature_beyond_its_range_comes_back(name: str) -> None:
     model, images = build(name), scenes()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from geomim.errors import ConfigError
 from geomim.models.decoders import CrossAttention, Pooled, SelfAttention, Spoken
 from geomim.models.image_text import start_space
@@ -35,6 +38,12 @@ def contrast(
     return Term(
         Pooled(joint), Sentences(joint), told_apart, "image", memory=memory, name="contrast", step=("contrast",)
     )
+
+
+@torch.no_grad()
+def prototypes(joint: Joint, sentences: list[str]) -> Tensor:
+    """Unit vectors `(K, D)` of sentences, as the text tower says them now."""
+    return joint.sentences(joint.text.tokenize(sentences))
 
 
 def remote_clip(
@@ -127,6 +136,7 @@ def selective_rils(
     pixels: float = 0.0,
     starts: float = 0.3,
     teacher: Literal["encoder", "ema"] = "encoder",
+    bank: list[str] | None = None,
     gate: bool = True,
     equal: Equal = "positives",
     score: Literal["hog_energy", "published"] = "hog_energy",
@@ -151,6 +161,9 @@ def selective_rils(
         pixels: Weight of predicted pixels, by a decoder of their own; none where 0.
         starts: Share of training from which on patches are predicted in the space of images and sentences.
         teacher: Who sees the whole image: the encoder itself, or a copy that follows it.
+        bank: Sentences to be the prototypes instead of the batch's, as the text tower says them at the start, such as
+            one of each class; then no image is gated, and those without a sentence are predicted, too. For a tower that
+            knows them: `text.weights`, and `text.frozen` so that it stays where they are.
         gate: Only images that find their own sentence in the batch count.
         equal: What pairs of an image and another's equal sentence are.
         score: How seeds and predicted patches are drawn.
@@ -160,9 +173,10 @@ def selective_rils(
     terms = [contrast(joint, "image", equal=equal)]
     if weight:
         decoder = Spoken(CrossAttention(encoder, encoder.width, *size), joint)
-        meanings = Meanings(encoder, joint, teacher)
-        space = LanguageSpace("contrast", gate=gate)
-        terms.append(Term(decoder, meanings, space, weight=weight, name="language", step=("contrast",), starts=starts))
+        meanings = Meanings(encoder, joint, teacher, needs_text=not bank)
+        space = LanguageSpace("contrast", gate=gate, bank=prototypes(joint, bank) if bank else None)
+        step = () if bank else ("contrast",)
+        terms.append(Term(decoder, meanings, space, weight=weight, name="language", step=step, starts=starts))
     if pixels:
         terms.append(Term(CrossAttention(encoder, "pixels", *size), Pixels(), mse, weight=pixels, name="pixels"))
     masking = Selective(visible, predict, score, phases)
