@@ -20,7 +20,7 @@ OWN: dict[str, dict[str, Any]] = {
     "simmim": {"unit": 8},
     "satvision": {"unit": 4},
     "rils": {"gate": False},  # an encoder that knows nothing finds no sentence
-    "selective_rils": {"gate": False, "pixels": 0.5},
+    "selective_rils": {"gate": False, "pixels": (0.5, 0.2), "latents": 0.1},
 }
 TEXT = Text(f"local-dir:{Path(__file__).parent / 'tiny_text'}")
 """A text tower of one small block."""

@@ -22,7 +22,8 @@ from geomim.pretrain.step import Said, Step, join
 from geomim.pretrain.targets import Answer, FrozenTeacher, Pixels, Target
 from geomim.randomness import Draws
 
-Weight = Callable[[Tensor], Tensor]
+Mix = float | tuple[float, float]
+"""The weight of a term; a pair goes evenly from the first to the second over training."""
 Where = Literal["predict", "visible", "all", "image"]
 
 
@@ -37,7 +38,7 @@ class Term(nn.Module):
         view: The view that is asked about.
         memory: What the decoder reads, one or several: a view means its visible tokens, `date:all` all of them,
             `image:predict` its predicted ones. The visible tokens of `view` where None.
-        weight: Share in the sum of terms, a number or a function of progress.
+        weight: Share in the sum of terms.
         name: What its loss is logged as.
         with_class: Decoder and target put an answer for the class token in front.
         step: Terms about whole images, maybe this one: the loss reads what they said of all images of the optimiser
@@ -58,7 +59,7 @@ class Term(nn.Module):
         where: Where = "predict",
         view: str = "image",
         memory: str | tuple[str, ...] | None = None,
-        weight: float | Weight = 1.0,
+        weight: Mix = 1.0,
         name: str = "reconstruction",
         with_class: bool = False,
         step: tuple[str, ...] = (),
@@ -68,6 +69,11 @@ class Term(nn.Module):
         self.decoder, self.target, self.loss, self.step, self.starts = decoder, target, loss, step, starts
         self.where, self.view, self.weight, self.name, self.with_class = where, view, weight, name, with_class
         self.memory: tuple[str, ...] = (memory,) if isinstance(memory, str) else memory or (view,)
+
+    def share(self, progress: Tensor) -> float | Tensor:
+        """What its loss counts in the sum at a progress, 0-dim."""
+        first, last = self.weight if isinstance(self.weight, tuple) else (self.weight, self.weight)
+        return first if first == last else first + (last - first) * progress
 
     def positions(self, view: View, split: TokenSplit | None) -> tuple[Tensor, Tensor | None]:
         """Where to ask `(B, P)`, and what each place weighs `(B, P)`; None where all weigh 1."""
@@ -259,7 +265,7 @@ class MaskedImageModel(nn.Module):
             weights = plan.weights[place]
             values = asked[term.name].loss(step)
             reduced = reduce(values, weights, totals[place])
-            share = term.weight(progress) if callable(term.weight) else term.weight
+            share = term.share(progress)
             loss = loss + share * reduced
             images = images + share * torch.where(weights > 0, values.detach(), 0.0)
             logged[term.name] = reduced.detach()

@@ -199,6 +199,16 @@ def test_a_bank_of_sentences_is_kept_and_needs_none_of_the_batch() -> None:
     assert bank.shape == (3, model.joint.dim) and not bank.requires_grad
 
 
+def test_weights_of_terms_go_from_one_to_another_over_training() -> None:
+    model, images = build("selective_rils"), scenes()
+    for progress in (0.0, 0.5, 1.0):
+        batch = {"image": images, "text": sentences(8)}
+        output = model(batch, torch.tensor(progress), Draws(0, torch.arange(8)))
+        pixels, terms = 0.5 - 0.3 * progress, output.terms
+        expected = terms["contrast"] + 0.5 * terms["language"] + pixels * terms["pixels"] + 0.1 * terms["latents"]
+        torch.testing.assert_close(output.loss.detach(), expected)
+
+
 @pytest.mark.parametrize("name", LANGUAGE)
 def test_a_temperature_beyond_its_range_comes_back(name: str) -> None:
     model, images = build(name), scenes()

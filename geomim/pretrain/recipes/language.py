@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,10 +15,10 @@ from geomim.models.joint import Joint, Pool
 from geomim.models.text import Text
 from geomim.models.vit import ViT
 from geomim.pretrain.contrast import Contrast, Equal, LanguageSpace
-from geomim.pretrain.losses import mse
+from geomim.pretrain.losses import discriminate, mse
 from geomim.pretrain.masking import Phases, Random, Selective, Told, Whole
-from geomim.pretrain.objective import MaskedImageModel, Term
-from geomim.pretrain.targets import Meanings, Pixels, Sentences
+from geomim.pretrain.objective import MaskedImageModel, Mix, Term
+from geomim.pretrain.targets import EmaLatent, Meanings, Pixels, Sentences
 
 TEXT = frozenset({"text"})
 
@@ -132,8 +133,9 @@ def selective_rils(
     decoder_depth: int = 1,
     decoder_width: int = 512,
     decoder_heads: int = 16,
-    weight: float = 0.5,
-    pixels: float = 0.0,
+    weight: Mix = 0.5,
+    pixels: Mix = 0.0,
+    latents: Mix = 0.0,
     starts: float = 0.3,
     teacher: Literal["encoder", "ema"] = "encoder",
     bank: list[str] | None = None,
@@ -157,8 +159,10 @@ def selective_rils(
         decoder_depth: Blocks of the decoder.
         decoder_width: Token width of the decoder.
         decoder_heads: Attention heads of the decoder.
-        weight: Weight of predictions in the space of images and sentences, beside the contrast.
+        weight: Weight of predictions in the space of images and sentences, beside the contrast. A pair, of this and the
+            next two, goes from the first to the second over training.
         pixels: Weight of predicted pixels, by a decoder of their own; none where 0.
+        latents: Weight of predicted latents, told apart as in `selective_latent`, but without projectors; none where 0.
         starts: Share of training from which on patches are predicted in the space of images and sentences.
         teacher: Who sees the whole image: the encoder itself, or a copy that follows it.
         bank: Sentences to be the prototypes instead of the batch's, as the text tower says them at the start, such as
@@ -179,6 +183,10 @@ def selective_rils(
         terms.append(Term(decoder, meanings, space, weight=weight, name="language", step=step, starts=starts))
     if pixels:
         terms.append(Term(CrossAttention(encoder, "pixels", *size), Pixels(), mse, weight=pixels, name="pixels"))
+    if latents:
+        told_apart = partial(discriminate, temperature=0.2, same=0.999)
+        decoder_of = CrossAttention(encoder, encoder.width, *size)
+        terms.append(Term(decoder_of, EmaLatent(encoder), told_apart, weight=latents, name="latents"))
     masking = Selective(visible, predict, score, phases)
     return MaskedImageModel(encoder, masking, terms, needs=TEXT, joint=joint)
 
