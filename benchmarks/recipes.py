@@ -41,6 +41,7 @@ import torch
 from PIL import Image
 
 from geomim.data.datamodule import TileDataModule
+from geomim.data.described import open_described
 from geomim.errors import GeomimError
 from geomim.evaluate.figures import CHANCE
 from geomim.evaluate.scores import PIXELS, RANDOM
@@ -170,6 +171,9 @@ def usable(setting: Setting, recipe: str) -> str:
         return f"it needs {', '.join(required)}"
     try:
         module = build(setting.data(0), *setting.parts(recipe), training=setting.config.training)
+        asks = setting.minutes and "text" in parameters(recipe)
+        if asks and not open_described(setting.sentences, test_split=setting.test_split).texts:
+            return f"'{setting.sentences}' has no sentence of a test image: give --sentences"
     except GeomimError as error:
         return str(error)
     return "it needs another date" if "date" in module.model.needs else ""

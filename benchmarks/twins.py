@@ -40,7 +40,7 @@ from geomim.corpus.store import Corpus
 from geomim.data.datamodule import TileDataModule
 from geomim.data.tiles import TileSet
 from geomim.evaluate.figures import CHANCE
-from geomim.evaluate.retrieval import mean_average_precision, recalls
+from geomim.evaluate.retrieval import mean_average_precision, retrieval
 from geomim.evaluate.sentences import encode_sentences
 from geomim.models.image_text import open_image_text
 from geomim.models.inputs import ContractInput
@@ -144,10 +144,7 @@ def score(checkpoint: Path, made: list[Path], bands: list[str] | None) -> dict[s
     every, found = torch.cat(vectors), {}
     for origin in ORIGINS:
         of, texts = torch.tensor([at for at, _ in said[origin]]), [text for _, text in said[origin]]
-        there, of = torch.unique(of, return_inverse=True)
-        numbers: dict[str, int] = {}
-        same = torch.tensor([numbers.setdefault(text, len(numbers)) for text in texts])
-        figures = recalls("retrieval", every[there], encode_sentences(model.encode_text, texts), of, same)
+        figures = retrieval(every, texts, of, model.encode_text)
         found[f"mean recall, {origin}"] = next(
             (one.value, one.beside[CHANCE]) for one in figures if one.metric == "mean recall"
         )

@@ -202,6 +202,8 @@ def _targets(scenes: Sequence[str], out: str, suffix: str) -> list[tuple[str, Pa
     if out.lower().endswith((".tif", ".tiff")):
         if len(scenes) > 1:
             raise InputError(f"{len(scenes)} scenes for one file '{out}': give a folder")
+        if Path(out).absolute() == Path(scenes[0]).absolute():
+            raise InputError(f"--out would be written over the scene '{out}': name another file")
         return [(scenes[0], Path(out))]
     names = [f"{Path(uri).stem}_{suffix}.tif" for uri in scenes]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -128,16 +128,14 @@ def query(
     """
     texts = words("text", text)
     threshold = _checked(texts, prompt, words("background", background), score, overlap, threshold, polygons, classes)
-    check_endings(out=(out, ".tif", ".tiff"), classes=(classes, ".tif", ".tiff"), polygons=(polygons, ".gpkg"))
-    if classes and Path(classes).absolute() == Path(out).absolute():
-        raise ConfigError(f"--out and --classes are one file, '{out}'")
+    _check_files(scene, out, classes, polygons)
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     opened, prepare, asked, made_by = _open(scene, model, sensor, bands, all_bands)
     asked = asked.to(target)
     question = ask(asked, texts, prompt, background, score)
     side = asked.image_size // asked.patch_size
     with opened, tempfile.TemporaryDirectory(dir=_folder(out), prefix=f".{Path(out).stem}.") as scratch:
-        walk = Walk(opened.height, opened.width, asked.patch_size, side, round(overlap * side))
+        walk = Walk(opened.height, opened.width, asked.patch_size, side, min(round(overlap * side), side - 1))
         check_scene(opened, prepare, walk.places, asked.image_size)
         patches = Path(scratch) / "patches.tif"
         tags = {"MODEL": model, "ENCODER": made_by, "PROMPT": prompt, "SCORE": score, "SCENE": scene}
@@ -197,6 +195,16 @@ def _checked(
     if polygons and score == "cosine" and threshold is None:
         raise ConfigError("--polygons: cosines have no usual threshold: give one with --threshold")
     return 0.5 if threshold is None and score == "relevance" else threshold
+
+
+def _check_files(scene: str, out: str, classes: str | None, polygons: str | None) -> None:
+    """Refuse files that cannot be written, or that would be written over each other or over the scene."""
+    check_endings(out=(out, ".tif", ".tiff"), classes=(classes, ".tif", ".tiff"), polygons=(polygons, ".gpkg"))
+    if classes and Path(classes).absolute() == Path(out).absolute():
+        raise ConfigError(f"--out and --classes are one file, '{out}'")
+    written = (out, Path(out).with_suffix(".png"), classes, polygons)
+    if Path(scene).absolute() in [Path(file).absolute() for file in written if file]:
+        raise ConfigError(f"the scene '{scene}' would be written over by a map or its picture: name other files")
 
 
 def _folder(out: str) -> Path:

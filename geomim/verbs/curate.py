@@ -84,7 +84,8 @@ def embed(
     images = images.told(sensor) if sensor else images
     opener = _joint if joint else _encoder
     asked = opener(checkpoint, images, image_size, pool, heads, all_bands)
-    name = name or re.sub(r"[^\w.-]+", "-", Path(checkpoint.removeprefix("timm:")).stem)
+    library, _, model = checkpoint.partition(":")  # whose models differ in any part of their names
+    name = name or re.sub(r"[^\w.-]+", "-", model if library in ("timm", "open_clip") else Path(checkpoint).stem)
     tiles = _stored(opened)
     card = {
         "checkpoint": checkpoint,

@@ -16,7 +16,7 @@ from geomim.corpus.store import write_json
 from geomim.data.described import Described, Masks, open_described
 from geomim.data.labelled import Labelled, LabelledData
 from geomim.errors import ConfigError, InputError
-from geomim.evaluate.fewshot import draw, few_shot, possible
+from geomim.evaluate.fewshot import VALIDATION, draw, few_shot, possible
 from geomim.evaluate.figures import Figure, LanguageScores, beside_published
 from geomim.evaluate.retrieval import mean_average_precision, retrieval
 from geomim.evaluate.sentences import class_vectors, class_words, read_prompts, unit
@@ -110,7 +110,7 @@ def evaluate_text(
     notes = (*images.notes, *notes, *few, *asked, *_left_out(said, chosen), *sources)
     scores = LanguageScores(images.name, protocol, beside_them, notes)
     write_json(Path(out) / "language.json", asdict(scores))
-    console = Console()
+    console = Console(markup=False, highlight=False)  # brackets in names are no style
     console.print(f"{scores.data}, {len(images.test)} images of split '{test_split}':", *scores.tables(), sep="\n")
     console.print(*scores.notes, f"wrote {out}/language.json", sep="\n")
     return scores
@@ -122,15 +122,18 @@ def _tasks(said: Described, asked: list[Task] | None) -> list[str]:
     Raises:
         InputError: They cannot.
     """
-    labelled, texts = bool((said.images.test.labels >= 0).any()), said.texts
+    labelled, texts, classes = bool((said.images.test.labels >= 0).any()), said.texts, len(said.images.classes)
+    alone = "two classes to tell apart" if classes < 2 else ""
+    few = classes and np.bincount(said.images.train.labels, minlength=classes).min() <= VALIDATION
+    enough = f"{VALIDATION + 1} images of every class in a train split, and classes in a test split"
     lacks = {
-        "zeroshot": "" if labelled else "classes",
-        "map": "" if said.kinds.any() else "classes",
+        "zeroshot": alone if labelled else "classes",
+        "map": alone if said.kinds.any() else "classes",
         "retrieval": "" if texts else "sentences",
         "retrieval-official": "" if texts else "sentences",
         "counting": "" if any(map(counted, texts)) else "sentences with one number from one to ten",
-        "fewshot": "" if labelled and len(said.images.train) else "classes in a train and a test split",
-        "segmentation": "masks" if said.masks is None else "",
+        "fewshot": enough if few or not labelled else alone,
+        "segmentation": "masks" if said.masks is None else alone,
     }
     for task in asked or ():
         if lacks[task]:

@@ -269,6 +269,8 @@ def test_what_cannot_be_answered_writes_nothing(tmp_path):
         ({"out": "heat.png"}, r"--out: .*\.tif"),
         ({"polygons": "a.shp"}, r"--polygons: .*\.gpkg"),
         ({"classes": "heat.tif"}, "one file"),
+        ({"out": "none.tif"}, "the scene 'none.tif' would be written over"),
+        ({"scene": "heat.png"}, "the scene 'heat.png' would be written over"),
         ({"threshold": 0.5}, "--threshold is of"),
         ({"score": "cosine", "polygons": "a.gpkg"}, "--threshold"),
         ({"threshold": 1.5, "polygons": "a.gpkg"}, "--threshold: a score of relevance lies in 0 to 1; given 1.5"),
