@@ -1,5 +1,4 @@
 import ast
-import importlib
 from pathlib import Path
 
 import pytest
@@ -11,5 +10,4 @@ SCRIPTS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
 def test_what_a_benchmark_takes_of_geomim_is_there(script):
     for line in ast.walk(ast.parse(script.read_text())):
         if isinstance(line, ast.ImportFrom) and line.module.split(".")[0] == "geomim":
-            module = importlib.import_module(line.module)
-            assert [one.name for one in line.names if not hasattr(module, one.name)] == []
+            exec(compile(ast.Module([line], []), str(script), "exec"), {})  # raises where it is not
