@@ -66,6 +66,8 @@ def read_sentences(
         where = f"'{file}', row {number}"
         if not isinstance(record, Mapping):
             raise InputError(f"{where}: {record!r:.80} is no row of a table; {_FORMS}")
+        if any(record.get(None) or ()):  # where csv puts cells that the header does not name
+            raise InputError(f"{where} has more cells than the header has names: put text with separators in quotes")
         named = next((record[key] for key in _keys(record, PATHS) if record[key]), None)
         columns = [key for key in record if key == column or (column is None and _SENTENCES.fullmatch(str(key)))]
         if not named or not columns:
@@ -121,8 +123,9 @@ def _texts(cell: Any, where: str) -> Iterator[str]:
 
 
 def _clean(text: str, where: str, mended: dict[str, list[str]]) -> str:
-    """One line, composed characters, nothing unprintable but what joins emoji; at most `LONGEST` long."""
-    shown = (one if one.isprintable() or one in "\u200d\ufe0f" else " " for one in unicodedata.normalize("NFC", text))
+    """One line, composed, nothing unprintable but what joins emoji or parts letters; at most `LONGEST` long."""
+    kept = "\u200c\u200d\ufe0f"
+    shown = (one if one.isprintable() or one in kept else " " for one in unicodedata.normalize("NFC", text))
     line = " ".join("".join(shown).split())
     if not line:
         mended["empty sentences are left out"].append(where)
