@@ -57,7 +57,7 @@ def read_sentences(
     Args:
         file: As for `imported`, likewise `column`.
         column: Holds the sentences.
-        mended: Receives where sentences were cut or left out, by what was done.
+        mended: Receives where sentences were cut or left out, and what columns were taken for theirs, by what was done.
 
     Raises:
         InputError: The file is of another form, or a cell is no text.
@@ -73,6 +73,8 @@ def read_sentences(
         if not named or not columns:
             lacks = f"column '{column}'{nearest(column, map(str, record))}" if column and named else "image or sentence"
             raise InputError(f"{where} names no {lacks}; it has {', '.join(map(str, record))}; {_FORMS}")
+        if column is None:
+            mended[f"rows have their sentences in {', '.join(map(str, columns))}"].append(where)
         texts = chain.from_iterable(_texts(record[key], f"{where}: '{key}'") for key in columns)
         clean = (_clean(text, where, mended) for text in texts)
         yield where, str(named).strip(), [text for text in clean if text], record

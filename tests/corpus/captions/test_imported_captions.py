@@ -52,7 +52,10 @@ def test_every_form(tmp_path):
 
 def test_a_column_by_name(tmp_path):
     file = write(tmp_path / "t.csv", "image,caption,note\na.png,no,A red roof.\nb.png,no,Water\n")
-    assert read(file, "note") == [["A red roof."], ["Water"], None]
+    said = Counter()
+    assert read(file, "note", said) == [["A red roof."], ["Water"], None] and not said
+    assert read(file, None, said) == [["no"], ["no"], None]
+    assert said == {f"rows have their sentences in caption, the first in '{file}', row 1": 2}
     with pytest.raises(InputError, match=r"t.csv', row 1 names no column 'nots'.*'note'"):
         read(file, "nots")
 
