@@ -124,8 +124,9 @@ def _from_table(path: Path, train_split: str, test_split: str, folder: Path) -> 
     mended = defaultdict[str, list[str]](list)
     found: dict[str, _Picture] = {}
     for where, name, texts, record in read_sentences(str(path), None, mended):
-        split, label = (str(record.get(key) or "").strip() for key in ("split", "class"))
-        given = record.get("labels") or ""  # several: a list, or words between `|` or `;`
+        told = {str(key).strip().lower(): value for key, value in record.items() if value is not None}
+        split, label = (str(told.get(key, "")).strip() for key in ("split", "class"))
+        given = told.get("labels", "")  # several: a list, or words between `|` or `;`
         labels = {str(one).strip() for one in (given if isinstance(given, list) else re.split("[|;]", str(given)))}
         first = found.setdefault(name, _Picture(where, split, label, labels, []))
         if first[1:3] != (split, label):

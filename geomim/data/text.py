@@ -115,8 +115,7 @@ class Sentences:
         self._check(known, origins, moved, end)
         joined = pa.chunked_array(pieces).unify_dictionaries()
         self.texts = joined.chunk(0).dictionary
-        # the one behind the last is for tiles without one
-        self.keys = np.concatenate([*(one.indices.to_numpy() for one in joined.chunks), np.array([-1], np.int32)])
+        self.keys = np.concatenate([one.indices.to_numpy() for one in joined.chunks])
         origin = ", ".join(f"{number} {name}" for name, number in sorted(known.items()))
         self.said.append(f"{len(self.texts)} different sentences are learned from; by origin there are {origin}")
 
@@ -171,10 +170,10 @@ class Sentences:
             texts = self.texts[start : start + _AT_ONCE].to_pylist()
             tokens = tokenize(texts)
             lengths = ((tokens != empty[0, -1]) * torch.arange(1, limit + 1)).amax(1)
+            lengths = (lengths + (empty[0, 1] == empty[0, -1])).clamp(max=limit)  # some fill the rest with the end
             longest = max(longest, int(lengths.max()))
-            if (
-                full := (lengths == limit).nonzero().flatten().tolist()
-            ):  # of these are cut which lack nothing without their end
+            # of the full ones are cut which lack nothing without their end
+            if full := (lengths == limit).nonzero().flatten().tolist():
                 same = (tokenize([texts[row][:-1] for row in full]) == tokens[full]).all(1).tolist()
                 cut += [texts[row][:60] for row, one in zip(full, same, strict=True) if one]
             out.write(tokens.int().numpy().tobytes())

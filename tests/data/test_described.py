@@ -55,6 +55,7 @@ LAYOUTS = {
         "park": [{"filename": "b.png", "split": "train", "raw": "a park ."}],
     },
     "remoteclip.csv": "title\tfilename\na pond .\ta.png\na pond .\ta.png\n",
+    "capital.csv": "Image,Split,Caption_1,Caption_2\na.png,test,a pond .,a pond .\nb.png,train,a park .,\n",
     "wide.csv": "image,split,caption_1,caption_2\na.png,test,a pond .,a pond .\nb.png,train,a park .,\n",
 }
 
@@ -87,6 +88,8 @@ def test_what_is_odd_is_kept_or_said_with_its_row(tmp_path):
         open_described(jsonl(tmp_path, *rows))
     rows[1] |= {"caption": "x", "labels": 7}
     assert open_described(jsonl(tmp_path, *rows)).images.classes == ("7",)
+    rows[1] |= {"labels": None, "class": 0}
+    assert open_described(jsonl(tmp_path, *rows)).images.classes == ("0",)
 
 
 def test_rows_of_one_picture_are_put_together_and_must_agree(tmp_path):

@@ -175,11 +175,13 @@ def test_a_tower_says_of_what_is_left_what_it_says_of_all(tmp_path):
         torch.testing.assert_close(tower(text["tokens"]), tower(tower.tokenize(said)), rtol=1e-6, atol=1e-6)
 
 
-def test_what_is_cut_is_said_and_what_just_fits_is_not(tmp_path):
+@pytest.mark.parametrize("blank", [0, 2])
+def test_what_is_cut_is_said_and_what_just_fits_is_not(tmp_path, blank):
     fits = " ".join("w" for _ in range(18))
     huge, other = "z" * 40 + " word" * 2000, "Ölfelder 油 🛢️ naïve"
     path = captioned(tmp_path / "c", [[fits], [f"{fits} more"], [huge], [other]])
     tokenizer = Words()
+    tokenizer.blank = blank  # 2, as the end
     made = module(path, tokenizer)
     said = made.sentences.fill(tmp_path / "tokens")
     assert said.startswith("sentences take up to 20 tokens; 2 of 4 are longer than the 20 that the text tower sees")

@@ -33,6 +33,7 @@ from geomim.errors import InputError, nearest
 
 ORIGINS = ("human", "b2c", "m2b", "landcover", "index", "vector", "b2c-placed", "m2b-placed")
 """Origins that sentences of a file cannot have."""
+_ORIGIN = {"boxes": "b2c", "masks": "m2b", "cover": "landcover", "index": "index"}
 _COLUMNS = ["id", "size", "slot", "source", "valid_fraction", "cloud_fraction", "boxes", "gsd", "geometry", "transform"]
 _COLUMNS += ["epsg", "crs_wkt"]
 _INLINE_TILES = 2000
@@ -120,7 +121,7 @@ def caption(
             console.print(f"{count:,} {what}", soft_wrap=True)
     if not len(new) and not drop:
         raise InputError(f"'{corpus}' has nothing of that kind to write a sentence of")
-    origins = _say(new, console)
+    origins = _say(new, job.origins, console)
     if show is not None:
         _show(new, show, seed)
         return opened.path
@@ -145,6 +146,12 @@ class Job:
     min_area: int
     seed: int
 
+    @property
+    def origins(self) -> set[str]:
+        """Of what is asked for; their placed sentences go with them."""
+        layers = {"vector": self.vector, "landcover": self.landcover}
+        return {_ORIGIN[kind] for kind in self.of} | {origin for origin, given in layers.items() if given}
+
 
 def _check(corpus: Corpus, job: Job, imported: str | None, drop: list[str] | None) -> None:
     """Refuse what makes no sense before any tile is read."""
@@ -154,6 +161,10 @@ def _check(corpus: Corpus, job: Job, imported: str | None, drop: list[str] | Non
         raise InputError("say what to write of: --of boxes,masks,cover,index, --vector, --landcover or --imported")
     if not 0 < job.middle < 1 or job.min_area < 1:
         raise InputError(f"--middle lies between 0 and 1, --min-area is 1 or more; given {job.middle}, {job.min_area}")
+    if job.column and not (job.vector or imported):
+        raise InputError("--column goes with --vector or --imported")
+    if job.names and not job.origins - {"index"}:
+        raise InputError("--names goes with --of boxes, masks or cover, --vector or --landcover")
     if job.placed and not {"boxes", "masks"} & set(job.of):
         raise InputError("--placed goes with --of boxes or masks")
     if job.landcover and "cover" in job.of:
@@ -202,10 +213,10 @@ def _of_objects(job: Job, corpus: Corpus, tiles: pa.Table, said: Counter[str]) -
             f"tiles tell no size of a pixel, and are taken for {corpus.sensor.gsd:g} m as {corpus.sensor.name} has"
         )
         said[guessed] += tiles["gsd"].null_count
-    for kind, origin in (("boxes", "b2c"), ("masks", "m2b")):
+    for kind in ("boxes", "masks"):
         if kind not in job.of:
             continue
-        boxes = kind == "boxes"
+        boxes, origin = kind == "boxes", _ORIGIN[kind]
         given = (corpus, tiles, job.names, said)
         for place, objects in (from_boxes(*given) if boxes else from_masks(*given, job.min_area)).by_tile():
             chance = partial(Chance, job.seed, ids[place], origin)
@@ -290,13 +301,13 @@ def _imported(corpus: Corpus, file: str, column: str | None, said: Counter[str],
     return _table(tiles["id"].to_pylist(), every)
 
 
-def _say(new: pa.Table, console: Console) -> list[str]:
-    """Say how many sentences of which origins there are; the origins."""
+def _say(new: pa.Table, asked: set[str], console: Console) -> list[str]:
+    """Say how many sentences of which origins there are, none of one that was asked for included; the origins."""
     rows = new["caption_origins"].to_pylist()
     sentences, tiles = (Counter(origin for row in rows for origin in kind(row)) for kind in (list, set))
-    for origin, count in sorted(tiles.items()):
-        console.print(f"{origin}: {sentences[origin]:,} sentences of {count:,} tiles")
-    return sorted(tiles)
+    for origin in (origins := sorted({*tiles, *asked})):
+        console.print(f"{origin}: {sentences[origin]:,} sentences of {tiles[origin]:,} tiles")
+    return origins
 
 
 def _show(new: pa.Table, count: int, seed: int) -> None:

@@ -57,7 +57,7 @@ def read_sentences(
     Args:
         file: As for `imported`, likewise `column`.
         column: Holds the sentences.
-        mended: Receives where sentences were cut or left out, by what was done.
+        mended: Receives where sentences were cut or left out, and what columns were taken for theirs, by what was done.
 
     Raises:
         InputError: The file is of another form, or a cell is no text.
@@ -66,11 +66,15 @@ def read_sentences(
         where = f"'{file}', row {number}"
         if not isinstance(record, Mapping):
             raise InputError(f"{where}: {record!r:.80} is no row of a table; {_FORMS}")
+        if any(record.get(None) or ()):  # where csv puts cells that the header does not name
+            raise InputError(f"{where} has more cells than the header has names: put text with separators in quotes")
         named = next((record[key] for key in _keys(record, PATHS) if record[key]), None)
         columns = [key for key in record if key == column or (column is None and _SENTENCES.fullmatch(str(key)))]
         if not named or not columns:
             lacks = f"column '{column}'{nearest(column, map(str, record))}" if column and named else "image or sentence"
             raise InputError(f"{where} names no {lacks}; it has {', '.join(map(str, record))}; {_FORMS}")
+        if column is None:
+            mended[f"rows have their sentences in {', '.join(map(str, columns))}"].append(where)
         texts = chain.from_iterable(_texts(record[key], f"{where}: '{key}'") for key in columns)
         clean = (_clean(text, where, mended) for text in texts)
         yield where, str(named).strip(), [text for text in clean if text], record
@@ -121,8 +125,9 @@ def _texts(cell: Any, where: str) -> Iterator[str]:
 
 
 def _clean(text: str, where: str, mended: dict[str, list[str]]) -> str:
-    """One line, composed characters, nothing unprintable but what joins emoji; at most `LONGEST` long."""
-    shown = (one if one.isprintable() or one in "\u200d\ufe0f" else " " for one in unicodedata.normalize("NFC", text))
+    """One line, composed, nothing unprintable but what joins emoji or parts letters; at most `LONGEST` long."""
+    kept = "\u200c\u200d\ufe0f"
+    shown = (one if one.isprintable() or one in kept else " " for one in unicodedata.normalize("NFC", text))
     line = " ".join("".join(shown).split())
     if not line:
         mended["empty sentences are left out"].append(where)

@@ -29,10 +29,9 @@ class Objects:
     """Objects of some tiles, tile after tile.
 
     Attributes:
-        tile: `(n,)` place of the tile, rising.
+        tile: `(n,)` place of the tile.
         kind: `(n,)` place in `nouns`.
-        box: `(n, 4)` bounding box in pixels of the tile, x from left, y from top: x1, y1, x2, y2.
-        centre: `(n, 2)` mean of the corners, x and y.
+        centre: `(n, 2)` mean of the corners in pixels of the tile, x from left, y from top.
         length: `(n,)` longest edge in pixels.
         cut: `(n,)` whether the tile's border cuts it off (`_cut`), so that it is not seen whole.
         nouns: What the classes are called.
@@ -40,7 +39,6 @@ class Objects:
 
     tile: np.ndarray
     kind: np.ndarray
-    box: np.ndarray
     centre: np.ndarray
     length: np.ndarray
     cut: np.ndarray
@@ -51,7 +49,7 @@ class Objects:
         starts = np.flatnonzero(np.diff(self.tile, prepend=-1)).tolist()
         for start, end in pairwise([*starts, len(self.tile)]):
             own = slice(start, end)
-            parts = (self.kind, self.box, self.centre, self.length, self.cut)
+            parts = (self.kind, self.centre, self.length, self.cut)
             yield int(self.tile[start]), Objects(self.tile[own], *(part[own] for part in parts), self.nouns)
 
 
@@ -120,7 +118,7 @@ def from_boxes(corpus: Corpus, tiles: pa.Table, names: Mapping[str, str | None],
     cut = _cut(box, _frames(corpus, tiles)[tile]) | (truncated[kind] if len(kind) else False)
     named = np.array([one is not None for one in nouns], bool)
     use = ~flat_ones & ~outside & (named[kind] if len(kind) else True)
-    parts = (part[use] for part in (tile, kind, box, centre, length, cut))
+    parts = (part[use] for part in (tile, kind, centre, length, cut))
     return _merged(Objects(*parts, [one or noun("") for one in nouns]))
 
 
@@ -205,7 +203,7 @@ def from_masks(
     sides = box[:, 2:] - box[:, :2]
     cut = _cut(box, _frames(corpus, tiles)[tile])
     own = [one or noun("") for one in nouns]
-    return _merged(Objects(tile, kind, box, box[:, :2] + sides / 2, sides.max(1, initial=0), cut, own))
+    return _merged(Objects(tile, kind, box[:, :2] + sides / 2, sides.max(1, initial=0), cut, own))
 
 
 def masks(corpus: Corpus, tiles: pa.Table) -> Iterator[tuple[int, np.ndarray]]:

@@ -27,12 +27,11 @@ WORDS = {
     "airport": ("an airport", "airports"),
     "person": ("a person", "people"),
     "ferry": ("a ferry", "ferries"),
-    "aircraft": ("an aircraft", None),  # its plural is its singular: see below
+    "aircraft": ("an aircraft", "aircraft"),
     "Water": ("an area of water", "areas of water", "mass"),
     "Snow and ice": ("an area of snow and ice", "areas of snow and ice", "mass"),
     "tree/shrub": ("a tree or shrub", "trees or shrubs"),
 }
-WORDS["aircraft"] = ("an aircraft", "aircraft")
 
 
 def table(rows):

@@ -171,7 +171,9 @@ def test_runs_add_up_and_replace_their_own(corpus, tmp_path):
     assert origins(corpus) == {"b2c", "b2c-placed"}
     caption(corpus, drop=["b2c-placed"])
     assert origins(corpus) == {"b2c"}
-    caption(corpus, drop=["b2c"])
+    caption(corpus, of=["boxes", "index"], names={"storage-tank": None, "ship": None})
+    assert origins(corpus) == {"index"}  # what was said of classes that are left out now is gone
+    caption(corpus, drop=["index"])
     assert not origins(corpus) and not (tmp_path / "c" / "catalogue" / "captions.parquet").exists()
 
 
@@ -213,6 +215,8 @@ def test_bad_input_changes_nothing(corpus, scenes, tmp_path):
         ({"of": ["boxes"], "imported": "x.csv"}, "--imported is joined by itself"),
         ({"of": ["boxes"], "middle": 1.5}, "--middle lies between 0 and 1"),
         ({"of": ["boxes"], "min_area": 0}, "--min-area is 1 or more"),
+        ({"of": ["boxes"], "column": "class"}, "--column goes with"),
+        ({"of": ["index"], "names": {"open water": "sea"}}, "--names goes with"),
         ({"of": ["cover"], "placed": True}, "--placed goes with"),
         ({"of": ["cover"], "landcover": "x.tif"}, "give one of them"),
         ({"landcover": "x.tif"}, r"x.tif' cannot be read"),

@@ -52,7 +52,10 @@ def test_every_form(tmp_path):
 
 def test_a_column_by_name(tmp_path):
     file = write(tmp_path / "t.csv", "image,caption,note\na.png,no,A red roof.\nb.png,no,Water\n")
-    assert read(file, "note") == [["A red roof."], ["Water"], None]
+    said = Counter()
+    assert read(file, "note", said) == [["A red roof."], ["Water"], None] and not said
+    assert read(file, None, said) == [["no"], ["no"], None]
+    assert said == {f"rows have their sentences in caption, the first in '{file}', row 1": 2}
     with pytest.raises(InputError, match=r"t.csv', row 1 names no column 'nots'.*'note'"):
         read(file, "nots")
 
@@ -60,7 +63,7 @@ def test_a_column_by_name(tmp_path):
 def test_other_languages_emoji_and_lengths(tmp_path):
     long = "größer " * 1500  # 10,500 characters
     given = {
-        "a.png": ["飞机停在机场。", "🛩️ zwei Flugzeuge\u200d 👨‍👩‍👧", "مدرج المطار"],
+        "a.png": ["飞机停在机场。", "🛩️ zwei Flugzeuge\u200d 👨‍👩‍👧", "مدرج المطار", "می\u200cشود"],
         "b.png": [long, "  \n\t ", "x" * 3000],
     }
     file = write(tmp_path / "t.json", [{"image": name, "sentences": texts} for name, texts in given.items()])
@@ -91,6 +94,7 @@ def test_refusals_name_file_and_row(tmp_path):
         ("strange.json", {"a.png": "x"}, r"strange.json' has no list under 'a.png'"),
         ("broken.json", "{", r"broken.json' cannot be read as sentences"),
         ("wide.csv", "image,colour\na.png,red\n", r"wide.csv', row 1 names no image or sentence; it has image, colour"),
+        ("more.csv", "image,caption\na.png,A roof, two planes\n", r"more.csv', row 1 has more cells than the header"),
         ("other.csv", "image,caption\nz.png,red\n", r"other.csv' names none of the 3 sources"),
         ("t.parquet", "no", r"t.parquet' cannot be read"),
     ]:
