@@ -176,7 +176,7 @@ def test_where_no_image_finds_its_sentence_nothing_is_lost() -> None:
 
 
 def test_what_would_never_learn_is_refused() -> None:
-    with pytest.raises(ConfigError, match="temperatures above 0; given 0.1 and -1"):
+    with pytest.raises(ConfigError, match=r"temperatures above 0; given 0\.1 and -1"):
         LanguageSpace(answer_temperature=-1)
     for starts in (-0.1, 1.0):
         with pytest.raises(ConfigError, match=rf"in \[0, 1\); given {starts}"):
