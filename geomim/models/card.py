@@ -103,7 +103,7 @@ def _training(entry: Facts, made: Facts) -> str:
 
 
 def _sentences(joint: Facts, said: Iterable[str]) -> str:
-    text = {"dim": joint["text"]["embed_dim"], **joint["text"]["text_cfg"]}
+    text = {"dim": joint["text"]["embed_dim"], **joint["text"]["text_cfg"], "quick_gelu": joint["text"]["quick_gelu"]}
     learned = "\n\nOf the corpora's sentences, whose origins are named:\n\n" + _list(said) if said else ""
     return (
         f"Images ({joint['pool']} token) and sentences share a space; the text tower: {_pairs(text)}. "

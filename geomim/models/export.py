@@ -65,8 +65,14 @@ def export(
     if layout == "remoteclip":
         if folder.exists():
             raise InputError(f"'{folder}' exists: give a new file")
-        write_remoteclip(with_text(loaded, checkpoint), folder)
+        both = with_text(loaded, checkpoint)
+        write_remoteclip(both, folder)
         print(f"wrote {folder}; read it with remoteclip:{folder}, or open_clip's load_checkpoint")
+        if not both.joint.text.config["quick_gelu"]:
+            print(
+                "note: its activation is GELU, which the file cannot say and remoteclip: takes for QuickGELU: give "
+                "evaluate-text --quickgelu false; other verbs read the checkpoint"
+            )
         return folder
     if folder.exists() and not _replaceable(folder):
         raise InputError(f"'{folder}' exists and is no earlier export: give an empty or a new folder")

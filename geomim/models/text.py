@@ -173,7 +173,7 @@ def build_text(
     """
     if weights is not None:
         tower = text_tower(read_clip(weights, quickgelu))
-        _same(name, tower.config["text_cfg"], weights)
+        _same(name, tower.config, weights)
     else:
         config = {"quick_gelu": False, **_sizes(name)}
         tower = TextTower(config if quickgelu is None else config | {"quick_gelu": quickgelu})
@@ -212,8 +212,11 @@ def _sizes(name: str) -> dict[str, Any]:
 
 def _same(name: str, given: Mapping[str, Any], weights: str) -> None:
     """Refuse weights of another architecture than the one that is named."""
-    wanted, usual = _sizes(name)["text_cfg"], {"width": 512, "heads": 8, "layers": 12, "context_length": 77}
-    both = [{key: sizes.get(key, value) for key, value in usual.items()} for sizes in (wanted, given)]
+    usual = {"width": 512, "heads": 8, "layers": 12, "context_length": 77}
+    both = [
+        {**{key: config["text_cfg"].get(key, value) for key, value in usual.items()}, "dim": config["embed_dim"]}
+        for config in (_sizes(name), given)
+    ]
     if both[0] != both[1]:
         ours, theirs = (", ".join(f"{key} {value}" for key, value in sizes.items()) for sizes in both)
         raise CheckpointError(f"'{weights}' has a text tower of {theirs}; '{name}' has {ours}: name the weights' own")

@@ -229,6 +229,8 @@ class LanguageSpace(nn.Module):
         bank: Tensor | None = None,
     ) -> None:
         super().__init__()
+        if not min(temperature, answer_temperature) > 0:
+            raise ConfigError(f"expected temperatures above 0; given {temperature} and {answer_temperature}")
         self.name, self.gate = name, gate
         self.temperature, self.answer_temperature = temperature, answer_temperature
         self.register_buffer("bank", bank)

@@ -84,7 +84,7 @@ def term_cosines(
     """`patch_cosine` of each term's predictions and targets, as `prediction_cosine/TERM` and `target_cosine/TERM`.
 
     Methods that predict latents may collapse in both. A prediction that several terms compare is there once, by the
-    first; targets of one number have no direction. Arguments as for `reconstructions`.
+    first; targets of one number, or unknown of all images, have no direction. Arguments as for `reconstructions`.
     """
     context = model.context(batch, Draws(seed, batch["position"]))
     splits = model.masking(context, torch.full((), progress, device=batch["image"].device))
@@ -95,7 +95,8 @@ def term_cosines(
         if not any(prediction is one for one in known):
             cosines[f"prediction_cosine/{term.name}"] = patch_cosine(prediction * measured, weight)
             known.append(prediction)
-        if answer.values.shape[-1] > 1:
+        known_of_some = answer.key is None or bool((answer.key >= 0).any())
+        if answer.values.shape[-1] > 1 and known_of_some:
             cosines[f"target_cosine/{term.name}"] = patch_cosine(answer.values * measured, weight)
     return cosines
 

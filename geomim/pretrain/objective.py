@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from geomim.errors import ConfigError
@@ -18,6 +17,7 @@ from geomim.models.patches import Latents
 from geomim.pretrain.context import Context, View
 from geomim.pretrain.losses import reduce
 from geomim.pretrain.masking.split import Masking, TokenSplit
+from geomim.pretrain.scaling import local
 from geomim.pretrain.step import Said, Step, join
 from geomim.pretrain.targets import Answer, FrozenTeacher, Pixels, Target
 from geomim.randomness import Draws
@@ -43,10 +43,13 @@ class Term(nn.Module):
         with_class: Decoder and target put an answer for the class token in front.
         step: Terms about whole images, maybe this one: the loss reads what they said of all images of the optimiser
             step.
-        starts: Share of training from which on it is asked; before, it costs nothing.
+        starts: Share of training from which on it is asked, in [0, 1); before, it costs nothing.
 
     Attributes:
         silent: Whether it is not asked yet.
+
+    Raises:
+        ConfigError: It would never be asked.
     """
 
     silent = False
@@ -66,6 +69,8 @@ class Term(nn.Module):
         starts: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= starts < 1:
+            raise ConfigError(f"starts: expected a share of training in [0, 1); given {starts}")
         self.decoder, self.target, self.loss, self.step, self.starts = decoder, target, loss, step, starts
         self.where, self.view, self.weight, self.name, self.with_class = where, view, weight, name, with_class
         self.memory: tuple[str, ...] = (memory,) if isinstance(memory, str) else memory or (view,)
@@ -103,7 +108,7 @@ class Plan(NamedTuple):
 
     Attributes:
         splits: Seen and asked-for patches of each view.
-        weights: `(T, B)`, what each image weighs in each term.
+        weights: `(T, B)`, what each image weighs in each term; nothing in one that has not started.
     """
 
     splits: dict[str, TokenSplit]
@@ -236,7 +241,7 @@ class MaskedImageModel(nn.Module):
     def plan(self, context: Context, progress: Tensor) -> Plan:
         """Mask a batch and weigh its images, so that a step knows its whole weight before its first gradient."""
         splits = self.masking(context, progress)
-        weights = [term.weigh(context, splits) for term in cast(list[Term], self.terms)]
+        weights = [term.weigh(context, splits) * (not term.silent) for term in cast(list[Term], self.terms)]
         return Plan(splits, torch.stack(weights))
 
     def compare(
@@ -259,8 +264,8 @@ class MaskedImageModel(nn.Module):
         logged: dict[str, Tensor] = {}
         for place, term in enumerate(cast(list[Term], self.terms)):
             logged[term.name] = torch.zeros_like(loss)
-            if term.silent:  # its parameters take part, as all ranks wait for all gradients
-                loss = loss + sum(0.0 * one.sum() for one in term.parameters() if not isinstance(one, DTensor))
+            if term.silent:  # its parameters take part: all ranks wait for all gradients, and moments are kept of all
+                loss = loss + sum((0.0 * local(one)).sum() for one in term.parameters() if one.requires_grad)
                 continue
             weights = plan.weights[place]
             values = asked[term.name].loss(step)

@@ -51,7 +51,9 @@ def replay(
     given = move_data_to_device([failure["batches"], failure["totals"], failure["steps"]], device)
     progress = torch.full((), failure["progress"], device=device)
     model.begin(failure["progress"])
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+    half = precision == "bf16-mixed"
+    # no cache: of what was cast without gradient first, as a masking does, the weights would get none
+    with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
         lines, finite = describe(model, given[0], failure["seed"], progress, *given[1:])
     print(f"step {failure['step']} of {entry['recipe']} on {device.type}, {precision}", *lines, sep="\n")
     if not finite:

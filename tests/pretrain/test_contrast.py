@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from geomim.errors import ConfigError
 from geomim.pretrain import contrast as module
 from geomim.pretrain.contrast import Contrast, LanguageSpace, first_of_each
 from geomim.pretrain.losses import reduce
+from geomim.pretrain.objective import Term
 from geomim.pretrain.step import Said, join
 from geomim.pretrain.targets import Answer
 
@@ -171,3 +173,11 @@ def test_where_no_image_finds_its_sentence_nothing_is_lost() -> None:
     assert not loss.any()
     (gradient,) = torch.autograd.grad(loss.sum(), predicted)
     assert not gradient.any()
+
+
+def test_what_would_never_learn_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"temperatures above 0; given 0\.1 and -1"):
+        LanguageSpace(answer_temperature=-1)
+    for starts in (-0.1, 1.0):
+        with pytest.raises(ConfigError, match=rf"in \[0, 1\); given {starts}"):
+            Term(torch.nn.Identity(), None, reduce, starts=starts)  # type: ignore[arg-type]
