@@ -96,6 +96,11 @@ def encode(encoder: nn.Module, images: Tensor) -> tuple[Tensor | None, Tensor, t
     return features[:, 0] if prefix else None, patches, (rows, patches.shape[1] // rows)
 
 
+def device_of(name: str) -> torch.device:
+    """The device of a verb's `--device`: `auto` is a GPU where there is one, else the CPU."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
 def fast_half(device: torch.device | str) -> bool:
     """Whether a device multiplies bfloat16 matrices in hardware: GPUs, and CPUs with AMX (3 times float32 there)."""
     if torch.device(device).type == "cuda":

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from geomim.corpus.scenes import Scene, find_scenes
 from geomim.errors import CheckpointError, InputError
-from geomim.evaluate.features import encode, fast_half
+from geomim.evaluate.features import device_of, encode, fast_half
 from geomim.evaluate.probes import patch_logits
 from geomim.evaluate.saved import fingerprint, load_probe
 from geomim.maps.clusters import fit_kmeans
@@ -194,7 +194,7 @@ def _mapper(
     contract, notes = choose(loaded) if spectral else contract_of(loaded, checkpoint)
     for note in notes:
         print(f"note: {note}")
-    target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    target = device_of(device)
     return Mapper(fitted(loaded.encoder, contract, gsd).to(target), contract, target, loaded.encoder, gsd)
 
 

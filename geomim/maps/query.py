@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from geomim.corpus.scenes import Scene
 from geomim.errors import ConfigError, InputError
-from geomim.evaluate.features import fast_half
+from geomim.evaluate.features import device_of, fast_half
 from geomim.maps.answers import classify, enlarge, outline
 from geomim.maps.opening import check_scene, chosen_for, open_for, scale_note
 from geomim.maps.pictures import quick_look
@@ -129,7 +129,7 @@ def query(
     texts = words("text", text)
     threshold = _checked(texts, prompt, words("background", background), score, overlap, threshold, polygons, classes)
     _check_files(scene, out, classes, polygons)
-    target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    target = device_of(device)
     opened, prepare, asked, made_by = _open(scene, model, sensor, bands, all_bands)
     asked = asked.to(target)
     question = ask(asked, texts, prompt, background, score)

@@ -94,6 +94,7 @@ class _Pairs(NamedTuple):
 
     @classmethod
     def of(cls, images: Tensor, sentences: Tensor, names: Tensor, weight: Tensor) -> _Pairs:
+        """Pairs of vectors `(N, D)`, with the columns that keep away those whose name is below 0."""
         far, one = torch.where(names >= 0, 0.0, -1e4), torch.ones_like(weight)
         rest = [torch.zeros_like(far)] * 6  # for products that are aligned in memory
         sides = (images, (far, one, *rest)), (sentences, (one, far, *rest))

@@ -22,7 +22,7 @@ from geomim.corpus.duplicates.embedding import balance as choose
 from geomim.corpus.store import Corpus, write_json
 from geomim.data.labelled import Labelled, LabelledData, ground_sides
 from geomim.errors import CheckpointError, CorpusError, InputError
-from geomim.evaluate.features import Extractor, Pool, fast_half, frozen
+from geomim.evaluate.features import Extractor, Pool, device_of, fast_half, frozen
 from geomim.evaluate.saved import fingerprint
 from geomim.models.fitting import contract_for
 from geomim.models.image_text import open_image_text
@@ -77,7 +77,7 @@ def embed(
         CorpusError: The folder is no corpus.
         InputError: Its numbers are far from those that the encoder was trained on.
     """
-    target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    target = device_of(device)
     folder, console = Path(corpus), Console(stderr=True, markup=False, highlight=False)
     opened = Corpus.open(folder)
     images = _unlabelled(opened)

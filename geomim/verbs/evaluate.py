@@ -17,7 +17,16 @@ from torch import nn
 from geomim import __version__
 from geomim.data.labelled import Labelled, LabelledData, open_labelled
 from geomim.errors import BandError, CheckpointError, ConfigError
-from geomim.evaluate.features import Features, Pool, extract_all, fast_half, frozen, pixel_statistics, random_like
+from geomim.evaluate.features import (
+    Features,
+    Pool,
+    device_of,
+    extract_all,
+    fast_half,
+    frozen,
+    pixel_statistics,
+    random_like,
+)
 from geomim.evaluate.probes import Fit
 from geomim.evaluate.saved import ProbeCard, fingerprint, save_probe
 from geomim.evaluate.scores import PIXELS, RANDOM, Probed, Scores, probe_features
@@ -130,7 +139,7 @@ def evaluate(
     """
     if seeds < 1 or not probes:
         raise ConfigError(f"expected at least one seed and one probe; given {seeds} and {probes}")
-    target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    target = device_of(device)
     images = open_labelled(data, train_split, test_split, image_size)
     images = images.told(sensor) if sensor else images
     candidate = open_candidate(checkpoint, images, image_size, heads, all_bands)

@@ -16,6 +16,7 @@ from geomim.corpus.store import write_json
 from geomim.data.described import Described, Masks, open_described
 from geomim.data.labelled import Labelled, LabelledData
 from geomim.errors import ConfigError, InputError
+from geomim.evaluate.features import device_of
 from geomim.evaluate.fewshot import VALIDATION, draw, few_shot, possible
 from geomim.evaluate.figures import Figure, LanguageScores, beside_published
 from geomim.evaluate.retrieval import mean_average_precision, retrieval
@@ -94,7 +95,7 @@ def evaluate_text(
     images, chosen = said.images, _tasks(said, tasks)
     words = class_words(images.classes, names or {}) if _OF_CLASSES & {*chosen} else []
     able, few = possible(images.train.labels, images.classes, shots) if "fewshot" in chosen else ([], ())
-    target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    target = device_of(device)
     fitted, prepare, notes = _fitted(opened, model, images)
     fitted = fitted.to(target)
     classes = class_vectors(fitted.encode_text, words, templates) if words else torch.zeros(0, 0)
