@@ -38,6 +38,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 
 from geomim.data.datamodule import TileDataModule
@@ -87,6 +88,7 @@ class Setting:
 
     Attributes:
         config: As `read_config` gives it.
+        method: What the config itself says of the method, without the defaults of its recipe.
         corpus: The corpus to train on.
         labelled: The corpus or folders to evaluate on.
         sentences: What to evaluate recipes with sentences on.
@@ -98,6 +100,7 @@ class Setting:
     """
 
     config: Any
+    method: Mapping[str, Any]
     corpus: str
     labelled: str
     sentences: str
@@ -108,10 +111,10 @@ class Setting:
     test_split: str = "test"
 
     def parts(self, name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-        """A recipe, its arguments and those of its encoder: of the config's, those that it takes."""
+        """A recipe, its arguments and those of its encoder: of what the config says of its own, what this one takes."""
         recipe, own = VARIANTS.get(name, (name, {}))
         taken = parameters(name)
-        method = {key: value for key, value in vars(self.config.method).items() if key in taken}
+        method = {key: value for key, value in self.method.items() if key in taken}
         encoder = ENCODERS.get(recipe) or self.config.encoder.as_dict()
         method |= METHODS.get(recipe, {}) | own
         return recipe, method, {key: value for key, value in encoder.items() if key != "image_size"}
@@ -310,7 +313,9 @@ def compare(given: argparse.Namespace) -> None:
         if not Path(folder).is_dir():
             print(f"'{folder}' is not there, nothing measured: build it as the first lines of this script say")
             return
-    setting = Setting(config, corpus, data, given.sentences or data, given.out, given.minutes, given.probe_seeds)
+    method = yaml.safe_load(given.config.read_text()).get("method", {})
+    sentences = given.sentences or data
+    setting = Setting(config, method, corpus, data, sentences, given.out, given.minutes, given.probe_seeds)
     if given.quick:
         setting = replace(setting, calibration=4)
     given.out.mkdir(parents=True, exist_ok=True)
