@@ -13,16 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import shapely
 from affine import Affine
-from rasterio.crs import CRS
 from rich.console import Console
 
 from geomim.corpus.assemble import masked, read_small, report, working
 from geomim.corpus.captions import imported as importing
 from geomim.corpus.captions.chance import Chance
 from geomim.corpus.captions.cover import NOUNS, LandCover, bands_of, classify
-from geomim.corpus.captions.objects import called, from_boxes, from_masks, masks, read_valid
+from geomim.corpus.captions.objects import called, from_boxes, from_masks, masks
+from geomim.corpus.captions.seen import crs_of, place_of, read_valid
 from geomim.corpus.captions.table import CAPTIONS, Said, joined, rows_of, table_of, without
 from geomim.corpus.captions.templates import by_boxes, covering, placed
 from geomim.corpus.captions.vector import open_layer
@@ -194,7 +193,7 @@ def write_part(job: Job, file: Path) -> tuple[pa.Table, Counter[str]]:
     corpus, said = Corpus.open(job.corpus), Counter[str]()
     tiles = pq.read_table(file, columns=_COLUMNS)
     found = [*_of_objects(job, corpus, tiles, said), *_of_cover(job, corpus, tiles, said)]
-    found += _of_vector(job, tiles, said)
+    found += _of_vector(job, corpus, tiles, said)
     return _table(tiles["id"].to_pylist(), found), said
 
 
@@ -258,7 +257,7 @@ def _on_map(cover: LandCover, tiles: pa.Table, said: Counter[str]) -> Iterator[t
         if tile["transform"] is None or (tile["epsg"] is None and tile["crs_wkt"] is None):
             said["tiles have no place on Earth, and get nothing of --landcover"] += 1
             continue
-        crs = CRS.from_wkt(tile["crs_wkt"]) if tile["epsg"] is None else CRS.from_epsg(tile["epsg"])
+        crs = crs_of(tile["epsg"], tile["crs_wkt"])
         yield place, cover.read(Affine(*tile["transform"]), crs, tile["size"])
 
 
@@ -273,19 +272,20 @@ def _spectral(corpus: Corpus, tiles: pa.Table, said: Counter[str]) -> Iterator[t
             yield place, classify(array.read([tile["slot"]])[0], corpus.sensor, places)
 
 
-def _of_vector(job: Job, tiles: pa.Table, said: Counter[str]) -> Iterator[Found]:
+def _of_vector(job: Job, corpus: Corpus, tiles: pa.Table, said: Counter[str]) -> Iterator[Found]:
     if not job.vector:
         return
     layer = open_layer(job.vector, job.column, tuple(job.names.items()))
     said.update(f"class {name}" for name in layer.classes)
-    footprints = shapely.from_wkb(np.array(tiles["geometry"].to_pylist(), object))
-    for place, (footprint, tile) in enumerate(zip(footprints, tiles.select(["id", "gsd"]).to_pylist(), strict=True)):
-        if footprint is None:
+    for row, tile in enumerate(tiles.drop_columns("boxes").to_pylist()):
+        if tile["geometry"] is None:
             said["tiles have no place on Earth, and get nothing of --vector"] += 1
-        elif sentences := layer.sentences(
-            footprint, tile["gsd"] or 0.0, partial(Chance, job.seed, tile["id"], "vector")
-        ):
-            yield place, "vector", sentences
+            continue
+        valid = read_valid(corpus, tile["size"], tile["slot"]) if tile["valid_fraction"] < 1 else None
+        if (place := place_of(tile, valid)) is None:
+            said["tiles are padded and placed by ground control points, and get nothing of --vector"] += 1
+        elif sentences := layer.sentences(place, tile["gsd"] or 0.0, partial(Chance, job.seed, tile["id"], "vector")):
+            yield row, "vector", sentences
 
 
 def _imported(corpus: Corpus, file: str, column: str | None, said: Counter[str], console: Console) -> pa.Table:

@@ -9,13 +9,14 @@ import rasterio
 import shapely
 from caption_truth import Untrue, prove_ground
 from pyproj import Transformer
+from rasterio.crs import CRS
 
 from geomim.corpus.captions.chance import Chance
+from geomim.corpus.captions.seen import place_of
 from geomim.corpus.captions.vector import Layer
 from geomim.errors import InputError
 
 EPSG, GSD, SIDE = 32632, 2.0, 128
-TO_DEGREES = Transformer.from_crs(EPSG, "OGC:CRS84", always_xy=True)
 WORDS = {
     "building": ("a building", "buildings"),
     "oil-tank": ("an oil tank", "oil tanks"),
@@ -47,10 +48,35 @@ def scene(random, corner):
             yield what, shapely.LineString(random.uniform(-40, edge + 40, (2, 2)) + np.array([x, y]))
 
 
+def cut_by(random, tile, number):
+    """Which pixels of a tile are valid, None where all, and these as one shape: every second tile ends at a slant."""
+    if number % 2:
+        return None, tile
+    x, _, _, north = tile.bounds
+    turn, far = random.uniform(0, 2 * np.pi), random.uniform(-0.25, 0.4) * SIDE
+    rows, cols = np.mgrid[:SIDE, :SIDE] + 0.5 - SIDE / 2
+    valid = cols * np.cos(turn) + rows * np.sin(turn) < far
+    runs = [(n, *np.flatnonzero(row)[[0, -1]]) for n, row in enumerate(valid) if row.any()]
+    edges = [(x + first * GSD, north - (n + 1) * GSD, x + (last + 1) * GSD, north - n * GSD) for n, first, last in runs]
+    return valid, shapely.union_all([shapely.box(*edge) for edge in edges])
+
+
+def row_of(tile, gsd, crs, size):
+    """What the catalogue says of a tile."""
+    to_degrees = Transformer.from_crs(crs, "OGC:CRS84", always_xy=True)
+    footprint = shapely.transform(shapely.segmentize(tile, 5), lambda xy: np.stack(to_degrees.transform(*xy.T), 1))
+    west, _, _, north = tile.bounds
+    place = {"transform": [gsd, 0, west, 0, -gsd, north], "epsg": crs.to_epsg(), "crs_wkt": None}
+    return {"size": size, "gsd": gsd, "geometry": footprint.wkb, **place}
+
+
+def inside(tile, shape, margin):
+    return tile.buffer(-margin, join_style="mitre").covers(shape)
+
+
 def on_the_border(shape, tile):
     """Whether it ends about a pixel from the border, which degrees and metres may tell differently."""
-    inside = [tile.buffer(-pixels * GSD).covers(shape) for pixels in (0.5, 1.01)]
-    return tile.covers(shape) and inside[0] != inside[1]
+    return inside(tile, shape, 0.98 * GSD) != inside(tile, shape, 1.02 * GSD)
 
 
 def as_seen(geometries, tile):
@@ -62,7 +88,7 @@ def as_seen(geometries, tile):
         least = {"point": 0, "line": 2 * GSD, "area": (2 * GSD) ** 2}[kind]
         size = part.length if kind == "line" else part.area
         if not part.is_empty and size >= least:
-            cut = not tile.buffer(-GSD).covers(shape) and len(WORDS[what]) == 2
+            cut = not inside(tile, shape, GSD) and len(WORDS[what]) == 2
             seen.append({"what": what, "cut": cut, "kind": kind, "shape": part, "crosses": set()})
             sizes[what] = sizes.get(what, 0.0) + size
     for one in seen:
@@ -72,7 +98,7 @@ def as_seen(geometries, tile):
                 if other["kind"] == "line" and one["shape"].crosses(other["shape"]):
                     one["crosses"].add(other["what"])
                 areas.setdefault(other["what"], []).append(other["shape"])
-            one["crosses"] |= {what for what, own in areas.items() if own[0].geom_type == "Polygon"
+            one["crosses"] |= {what for what, own in areas.items() if shapely.get_dimensions(own[0]) == 2
                                and one["shape"].crosses(shapely.union_all(own))}  # fmt: skip
     return seen, sizes
 
@@ -80,17 +106,18 @@ def as_seen(geometries, tile):
 def test_every_sentence_is_true_in_the_plane(tmp_path):
     random, said = np.random.default_rng(0), []
     corners = [(500_000 + 1000 * col, 5_300_000 + 1000 * row) for row in range(12) for col in range(12)]
-    tiles = [(square(*corner, GSD * SIDE), list(scene(random, corner))) for corner in corners]
-    tiles = [one for one in tiles if not any(on_the_border(shape, one[0]) for _, shape in one[1])]
-    table = [pair for _, own in tiles for pair in own]
+    squares = [square(*corner, GSD * SIDE) for corner in corners]
+    tiles = [(whole, *cut_by(random, whole, n), list(scene(random, corners[n]))) for n, whole in enumerate(squares)]
+    tiles = [one for one in tiles if not any(on_the_border(shape, one[2]) for _, shape in one[3])]
+    table = [pair for *_, own in tiles for pair in own]
     shapes = geopandas.GeoSeries([shape for _, shape in table], crs=EPSG)
     layer_file = str(tmp_path / "layer.gpkg")
     frame = geopandas.GeoDataFrame({"class": [what for what, _ in table]}, geometry=shapes)
     frame.to_crs(3035).to_file(layer_file, layer="ground")
     layer = Layer((layer_file,), None, {})
-    for number, (tile, own) in enumerate(tiles):
-        footprint = shapely.transform(shapely.segmentize(tile, 5), lambda xy: np.stack(TO_DEGREES.transform(*xy.T), 1))
-        sentences = layer.sentences(footprint, GSD, partial(Chance, 0, number, "vector"))
+    for number, (whole, valid, tile, own) in enumerate(tiles):
+        place = place_of(row_of(whole, GSD, CRS.from_epsg(EPSG), SIDE), valid)
+        sentences = layer.sentences(place, GSD, partial(Chance, 0, number, "vector"))
         seen, sizes = as_seen(own, tile)
         for sentence in sentences:
             prove_ground(sentence, WORDS, seen, sizes)
@@ -155,10 +182,9 @@ def test_real_layers_are_counted(data_dir):
         bounds, crs = raster.bounds, raster.crs
     file = data_dir / "solaris_vectors" / "geotiff_labels.geojson"
     tile = shapely.box(*bounds)
-    to_degrees = Transformer.from_crs(crs, "OGC:CRS84", always_xy=True)
-    footprint = shapely.transform(shapely.segmentize(tile, 5), lambda xy: np.stack(to_degrees.transform(*xy.T), 1))
+    place = place_of(row_of(tile, 0.5, crs, round((bounds[2] - bounds[0]) / 0.5)), None)
     layer = Layer((str(file),), "building", {})
-    said = layer.sentences(footprint, 0.5, partial(Chance, 0))
+    said = layer.sentences(place, 0.5, partial(Chance, 0))
     shapes = [(shape, shape.intersection(tile)) for shape in geopandas.read_file(file).to_crs(crs).geometry]
     seen = [{"what": "building", "kind": "area", "cut": not tile.buffer(-0.5).covers(shape)}
             for shape, part in shapes if part.area >= 1]  # fmt: skip
