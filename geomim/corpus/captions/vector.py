@@ -176,10 +176,11 @@ def _read(file: str, column: str | None) -> tuple[list[str | None], np.ndarray, 
     lower = {
         name.lower(): name
         for name in known
-        if name.lower() in COLUMNS and any(_class(name, value) for value in table[name])
+        if name.lower() in COLUMNS and any(_class(name, value, layer) for value in table[name])
     }
     column = column or next((lower[name] for name in COLUMNS if name in lower), None)
-    values = [layer if column is None else _class(column, value) for value in table[column or table.geometry.name]]
+    cells = table[column or table.geometry.name]
+    values = [layer if column is None else _class(column, value, layer) for value in cells]
     try:
         shapes = shapely.make_valid(table.geometry.to_crs("OGC:CRS84").to_numpy())
     except pyproj.exceptions.ProjError as error:
@@ -199,13 +200,20 @@ def _read(file: str, column: str | None) -> tuple[list[str | None], np.ndarray, 
     return values, shapes, f"'{file}': classes are {found}; it lies in {west}..{east} E, {south}..{north} N"
 
 
-def _class(column: str, value: Any) -> str | None:
+def _class(column: str, value: Any, layer: str) -> str | None:
+    """What a cell says of a geometry's class; `yes` in a column such as `type` says no more than the layer's name."""
     if value is None or value != value or not str(value).strip():
         return None
     name = f"{value:g}" if isinstance(value, float) else str(value).strip()
     if name.lower() in ("yes", "true"):
-        return "road" if column == "highway" else column
+        return "road" if column == "highway" else layer if column.lower() in COLUMNS else column
     return f"{name} road" if column == "highway" and not name.endswith(_WAYS) else name
+
+
+def file_of(given: str) -> tuple[str, str]:
+    """File and layer of `FILE:LAYER`; no layer where it is a file as it stands, or nothing stands before a colon."""
+    path, _, layer = given.rpartition(":")
+    return (given, "") if Path(given).exists() or not path else (path, layer)
 
 
 def _table(file: str) -> tuple[Any, str]:
@@ -213,9 +221,9 @@ def _table(file: str) -> tuple[Any, str]:
     import geopandas
     from pyogrio.errors import DataSourceError
 
-    path, _, layer = (file, "", "") if Path(file).exists() else file.rpartition(":")
+    path, layer = file_of(file)
     try:
-        layers = [str(name) for name in geopandas.list_layers(path or file)["name"]]
+        layers = [str(name) for name in geopandas.list_layers(path)["name"]]
         if len(layers) > 1 and not layer:
             raise InputError(
                 f"vector file '{file}' has layers {', '.join(layers)}: give {file}:{layers[0]}, or another"

@@ -148,6 +148,9 @@ def test_classes_are_found_as_openstreetmap_writes_them(tmp_path):
     assert "column 'class' (lake); it lies in 9..9.001 E, 48..48.001 N" in found.said[0]
     named = write(tmp_path / "oil_tanks.geojson", [1, 2], [box, box], column="number")
     assert Layer((named,), None, {}).classes == ["oil_tanks"]
+    for column in ("type", "landuse"):  # says that it is of a kind, and not of which
+        yes = write(tmp_path / "stadiums.geojson", ["yes", "arena"], [box, box], column=column)
+        assert Layer((yes,), None, {}).classes == ["arena", "stadiums"]
 
 
 @pytest.mark.filterwarnings("ignore:'crs' was not provided")
