@@ -42,7 +42,7 @@ def imported(file: str, column: str | None, uris: Sequence[str], said: Counter[s
     mended = defaultdict[str, list[str]](list)
     for where, name, texts, record in read_sentences(file, column, mended):
         found.setdefault(name, []).extend(texts)
-        if any(record[key] for key in _keys(record, ("class", "label", "labels"))):
+        if any(record[key] not in (None, "") for key in _keys(record, ("class", "label", "labels"))):
             mended["classes that rows name stay behind (`geomim corpus build --labels` takes them)"].append(where)
     said.update({f"{what}, the first in {places[0]}": len(places) for what, places in mended.items()})
     rows = [Row(name, tuple(dict.fromkeys(texts))) for name, texts in found.items() if texts]

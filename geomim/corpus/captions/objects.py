@@ -111,7 +111,6 @@ def from_boxes(corpus: Corpus, tiles: pa.Table, names: Mapping[str, str | None],
     length = np.hypot(*np.moveaxis(np.roll(corners, -1, 1) - corners, 2, 0)).max(1)
     label = pc.dictionary_encode(pc.fill_null(labels, ""))
     classes = label.dictionary.to_pylist()
-    said.update(f"class {name}" for name in classes if name)
     nouns, kind = called([name or None for name in classes], names), label.indices.to_numpy()
     truncated = np.array([name.lower().startswith(_TRUNCATED) for name in classes], bool)
     flat_ones = (box[:, :2] >= box[:, 2:]).any(1)
@@ -188,7 +187,6 @@ def from_masks(
     """
     from scipy import ndimage
 
-    said.update(f"class {name}" for name in corpus.classes)
     nouns, found = called(list(corpus.classes), names), []
     for place, mask in masks(corpus, tiles):
         valid = read_valid(corpus, *(tiles[name][place].as_py() for name in ("size", "slot")))

@@ -52,13 +52,17 @@ def cut_by(random, tile, number):
     """Which pixels of a tile are valid, None where all, and these as one shape: every second tile ends at a slant."""
     if number % 2:
         return None, tile
-    x, _, _, north = tile.bounds
     turn, far = random.uniform(0, 2 * np.pi), random.uniform(-0.25, 0.4) * SIDE
     rows, cols = np.mgrid[:SIDE, :SIDE] + 0.5 - SIDE / 2
     valid = cols * np.cos(turn) + rows * np.sin(turn) < far
+    return valid, ground(valid, tile.bounds[0], tile.bounds[3])
+
+
+def ground(valid, west, north, gsd=GSD):
+    """Valid pixels, side by side in each row, as one shape in metres."""
     runs = [(n, *np.flatnonzero(row)[[0, -1]]) for n, row in enumerate(valid) if row.any()]
-    edges = [(x + first * GSD, north - (n + 1) * GSD, x + (last + 1) * GSD, north - n * GSD) for n, first, last in runs]
-    return valid, shapely.union_all([shapely.box(*edge) for edge in edges])
+    rows = [(west + a * gsd, north - (n + 1) * gsd, west + (b + 1) * gsd, north - n * gsd) for n, a, b in runs]
+    return shapely.union_all([shapely.box(*row) for row in rows])
 
 
 def row_of(tile, gsd, crs, size):
@@ -74,21 +78,21 @@ def inside(tile, shape, margin):
     return tile.buffer(-margin, join_style="mitre").covers(shape)
 
 
-def on_the_border(shape, tile):
+def on_the_border(shape, tile, gsd=GSD):
     """Whether it ends about a pixel from the border, which degrees and metres may tell differently."""
-    return inside(tile, shape, 0.98 * GSD) != inside(tile, shape, 1.02 * GSD)
+    return inside(tile, shape, 0.98 * gsd) != inside(tile, shape, 1.02 * gsd)
 
 
-def as_seen(geometries, tile):
+def as_seen(geometries, tile, gsd=GSD):
     """What of the geometries lies in a tile, by plane geometry."""
     seen, sizes = [], {}
     for what, shape in geometries:
         part = shape.intersection(tile)
         kind = {"Point": "point", "LineString": "line"}.get(shape.geom_type, "area")
-        least = {"point": 0, "line": 2 * GSD, "area": (2 * GSD) ** 2}[kind]
+        least = {"point": 0, "line": 2 * gsd, "area": (2 * gsd) ** 2}[kind]
         size = part.length if kind == "line" else part.area
         if not part.is_empty and size >= least:
-            cut = not inside(tile, shape, GSD) and len(WORDS[what]) == 2
+            cut = not inside(tile, shape, gsd) and len(WORDS[what]) == 2
             seen.append({"what": what, "cut": cut, "kind": kind, "shape": part, "crosses": set()})
             sizes[what] = sizes.get(what, 0.0) + size
     for one in seen:
