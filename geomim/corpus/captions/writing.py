@@ -123,7 +123,7 @@ def _covers(job: Job, corpus: Corpus, tiles: pa.Table, said: Counter[str]) -> It
 def _on_map(cover: LandCover, tiles: pa.Table, said: Counter[str]) -> Iterator[tuple[int, np.ndarray]]:
     for place, tile in enumerate(tiles.select(["size", "transform", "epsg", "crs_wkt"]).to_pylist()):
         if tile["transform"] is None or (tile["epsg"] is None and tile["crs_wkt"] is None):
-            said["tiles have no place on Earth, and get nothing of --landcover"] += 1
+            said["tiles have no grid on Earth, and get nothing of --landcover"] += 1
             continue
         crs = crs_of(tile["epsg"], tile["crs_wkt"])
         yield place, cover.read(Affine(*tile["transform"]), crs, tile["size"])
