@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,27 +84,30 @@ def caption(
         CorpusError: It is no corpus, or its masks do not fit its tiles.
     """
     asked = {name: value for name, value in locals().items() if name not in ("corpus", "show")}
-    opened, console = open_to_change(corpus), Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    opened = open_to_change(corpus)
     places = (str(opened.path), tuple(of or ()), tuple(vector or ()), landcover, column)
     job = Job(*places, names or {}, placed, middle, min_area, seed)
     _check_arguments(job, imported, licence, drop, show)
     _check_corpus(opened, job, drop)
-    for said in _look(opened, job):
-        console.print(said)
-    new, counts = _imported(opened, imported, column, console) if imported else _written(opened, job)
-    for what, count in sorted(counts.items()):
-        if count:
-            console.print(f"{count:,} {what}")
+    _say(_look(opened, job))
+    new, said = _imported(opened, imported, column) if imported else _written(opened, job)
+    _say(said)
     if not len(new) and not drop:
         raise InputError(f"'{corpus}' has nothing of that kind to write a sentence of")
-    written = _count(new, job.origins, console)
+    counts = _count(new, job.origins)
+    _say(f"{origin}: {count:,} sentences of {tiles:,} tiles" for origin, (count, tiles) in counts.items())
     if show is None:
-        files = {"vector": job.vector, "landcover": (landcover,), imported and Path(imported).stem: (imported,)}
-        told = {origin: _told(files[origin], licence) for origin, count in written.items() if count and origin in files}
-        _store(opened, asked, new, {*written, *(drop or ())}, told)
+        _store(opened, asked, new, counts)
+        report(opened.path)
     else:
         _show(new, show, seed)
     return opened.path
+
+
+def _say(lines: Iterable[str]) -> None:
+    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    for line in lines:
+        console.print(line)
 
 
 def _check_arguments(
@@ -166,24 +169,27 @@ def _look(corpus: Corpus, job: Job) -> list[str]:
     return said
 
 
-def _written(corpus: Corpus, job: Job) -> tuple[pa.Table, Counter[str]]:
+def _written(corpus: Corpus, job: Job) -> tuple[pa.Table, list[str]]:
     """Sentences that are written of the tiles, and what is to be said of them."""
     if not job.origins:
-        return CAPTIONS.empty_table(), Counter()
+        return CAPTIONS.empty_table(), []
     with working() as workers:
         inline = corpus.rows().count_rows() < _INLINE_TILES
         calls = [(job, file) for file in Tables(corpus.path / "catalogue").parts()]
         parts = workers.run("writing captions", write_part, calls, inline)
-    return pa.concat_tables([part for part, _ in parts]), sum((counts for _, counts in parts), Counter())
+    return pa.concat_tables([part for part, _ in parts]), _lines(sum((counts for _, counts in parts), Counter()))
 
 
-def _imported(corpus: Corpus, file: str, column: str | None, console: Console) -> tuple[pa.Table, Counter[str]]:
+def _lines(counts: Counter[str]) -> list[str]:
+    return [f"{count:,} {what}" for what, count in sorted(counts.items()) if count]
+
+
+def _imported(corpus: Corpus, file: str, column: str | None) -> tuple[pa.Table, list[str]]:
     """Sentences of a file, and what is to be said of them."""
     said = Counter[str]()
     tiles = corpus.table(["id", "source"])
     sources = pc.dictionary_encode(tiles["source"].cast(pa.string())).combine_chunks()
     found = importing.imported(file, column, sources.dictionary.to_pylist(), said)
-    console.print(str(found))
     texts = pa.array([value and list(value) for value in found.values], pa.list_(pa.string()))
     times = pc.value_counts(sources.indices)
     several = times.field("values").filter(pc.greater(times.field("counts"), 1))
@@ -192,17 +198,15 @@ def _imported(corpus: Corpus, file: str, column: str | None, console: Console) -
     ids, origin = tiles["id"].combine_chunks(), Path(file).stem
     starts = range(0, len(ids), ROWS)
     parts = [of_one(ids[at : at + ROWS], texts.take(sources.indices[at : at + ROWS]), origin) for at in starts]
-    return pa.concat_tables([CAPTIONS.empty_table(), *parts]), said
+    return pa.concat_tables([CAPTIONS.empty_table(), *parts]), [str(found), *_lines(said)]
 
 
-def _count(new: pa.Table, asked: set[str], console: Console) -> dict[str, int]:
-    """Sentences of each origin, none of one that was asked for included; said with the tiles that have them."""
+def _count(new: pa.Table, asked: set[str]) -> dict[str, tuple[int, int]]:
+    """Sentences and their tiles of each origin, none of one that was asked for included."""
     rows = flat(new).group_by("caption_origins").aggregate([("id", "count"), ("id", "count_distinct")])
-    found = {origin: (count, tiles) for origin, count, tiles in zip(*rows.to_pydict().values(), strict=True)}
-    counts = {origin: found.get(origin, (0, 0)) for origin in sorted({*found, *asked})}
-    for origin, (count, tiles) in counts.items():
-        console.print(f"{origin}: {count:,} sentences of {tiles:,} tiles")
-    return {origin: count for origin, (count, _) in counts.items()}
+    columns = (rows[name].to_pylist() for name in ("caption_origins", "id_count", "id_count_distinct"))
+    found = {origin: (count, tiles) for origin, count, tiles in zip(*columns, strict=True)}
+    return {origin: found.get(origin, (0, 0)) for origin in sorted({*found, *asked})}
 
 
 def _show(new: pa.Table, count: int, seed: int) -> None:
@@ -212,22 +216,20 @@ def _show(new: pa.Table, count: int, seed: int) -> None:
         print(*row, sep="\t")
 
 
-def _told(files: Sequence[str | None], licence: str | None) -> list[dict[str, str | None]]:
-    """What is stated of the files that sentences come from."""
-    paths = [Path(file_of(file)[0]) for file in files if file]
-    hashes = [file_hash(path) if path.is_file() else None for path in paths]
-    return [
-        {"file": path.name, "xxh3": known, "licence": licence or "unknown"}
-        for path, known in zip(paths, hashes, strict=True)
-    ]
-
-
-def _store(corpus: Corpus, asked: dict[str, Any], new: pa.Table, gone: set[str], told: dict[str, list[dict]]) -> None:
-    """Write new sentences in place of those of the origins that are `gone`, and what is told of their files."""
+def _store(corpus: Corpus, asked: dict[str, Any], new: pa.Table, counts: dict[str, tuple[int, int]]) -> None:
+    """Put new sentences in place of those of their origins, and state which files they come from."""
+    gone = {*counts, *(asked["drop"] or ())}
     table = joined(without(read_small(corpus, "captions") or CAPTIONS.empty_table(), gone), new)
     before = corpus.meta.get("sentences", {})
-    stays = {origin: files for origin, files in before.items() if origin not in gone}
-    told = stays | {origin: files for origin, files in told.items() if files}
+    told = {origin: files for origin, files in before.items() if origin not in gone}
+    layers, cover, file = (asked[name] for name in ("vector", "landcover", "imported"))
+    for origin, files in (("vector", layers), ("landcover", cover and [cover]), (file and Path(file).stem, [file])):
+        if files and counts.get(origin, (0, 0))[0]:
+            told[origin] = [_stated(one, asked["licence"]) for one in files]
     said = {"sentences": told} if told or before else None
     conclude(corpus.path, {"caption": asked}, {"captions": table if len(table) else None}, said=said)
-    report(corpus.path)
+
+
+def _stated(file: str, licence: str | None) -> dict[str, str | None]:
+    path = Path(file_of(file)[0])
+    return {"file": path.name, "xxh3": file_hash(path) if path.is_file() else None, "licence": licence or "unknown"}
