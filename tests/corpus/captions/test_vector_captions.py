@@ -135,6 +135,29 @@ def test_every_sentence_is_true_in_the_plane(tmp_path):
                      {"farmland": 2e4})  # fmt: skip
 
 
+@pytest.mark.parametrize("west", [24.0, 179.995])
+def test_a_pixel_from_the_border_is_one_in_degrees_too(tmp_path, west):
+    """At 60 degrees north a degree of longitude has half the metres; the date line cuts a tile, and no object."""
+    step = 0.0001
+    row = {"size": 100, "gsd": 7.9, "transform": [step, 0, west, 0, -step, 60.0], "epsg": 4326, "crs_wkt": None}
+    valid = np.arange(100)[None] + np.zeros((100, 1)) < 90
+    for end, margin, padding, what in [
+        (100, 0.8, None, "Part of a building"), (100, 1.2, None, "A building"),
+        (90, 0.8, valid, "Part of a building"), (90, 1.2, valid, "A building"),
+    ]:  # fmt: skip
+        east = west + (end - margin) * step
+        house = shapely.box(east - 8 * step, 59.994, east, 59.995)
+        over = [shapely.transform(part, lambda xy: xy - [360, 0]) for part in [house & shapely.box(180, 0, 360, 90)]]
+        file = tmp_path / f"{end}-{margin}.gpkg"
+        write(file, ["building"], [shapely.union_all([house & shapely.box(0, 0, 180, 90), *over])])
+        tile = shapely.box(west, 59.99, west + 100 * step, 60.0)
+        beyond = shapely.transform(tile & shapely.box(180, 0, 360, 90), lambda xy: xy - [360, 0])
+        footprint = shapely.union_all([tile & shapely.box(0, 0, 180, 90), beyond])
+        place = place_of(row | {"geometry": footprint.wkb}, padding)
+        said = Layer((str(file),), None, {}).sentences(place, 7.9, partial(Chance, 0))
+        assert said[1].startswith(f"{what} covers about "), (end, margin, said)
+
+
 def write(file, values, shapes, crs=4326, column="class"):
     geopandas.GeoDataFrame({column: values}, geometry=shapes, crs=crs).to_file(file)
     return str(file)
