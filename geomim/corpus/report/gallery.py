@@ -137,8 +137,8 @@ class Gallery:
             return ""
         told, counted = self._corpus.meta.get("sentences", {}), []
         for name, count in sorted(self._facts.captions.items()):
-            of = {one["file"]: one["licence"] for one in told.get(name, ())} or {"tiles": "that of the tiles"}
-            counted.append((name, f"{count:,}", ", ".join(of), ", ".join(dict.fromkeys(of.values()))))
+            files = [(one["file"], one["licence"]) for one in told.get(name, ())] or [("tiles", "that of the tiles")]
+            counted.append((name, f"{count:,}", *(", ".join(dict.fromkeys(own)) for own in zip(*files, strict=True))))
         figures = []
         for row in {row["id"]: row for rows in self._facts.said.values() for row in rows}.values():
             origins = row["caption_origins"] or ["human"] * len(row["captions"])
