@@ -50,7 +50,7 @@ def part(random: np.random.Generator, first: int, boxes_a_tile: float) -> pa.Tab
 
 
 def write(tiles: pa.Table, richer: bool) -> pa.Table:
-    """Sentences of a part, as `geomim.corpus.captions.caption.write_part` has them."""
+    """Sentences of a part, as `geomim.corpus.captions.writing.write_part` has them."""
     ids, rows = tiles["id"].to_pylist(), []
     for place, objects in from_boxes(None, tiles, {}, Counter()).by_tile():  # type: ignore[arg-type]
         chance = partial(Chance, 0, ids[place], "b2c")

@@ -30,14 +30,36 @@ def uncapital(text):
     return text[:1].lower() + text[1:]
 
 
+def overlap(polygon, low, high):
+    """Whether a convex polygon, a list of corners, and the square from `low` to `high` have ground in common."""
+    square = [low, (high[0], low[1]), high, (low[0], high[1])]
+    sides = zip(polygon, [*polygon[1:], polygon[0]], strict=True)
+    for x, y in [(1, 0), (0, 1), *((b - d, c - a) for (a, b), (c, d) in sides)]:  # apart along some axis, or nowhere
+        one, two = ([x * col + y * row for col, row in shape] for shape in (polygon, square))
+        if max(one) <= min(two) or max(two) <= min(one):
+            return False
+    return True
+
+
+def pixels_near(polygon):
+    xs, ys = zip(*polygon, strict=True)
+    return [(row, col) for row in range(int(min(ys)) - 2, int(max(ys)) + 3)
+            for col in range(int(min(xs)) - 2, int(max(xs)) + 3)]  # fmt: skip
+
+
+def is_valid(valid, row, col):
+    return 0 <= row < len(valid) and 0 <= col < len(valid) and bool(valid[row][col])
+
+
 class Objects:
     """Proves sentences about objects.
 
-    `words` maps a class to `(with article, plural)`, or to `(with article, plural, "mass")` for what has no wholeness.
+    `words` maps a class to `(with article, plural)`, or to `(with article, plural, "mass")` for what has no wholeness;
+    `valid` says which pixels of the tile are measurements, all if not given.
     """
 
-    def __init__(self, words, size, middle=0.5, gsd=None):
-        self.words, self.size, self.middle, self.gsd = words, size, middle, gsd
+    def __init__(self, words, size, middle=0.5, gsd=None, valid=None):
+        self.words, self.size, self.middle, self.gsd, self.valid = words, size, middle, gsd, valid
         one = {entry[0]: what for what, entry in words.items()}
         many = {entry[1]: what for what, entry in words.items()}
         self.names = {**one, **many}
@@ -58,6 +80,11 @@ class Objects:
             cut = edge or one.get("cut", False)
             x, y = sum(xs) / len(xs), sum(ys) / len(ys)
             corners = list(zip(xs, ys, strict=True))
+            if self.valid is not None:
+                near = [(r, c, is_valid(self.valid, r, c)) for r, c in pixels_near(corners)]
+                if not any(overlap(corners, (c, r), (c + 1, r + 1)) for r, c, good in near if good):
+                    continue  # nothing of it is seen
+                cut |= any(overlap(corners, (c - 1, r - 1), (c + 2, r + 2)) for r, c, good in near if not good)
             sides = [
                 ((a - c) ** 2 + (b - d) ** 2) ** 0.5
                 for (a, b), (c, d) in zip(corners, [*corners[1:], corners[0]], strict=True)
@@ -74,7 +101,7 @@ class Objects:
             return [one for one in objects if one not in inside]
         if "middle" in place or "centre" in place:
             return inside
-        need(re.fullmatch(r"in (this|the) (remote sensing |aerial )?(picture|image)", place), sentence, "no such place")
+        need(re.fullmatch(r"in (this|the) (remote sensing )?(picture|image)", place), sentence, "no such place")
         return objects
 
     def quarter(self, one):
@@ -227,7 +254,7 @@ def prove_ground(sentence, words, seen, measure):
         if name in ones and len(words[what]) < 4:
             need(len(own) == 1 and own[0]["cut"] == part, sentence, "not one, or not whole")
         need(near(number(stated) * (1e4 if "hect" in unit else 1), measure[what]), sentence, f"{measure[what]:.1f}")
-    elif match := re.fullmatch(rf"{MEASURE} of (.*) can be seen in (this|the) (remote sensing |aerial )?\w+", text):
+    elif match := re.fullmatch(rf"{MEASURE} of (.*) can be seen in (this|the) (remote sensing )?\w+", text):
         what = {entry[0].split(" ", 1)[1]: what for what, entry in words.items()}[match[3]]
         need(
             near(number(match[1]) * (1000 if match[2] == "km" else 1), measure[what]), sentence, f"{measure[what]:.1f}"

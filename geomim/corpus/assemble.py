@@ -95,7 +95,7 @@ def working(count: int | None = None) -> Iterator[Workers]:
 
 def decide_anew(folder: Path, meta: Mapping[str, Any], workers: Workers) -> None:
     """Write catalogue, statistics, lock and `corpus.json` of a folder whose arrays and small tables are there."""
-    names = ("sensor", "recipe", "protect", "classes", "searched", "searched_valid")
+    names = ("sensor", "recipe", "protect", "classes", "searched", "searched_valid", "sentences")
     kept = {name: meta[name] for name in names if name in meta}
     finish(folder, kept, rules_of(kept), workers)
 

@@ -283,7 +283,10 @@ def _joined(corpora: Sequence[Corpus]) -> dict[str, Any]:
     recipes = [corpus.meta["recipe"] for corpus in corpora]
     made = [{"corpus": one.path.resolve().name, "recipe": recipe} for one, recipe in zip(corpora, recipes, strict=True)]
     sources = sorted({source for recipe in recipes for source in recipe["source"]})
-    return {
+    told: dict[str, list[Any]] = {}  # of the files that sentences come from
+    for origin, files in (pair for corpus in corpora for pair in corpus.meta.get("sentences", {}).items()):
+        told[origin] = [*told.get(origin, []), *(file for file in files if file not in told.get(origin, []))]
+    return ({"sentences": told} if told else {}) | {
         "sensor": corpora[0].meta["sensor"],
         "protect": any(corpus.meta["protect"] for corpus in corpora),
         "classes": list(dict.fromkeys([*of_masks[0], *labels])) if of_masks else [],

@@ -121,7 +121,8 @@ def write_lock(file: Path, catalogue: Path, sources: pa.Table | ds.Dataset, head
         catalogue: The corpus's `catalogue.parquet`.
         sources: Columns `uri`, `bytes` and `xxh3` as of `source_hash`, in the order of their tiles' ids.
         header: `geomim_version`, `recipe` and `versions`; where it was changed, `built` (the recipe of the build) and
-            `changes`, `verb` and `asked` of each in their order; names of sources that were `skipped`.
+            `changes`, `verb` and `asked` of each in their order; names of sources that were `skipped`; file, hash and
+            licence of `sentences` that came from files, by origin.
     """
     from pyarrow.dataset import dataset
 

@@ -141,9 +141,11 @@ def _from_table(path: Path, train_split: str, test_split: str, folder: Path) -> 
     elif "" in splits:
         lost = next(one.where for one in found.values() if not one.split)
         notes.append(f"images without a split are left out, the first in {lost}")
+    kinds = split_kind(train_split), split_kind(test_split)
+    alike = {kind for kind in kinds if kind and kinds.count(kind) == 1}  # two names of one kind mean themselves alone
     train, test = (
-        {name: one for name, one in found.items() if one.split == split or (split_kind(one.split) or 0) == alike}
-        for split, alike in ((train_split, split_kind(train_split)), (test_split, split_kind(test_split)))
+        {name: one for name, one in found.items() if one.split == split or split_kind(one.split) in alike & {kind}}
+        for split, kind in zip((train_split, test_split), kinds, strict=True)
     )
     if not test:
         said = f"'{path}' has no image in split '{test_split}'; it has {', '.join(splits)}"

@@ -42,6 +42,19 @@ def test_splits_by_other_usual_names_and_pictures_anywhere_in_a_folder(tmp_path)
     assert alone.texts == said.texts  # of the other splits none is looked for
 
 
+def test_two_splits_of_names_that_mean_the_same_share_no_image(tmp_path):
+    names = ["train", "trn", "val", "dev", "test"]
+    rows = [{"image": picture(tmp_path / f"{n}.png"), "split": n, "class": n, "caption": n} for n in names]
+    table = jsonl(tmp_path, *rows)
+    for train, test in (("train", "trn"), ("trn", "train"), ("val", "dev")):
+        said = open_described(table, train, test)
+        assert said.texts == [test] and len(said.images.train) == 1
+        assert said.images.classes[said.images.train.labels[0]] == train
+    assert open_described(table, "train", "validation").texts == ["val", "dev"]
+    with pytest.raises(InputError, match="has no image in split 'validation'"):
+        open_described(table, "val", "validation")
+
+
 LAYOUTS = {
     "rsicd.json": {
         "images": [
@@ -68,6 +81,8 @@ def test_published_layouts_say_the_same(tmp_path, name):
     said = open_described(tmp_path / name)
     assert said.texts == ["a pond .", "a pond ."] and said.of.tolist() == [0, 0]  # equal sentences stay, as published
     assert len(said.images.test) == 1
+    if name == "nwpu.json":  # the class that rows stand under
+        assert said.images.classes == ("airplane", "park") and said.images.test.labels.tolist() == [0]
 
 
 def test_what_is_odd_is_kept_or_said_with_its_row(tmp_path):

@@ -32,8 +32,10 @@ class Chance:
 
     def some(self, options: Sequence[T], count: int) -> list[T]:
         """Different ones among some options, in the order of the draw."""
-        pool = list(options)
-        for place in range(min(count, len(pool))):
-            other = place + self.below(len(pool) - place)
-            pool[place], pool[other] = pool[other], pool[place]
-        return pool[:count]
+        moved: dict[int, int] = {}  # of a shuffle that goes only as far as is drawn
+        drawn = []
+        for place in range(min(count, len(options))):
+            other = place + self.below(len(options) - place)
+            drawn.append(options[moved.get(other, other)])
+            moved[other] = moved.get(place, place)
+        return drawn

@@ -7,6 +7,8 @@ rather than seen where it is not.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -109,38 +111,51 @@ def classify(pixels: np.ndarray, sensor: Sensor, places: dict[str, int]) -> np.n
     return found
 
 
-class LandCover:
-    """A land-cover map in any projection.
+@contextmanager
+def open_cover(file: str) -> Iterator[LandCover]:
+    """A land-cover map, open as long as the context is.
 
     Args:
         file: A raster of class numbers 0..254 in its first band. Class names by number stand in `classes.json` beside
             it, or in its tag `CLASSES` (see `geomim.corpus.labels.Masks`); other numbers are no class.
 
-    Attributes:
-        classes: Their names.
-        said: What they are, and where the map lies.
-
     Raises:
         InputError: It cannot be read, has no place on Earth, or nothing names its classes.
     """
+    try:
+        raster = rasterio.open(file)
+    except RasterioError as error:
+        raise InputError(f"land-cover map '{file}' cannot be read ({error})") from error
+    with raster:
+        yield LandCover(file, raster)
 
-    def __init__(self, file: str) -> None:
-        try:
-            self._raster = rasterio.open(file)
-        except RasterioError as error:
-            raise InputError(f"land-cover map '{file}' cannot be read ({error})") from error
-        if self._raster.crs is None:
+
+class LandCover:
+    """A land-cover map in any projection; see `open_cover`.
+
+    Attributes:
+        classes: Names of its classes.
+        said: What they are, and where the map lies.
+    """
+
+    def __init__(self, file: str, raster: rasterio.DatasetReader) -> None:
+        if raster.crs is None:
             raise InputError(f"land-cover map '{file}' has no coordinate reference system: write it with one")
         numbers, self.classes = class_names(Path(file).parent / "classes.json", Path(file))
-        west, south, east, north = (f"{number:.5g}" for number in self._raster.bounds)
-        where = f"{west}..{east}, {south}..{north} of {self._raster.crs.to_string():.40}"
+        west, south, east, north = (f"{number:.5g}" for number in raster.bounds)
+        where = f"{west}..{east}, {south}..{north} of {raster.crs.to_string():.40}"
         self.said = f"'{file}': classes are {', '.join(self.classes)}; it lies in {where}"
+        self._file, self._raster = file, raster
         self._table = np.full(256, IGNORE, np.uint8)
         self._table[numbers] = np.arange(len(numbers))
 
     def read(self, transform: Affine, crs: CRS, size: int) -> np.ndarray:
-        """The classes on a tile's grid, by the nearest pixel, `(size, size)` uint8; 255 where there is none."""
-        numbers = np.full((size, size), -1, np.int32)
+        """The classes on a tile's grid, by the nearest pixel, `(size, size)` uint8; 255 where there is none.
+
+        Raises:
+            InputError: Numbers there are no whole ones, so that they name no class.
+        """
+        numbers = np.full((size, size), -1.0)
         reproject(
             rasterio.band(self._raster, 1),
             numbers,
@@ -149,5 +164,11 @@ class LandCover:
             dst_nodata=-1,
             resampling=Resampling.nearest,
         )
+        numbers = np.nan_to_num(numbers, nan=-1.0, posinf=-1.0, neginf=-1.0)
+        if (broken := numbers[numbers % 1 != 0]).size:
+            raise InputError(
+                f"land-cover map '{self._file}' holds {broken[0]:.6g}, and expected are whole numbers of classes "
+                f"({', '.join(self.classes)}): write it with the class of each pixel"
+            )
         inside = (numbers >= 0) & (numbers < IGNORE)
-        return np.where(inside, self._table[np.where(inside, numbers, 0)], IGNORE).astype(np.uint8)
+        return np.where(inside, self._table[np.where(inside, numbers, 0).astype(int)], IGNORE).astype(np.uint8)

@@ -26,7 +26,7 @@ _SAME = frozenset(
 _IRREGULAR = {
     "person": "people", "man": "men", "woman": "women", "child": "children", "foot": "feet", "goose": "geese",
     "leaf": "leaves", "shelf": "shelves", "wharf": "wharves", "calf": "calves", "volcano": "volcanoes",
-    "gas": "gases", "canvas": "canvases", "bus": "buses", "atlas": "atlases", "house": "houses",
+    "gas": "gases", "canvas": "canvases", "bus": "buses", "atlas": "atlases", "lens": "lenses", "house": "houses",
 }  # fmt: skip
 _SINGULAR = {many: one for one, many in _IRREGULAR.items()}
 _MASS = frozenset(
@@ -47,7 +47,7 @@ _SPELLED = {
 }  # fmt: skip
 _LINKS = re.compile(r" (?=(?:of|with|without|for|under|over|in|on|at|along|by) )")
 _AS_VOWEL = re.compile(r"[aeiou]|hour|heir|honest|8|11\b|18\b")
-_AS_CONSONANT = re.compile(r"uni[tvfcqo]|us[aeiu]|ut[aei]|eu|ewe|one\b|once")
+_AS_CONSONANT = re.compile(r"uni[tvfcqo]|us[aeiu]|us\b|ut[aei]|eu|ewe|one\b|once")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def noun(name: str) -> Noun:
     """
     if "|" in name:
         one, many = (part.strip() for part in name.split("|", 1))
-        return Noun(one, many, many)
+        return Noun(one, many, many) if one and many else noun(one or many)
     words = _words(name)
     if not words:
         return Noun("object", "objects", "objects")
@@ -140,8 +140,10 @@ def _plural(word: str) -> str:
 
 
 def with_article(words: str) -> str:
-    """`a ship`, `an airport`, `an hour`, `a university`."""
+    """`a ship`, `an airport`, `an hour`, `a university`, `another building`."""
     plain = unicodedata.normalize("NFD", words).lower()
+    if re.match(r"other\b", plain):
+        return f"an{words}"
     return f"{'an' if _AS_VOWEL.match(plain) and not _AS_CONSONANT.match(plain) else 'a'} {words}"
 
 

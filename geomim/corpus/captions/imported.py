@@ -40,8 +40,10 @@ def imported(file: str, column: str | None, uris: Sequence[str], said: Counter[s
     """
     found: dict[str, list[str]] = {}
     mended = defaultdict[str, list[str]](list)
-    for _, name, texts, _ in read_sentences(file, column, mended):
+    for where, name, texts, record in read_sentences(file, column, mended):
         found.setdefault(name, []).extend(texts)
+        if any(record[key] not in (None, "") for key in _keys(record, ("class", "label", "labels"))):
+            mended["classes that rows name stay behind (`geomim corpus build --labels` takes them)"].append(where)
     said.update({f"{what}, the first in {places[0]}": len(places) for what, places in mended.items()})
     rows = [Row(name, tuple(dict.fromkeys(texts))) for name, texts in found.items() if texts]
     if not rows:
@@ -100,10 +102,11 @@ def _records(file: str) -> list[Any]:
 
 
 def _lists(table: Mapping[str, Any], file: str) -> Iterator[list[Any]]:
+    """Rows of NWPU-Captions, which stand under their classes; a class that a row names itself counts."""
     for key, rows in table.items():
         if not isinstance(rows, list):
             raise InputError(f"'{file}' has no list under '{key}'; {_FORMS}")
-        yield rows
+        yield [{"class": key, **row} if isinstance(row, Mapping) else row for row in rows]
 
 
 def _keys(record: Mapping[str, Any], names: Sequence[str]) -> list[str]:

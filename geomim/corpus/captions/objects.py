@@ -11,8 +11,10 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import shapely
 
 from geomim.corpus.captions.grammar import Noun, noun
+from geomim.corpus.captions.seen import outline, read_valid, within
 from geomim.corpus.store import IGNORE, Corpus
 from geomim.errors import CorpusError, InputError
 
@@ -33,7 +35,8 @@ class Objects:
         kind: `(n,)` place in `nouns`.
         centre: `(n, 2)` mean of the corners in pixels of the tile, x from left, y from top.
         length: `(n,)` longest edge in pixels.
-        cut: `(n,)` whether the tile's border cuts it off (`_cut`), so that it is not seen whole.
+        cut: `(n,)` whether it reaches to less than a pixel from the tile's border, or from what of the tile is not
+            valid: nobody knows whether it goes on there.
         nouns: What the classes are called.
     """
 
@@ -90,7 +93,7 @@ def from_boxes(corpus: Corpus, tiles: pa.Table, names: Mapping[str, str | None],
         corpus: Of the tiles.
         tiles: Rows with `id`, `size`, `slot`, `source`, `valid_fraction` and `boxes`.
         names: See `called`.
-        said: Counts boxes that are left out: of no area, with their middle outside the tile.
+        said: Counts boxes that are left out: of no area, with their middle outside the tile, in its padding.
 
     Raises:
         InputError: A box has no four corners, or one that is no number.
@@ -108,16 +111,18 @@ def from_boxes(corpus: Corpus, tiles: pa.Table, names: Mapping[str, str | None],
     length = np.hypot(*np.moveaxis(np.roll(corners, -1, 1) - corners, 2, 0)).max(1)
     label = pc.dictionary_encode(pc.fill_null(labels, ""))
     classes = label.dictionary.to_pylist()
-    said.update(f"class {name}" for name in classes if name)
     nouns, kind = called([name or None for name in classes], names), label.indices.to_numpy()
     truncated = np.array([name.lower().startswith(_TRUNCATED) for name in classes], bool)
     flat_ones = (box[:, :2] >= box[:, 2:]).any(1)
     outside = ((centre < 0) | (centre >= size[:, None])).any(1) & ~flat_ones
     said["boxes of no area are left out"] += int(flat_ones.sum())
     said["boxes are left out, as their middle lies outside the tile"] += int(outside.sum())
-    cut = _cut(box, _frames(corpus, tiles)[tile]) | (truncated[kind] if len(kind) else False)
+    cut, nothing = _hidden(corpus, tiles, tile, corners)
+    cut |= truncated[kind] if len(kind) else False
+    nothing &= ~flat_ones & ~outside
+    said["boxes are left out, as they lie where the tile has no measurement"] += int(nothing.sum())
     named = np.array([one is not None for one in nouns], bool)
-    use = ~flat_ones & ~outside & (named[kind] if len(kind) else True)
+    use = ~flat_ones & ~outside & ~nothing & (named[kind] if len(kind) else True)
     parts = (part[use] for part in (tile, kind, centre, length, cut))
     return _merged(Objects(*parts, [one or noun("") for one in nouns]))
 
@@ -138,33 +143,29 @@ def _refuse(tiles: pa.Table, tile: np.ndarray, wrong: np.ndarray, what: str) -> 
         raise InputError(f"box {number} of tile {tile_id} of '{source}' {what}: correct the labels and build again")
 
 
-def _cut(box: np.ndarray, frame: np.ndarray) -> np.ndarray:
-    """Which boxes reach beyond their frame, or to less than a pixel from its border.
+def _hidden(corpus: Corpus, tiles: pa.Table, tile: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which boxes are not seen whole, and of which nothing is seen.
 
     The catalogue keeps a box that lies across a tile's border whole, where its middle is inside. At the border of a
     scene publishers clip boxes, so that those of objects that go on end there.
+
+    Args:
+        corpus: Of the tiles.
+        tiles: As for `from_boxes`.
+        tile: `(n,)` place of the tile, sorted.
+        corners: `(n, 4, 2)`.
     """
-    return ((box[:, :2] < frame[:, :2] + 1) | (box[:, 2:] > frame[:, 2:] - 1)).any(1)
-
-
-def _frames(corpus: Corpus, tiles: pa.Table) -> np.ndarray:
-    """What of each tile is not padding, `(n, 4)`: x1, y1, x2, y2."""
-    size, slot = tiles["size"].to_numpy(), tiles["slot"].to_numpy()
-    frames = np.stack([size * 0, size * 0, size, size], 1)
+    low, high = corners.min(1), corners.max(1)
+    cut = ((low < 1) | (high > tiles["size"].to_numpy()[tile, None] - 1)).any(1)
+    nothing = np.zeros(len(cut), bool)
     for place in np.flatnonzero(tiles["valid_fraction"].to_numpy() < 1).tolist():
-        good = read_valid(corpus, int(size[place]), int(slot[place]))
-        if good is None:
-            continue
-        rows, cols = (np.flatnonzero(good.any(axis)) for axis in (1, 0))
-        if len(rows):
-            frames[place] = cols[0], rows[0], cols[-1] + 1, rows[-1] + 1
-    return frames
-
-
-def read_valid(corpus: Corpus, size: int, slot: int) -> np.ndarray | None:
-    """Which pixels of a tile are measurements, `(H, W)` bool; None where all are, or its pixels are not there."""
-    valid = corpus.array("valid", size) if slot >= 0 else None
-    return None if valid is None else valid.read([slot])[0].astype(bool)
+        valid = read_valid(corpus, *(tiles[name][place].as_py() for name in ("size", "slot")))
+        own = slice(*np.searchsorted(tile, [place, place + 1]))
+        if valid is not None and own.start < own.stop:
+            boxes = shapely.convex_hull(shapely.multipoints(corners[own]))
+            cut[own] = ~shapely.covers(outline(within(valid)), boxes)
+            nothing[own] = shapely.area(shapely.intersection(outline(valid), boxes)) == 0
+    return cut, nothing
 
 
 def from_masks(
@@ -186,22 +187,24 @@ def from_masks(
     """
     from scipy import ndimage
 
-    said.update(f"class {name}" for name in corpus.classes)
     nouns, found = called(list(corpus.classes), names), []
     for place, mask in masks(corpus, tiles):
+        valid = read_valid(corpus, *(tiles[name][place].as_py() for name in ("size", "slot")))
+        valid = np.ones(mask.shape, bool) if valid is None else valid
+        border = ~within(valid)
         for number in np.unique(mask).tolist():
             if number == IGNORE or nouns[number] is None:
                 continue
             parts, count = ndimage.label(mask == number, np.ones((3, 3)))
-            areas = np.bincount(parts.ravel(), minlength=count + 1)[1:]
-            said[f"parts smaller than {min_area} pixels are left out"] += int((areas < min_area).sum())
-            for area, (rows, cols) in zip(areas.tolist(), ndimage.find_objects(parts), strict=True):
-                if area >= min_area:
-                    found.append((place, number, cols.start, rows.start, cols.stop, rows.stop))
-    table = np.array(found, int).reshape(-1, 6)
-    tile, kind, box = table[:, 0], table[:, 1], table[:, 2:].astype(float)
+            areas, cut = (np.bincount(parts[where], minlength=count + 1)[1:] for where in (valid, border))
+            said[f"parts smaller than {min_area} pixels are left out"] += int(((areas > 0) & (areas < min_area)).sum())
+            places = ndimage.find_objects(parts)
+            for one in np.flatnonzero(areas >= min_area).tolist():
+                rows, cols = places[one]
+                found.append((place, number, cols.start, rows.start, cols.stop, rows.stop, cut[one] > 0))
+    table = np.array(found, int).reshape(-1, 7)
+    tile, kind, box, cut = table[:, 0], table[:, 1], table[:, 2:6].astype(float), table[:, 6] > 0
     sides = box[:, 2:] - box[:, :2]
-    cut = _cut(box, _frames(corpus, tiles)[tile])
     own = [one or noun("") for one in nouns]
     return _merged(Objects(tile, kind, box[:, :2] + sides / 2, sides.max(1, initial=0), cut, own))
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from itertools import pairwise
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+ROWS = 65536
+"""Tiles whose sentences are looked at together: a table of millions of them is never one of Python's objects."""
 CAPTIONS = pa.schema(
     [("id", pa.int64()), ("captions", pa.list_(pa.string())), ("caption_origins", pa.list_(pa.string()))]
 )
@@ -20,25 +25,67 @@ def table_of(rows: Iterable[tuple[int, Said]]) -> pa.Table:
     return pa.table([pa.array(*pair) for pair in zip(columns, CAPTIONS.types, strict=True)], CAPTIONS)
 
 
-def rows_of(table: pa.Table) -> dict[int, Said]:
-    """The sentences of each tile."""
-    columns = (table[name].to_pylist() for name in CAPTIONS.names)
-    return {number: list(zip(said, origins, strict=True)) for number, said, origins in zip(*columns, strict=True)}
+def of_one(ids: pa.Array, captions: pa.Array, origin: str) -> pa.Table:
+    """Rows of `CAPTIONS` of the tiles that have sentences, all of one origin; null where a tile has none."""
+    some = captions.is_valid()
+    ids, captions = ids.filter(some), captions.filter(some)
+    origins = pa.ListArray.from_arrays(captions.offsets, pa.repeat(origin, len(captions.values)))
+    return pa.table([ids, captions, origins], CAPTIONS)
+
+
+def flat(table: pa.Table) -> pa.Table:
+    """A row a sentence: its tile's id, the sentence, its origin, in columns of the same names."""
+    kinds = [pa.int64(), pa.string(), pa.string()]
+    parts = [pa.table([pa.array([], kind) for kind in kinds], CAPTIONS.names)]
+    for ids, *lists in (batch.columns for batch in table.select(CAPTIONS.names).to_batches()):
+        rows = ids.take(pc.list_parent_indices(lists[0]))
+        parts.append(pa.table([rows, *(pc.list_flatten(one) for one in lists)], CAPTIONS.names))
+    return pa.concat_tables(parts)
 
 
 def without(table: pa.Table, origins: Collection[str]) -> pa.Table:
     """The sentences of other origins; the placed ones of a family go with it."""
-    gone = {*origins, *(f"{origin}-placed" for origin in origins)}
-    return table_of((number, [one for one in said if one[1] not in gone]) for number, said in rows_of(table).items())
+    gone = pa.array(sorted({*origins, *(f"{origin}-placed" for origin in origins)}), pa.string())
+    parts = (flat(table[start : start + ROWS]) for start in range(0, len(table), ROWS))
+    return _together(one.filter(pc.invert(pc.is_in(one["caption_origins"], gone))) for one in parts)
 
 
 def joined(table: pa.Table, more: pa.Table) -> pa.Table:
     """Both; of a tile that has sentences of one origin in both, those of the second count."""
-    rows = rows_of(table)
-    for number, said in rows_of(more).items():
-        origins = {origin for _, origin in said}
-        rows[number] = [one for one in rows.get(number, []) if one[1] not in origins] + said
-    return table_of(rows.items())
+    tables = [_in_order(one) for one in (table, more)]
+    ids = [one["id"].to_numpy() for one in tables]
+    starts = np.union1d(*ids)[::ROWS]
+    cuts = [[*np.searchsorted(own, starts), len(own)] for own in ids]
+    windows = zip(*(pairwise(own) for own in cuts), strict=True)
+    return _together(
+        _both(*(flat(one[low:high]) for one, (low, high) in zip(tables, at, strict=True))) for at in windows
+    )
+
+
+def _in_order(table: pa.Table) -> pa.Table:
+    ids = table["id"].to_numpy()
+    return table if (np.diff(ids) > 0).all() else table.take(np.argsort(ids))
+
+
+def _both(old: pa.Table, new: pa.Table) -> pa.Table:
+    """Sentences of some tiles by their ids: those of the first whose tile has none of their origin in the second."""
+    both = pa.concat_tables([old, new])
+    origins = pc.dictionary_encode(both["caption_origins"].combine_chunks())
+    key = both["id"].to_numpy() * len(origins.dictionary) + origins.indices.to_numpy()
+    stays = np.append(~np.isin(key[: len(old)], key[len(old) :]), np.ones(len(new), bool))
+    places = np.flatnonzero(stays)
+    return both.take(places[np.argsort(both["id"].to_numpy()[places], kind="stable")])
+
+
+def _together(parts: Iterable[pa.Table]) -> pa.Table:
+    """Rows of `CAPTIONS` of sentences that come by the ids of their tiles."""
+    tables = [CAPTIONS.empty_table()]
+    for said in parts:
+        ids, counts = np.unique(said["id"].to_numpy(), return_counts=True)
+        ends = pa.array(np.append(0, np.cumsum(counts)), pa.int32())
+        lists = (pa.ListArray.from_arrays(ends, said[name].combine_chunks()) for name in CAPTIONS.names[1:])
+        tables.append(pa.table([ids, *lists], CAPTIONS))
+    return pa.concat_tables(tables)
 
 
 def captioned(tiles: pa.Table, written: Collection[dict]) -> pa.Table:

@@ -41,7 +41,8 @@ _AROUND = (
     "outside the middle of the picture", "away from the middle of this remote sensing picture",
     "away from the centre of the image",
 )  # fmt: skip
-HERE = ("in this picture", "in the remote sensing picture", "in this aerial image")
+HERE = ("in this picture", "in the remote sensing picture", "in this image")
+"""True of tiles from the air and from space."""
 _QUARTERS = (("upper left", "upper right"), ("lower left", "lower right"))
 
 Count = tuple[Noun, int, int]
@@ -113,7 +114,7 @@ def stated(counts: Sequence[Count], where: str, draw: Chance) -> str:
 def _parts(what: Noun, count: int, spelled: bool, other: bool) -> str:
     """`part of a ship`, `parts of 3 ships`; of `others` where whole ones were named just before."""
     what = Noun("other", "others", "others") if other else what
-    return f"{'part' if count == 1 else 'parts'} of {counted(what, count, spelled)}".replace("an other", "another")
+    return f"{'part' if count == 1 else 'parts'} of {counted(what, count, spelled)}"
 
 
 def placed(objects: Objects, size: int, gsd: float | None, chance: Callable[[str], Chance]) -> list[str]:

@@ -20,6 +20,7 @@ import shapely
 from geomim.corpus.captions.chance import Chance
 from geomim.corpus.captions.grammar import Noun, length, listed, rounded, sentence, with_article
 from geomim.corpus.captions.objects import called
+from geomim.corpus.captions.seen import Place
 from geomim.corpus.captions.templates import CLASSES, HERE, frequent, stated
 from geomim.errors import InputError, nearest
 
@@ -27,7 +28,6 @@ COLUMNS = ("class", "class_name", "label", "category", "type", "fclass", "landus
 """Columns that are looked for, in this order, where nobody says which one holds the class."""
 LEAST = 2.0
 """Pixels that a line must run in a tile, and the square root of those that an area must cover, to be spoken of."""
-_DEGREE = 111_320.0  # metres of a degree of latitude
 _GEOD = pyproj.Geod(ellps="WGS84")
 _WAYS = ("way", "path", "steps", "track", "road", "street", "route")
 
@@ -75,15 +75,15 @@ class Layer:
         self._shapes = shapes[use]
         self._tree = shapely.STRtree(self._shapes)
 
-    def sentences(self, footprint: Any, gsd: float, chance: Callable[[str], Chance]) -> list[str]:
+    def sentences(self, place: Place, gsd: float, chance: Callable[[str], Chance]) -> list[str]:
         """What it says of a tile: up to four sentences.
 
         Args:
-            footprint: The tile's, in longitude and latitude.
+            place: Where the tile lies.
             gsd: Metres of a pixel.
             chance: Draws for a purpose.
         """
-        seen = list(self._seen(footprint, gsd))
+        seen = list(self._seen(place, gsd))
         draw, said = chance("objects"), []
         here = draw.pick(HERE)
         lines, areas = ([one for one in seen if one.dimension == dimension] for dimension in (1, 2))
@@ -104,14 +104,13 @@ class Layer:
             said.append(sentence(listed(chance("relations").some(crossing, 2))))
         return said
 
-    def _seen(self, footprint: Any, gsd: float) -> Iterator[Seen]:
-        """What lies in a tile and is large enough to be seen; what ends less than a pixel from its border may go on."""
-        inner = shapely.buffer(footprint, -gsd / _DEGREE)
-        for row in np.sort(self._tree.query(footprint, "intersects")).tolist():
+    def _seen(self, place: Place, gsd: float) -> Iterator[Seen]:
+        """What lies in a tile and is large enough to be seen."""
+        for row in np.sort(self._tree.query(place.valid, "intersects")).tolist():
             what, shape = self._nouns[row], self._shapes[row]
-            part, dimension = shapely.intersection(shape, footprint), int(shapely.get_dimensions(shape))
+            part, dimension = shapely.intersection(shape, place.valid), int(shapely.get_dimensions(shape))
             if not dimension or _size(part, dimension) >= max((LEAST * gsd) ** dimension, 1e-9):
-                yield Seen(what, part, dimension, what.mass or bool(shapely.covers(inner, shape)))
+                yield Seen(what, part, dimension, what.mass or bool(shapely.covers(place.within, shape)))
 
 
 def _kinds(seen: list[Seen]) -> list[Noun]:
@@ -149,8 +148,9 @@ def _crossings(lines: list[Seen], areas: list[Seen], gsd: float) -> Iterator[str
         subject = with_article(_stretch(one))
         for what in _kinds(areas):
             area = _united(place for place in areas if place.what == what)
-            across = [shapely.intersection(line, area) for line in own if shapely.crosses(line, area)]
-            if any(_size(part, 1) >= LEAST * gsd for part in across):
+            across = [line for line in own if shapely.crosses(line, area)]
+            both = [(shapely.intersection(line, area), shapely.difference(line, area)) for line in across]
+            if any(min(_size(part, 1) for part in parts) >= LEAST * gsd for parts in both):
                 yield f"{subject} crosses {what.stuff if what.mass else with_article(what.one)}"
         for what in _kinds(lines):
             others = [line.shape for line in lines if line.what == what]
@@ -176,10 +176,11 @@ def _read(file: str, column: str | None) -> tuple[list[str | None], np.ndarray, 
     lower = {
         name.lower(): name
         for name in known
-        if name.lower() in COLUMNS and any(_class(name, value) for value in table[name])
+        if name.lower() in COLUMNS and any(_class(name, value, layer) for value in table[name])
     }
     column = column or next((lower[name] for name in COLUMNS if name in lower), None)
-    values = [layer if column is None else _class(column, value) for value in table[column or table.geometry.name]]
+    cells = table[column or table.geometry.name]
+    values = [layer if column is None else _class(column, value, layer) for value in cells]
     try:
         shapes = shapely.make_valid(table.geometry.to_crs("OGC:CRS84").to_numpy())
     except pyproj.exceptions.ProjError as error:
@@ -199,13 +200,20 @@ def _read(file: str, column: str | None) -> tuple[list[str | None], np.ndarray, 
     return values, shapes, f"'{file}': classes are {found}; it lies in {west}..{east} E, {south}..{north} N"
 
 
-def _class(column: str, value: Any) -> str | None:
+def _class(column: str, value: Any, layer: str) -> str | None:
+    """What a cell says of a geometry's class; `yes` in a column such as `type` says no more than the layer's name."""
     if value is None or value != value or not str(value).strip():
         return None
     name = f"{value:g}" if isinstance(value, float) else str(value).strip()
     if name.lower() in ("yes", "true"):
-        return "road" if column == "highway" else column
+        return "road" if column == "highway" else layer if column.lower() in COLUMNS else column
     return f"{name} road" if column == "highway" and not name.endswith(_WAYS) else name
+
+
+def file_of(given: str) -> tuple[str, str]:
+    """File and layer of `FILE:LAYER`; no layer where it is a file as it stands, or nothing stands before a colon."""
+    path, _, layer = given.rpartition(":")
+    return (given, "") if Path(given).exists() or not path else (path, layer)
 
 
 def _table(file: str) -> tuple[Any, str]:
@@ -213,9 +221,9 @@ def _table(file: str) -> tuple[Any, str]:
     import geopandas
     from pyogrio.errors import DataSourceError
 
-    path, _, layer = (file, "", "") if Path(file).exists() else file.rpartition(":")
+    path, layer = file_of(file)
     try:
-        layers = [str(name) for name in geopandas.list_layers(path or file)["name"]]
+        layers = [str(name) for name in geopandas.list_layers(path)["name"]]
         if len(layers) > 1 and not layer:
             raise InputError(
                 f"vector file '{file}' has layers {', '.join(layers)}: give {file}:{layers[0]}, or another"

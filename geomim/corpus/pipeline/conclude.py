@@ -100,7 +100,7 @@ def conclude(
             arguments takes back all that this verb did.
         tables: New small tables of the folder `catalogue` by name; None removes one.
         workers: Runs it; processes of its own where None.
-        said: What `corpus.json` is to say besides: `protect`, `classes`, `joined`.
+        said: What `corpus.json` is to say besides: `protect`, `classes`, `joined`, `sentences`.
         recipe: New values of entries of the recipe.
 
     Raises:
@@ -277,7 +277,7 @@ def _row_groups(files: list[Path]) -> Iterator[pa.Table]:
 
 
 def _locked(folder: Path, meta: dict[str, Any]) -> dict[str, Any]:
-    said = {name: meta[name] for name in ("recipe", "built", "changes") if name in meta}
+    said = {name: meta[name] for name in ("recipe", "built", "changes", "sentences") if name in meta}
     skipped = pq.read_table(folder / "skipped.parquet", columns=["source"])["source"].unique().to_pylist()
     return {"geomim_version": __version__, **said, "skipped": skipped, "versions": versions()}
 

@@ -135,7 +135,10 @@ class Gallery:
         captioned, lacking = (self._facts.captioned[has] for has in (True, False))
         if not captioned:
             return ""
-        counted = [(name, f"{count:,}") for name, count in sorted(self._facts.captions.items())]
+        told, counted = self._corpus.meta.get("sentences", {}), []
+        for name, count in sorted(self._facts.captions.items()):
+            files = [(one["file"], one["licence"]) for one in told.get(name, ())] or [("tiles", "that of the tiles")]
+            counted.append((name, f"{count:,}", *(", ".join(dict.fromkeys(own)) for own in zip(*files, strict=True))))
         figures = []
         for row in {row["id"]: row for rows in self._facts.said.values() for row in rows}.values():
             origins = row["caption_origins"] or ["human"] * len(row["captions"])
@@ -144,7 +147,8 @@ class Gallery:
             tiles = [self._tile(row)] if row["slot"] >= 0 else []
             figures.append(self._figure(f"said-{row['id']}.png", tiles, said))
         words = f"<p>{captioned:,} kept tiles have sentences, {lacking:,} have none.</p>"
-        return f'{words}{html_table(("origin", "sentences"), counted)}<div class="pairs">{"".join(figures)}</div>'
+        table = html_table(("origin", "sentences", "from", "licence"), counted)
+        return f'{words}{table}<div class="pairs">{"".join(figures)}</div>'
 
     def clusters(self) -> str:
         """The largest groups of duplicates as strips, the tile that was kept first."""

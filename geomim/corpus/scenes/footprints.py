@@ -172,6 +172,19 @@ def footprints(crs: Any, place: Placement | None, windows: Sequence[Window]) -> 
     return outlines
 
 
+def on_ground(crs: Any, place: Placement, shape: BaseGeometry) -> BaseGeometry:
+    """A shape in columns and rows as one in OGC:CRS84; in parts where it crosses the date line.
+
+    Args:
+        crs: `rasterio.crs.CRS`.
+        place: Where the pixels lie; `footprints` gives them an outline.
+        shape: Its edges are segments of at most a few pixels where they may be curves.
+    """
+    moved = shapely.transform(shape, lambda xy: np.unwrap(_project(crs, place, *xy.T), axis=0, period=360.0))
+    west, _, east, _ = shapely.bounds(moved)
+    return _divided(moved) if west < -180 or east > 180 else moved
+
+
 def _rings(crs: Any, place: Placement, spans: np.ndarray, segments: int) -> np.ndarray:
     """Closed rings `(n, 4 * segments + 1, 2)` around windows, in degrees; NaN where one cannot be told."""
     along = np.arange(segments) / segments

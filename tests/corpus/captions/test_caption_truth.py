@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import rasterio
 from caption_truth import VAGUE, Objects, Untrue, prove_cover
-from rasterio.features import shapes
+from rasterio.features import rasterize, shapes
 
 from geomim.corpus.captions.chance import Chance
 from geomim.corpus.captions.grammar import noun
@@ -63,10 +63,10 @@ def draw(random, count):
     return rows
 
 
-def written(rows, origin="b2c", seed=0, middle=0.5, gsd=None, corpus=None, masks=None, names=None):
+def written(rows, origin="b2c", seed=0, middle=0.5, gsd=None, corpus=None, names=None):
     """Sentences by row of boxes, or of a corpus's masks."""
-    tiles, said = table(rows), Counter()
-    objects = from_boxes(None, tiles, {}, said) if corpus is None else from_masks(corpus, tiles, names or {}, said, 16)
+    tiles, given = table(rows), (names or {}, Counter())
+    objects = from_boxes(corpus, tiles, *given) if origin == "b2c" else from_masks(corpus, tiles, *given, 16)
     for place, own in objects.by_tile():
         row = rows[place]
         chance = partial(Chance, seed, row["id"], origin)
@@ -90,6 +90,37 @@ def test_thousands_of_boxes(middle, gsd):
         for sentence in faithful:  # flips and turns leave them true
             assert not re.search(r"left|right|upper|lower|north|south|east|west|top|bottom", sentence)
     assert count > 5000 and len(forms) > 1000
+
+
+def slants(random, count, size):
+    """Which pixels of some tiles are valid `(n, size, size)`: they end along a line of any direction."""
+    turn, far = random.uniform(0, 2 * np.pi, count), random.uniform(-0.3, 0.5, count) * size
+    rows, cols = np.mgrid[:size, :size] + 0.5 - size / 2
+    return cols * np.cos(turn)[:, None, None] + rows * np.sin(turn)[:, None, None] < far[:, None, None]
+
+
+def stored(classes=(), **arrays):
+    """A corpus of some arrays."""
+    arrays = {name: SimpleNamespace(shape=values.shape, path=name, read=lambda slots, of=values: of[slots])
+              for name, values in arrays.items()}  # fmt: skip
+    return SimpleNamespace(classes=list(classes), array=lambda name, size: arrays.get(name))
+
+
+def test_boxes_that_nodata_cuts():
+    random, count, size = np.random.default_rng(5), Counter(), 48
+    rows, valid = draw(random, 200), slants(random, 200, size)
+    for slot, row in enumerate(rows):
+        boxes = [one | {"polygon": (np.array(one["polygon"]) * size / row["size"]).tolist()} for one in row["boxes"]]
+        row.update(size=size, slot=slot, boxes=boxes, valid_fraction=float(valid[slot].mean()))
+    for row, faithful, richer in written(rows, gsd=2.0, corpus=stored(valid=valid)):
+        truth = Objects(WORDS, size, gsd=2.0, valid=valid[row["slot"]])
+        seen, whole = truth.prepare(as_seen(row["boxes"])), Objects(WORDS, size).prepare(as_seen(row["boxes"]))
+        count["hidden"] += len(whole) - len(seen)
+        count["cut"] += sum(one["cut"] for one in seen) > sum(one["cut"] for one in whole)
+        for sentence in [*faithful, *richer]:
+            truth.prove(sentence, as_seen(row["boxes"]))
+            count["sentences"] += 1
+    assert count["sentences"] > 800 and count["hidden"] > 200 and count["cut"] > 30, count
 
 
 def test_the_checker_finds_what_is_untrue():
@@ -157,35 +188,39 @@ def test_classes_are_called_as_the_user_says():
         None, None, None, "thing", "northern road"]  # fmt: skip
 
 
-def parts_of(mask, value):
-    """Outer boxes of the 8-connected parts of a class, and their areas: by GDAL's polygons, whose holes are rings."""
+def parts_of(mask, value, valid):
+    """Outer boxes of the 8-connected parts of a class, how many valid pixels each has, and whether nodata is beside it.
+
+    By GDAL's polygons, and by the pixels that it burns for each.
+    """
+    height, width = valid.shape
+    bad = np.pad(~valid, 1, constant_values=True)
+    near = np.logical_or.reduce([bad[y : y + height, x : x + width] for y in range(3) for x in range(3)])
     for shape, found in shapes((mask == value).astype(np.uint8), connectivity=8):
         if found:
-            rings = [np.array(ring) for ring in shape["coordinates"]]
-            (x1, y1), (x2, y2) = rings[0].min(0), rings[0].max(0)
-            area, *holes = (abs(x[:-1] @ y[1:] - x[1:] @ y[:-1]) / 2 for x, y in (ring.T for ring in rings))
-            yield [x1, y1, x2, y1, x2, y2, x1, y2], area - sum(holes)
+            (x1, y1), (x2, y2) = (end(shape["coordinates"][0], axis=0) for end in (np.min, np.max))
+            own = rasterize([shape], valid.shape).astype(bool)
+            yield [x1, y1, x2, y1, x2, y2, x1, y2], int((own & valid).sum()), bool((own & near).any())
 
 
-def masks_of(mask, classes, words, least=16):
+def masks_of(mask, classes, words, valid, least=16):
     return [
-        {"what": name, "polygon": box}
+        {"what": name, "polygon": box, "cut": cut}
         for value, name in enumerate(classes)
         if name in words
-        for box, area in parts_of(mask, value)
-        if area >= least
+        for box, seen, cut in parts_of(mask, value, valid)
+        if seen >= least
     ]
 
 
-def prove_masks(masks, classes, words, stuff):
+def prove_masks(masks, classes, words, stuff, valid=None):
     """Sentences on some masks of one size `(n, s, s)`, all proved; how many."""
-    corpus = SimpleNamespace(classes=classes, array=lambda name, size: SimpleNamespace(
-        shape=masks.shape, path="masks", read=lambda slots: masks[slots]) if name == "mask" else None)  # fmt: skip
-    size = masks.shape[1]
+    valid = np.ones(masks.shape, bool) if valid is None else valid
+    corpus, size = stored(classes, mask=masks, valid=valid), masks.shape[1]
     rows = [{"id": 10 + slot, "size": size, "slot": slot, "boxes": None} for slot in range(len(masks))]
     truth, count = Objects(words, size, gsd=2.0), 0
     for row, faithful, richer in written(rows, "m2b", gsd=2.0, corpus=corpus):
-        objects = masks_of(masks[row["slot"]], classes, words)
+        objects = masks_of(masks[row["slot"]], classes, words, valid[row["slot"]])
         assert objects
         for sentence in [*faithful, *richer]:
             truth.prove(sentence, objects)
@@ -210,6 +245,7 @@ def test_masks():
     words["lake"] = ("a lake", "lakes")
     stuff = {"forest": "forest", "building": "buildings", "lake": "lakes"}
     assert prove_masks(masks, ["background", "forest", "building", "lake"], words, stuff) > 300
+    assert prove_masks(masks, ["no", "forest", "building", "lake"], words, stuff, slants(random, 60, 60)) > 200
 
 
 def test_shares_of_all_kinds():

@@ -22,6 +22,7 @@ from geomim.corpus.build import build
 from geomim.corpus.captions.caption import caption
 from geomim.corpus.combine import filter as choose
 from geomim.corpus.combine import merge
+from geomim.corpus.lock import file_hash, read_lock
 from geomim.corpus.pipeline.conclude import conclude
 from geomim.corpus.report.report import write_report
 from geomim.corpus.store import CATALOGUE, Corpus
@@ -95,6 +96,15 @@ def with_boxes(folder, found):
     column = pa.array([list(found[n]) if n in found else None for n in range(len(table))], field.type)
     pq.write_table(table.set_column(table.schema.get_field_index("boxes"), field, column), file)
     conclude(folder)
+
+
+def with_column(folder, name, values):
+    """Write other facts of tiles."""
+    (file,) = (folder / "catalogue").glob("tiles-*.parquet")
+    table = pq.read_table(file)
+    place = table.schema.get_field_index(name)
+    field = table.schema.field(place)
+    pq.write_table(table.set_column(place, field, pa.array(values, field.type)), file)
 
 
 def said(corpus, *more):
@@ -226,10 +236,64 @@ def test_bad_input_changes_nothing(corpus, scenes, tmp_path):
         ({"of": ["masks"], "names": {"forrest": "wood"}}, r"no class is called forrest.*forest"),
         ({"vector": [str(scenes / "map.gpkg")], "names": {"sea": "x"}}, "no class is called sea"),
         ({"of": ["masks"], "names": {"forest": None, "water": None}}, "nothing of that kind"),
+        ({"of": ["masks"], "licence": "CC0-1.0"}, "--licence goes with"),
+        ({"of": ["masks"], "show": -1}, "--show is 1 or more; given -1"),
     ]:
         with pytest.raises(InputError, match=words):
             caption(corpus, **wrong)
         assert state(corpus) == before, wrong
+
+
+def test_names_of_no_class_are_refused_before_tiles_are_read(corpus, scenes, monkeypatch):
+    def unread(*_):
+        raise AssertionError("a tile was read")
+
+    monkeypatch.setattr("geomim.corpus.captions.caption.write_part", unread)
+    for kinds, near in [({"of": ["boxes"]}, "shipp.*'ship'"), ({"of": ["cover"]}, "forrest.*'forest'"),
+                        ({"vector": [str(scenes / "map.gpkg")]}, "rivver.*'river'")]:  # fmt: skip
+        with pytest.raises(InputError, match=f"no class is called {near}"):
+            caption(corpus, names={near.partition(".")[0]: "x"}, **kinds)
+
+
+def test_what_a_tile_lacks_is_said_with_how_many(corpus, scenes, tmp_path, capsys):
+    cover = str(scenes / "masks" / "s0.tif")
+    caption(corpus, of=["index"], vector=[str(scenes / "map.gpkg")], landcover=cover, show=1)
+    err = capsys.readouterr().err
+    assert err.count("18 tiles have no mask of clouds, and are taken for clear") == 1 and "no place" not in err
+    with_column(tmp_path / "c", "cloud_fraction", [0.0] * 5 + [0.2] * 3 + [None] * 10)
+    with_column(tmp_path / "c", "geometry", [None] * 4 + [shapely.box(9, 47.8, 9.01, 47.81).wkb] * 14)
+    with_column(tmp_path / "c", "transform", [None] * 7 + [[10.0, 0, 500_000, 0, -10, 5_300_000]] * 11)
+    with_column(tmp_path / "c", "valid_fraction", [0.5] * 6 + [1.0] * 12)
+    whole, padding = Corpus.array, SimpleNamespace(read=lambda slots: np.tri(SIDE, dtype=bool)[None])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Corpus, "array", lambda *given: padding if given[1] == "valid" else whole(*given))
+        caption(corpus, of=["index"], vector=[str(scenes / "map.gpkg")], landcover=cover, show=1)
+    err = capsys.readouterr().err
+    assert "10 tiles have no mask of clouds" in err and "3 tiles have clouds, of which no index tells" in err
+    assert "4 tiles have no place on Earth, and get nothing of --vector" in err
+    assert "2 tiles are padded and placed by ground control points, and get nothing of --vector" in err
+    assert "7 tiles have no grid on Earth, and get nothing of --landcover" in err
+
+
+def test_files_of_sentences_are_stated_with_their_licence(corpus, scenes, tmp_path, capsys):
+    (tmp_path / "mine.csv").write_text("image,caption\ns0.tif,x\n")
+    caption(corpus, vector=[str(scenes / "map.gpkg")], licence="ODbL-1.0")
+    caption(corpus, of=["cover"])
+    caption(corpus, imported=str(tmp_path / "mine.csv"))
+    layer, table = (file_hash(file) for file in (scenes / "map.gpkg", tmp_path / "mine.csv"))
+    told = {"vector": [{"file": "map.gpkg", "xxh3": layer, "licence": "ODbL-1.0"}],
+            "mine": [{"file": "mine.csv", "xxh3": table, "licence": "unknown"}]}  # fmt: skip
+    assert read_lock(corpus)[0]["sentences"] == Corpus.open(corpus).meta["sentences"] == told
+    page = write_report(corpus).read_text()
+    assert re.search(r"<td>vector</td><td>\d+</td><td>map.gpkg</td><td>ODbL-1.0</td>", page)
+    assert re.search(r"<td>landcover</td><td>\d+</td><td>tiles</td><td>that of the tiles</td>", page)
+    part, rest = (choose(corpus, f"row {sign} 64", str(tmp_path / name)) for name, sign in (("a", "<="), ("b", ">")))
+    caption(str(rest), vector=[str(scenes / "map.gpkg")])
+    both = told | {"vector": [told["vector"][0], told["vector"][0] | {"licence": "unknown"}]}
+    assert Corpus.open(part).meta["sentences"] == told
+    assert Corpus.open(merge([str(part), str(rest)], str(tmp_path / "m"))).meta["sentences"] == both
+    caption(corpus, drop=["vector", "mine"])
+    assert not Corpus.open(corpus).meta["sentences"]
 
 
 def test_labels_that_fit_no_tile_are_named(corpus, tmp_path):
@@ -265,12 +329,7 @@ def test_masks_of_another_size_are_named(corpus, monkeypatch):
 def test_a_size_of_pixels_that_is_guessed_is_said(corpus, tmp_path, capsys):
     caption(corpus, of=["boxes"], placed=True, show=1)
     assert "tell no size" not in capsys.readouterr().err
-    (file,) = (tmp_path / "c" / "catalogue").glob("tiles-*.parquet")
-    table = pq.read_table(file)
-    place = table.schema.get_field_index("gsd")
-    pq.write_table(
-        table.set_column(place, table.schema.field("gsd"), pa.nulls(18, table.schema.field("gsd").type)), file
-    )
+    with_column(tmp_path / "c", "gsd", [None] * 18)
     caption(corpus, of=["boxes"], placed=True, show=1)
     assert "18 tiles tell no size of a pixel, and are taken for 10 m as sentinel2 has" in capsys.readouterr().err
 

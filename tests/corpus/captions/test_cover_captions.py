@@ -8,11 +8,12 @@ import pytest
 import rasterio
 from caption_truth import prove_cover
 from rasterio.crs import CRS
+from rasterio.errors import RasterioError
 from rasterio.transform import from_origin
 from rasterio.warp import transform as warped
 
 from geomim.corpus.captions.chance import Chance
-from geomim.corpus.captions.cover import NOUNS, LandCover, bands_of, classify
+from geomim.corpus.captions.cover import NOUNS, bands_of, classify, open_cover
 from geomim.corpus.captions.templates import covering
 from geomim.errors import BandError, InputError
 from geomim.sensors import Sensor, get_sensor
@@ -90,7 +91,11 @@ def test_a_map_in_another_projection(tmp_path):
     west, north, step = 9.0, 48.1, 0.0001
     names = {"10": "forest", "20": "Water", "0": "no data"}
     file = write_map(tmp_path / "m.tif", numbers, from_origin(west, north, step, step), "EPSG:4326", names, nodata=0)
-    cover = LandCover(file)
+    with open_cover(file) as cover:
+        check_map(cover, numbers, west, north, step)
+
+
+def check_map(cover, numbers, west, north, step):
     assert cover.classes == ["forest", "Water"]
     assert cover.said.endswith("m.tif': classes are forest, Water; it lies in 9..9.16, 47.94..48.1 of EPSG:4326")
     transform, crs, size = from_origin(505_000, 5_325_000, 10, 10), CRS.from_epsg(32632), 64
@@ -103,14 +108,35 @@ def test_a_map_in_another_projection(tmp_path):
     assert (cover.read(from_origin(0, 0, 10, 10), crs, 8) == 255).all()  # far from the map
 
 
+def opened(file):
+    """The map, closed again."""
+    with open_cover(file) as cover:
+        return cover
+
+
+def test_maps_of_fractions(tmp_path):
+    """Whole numbers stored as floats are classes; fractions, such as scores, are refused, and NaN is none."""
+    values, place = np.array([[1, 2], [np.nan, 7]], np.float32).repeat(4, 0).repeat(4, 1), from_origin(0, 80, 10, 10)
+    file = write_map(tmp_path / "f.tif", values, place, "EPSG:32632", {"1": "forest", "2": "water"})
+    with open_cover(file) as cover:
+        found = cover.read(place, CRS.from_epsg(32632), 8)
+    assert found[::4, ::4].tolist() == [[0, 1], [255, 255]]
+    file = write_map(tmp_path / "g.tif", values * np.float32(0.35), place, "EPSG:32632", {"1": "forest", "2": "water"})
+    words = r"g.tif' holds 0.35, and expected are whole numbers of classes \(forest, water\)"
+    with open_cover(file) as cover, pytest.raises(InputError, match=words):
+        cover.read(place, CRS.from_epsg(32632), 8)
+    with pytest.raises(RasterioError):  # it is closed
+        cover.read(place, CRS.from_epsg(32632), 8)
+
+
 def test_maps_are_refused_by_name(tmp_path):
     ones, place = np.ones((4, 4), np.uint8), from_origin(9, 48, 0.1, 0.1)
     with pytest.raises(InputError, match=r"none.tif' cannot be read"):
-        LandCover(str(tmp_path / "none.tif"))
+        opened(str(tmp_path / "none.tif"))
     with pytest.raises(InputError, match=r"placeless.tif' has no coordinate reference system"):
-        LandCover(write_map(tmp_path / "placeless.tif", ones, place, None, {"1": "a"}))
+        opened(write_map(tmp_path / "placeless.tif", ones, place, None, {"1": "a"}))
     with pytest.raises(InputError, match=r"classes.json' must give class names by number"):
-        LandCover(write_map(tmp_path / "nameless.tif", ones, place, "EPSG:4326"))
+        opened(write_map(tmp_path / "nameless.tif", ones, place, "EPSG:4326"))
 
 
 def test_real_scenes(data_dir):

@@ -35,6 +35,9 @@ from geomim.corpus.captions.grammar import counted, length, listed, noun, rounde
         ("bridge over water", "bridge over water", "bridges over water"),
         ("Boeing747", "Boeing747", "Boeing747s"),
         ("dam|dams", "dam", "dams"),
+        ("roads|", "road", "roads"),
+        ("|", "object", "objects"),
+        ("lens", "lens", "lenses"),
         ("Rathaus", "rathaus", "rathauses"),
         ("森林", "森林", "森林"),
         ("🌲", "🌲", "🌲"),
@@ -45,14 +48,15 @@ from geomim.corpus.captions.grammar import counted, length, listed, noun, rounde
 def test_nouns(name, one, many):
     found = noun(name)
     assert (found.one, found.many) == (one, many)
-    assert noun(many) == found or name in ("17", "", "Boeing747", "dam|dams", "Rathaus") or found.mass
+    assert noun(many) == found or name in ("17", "", "|", "Boeing747", "dam|dams", "Rathaus") or found.mass
 
 
 def test_articles():
     an = ("airport", "hour", "oil tank", "unmarked road", "8-lane road", "étang", "island")
-    a = ("ship", "university", "utility pole", "European road", "one-way street", "house", "unit")
+    a = ("ship", "university", "utility pole", "European road", "one-way street", "house", "unit", "us base")
     assert [with_article(word) for word in an] == [f"an {word}" for word in an]
     assert [with_article(word) for word in a] == [f"a {word}" for word in a]
+    assert with_article("other building") == "another building" and with_article("otherworld") == "an otherworld"
 
 
 def test_numbers_and_lists():

@@ -50,6 +50,14 @@ def test_every_form(tmp_path):
         assert read(file) == WANTED, file
 
 
+def test_classes_that_stay_behind_are_said(tmp_path):
+    table = {"airplane": [{"filename": "a.png", "raw": "x"}], "lake": [{"filename": "b.png", "raw": "y"}]}
+    file, said = write(tmp_path / "nwpu.json", table), Counter()
+    assert read(file, said=said) == [["x"], ["y"], None]
+    what = "classes that rows name stay behind (`geomim corpus build --labels` takes them)"
+    assert said[f"{what}, the first in '{file}', row 1"] == 2
+
+
 def test_a_column_by_name(tmp_path):
     file = write(tmp_path / "t.csv", "image,caption,note\na.png,no,A red roof.\nb.png,no,Water\n")
     said = Counter()

@@ -9,13 +9,14 @@ import rasterio
 import shapely
 from caption_truth import Untrue, prove_ground
 from pyproj import Transformer
+from rasterio.crs import CRS
 
 from geomim.corpus.captions.chance import Chance
+from geomim.corpus.captions.seen import place_of
 from geomim.corpus.captions.vector import Layer
 from geomim.errors import InputError
 
 EPSG, GSD, SIDE = 32632, 2.0, 128
-TO_DEGREES = Transformer.from_crs(EPSG, "OGC:CRS84", always_xy=True)
 WORDS = {
     "building": ("a building", "buildings"),
     "oil-tank": ("an oil tank", "oil tanks"),
@@ -47,22 +48,51 @@ def scene(random, corner):
             yield what, shapely.LineString(random.uniform(-40, edge + 40, (2, 2)) + np.array([x, y]))
 
 
-def on_the_border(shape, tile):
+def cut_by(random, tile, number):
+    """Which pixels of a tile are valid, None where all, and these as one shape: every second tile ends at a slant."""
+    if number % 2:
+        return None, tile
+    turn, far = random.uniform(0, 2 * np.pi), random.uniform(-0.25, 0.4) * SIDE
+    rows, cols = np.mgrid[:SIDE, :SIDE] + 0.5 - SIDE / 2
+    valid = cols * np.cos(turn) + rows * np.sin(turn) < far
+    return valid, ground(valid, tile.bounds[0], tile.bounds[3])
+
+
+def ground(valid, west, north, gsd=GSD):
+    """Valid pixels, side by side in each row, as one shape in metres."""
+    runs = [(n, *np.flatnonzero(row)[[0, -1]]) for n, row in enumerate(valid) if row.any()]
+    rows = [(west + a * gsd, north - (n + 1) * gsd, west + (b + 1) * gsd, north - n * gsd) for n, a, b in runs]
+    return shapely.union_all([shapely.box(*row) for row in rows])
+
+
+def row_of(tile, gsd, crs, size):
+    """What the catalogue says of a tile."""
+    to_degrees = Transformer.from_crs(crs, "OGC:CRS84", always_xy=True)
+    footprint = shapely.transform(shapely.segmentize(tile, 5), lambda xy: np.stack(to_degrees.transform(*xy.T), 1))
+    west, _, _, north = tile.bounds
+    place = {"transform": [gsd, 0, west, 0, -gsd, north], "epsg": crs.to_epsg(), "crs_wkt": None}
+    return {"size": size, "gsd": gsd, "geometry": footprint.wkb, **place}
+
+
+def inside(tile, shape, margin):
+    return tile.buffer(-margin, join_style="mitre").covers(shape)
+
+
+def on_the_border(shape, tile, gsd=GSD):
     """Whether it ends about a pixel from the border, which degrees and metres may tell differently."""
-    inside = [tile.buffer(-pixels * GSD).covers(shape) for pixels in (0.5, 1.01)]
-    return tile.covers(shape) and inside[0] != inside[1]
+    return inside(tile, shape, 0.98 * gsd) != inside(tile, shape, 1.02 * gsd)
 
 
-def as_seen(geometries, tile):
+def as_seen(geometries, tile, gsd=GSD):
     """What of the geometries lies in a tile, by plane geometry."""
     seen, sizes = [], {}
     for what, shape in geometries:
         part = shape.intersection(tile)
         kind = {"Point": "point", "LineString": "line"}.get(shape.geom_type, "area")
-        least = {"point": 0, "line": 2 * GSD, "area": (2 * GSD) ** 2}[kind]
+        least = {"point": 0, "line": 2 * gsd, "area": (2 * gsd) ** 2}[kind]
         size = part.length if kind == "line" else part.area
         if not part.is_empty and size >= least:
-            cut = not tile.buffer(-GSD).covers(shape) and len(WORDS[what]) == 2
+            cut = not inside(tile, shape, gsd) and len(WORDS[what]) == 2
             seen.append({"what": what, "cut": cut, "kind": kind, "shape": part, "crosses": set()})
             sizes[what] = sizes.get(what, 0.0) + size
     for one in seen:
@@ -72,7 +102,7 @@ def as_seen(geometries, tile):
                 if other["kind"] == "line" and one["shape"].crosses(other["shape"]):
                     one["crosses"].add(other["what"])
                 areas.setdefault(other["what"], []).append(other["shape"])
-            one["crosses"] |= {what for what, own in areas.items() if own[0].geom_type == "Polygon"
+            one["crosses"] |= {what for what, own in areas.items() if shapely.get_dimensions(own[0]) == 2
                                and one["shape"].crosses(shapely.union_all(own))}  # fmt: skip
     return seen, sizes
 
@@ -80,17 +110,18 @@ def as_seen(geometries, tile):
 def test_every_sentence_is_true_in_the_plane(tmp_path):
     random, said = np.random.default_rng(0), []
     corners = [(500_000 + 1000 * col, 5_300_000 + 1000 * row) for row in range(12) for col in range(12)]
-    tiles = [(square(*corner, GSD * SIDE), list(scene(random, corner))) for corner in corners]
-    tiles = [one for one in tiles if not any(on_the_border(shape, one[0]) for _, shape in one[1])]
-    table = [pair for _, own in tiles for pair in own]
+    squares = [square(*corner, GSD * SIDE) for corner in corners]
+    tiles = [(whole, *cut_by(random, whole, n), list(scene(random, corners[n]))) for n, whole in enumerate(squares)]
+    tiles = [one for one in tiles if not any(on_the_border(shape, one[2]) for _, shape in one[3])]
+    table = [pair for *_, own in tiles for pair in own]
     shapes = geopandas.GeoSeries([shape for _, shape in table], crs=EPSG)
     layer_file = str(tmp_path / "layer.gpkg")
     frame = geopandas.GeoDataFrame({"class": [what for what, _ in table]}, geometry=shapes)
     frame.to_crs(3035).to_file(layer_file, layer="ground")
     layer = Layer((layer_file,), None, {})
-    for number, (tile, own) in enumerate(tiles):
-        footprint = shapely.transform(shapely.segmentize(tile, 5), lambda xy: np.stack(TO_DEGREES.transform(*xy.T), 1))
-        sentences = layer.sentences(footprint, GSD, partial(Chance, 0, number, "vector"))
+    for number, (whole, valid, tile, own) in enumerate(tiles):
+        place = place_of(row_of(whole, GSD, CRS.from_epsg(EPSG), SIDE), valid)
+        sentences = layer.sentences(place, GSD, partial(Chance, 0, number, "vector"))
         seen, sizes = as_seen(own, tile)
         for sentence in sentences:
             prove_ground(sentence, WORDS, seen, sizes)
@@ -102,6 +133,29 @@ def test_every_sentence_is_true_in_the_plane(tmp_path):
     with pytest.raises(Untrue):
         prove_ground("Farmland covers about 3 hectares.", WORDS, [{"what": "farmland", "kind": "area", "cut": False}],
                      {"farmland": 2e4})  # fmt: skip
+
+
+@pytest.mark.parametrize("west", [24.0, 179.995])
+def test_a_pixel_from_the_border_is_one_in_degrees_too(tmp_path, west):
+    """At 60 degrees north a degree of longitude has half the metres; the date line cuts a tile, and no object."""
+    step = 0.0001
+    row = {"size": 100, "gsd": 7.9, "transform": [step, 0, west, 0, -step, 60.0], "epsg": 4326, "crs_wkt": None}
+    valid = np.arange(100)[None] + np.zeros((100, 1)) < 90
+    for end, margin, padding, what in [
+        (100, 0.8, None, "Part of a building"), (100, 1.2, None, "A building"),
+        (90, 0.8, valid, "Part of a building"), (90, 1.2, valid, "A building"),
+    ]:  # fmt: skip
+        east = west + (end - margin) * step
+        house = shapely.box(east - 8 * step, 59.994, east, 59.995)
+        over = [shapely.transform(part, lambda xy: xy - [360, 0]) for part in [house & shapely.box(180, 0, 360, 90)]]
+        file = tmp_path / f"{end}-{margin}.gpkg"
+        write(file, ["building"], [shapely.union_all([house & shapely.box(0, 0, 180, 90), *over])])
+        tile = shapely.box(west, 59.99, west + 100 * step, 60.0)
+        beyond = shapely.transform(tile & shapely.box(180, 0, 360, 90), lambda xy: xy - [360, 0])
+        footprint = shapely.union_all([tile & shapely.box(0, 0, 180, 90), beyond])
+        place = place_of(row | {"geometry": footprint.wkb}, padding)
+        said = Layer((str(file),), None, {}).sentences(place, 7.9, partial(Chance, 0))
+        assert said[1].startswith(f"{what} covers about "), (end, margin, said)
 
 
 def write(file, values, shapes, crs=4326, column="class"):
@@ -121,6 +175,9 @@ def test_classes_are_found_as_openstreetmap_writes_them(tmp_path):
     assert "column 'class' (lake); it lies in 9..9.001 E, 48..48.001 N" in found.said[0]
     named = write(tmp_path / "oil_tanks.geojson", [1, 2], [box, box], column="number")
     assert Layer((named,), None, {}).classes == ["oil_tanks"]
+    for column in ("type", "landuse"):  # says that it is of a kind, and not of which
+        yes = write(tmp_path / "stadiums.geojson", ["yes", "arena"], [box, box], column=column)
+        assert Layer((yes,), None, {}).classes == ["arena", "stadiums"]
 
 
 @pytest.mark.filterwarnings("ignore:'crs' was not provided")
@@ -155,10 +212,9 @@ def test_real_layers_are_counted(data_dir):
         bounds, crs = raster.bounds, raster.crs
     file = data_dir / "solaris_vectors" / "geotiff_labels.geojson"
     tile = shapely.box(*bounds)
-    to_degrees = Transformer.from_crs(crs, "OGC:CRS84", always_xy=True)
-    footprint = shapely.transform(shapely.segmentize(tile, 5), lambda xy: np.stack(to_degrees.transform(*xy.T), 1))
+    place = place_of(row_of(tile, 0.5, crs, round((bounds[2] - bounds[0]) / 0.5)), None)
     layer = Layer((str(file),), "building", {})
-    said = layer.sentences(footprint, 0.5, partial(Chance, 0))
+    said = layer.sentences(place, 0.5, partial(Chance, 0))
     shapes = [(shape, shape.intersection(tile)) for shape in geopandas.read_file(file).to_crs(crs).geometry]
     seen = [{"what": "building", "kind": "area", "cut": not tile.buffer(-0.5).covers(shape)}
             for shape, part in shapes if part.area >= 1]  # fmt: skip
