@@ -70,8 +70,8 @@ def export(
         print(f"wrote {folder}; read it with remoteclip:{folder}, or open_clip's load_checkpoint")
         if not both.joint.text.config["quick_gelu"]:
             print(
-                "note: its activation is GELU, which the file cannot say and remoteclip: takes for QuickGELU: give "
-                "evaluate-text --quickgelu false; other verbs read the checkpoint"
+                "note: its activation is GELU, which the file cannot say and remoteclip: takes for QuickGELU: give the "
+                "verb that reads it --quickgelu false"
             )
         return folder
     if folder.exists() and not _replaceable(folder):

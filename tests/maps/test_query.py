@@ -27,7 +27,7 @@ PLACE = {"transform": from_origin(500000, 4000000, 2, 2), "crs": "EPSG:32632"}
 
 @pytest.fixture(autouse=True)
 def model(monkeypatch):
-    monkeypatch.setattr(asking, "open_image_text", lambda source: ColourModel())
+    monkeypatch.setattr(asking, "open_image_text", lambda source, quickgelu: ColourModel())
     monkeypatch.setattr(asking, "fast_half", lambda device: False)
 
 
@@ -324,7 +324,7 @@ def test_a_real_scene_with_a_real_model(data_dir, tmp_path, monkeypatch):
 
     spectral = ColourModel()
     monkeypatch.setattr(
-        asking, "open_image_text", lambda source: ImageText(spectral.loaded, Joint(build_text("tiny"), 48))
+        asking, "open_image_text", lambda source, quickgelu: ImageText(spectral.loaded, Joint(build_text("tiny"), 48))
     )
     (scene,) = (data_dir / "naip").glob("*2020*.tif")
     out, classes = tmp_path / "heat.tif", tmp_path / "classes.tif"

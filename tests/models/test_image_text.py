@@ -329,7 +329,7 @@ def test_an_export_is_a_plain_timm_model_with_the_space_beside(tmp_path: Path) -
             ours.encode_image(images), whole.encode_image(images, sensor=name), rtol=1e-5, atol=1e-5
         )
         torch.testing.assert_close(ours.encode_text(SENTENCES), whole.encode_text(SENTENCES))
-        assert "(mean token) and sentences share a space" in (folder / "README.md").read_text()
+        assert "Images (the mean of their patches) and sentences share a space" in (folder / "README.md").read_text()
         assert (ours.fingerprint == whole.fingerprint) is (sensor is None)  # one baked for a sensor is another
         (folder / "joint.safetensors").unlink()
         with pytest.raises(CheckpointError, match=r"joint\.safetensors' does not exist"):

@@ -20,9 +20,9 @@ from geomim.corpus.store import Corpus
 from geomim.errors import CheckpointError, ConfigError, CorpusError, InputError
 from geomim.models.vit import ViT
 from geomim.sensors import SENSORS, BandContract
-from geomim.verbs import curate
+from geomim.verbs import embed as embedding
 from geomim.verbs import search as searching
-from geomim.verbs.curate import embed
+from geomim.verbs.embed import embed
 from geomim.verbs.search import nearest, search
 
 PLACE = from_origin(500000, 4000000, 2, 2)
@@ -34,14 +34,14 @@ COLOURS = (0, 1, 2, 2, 1, 0, 3, 0)
 def model(monkeypatch):
     models = {"colours": ColourModel(), "other": ColourModel("other")}
 
-    def opened(source):
+    def opened(source, quickgelu=None):
         if source not in models:
             raise CheckpointError(f"'{source}' is not there")
         return models[source]
 
-    for module in (curate, searching):
+    for module in (embedding, searching):
         monkeypatch.setattr(module, "open_image_text", opened)
-    monkeypatch.setattr(curate, "fast_half", lambda device: False)
+    monkeypatch.setattr(embedding, "fast_half", lambda device: False)
     return models
 
 
@@ -207,8 +207,8 @@ def test_pictures_without_a_place_say_so(tmp_path, capsys, monkeypatch):
     corpus = str(tmp_path / "corpus")
     build([str(tmp_path / "pictures")], corpus, tile=32, near=None, crops=False, workers=1)
     rgb = ColourModel(contract=BandContract(SENSORS["rgb"], (100.0,) * 3, (50.0,) * 3))
-    for module in (curate, searching):
-        monkeypatch.setattr(module, "open_image_text", lambda source: rgb)
+    for module in (embedding, searching):
+        monkeypatch.setattr(module, "open_image_text", lambda source, quickgelu=None: rgb)
     embed(corpus, "m", joint=True, device="cpu")
     capsys.readouterr()
     search(corpus, ["red"], count=9, out=str(tmp_path / "found.png"), places=str(tmp_path / "found.parquet"))
