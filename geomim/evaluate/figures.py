@@ -100,7 +100,7 @@ def beside_published(name: str, figures: Sequence[Figure] = ()) -> tuple[tuple[F
     used = [known["tables"][table] for table in found]
     used = [one for one in used if measured & {(one["task"], metric) for metric in one["metrics"]}]
     tasks = ", ".join(sorted({known["tables"][table]["task"] for table in found}))
-    none = (f"nothing published stands beside: what is known of '{name}' is {tasks}, and of other --tasks",)
+    none = (f"nothing published stands beside: what is known of '{name}' is of {tasks}",)
     return tuple(joined), tuple(f"published: {one['source']}" for one in used) or none
 
 

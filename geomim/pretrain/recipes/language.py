@@ -187,7 +187,7 @@ def selective_rils(
     Raises:
         ConfigError: A bank is given that would say nothing.
     """
-    if bank is not None and not weight:
+    if bank is not None and weight in (0, (0, 0)):
         raise ConfigError("--method.bank is what patches are predicted in, and --method.weight is 0: leave one out")
     if bank is not None and not text.weights:
         raise ConfigError(
