@@ -76,10 +76,8 @@ def test_another_encoder_replaces_the_vectors_aloud(corpus, tmp_path, capsys):
     before, card = vectors(corpus)[1], json.loads((corpus / "embeddings" / "a.json").read_text())
     embed(str(corpus), checkpoint(tmp_path / "a.ckpt", seed=1), device="cpu")
     said, now = capsys.readouterr().err, json.loads((corpus / "embeddings" / "a.json").read_text())
-    assert (
-        f"a.npy' is replaced (checkpoint {card['checkpoint']} -> {now['checkpoint']}, encoder {card['encoder']} -> "
-        in said
-    )
+    changed = [f"{key} {card[key]} -> {now[key]}" for key in ("checkpoint", "encoder")]
+    assert f"a.npy' is replaced ({', '.join(changed)})" in said
     assert "other contract" not in said and "give --name to keep both" in said
     assert not np.allclose(vectors(corpus)[1], before, atol=0.01) and vectors(corpus)[0].tolist() == list(range(24))
 
