@@ -20,6 +20,8 @@ _FOLDER = (
     "download the model's folder, with the tokenizer's files, and give it as local-dir:FOLDER, or take an architecture "
     "with CLIP's tokenizer, as ViT-B-32"
 )
+_SAID = ["A River crosses farm-land; 3 ships_at (N. Pier)!", "ein  Fluß, 12.5 ha, \N{SHIP}", ""]
+"""Sentences that tell tokenizers apart."""
 TINY = {"embed_dim": 192, "quick_gelu": False, "text_cfg": {"width": 192, "heads": 3, "layers": 2}}
 """A text tower for CPUs, with CLIP's tokenizer."""
 
@@ -99,9 +101,9 @@ class TextTower(nn.Module):
             except Exception as error:  # no such files, no network, a library that is missing
                 reason = " ".join(str(error).split())[:200]
                 raise ConfigError(f"the text tower's tokenizer '{name}' cannot be had ({reason}): {_FOLDER}") from error
-            digest = _digest(found.tokenizer)
+            digest = _digest(found)
             if self.config.setdefault("tokenizer", digest) != digest:
-                raise CheckpointError(f"the tokenizer '{name}' is another one than the text tower was trained with")
+                raise CheckpointError(f"the tokenizer '{name}' is another than the text tower has: put its own there")
             return found
         tokenizer = SimpleTokenizer(**options)
         if (number := sizes.get("vocab_size", tokenizer.vocab_size)) < tokenizer.vocab_size:
@@ -223,10 +225,9 @@ def _ready(tower: TextTower, frozen: bool) -> TextTower:
 
 
 def _digest(tokenizer: Any) -> str:
-    """Of all that a tokenizer of Hugging Face makes tokens of, before its first use."""
-    fast = getattr(tokenizer, "backend_tokenizer", None)
-    rules = fast.to_str() if fast else json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
-    return hashlib.blake2b(f"{rules}{tokenizer.special_tokens_map}".encode(), digest_size=16).hexdigest()
+    """Of the words of a tokenizer of Hugging Face and what it makes of some, whatever version of a library reads it."""
+    said = [sorted(tokenizer.tokenizer.get_vocab().items()), tokenizer(_SAID).tolist()]
+    return hashlib.blake2b(json.dumps(said).encode(), digest_size=16).hexdigest()
 
 
 def text_tower(clip: Clip) -> TextTower:
@@ -260,10 +261,12 @@ def _sizes(name: str) -> dict[str, Any]:
 
 def _same(name: str, given: Mapping[str, Any], weights: str) -> None:
     """Refuse weights of another architecture or vocabulary than the one that is named."""
-    ours, theirs = (
-        asdict(open_clip().CLIPTextCfg(**config["text_cfg"])) | {"dim": config["embed_dim"]}
-        for config in (_sizes(name), given)
-    )
+
+    def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
+        every = asdict(open_clip().CLIPTextCfg(**config["text_cfg"])) | {"dim": config["embed_dim"]}
+        return every | {"hf_tokenizer_name": bool(every["hf_tokenizer_name"])}  # one folder has several names
+
+    ours, theirs = sizes_of(_sizes(name)), sizes_of(given)
     others = [key for key in ours if ours[key] != theirs[key]]
     if others:
         own, named = (", ".join(f"{key} {sizes[key]}" for key in others) for sizes in (theirs, ours))

@@ -135,7 +135,7 @@ def _tasks(said: Described, asked: list[Task] | None) -> list[str]:
         "retrieval-official": "" if texts else "sentences",
         "counting": "" if any(map(counted, texts)) else "sentences with one number from one to ten",
         "fewshot": enough if few or not labelled else alone,
-        "segmentation": "masks" if said.masks is None else alone,
+        "segmentation": "masks" if said.masks is None else alone or _unmasked(said),
     }
     for task in asked or ():
         if lacks[task]:
@@ -144,6 +144,14 @@ def _tasks(said: Described, asked: list[Task] | None) -> list[str]:
     if not chosen:
         raise InputError(f"{said.images.name} has no classes, sentences or masks: nothing can be scored")
     return chosen
+
+
+def _unmasked(said: Described) -> str:
+    """What masks lack of which no pixel has a class."""
+    count = len(said.images.test)
+    parts = (np.arange(start, min(start + 64, count)) for start in range(0, count, 64))
+    known = any((said.masks(rows) < len(said.images.classes)).any() for rows in parts)
+    return "" if known else "pixel of a class in its masks"
 
 
 def _left_out(said: Described, tasks: list[str]) -> list[str]:
