@@ -17,7 +17,9 @@ from geomim.corpus.scenes import Scene
 from geomim.maps.rasters import aside, open_map
 
 _EDGE = 1200  # pixels of a scene's longer side, at most
-_ACROSS = 4
+_PANELS = 4  # beside each other
+ACROSS = 6
+"""Pictures in a row of a contact sheet."""
 _TITLE: dict[str, Any] = {"fontsize": 9, "parse_math": False}  # dollars are just that
 
 
@@ -31,7 +33,7 @@ def quick_look(path: Path, scene: Scene, scores: Path, texts: Sequence[str], wha
         heat = raster.read(out_shape=(raster.count, *(max(1, length // times) for length in raster.shape)))
     shown = heat[np.isfinite(heat)]  # of few patches with image none may be among those that are drawn
     low, high = np.percentile(shown, [1, 99.5]) if len(shown) else (0.0, 1.0)
-    columns = min(1 + len(texts), _ACROSS)
+    columns = min(1 + len(texts), _PANELS)
     rows, aspect = math.ceil((1 + len(texts)) / columns), scene.height / scene.width
     figure = Figure(figsize=(4 * columns, rows * (4 * min(max(aspect, 0.3), 3) + 0.4)), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -49,7 +51,7 @@ def quick_look(path: Path, scene: Scene, scores: Path, texts: Sequence[str], wha
 
 def contact_sheet(path: Path, groups: Sequence[tuple[str, Sequence[tuple[np.ndarray, str]]]]) -> None:
     """Draw pictures `(H, W, 3)` with words below each, a headed block of rows a group."""
-    across = min(6, max(len(pictures) for _, pictures in groups))
+    across = min(ACROSS, max(len(pictures) for _, pictures in groups))
     rows = [(title, pictures[at : at + across]) for title, pictures in groups for at in range(0, len(pictures), across)]
     figure = Figure(figsize=(2.2 * across, 2.7 * len(rows)), layout="constrained", facecolor="white")
     panels, before = figure.subplots(len(rows), across, squeeze=False), None

@@ -15,7 +15,7 @@ from rich.progress import track
 from geomim.corpus.report.pictures import composite, display_limits
 from geomim.corpus.store import Corpus
 from geomim.errors import CheckpointError, ConfigError, CorpusError, InputError
-from geomim.maps.pictures import contact_sheet
+from geomim.maps.pictures import ACROSS, contact_sheet
 from geomim.maps.query import PROMPT, sentences_as_vectors, words
 from geomim.maps.rasters import aside, check_endings
 from geomim.models.clip import SOURCES
@@ -23,7 +23,7 @@ from geomim.models.image_text import open_image_text
 from geomim.verbs.embed import read_embedding
 
 _BLOCK = 2**15  # vectors in memory at a time
-_SHOWN = 300  # tiles that one picture can show
+_ROWS = 50  # of tiles that one picture can show
 
 
 def search(
@@ -56,7 +56,7 @@ def search(
         embedding: Name of the vectors; may be left out where there is one.
         model: The model of images and text that made the vectors, where it is no longer where it was.
         prompt: The sentence that each text is put into at `{}`; `{}` alone leaves them as they are.
-        count: Tiles for each text, at most 300 of all texts.
+        count: Tiles for each text; up to 300 of one text, fewer of several.
         out: Picture of the tiles found, with ids, scores and coordinates, `.png`.
         places: Their outlines too, as GeoJSON or GeoParquet: `.geojson` or `.parquet`.
         kept_only: Leave out the tiles that training does not read.
@@ -109,9 +109,13 @@ def _check(
 ) -> None:
     if like is not None and (model or quickgelu is not None or prompt != PROMPT):
         raise ConfigError("--model, --quickgelu and --prompt are of --text: leave them out with --like")
-    if not 1 <= count <= _SHOWN // texts or "{}" not in prompt:
-        most = f"{_SHOWN // texts}, for {texts} texts," if texts > 1 else f"{_SHOWN}"
-        raise ConfigError(f"expected --count of 1 to {most} and {{}} in --prompt; given {count} and '{prompt}'")
+    if "{}" not in prompt:
+        raise ConfigError(f"--prompt: expected {{}} where a text stands, as '{PROMPT}'; given '{prompt}'")
+    if not 1 <= count <= (most := _ROWS // texts * ACROSS):
+        raise ConfigError(
+            f"a picture has up to {_ROWS} rows of {ACROSS} tiles, and a text its own: expected at most {_ROWS} texts, "
+            f"and --count of 1 to {most} for {texts}; given {count}"
+        )
     check_endings(out=(out, ".png"), places=(places, ".geojson", ".parquet"))
 
 

@@ -79,7 +79,7 @@ def test_the_activation_that_is_asked_for_is_the_models(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("error")
 def test_pictures_show_texts_as_they_are_and_scenes_of_which_no_patch_is_drawn(tmp_path, monkeypatch):
     scene = write(tmp_path / "scene.tif", halves(), **PLACE)
-    query(scene, "m", ["red $x_", "blue $1 and $2"], str(tmp_path / "heat$_$.tif"))  # neither is mathematics
+    query(scene, "m", ["red $x_^$", "blue $1 and $2"], str(tmp_path / "heat$_$.tif"))  # neither is mathematics
     contact_sheet(tmp_path / "sheet.png", [("red $x_^$", [(np.zeros((4, 4, 3), np.uint8), "1: 0.5")])])
     heat = write(tmp_path / "none.tif", np.full((1, 8, 8), np.nan, np.float32), ("red",), **PLACE)
     with open_scene(scene) as opened:
