@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_only
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch import distributed as dist
@@ -22,10 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 from geomim.errors import ConfigError, GeomimError
 from geomim.models.weights import FORMAT_VERSION
 from geomim.pretrain.context import Context
-from geomim.pretrain.objective import MaskedImageModel, Term
+from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.optimisation import Optimisation, parameter_groups
 from geomim.pretrain.replay import blame
-from geomim.pretrain.resume import changes
+from geomim.pretrain.resume import changes, go_on
 from geomim.pretrain.scaling import local, shard, whole
 from geomim.pretrain.skipped import Skipped
 from geomim.pretrain.step import Step, join
@@ -388,26 +387,11 @@ class PretrainModule(pl.LightningModule):
             "contracts": {name: contract.to_dict() for name, contract in self.origin.contracts.items()},
             "corpus": list(self.origin.corpus),
             "settings": self.origin.settings,
-            "starts": {term.name: term.starts for term in cast(list[Term], self.model.terms)},
+            "starts": {term.name: term.starts for term in self.model.terms},
             "history": self.history,
             "unreadable": self._skipped.state(),
             "provenance": self.provenance | {"start": list(self.model.encoder.notes)},
         }
-
-    def _go_on(self, entry: Mapping[str, Any]) -> None:
-        """Let terms that had started go on, also where more steps would make it too early for them again; aloud."""
-        step, steps = entry["step"], self.origin.settings.get("training.max_steps", 0)
-        before = (step - 1) / max(1, step) * entry["progress"]  # of the last step that was done
-        for term in cast(list[Term], self.model.terms):
-            starts = entry.get("starts", {}).get(term.name, term.starts)
-            if before >= starts > step / max(1, steps):
-                if term.starts:
-                    rank_zero_only(print)(
-                        f"'{term.name}' starts at {starts:.0%} of training; it had started when the run was shorter, "
-                        f"and goes on, though step {step} of {steps} is before that"
-                    )
-                starts = 0.0
-            term.starts = starts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on from what was trained otherwise, and keep what changes.
@@ -416,7 +400,7 @@ class PretrainModule(pl.LightningModule):
             CheckpointError: See `changes`.
         """
         changed = changes(checkpoint.get("geomim"), self.description())
-        self._go_on(checkpoint["geomim"])
+        go_on(self.model, checkpoint["geomim"], self.origin.settings.get("training.max_steps", 0))
         if self.pruning:
             self.pruning.load_state_dict(checkpoint["pruning"])
         entry = checkpoint["geomim"]
