@@ -111,7 +111,8 @@ def _check(
         raise ConfigError("--model, --quickgelu and --prompt are of --text: leave them out with --like")
     if "{}" not in prompt:
         raise ConfigError(f"--prompt: expected {{}} where a text stands, as '{PROMPT}'; given '{prompt}'")
-    if not 1 <= count <= (most := _ROWS // texts * ACROSS):
+    most = _ROWS // texts * ACROSS
+    if not 1 <= count <= most:
         raise ConfigError(
             f"a picture has up to {_ROWS} rows of {ACROSS} tiles, and a text its own: expected at most {_ROWS} texts, "
             f"and --count of 1 to {most} for {texts}; given {count}"
