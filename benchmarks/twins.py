@@ -112,13 +112,10 @@ def groups(table: Path, out: Path) -> Path:
 
 
 def trained(folder: Path, made: list[Path], recipe: str, bands: list[str] | None, steps: int, seed: int) -> Path:
-    """Train a model of images and sentences, or take the one that is there; the checkpoint."""
-    last = folder / "checkpoints" / "last.ckpt"
-    if last.is_file():
-        return last
+    """Train a model of images and sentences, or what is left of that; the checkpoint."""
     data = TileDataModule([str(path) for path in made], 64, SIDE, workers=0, seed=seed, bands=bands, turn=True)
     training = Training(max_steps=steps, precision="32-true", log_every=20, checkpoint_every=steps, progress_bar=False)
-    return train(data, folder, recipe, {}, ENCODER, Optimisation(base_learning_rate=3e-3), training, seed)
+    return train(data, folder, recipe, {}, ENCODER, Optimisation(base_learning_rate=3e-3), training, seed, "last")
 
 
 @torch.no_grad()

@@ -285,4 +285,5 @@ class TileDataModule(pl.LightningDataModule):
         rows = np.linspace(0, len(tiles) - 1, min(count, len(tiles))).astype(np.int64)
         position = torch.arange(len(rows))
         batch = tiles.read(rows, Draws(self.seed, position)) | {"position": position}
-        return (self.augment if self.augment.second or tiles.pairs is not None else self.augment.whole)(batch)
+        seen = (self.augment if self.augment.second or tiles.pairs is not None else self.augment.whole)(batch)
+        return seen | ({"text": self.sentences.first(tiles, batch["id"])} if self.sentences else {})

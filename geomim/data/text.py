@@ -141,6 +141,14 @@ class Sentences:
             content.update(buffer)
         return folder / f"tokens-{content.hexdigest()}.i32"
 
+    def first(self, tiles: TileSet, ids: Tensor) -> dict[str, Tensor]:
+        """The first sentence of each of some tiles of a corpus, as a batch holds them, a row a tile."""
+        where = pc.field("id").isin(pa.array(ids.tolist()))
+        said = dict(zip(*tiles.corpus.table(["id", "captions"], where=where).to_pydict().values(), strict=True))
+        texts = [(said[number] or [""])[0] for number in ids.tolist()]
+        of = torch.tensor([row if text.strip() else -1 for row, text in enumerate(texts)])
+        return {"tokens": self.tokenizer.tokenize(texts), "key": of, "of": of}
+
     def fill(self, folder: Path) -> str:
         """Have the tokens in a file, written where it is not there; for one process alone. In words, how many they are.
 

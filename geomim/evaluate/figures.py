@@ -79,6 +79,9 @@ def beside_published(name: str, figures: Sequence[Figure] = ()) -> tuple[tuple[F
         name: Of an evaluation set, such as `rsicd`; case, `-` and `_` do not count.
         figures: The measured ones.
 
+    Returns:
+        The figures, and the sources of those that stand beside some.
+
     Raises:
         InputError: None are known of that set.
     """
@@ -93,7 +96,12 @@ def beside_published(name: str, figures: Sequence[Figure] = ()) -> tuple[tuple[F
             for metric, value in zip(about["metrics"], values, strict=True):
                 others.setdefault((about["task"], metric), {})[model] = value / 100
     joined = (replace(one, beside={**one.beside, **others.get((one.task, one.metric), {})}) for one in figures)
-    return tuple(joined), tuple(f"published: {known['tables'][table]['source']}" for table in found)
+    measured = {(one.task, one.metric) for one in figures}
+    used = [known["tables"][table] for table in found]
+    used = [one for one in used if measured & {(one["task"], metric) for metric in one["metrics"]}]
+    tasks = ", ".join(sorted({known["tables"][table]["task"] for table in found}))
+    none = (f"nothing published stands beside: what is known of '{name}' is of {tasks}",)
+    return tuple(joined), tuple(f"published: {one['source']}" for one in used) or none
 
 
 def _plain(name: str) -> str:

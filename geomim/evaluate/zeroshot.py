@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from geomim.errors import InputError
 from geomim.evaluate.figures import CHANCE, Figure
 from geomim.evaluate.scores import row
 from geomim.evaluate.sentences import EncodeText, encode_sentences
@@ -89,7 +90,13 @@ def confusion(patches: Tensor, grid: tuple[int, int], classes: Tensor, masks: Te
 
 
 def segmentation(pixels: Tensor) -> list[Figure]:
-    """Mean intersection over union of the classes that occur, and pixel accuracy, from what `confusion` counted."""
+    """Mean intersection over union of the classes that occur, and pixel accuracy, from what `confusion` counted.
+
+    Raises:
+        InputError: It counted nothing.
+    """
+    if not pixels.any():
+        raise InputError("segmentation: no valid pixel of any mask has a class: leave it out of --tasks")
     random = (pixels.sum(1, keepdim=True) / len(pixels)).expand_as(pixels)
     found, chance = _overlap(pixels.double()), _overlap(random.double())
     names = ("mean IoU", "pixel accuracy")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -16,7 +17,10 @@ from geomim.corpus.scenes import Scene
 from geomim.maps.rasters import aside, open_map
 
 _EDGE = 1200  # pixels of a scene's longer side, at most
-_ACROSS = 4
+_PANELS = 4  # beside each other
+ACROSS = 6
+"""Pictures in a row of a contact sheet."""
+_TITLE: dict[str, Any] = {"fontsize": 9, "parse_math": False}  # dollars are just that
 
 
 def quick_look(path: Path, scene: Scene, scores: Path, texts: Sequence[str], what: str) -> None:
@@ -27,16 +31,17 @@ def quick_look(path: Path, scene: Scene, scores: Path, texts: Sequence[str], wha
     with open_map(scores) as raster:
         times = max(1, math.ceil(max(raster.shape) / _EDGE))
         heat = raster.read(out_shape=(raster.count, *(max(1, length // times) for length in raster.shape)))
-    low, high = np.nanpercentile(heat, [1, 99.5])
-    columns = min(1 + len(texts), _ACROSS)
+    shown = heat[np.isfinite(heat)]  # of few patches with image none may be among those that are drawn
+    low, high = np.percentile(shown, [1, 99.5]) if len(shown) else (0.0, 1.0)
+    columns = min(1 + len(texts), _PANELS)
     rows, aspect = math.ceil((1 + len(texts)) / columns), scene.height / scene.width
     figure = Figure(figsize=(4 * columns, rows * (4 * min(max(aspect, 0.3), 3) + 0.4)), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     panels[0].imshow(composite(pixels, scene.sensor, valid))
-    panels[0].set_title(Path(scene.uri).name, fontsize=9)
+    panels[0].set_title(Path(scene.uri).name, **_TITLE)
     for panel, text, band in zip(panels[1:], texts, heat, strict=False):
         shown = panel.imshow(band, cmap="inferno", vmin=low, vmax=max(high, low + 1e-6))
-        panel.set_title(shorten(text, 45, placeholder=" ..."), fontsize=9)
+        panel.set_title(shorten(text, 45, placeholder=" ..."), **_TITLE)
     for panel in panels:
         panel.set_axis_off()
     figure.colorbar(shown, ax=panels, shrink=0.6, label=what)
@@ -46,7 +51,7 @@ def quick_look(path: Path, scene: Scene, scores: Path, texts: Sequence[str], wha
 
 def contact_sheet(path: Path, groups: Sequence[tuple[str, Sequence[tuple[np.ndarray, str]]]]) -> None:
     """Draw pictures `(H, W, 3)` with words below each, a headed block of rows a group."""
-    across = min(6, max(len(pictures) for _, pictures in groups))
+    across = min(ACROSS, max(len(pictures) for _, pictures in groups))
     rows = [(title, pictures[at : at + across]) for title, pictures in groups for at in range(0, len(pictures), across)]
     figure = Figure(figsize=(2.2 * across, 2.7 * len(rows)), layout="constrained", facecolor="white")
     panels, before = figure.subplots(len(rows), across, squeeze=False), None
@@ -57,7 +62,7 @@ def contact_sheet(path: Path, groups: Sequence[tuple[str, Sequence[tuple[np.ndar
             panel.imshow(picture)
             panel.text(0.5, -0.03, said, ha="center", va="top", fontsize=6.5, transform=panel.transAxes)
         head = shorten(title if title != before else "", 30 * across, placeholder=" ...")
-        line[0].set_title(head, fontsize=10, loc="left", fontweight="bold")
+        line[0].set_title(head, fontsize=10, loc="left", fontweight="bold", parse_math=False)
         before = title
     with aside(path) as part:
         figure.savefig(part, dpi=120)

@@ -73,6 +73,7 @@ def query(
     sensor: str | None = None,
     bands: list[str] | None = None,
     all_bands: bool = False,
+    quickgelu: bool | None = None,
     device: str = "auto",
 ) -> list[Path]:
     """Ask a scene where it shows what texts say: a placed raster with a band a text, and a picture beside it.
@@ -115,6 +116,7 @@ def query(
         bands: Names of the file's bands in file order, where it does not name them. Without `sensor`, a scene of no
             stated unit is taken to store numbers as the model's sensor does, which is printed.
         all_bands: Give an encoder of any sensor all bands of the scene, not only those it was trained on.
+        quickgelu: Activation of a CLIP model, which its file does not tell; as its source says where not given.
         device: `auto`, `cpu`, `cuda` or another torch device.
 
     Returns:
@@ -128,28 +130,20 @@ def query(
     """
     texts = words("text", text)
     threshold = _checked(texts, prompt, words("background", background), score, overlap, threshold, polygons, classes)
-    _check_files(scene, out, classes, polygons)
+    files = Files(scene, out, classes, polygons, threshold, resolution == "pixel")
     target = device_of(device)
-    opened, prepare, asked, made_by = _open(scene, model, sensor, bands, all_bands)
+    opened, prepare, asked, made_by = _open(scene, model, quickgelu, sensor, bands, all_bands)
     asked = asked.to(target)
     question = ask(asked, texts, prompt, background, score)
     side = asked.image_size // asked.patch_size
-    with opened, tempfile.TemporaryDirectory(dir=_folder(out), prefix=f".{Path(out).stem}.") as scratch:
+    tags = {"MODEL": model, "ENCODER": made_by, "PROMPT": prompt, "SCORE": score, "SCENE": scene}
+    tags |= {"BACKGROUND": ", ".join(background)} if score == "relevance" else {}
+    with opened, files.scratch() as scratch:
         walk = Walk(opened.height, opened.width, asked.patch_size, side, min(round(overlap * side), side - 1))
         check_scene(opened, prepare, walk.places, asked.image_size)
         patches = Path(scratch) / "patches.tif"
-        tags = {"MODEL": model, "ENCODER": made_by, "PROMPT": prompt, "SCORE": score, "SCENE": scene}
-        tags |= {"BACKGROUND": ", ".join(background)} if score == "relevance" else {}
         _walk(opened, walk, _look(asked, prepare, question), question, patches, tags)
-        shown, cell = (patches, walk.cell) if resolution == "patch" else (enlarge(patches, opened, walk.cell), 1)
-        write_cog(shown, Path(out), "average")
-        picture = Path(out).with_suffix(".png")
-        quick_look(picture, opened, patches, texts, score)
-        written = [Path(out), picture]
-        if classes:
-            written.append(classify(shown, placed(opened, cell), texts, threshold, Path(classes)))
-        if polygons and threshold is not None:
-            written.append(outline(patches, opened, walk.cell, threshold, Path(polygons)))
+        written = files.write(opened, patches, walk.cell, question)
     print(f"wrote {', '.join(map(str, written))}: {' x '.join(map(str, walk.shape))} patches of {walk.cell} px")
     return written
 
@@ -197,27 +191,70 @@ def _checked(
     return 0.5 if threshold is None and score == "relevance" else threshold
 
 
-def _check_files(scene: str, out: str, classes: str | None, polygons: str | None) -> None:
-    """Refuse files that cannot be written, or that would be written over each other or over the scene."""
-    check_endings(out=(out, ".tif", ".tiff"), classes=(classes, ".tif", ".tiff"), polygons=(polygons, ".gpkg"))
-    if classes and Path(classes).absolute() == Path(out).absolute():
-        raise ConfigError(f"--out and --classes are one file, '{out}'")
-    written = (out, Path(out).with_suffix(".png"), classes, polygons)
-    if Path(scene).absolute() in [Path(file).absolute() for file in written if file]:
-        raise ConfigError(f"the scene '{scene}' would be written over by a map or its picture: name other files")
+@dataclass(frozen=True)
+class Files:
+    """What is written of scores.
 
+    Args:
+        scene: What is asked, which is not written over.
+        out: The raster.
+        classes: A raster of the text that scores highest, if any.
+        polygons: A GeoPackage, if any.
+        threshold: Least score of the latter two.
+        pixels: The rasters have the scene's pixels, not patches.
 
-def _folder(out: str) -> Path:
-    folder = Path(out).absolute().parent
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    Raises:
+        ConfigError: They cannot be written, or would be written over each other or over the scene.
+    """
+
+    scene: str
+    out: str
+    classes: str | None
+    polygons: str | None
+    threshold: float | None
+    pixels: bool
+
+    def __post_init__(self) -> None:
+        rasters = {"out": (self.out, ".tif", ".tiff"), "classes": (self.classes, ".tif", ".tiff")}
+        check_endings(**rasters, polygons=(self.polygons, ".gpkg"))
+        if self.classes and Path(self.classes).absolute() == Path(self.out).absolute():
+            raise ConfigError(f"--out and --classes are one file, '{self.out}'")
+        written = (self.out, self.picture, self.classes, self.polygons)
+        if Path(self.scene).absolute() in [Path(file).absolute() for file in written if file]:
+            raise ConfigError(
+                f"the scene '{self.scene}' would be written over by a map or its picture: name other files"
+            )
+
+    @property
+    def picture(self) -> Path:
+        """Shows the raster."""
+        return Path(self.out).with_suffix(".png")
+
+    def scratch(self) -> tempfile.TemporaryDirectory[str]:
+        """A folder beside the raster for as long as it is open."""
+        folder = Path(self.out).absolute().parent
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=folder, prefix=f".{Path(self.out).stem}.")
+
+    def write(self, scene: Scene, patches: Path, cell: int, question: Question) -> list[Path]:
+        """Write all of them from the scores of patches of `cell` pixels."""
+        shown, size = (enlarge(patches, scene, cell), 1) if self.pixels else (patches, cell)
+        write_cog(shown, Path(self.out), "average")
+        quick_look(self.picture, scene, patches, question.texts, question.score)
+        written = [Path(self.out), self.picture]
+        if self.classes:
+            place = placed(scene, size)
+            written.append(classify(shown, place, question.texts, self.threshold, Path(self.classes)))
+        if self.polygons and self.threshold is not None:
+            written.append(outline(patches, scene, cell, self.threshold, Path(self.polygons)))
+        return written
 
 
 def _open(
-    uri: str, source: str, sensor: str | None, bands: Sequence[str] | None, all_bands: bool
+    uri: str, source: str, quickgelu: bool | None, sensor: str | None, bands: Sequence[str] | None, all_bands: bool
 ) -> tuple[Scene, ContractInput, ImageText, str]:
     """The scene, what brings it to the model's contract, the model for that, and its fingerprint as it was read."""
-    model = open_image_text(source)
+    model = open_image_text(source, quickgelu)
     contract, notes = chosen_for(model.loaded, source, uri, sensor, bands, all_bands)
     scene, prepare = open_for(contract, uri, None if sensor is None else get_sensor(sensor), bands)
     scaled = [scale_note(scene, contract)] if model.encoder.config.get("gsd_positions") else []

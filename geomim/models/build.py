@@ -65,34 +65,38 @@ def build_encoder(
         )
     if not 0 <= band_dropout < 1:
         raise ConfigError(f"encoder.band_dropout: expected 0 or more and below 1; given {band_dropout}")
-    sensors = {name: contract.sensor for name, contract in contracts.items()}
-    bands = len(next(iter(sensors.values())).bands)
     swin = family == "swinv2"
     if swin and (spectral or gsd_positions or clip or weights):
         raise ConfigError("--encoder.spectral, gsd_positions, clip and weights are of --encoder.family vit")
     if window is not None and not swin:
         raise ConfigError("--encoder.window is of a Swin: expected --encoder.family swinv2 with it")
-    known = SWIN_SIZES if swin else SIZES
-    if size not in known:
-        raise ConfigError(f"unknown encoder size '{size}'; valid: {', '.join(known)}")
-    if width is not None and heads is None and not swin:
-        heads = math.gcd(width, max(1, width // 64))
-    sizes = zip((width, depth, heads), known[size], strict=True)
-    width, depth, heads = (usual if given is None else given for given, usual in sizes)
+    sensors = {name: contract.sensor for name, contract in contracts.items()}
+    shape = len(next(iter(sensors.values())).bands), image_size, patch_size or (4 if swin else 16)
+    width, depth, heads = _sizes(swin, size, width, depth, heads)
     encoder: Encoder
     if swin:
-        stages = (2, 2, depth, 2), [heads << stage for stage in range(4)]
-        encoder = swin_v2(bands, image_size, patch_size or 4, width, *stages, window)
+        encoder = swin_v2(*shape, width, (2, 2, depth, 2), [heads << stage for stage in range(4)], window)
     else:
-        shape = bands, image_size, patch_size or 16, width, depth, heads
-        made = sensors if spectral else None
-        encoder = ViT(*shape, class_token=class_token, gsd_positions=gsd_positions, sensors=made, clip=clip)
+        sizes, made = (*shape, width, depth, heads), sensors if spectral else None
+        encoder = ViT(*sizes, class_token=class_token, gsd_positions=gsd_positions, sensors=made, clip=clip)
     encoder.contracts, encoder.band_dropout = dict(contracts), band_dropout
     if weights and isinstance(encoder, ViT):
         from geomim.models.inflate import start  # reads weights, which makes encoders
 
         encoder.notes, encoder.source = start(encoder, list(sensors.values()), weights, fill), weights
     return encoder
+
+
+def _sizes(swin: bool, size: Size, width: int | None, depth: int | None, heads: int | None) -> tuple[int, int, int]:
+    """Width, depth and heads: what is given, else the size's own."""
+    known = SWIN_SIZES if swin else SIZES
+    if size not in known:
+        raise ConfigError(f"unknown encoder size '{size}'; valid: {', '.join(known)}")
+    if width is not None and heads is None and not swin:
+        heads = math.gcd(width, max(1, width // 64))
+    both = zip((width, depth, heads), known[size], strict=True)
+    width, depth, heads = (usual if given is None else given for given, usual in both)
+    return width, depth, heads
 
 
 def from_config(config: Mapping[str, Any], contracts: Mapping[str, BandContract] | None = None) -> Encoder:

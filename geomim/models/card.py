@@ -104,9 +104,10 @@ def _training(entry: Facts, made: Facts) -> str:
 
 def _sentences(joint: Facts, said: Iterable[str]) -> str:
     text = {"dim": joint["text"]["embed_dim"], **joint["text"]["text_cfg"], "quick_gelu": joint["text"]["quick_gelu"]}
+    pooled = "the mean of their patches" if joint["pool"] == "mean" else "their class token"
     learned = "\n\nOf the corpora's sentences, whose origins are named:\n\n" + _list(said) if said else ""
     return (
-        f"Images ({joint['pool']} token) and sentences share a space; the text tower: {_pairs(text)}. "
+        f"Images ({pooled}) and sentences share a space; the text tower: {_pairs(text)}. "
         "`geomim.models.image_text.open_image_text` opens both; `joint.safetensors` has the weights of an export, the "
         f"text tower's as open_clip names them.{learned}\n\nNo corpus states a licence of its sentences: those of "
         "origin `human` came with the imagery, one of a file's name is of that file's publisher, others were computed."

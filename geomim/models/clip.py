@@ -76,6 +76,18 @@ def open_clip() -> Any:
     return library
 
 
+def is_clip(source: str, quickgelu: bool | None) -> bool:
+    """Whether a model is one that `read_clip` reads; of any other an activation must not be asked for.
+
+    Raises:
+        CheckpointError: It is asked for.
+    """
+    clip = source.startswith(SOURCES)
+    if not clip and quickgelu is not None:
+        raise CheckpointError(f"'{source}' states its activation itself: leave quickgelu out")
+    return clip
+
+
 def read_clip(source: str, quickgelu: bool | None = None) -> Clip:
     """Read a model of images and text.
 

@@ -17,7 +17,7 @@ from geomim.errors import CheckpointError, ConfigError, InputError
 from geomim.models.card import model_card
 from geomim.models.fitting import fitted, named_contract
 from geomim.models.hierarchical import Hierarchical
-from geomim.models.image_text import with_text, write_remoteclip
+from geomim.models.image_text import ImageText, with_text, write_remoteclip
 from geomim.models.weights import DIVIDED, IMAGENET, STORED, Loaded, read_encoder
 
 
@@ -61,19 +61,27 @@ def export(
     loaded = _baked(read_encoder(checkpoint, heads), checkpoint, sensor, bands, gsd, patch_size)
     for note in loaded.notes:
         print(f"note: {note}")
-    folder = Path(out)
     if layout == "remoteclip":
-        if folder.exists():
-            raise InputError(f"'{folder}' exists: give a new file")
-        both = with_text(loaded, checkpoint)
-        write_remoteclip(both, folder)
-        print(f"wrote {folder}; read it with remoteclip:{folder}, or open_clip's load_checkpoint")
-        if not both.joint.text.config["quick_gelu"]:
-            print(
-                "note: its activation is GELU, which the file cannot say and remoteclip: takes for QuickGELU: give "
-                "evaluate-text --quickgelu false; other verbs read the checkpoint"
-            )
-        return folder
+        return _write_file(with_text(loaded, checkpoint), Path(out))
+    return _write_folder(loaded, Path(out))
+
+
+def _write_file(both: ImageText, file: Path) -> Path:
+    """In RemoteCLIP's layout."""
+    if file.exists():
+        raise InputError(f"'{file}' exists: give a new file")
+    write_remoteclip(both, file)
+    print(f"wrote {file}; read it with remoteclip:{file}, or open_clip's load_checkpoint")
+    if not both.joint.text.config["quick_gelu"]:
+        print(
+            "note: its activation is GELU, which the file cannot say and remoteclip: takes for QuickGELU: give "
+            "--quickgelu false to the verb that reads it"
+        )
+    return file
+
+
+def _write_folder(loaded: Loaded, folder: Path) -> Path:
+    """As timm reads it; aside, then renamed."""
     if folder.exists() and not _replaceable(folder):
         raise InputError(f"'{folder}' exists and is no earlier export: give an empty or a new folder")
     config = hub_config(loaded)

@@ -67,8 +67,7 @@ def contract_for(
         said += f" ({', '.join(known[best].names)})"
         used = {sensor.names[place] for place in known[best].indices(sensor.bands)}
         if others := [band for band in sensor.names if band not in used]:
-            said += f"; of their bands {', '.join(others)} are left out: "
-            said += "evaluate, embed and cluster take them with --all_bands true"
+            said += f"; {', '.join(others)} of their bands are left out, and where a verb has it --all_bands takes them"
         return known[best], (*loaded.notes, said)
     return _never_seen(loaded, sensor, own if own and own.sensor == sensor else None, "the images")
 

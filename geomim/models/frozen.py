@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from geomim.errors import BandError, CheckpointError, GeomimError
-from geomim.models.clip import SOURCES, image_tower, read_clip
+from geomim.models.clip import image_tower, is_clip, read_clip
 from geomim.models.fitting import fitted
 from geomim.models.vit import ViT
 from geomim.models.weights import contract_of, exported_contract, picture_contract, read_encoder
@@ -22,13 +22,16 @@ from geomim.sensors import BandContract
 _log = logging.getLogger(__name__)
 
 
-def read_frozen(source: str, grid: tuple[int, int]) -> tuple[VisionTransformer, BandContract]:
+def read_frozen(
+    source: str, grid: tuple[int, int], quickgelu: bool | None = None
+) -> tuple[VisionTransformer, BandContract]:
     """Read a vision transformer with a class token, its positions resampled to a grid of patches.
 
     Args:
         source: `timm:NAME`, also `timm:local-dir:FOLDER`; what `read_clip` reads, as `open_clip:NAME/PRETRAINED`; or
             what `read_encoder` reads.
         grid: Rows and columns of patches.
+        quickgelu: As for `read_clip`.
 
     Returns:
         The network in evaluation mode, without gradients, and what numbers it expects.
@@ -39,8 +42,8 @@ def read_frozen(source: str, grid: tuple[int, int]) -> tuple[VisionTransformer, 
     """
     library, _, name = source.partition(":")
     try:
-        if source.startswith(SOURCES):
-            network, contract = _clip(source)
+        if is_clip(source, quickgelu):
+            network, contract = _clip(source, quickgelu)
         else:
             network, contract = _timm(name) if library == "timm" else _geomim(source)
     except GeomimError:
@@ -104,8 +107,8 @@ def _as_timm(own: ViT) -> Any:
     return network
 
 
-def _clip(source: str) -> tuple[Any, BandContract]:
-    clip = read_clip(source)
+def _clip(source: str, quickgelu: bool | None) -> tuple[Any, BandContract]:
+    clip = read_clip(source, quickgelu)
     for note in clip.notes:
         _log.warning("teacher %s: %s", source, note)
     own, visual = image_tower(clip)[0].encoder, clip.model.visual

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomim.errors import CheckpointError
-from geomim.models.clip import SOURCES, Clip, Visual, clip_name, image_tower, openai_contract, read_clip
+from geomim.models.clip import Clip, Visual, clip_name, image_tower, is_clip, openai_contract, read_clip
 from geomim.models.fitting import fitted
 from geomim.models.inputs import patch_validity
 from geomim.models.joint import Joint
@@ -58,7 +58,8 @@ class ImageText(nn.Module):
         """Of weights, bands and statistics: vectors of two models are comparable where these are the same."""
         found = hashlib.blake2b(digest_size=16)
         contracts = [(one.sensor.to_dict(), one.mean, one.std) for one in self.contracts.values()]
-        found.update(json.dumps([contracts, self.encoder.config, self.joint.config], sort_keys=True).encode())
+        space = self.joint.config | {"text": self.joint.text.content}
+        found.update(json.dumps([contracts, self.encoder.config, space], sort_keys=True).encode())
         for name, value in self.state_dict().items():
             found.update(name.encode())
             found.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -132,16 +133,13 @@ def open_image_text(source: str, quickgelu: bool | None = None) -> ImageText:
         CheckpointError: It cannot be read, or knows no sentences.
         MissingExtraError: open_clip is not installed.
     """
-    if source.startswith(SOURCES):
+    if is_clip(source, quickgelu):
         clip = read_clip(source, quickgelu)
         loaded, pool, projection = image_tower(clip)
         joint = Joint(text_tower(clip), loaded.encoder.width, pool)
         _as_published(joint, clip, projection)
         return ImageText(loaded, joint)
-    loaded = read_encoder(source)
-    if quickgelu is not None:
-        raise CheckpointError(f"'{source}' states its activation itself: leave quickgelu out")
-    return with_text(loaded, source)
+    return with_text(read_encoder(source), source)
 
 
 def start_space(joint: Joint, source: str, quickgelu: bool | None = None) -> str:
@@ -192,7 +190,8 @@ def write_remoteclip(model: ImageText, path: Path) -> None:
 
     Raises:
         CheckpointError: The layout cannot hold it: it states neither heads, which are read as of 64 channels, nor the
-            activation, one for both towers, and knows 8-bit red, green, blue and a class token alone.
+            activation, one for both towers, and knows 8-bit red, green, blue and a class token alone, and of an image
+            tower that is no vision transformer OpenAI's statistics.
     """
     encoder, joint = model.encoder, model.joint
     if isinstance(encoder, Visual):
@@ -235,5 +234,9 @@ def _shape(model: ImageText) -> dict[str, Any]:
     contract, rgb = _contract(model), SENSORS["rgb"]
     known = [find_band(band, rgb.bands) for band in contract.sensor.bands] == [0, 1, 2]
     images = f"{'8-bit ' * contract.eight_bit}{', '.join(rgb.names if known else contract.names)}"
+    if isinstance(model.encoder, Visual):  # whose weights stay, and so what its images are normalised with
+        images += (
+            f", of mean {[round(one, 2) for one in contract.mean]} and std {[round(one, 2) for one in contract.std]}"
+        )
     heads = model.joint.text.config["text_cfg"].get("heads", 8)
     return {**model.encoder.config, "pool": model.joint.pool, "heads of text": heads, "images": images}

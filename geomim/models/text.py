@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +20,8 @@ _FOLDER = (
     "download the model's folder, with the tokenizer's files, and give it as local-dir:FOLDER, or take an architecture "
     "with CLIP's tokenizer, as ViT-B-32"
 )
+_SAID = ["A River crosses farm-land; 3 ships_at (N. Pier)!", "ein  Fluß, 12.5 ha, \N{SHIP}", ""]
+"""Sentences that tell tokenizers apart."""
 TINY = {"embed_dim": 192, "quick_gelu": False, "text_cfg": {"width": 192, "heads": 3, "layers": 2}}
 """A text tower for CPUs, with CLIP's tokenizer."""
 
@@ -28,7 +32,8 @@ class TextTower(nn.Module):
     It always runs as in evaluation: dropout, where a model of Hugging Face has any, would not be addressed.
 
     Args:
-        config: `embed_dim`, `quick_gelu` and `text_cfg`, as open_clip's configurations hold them.
+        config: `embed_dim`, `quick_gelu` and `text_cfg`, as open_clip's configurations hold them; and `tokenizer`, a
+            digest of the content of one from a folder, where it must be the same.
 
     Attributes:
         dim: Width of what it answers.
@@ -44,7 +49,9 @@ class TextTower(nn.Module):
         open_clip()
         from open_clip.model import _build_text_tower  # of any kind: its constructors differ
 
-        self.config = {key: config[key] for key in ("embed_dim", "quick_gelu", "text_cfg")}
+        self.config = {
+            key: config[key] for key in ("embed_dim", "quick_gelu", "text_cfg", "tokenizer") if key in config
+        }
         sizes = dict(self.config["text_cfg"])
         try:
             offline = sizes | ({"hf_model_pretrained": False} if "hf_model_name" in sizes else {})
@@ -61,7 +68,16 @@ class TextTower(nn.Module):
     def identity(self) -> str:
         """What its tokens follow from."""
         names = ("context_length", "vocab_size", "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs")
-        return str({name: self.config["text_cfg"].get(name) for name in names})
+        return str({name: self.content["text_cfg"].get(name) for name in names})
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Its `config` wherever its tokenizer lies: a digest stands for the name."""
+        sizes = self.config["text_cfg"]
+        if not sizes.get("hf_tokenizer_name"):
+            return self.config
+        _ = self._tokenizer  # which tells the digest
+        return {**self.config, "text_cfg": sizes | {"hf_tokenizer_name": self.config["tokenizer"]}}
 
     @property
     def blocks(self) -> nn.ModuleList | None:
@@ -81,10 +97,14 @@ class TextTower(nn.Module):
         options = {"context_length": self.context_length, **(sizes.get("tokenizer_kwargs") or {})}
         if name := sizes.get("hf_tokenizer_name"):
             try:
-                return HFTokenizer(name, tokenizer_mode=sizes.get("tokenizer_mode"), **options)
+                found = HFTokenizer(name, tokenizer_mode=sizes.get("tokenizer_mode"), **options)
             except Exception as error:  # no such files, no network, a library that is missing
                 reason = " ".join(str(error).split())[:200]
                 raise ConfigError(f"the text tower's tokenizer '{name}' cannot be had ({reason}): {_FOLDER}") from error
+            digest = _digest(found)
+            if self.config.setdefault("tokenizer", digest) != digest:
+                raise CheckpointError(f"the tokenizer '{name}' is another than the text tower has: put its own there")
+            return found
         tokenizer = SimpleTokenizer(**options)
         if (number := sizes.get("vocab_size", tokenizer.vocab_size)) < tokenizer.vocab_size:
             raise ConfigError(f"the text tower knows {number} tokens; CLIP's tokenizer has {tokenizer.vocab_size}")
@@ -149,17 +169,36 @@ class Text:
         return build_text(self.name, self.weights, self.frozen, self.quickgelu)
 
 
+@dataclass(frozen=True)
+class Stored:
+    """The text tower of a checkpoint, in place of `Text`: built as it was, whatever that would be by now.
+
+    Args:
+        config: Of the tower; its weights come with the checkpoint.
+        weights: What they started from, which is not read.
+        frozen: As of `Text`.
+    """
+
+    config: Mapping[str, Any]
+    weights: str | None = None
+    frozen: bool = False
+
+    def build(self) -> TextTower:
+        """Make it."""
+        return _ready(TextTower(self.config), self.frozen)
+
+
 def stored(method: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a recipe for a checkpoint of it: those weights are in there that its text tower started from.
+    """Arguments of a recipe for a checkpoint of it, whose text tower is built as it was.
 
     Args:
         method: The arguments.
         entry: The `geomim` entry of the checkpoint.
     """
-    text, joint = method.get("text"), entry.get("joint")
-    if not text or not joint or not text.weights:
+    if not (joint := entry.get("joint")):
         return dict(method)
-    return {**method, "text": replace(text, weights=None, quickgelu=joint["text"]["quick_gelu"])}
+    text = method.get("text") or Text()
+    return {**method, "text": Stored(joint["text"], text.weights, text.frozen)}
 
 
 def build_text(
@@ -177,8 +216,18 @@ def build_text(
     else:
         config = {"quick_gelu": False, **_sizes(name)}
         tower = TextTower(config if quickgelu is None else config | {"quick_gelu": quickgelu})
+    return _ready(tower, frozen)
+
+
+def _ready(tower: TextTower, frozen: bool) -> TextTower:
     tower.tokenize([""])  # what cannot be had is said before anything is read
     return tower.requires_grad_(not frozen)
+
+
+def _digest(tokenizer: Any) -> str:
+    """Of the words of a tokenizer of Hugging Face and what it makes of some, whatever version of a library reads it."""
+    said = [sorted(tokenizer.tokenizer.get_vocab().items()), tokenizer(_SAID).tolist()]
+    return hashlib.blake2b(json.dumps(said).encode(), digest_size=16).hexdigest()
 
 
 def text_tower(clip: Clip) -> TextTower:
@@ -211,12 +260,14 @@ def _sizes(name: str) -> dict[str, Any]:
 
 
 def _same(name: str, given: Mapping[str, Any], weights: str) -> None:
-    """Refuse weights of another architecture than the one that is named."""
-    usual = {"width": 512, "heads": 8, "layers": 12, "context_length": 77}
-    both = [
-        {**{key: config["text_cfg"].get(key, value) for key, value in usual.items()}, "dim": config["embed_dim"]}
-        for config in (_sizes(name), given)
-    ]
-    if both[0] != both[1]:
-        ours, theirs = (", ".join(f"{key} {value}" for key, value in sizes.items()) for sizes in both)
-        raise CheckpointError(f"'{weights}' has a text tower of {theirs}; '{name}' has {ours}: name the weights' own")
+    """Refuse weights of another architecture or vocabulary than the one that is named."""
+
+    def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
+        every = asdict(open_clip().CLIPTextCfg(**config["text_cfg"])) | {"dim": config["embed_dim"]}
+        return every | {"hf_tokenizer_name": bool(every["hf_tokenizer_name"])}  # one folder has several names
+
+    ours, theirs = sizes_of(_sizes(name)), sizes_of(given)
+    others = [key for key in ours if ours[key] != theirs[key]]
+    if others:
+        own, named = (", ".join(f"{key} {sizes[key]}" for key in others) for sizes in (theirs, ours))
+        raise CheckpointError(f"'{weights}' has a text tower of {own}; '{name}' has {named}: name the weights' own")

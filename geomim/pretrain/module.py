@@ -24,7 +24,7 @@ from geomim.pretrain.context import Context
 from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.optimisation import Optimisation, parameter_groups
 from geomim.pretrain.replay import blame
-from geomim.pretrain.resume import changes
+from geomim.pretrain.resume import changes, go_on
 from geomim.pretrain.scaling import local, shard, whole
 from geomim.pretrain.skipped import Skipped
 from geomim.pretrain.step import Step, join
@@ -387,6 +387,7 @@ class PretrainModule(pl.LightningModule):
             "contracts": {name: contract.to_dict() for name, contract in self.origin.contracts.items()},
             "corpus": list(self.origin.corpus),
             "settings": self.origin.settings,
+            "starts": {term.name: term.starts for term in self.model.terms},
             "history": self.history,
             "unreadable": self._skipped.state(),
             "provenance": self.provenance | {"start": list(self.model.encoder.notes)},
@@ -399,6 +400,7 @@ class PretrainModule(pl.LightningModule):
             CheckpointError: See `changes`.
         """
         changed = changes(checkpoint.get("geomim"), self.description())
+        go_on(self.model, checkpoint["geomim"], self.origin.settings.get("training.max_steps", 0))
         if self.pruning:
             self.pruning.load_state_dict(checkpoint["pruning"])
         entry = checkpoint["geomim"]

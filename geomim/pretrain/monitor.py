@@ -275,6 +275,9 @@ class Watch(pl.Callback):
 def _rows(batch: dict[str, Any], chosen: Tensor | slice) -> dict[str, Any]:
     """Some images of a batch, with all that belongs to them."""
     some: dict[str, Any] = apply_to_collection(batch, Tensor, lambda value: value[chosen] if value.ndim else value)
+    if text := some.get("text"):  # a row an image
+        of = text["of"]
+        some["text"] = text | {"of": torch.where(of < 0, of, torch.arange(len(of), device=of.device))}
     return some
 
 

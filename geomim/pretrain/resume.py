@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
+
+from lightning.pytorch.utilities import rank_zero_only
 
 from geomim.errors import CheckpointError, ResumeError
 from geomim.models.weights import FORMAT_VERSION
+from geomim.pretrain.objective import MaskedImageModel, Term
 
 _TRAINING = (
     "max_steps clip precision accelerator devices nodes accumulate log_every checkpoint_every milestones strategy "
@@ -47,6 +50,28 @@ def changes(entry: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> dict[st
     if ours["settings"].get("training.max_steps", entry["step"]) < entry["step"]:
         raise ResumeError(f"cannot resume: the checkpoint is at step {entry['step']}: give more training.max_steps")
     return found
+
+
+def go_on(model: MaskedImageModel, entry: Mapping[str, Any], steps: int) -> None:
+    """Let terms that had started go on, also where more steps make it too early for them again, which is said.
+
+    Args:
+        model: Of the run that goes on.
+        entry: The `geomim` entry of the checkpoint.
+        steps: All that are wanted.
+    """
+    step = entry["step"]
+    before = entry["progress"] * (step - 1) / max(1, step)  # of the last step that was done
+    for term in cast(list[Term], model.terms):
+        starts = entry.get("starts", {}).get(term.name, term.starts)
+        if before >= starts > step / max(1, steps):
+            if term.starts:
+                rank_zero_only(print)(
+                    f"'{term.name}' starts at {starts:.0%} of training; it had started when the run was shorter, and "
+                    f"goes on, though step {step} of {steps} is before that"
+                )
+            starts = 0.0
+        term.starts = starts
 
 
 def _compared(entry: Mapping[str, Any]) -> dict[str, Any]:

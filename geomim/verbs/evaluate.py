@@ -33,7 +33,7 @@ from geomim.evaluate.scores import PIXELS, RANDOM, Probed, Scores, probe_feature
 from geomim.models.fitting import contract_for, fitted
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
-from geomim.models.weights import exported_contract, picture_contract, read_encoder
+from geomim.models.weights import Loaded, exported_contract, picture_contract, read_encoder
 from geomim.sensors import SENSORS, BandContract
 
 Probe = Literal["knn", "linear", "efficient"]
@@ -196,12 +196,7 @@ def open_candidate(
             raise CheckpointError(f"'{checkpoint}' is a plain encoder of its own bands: leave out --all_bands")
         return _timm_candidate(checkpoint.removeprefix("timm:"), images, image_size)
     loaded = read_encoder(checkpoint, heads)
-    contract, notes = contract_for(loaded, checkpoint, images.sensor, images.contract, all_bands)
-    gsd = None
-    if loaded.encoder.config.get("gsd_positions"):
-        # positions are stretched over images of another size, which are of as much ground
-        gsd, said = images.gsd_at(loaded.encoder.image_size, contract)
-        notes = (*notes, said)
+    contract, gsd, notes = suited(loaded, checkpoint, images, all_bands)
     encoder = fitted(loaded.encoder, contract, gsd)
     size = image_size or encoder.image_size
     if size % encoder.patch_size:
@@ -209,6 +204,21 @@ def open_candidate(
     return Candidate(
         _name(checkpoint, loaded.details), encoder, lambda seed: random_like(encoder, seed), contract, size, notes, gsd
     )
+
+
+def suited(
+    loaded: Loaded, source: str, images: LabelledData, all_bands: bool = False
+) -> tuple[BandContract, float | None, tuple[str, ...]]:
+    """What an encoder sees images with: their contract, metres a pixel where positions follow them, and notes.
+
+    Arguments and errors as of `contract_for`.
+    """
+    contract, notes = contract_for(loaded, source, images.sensor, images.contract, all_bands)
+    if not loaded.encoder.config.get("gsd_positions"):
+        return contract, None, notes
+    # positions are stretched over images of another size, which are of as much ground
+    gsd, said = images.gsd_at(loaded.encoder.image_size, contract)
+    return contract, gsd, (*notes, said)
 
 
 def _name(checkpoint: str, details: Mapping[str, Any]) -> str:

@@ -22,11 +22,10 @@ from geomim.evaluate.figures import Figure, LanguageScores, beside_published
 from geomim.evaluate.retrieval import mean_average_precision, retrieval
 from geomim.evaluate.sentences import class_vectors, class_words, read_prompts, unit
 from geomim.evaluate.zeroshot import classification, confusion, counted, counting, segmentation
-from geomim.models.fitting import contract_for
 from geomim.models.image_text import ImageText, open_image_text
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
-from geomim.verbs.evaluate import Batches
+from geomim.verbs.evaluate import Batches, suited
 
 Task = Literal["zeroshot", "map", "retrieval", "retrieval-official", "counting", "fewshot", "segmentation"]
 _OF_CLASSES = {"zeroshot", "map", "fewshot", "segmentation"}
@@ -46,6 +45,7 @@ def evaluate_text(
     train_split: str = "train",
     test_split: str = "test",
     sensor: str | None = None,
+    all_bands: bool = False,
     quickgelu: bool | None = None,
     device: str = "auto",
 ) -> LanguageScores:
@@ -74,6 +74,7 @@ def evaluate_text(
         train_split: Split that fewshot draws from.
         test_split: Split to score on.
         sensor: Name or YAML file of a sensor that says what the images' numbers mean, where they say it wrongly.
+        all_bands: Give an encoder of any sensor all bands of the images, not only those it was trained on.
         quickgelu: Activation of a CLIP model, which its file does not tell; as its source says where not given.
         device: `auto`, `cpu`, `cuda` or another torch device.
 
@@ -96,7 +97,7 @@ def evaluate_text(
     words = class_words(images.classes, names or {}) if _OF_CLASSES & {*chosen} else []
     able, few = possible(images.train.labels, images.classes, shots) if "fewshot" in chosen else ([], ())
     target = device_of(device)
-    fitted, prepare, notes = _fitted(opened, model, images)
+    fitted, prepare, notes = _fitted(opened, model, images, all_bands)
     fitted = fitted.to(target)
     classes = class_vectors(fitted.encode_text, words, templates) if words else torch.zeros(0, 0)
     figures = _score(fitted, prepare, said, chosen, classes, able, seeds, target)
@@ -134,7 +135,7 @@ def _tasks(said: Described, asked: list[Task] | None) -> list[str]:
         "retrieval-official": "" if texts else "sentences",
         "counting": "" if any(map(counted, texts)) else "sentences with one number from one to ten",
         "fewshot": enough if few or not labelled else alone,
-        "segmentation": "masks" if said.masks is None else alone,
+        "segmentation": "masks" if said.masks is None else alone or _unmasked(said),
     }
     for task in asked or ():
         if lacks[task]:
@@ -143,6 +144,14 @@ def _tasks(said: Described, asked: list[Task] | None) -> list[str]:
     if not chosen:
         raise InputError(f"{said.images.name} has no classes, sentences or masks: nothing can be scored")
     return chosen
+
+
+def _unmasked(said: Described) -> str:
+    """What masks lack of which no pixel has a class."""
+    count = len(said.images.test)
+    parts = (np.arange(start, min(start + 64, count)) for start in range(0, count, 64))
+    known = any((said.masks(rows) < len(said.images.classes)).any() for rows in parts)
+    return "" if known else "pixel of a class in its masks"
 
 
 def _left_out(said: Described, tasks: list[str]) -> list[str]:
@@ -160,13 +169,11 @@ def _left_out(said: Described, tasks: list[str]) -> list[str]:
     return notes + [numbered] * ("counting" in tasks)
 
 
-def _fitted(model: ImageText, source: str, images: LabelledData) -> tuple[ImageText, ContractInput, tuple[str, ...]]:
+def _fitted(
+    model: ImageText, source: str, images: LabelledData, all_bands: bool
+) -> tuple[ImageText, ContractInput, tuple[str, ...]]:
     """The model for the images' bands, what brings the images to it, and what was assumed."""
-    contract, notes = contract_for(model.loaded, source, images.sensor, images.contract)
-    gsd = None
-    if model.encoder.config.get("gsd_positions"):
-        gsd, told = images.gsd_at(model.image_size, contract)
-        notes = (*notes, told)
+    contract, gsd, notes = suited(model.loaded, source, images, all_bands)
     prepare = ContractInput(contract, images.sensor)
     notes += check_range(prepare, images.test.sample(), images.name)
     return model.fitted(contract, gsd), prepare, notes

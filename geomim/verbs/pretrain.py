@@ -188,7 +188,7 @@ def build(
     asked.apply_defaults()
     network = build_encoder(**asked.arguments | ({"weights": None} if resumed else {}))
     given = dict(method or {})
-    if resumed and given.get("text"):
+    if resumed and "text" in signature(RECIPES[recipe]).parameters:
         given = stored(given, read_checkpoint(resumed).get("geomim") or {})
     model = RECIPES[recipe](network, **given)
     network.notes += model.joint.text.notes if model.joint else ()

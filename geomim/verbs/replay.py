@@ -70,5 +70,7 @@ def rebuild(file: str | Path, content: dict[str, Any]) -> MaskedImageModel:
     encoder = read_encoder(file).encoder
     encoder.band_dropout = entry["settings"]["encoder.band_dropout"]
     model = RECIPES[entry["recipe"]](encoder, **stored(vars(method), entry))
+    for term in model.terms:
+        term.starts = entry.get("starts", {}).get(term.name, term.starts)  # which a resumed run may have moved
     model.load_state_dict({name.removeprefix("model."): one for name, one in content["state_dict"].items()})
     return model

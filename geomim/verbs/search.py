@@ -15,13 +15,15 @@ from rich.progress import track
 from geomim.corpus.report.pictures import composite, display_limits
 from geomim.corpus.store import Corpus
 from geomim.errors import CheckpointError, ConfigError, CorpusError, InputError
-from geomim.maps.pictures import contact_sheet
+from geomim.maps.pictures import ACROSS, contact_sheet
 from geomim.maps.query import PROMPT, sentences_as_vectors, words
 from geomim.maps.rasters import aside, check_endings
+from geomim.models.clip import SOURCES
 from geomim.models.image_text import open_image_text
-from geomim.verbs.curate import read_embedding
+from geomim.verbs.embed import read_embedding
 
 _BLOCK = 2**15  # vectors in memory at a time
+_ROWS = 50  # of tiles that one picture can show
 
 
 def search(
@@ -35,6 +37,7 @@ def search(
     out: str = "search.png",
     places: str | None = None,
     kept_only: bool = True,
+    quickgelu: bool | None = None,
 ) -> Path:
     """Find the tiles of a corpus that texts, or a tile, are nearest to, by the cosine of stored vectors.
 
@@ -53,10 +56,11 @@ def search(
         embedding: Name of the vectors; may be left out where there is one.
         model: The model of images and text that made the vectors, where it is no longer where it was.
         prompt: The sentence that each text is put into at `{}`; `{}` alone leaves them as they are.
-        count: Tiles for each text.
+        count: Tiles for each text; up to 300 of one text, fewer of several.
         out: Picture of the tiles found, with ids, scores and coordinates, `.png`.
         places: Their outlines too, as GeoJSON or GeoParquet: `.geojson` or `.parquet`.
         kept_only: Leave out the tiles that training does not read.
+        quickgelu: Activation of a CLIP model, which its file does not tell; as the vectors were made where not given.
 
     Returns:
         The picture; what it shows is printed, too.
@@ -67,8 +71,10 @@ def search(
         CheckpointError: The text would be another model's than the vectors.
         InputError: There is no such tile, or it has no vector.
     """
+    if (text is None) == (like is None):
+        raise ConfigError('search: give what to look for as --text "oil tanks", or as --like with a tile\'s id')
     titles = (f"like tile {like}",) if text is None else words("text", text)
-    _check(text, like, model, prompt, count, out, places)
+    _check(len(titles), like, model, quickgelu, prompt, count, out, places)
     opened = Corpus.open(corpus)
     card, ids, vectors = read_embedding(Path(corpus), embedding)
     if text is None:
@@ -79,35 +85,44 @@ def search(
             )
         asked = np.asarray(vectors[row : row + 1], np.float32)
     else:
-        asked = _sentences(card, model, [prompt.replace("{}", one) for one in titles], corpus)
-    rows = np.arange(len(ids))
+        asked = _sentences(card, model, quickgelu, [prompt.replace("{}", one) for one in titles], corpus)
+    rows = np.flatnonzero(ids != like)
     if kept_only:
         kept = opened.table(["id"], where=pc.field("kept") & (pc.field("slot") >= 0))["id"].to_numpy()
-        rows = np.flatnonzero(np.isin(ids, kept) | (ids == like))
-    found, scores = nearest(vectors, asked, rows, min(count, len(rows)))
+        rows = rows[np.isin(ids[rows], kept)]
+    found, scores = nearest(vectors, asked, rows, min(count - (text is None), len(rows)))
+    if text is None:  # the tile itself comes first, whatever else looks the same
+        found, scores = np.insert(found, 0, row, 1), np.insert(scores, 0, 1, 1)
     _show(opened, titles, ids[found], scores, Path(out), places and Path(places))
     return Path(out)
 
 
 def _check(
-    text: Sequence[str] | None,
+    texts: int,
     like: int | None,
     model: str | None,
+    quickgelu: bool | None,
     prompt: str,
     count: int,
     out: str,
     places: str | None,
 ) -> None:
-    if (text is None) == (like is None):
-        raise ConfigError('search: give what to look for as --text "oil tanks", or as --like with a tile\'s id')
-    if like is not None and (model or prompt != PROMPT):
-        raise ConfigError("--model and --prompt are of --text: leave them out with --like")
-    if count < 1 or "{}" not in prompt:
-        raise ConfigError(f"expected --count of at least 1 and {{}} in --prompt; given {count} and '{prompt}'")
+    if like is not None and (model or quickgelu is not None or prompt != PROMPT):
+        raise ConfigError("--model, --quickgelu and --prompt are of --text: leave them out with --like")
+    if "{}" not in prompt:
+        raise ConfigError(f"--prompt: expected {{}} where a text stands, as '{PROMPT}'; given '{prompt}'")
+    most = _ROWS // texts * ACROSS
+    if not 1 <= count <= most:
+        raise ConfigError(
+            f"a picture has up to {_ROWS} rows of {ACROSS} tiles, and a text its own: expected at most {_ROWS} texts, "
+            f"and --count of 1 to {most} for {texts}; given {count}"
+        )
     check_endings(out=(out, ".png"), places=(places, ".geojson", ".parquet"))
 
 
-def _sentences(card: dict[str, Any], model: str | None, sentences: Sequence[str], corpus: str) -> np.ndarray:
+def _sentences(
+    card: dict[str, Any], model: str | None, quickgelu: bool | None, sentences: Sequence[str], corpus: str
+) -> np.ndarray:
     """Vectors `(n, D)` of sentences by the model that made the tiles', or a refusal that names both."""
     if not card.get("joint"):
         raise CorpusError(
@@ -115,8 +130,10 @@ def _sentences(card: dict[str, Any], model: str | None, sentences: Sequence[str]
             f"compared with: run geomim corpus embed {corpus} MODEL --joint, with a model of images and text"
         )
     source = model or card["checkpoint"]
+    if quickgelu is None and source.startswith(SOURCES):
+        quickgelu = card.get("quickgelu")
     try:
-        read = open_image_text(source)
+        read = open_image_text(source, quickgelu)
     except CheckpointError as error:
         raise (
             error if model else CheckpointError(f"{error}; name the model of '{card['name']}' with --model")

@@ -17,14 +17,14 @@ from geomim.data.labelled import Labelled, open_labelled
 from geomim.errors import ConfigError, GeomimError, MissingExtraError
 from geomim.evaluate.features import extract_all, fast_half, frozen, pixel_statistics, random_like
 from geomim.evaluate.scores import PIXELS, RANDOM, probe_features
-from geomim.models.fitting import contract_for, fitted
+from geomim.models.fitting import fitted
 from geomim.models.hierarchical import Encoder
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
 from geomim.models.weights import Loaded
 from geomim.pretrain.monitor import ENCODER, MetricsTable
 from geomim.sensors import BandContract
-from geomim.verbs.evaluate import Batches
+from geomim.verbs.evaluate import Batches, suited
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,7 @@ def probing(watch: Watching, encoder: Encoder, image_size: int) -> Probing | Non
     try:
         images = open_labelled(watch.data, watch.train_split, watch.test_split, image_size)
         loaded = Loaded(encoder, encoder.contracts, "the encoder")
-        contract, said = contract_for(loaded, loaded.kind, images.sensor, images.contract)
-        gsd = None
-        if encoder.config.get("gsd_positions"):
-            gsd, scale = images.gsd_at(image_size, contract)
-            said = (*said, scale)
+        contract, gsd, said = suited(loaded, loaded.kind, images)
         prepare = ContractInput(contract, images.sensor)
         splits = _some(images.train, watch.limit), _some(images.test, watch.limit)
         notes = [check_range(prepare, one.sample(), images.name) for one in splits]

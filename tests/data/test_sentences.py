@@ -267,7 +267,18 @@ def test_augmentation_carries_sentences(corpus):
     ready = made.on_after_batch_transfer(sent, 0)
     for name in ("tokens", "key", "of"):
         assert torch.equal(ready["text"][name], raw["text"][name])
-    assert "text" not in made.pictures(4)
+
+
+def test_watched_tiles_say_their_first_sentence_one_row_a_tile(corpus):
+    tokenizer = Words()
+    made = module(corpus, tokenizer)
+    watched = made.pictures(8)
+    said = [(SOME[tile - 100 :] or [None])[0] for tile in watched["id"].tolist()]
+    for row, sentences in enumerate(said):
+        of = int(watched["text"]["of"][row])
+        assert of == (row if sentences else -1)
+        assert tokenizer.read(watched["text"]["tokens"][row]) == (sentences or [""])[0]
+    assert any(said) and not all(said)
 
 
 def test_of_two_dates_the_sentence_is_that_of_the_image(tmp_path):

@@ -46,5 +46,7 @@ def test_figures_stand_beside_the_published_ones_of_their_task_and_metric():
     console.print(*scores.tables())
     shown = console.export_text()
     assert "96.12" in shown and "40.0-60.0" in shown and "50.00" in shown
+    _, sources = beside_published("WHU_RS19", measured[1:])
+    assert sources == ("nothing published stands beside: what is known of 'WHU_RS19' is of zeroshot",)
     with pytest.raises(InputError, match="did you mean 'optimal-31'"):
         beside_published("optimal")

@@ -108,6 +108,8 @@ def test_segmentation_is_torchmetrics_and_leaves_nodata_out():
     theirs = multiclass_jaccard_index(answer, truth, 4, average="macro", ignore_index=255)
     assert found["mean IoU"] == pytest.approx(float(theirs))
     assert found["pixel accuracy"] == pytest.approx(float((answer == truth)[truth < 255].double().mean()))
+    with pytest.raises(InputError, match="no valid pixel of any mask has a class"):
+        segmentation(confusion(patches, (4, 4), classes, torch.full_like(masks, 255), valid))
     chance = {one.metric: one.beside[CHANCE] for one in segmentation(pixels)}
     assert chance["pixel accuracy"] == pytest.approx(0.25)
 

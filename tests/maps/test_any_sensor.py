@@ -24,7 +24,7 @@ from geomim.models.weights import read_encoder
 from geomim.pretrain.module import Origin, PretrainModule
 from geomim.pretrain.recipes import RECIPES
 from geomim.sensors import Band, BandContract, Sensor, get_sensor, stated_contract
-from geomim.verbs.curate import _unlabelled, embed
+from geomim.verbs.embed import embed, unlabelled
 from geomim.verbs.evaluate import evaluate, open_candidate
 
 CONTRACTS = {
@@ -71,7 +71,7 @@ def test_all_bands_of_the_data_where_it_was_trained_on_some(checkpoint: str, tmp
     corpus = str(write_corpus(tmp_path / "corpus", count=32, size=24, sensor=sensor))
     asked = {"probes": ["linear"], "seeds": 1, "test_split": "val", "floors": False, "device": "cpu"}
     scores = evaluate(checkpoint, corpus, str(tmp_path / "out"), **asked)
-    assert any("SWIR are left out: evaluate, embed and cluster take" in note for note in scores.notes)
+    assert any("SWIR of their bands are left out" in note for note in scores.notes)
     evaluate(checkpoint, corpus, str(tmp_path / "out"), all_bands=True, **asked)
     card = json.loads((tmp_path / "out" / "linear.json").read_text())
     assert [band["name"] for band in card["contract"]["sensor"]["bands"]] == list(sensor.names)
@@ -120,7 +120,7 @@ def test_positions_are_made_for_the_metres_a_pixel_of_the_data(tmp_path: Path, c
     assert any("made for 5 m, at 24 px" in note for note in scores.notes)
     assert json.loads((tmp_path / "out" / "linear.json").read_text())["gsd"] == 5.0
     opened = Corpus.open(corpus)
-    assert open_candidate(path, _unlabelled(opened)).gsd == 5.0
+    assert open_candidate(path, unlabelled(opened)).gsd == 5.0
     contract = CONTRACTS["naip"]
     unknown = open_labelled(write_corpus(tmp_path / "none", 32, 48, sensor=sensor), "train", "val")
     assert unknown.gsd_at(24, contract)[0] == 2.0 and "100% of the images tell none" in unknown.gsd_at(24, contract)[1]
@@ -153,7 +153,7 @@ def test_statistics_of_a_sensor_file_are_taken_where_the_encoder_knows_none(chec
     corpus = write_corpus(tmp_path / "corpus", sensor=get_sensor(file))
     file.write_text(yaml.safe_dump(values | {"mean": [290.0], "std": [5.0]}))
     assert cluster(*asked, device="cpu")[0].exists()
-    told = _unlabelled(Corpus.open(corpus)).told(str(file))
+    told = unlabelled(Corpus.open(corpus)).told(str(file))
     assert told.contract == stated_contract(file) and open_candidate(checkpoint, told).contract.mean == (290.0,)
 
 

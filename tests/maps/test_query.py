@@ -14,10 +14,11 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
 
 from geomim.cli import main, parse
-from geomim.corpus.scenes import Scene
+from geomim.corpus.scenes import Scene, open_scene
 from geomim.errors import BandError, CheckpointError, ConfigError, InputError
 from geomim.maps import query as asking
 from geomim.maps import rasters
+from geomim.maps.pictures import contact_sheet, quick_look
 from geomim.maps.query import BACKGROUND, query
 from geomim.maps.rasters import open_map
 from geomim.models.image_text import open_image_text
@@ -27,7 +28,7 @@ PLACE = {"transform": from_origin(500000, 4000000, 2, 2), "crs": "EPSG:32632"}
 
 @pytest.fixture(autouse=True)
 def model(monkeypatch):
-    monkeypatch.setattr(asking, "open_image_text", lambda source: ColourModel())
+    monkeypatch.setattr(asking, "open_image_text", lambda source, quickgelu: ColourModel())
     monkeypatch.setattr(asking, "fast_half", lambda device: False)
 
 
@@ -65,6 +66,25 @@ def test_two_halves_are_hot_where_they_are_to_the_pixel(tmp_path):
     np.testing.assert_allclose(heat[0], np.where(np.arange(24) < 12, hot, cold)[None].repeat(16, 0), rtol=1e-4)
     np.testing.assert_allclose(heat[1], heat[0, :, ::-1], rtol=1e-4)
     assert Image.open(out.with_suffix(".png")).width > 400
+
+
+def test_the_activation_that_is_asked_for_is_the_models(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(asking, "open_image_text", lambda *given: asked.append(given) or ColourModel())
+    scene = write(tmp_path / "scene.tif", halves(), **PLACE)
+    query(scene, "remoteclip:a.pt", ["red"], str(tmp_path / "heat.tif"), quickgelu=False)
+    assert asked == [("remoteclip:a.pt", False)]
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_show_texts_as_they_are_and_scenes_of_which_no_patch_is_drawn(tmp_path, monkeypatch):
+    scene = write(tmp_path / "scene.tif", halves(), **PLACE)
+    query(scene, "m", ["red $x_^$", "blue $1 and $2"], str(tmp_path / "heat$_$.tif"))  # neither is mathematics
+    contact_sheet(tmp_path / "sheet.png", [("red $x_^$", [(np.zeros((4, 4, 3), np.uint8), "1: 0.5")])])
+    heat = write(tmp_path / "none.tif", np.full((1, 8, 8), np.nan, np.float32), ("red",), **PLACE)
+    with open_scene(scene) as opened:
+        quick_look(tmp_path / "none.png", opened, Path(heat), ["red"], "relevance")
+    assert (tmp_path / "sheet.png").exists() and (tmp_path / "none.png").exists()
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6, 0.9])
@@ -324,7 +344,7 @@ def test_a_real_scene_with_a_real_model(data_dir, tmp_path, monkeypatch):
 
     spectral = ColourModel()
     monkeypatch.setattr(
-        asking, "open_image_text", lambda source: ImageText(spectral.loaded, Joint(build_text("tiny"), 48))
+        asking, "open_image_text", lambda source, quickgelu: ImageText(spectral.loaded, Joint(build_text("tiny"), 48))
     )
     (scene,) = (data_dir / "naip").glob("*2020*.tif")
     out, classes = tmp_path / "heat.tif", tmp_path / "classes.tif"

@@ -165,7 +165,7 @@ def test_contract_for_images(tmp_path: Path) -> None:
     assert contract.sensor == rgb and contract.mean == (100.0, 90.0, 80.0) and "red as red of naip" in notes[-1]
     some = Loaded(loaded.encoder, {"s2": CONTRACTS["s2"].select(["B04", "B08"])}, "a file")
     contract, notes = contract_for(some, "a", get_sensor("sentinel2", ["B04", "B08", "B11"]))
-    assert contract.names == ("B04", "B08") and "with --all_bands true" in notes[-1]
+    assert contract.names == ("B04", "B08") and "--all_bands takes them" in notes[-1]
     contract, notes = contract_for(some, "a", get_sensor("sentinel2", ["B04", "B08", "B11"]), all_bands=True)
     assert contract.names == ("B04", "B08", "B11") and "just these bands of 'sentinel2'" in notes[-1]
     contract, notes = contract_for(some, "a", get_sensor("sentinel2", ["B08", "B04"]), all_bands=True)

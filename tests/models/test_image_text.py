@@ -79,6 +79,14 @@ def test_gelu_and_quick_gelu_are_told_apart(tmp_path: Path) -> None:
     assert same(asked, gelu) and not same(asked, quick)
     assert any("activation GELU, as asked" in note for note in asked.notes)
     assert default.fingerprint != asked.fingerprint
+    images = torch.randn(2, 3, 32, 32)
+    for quick_gelu, model in ((None, quick), (False, gelu)):  # and of a teacher
+        teacher, _ = read_frozen(source, (4, 4), quick_gelu)
+        with torch.no_grad():
+            found = teacher.forward_features(images)[:, 0] @ model.visual.proj
+            torch.testing.assert_close(found, model.visual(images), rtol=1e-5, atol=1e-5)
+    with pytest.raises(CheckpointError, match="'timm:vit_tiny_patch16_224' states its activation itself"):
+        read_frozen("timm:vit_tiny_patch16_224", (4, 4), True)
 
 
 def test_patches_are_projected_tokens_after_the_last_norm(tmp_path: Path) -> None:
@@ -129,8 +137,14 @@ def test_open_clips_own_models_and_training_checkpoints(tmp_path: Path, monkeypa
     tokens = text.tokenize(SENTENCES)
     with torch.no_grad():
         torch.testing.assert_close(text(tokens), model.encode_text(tokens), rtol=1e-5, atol=1e-5)
-    with pytest.raises(CheckpointError, match=r"has a text tower of width 64, heads 2.*; 'tiny' has width 192"):
+    with pytest.raises(CheckpointError, match=r"has a text tower of .*width 64, heads 2.*; 'tiny' has .*width 192"):
         build_text("tiny", f"open_clip:tiny-two-heads/{tmp_path / 'epoch_3.pt'}")
+    wide = peer(config["vision_cfg"], text=config["text_cfg"] | {"vocab_size": 49500})
+    torch.save(wide.state_dict(), tmp_path / "wide.pt")
+    text = config["text_cfg"] | {"heads": 1}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 48, "text_cfg": text}}))
+    with pytest.raises(CheckpointError, match=r"has a text tower of vocab_size 49500; .* has vocab_size 49408"):
+        build_text(f"local-dir:{tmp_path}", f"remoteclip:{tmp_path / 'wide.pt'}")
 
 
 def test_a_checkpoint_of_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
@@ -218,6 +232,14 @@ def test_what_is_read_is_written_as_it_was(tmp_path: Path, vision: dict) -> None
     again = torch.load(tmp_path / "again.pt", weights_only=True)
     assert type(again) is OrderedDict and again.keys() == model.state_dict().keys()
     assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
+
+
+def test_statistics_that_the_layout_cannot_hold_are_refused(tmp_path: Path) -> None:
+    ours = open_image_text(published(tmp_path, peer(RESNET)))
+    other = ours.fitted(BandContract(get_sensor("rgb"), *STATISTICS))
+    with pytest.raises(CheckpointError, match=r"of mean \[122.77, .* and is .*of mean \[120.0, 110.0, 90.0\]"):
+        write_remoteclip(other, tmp_path / "again.pt")
+    assert not (tmp_path / "again.pt").exists()
 
 
 STATISTICS = (120.0, 110.0, 90.0), (60.0, 50.0, 55.0)
@@ -329,7 +351,7 @@ def test_an_export_is_a_plain_timm_model_with_the_space_beside(tmp_path: Path) -
             ours.encode_image(images), whole.encode_image(images, sensor=name), rtol=1e-5, atol=1e-5
         )
         torch.testing.assert_close(ours.encode_text(SENTENCES), whole.encode_text(SENTENCES))
-        assert "(mean token) and sentences share a space" in (folder / "README.md").read_text()
+        assert "Images (the mean of their patches) and sentences share a space" in (folder / "README.md").read_text()
         assert (ours.fingerprint == whole.fingerprint) is (sensor is None)  # one baked for a sensor is another
         (folder / "joint.safetensors").unlink()
         with pytest.raises(CheckpointError, match=r"joint\.safetensors' does not exist"):

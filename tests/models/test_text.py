@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from geomim.errors import CheckpointError, ConfigError
 from geomim.models.image_text import open_image_text
 from geomim.models.joint import Joint, unit
 from geomim.models.patches import Latents
-from geomim.models.text import TextTower, build_text
+from geomim.models.text import Stored, TextTower, build_text
 from geomim.models.vit import ViT
 
 open_clip = pytest.importorskip("open_clip")
@@ -120,8 +121,19 @@ def test_a_folder_is_its_own_tokenizers_place_and_one_without_is_refused(tmp_pat
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0, "a": 1, "river": 2}, "<pad>"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>").save_pretrained(tmp_path)
-    assert build_text(source).tokenize(["a river"])[0].tolist() == [1, 2] + [0] * 30
-    assert open_image_text(f"open_clip:{source}").encode_text(["a river"]).shape == (1, 24)
+    text = build_text(source)
+    assert text.tokenize(["a river"])[0].tolist() == [1, 2] + [0] * 30
+    ours = open_image_text(f"open_clip:{source}")
+    assert ours.encode_text(["a river"]).shape == (1, 24)
+    moved = open_image_text(f"open_clip:local-dir:{shutil.copytree(tmp_path, tmp_path / 'moved')}")
+    assert moved.fingerprint == ours.fingerprint and moved.joint.text.identity == text.identity
+    assert str(tmp_path) not in text.identity and Stored(text.config).build().config == text.config
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0, "a": 2, "river": 1}, "<pad>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>").save_pretrained(tmp_path)
+    assert open_image_text(f"open_clip:{source}").fingerprint != ours.fingerprint
+    with pytest.raises(CheckpointError, match=rf"tokenizer '{tmp_path}' is another than"):
+        Stored(text.config).build()
 
 
 def test_coca_answers_with_its_sentences_alone() -> None:

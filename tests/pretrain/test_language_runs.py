@@ -12,7 +12,7 @@ from torch import nn
 
 from geomim.cli import main
 from geomim.models.image_text import open_image_text
-from geomim.models.text import Text, stored
+from geomim.models.text import Stored, Text, stored
 from geomim.models.vit import ViT
 from geomim.pretrain.optimisation import parameter_groups
 from geomim.pretrain.recipes.language import remote_clip
@@ -107,6 +107,8 @@ def test_a_resumed_run_does_not_read_what_its_towers_started_from(here: nn.Modul
     half.mkdir(parents=True)
     Path("runs/whole/checkpoints/step-0000003.ckpt").rename(half / "last.ckpt")
     Path("clip.pt").unlink()
+    other = {"model_cfg": {"embed_dim": 16, "text_cfg": SENTENCES | {"heads": 2}}}  # weights of one head fit that, too
+    Path("text/open_clip_config.json").write_text(json.dumps(other))
     assert main([*run, "--name", "half", "--resume", "last", "--training.milestones", "2"]) == 0
     assert figures("half") == figures("whole")[3:]
     ends = (f"runs/{name}/checkpoints/last.ckpt" for name in ("whole", "half"))
@@ -124,9 +126,12 @@ def test_a_frozen_tower_is_no_part_of_the_optimiser_and_stays_as_in_evaluation()
 
 
 def test_a_stored_tower_keeps_its_activation() -> None:
-    text, entry = Text("ViT-B-32", "remoteclip:a.pt", True), {"joint": {"text": {"quick_gelu": True}}}
-    assert stored({"text": text, "gate": True}, entry) == {"text": Text("ViT-B-32", None, True, True), "gate": True}
-    assert stored({"text": text}, {}) == {"text": text} and stored({"visible": 0.5}, entry) == {"visible": 0.5}
+    config = {"embed_dim": 16, "quick_gelu": True, "text_cfg": SENTENCES}
+    text, entry = Text("ViT-B-32", "remoteclip:a.pt", True), {"joint": {"text": config}}
+    kept = Stored(config, "remoteclip:a.pt", True)
+    assert stored({"text": text, "gate": True}, entry) == {"text": kept, "gate": True}
+    assert stored({"text": text}, {}) == {"text": text} and stored({}, entry) == {"text": Stored(config)}
+    assert kept.build().config == config and not any(one.requires_grad for one in kept.build().parameters())
 
 
 def test_what_cannot_be_is_said_before_anything_is_read(here: nn.Module, capsys) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_corpus import write_corpus
+from tiny_recipes import annotated, method
 
 from geomim.data.datamodule import TileDataModule
 from geomim.errors import CheckpointError, ConfigError, GeomimError
@@ -119,6 +120,29 @@ def test_another_recipe_encoder_or_contract_cannot_go_on(run, corpus):
         build(data(corpus), "mae", METHOD, ENCODER).on_load_checkpoint(checkpoint)
     with pytest.raises(CheckpointError, match="not written by geomim"):
         build(data(corpus), "mae", METHOD, ENCODER).on_load_checkpoint({})
+
+
+def test_a_term_that_had_started_goes_on_in_a_longer_run(tmp_path, capsys):
+    corpus = annotated(write_corpus(tmp_path / "corpus"))
+
+    def made(steps):
+        given = method("selective_rils", "") | {"starts": 0.3}
+        return build(data(corpus), "selective_rils", given, ENCODER, training=Training(max_steps=steps))
+
+    def starts(module):
+        return {term.name: term.starts for term in module.model.terms}["language"]
+
+    for step, steps, kept in ((4, 100, 0.0), (3, 100, 0.3), (4, 12, 0.3)):  # step 4 of 10 begins at 0.3
+        again = made(steps)
+        again.on_load_checkpoint({"geomim": made(10).description() | {"step": step, "progress": step / 10}})
+        said = capsys.readouterr().out
+        assert starts(again) == kept, (step, steps)
+        assert ("'language' starts at 30% of training; it had started" in said) == (not kept)
+    longer = made(200)
+    again = made(100)
+    again.on_load_checkpoint({"geomim": made(10).description() | {"step": 4, "progress": 0.4}})
+    longer.on_load_checkpoint({"geomim": again.description() | {"step": 5, "progress": 0.05}})
+    assert starts(longer) == 0
 
 
 def test_a_run_is_not_overwritten(run, corpus, tmp_path):

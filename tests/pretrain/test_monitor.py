@@ -8,6 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_corpus import write_corpus
+from tiny_recipes import annotated, method
 
 from geomim.cli import main
 from geomim.data.datamodule import TileDataModule
@@ -19,6 +20,7 @@ from geomim.models.vit import ViT
 from geomim.pretrain.monitor import (
     COLUMNS,
     Watch,
+    _rows,
     evaluating,
     patch_cosine,
     reconstructions,
@@ -258,6 +260,17 @@ def test_where_no_pixels_are_predicted_input_and_mask_are_shown(tmp_path):
     assert list(term_cosines(model, batch)) == asked  # similarity compares the same predictions, with one number
     save_reconstructions(tmp_path / "a.png", pictures)
     assert (tmp_path / "a.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_sentences_tell_which_patches_of_watched_tiles_are_hidden(tmp_path):
+    data = TileDataModule(str(annotated(write_corpus(tmp_path / "corpus"))), batch_size=4, image_size=16, workers=0)
+    model = build(data, "sycoca_inspired", method("sycoca_inspired", "") | {"flat": 1.0}, ENCODER).model
+    data.provide(model.needs, tokenizer=model.joint.text)
+    batch = _rows(data.pictures(6), torch.tensor([False] + [True] * 5))
+    told = batch["text"]["of"] >= 0
+    assert told.any() and not told.all()
+    (one, other) = (model.predict(batch, torch.tensor(0.5), Draws(seed, batch["position"]))["image"] for seed in (0, 1))
+    assert ((one["seen"] == other["seen"]).flatten(1).all(1) == told).all()
 
 
 def test_a_choice_of_images_is_bounded_and_always_the_same():

@@ -9,8 +9,10 @@ from tiny_recipes import LANGUAGE, method, sentences
 from tiny_teacher import write_teacher
 from torch import Tensor
 
+from geomim.errors import ConfigError
 from geomim.models.hierarchical import Hierarchical, swin_v2
 from geomim.models.patches import unpatchify
+from geomim.models.text import Stored
 from geomim.models.vit import ViT
 from geomim.pretrain.context import Context
 from geomim.pretrain.masking import TokenSplit
@@ -189,7 +191,17 @@ def test_runs_in_bfloat16_and_without_graph_breaks(name: str) -> None:
 def test_a_bank_of_sentences_is_kept_and_needs_none_of_the_batch() -> None:
     torch.manual_seed(0)
     encoder = ViT(in_chans=4, image_size=32, patch_size=4, width=48, depth=2, heads=3)
-    given = method("selective_rils", "", SMALL) | {"bank": ["an airport", "a beach", "a forest"]}
+    given = method("selective_rils", "", SMALL) | {"bank": ["an airport", "a beach", "a forest", "A  beach"]}
+    for changes, said in (
+        ({}, "--method.bank needs a text tower that knows its sentences.*--method.text.weights"),
+        ({"weight": 0}, "--method.weight is 0"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            RECIPES["selective_rils"](encoder, **given | changes)
+    given["text"] = Stored(given["text"].build().config, "open_clip:a")
+    for bank in ([], ["a beach"], ["a beach", "a beach"], ["a beach", " "]):
+        with pytest.raises(ConfigError, match="at least two different sentences"):
+            RECIPES["selective_rils"](encoder, **given | {"bank": bank})
     model = RECIPES["selective_rils"](encoder, **given)
     batch = {"image": scenes(), "text": sentences(8)}
     batch["text"]["of"] = torch.full((8,), -1)

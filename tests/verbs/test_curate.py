@@ -4,34 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
+from embedded_corpus import checkpoint, embedded_pictures, vectors
 
-from geomim.corpus.build import build
 from geomim.corpus.pipeline import conclude as conclusion
 from geomim.corpus.store import Corpus
-from geomim.errors import BandError, CorpusError, InputError
-from geomim.models.vit import ViT
-from geomim.sensors import SENSORS, BandContract
+from geomim.errors import CorpusError, InputError
 from geomim.verbs import curate
-from geomim.verbs.curate import balance, embed, semantic
-
-SIZE = 32
-
-
-def checkpoint(path: Path, sensor: str = "rgb", seed: int = 0, mean: float = 120.0) -> str:
-    bands = SENSORS[sensor]
-    torch.manual_seed(seed)
-    encoder = ViT(in_chans=len(bands.bands), image_size=SIZE, patch_size=8, width=48, depth=1, heads=3)
-    contract = BandContract(bands, (mean,) * len(bands.bands), (50.0,) * len(bands.bands))
-    state = {f"model.encoder.{name}": value for name, value in encoder.state_dict().items()}
-    details = {"format_version": 1, "encoder": encoder.config, "contract": contract.to_dict()}
-    torch.save({"state_dict": state, "geomim": details}, path)
-    return str(path)
-
-
-def vectors(corpus, name="a"):
-    return np.load(corpus / "embeddings" / f"{name}.ids.npy"), np.load(corpus / "embeddings" / f"{name}.npy")
+from geomim.verbs.curate import balance, semantic
 
 
 def catalogue(corpus):
@@ -45,76 +24,12 @@ def encoder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory, encoder):
-    """24 pictures, of which the last four are others made darker; all embedded."""
-    folder = tmp_path_factory.mktemp("pictures")
-    random = np.random.default_rng(0)
-    pixels = [random.integers(0, 256, (8, 8, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8) for _ in range(20)]
-    pixels += [(picture * 0.98).astype(np.uint8) for picture in pixels[:4]]
-    for number, picture in enumerate(pixels):
-        Image.fromarray(picture).save(folder / f"{number:02d}.png")
-    out = tmp_path_factory.mktemp("curate") / "corpus"
-    build([str(folder)], str(out), tile=64, near=None, crops=False, test_share=0.25, workers=1)
-    embed(str(out), encoder, device="cpu", batch=5)
-    return out
+    return embedded_pictures(tmp_path_factory.mktemp("built"), encoder)
 
 
 @pytest.fixture
 def corpus(embedded, tmp_path):
     return Path(shutil.copytree(embedded, tmp_path / "corpus"))
-
-
-def test_every_stored_tile_has_the_vector_of_its_pixels(corpus, encoder):
-    ids, found = vectors(corpus)
-    table = Corpus.open(corpus).table(["id", "slot"])
-    assert ids.tolist() == table["id"].to_pylist() and found.shape == (24, 48) and found.dtype == np.float32
-    pixels = Corpus.open(corpus).array("image", 64).read(table["slot"].to_numpy())
-    loaded = curate.open_candidate(encoder, curate._unlabelled(Corpus.open(corpus)))
-    images, _ = curate.ContractInput(loaded.contract, SENSORS["rgb"])(torch.from_numpy(pixels), None, SIZE)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=curate.fast_half("cpu")):
-        expected = loaded.encoder(images).tokens[:, 1:].float().mean(1)
-    assert found == pytest.approx(expected.numpy(), abs=0.05)
-    assert not (corpus / "embeddings" / "a.work").exists()
-
-
-def test_the_same_weights_with_other_statistics_embed_anew(corpus, tmp_path, capsys):
-    path = tmp_path / "a.ckpt"
-    for mean, there in ((120.0, False), (120.0, True), (90.0, False)):
-        embed(str(corpus), checkpoint(path, mean=mean), device="cpu")
-        assert ("is there already" in capsys.readouterr().err) == there
-
-
-def test_embedding_goes_on_where_it_was_stopped(corpus, encoder, monkeypatch):
-    monkeypatch.setattr(curate, "_CHUNK", 5)
-    before, done = vectors(corpus)[1], []
-    original = curate._Encoder.__call__
-
-    def counted(self, tiles, device):
-        if len(done) == 3:
-            done.append(None)
-            raise KeyboardInterrupt
-        done.append(tiles)
-        return original(self, tiles, device)
-
-    monkeypatch.setattr(curate._Encoder, "__call__", counted)
-    with pytest.raises(KeyboardInterrupt):
-        embed(str(corpus), encoder, name="b", device="cpu", batch=5)
-    assert not (corpus / "embeddings" / "b.npy").exists()
-    embed(str(corpus), encoder, name="b", device="cpu", batch=5)
-    assert len(done) == 6  # three before, one stopped, two after
-    assert np.array_equal(vectors(corpus, "b")[1], before)
-    embed(str(corpus), encoder, name="b", device="cpu")
-    assert len(done) == 6
-
-
-def test_another_encoder_replaces_the_vectors(corpus, tmp_path):
-    before = vectors(corpus)[1]
-    embed(str(corpus), checkpoint(tmp_path / "a.ckpt", seed=1), device="cpu")
-    assert not np.allclose(vectors(corpus)[1], before, atol=0.01) and vectors(corpus)[0].tolist() == list(range(24))
-
-
-def test_an_encoder_of_other_bands_is_refused(corpus, tmp_path):
-    with pytest.raises(BandError):
-        embed(str(corpus), checkpoint(tmp_path / "s.ckpt", "sentinel2"), device="cpu")
 
 
 def test_tiles_that_the_encoder_cannot_tell_apart_are_dropped_and_taken_back(corpus):
@@ -187,19 +102,3 @@ def test_what_is_missing_is_named(corpus, encoder):
     shutil.rmtree(corpus / "embeddings")
     with pytest.raises(CorpusError, match="run geomim corpus embed first"):
         balance(str(corpus), 3)
-
-
-def test_tiles_of_another_unit_are_refused_and_the_file_that_is_named_works(embedded, tmp_path):
-    path = Path(checkpoint(tmp_path / "b.ckpt"))
-    content = torch.load(path, weights_only=True)
-    content["geomim"]["contract"] |= {"mean": [0.5] * 3, "std": [0.2] * 3}
-    torch.save(content, path)
-    with pytest.raises(InputError, match="255 times too large") as refused:
-        embed(str(embedded), str(path), device="cpu")
-    assert not (embedded / "embeddings" / "b.json").exists()
-    sensor = tmp_path / "mine.yaml"
-    sensor.write_text(str(refused.value).split("FILE.yaml: ")[1])
-    out = embed(str(embedded), str(path), sensor=str(sensor), device="cpu")
-    assert json.loads(out.with_suffix(".json").read_text())["sensor"]["scale"] == 0.00392157
-    for file in (embedded / "embeddings").glob("b.*"):
-        file.unlink() if file.is_file() else shutil.rmtree(file)

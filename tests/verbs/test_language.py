@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from whole_arrays import write_array
 
 from geomim.cli import main, parse
 from geomim.corpus.store import CATALOGUE, write_catalogue
+from geomim.data.described import open_described
 from geomim.errors import BandError, ConfigError, InputError
 from geomim.evaluate.figures import CHANCE
 from geomim.models.build import build_encoder
@@ -222,6 +224,13 @@ def test_bad_input_is_refused_with_a_sentence(tmp_path):
 
     refused(InputError, "folder data has no sentences, which 'retrieval' needs", data, ["retrieval"])
     refused(InputError, "has no masks, which 'segmentation' needs", data, ["segmentation"])
+
+    def blank(*given):
+        return replace(open_described(*given), masks=lambda rows: np.full((len(rows), 8, 8), 255))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(language, "open_described", blank)
+        refused(InputError, "has no pixel of a class in its masks, which 'segmentation'", data, ["segmentation"])
     refused(InputError, "of a set 'rscid'; did you mean 'rsicd'", data, beside="rscid")
     refused(InputError, "no prompt set and no text file is called 'mine'", data, prompts="mine")
     refused(InputError, r"none of 8 images a class is possible.*'BlueLand' has 6", data, ["fewshot"], shots=[8])

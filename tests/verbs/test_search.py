@@ -20,9 +20,9 @@ from geomim.corpus.store import Corpus
 from geomim.errors import CheckpointError, ConfigError, CorpusError, InputError
 from geomim.models.vit import ViT
 from geomim.sensors import SENSORS, BandContract
-from geomim.verbs import curate
+from geomim.verbs import embed as embedding
 from geomim.verbs import search as searching
-from geomim.verbs.curate import embed
+from geomim.verbs.embed import embed
 from geomim.verbs.search import nearest, search
 
 PLACE = from_origin(500000, 4000000, 2, 2)
@@ -34,14 +34,14 @@ COLOURS = (0, 1, 2, 2, 1, 0, 3, 0)
 def model(monkeypatch):
     models = {"colours": ColourModel(), "other": ColourModel("other")}
 
-    def opened(source):
+    def opened(source, quickgelu=None):
         if source not in models:
             raise CheckpointError(f"'{source}' is not there")
         return models[source]
 
-    for module in (curate, searching):
+    for module in (embedding, searching):
         monkeypatch.setattr(module, "open_image_text", opened)
-    monkeypatch.setattr(curate, "fast_half", lambda device: False)
+    monkeypatch.setattr(embedding, "fast_half", lambda device: False)
     return models
 
 
@@ -179,6 +179,36 @@ def test_a_model_that_moved_is_asked_for_and_taken(asked, tmp_path, model):
     search(asked, ["red"], model="moved", out=str(tmp_path / "found.png"))
 
 
+def test_sentences_have_the_activation_that_the_vectors_were_made_with(corpus, tmp_path, model, monkeypatch):
+    asked, out = [], str(tmp_path / "found.png")
+
+    def opened(source, quickgelu=None):
+        asked.append(quickgelu)
+        return model["colours"]
+
+    for module in (embedding, searching):
+        monkeypatch.setattr(module, "open_image_text", opened)
+    embed(str(corpus), "remoteclip:a.pt", name="a", joint=True, quickgelu=False, device="cpu")
+    search(str(corpus), ["red"], out=out)
+    search(str(corpus), ["red"], model="remoteclip:b.pt", quickgelu=True, out=out)
+    search(str(corpus), ["red"], model="last.ckpt", out=out)  # states its own
+    assert asked == [False, False, True, None]
+    with pytest.raises(CheckpointError, match="--quickgelu is of models of images and text"):
+        embed(str(corpus), "a.ckpt", quickgelu=True)
+
+
+def test_the_tile_itself_comes_first_also_among_equal_ones(asked, tmp_path, capsys):
+    file = Path(asked) / "embeddings" / "colours.npy"
+    np.save(file, np.ones_like(np.load(file)))
+    for number in (3, 5):
+        search(asked, like=tile(asked, number), count=3, out=str(tmp_path / "found.png"))
+        lines = printed(capsys.readouterr().out)
+        found = [int(line[3]) for line in lines]
+        assert found[0] == tile(asked, number) and len({*found}) == 3 and float(lines[0][1]) == 1
+    search(asked, like=tile(asked, 3), count=1, out=str(tmp_path / "found.png"))
+    assert [int(line[3]) for line in printed(capsys.readouterr().out)] == [tile(asked, 3)]
+
+
 def test_vectors_that_no_sentence_compares_with_are_refused(asked, tmp_path):
     card = Path(asked) / "embeddings" / "colours.json"
     card.write_text(json.dumps({k: v for k, v in json.loads(card.read_text()).items() if k != "joint"}))
@@ -207,8 +237,8 @@ def test_pictures_without_a_place_say_so(tmp_path, capsys, monkeypatch):
     corpus = str(tmp_path / "corpus")
     build([str(tmp_path / "pictures")], corpus, tile=32, near=None, crops=False, workers=1)
     rgb = ColourModel(contract=BandContract(SENSORS["rgb"], (100.0,) * 3, (50.0,) * 3))
-    for module in (curate, searching):
-        monkeypatch.setattr(module, "open_image_text", lambda source: rgb)
+    for module in (embedding, searching):
+        monkeypatch.setattr(module, "open_image_text", lambda source, quickgelu=None: rgb)
     embed(corpus, "m", joint=True, device="cpu")
     capsys.readouterr()
     search(corpus, ["red"], count=9, out=str(tmp_path / "found.png"), places=str(tmp_path / "found.parquet"))
@@ -237,10 +267,14 @@ def test_a_picture_that_fails_leaves_the_one_that_was_there(asked, tmp_path, mon
     [
         ({"text": None}, "--text .*--like"),
         ({"like": 3}, "--text .*--like"),
-        ({"text": None, "like": 3, "model": "m"}, "--model and --prompt are of --text"),
+        ({"text": None, "like": 3, "model": "m"}, "--model, --quickgelu and --prompt are of --text"),
         ({"text": [" "]}, "text: expected words"),
         ({"text": []}, "text: expected words"),
         ({"count": 0}, "--count"),
+        ({"count": 301}, "--count of 1 to 300 for 1; given 301"),
+        ({"text": ["red", "blue"], "count": 151}, "--count of 1 to 150 for 2; given 151"),
+        ({"text": [f"red {number}" for number in range(51)], "count": 1}, "at most 50 texts"),
+        ({"text": None, "like": 3, "quickgelu": True}, "--quickgelu"),
         ({"prompt": "a photo"}, "--prompt"),
         ({"out": "found.jpg"}, r"--out: .*\.png"),
         ({"places": "found.shp"}, r"--places: .*\.geojson or \.parquet"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geomim.errors import ConfigError
 from geomim.models.joint import Joint
 from geomim.pretrain.context import Context
 from geomim.pretrain.masking.random import Random
@@ -24,11 +25,20 @@ class Told:
         joint: The space in which patches and sentences are compared.
         visible: Share of the patches that is seen.
         flat: Entropy of the softmax of a sentence over patches, as a share of the greatest, from which on it is flat.
+
+    Raises:
+        ConfigError: `flat` is out of range.
     """
 
     joint: Joint
     visible: float = 0.5
     flat: float = 0.98
+
+    def __post_init__(self) -> None:
+        if not 0 < self.flat <= 1:
+            raise ConfigError(
+                f"flat: expected a share of the greatest entropy, above 0 and at most 1; given {self.flat}"
+            )
 
     def __call__(self, context: Context, progress: Tensor) -> dict[str, TokenSplit]:
         """Split the image."""

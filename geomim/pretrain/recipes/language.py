@@ -43,8 +43,19 @@ def contrast(
 
 @torch.no_grad()
 def prototypes(joint: Joint, sentences: list[str]) -> Tensor:
-    """Unit vectors `(K, D)` of sentences, as the text tower says them now."""
-    return joint.sentences(joint.text.tokenize(sentences))
+    """Unit vectors `(K, D)` of sentences, as the text tower says them now; of those that it reads alike, one.
+
+    Raises:
+        ConfigError: There are less than two, which all patches would say alike, or one is empty.
+    """
+    tokens = joint.text.tokenize(sentences)
+    rows = list({tuple(one): row for row, one in enumerate(tokens.tolist())}.values())
+    if len(rows) < 2 or not all(map(str.strip, sentences)):
+        raise ConfigError(
+            f"--method.bank: expected at least two different sentences; given {sentences}: leave it out for those of "
+            "the batch"
+        )
+    return joint.sentences(tokens[rows])
 
 
 def remote_clip(
@@ -166,20 +177,30 @@ def selective_rils(
         starts: Share of training from which on patches are predicted in the space of images and sentences.
         teacher: Who sees the whole image: the encoder itself, or a copy that follows it.
         bank: Sentences to be the prototypes instead of the batch's, as the text tower says them at the start, such as
-            one of each class; then no image is gated, and those without a sentence are predicted, too. For a tower that
-            knows them: `text.weights`, and `text.frozen` so that it stays where they are.
+            one of each class; then no image is gated, and those without a sentence are predicted, too. It needs a tower
+            that knows them, `text.weights`, and suits one that stays where they are, `text.frozen`.
         gate: Only images that find their own sentence in the batch count.
         equal: What pairs of an image and another's equal sentence are.
         score: How seeds and predicted patches are drawn.
         phases: When growth goes from near to far to random.
+
+    Raises:
+        ConfigError: A bank is given that would say nothing.
     """
+    if bank is not None and weight in (0, (0, 0)):
+        raise ConfigError("--method.bank is what patches are predicted in, and --method.weight is 0: leave one out")
+    if bank is not None and not text.weights:
+        raise ConfigError(
+            "--method.bank needs a text tower that knows its sentences, and this one starts untrained: give "
+            "--method.text.weights remoteclip:PATH or open_clip:NAME/PRETRAINED"
+        )
     joint, size = shared_space(encoder, text), (decoder_depth, decoder_width, decoder_heads)
     terms = [contrast(joint, "image", equal=equal)]
     if weight:
         decoder = Spoken(CrossAttention(encoder, encoder.width, *size), joint)
-        meanings = Meanings(encoder, joint, teacher, needs_text=not bank)
-        space = LanguageSpace("contrast", gate=gate, bank=prototypes(joint, bank) if bank else None)
-        step = () if bank else ("contrast",)
+        meanings = Meanings(encoder, joint, teacher, needs_text=bank is None)
+        space = LanguageSpace("contrast", gate=gate, bank=None if bank is None else prototypes(joint, bank))
+        step = ("contrast",) if bank is None else ()
         terms.append(Term(decoder, meanings, space, weight=weight, name="language", step=step, starts=starts))
     if pixels:
         terms.append(Term(CrossAttention(encoder, "pixels", *size), Pixels(), mse, weight=pixels, name="pixels"))

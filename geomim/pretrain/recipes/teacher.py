@@ -12,7 +12,12 @@ from geomim.pretrain.targets import FrozenTeacher, TeacherLevels
 
 
 def mask_align(
-    encoder: ViT, teacher: str, visible: float = 0.3, levels: int = 5, cache: str | None = None
+    encoder: ViT,
+    teacher: str,
+    visible: float = 0.3,
+    levels: int = 5,
+    cache: str | None = None,
+    quickgelu: bool | None = None,
 ) -> MaskedImageModel:
     """MaskAlign (Xue et al., CVPR 2023): see what a trained network looks at, and agree with it on several levels.
 
@@ -27,15 +32,17 @@ def mask_align(
 
     Args:
         encoder: The encoder to train.
-        teacher: `timm:NAME`, `timm:local-dir:FOLDER`, `open_clip:NAME/PRETRAINED`, or a checkpoint of geomim.
+        teacher: `timm:NAME`, `timm:local-dir:FOLDER`, `open_clip:NAME/PRETRAINED`, `remoteclip:PATH[@ARCH]`, or a
+            checkpoint of geomim.
         visible: Share of the patches that is seen.
         levels: How many of the teacher's last blocks to agree with.
         cache: Folder for the teacher's features in float16, computed before the first step: for a teacher that costs
             more than reading `levels` times its tokens of each tile. It runs in every step where not given.
+        quickgelu: Activation of a CLIP, which its file does not tell; as its source says where not given.
     """
     if not encoder.class_tokens:
         raise ConfigError("mask_align compares class tokens: expected an encoder with one (--encoder.class_token true)")
-    frozen = FrozenTeacher(teacher, encoder, levels, cache)
+    frozen = FrozenTeacher(teacher, encoder, levels, cache, quickgelu)
     encoder.norm.requires_grad_(False)
     heads = LevelHeads(encoder, levels, frozen.width)
     loss = smooth_l1(factor=2.0)

@@ -40,6 +40,7 @@ class FrozenTeacher:
         encoder: The encoder being trained, for its grid and the contracts of its bands.
         levels: How many of its last blocks are kept.
         cache: Folder of its features of whole tiles: a view that brings those is not looked at. None where it has none.
+        quickgelu: As for `read_frozen`.
 
     Attributes:
         weights: Hash of its weights.
@@ -51,11 +52,13 @@ class FrozenTeacher:
         CheckpointError: See `read_frozen`.
     """
 
-    def __init__(self, source: str, encoder: ViT, levels: int = 5, cache: str | None = None) -> None:
+    def __init__(
+        self, source: str, encoder: ViT, levels: int = 5, cache: str | None = None, quickgelu: bool | None = None
+    ) -> None:
         if not encoder.contracts:
             raise ConfigError("a teacher needs to know what bands it is given: expected an encoder with band contracts")
         self.source, self.grid, self.levels = source, encoder.grid, levels
-        self.network, expected = read_frozen(source, encoder.grid)
+        self.network, expected = read_frozen(source, encoder.grid, quickgelu)
         self.width, depth = self.network.embed_dim, len(self.network.blocks)
         if not 1 <= levels <= depth or depth < 2:
             raise ConfigError(f"'{source}' has {depth} blocks: expected 1 to as many levels; given {levels}")
@@ -68,6 +71,7 @@ class FrozenTeacher:
         self.weights = weights.hexdigest()
         own = {"weights": self.weights, "grid": self.grid, "bands": self.bands}
         self.identity: dict[str, Any] = {"teacher": source, "levels": levels} | own
+        self.identity |= {} if quickgelu is None else {"quickgelu": quickgelu}
 
     def __call__(self, view: View) -> tuple[list[Tensor], Tensor]:
         """Tokens after its last blocks, `(B, 1+L, D)` each, and its attention to patches `(B, L)`; see `last_levels`.
