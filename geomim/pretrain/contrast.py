@@ -261,14 +261,49 @@ class LanguageSpace(nn.Module):
     def _diverge(
         self, prediction: Tensor, answer: Tensor, weight: Tensor | None, prototypes: Tensor, used: Tensor | None
     ) -> Tensor:
-        said, right = prediction @ prototypes.T / self.temperature, answer @ prototypes.T / self.answer_temperature
-        if used is not None:
-            said, right = (logits.masked_fill(~used, -1e4) for logits in (said, right))
-        share = right.softmax(-1)
-        patch = (share * (right.log_softmax(-1) - said.log_softmax(-1))).sum(-1)
+        sides = prediction.flatten(0, 1), answer.flatten(0, 1), prototypes, used
+        rows: Tensor = _Divergence.apply(*sides, self.temperature, self.answer_temperature)  # type: ignore[no-untyped-call]
+        patch = rows.view(prediction.shape[:2])
         if weight is None:
             return patch.mean(1)
         return (patch * weight).sum(1) / weight.sum(1).clamp(min=1e-6)
+
+
+class _Divergence(torch.autograd.Function):
+    """How far each prediction `(n, D)` is from its answer over prototypes `(K, D)`, those `used (K,)`: `(n,)`.
+
+    Predictions alone have a gradient, which is known at once: no share of a prototype is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        prediction: Tensor,
+        answer: Tensor,
+        prototypes: Tensor,
+        used: Tensor | None,
+        temperature: float,
+        answer_temperature: float,
+    ) -> Tensor:
+        """Kullback-Leibler divergence, as many rows at a time as may be in memory."""
+
+        def shares(vectors: Tensor, temperature: float) -> Tensor:
+            logits = vectors @ prototypes.T / temperature
+            return (logits if used is None else logits.masked_fill(~used, -1e4)).log_softmax(1)
+
+        values, slopes, size = [], [], max(1, CELLS // len(prototypes))
+        for ours, right in zip(torch.split(prediction, size), torch.split(answer, size), strict=True):
+            said, known = shares(ours, temperature), shares(right, answer_temperature)
+            values.append((known.exp() * (known - said)).sum(1))
+            slopes.append((said.exp() - known.exp()) @ prototypes / temperature)
+        ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Of predictions."""
+        (slope,) = ctx.saved_tensors
+        return gradient[:, None] * slope, *[None] * 5
 
 
 def first_of_each(key: Tensor) -> Tensor:

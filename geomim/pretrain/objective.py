@@ -147,7 +147,7 @@ class Output:
 
     Attributes:
         loss: 0-dim, the weighted sum of the terms.
-        terms: 0-dim detached loss of each term by name.
+        terms: 0-dim detached loss of each term that was asked, by name.
         images: `(B,)` detached, the loss of each image in all terms, whatever it weighs; NaN where that is nothing.
     """
 
@@ -213,10 +213,17 @@ class MaskedImageModel(nn.Module):
         """
         return Context(batch, self.encoder, draws, self.gap)
 
-    def begin(self, done: float) -> None:
-        """Have only those terms asked that have started when a share of training is done; as a number on the host."""
+    def begin(self, done: float) -> list[str]:
+        """Have only those terms asked that have started when a share of training is done, as a number on the host.
+
+        Returns:
+            Names of those that were silent until now.
+        """
+        begun = []
         for term in cast(list[Term], self.terms):
+            begun += [term.name] if term.silent and done >= term.starts else []
             term.silent = done < term.starts
+        return begun
 
     def before_step(self, progress: Tensor) -> None:
         """Let every target that follows the encoder follow it; once an optimiser step, before its first batch."""
@@ -263,7 +270,6 @@ class MaskedImageModel(nn.Module):
             (step,) = join([(self._said(asked.values()), plan.weights)])
         logged: dict[str, Tensor] = {}
         for place, term in enumerate(cast(list[Term], self.terms)):
-            logged[term.name] = torch.zeros_like(loss)
             if term.silent:  # its parameters take part: all ranks wait for all gradients, and moments are kept of all
                 loss = loss + sum((0.0 * local(one)).sum() for one in term.parameters() if one.requires_grad)
                 continue

@@ -57,7 +57,7 @@ class Step:
 
     def of(self, term: int) -> Step:
         """The same for another term."""
-        return Step(self.said, self.weights, self.own, self.ranks, term, self._known)
+        return type(self)(self.said, self.weights, self.own, self.ranks, term, self._known)
 
     def plain(self) -> dict[str, Any]:
         """Plain values and tensors, to be kept in a file."""
