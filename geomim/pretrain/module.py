@@ -159,7 +159,7 @@ class PretrainModule(pl.LightningModule):
         optimizer: Any = self.optimizers()
         progress = torch.full((), self.progress, device=self.device)
         for name in self.model.begin(self.progress):
-            again = " and compiled anew with all others" * self.compiled
+            again = ", and compiled with all others anew" * self.compiled
             rank_zero_only(print)(f"step {self.trainer.global_step + 1}: '{name}' is asked from here on{again}")
         self._count(parts[0], progress)
         self._follow(progress)
@@ -172,6 +172,8 @@ class PretrainModule(pl.LightningModule):
             if self.model.shared and len(parts) > 1:
                 said.append(self.model.said(context, plans[-1]))
         steps: Sequence[Step | None] = join(said) if said else [None] * len(parts)
+        if steps[0]:
+            self.model.survey(steps[0])
         totals = torch.stack([plan.weights.sum(1) for plan in plans]).sum(0)
         if self.trainer.world_size > 1:  # DDP averages gradients over ranks
             dist.all_reduce(totals)
@@ -179,7 +181,8 @@ class PretrainModule(pl.LightningModule):
         plain: Any = self.trainer.optimizers[0]
         plain.zero_grad()
         for left in reversed(range(len(parts))):  # the last one is on the device still
-            context = context if left == len(parts) - 1 else self._receive(parts[left])
+            if left < len(parts) - 1 or (left and self.compiled):  # where it was looked at, it has another graph
+                context = self._receive(parts[left])
             with self._alone() if left else nullcontext():
                 output = self._compare(context, plans[left], progress, totals, steps[left])
                 with torch.autocast(self.device.type, enabled=False):

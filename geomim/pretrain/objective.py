@@ -33,7 +33,8 @@ class Term(nn.Module):
     Args:
         decoder: Called as `decoder(latents, positions)`, with the latents of all further memories behind.
         target: Called as `target(view, positions)`.
-        loss: Called as `loss(prediction, answer, weight)`, with the `Step` behind where `step` names terms.
+        loss: Called as `loss(prediction, answer, weight)`, with the `Step` behind where `step` names terms; then its
+            `survey(step)` is called before, see `MaskedImageModel.survey`.
         where: Ask at the predicted, the visible or all patches, or once about the whole image.
         view: The view that is asked about.
         memory: What the decoder reads, one or several: a view means its visible tokens, `date:all` all of them,
@@ -291,6 +292,17 @@ class MaskedImageModel(nn.Module):
             plan: What `plan` gave for it.
         """
         return self._said(self.ask(context, plan.splits, self.shared)), plan.weights
+
+    @torch.no_grad()
+    def survey(self, step: Step) -> None:
+        """Compute what losses need to know of all images of a step, so that all its batches find it there alike.
+
+        Args:
+            step: That of any of its batches.
+        """
+        for place, term in enumerate(cast(list[Term], self.terms)):
+            if term.step and not term.silent:
+                cast(Any, term.loss).survey(step.of(place))
 
     def _said(self, asked: Iterable[Asked]) -> dict[str, Said]:
         found = {}
