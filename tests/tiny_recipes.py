@@ -50,15 +50,15 @@ def sentences(batch: int) -> dict[str, Any]:
     return {"tokens": tokens, "key": torch.tensor([*range(batch - 2), -1]), "of": torch.tensor(of)}
 
 
-def annotated(corpus: Path, mute: Collection[int] = ()) -> Path:
-    """Let every two tiles of a corpus be one place, in its column `place`, and say something of two tiles in three.
+def annotated(corpus: Path, mute: Collection[int] | None = None) -> Path:
+    """Let every two tiles of a corpus be one place, in its column `place`, and say something of all but the `mute`.
 
-    Nothing is said of the `mute` ones.
+    These are each third where nobody says which.
     """
     table = pq.read_table(corpus / "catalogue.parquet")
     places = pa.array([row // 2 for row in range(len(table))])
-    silent = [row % 3 == 2 or row in mute for row in range(len(table))]
-    said = [None if silent[row] else [f"{row % 7} planes", "a road"] for row in range(len(table))]
+    silent = [row % 3 == 2 if mute is None else row in mute for row in range(len(table))]
+    said = [None if silent[row] else [f"{row % 7} planes", f"{row % 2} roads"] for row in range(len(table))]
     place, words = table.schema.get_field_index("captions"), pa.array(said, pa.list_(pa.string()))
     table = table.set_column(place, "captions", words).append_column("place", places)
     pq.write_table(table, corpus / "catalogue.parquet")

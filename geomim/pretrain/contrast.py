@@ -259,7 +259,8 @@ class LanguageSpace(nn.Module):
                 assert self.bank is not None, "neither a step nor a bank"
                 return self._diverge(prediction.float(), answer.values, weight, self.bank, None)
             distinct, counts = self.survey(step)
-            sentences = step.said[self.name].answer.float()
+            said = step.said[self.name]
+            sentences = (said.answer if said.prototype is None else said.prototype).float()
             loss = self._diverge(prediction.float(), answer.values, weight, sentences, distinct)
             return loss if counts is None else loss * counts[step.own]
 

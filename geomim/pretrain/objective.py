@@ -309,7 +309,9 @@ class MaskedImageModel(nn.Module):
         for _, term, _, prediction, answer, _ in asked:
             if term.name in self.shared:
                 assert term.where == "image" and answer.key is not None, f"{term.name} is not about whole images"
-                found[term.name] = Said(prediction[:, 0].detach().float(), answer.values[:, 0].detach(), answer.key)
+                prototype = None if answer.prototype is None else answer.prototype[:, 0]
+                said = prediction[:, 0].detach().float(), answer.values[:, 0].detach()
+                found[term.name] = Said(*said, answer.key, prototype)
         return found
 
     def ask(

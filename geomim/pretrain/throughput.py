@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from geomim.pretrain.objective import MaskedImageModel
-from geomim.pretrain.step import Step
+from geomim.pretrain.step import Said, Step
 from geomim.randomness import Draws
 
 PEAKS = {
@@ -53,12 +53,7 @@ class _Repeated(Step):
 
     def gather(self, rows: Tensor) -> Tensor:
         """As if others had said the same."""
-        return repeated(rows, self.weights.shape[1] // len(self.own))
-
-
-def repeated(rows: Tensor, times: int) -> Tensor:
-    """Rows `(n, ...)` over and over: `(times * n, ...)`."""
-    return rows.repeat(times, *[1] * (rows.ndim - 1))
+        return torch.cat([rows] * (self.weights.shape[1] // len(self.own)))
 
 
 def count_flops(
@@ -87,7 +82,7 @@ def count_flops(
             said, _ = model.said(model.context(batch, draws), plan)
             before = 0 if divided else counter.get_total_flops() - before
             times = max(1, images // count)
-            every = {name: type(one)(*(repeated(rows, times) for rows in one)) for name, one in said.items()}
+            every = {name: Said.of([one] * times, torch.cat) for name, one in said.items()}
             step = _Repeated(every, plan.weights.repeat(1, times), torch.arange(count, device=progress.device))
         output = model.compare(context, plan, progress, plan.weights.sum(1), step)
         with torch.autocast(batch["image"].device.type, enabled=False):
