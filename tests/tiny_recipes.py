@@ -1,5 +1,6 @@
 """What small runs give to every recipe: little decoders, tiny encoders, and what a recipe needs besides."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ OWN: dict[str, dict[str, Any]] = {
     "simmim": {"unit": 8},
     "satvision": {"unit": 4},
     "rils": {"gate": False},  # an encoder that knows nothing finds no sentence
-    "selective_rils": {"gate": False, "pixels": (0.5, 0.2), "latents": 0.1},
+    "selective_rils": {"gate": False, "pixels": (0.5, 0.2), "latents": 0.1, "starts": 0.3},
 }
 TEXT = Text(f"local-dir:{Path(__file__).parent / 'tiny_text'}")
 """A text tower of one small block."""
@@ -49,11 +50,15 @@ def sentences(batch: int) -> dict[str, Any]:
     return {"tokens": tokens, "key": torch.tensor([*range(batch - 2), -1]), "of": torch.tensor(of)}
 
 
-def annotated(corpus: Path) -> Path:
-    """Let every two tiles of a corpus be one place, in its column `place`, and say something of two tiles in three."""
+def annotated(corpus: Path, mute: Collection[int] | None = None) -> Path:
+    """Let every two tiles of a corpus be one place, in its column `place`, and say something of all but the `mute`.
+
+    These are each third where nobody says which.
+    """
     table = pq.read_table(corpus / "catalogue.parquet")
     places = pa.array([row // 2 for row in range(len(table))])
-    said = [None if row % 3 == 2 else [f"{row % 7} planes", "a road"] for row in range(len(table))]
+    silent = [row % 3 == 2 if mute is None else row in mute for row in range(len(table))]
+    said = [None if silent[row] else [f"{row % 7} planes", f"{row % 2} roads"] for row in range(len(table))]
     place, words = table.schema.get_field_index("captions"), pa.array(said, pa.list_(pa.string()))
     table = table.set_column(place, "captions", words).append_column("place", places)
     pq.write_table(table, corpus / "catalogue.parquet")

@@ -166,7 +166,12 @@ class TileDataModule(pl.LightningDataModule):
         }
 
     def provide(
-        self, needs: frozenset[str], crop_size: int | None = None, teacher: Any = None, tokenizer: Any = None
+        self,
+        needs: frozenset[str],
+        crop_size: int | None = None,
+        teacher: Any = None,
+        tokenizer: Any = None,
+        few_shapes: bool = False,
     ) -> list[str]:
         """Have batches hold what a recipe needs, once, before anything is read; in sentences, what this means.
 
@@ -176,6 +181,7 @@ class TileDataModule(pl.LightningDataModule):
             crop_size: Side of the training image where it is not `image_size`.
             teacher: Whose features of the tiles come with them, from its cache, which is filled before training.
             tokenizer: Of the sentences, see `Sentences`.
+            few_shapes: Batches of sentences have few shapes: a compiled step is compiled anew for each.
 
         Raises:
             ConfigError: Settings of dates or sentences are given, and the recipe has none; or there is no such column,
@@ -193,7 +199,7 @@ class TileDataModule(pl.LightningDataModule):
             said.append(self.features.said)
         if "text" in needs:
             moved = self.augment.flip != "none" or self.augment.turn
-            self.sentences = Sentences(self.sets, tokenizer, self.captions, moved)
+            self.sentences, self._few_shapes = Sentences(self.sets, tokenizer, self.captions, moved), few_shapes
             self._scratch = tempfile.TemporaryDirectory(prefix="geomim-")
             said += self.sentences.said
         return said
@@ -236,7 +242,7 @@ class TileDataModule(pl.LightningDataModule):
         if self.sentences:
             if trainer is None:
                 self.sentences.fill(self._tokens)
-            self.sentences.attach(self._tokens)
+            self.sentences.attach(self._tokens, self._few_shapes)
         rank, world, steps, accumulate = 0, 1, 0, 1
         if trainer is not None:
             rank, world = trainer.global_rank, trainer.world_size

@@ -33,6 +33,7 @@ class Drawing(NamedTuple):
 
     Tile r has the sentences `keys[starts[r] : starts[r + 1]]`: rows of a file of int32 tokens `shape`, of which the
     last is the empty sentence. Where no token sees those behind it (`causal`), what is longer than a batch is not read.
+    Where `length` is not 0, shapes are few: T is `length` in all batches, and U no more than four numbers.
     """
 
     starts: np.ndarray
@@ -40,6 +41,7 @@ class Drawing(NamedTuple):
     file: Path
     shape: tuple[int, int]
     causal: bool
+    length: int = 0
 
     def __call__(self, rows: np.ndarray, draws: Draws) -> dict[str, Tensor]:
         """One sentence of each of some tiles.
@@ -51,19 +53,22 @@ class Drawing(NamedTuple):
         Returns:
             All int64. `tokens (U, T)` and `key (U,)`: each sentence that was drawn once, in the order of the tiles, and
             its number among all of the run; `of (B,)`: the row that a tile has, -1 where it has no sentence. U is the
-            smallest multiple of ceil(B / 8) above 0: surplus rows have key -1 and the tokens of the empty sentence. T
-            is the context length, or where causal the smallest multiple of 8 that its sentences need.
+            smallest multiple of ceil(B / 8) above 0, where shapes are few by a power of 2: surplus rows have key -1 and
+            the tokens of the empty sentence. T is the context length, or where causal the smallest multiple of 8 that
+            its sentences need.
         """
         first, count = self.starts[rows], self.starts[rows + 1] - self.starts[rows]
         place = first + np.minimum((draws("caption").numpy() * count).astype(np.int64), count - 1)
         drawn = pa.array(self.keys[place], pa.int64(), mask=count == 0).dictionary_encode()
         number, step = len(drawn.dictionary), -(-len(rows) // 8)
-        key = np.pad(
-            drawn.dictionary.to_numpy(), (0, max(step, -(-number // step) * step) - number), constant_values=-1
-        )
+        times = max(1, -(-number // step))
+        times = 1 << (times - 1).bit_length() if self.length else times
+        key = np.pad(drawn.dictionary.to_numpy(), (0, times * step - number), constant_values=-1)
         kept = np.memmap(self.file, np.int32, "r", shape=self.shape)  # opened anew, as the features of a teacher are
         tokens = kept[key]
-        if self.causal:
+        if self.length:
+            tokens = tokens[:, : self.length]
+        elif self.causal:
             blank = kept[-1, -1]
             longest = np.flatnonzero((tokens != blank).any(0)).max(initial=0) + 1
             longest += kept[-1, 1] == blank  # some fill the rest with the end
@@ -188,8 +193,12 @@ class Sentences:
         out.write(empty.int().numpy().tobytes())
         return longest, cut
 
-    def attach(self, folder: Path) -> None:
+    def attach(self, folder: Path, few_shapes: bool = False) -> None:
         """Have batches hold sentences from now on.
+
+        Args:
+            folder: Where their tokens are.
+            few_shapes: As of `Drawing.length`.
 
         Raises:
             ConfigError: There is no file of their tokens.
@@ -197,9 +206,11 @@ class Sentences:
         file = self._file(folder)
         if not file.with_suffix(".json").exists():
             raise ConfigError(f"'{file}' is not here: give an --out that all machines share")
-        shape = (len(self.texts) + 1, self.tokenizer.context_length)
+        shape, causal = (len(self.texts) + 1, self.tokenizer.context_length), self.tokenizer.causal
+        longest = json.loads(file.with_suffix(".json").read_text())["longest"] if causal else shape[1]
+        length = min(shape[1], -(-longest // 8) * 8) if few_shapes else 0
         for tiles, starts in zip(self.sets, self.starts, strict=True):
-            tiles.text = Drawing(starts, self.keys, file, shape, self.tokenizer.causal)
+            tiles.text = Drawing(starts, self.keys, file, shape, causal, length)
 
 
 def _read(tiles: TileSet) -> Iterator[tuple[int, pa.Array, pa.Array, pa.Array]]:

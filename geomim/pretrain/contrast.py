@@ -62,23 +62,32 @@ class Contrast(nn.Module):
             weight: Not used: a whole image is asked about.
             step: All images and sentences of the step.
         """
-        said = step.said[self.name]
-        named = said.key if self.equal == "positives" else torch.arange(len(said.key), device=said.key.device)
-        names = torch.where((said.key >= 0) & (step.weight > 0), named, -1)
-        own = names[step.own]
+        pairs, at = self.survey(step)
+        own = pairs.names[step.own]
         with torch.autocast(prediction.device.type, enabled=False):
-            pairs = _Pairs.of(said.prediction.float(), said.answer.float(), names, step.weight.float())
             images, sentences, scale = prediction[:, 0].float(), answer.values[:, 0].float(), self._joint[0].scale
             if self.bias is not None:
                 loss = _Sigmoid.apply(images, sentences, scale, self.bias[0], step.own, *pairs)  # type: ignore[no-untyped-call]
             else:
-                at = step.once(("sums", self.name), lambda: pairs.sums(step, scale.detach()))
                 sums = _Softmax.apply(images, sentences, scale, at, step.own, *pairs)  # type: ignore[no-untyped-call]
-                ordered = names.sort().values
+                ordered = pairs.names.sort().values
                 equal = torch.searchsorted(ordered, own, right=True) - torch.searchsorted(ordered, own)
                 loss = sums - scale * (images * sentences).sum(1) - equal.log()  # less the entropy of the target
             told: Tensor = torch.where(own >= 0, loss, 0.0)
             return told
+
+    def survey(self, step: Step) -> tuple[_Pairs, Tensor | None]:
+        """All pairs of a step, and for a softmax their `_Pairs.sums`; computed once a step."""
+
+        def look() -> tuple[_Pairs, Tensor | None]:
+            said = step.said[self.name]
+            named = said.key if self.equal == "positives" else torch.arange(len(said.key), device=said.key.device)
+            names = torch.where((said.key >= 0) & (step.weight > 0), named, -1)
+            with torch.autocast(named.device.type, enabled=False), torch.no_grad():
+                pairs = _Pairs.of(said.prediction.float(), said.answer.float(), names, step.weight.float())
+                return pairs, None if self.bias is not None else pairs.sums(step, self._joint[0].scale)
+
+        return step.once(("pairs", step.term), look)
 
 
 class _Pairs(NamedTuple):
@@ -249,26 +258,73 @@ class LanguageSpace(nn.Module):
             if step is None:
                 assert self.bank is not None, "neither a step nor a bank"
                 return self._diverge(prediction.float(), answer.values, weight, self.bank, None)
+            distinct, counts = self.survey(step)
             said = step.said[self.name]
-            distinct = step.once(("distinct", self.name), lambda: first_of_each(said.key))
-            loss = self._diverge(prediction.float(), answer.values, weight, said.answer.float(), distinct)
+            sentences = (said.answer if said.prototype is None else said.prototype).float()
+            loss = self._diverge(prediction.float(), answer.values, weight, sentences, distinct)
+            return loss if counts is None else loss * counts[step.own]
+
+    def survey(self, step: Step) -> tuple[Tensor, Tensor | None]:
+        """`(N,)` each: the first of all equal sentences, and what images count by the gate; computed once a step."""
+
+        def look() -> tuple[Tensor, Tensor | None]:
+            said = step.said[self.name]
+            distinct = first_of_each(said.key)
             if not self.gate:
-                return loss
-            found = step.once(("retrieved", self.name), lambda: step.gather(retrieved(said, distinct, step.rows)))
+                return distinct, None
+            with torch.autocast(distinct.device.type, enabled=False):
+                found = step.gather(retrieved(said, distinct, step.rows))
             every = (step.weight * found).sum()  # the images that count share the weight of all
-            return loss * found[step.own] * torch.where(every > 0, step.weight.sum() / every.clamp(min=1e-12), 0.0)
+            return distinct, found * torch.where(every > 0, step.weight.sum() / every.clamp(min=1e-12), 0.0)
+
+        return step.once(("retrieved", step.term), look)
 
     def _diverge(
         self, prediction: Tensor, answer: Tensor, weight: Tensor | None, prototypes: Tensor, used: Tensor | None
     ) -> Tensor:
-        said, right = prediction @ prototypes.T / self.temperature, answer @ prototypes.T / self.answer_temperature
-        if used is not None:
-            said, right = (logits.masked_fill(~used, -1e4) for logits in (said, right))
-        share = right.softmax(-1)
-        patch = (share * (right.log_softmax(-1) - said.log_softmax(-1))).sum(-1)
+        sides = prediction.flatten(0, 1), answer.flatten(0, 1), prototypes, used
+        rows: Tensor = _Divergence.apply(*sides, self.temperature, self.answer_temperature)  # type: ignore[no-untyped-call]
+        patch = rows.view(prediction.shape[:2])
         if weight is None:
             return patch.mean(1)
         return (patch * weight).sum(1) / weight.sum(1).clamp(min=1e-6)
+
+
+class _Divergence(torch.autograd.Function):
+    """How far each prediction `(n, D)` is from its answer over prototypes `(K, D)`, those `used (K,)`: `(n,)`.
+
+    Predictions alone have a gradient, which is known at once: no share of a prototype is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        prediction: Tensor,
+        answer: Tensor,
+        prototypes: Tensor,
+        used: Tensor | None,
+        temperature: float,
+        answer_temperature: float,
+    ) -> Tensor:
+        """Kullback-Leibler divergence, as many rows at a time as may be in memory."""
+
+        def shares(vectors: Tensor, temperature: float) -> Tensor:
+            logits = vectors @ prototypes.T / temperature
+            return (logits if used is None else logits.masked_fill(~used, -1e4)).log_softmax(1)
+
+        values, slopes, size = [], [], max(1, CELLS // len(prototypes))
+        for ours, right in zip(torch.split(prediction, size), torch.split(answer, size), strict=True):
+            said, known = shares(ours, temperature), shares(right, answer_temperature)
+            values.append((known.exp() * (known - said)).sum(1))
+            slopes.append((said.exp() - known.exp()) @ prototypes / temperature)
+        ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Of predictions."""
+        (slope,) = ctx.saved_tensors
+        return gradient[:, None] * slope, *[None] * 5
 
 
 def first_of_each(key: Tensor) -> Tensor:

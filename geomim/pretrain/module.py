@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning_utilities.core.apply_func import apply_to_collection
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.fsdp import FSDPModule
@@ -28,7 +29,7 @@ from geomim.pretrain.resume import changes, go_on
 from geomim.pretrain.scaling import local, shard, whole
 from geomim.pretrain.skipped import Skipped
 from geomim.pretrain.step import Step, join
-from geomim.pretrain.throughput import count_flops, peak
+from geomim.pretrain.throughput import count_flops, few, peak
 from geomim.randomness import Draws
 from geomim.sensors import BandContract
 
@@ -108,7 +109,7 @@ class PretrainModule(pl.LightningModule):
         self.provenance: dict[str, Any] = {}
         self.pruning: Any = None
         self._sums: dict[str, Tensor] = {}
-        self._steps = 0
+        self._steps = Counter[str]()  # in which each of them was asked
         self._flops: dict[Any, float] = {}  # of an image of each sensor, with the terms that were asked
         self._spent = 0.0  # FLOPs since the last log
         self._skipped = Skipped()
@@ -157,7 +158,9 @@ class PretrainModule(pl.LightningModule):
         """
         optimizer: Any = self.optimizers()
         progress = torch.full((), self.progress, device=self.device)
-        self.model.begin(self.progress)
+        for name in self.model.begin(self.progress):
+            again = ", and compiled with all others anew" * self.compiled
+            rank_zero_only(print)(f"step {self.trainer.global_step + 1}: '{name}' is asked from here on{again}")
         self._count(parts[0], progress)
         self._follow(progress)
         plans, losses, said = [], [], []
@@ -169,6 +172,8 @@ class PretrainModule(pl.LightningModule):
             if self.model.shared and len(parts) > 1:
                 said.append(self.model.said(context, plans[-1]))
         steps: Sequence[Step | None] = join(said) if said else [None] * len(parts)
+        if steps[0]:
+            self.model.survey(steps[0])
         totals = torch.stack([plan.weights.sum(1) for plan in plans]).sum(0)
         if self.trainer.world_size > 1:  # DDP averages gradients over ranks
             dist.all_reduce(totals)
@@ -176,7 +181,8 @@ class PretrainModule(pl.LightningModule):
         plain: Any = self.trainer.optimizers[0]
         plain.zero_grad()
         for left in reversed(range(len(parts))):  # the last one is on the device still
-            context = context if left == len(parts) - 1 else self._receive(parts[left])
+            if left < len(parts) - 1 or (left and self.compiled):  # where it was looked at, it has another graph
+                context = self._receive(parts[left])
             with self._alone() if left else nullcontext():
                 output = self._compare(context, plans[left], progress, totals, steps[left])
                 with torch.autocast(self.device.type, enabled=False):
@@ -186,7 +192,7 @@ class PretrainModule(pl.LightningModule):
             losses.append(output.loss.detach().float())
             if self.pruning:
                 self.pruning.noted.append((parts[left]["position"], output.images))
-        self._steps += 1
+        self._steps.update(("loss", *output.terms, "gradient_norm"))
         norm = self._check(losses)
         if self.clip:
             torch.nn.utils.clip_grads_with_norm_(self.parameters(), self.clip, norm)
@@ -235,11 +241,10 @@ class PretrainModule(pl.LightningModule):
         """Add up the FLOPs of a step; those of an image are counted once a sensor and set of terms."""
         asked = part["sensor"], *(term.silent for term in self.model.terms)
         if asked not in self._flops:
-            few = apply_to_collection(part, Tensor, lambda values: values[:4] if values.ndim else values)
-            if text := few.get("text"):
-                few["text"] = text | {"of": text["of"].clamp(max=len(text["tokens"]) - 1)}
             with self.aside():
-                self._flops[asked] = count_flops(self.model, self.trainer.strategy.batch_to_device(few), progress)
+                batch = self.trainer.strategy.batch_to_device(few(part))
+                given = progress, self.images_per_step, self.accumulate > 1
+                self._flops[asked] = count_flops(self.model, batch, *given)
         self._spent += self._flops[asked] * self.images_per_step
 
     @contextmanager
@@ -289,7 +294,8 @@ class PretrainModule(pl.LightningModule):
             "wait": (waited - self._mark[2]) / seconds,
             "hours_left": (trainer.max_steps - step) * (now - self._start[1]) / (step - self._start[0]) / 3600,
         }
-        self._sums, self._steps, self._mark, self.idle, self._spent = {}, 0, (step, now, waited), 0.0, 0.0
+        self._sums, self._steps, self._spent = {}, Counter(), 0.0
+        self._mark, self.idle = (step, now, waited), 0.0
         for logger in trainer.loggers:
             logger.log_metrics(self.latest, step)
 
@@ -310,7 +316,7 @@ class PretrainModule(pl.LightningModule):
             raise GeomimError(self._fail(failed))
         if self.pruning:
             self.pruning.read(self.trainer.world_size)
-        stacked = torch.stack(list(self._sums.values())) / self._steps
+        stacked = torch.stack([total / self._steps[name] for name, total in self._sums.items()])
         trainer: Any = self.trainer
         values = trainer.strategy.reduce(stacked, reduce_op="mean").tolist()
         losses = dict(zip(self._sums, values, strict=True))

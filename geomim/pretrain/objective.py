@@ -33,7 +33,8 @@ class Term(nn.Module):
     Args:
         decoder: Called as `decoder(latents, positions)`, with the latents of all further memories behind.
         target: Called as `target(view, positions)`.
-        loss: Called as `loss(prediction, answer, weight)`, with the `Step` behind where `step` names terms.
+        loss: Called as `loss(prediction, answer, weight)`, with the `Step` behind where `step` names terms; then its
+            `survey(step)` is called before, see `MaskedImageModel.survey`.
         where: Ask at the predicted, the visible or all patches, or once about the whole image.
         view: The view that is asked about.
         memory: What the decoder reads, one or several: a view means its visible tokens, `date:all` all of them,
@@ -147,7 +148,7 @@ class Output:
 
     Attributes:
         loss: 0-dim, the weighted sum of the terms.
-        terms: 0-dim detached loss of each term by name.
+        terms: 0-dim detached loss of each term that was asked, by name.
         images: `(B,)` detached, the loss of each image in all terms, whatever it weighs; NaN where that is nothing.
     """
 
@@ -213,10 +214,17 @@ class MaskedImageModel(nn.Module):
         """
         return Context(batch, self.encoder, draws, self.gap)
 
-    def begin(self, done: float) -> None:
-        """Have only those terms asked that have started when a share of training is done; as a number on the host."""
+    def begin(self, done: float) -> list[str]:
+        """Have only those terms asked that have started when a share of training is done, as a number on the host.
+
+        Returns:
+            Names of those that were silent until now.
+        """
+        begun = []
         for term in cast(list[Term], self.terms):
+            begun += [term.name] if term.silent and done >= term.starts else []
             term.silent = done < term.starts
+        return begun
 
     def before_step(self, progress: Tensor) -> None:
         """Let every target that follows the encoder follow it; once an optimiser step, before its first batch."""
@@ -263,7 +271,6 @@ class MaskedImageModel(nn.Module):
             (step,) = join([(self._said(asked.values()), plan.weights)])
         logged: dict[str, Tensor] = {}
         for place, term in enumerate(cast(list[Term], self.terms)):
-            logged[term.name] = torch.zeros_like(loss)
             if term.silent:  # its parameters take part: all ranks wait for all gradients, and moments are kept of all
                 loss = loss + sum((0.0 * local(one)).sum() for one in term.parameters() if one.requires_grad)
                 continue
@@ -286,12 +293,25 @@ class MaskedImageModel(nn.Module):
         """
         return self._said(self.ask(context, plan.splits, self.shared)), plan.weights
 
+    @torch.no_grad()
+    def survey(self, step: Step) -> None:
+        """Compute what losses need to know of all images of a step, so that all its batches find it there alike.
+
+        Args:
+            step: That of any of its batches.
+        """
+        for place, term in enumerate(cast(list[Term], self.terms)):
+            if term.step and not term.silent:
+                cast(Any, term.loss).survey(step.of(place))
+
     def _said(self, asked: Iterable[Asked]) -> dict[str, Said]:
         found = {}
         for _, term, _, prediction, answer, _ in asked:
             if term.name in self.shared:
                 assert term.where == "image" and answer.key is not None, f"{term.name} is not about whole images"
-                found[term.name] = Said(prediction[:, 0].detach().float(), answer.values[:, 0].detach(), answer.key)
+                prototype = None if answer.prototype is None else answer.prototype[:, 0]
+                said = prediction[:, 0].detach().float(), answer.values[:, 0].detach()
+                found[term.name] = Said(*said, answer.key, prototype)
         return found
 
     def ask(

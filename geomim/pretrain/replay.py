@@ -36,14 +36,16 @@ def blame(
         and `steps`, what was said of all images.
     """
     totals: Any = 0
-    said, kept = [], []
+    said, kept = [], list[Any]()
     for part in parts:
         batch = receive(part)
         context = model.context(batch, Draws(seed, batch["position"]))
         plan = model.plan(context, progress)
         totals = totals + plan.weights.sum(1)
         said.append(model.said(context, plan))
-    for part, step in zip(parts, join(said, ranks=False), strict=True):
+    steps, cpu = join(said, ranks=False), torch.device("cpu")
+    every = move_data_to_device(steps[0].plain(), cpu)  # once, and so once in a file
+    for part, step in zip(parts, steps, strict=True):
         batch = receive(part)
         context = model.context(batch, Draws(seed, batch["position"]))
         asked = list(model.ask(context, model.plan(context, progress).splits))
@@ -51,13 +53,13 @@ def blame(
         values = [value.flatten(1) for one in asked for value in (one.prediction, one.answer.values)]
         spoiled = ~torch.stack([value.isfinite().all(1) for value in values]).all(0)
         lost = ~torch.stack([one.loss(step) for one in asked]).isfinite().all(0)
-        ids, cpu = part["id"], torch.device("cpu")
-        kept.append((ids[spoiled.cpu()], ids[lost.cpu()], part, *move_data_to_device([batch, step.plain()], cpu)))
+        ids, own = part["id"], every | {"own": step.own.cpu()}
+        kept.append((ids[spoiled.cpu()], ids[lost.cpu()], part, move_data_to_device(batch, cpu), own))
     which = 0 if any(len(one[0]) for one in kept) else 1
     kept = [one for one in kept if len(one[which])] or kept
     tiles = list(chain(*(one[which].tolist() for one in kept)))
-    raw, batches, steps = (list(one) for one in zip(*(one[2:] for one in kept), strict=True))
-    return {"tiles": tiles, "totals": totals.cpu(), "raw": raw, "batches": batches, "steps": steps}
+    raw, batches, told = (list(one) for one in zip(*(one[2:] for one in kept), strict=True))
+    return {"tiles": tiles, "totals": totals.cpu(), "raw": raw, "batches": batches, "steps": told}
 
 
 def describe(

@@ -34,7 +34,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     for block in blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    for name in ("plan", "said", "compare"):  # instead of `forward`
+    for name in ("plan", "said", "survey", "compare"):  # instead of `forward`
         register_fsdp_forward_method(model, name)
 
 

@@ -19,11 +19,19 @@ class Said(NamedTuple):
         prediction: `(N, T)`.
         answer: `(N, T)`.
         key: `(N,)` int64, equal where answers are one and the same; -1 where there is none.
+        prototype: `(N, T)`, see `Answer`; None where it is the answer.
     """
 
     prediction: Tensor
     answer: Tensor
     key: Tensor
+    prototype: Tensor | None = None
+
+    @classmethod
+    def of(cls, parts: Sequence[Said], put: Callable[[list[Tensor]], Tensor]) -> Said:
+        """Several as one, by what puts the tensors of a field together."""
+        fields = (list(one) for one in zip(*parts, strict=True))
+        return cls(*(None if one[0] is None else put(one) for one in fields))  # type: ignore[arg-type]
 
 
 class Step:
@@ -57,7 +65,7 @@ class Step:
 
     def of(self, term: int) -> Step:
         """The same for another term."""
-        return Step(self.said, self.weights, self.own, self.ranks, term, self._known)
+        return type(self)(self.said, self.weights, self.own, self.ranks, term, self._known)
 
     def plain(self) -> dict[str, Any]:
         """Plain values and tensors, to be kept in a file."""
@@ -99,8 +107,7 @@ def join(parts: Sequence[tuple[Mapping[str, Said], Tensor]], ranks: bool = True)
     join_rows: Callable[[Tensor], Tensor] = _gather if ranks else Tensor.detach
     names = parts[0][0].keys()
     said = {
-        name: Said(*(join_rows(torch.cat(values)) for values in zip(*(one[name] for one, _ in parts), strict=True)))
-        for name in names
+        name: Said.of([one[name] for one, _ in parts], lambda values: join_rows(torch.cat(values))) for name in names
     }
     weights = join_rows(torch.cat([one for _, one in parts], 1).T).T
     first = dist.get_rank() * (weights.shape[1] // dist.get_world_size()) if ranks else 0

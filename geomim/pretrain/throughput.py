@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from geomim.pretrain.objective import MaskedImageModel
+from geomim.pretrain.step import Said, Step
 from geomim.randomness import Draws
 
 PEAKS = {
@@ -31,7 +33,32 @@ def peak(device: torch.device) -> float | None:
     return next((value for part, value in PEAKS.items() if part in name), None)
 
 
-def count_flops(model: MaskedImageModel, batch: dict[str, Any], progress: Tensor) -> float:
+def few(batch: dict[str, Any], count: int = 8) -> dict[str, Any]:
+    """The first images of a batch, and of its sentences as large a share."""
+    some: dict[str, Any] = apply_to_collection(batch, Tensor, lambda values: values[:count] if values.ndim else values)
+    if text := batch.get("text"):
+        rows = max(1, round(len(text["key"]) * len(some["image"]) / len(batch["image"])))
+        some["text"] = {name: text[name][:rows] for name in ("tokens", "key")}
+        some["text"]["of"] = text["of"][:count].clamp(max=rows - 1)
+    return some
+
+
+class _Repeated(Step):
+    """A step of a few images over and over; they compute their own share of what all read."""
+
+    @property
+    def rows(self) -> Tensor:
+        """Those of the batch."""
+        return self.own
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """As if others had said the same."""
+        return torch.cat([rows] * (self.weights.shape[1] // len(self.own)))
+
+
+def count_flops(
+    model: MaskedImageModel, batch: dict[str, Any], progress: Tensor, images: int = 0, divided: bool = False
+) -> float:
     """FLOPs of an image, forward and backward, a multiplication and addition as two; matrix products alone.
 
     No gradient is kept and no randomness consumed. What is computed again to save memory counts again.
@@ -40,18 +67,28 @@ def count_flops(model: MaskedImageModel, batch: dict[str, Any], progress: Tensor
         model: The objective.
         batch: A few augmented images.
         progress: Share of training that is done, 0-dim.
+        images: How many an optimiser step has, each of which is compared with all; these alone where fewer.
+        divided: A step has several micro-batches on a device: what they say of themselves is computed first.
     """
     trained = [one for one in model.parameters() if one.requires_grad]
-    devices = [batch["image"].device] if batch["image"].is_cuda else []
+    devices, count = [batch["image"].device] if batch["image"].is_cuda else [], len(batch["image"])
+    draws, step, before = Draws(0, batch["position"]), None, 0
     # fused attention is not counted on every device
     with torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        context = model.context(batch, Draws(0, batch["position"]))
+        context = model.context(batch, draws)
         plan = model.plan(context, progress)
-        output = model.compare(context, plan, progress, plan.weights.sum(1))
+        if model.shared:
+            before = counter.get_total_flops()
+            said, _ = model.said(model.context(batch, draws), plan)
+            before = 0 if divided else counter.get_total_flops() - before
+            times = max(1, images // count)
+            every = {name: Said.of([one] * times, torch.cat) for name, one in said.items()}
+            step = _Repeated(every, plan.weights.repeat(1, times), torch.arange(count, device=progress.device))
+        output = model.compare(context, plan, progress, plan.weights.sum(1), step)
         with torch.autocast(batch["image"].device.type, enabled=False):
             if isinstance(model, FSDPModule):  # what is shared out is not what the loss hangs on
                 torch.autograd.backward(output.loss)
                 model.zero_grad()
             else:
                 torch.autograd.grad(output.loss, trained, allow_unused=True)
-    return float(counter.get_total_flops()) / len(batch["image"])
+    return float(counter.get_total_flops() - before) / count

@@ -83,7 +83,8 @@ def train(
         module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size, start)
         model = module.model
         tokenizer = model.joint.text if model.joint else None
-        given = data.provide(model.needs, model.crop_size, model.cached, tokenizer) + data.prune(training.prune)
+        given = data.provide(model.needs, model.crop_size, model.cached, tokenizer, few_shapes=training.compile)
+        given += data.prune(training.prune)
         for sentence in (*model.encoder.notes, *given):
             rank_zero_only(print)(sentence)
         module.pruning = data.pruning

@@ -144,6 +144,24 @@ def test_shapes_are_as_few_as_promised_and_surplus_rows_are_the_empty_sentence(c
     assert len(shapes) <= 8
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_where_every_shape_has_its_price_they_are_few(tmp_path, causal):
+    path = captioned(tmp_path / "c", [[f"tile {row}", "w " * 7] if row % 3 else None for row in range(24)])
+    tokenizer, shapes = Words(), {False: set(), True: set()}
+    tokenizer.causal = causal
+    made = module(path, tokenizer, batch=16)
+    for few in (False, True):
+        made.provide(TEXT, tokenizer=tokenizer, few_shapes=few)
+        for batch in batches(made, 30):
+            text = batch["text"]
+            shapes[few].add(tuple(text["tokens"].shape))
+            for tile, row in zip(batch["id"].tolist(), text["of"].tolist(), strict=True):
+                said = tokenizer.read(text["tokens"][row]) if row >= 0 else None
+                assert said in ((f"tile {tile - 100}", "w w w w w w w") if (tile - 100) % 3 else (None,))
+    assert shapes[True] <= {(rows, 16 if causal else 20) for rows in (2, 4, 8, 16)}
+    assert len(shapes[True]) < len(shapes[False])
+
+
 @pytest.mark.parametrize(
     ("words", "causal", "blank", "width"),
     [(5, True, 0, 8), (6, True, 0, 8), (7, True, 0, 16), (6, True, 2, 8), (7, True, 2, 16), (1, False, 0, 20)],

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from geomim.errors import ConfigError
 from geomim.pretrain import contrast as module
@@ -163,6 +164,44 @@ def test_equal_sentences_are_one_prototype() -> None:
         losses.append(LanguageSpace(gate=False)(predicted[:3], Answer(answered[:3]), None, step))
     torch.testing.assert_close(*losses)
     assert first_of_each(torch.tensor([3, -1, 3, 0, -1, 0])).tolist() == [True, False, False, True, False, False]
+
+
+class Sizes(TorchDispatchMode):
+    """Keeps the numbers of the largest tensor that is made."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.largest = max(self.largest, out.numel() if isinstance(out, Tensor) else 0)
+        return out
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("key", [[*range(12)], [0, 1, -1] * 4, [-1] * 12])
+def test_shares_of_prototypes_are_never_all_in_memory(weighted, key, monkeypatch: pytest.MonkeyPatch) -> None:
+    (images, sentences), key = vectors(), torch.tensor(key)
+    predicted, answered = (vectors(12 * 5, 16, seed)[0].detach().view(12, 5, 16) for seed in (1, 2))
+    weight, share = torch.rand(12, 5) if weighted else None, torch.arange(12) / 12
+    (step,) = join([({"contrast": Said(images.detach(), sentences.detach(), key)}, torch.ones(1, 12))])
+
+    def plain() -> Tensor:
+        kept = sentences.detach()[first_of_each(key)]
+        right = answered @ kept.T / 0.04
+        patch = (right.softmax(-1) * (right.log_softmax(-1) - (predicted @ kept.T / 0.1).log_softmax(-1))).sum(-1)
+        return patch.mean(1) if weight is None else (patch * weight).sum(1) / weight.sum(1)
+
+    for cells in (2**24, 30):
+        monkeypatch.setattr(module, "CELLS", cells)
+        predicted.requires_grad_()
+        with Sizes() as made:
+            loss = LanguageSpace(gate=False)(predicted, Answer(answered), weight, step)
+            (ours,) = torch.autograd.grad((loss * share).sum(), predicted)
+        assert made.largest == (12 * 5 * 16)  # that of predictions, and of 60 x 12 shares none
+        expected = plain()
+        torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+        (theirs,) = torch.autograd.grad((expected * share).sum(), predicted)
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
 def test_where_no_image_finds_its_sentence_nothing_is_lost() -> None:

@@ -15,8 +15,12 @@ from tiny_recipes import annotated, encoder, method
 from tiny_teacher import write_teacher
 
 from geomim.data.datamodule import TileDataModule
+from geomim.data.sampler import Stream
 from geomim.pretrain.recipes import RECIPES
 from geomim.verbs import pretrain as verb
+
+OTHERS = [("mae", "whole"), *((recipe, "mute") for recipe in ("remote_clip", "rils", "selective_rils"))]
+"""Corpora of which nothing is missing, and of which the second of two ranks sees no tile with a sentence."""
 
 
 class Probe(verb.Watch):
@@ -78,10 +82,15 @@ if __name__ == "__main__":
 def two_processes(tmp_path_factory):
     """Run every case in one pair of processes: starting them is what takes time."""
     root = tmp_path_factory.mktemp("ddp")
-    corpora = {nodata: annotated(write_corpus(root / f"corpus{nodata}", nodata=nodata)) for nodata in (False, True)}
+    second = np.r_[4:8, 12:16]  # what the second of two ranks sees in two steps
+    mute = {"mute": Stream([18], block=8)(second)[1].tolist()}
+    corpora = {
+        kind: annotated(write_corpus(root / kind, nodata=kind != "whole"), mute.get(kind))
+        for kind in ("whole", "holes", "mute")
+    }
     write_teacher(root / "teacher")
-    cases = {(recipe, True, parts): root / f"{recipe}{parts}" for recipe in RECIPES for parts in (1, 2)}
-    cases |= {("mae", False, 1): root / "plain"}
+    cases = {(recipe, "holes", parts): root / f"{recipe}{parts}" for recipe in RECIPES for parts in (1, 2)}
+    cases |= {(recipe, kind, 1): root / f"{recipe}-{kind}" for recipe, kind in OTHERS}
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in cases]
         for free in sockets:
@@ -89,8 +98,8 @@ def two_processes(tmp_path_factory):
         ports = [str(free.getsockname()[1]) for free in sockets]
     listed = json.dumps(
         [
-            (str(corpora[nodata]), str(folder), recipe, 4 // parts, parts, port)
-            for ((recipe, nodata, parts), folder), port in zip(cases.items(), ports, strict=True)
+            (str(corpora[kind]), str(folder), recipe, 4 // parts, parts, port)
+            for ((recipe, kind, parts), folder), port in zip(cases.items(), ports, strict=True)
         ]
     )
     ranks = []
@@ -106,20 +115,23 @@ def two_processes(tmp_path_factory):
     return corpora, cases
 
 
-@pytest.mark.parametrize(("recipe", "nodata"), [(recipe, True) for recipe in RECIPES] + [("mae", False)])
-def test_one_process_equals_two_and_micro_batches(two_processes, tmp_path, monkeypatch, recipe, nodata):
+@pytest.mark.parametrize(("recipe", "kind"), [*((recipe, "holes") for recipe in RECIPES), *OTHERS])
+def test_one_process_equals_two_and_micro_batches(two_processes, tmp_path, monkeypatch, recipe, kind):
     corpora, cases = two_processes
     monkeypatch.setattr(verb, "Watch", Probe)
-    whole = run(corpora[nodata], tmp_path / "whole", recipe, 1, 8, 1)
+    whole = run(corpora[kind], tmp_path / "whole", recipe, 1, 8, 1)
     divided = {
-        f"{8 // parts} x {parts}": run(corpora[nodata], tmp_path / str(parts), recipe, 1, 8 // parts, parts)
+        f"{8 // parts} x {parts}": run(corpora[kind], tmp_path / str(parts), recipe, 1, 8 // parts, parts)
         for parts in (2, 8)
     }
-    for (name, holes, parts), folder in cases.items():
-        if (name, holes) == (recipe, nodata):
+    for (name, of, parts), folder in cases.items():
+        if (name, of) == (recipe, kind):
             with np.load(folder / "kept.npz") as kept:
                 divided[f"2 ranks x {4 // parts} x {parts}"] = dict(kept)
-    assert len(whole) > 10 and len(divided) == (4 if nodata else 3)
+    if recipe in ("rils", "selective_rils"):  # whose second term begins with the second step
+        learns = [any(value.any() for name, value in whole.items() if f"{n}/terms.1." in name) for n in "01"]
+        assert learns == [recipe == "rils", True]
+    assert len(whole) > 10 and len(divided) == (4 if kind == "holes" else 3)
     for how, kept in divided.items():
         assert set(kept) == set(whole)
         for name in whole:
@@ -130,9 +142,9 @@ def test_one_process_equals_two_and_micro_batches(two_processes, tmp_path, monke
 @pytest.mark.parametrize("recipe", ["mae", "latent_mim"])  # without and with a copy that follows
 def test_a_run_of_two_processes_goes_on_in_one_with_micro_batches(two_processes, tmp_path, monkeypatch, recipe):
     corpora, cases = two_processes
-    folder = cases[recipe, True, 1] / "checkpoints"
+    folder = cases[recipe, "holes", 1] / "checkpoints"
     monkeypatch.setattr(verb, "Watch", Probe)
-    run(corpora[True], tmp_path, recipe, 1, 4, 2, resume=folder / "step-0000001.ckpt")
+    run(corpora["holes"], tmp_path, recipe, 1, 4, 2, resume=folder / "step-0000001.ckpt")
     one, two = (
         torch.load(path, weights_only=True) for path in (tmp_path / "checkpoints/last.ckpt", folder / "last.ckpt")
     )

@@ -1,6 +1,8 @@
 """Runs with sentences as a user starts them: several sensors, towers that start from a file of RemoteCLIP's layout."""
 
+import csv
 import json
+import math
 import re
 from pathlib import Path
 
@@ -47,11 +49,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     return model
 
 
-def figures(name: str) -> list[list[str]]:
+def figures(name: str) -> list[dict[str, str]]:
     """Losses of a run, step by step."""
-    head, *rows = (line.split(",") for line in Path("runs", name, "metrics.csv").read_text().splitlines())
-    places = [head.index(one) for one in head if one in ("step", "loss", "contrast", "language", "gradient_norm")]
-    return [[row[place] for place in places] for row in rows]
+    kept = ("step", "loss", "contrast", "language", "gradient_norm")
+    with Path("runs", name, "metrics.csv").open() as file:
+        return [{key: row[key] for key in kept if key in row} for row in csv.DictReader(file)]
 
 
 @pytest.mark.parametrize("recipe", [["--recipe", "remote_clip"], [*RILS, "--method.starts", "0.5"]], ids=" ".join)
@@ -61,7 +63,15 @@ def test_two_sensors_train_in_one_run_from_one_file(here: nn.Module, recipe: lis
     assert "text tower started from remoteclip:clip.pt, activation QuickGELU, as OpenAI's" in said
     assert "started from remoteclip:clip.pt" in said and "bands of 'sentinel2' that the weights lack" in said
     rows = figures("run")
-    assert len(rows) == 6 and all(float(value) == float(value) for row in rows for value in row)
+    late = 3 if "--method.starts" in recipe else 0  # until then nothing is said of it
+    assert len(rows) == 6 and [list(row.values()).count("") for row in rows] == [1] * late + [0] * (6 - late)
+    assert all(math.isfinite(float(value)) for row in rows for value in row.values() if value)
+    assert ("step 4: 'language' is asked from here on\n" in said) == bool(late)
+    if late:  # a mean is that of the steps in which it was asked
+        seldom = ["--method.text.frozen", "true", "--training.log_every", "6", "--name", "seldom"]
+        assert main([*FLAGS, *BOTH, *recipe, *seldom]) == 0
+        mean = sum(float(row["language"]) for row in rows[late:]) / 3
+        assert float(figures("seldom")[0]["language"]) == pytest.approx(mean, rel=1e-5)
     last = "runs/run/checkpoints/last.ckpt"
     content = torch.load(last, weights_only=True)
     trained = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}

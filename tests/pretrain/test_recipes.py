@@ -1,24 +1,27 @@
 """What every recipe must do, whatever its parts."""
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from tiny_recipes import LANGUAGE, method, sentences
+from tiny_recipes import LANGUAGE, TEXT, method, sentences
 from tiny_teacher import write_teacher
 from torch import Tensor
 
 from geomim.errors import ConfigError
 from geomim.models.hierarchical import Hierarchical, swin_v2
+from geomim.models.joint import unit
 from geomim.models.patches import unpatchify
-from geomim.models.text import Stored
+from geomim.models.text import Stored, TextTower
 from geomim.models.vit import ViT
 from geomim.pretrain.context import Context
 from geomim.pretrain.masking import TokenSplit
 from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.recipes import RECIPES
-from geomim.pretrain.targets import Alike
+from geomim.pretrain.step import Step
+from geomim.pretrain.targets import Alike, Answer
 from geomim.randomness import Draws
 from geomim.sensors import SENSORS, BandContract
 
@@ -209,6 +212,42 @@ def test_a_bank_of_sentences_is_kept_and_needs_none_of_the_batch() -> None:
     assert output.terms["language"] > 0 and output.terms["contrast"] == 0
     (bank,) = (value for name, value in model.state_dict().items() if name.endswith("bank"))
     assert bank.shape == (3, model.joint.dim) and not bank.requires_grad
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("latents", [0.0, 0.1])
+def test_a_copy_that_follows_is_one_and_says_the_prototypes(frozen: bool, latents: float) -> None:
+    torch.manual_seed(0)
+    encoder = ViT(in_chans=4, image_size=32, patch_size=4, width=48, depth=2, heads=3)
+    given = method("selective_rils", "", SMALL) | {"teacher": "ema", "latents": latents}
+    model = RECIPES["selective_rils"](encoder, **given | {"text": replace(TEXT, frozen=frozen)})
+    copies = [part for part in model.modules() if isinstance(part, ViT | TextTower)]
+    assert len(copies) == (3 if frozen else 4)  # the encoder and its copy, the text tower and its own
+    batch, progress, draws = {"image": scenes(), "text": sentences(8)}, torch.tensor(0.3), Draws(0, torch.arange(8))
+    with torch.no_grad():
+        for one in (*model.joint.text.parameters(), *encoder.parameters()):
+            one.add_(torch.randn_like(one) * 0.1)
+    context = model.context(batch, draws)
+    said = model.said(context, model.plan(context, progress))[0]["contrast"]
+    assert (said.prototype is None) == frozen
+    space = model.terms[1].loss
+    before = model(batch, progress, draws).terms["language"]
+    if not frozen:
+        assert not torch.allclose(said.prototype, said.answer, atol=1e-3)
+        tower = next(part for part in copies[1:] if isinstance(part, TextTower) and part is not model.joint.text)
+        expected = unit(tower(batch["text"]["tokens"]))[batch["text"]["of"].clamp(min=0)]
+        torch.testing.assert_close(said.prototype, expected.detach())
+        twice = said._replace(answer=said.prototype, prototype=None)
+        key = torch.zeros(1, 8)
+        predicted = Answer(torch.nn.functional.normalize(torch.randn(8, 3, model.joint.dim), dim=-1))
+        losses = [
+            space(predicted.values.flip(1), predicted, None, Step({"contrast": one}, key, torch.arange(8)))
+            for one in (said, twice)
+        ]
+        assert torch.equal(*losses)
+    model.before_step(torch.tensor(0.0))
+    after = model(batch, progress, draws).terms["language"]
+    assert before != after  # it moved
 
 
 def test_weights_of_terms_go_from_one_to_another_over_training() -> None:

@@ -11,7 +11,7 @@ from tiny_recipes import TEXT, annotated
 from geomim.data.datamodule import TileDataModule
 from geomim.pretrain.checkpoints import Checkpoints
 from geomim.pretrain.monitor import Watch
-from geomim.pretrain.throughput import count_flops, peak
+from geomim.pretrain.throughput import count_flops, few, peak
 from geomim.verbs.pretrain import Training, build, train
 from geomim.verbs.watching import Watching
 
@@ -58,6 +58,27 @@ def test_a_run_says_its_speed_what_it_waited_and_how_long_it_will_take(data, tmp
     assert rows[1]["hours_left"] == 0
 
 
+def test_sentences_and_all_images_of_a_step_count_as_they_run(tmp_path):
+    corpus = annotated(write_corpus(tmp_path / "corpus"))
+    data = TileDataModule(str(corpus), batch_size=16, image_size=16, workers=0)
+    model = build(data, "rils", METHOD | {"text": TEXT}, ENCODER).model
+    data.provide(model.needs, tokenizer=model.joint.text)
+    raw = next(iter(data.train_dataloader()))
+    batch, dim, asked = few(data.augment(raw)), model.joint.dim, 12
+    assert len(raw["image"]) == 16 and len(raw["text"]["key"]) == 2 * len(batch["text"]["key"])
+    alone, many, divided = (
+        count_flops(model, batch, torch.zeros(()), images, parts)
+        for images, parts in ((8, False), (72, False), (8, True))
+    )
+    compared = 3 * asked * dim + dim + (1 + 4) * (dim + 8)  # patches and gate with sentences; the sums and their slopes
+    one = 2 * (dim + 8)  # alone, sentences beside images are images beside sentences
+    assert many - alone == pytest.approx(2 * (72 - 8) * compared + 8 * one)
+    whole = (2 * 16 * 48 * 24 + 2 * 2 * (12 * 17 * 24**2 + 2 * 17**2 * 24)) + 2 * 24 * dim
+    rows, length = batch["text"]["tokens"].shape
+    words = rows / 8 * 2 * (12 * length * dim**2 + 2 * length**2 * dim + dim**2)
+    assert divided - alone == pytest.approx(whole + words, rel=0.01)
+
+
 def test_what_is_not_asked_yet_is_not_counted(tmp_path):
     corpus = annotated(write_corpus(tmp_path / "corpus"))
     data = TileDataModule(str(corpus), batch_size=6, image_size=16, workers=0)
@@ -65,8 +86,9 @@ def test_what_is_not_asked_yet_is_not_counted(tmp_path):
     given = METHOD | {"text": TEXT, "starts": 0.5}
     train(data, tmp_path / "run", "selective_rils", given, ENCODER, training=training)
     with (tmp_path / "run" / "metrics.csv").open() as file:
-        before, after = (float(row["flops_per_image"]) for row in csv.DictReader(file))
-    assert after > 1.3 * before
+        before, after = csv.DictReader(file)
+    assert float(after["flops_per_image"]) > 1.3 * float(before["flops_per_image"])
+    assert before["language"] == "" and float(after["language"]) >= 0
 
 
 def test_looks_and_checkpoints_are_left_out_of_the_speed_but_not_of_the_time_that_is_left(data, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import torch
 from conftest import REPOSITORY
 from test_replay import broken_corpus
 from tiny_corpus import write_corpus
+from tiny_recipes import TEXT, annotated
 
 from geomim.cli import main
 from geomim.models.weights import read_encoder
@@ -44,8 +45,8 @@ def read(name):
     """
     content = torch.load(f"runs/{name}/checkpoints/last.ckpt", weights_only=True)
     for key, values in content["state_dict"].items():
-        if key.endswith("kv.bias"):
-            values.chunk(3 if key.endswith("qkv.bias") else 2)[-2].zero_()
+        if key.endswith(("kv.bias", "in_proj_bias")):
+            values.chunk(2 if key.endswith(".kv.bias") else 3)[-2].zero_()
     moments = content["optimizer_states"][0]["state"]
     return content["geomim"], content["state_dict"] | {
         f"{key}.{moment}": values[moment] for key, values in moments.items() for moment in ("exp_avg", "exp_avg_sq")
@@ -97,6 +98,17 @@ def test_weights_that_processes_share_train_alike_and_are_stored_whole(folder, c
     same("back", "one")
     assert main([*one, "--name", "alone", *fsdp]) == 2
     assert "expected several devices to share weights among; there is one" in capsys.readouterr().err
+
+
+def test_a_space_of_images_and_sentences_that_processes_share_trains_alike(folder):
+    annotated(write_corpus(folder / "corpus", nodata=True))
+    space = ["--recipe", "selective_rils", "--method.text.name", TEXT.name]
+    space += "--method.starts 0.5 --method.gate false --method.teacher ema --method.latents 0.1".split()
+    assert main([*FLAGS, *space, "--name", "one", "--data.batch_size", "8"]) == 0
+    divided = ["--training.strategy", "fsdp", "--data.batch_size", "2", "--training.accumulate", "2"]
+    said = torchrun(*space, *divided, "--name", "shared", "--resume", "runs/one/checkpoints/step-0000002.ckpt")
+    assert said.returncode == 0, said.stderr
+    same("shared", "one")
 
 
 def test_a_spectral_encoder_that_processes_share_is_looked_at_whole(folder):

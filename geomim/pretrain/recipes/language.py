@@ -32,13 +32,15 @@ def shared_space(encoder: ViT, text: Text, pool: Pool = "mean", temperature: flo
 
 
 def contrast(
-    joint: Joint, memory: str, loss: Literal["softmax", "sigmoid"] = "softmax", equal: Equal = "positives"
+    joint: Joint,
+    memory: str,
+    loss: Literal["softmax", "sigmoid"] = "softmax",
+    equal: Equal = "positives",
+    followed: Meanings | None = None,
 ) -> Term:
     """The term that tells images and sentences apart; `memory` is what an image's vector is made of."""
-    told_apart = Contrast(joint, "contrast", loss, equal)
-    return Term(
-        Pooled(joint), Sentences(joint), told_apart, "image", memory=memory, name="contrast", step=("contrast",)
-    )
+    said, told_apart = Sentences(joint, followed), Contrast(joint, "contrast", loss, equal)
+    return Term(Pooled(joint), said, told_apart, "image", memory=memory, name="contrast", step=("contrast",))
 
 
 @torch.no_grad()
@@ -175,7 +177,8 @@ def selective_rils(
         pixels: Weight of predicted pixels, by a decoder of their own; none where 0.
         latents: Weight of predicted latents, told apart as in `selective_latent`, but without projectors; none where 0.
         starts: Share of training from which on patches are predicted in the space of images and sentences.
-        teacher: Who sees the whole image: the encoder itself, or a copy that follows it.
+        teacher: Who sees the whole image: the encoder itself, or `ema`, a copy that follows it; then a copy of the text
+            tower, where that learns, says the prototypes.
         bank: Sentences to be the prototypes instead of the batch's, as the text tower says them at the start, such as
             one of each class; then no image is gated, and those without a sentence are predicted, too. It needs a tower
             that knows them, `text.weights`, and suits one that stays where they are, `text.frozen`.
@@ -195,19 +198,21 @@ def selective_rils(
             "--method.text.weights remoteclip:PATH or open_clip:NAME/PRETRAINED"
         )
     joint, size = shared_space(encoder, text), (decoder_depth, decoder_width, decoder_heads)
-    terms = [contrast(joint, "image", equal=equal)]
-    if weight:
+    following = EmaLatent(encoder) if latents else None
+    copied = following.encoder if following else None
+    meanings = Meanings(encoder, joint, teacher, needs_text=bank is None, copied=copied) if weight else None
+    terms = [contrast(joint, "image", equal=equal, followed=meanings)]
+    if meanings:
         decoder = Spoken(CrossAttention(encoder, encoder.width, *size), joint)
-        meanings = Meanings(encoder, joint, teacher, needs_text=bank is None)
         space = LanguageSpace("contrast", gate=gate, bank=None if bank is None else prototypes(joint, bank))
         step = ("contrast",) if bank is None else ()
         terms.append(Term(decoder, meanings, space, weight=weight, name="language", step=step, starts=starts))
     if pixels:
         terms.append(Term(CrossAttention(encoder, "pixels", *size), Pixels(), mse, weight=pixels, name="pixels"))
-    if latents:
+    if following:
         told_apart = partial(discriminate, temperature=0.2, same=0.999)
         decoder_of = CrossAttention(encoder, encoder.width, *size)
-        terms.append(Term(decoder_of, EmaLatent(encoder), told_apart, weight=latents, name="latents"))
+        terms.append(Term(decoder_of, following, told_apart, weight=latents, name="latents"))
     masking = Selective(visible, predict, score, phases)
     return MaskedImageModel(encoder, masking, terms, needs=TEXT, joint=joint)
 

@@ -21,11 +21,12 @@ class Sentences:
 
     Args:
         joint: The space of images and sentences.
+        followed: Whose copy of the text tower says what the prototypes are, where it has one.
     """
 
-    def __init__(self, joint: Joint) -> None:
+    def __init__(self, joint: Joint, followed: Meanings | None = None) -> None:
         self.dim: int | None = joint.dim
-        self._joint = joint
+        self._joint, self._followed = joint, followed
 
     def knows(self, view: View) -> Tensor:
         """`(B,)`: 0 for images without a sentence."""
@@ -44,7 +45,9 @@ class Sentences:
         known = ("sentences", torch.is_grad_enabled())  # a step of several batches looks without gradient first
         vectors = view.once(known, lambda: self._joint.sentences(text["tokens"]))
         row = text["of"].clamp(min=0)
-        return Answer(vectors[row, None], key=torch.where(text["of"] >= 0, text["key"][row], -1))
+        steady = self._followed.sentences(text["tokens"]) if self._followed else None
+        prototype = None if steady is None else steady[row, None]
+        return Answer(vectors[row, None], key=torch.where(text["of"] >= 0, text["key"][row], -1), prototype=prototype)
 
 
 def known(view: View) -> Tensor:
@@ -61,9 +64,11 @@ class Meanings(nn.Module):
         encoder: The encoder to train.
         joint: The space.
         teacher: `encoder` looks at all patches without gradient, or what a term before found there; `ema` is a copy
-            that follows the encoder and the projection.
+            that follows the encoder, the projection, and where prototypes are sentences of the batch a text tower that
+            learns.
         momentum: What that copy keeps of itself in the first step; rises to 1 along half a cosine.
         needs_text: Images without a sentence have no answer.
+        copied: A copy of the encoder that follows it already, to be used instead of another one.
     """
 
     def __init__(
@@ -73,12 +78,17 @@ class Meanings(nn.Module):
         teacher: Literal["encoder", "ema"] = "encoder",
         momentum: float = 0.99,
         needs_text: bool = True,
+        copied: ViT | None = None,
     ) -> None:
         super().__init__()
         self.dim: int | None = joint.dim
         self.momentum, self.needs_text = momentum, needs_text
-        self._followed = (encoder, joint.projection)  # in a tuple, since they are no parts of this one
-        self.copy = nn.ModuleList(copy.deepcopy(self._followed)) if teacher == "ema" else None
+        learns = any(one.requires_grad for one in joint.text.parameters())
+        parts: dict[str, nn.Module] = {"projection": joint.projection}
+        parts |= {} if copied else {"encoder": encoder}
+        parts |= {"text": joint.text} if needs_text and learns else {}
+        self._followed, self._copied = (parts, joint), (copied,)  # in tuples, since they are no parts of this one
+        self.copy = nn.ModuleDict(copy.deepcopy(parts)) if teacher == "ema" else None
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Meanings:
@@ -92,16 +102,22 @@ class Meanings(nn.Module):
     def before_step(self, progress: Tensor) -> None:
         """Follow, where it is a copy."""
         if self.copy is not None:
-            follow(list(self.copy), self._followed, progress, self.momentum)
+            parts = self._followed[0]
+            follow([self.copy[name] for name in parts], list(parts.values()), progress, self.momentum)
 
     @torch.no_grad()
     def forward(self, view: View, positions: Tensor) -> Answer:
         """Unit vectors at `positions (B, P)`: `(B, P, D)`."""
         if self.copy is None:
             whole: Latents = view.whole or view.latents()
-            projection: nn.Module = self._followed[1]
+            projection: nn.Module = self._followed[1].projection
         else:
-            encoder, projection = self.copy
+            encoder, projection = self._copied[0] or self.copy["encoder"], self.copy["projection"]
             patches = Patches(view.patches, view.grid, view.sensor, view.gsd)
             whole = encoder.encode(patches, None, view.patch_valid)  # type: ignore[operator]
         return Answer(unit(projection(take(whole.patches, positions))))
+
+    @torch.no_grad()
+    def sentences(self, tokens: Tensor) -> Tensor | None:
+        """Unit vectors `(U, D)` of sentences, as the copy of the text tower says them; None where there is none."""
+        return unit(self.copy["text"](tokens)) if self.copy is not None and "text" in self.copy else None
