@@ -147,9 +147,9 @@ def selective_rils(
     decoder_width: int = 512,
     decoder_heads: int = 16,
     weight: Mix = 0.5,
-    pixels: Mix = 0.0,
+    pixels: Mix = 1.0,
     latents: Mix = 0.0,
-    starts: float = 0.3,
+    starts: float = 0.7,
     teacher: Literal["encoder", "ema"] = "encoder",
     bank: list[str] | None = None,
     gate: bool = True,
@@ -161,8 +161,9 @@ def selective_rils(
 
     Ours: nobody has published it. Verified each against its own published code: the selection (Wang et al., ICCV 2025)
     and both losses (Yang et al., CVPR 2023). Deviates from RILS: the image is never seen whole with a gradient; the
-    contrast is made of the visible patches, as in FLIP; the answers come from a pass without gradient, from a share of
-    training on, since before few images find their sentence; only some patches are predicted, each on its own.
+    contrast is made of the visible patches, as in FLIP; the answers come from a pass without gradient, late in training,
+    since before few images find their sentence and that pass costs half as much as the rest of a step; only some patches
+    are predicted, each on its own, and their pixels too, which costs next to nothing.
 
     Args:
         encoder: The encoder to train.
