@@ -138,6 +138,17 @@ def rils(
     return MaskedImageModel(encoder, Random(visible), terms, needs=TEXT, joint=joint)
 
 
+def _check_bank(bank: list[str] | None, weight: Mix, text: Text) -> None:
+    """Refuse a bank of sentences that nothing is predicted in, or that the text tower cannot know."""
+    if bank is not None and weight in (0, (0, 0)):
+        raise ConfigError("--method.bank is what patches are predicted in, and --method.weight is 0: leave one out")
+    if bank is not None and not text.weights:
+        raise ConfigError(
+            "--method.bank needs a text tower that knows its sentences, and this one starts untrained: give "
+            "--method.text.weights remoteclip:PATH or open_clip:NAME/PRETRAINED"
+        )
+
+
 def selective_rils(
     encoder: ViT,
     text: Text = Text(),  # noqa: B008 (frozen)
@@ -161,9 +172,9 @@ def selective_rils(
 
     Ours: nobody has published it. Verified each against its own published code: the selection (Wang et al., ICCV 2025)
     and both losses (Yang et al., CVPR 2023). Deviates from RILS: the image is never seen whole with a gradient; the
-    contrast is made of the visible patches, as in FLIP; the answers come from a pass without gradient, late in training,
-    since before few images find their sentence and that pass costs half as much as the rest of a step; only some patches
-    are predicted, each on its own, and their pixels too, which costs next to nothing.
+    contrast is made of the visible patches, as in FLIP; the answers come from a pass without gradient, late in
+    training, since before few images find their sentence, and that pass costs half as much as the rest of a step; only
+    some patches are predicted, each on its own, and their pixels too, which costs next to nothing.
 
     Args:
         encoder: The encoder to train.
@@ -191,13 +202,7 @@ def selective_rils(
     Raises:
         ConfigError: A bank is given that would say nothing.
     """
-    if bank is not None and weight in (0, (0, 0)):
-        raise ConfigError("--method.bank is what patches are predicted in, and --method.weight is 0: leave one out")
-    if bank is not None and not text.weights:
-        raise ConfigError(
-            "--method.bank needs a text tower that knows its sentences, and this one starts untrained: give "
-            "--method.text.weights remoteclip:PATH or open_clip:NAME/PRETRAINED"
-        )
+    _check_bank(bank, weight, text)
     joint, size = shared_space(encoder, text), (decoder_depth, decoder_width, decoder_heads)
     following = EmaLatent(encoder) if latents else None
     copied = following.encoder if following else None
