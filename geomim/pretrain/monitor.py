@@ -95,9 +95,9 @@ def term_cosines(
         if not any(prediction is one for one in known):
             cosines[f"prediction_cosine/{term.name}"] = patch_cosine(prediction * measured, weight)
             known.append(prediction)
-        known_of_some = answer.key is None or bool((answer.key >= 0).any())
-        if answer.values.shape[-1] > 1 and known_of_some:
-            cosines[f"target_cosine/{term.name}"] = patch_cosine(answer.values * measured, weight)
+        told = weight if answer.key is None else (answer.key >= 0).float()[:, None]
+        if answer.values.shape[-1] > 1 and (told is None or bool(told.any())):
+            cosines[f"target_cosine/{term.name}"] = patch_cosine(answer.values * measured, told)
     return cosines
 
 

@@ -269,6 +269,10 @@ def test_sentences_tell_which_patches_of_watched_tiles_are_hidden(tmp_path):
     batch = _rows(data.pictures(6), torch.tensor([False] + [True] * 5))
     told = batch["text"]["of"] >= 0
     assert told.any() and not told.all()
+    said = model.joint.sentences(batch["text"]["tokens"][told])[
+        :, None
+    ].detach()  # images of which nothing is said count not
+    assert term_cosines(model, batch)["target_cosine/contrast"] == pytest.approx(patch_cosine(said), abs=1e-5)
     (one, other) = (model.predict(batch, torch.tensor(0.5), Draws(seed, batch["position"]))["image"] for seed in (0, 1))
     assert ((one["seen"] == other["seen"]).flatten(1).all(1) == told).all()
 
