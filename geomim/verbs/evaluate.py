@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from rich.progress import Progress, track
 from torch import nn
 
 from geomim import __version__
+from geomim.corpus.store import Corpus
 from geomim.data.labelled import Labelled, LabelledData, open_labelled
 from geomim.errors import BandError, CheckpointError, ConfigError
 from geomim.evaluate.features import (
@@ -36,6 +37,8 @@ from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
 from geomim.models.weights import exported_contract, picture_contract, read_encoder
 from geomim.sensors import SENSORS, BandContract
+from geomim.verbs.scores_page import write_page
+from geomim.verbs.trained_on import seen_in_training
 
 Probe = Literal["knn", "linear", "efficient"]
 
@@ -52,6 +55,7 @@ class Candidate:
         image_size: Side of the images it is given, in pixels.
         notes: What was assumed about it.
         gsd: Metres a pixel that its positions are baked for, where they follow them.
+        details: What its weights say of their training.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Candidate:
     image_size: int
     notes: tuple[str, ...] = ()
     gsd: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Batches:
@@ -104,6 +109,7 @@ def evaluate(
     sensor: str | None = None,
     heads: int | None = None,
     all_bands: bool = False,
+    trained_on: list[str] | None = None,
     device: str = "auto",
 ) -> Scores:
     """Score a frozen encoder on labelled images with kNN, linear and efficient probes.
@@ -117,8 +123,9 @@ def evaluate(
         checkpoint: A geomim checkpoint, an exported folder, a published MAE or SelectiveMAE file, or `timm:NAME` for
             any pretrained timm model.
         data: A corpus with labels, or a folder with a folder of pictures for each class.
-        out: Folder for `evaluation.json` and the fitted probes (`linear.safetensors`, `efficient.safetensors`, each
-            with a `.json` that names classes, bands and encoder).
+        out: Folder for the page `index.html`, `evaluation.json`, `classes.csv` (precision, recall, F1), `confusion.csv`
+            and `.png`, and the fitted probes (`linear.safetensors`, `efficient.safetensors`, each with a `.json` that
+            names classes, bands and encoder).
         image_size: Side that images are resized to, in pixels; the encoder's own where not given.
         probes: Which probes to fit.
         seeds: How many seeds, from 0.
@@ -129,6 +136,8 @@ def evaluate(
         sensor: Name or YAML file of a sensor that says what the images' numbers mean, where they say it wrongly.
         heads: Attention heads of a published file, which does not state them.
         all_bands: Give an encoder of any sensor all bands of the images, not only those it was trained on.
+        trained_on: Corpora that the encoder trained on, among whose tiles test images are looked for; those that its
+            weights name, where not given.
         device: `auto`, `cpu`, `cuda` or another torch device.
 
     Returns:
@@ -141,7 +150,7 @@ def evaluate(
     """
     if seeds < 1 or not probes:
         raise ConfigError(f"expected at least one seed and one probe; given {seeds} and {probes}")
-    target = device_of(device)
+    target, given = device_of(device), [Corpus.open(one) for one in trained_on or ()]
     images = open_labelled(data, train_split, test_split, image_size)
     images = images.told(sensor) if sensor else images
     candidate = open_candidate(checkpoint, images, image_size, heads, all_bands)
@@ -165,13 +174,17 @@ def evaluate(
         "test": TEST,
         "geomim_version": __version__,
     }
-    notes = (*images.notes, *candidate.notes, *itertools.chain(*ranges), *_beside(candidate, images, probed))
+    seen = seen_in_training(candidate.details, images, data, given)
+    notes = (*images.notes, *seen, *candidate.notes, *itertools.chain(*ranges), *_beside(candidate, images, probed))
     floor = majority(*(torch.from_numpy(part.labels) for part in parts.values()))
     scores = Scores(images.name, protocol, tuple(probed.rows), notes, floor)
     _save(candidate, images, scores, probed.fits, pool, Path(out))
+    own = [row for row in scores.rows if row.encoder == candidate.name]
+    write_page(Path(out), scores, own, probed.shares, images)
     console = Console()
     console.print(scores.table())
-    console.print(f"wrote {out}: evaluation.json and the fitted probes {', '.join(probed.fits) or '(none)'}")
+    console.print(f"wrote {out}: evaluation.json, tables, and the fitted probes {', '.join(probed.fits) or '(none)'}")
+    console.print(f"look at: {Path(out) / 'index.html'}", soft_wrap=True)
     return scores
 
 
@@ -210,9 +223,8 @@ def open_candidate(
     size = image_size or encoder.image_size
     if size % encoder.patch_size:
         raise CheckpointError(f"image_size {size}: expected a multiple of the patch size {encoder.patch_size}")
-    return Candidate(
-        _name(checkpoint, loaded.details), encoder, lambda seed: random_like(encoder, seed), contract, size, notes, gsd
-    )
+    name, told = _name(checkpoint, loaded.details), (notes, gsd, loaded.details)
+    return Candidate(name, encoder, lambda seed: random_like(encoder, seed), contract, size, *told)
 
 
 def _name(checkpoint: str, details: Mapping[str, Any]) -> str:
