@@ -117,7 +117,7 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str]) -> bytes:
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set(xlabel="called", ylabel="is")
     for (row, column), value in np.ndenumerate(share):
-        if len(names) <= 20 and value >= 0.005:
+        if len(names) <= 40 and value >= 0.005:
             text = f"{100 * value:.0f}"
             axes.text(
                 column, row, text, ha="center", va="center", fontsize=7, color="white" if value > 0.5 else "black"
