@@ -43,11 +43,13 @@ class Labelled:
         read: Rows to groups of images of one size: stored numbers `(b, C, H, W)` and validity `(b, H, W)` bool or
             None where all is valid, in the order of the rows.
         hashes: Exact hash of each image's pixels, where a corpus keeps them.
+        paths: Files of pictures, in the order of the rows.
     """
 
     labels: np.ndarray
     read: Read
-    hashes: pa.Array | None = None
+    hashes: Sequence[str | None] = ()
+    paths: Sequence[Path] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -180,7 +182,7 @@ def of_corpus(corpus: Corpus, side: int, train: np.ndarray, test: np.ndarray, cl
         corpus.sensor,
         corpus.contract,
         of_tiles(tiles, train),
-        replace(of_tiles(tiles, test), hashes=about["xxh3"].combine_chunks().take(pa.array(test))),
+        replace(of_tiles(tiles, test), hashes=about["xxh3"].take(test).to_pylist()),
         notes,
         side,
         ground_sides(about),
@@ -335,7 +337,7 @@ def of_pictures(paths: Sequence[Path], labels: Sequence[int]) -> Labelled:
         groups = [torch.stack(images)] if alike else [image[None] for image in images]
         return [(group[:, :3], group[:, 3] > 0 if group.shape[1] == 4 else None) for group in groups]
 
-    return Labelled(np.array(labels, np.int64), read)
+    return Labelled(np.array(labels, np.int64), read, paths=paths)
 
 
 def look_at_pictures(paths: Sequence[Path]) -> tuple[float, tuple[str, ...]]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from geomim.corpus.store import Corpus, holds_corpus
-from geomim.data.labelled import Labelled, LabelledData
-from geomim.errors import CorpusError
+from geomim.data.labelled import LabelledData
+from geomim.errors import CorpusError, GeomimError
 
 _UNKNOWN = "whether the encoder trained on test images cannot be told"
 
@@ -20,8 +21,8 @@ _UNKNOWN = "whether the encoder trained on test images cannot be told"
 def seen_in_training(details: Mapping[str, Any], images: LabelledData, data: str, given: Sequence[Corpus]) -> list[str]:
     """What a reader of the scores should know of test images that the encoder trained on, a sentence a corpus.
 
-    Images and tiles are compared by the exact hash of their pixels. A corpus counts as the one that the weights name
-    where it has the same lock.
+    Images, and the tiles that pictures are cut into, are compared by the exact hash of their pixels. A corpus counts as
+    the one that the weights name where it has the same lock.
 
     Args:
         details: What the weights say of their training; nothing where they say nothing.
@@ -40,8 +41,8 @@ def seen_in_training(details: Mapping[str, Any], images: LabelledData, data: str
             said.append(f"{_UNKNOWN}: '{path}' is not the corpus of lock {lock} any more; name it with --trained_on")
     if not found and not said:
         return [f"{_UNKNOWN}: its weights name no corpus; name those that you know of with --trained_on"]
-    hashes = _hashes(images.test) if found else None
-    return [_compared(one, settings.get("data.split", "train"), hashes, images) for one in found] + said
+    split = settings.get("data.split", "train")
+    return [_compared(one, split, images) for one in found] + said
 
 
 def _opened(path: str) -> Corpus | None:
@@ -51,35 +52,51 @@ def _opened(path: str) -> Corpus | None:
         return None
 
 
-def _hashes(images: Labelled) -> pa.Array | None:
-    """Of the pixels of each image; None where nothing can hash them."""
-    if images.hashes is not None:
-        return images.hashes
+def _compared(corpus: Corpus, split: str, images: LabelledData) -> str:
+    """The sentence of one corpus."""
+    name, count, test = corpus.path.resolve().name, len(images.test), images.test
     try:
-        from geomim.corpus.duplicates.fingerprint import content_hash
+        hashes = [{one} - {None} for one in test.hashes] if test.hashes else _of_pictures(test.paths, corpus.sizes)
     except ImportError:
-        return None
-    read = (images.read(np.array([row])) for row in range(len(images)))
-    return pa.array([content_hash(numbers[0].numpy()) for [(numbers, _)] in read], pa.string())
-
-
-def _compared(corpus: Corpus, split: str, hashes: pa.Array | None, images: LabelledData) -> str:
-    name, count = corpus.path.resolve().name, len(images.test)
-    trained = corpus.table(["xxh3"], where=pc.field("kept") & (pc.field("split") == split))["xxh3"]
-    if hashes is None:
         return f"{_UNKNOWN}: to hash pictures, pip install 'geomim[corpus]'"
-    if hashes.null_count or trained.null_count:
-        return f"{_UNKNOWN}: {name} or {images.name} keeps no hashes of some tiles; build it again"
-    seen = pc.sum(pc.is_in(hashes, value_set=trained.combine_chunks())).as_py()
-    if seen:
+    tiles = corpus.table(["xxh3"], where=pc.field("kept") & (pc.field("split") == split))["xxh3"].combine_chunks()
+    known = pa.array({one for several in hashes for one in several}, pa.string())
+    found = set(known.filter(pc.is_in(known, value_set=tiles)).to_pylist())
+    if seen := sum(not found.isdisjoint(one) for one in hashes):
         return f"{seen:,} of the {count:,} test images are among the tiles of {name} that the encoder trained on"
-    bands = (len(images.sensor.bands), len(corpus.sensor.bands))
-    if images.side not in corpus.sizes or bands[0] != bands[1]:
+    bands = len(images.sensor.bands), len(corpus.sensor.bands)
+    alike = bands[0] == bands[1] and (not test.hashes or images.side in corpus.sizes)
+    if not alike or not known or tiles.null_count:
         shapes = (
             f"{images.side:g} px and {bands[0]} bands against {', '.join(map(str, corpus.sizes))} px and {bands[1]}"
         )
-        return f"{_UNKNOWN}: test images and tiles of {name} differ in shape ({shapes}), so no hash can be equal"
+        return f"{_UNKNOWN}: test images and tiles of {name} are of other shapes ({shapes}), or have no hashes"
+    blind = sum(not one for one in hashes)
     return (
-        f"none of the {count:,} test images is among the {len(trained):,} tiles of {name} that the encoder trained on "
+        f"none of the {count:,} test images is among the {len(tiles):,} tiles of {name} that the encoder trained on "
         "(by equal pixels; geomim corpus audit finds crops and recompressed copies, too)"
+        + f"; {blind:,} cannot be compared"
+        * bool(blind)
     )
+
+
+def _of_pictures(paths: Sequence[Path], sizes: Sequence[int]) -> list[set[str | None]]:
+    """Hashes of the tiles that a corpus cuts of pictures, which it decodes otherwise than `open_labelled` does.
+
+    Raises:
+        ImportError: What reads scenes is not installed.
+    """
+    from rasterio.windows import Window
+
+    from geomim.corpus.duplicates.fingerprint import content_hash
+    from geomim.corpus.scenes import open_scene
+
+    hashes: list[set[str | None]] = []
+    for path in paths:
+        hashes.append(set())
+        with suppress(GeomimError), open_scene(path) as scene:
+            pixels, _ = scene.read_valid(Window(0, 0, scene.width, scene.height))
+            for size in sizes:
+                whole = (range(0, length - size + 1, size) for length in pixels.shape[1:])
+                hashes[-1] |= {content_hash(pixels[:, y : y + size, x : x + size]) for y, x in product(*whole)}
+    return hashes
