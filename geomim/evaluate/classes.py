@@ -2,26 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class ClassScores:
-    """One class.
-
-    Attributes:
-        precision: Share of the images called so that are; None where none is.
-        recall: Share of its images that are called so; None where the test split has none.
-        f1: Harmonic mean of both, 2 * found / (its images + those called so); None where there is neither.
-        support: Test images of it.
-    """
-
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    support: int
 
 
 def confusion(answers: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -33,17 +14,22 @@ def confusion(answers: Tensor, labels: Tensor, classes: int) -> Tensor:
         classes: Number of classes.
 
     Returns:
-        `(C, C)` float64, a row a true class: of its sum the diagonal is the accuracy that stands in the table.
+        `(C, C)` float64, a row a true class: the diagonal's share of the sum is the accuracy.
     """
     pairs = (labels * classes + answers).flatten().bincount(minlength=classes**2)
     return pairs.view(classes, classes).double() / len(answers)
 
 
-def class_scores(counts: Tensor) -> list[ClassScores]:
-    """Precision, recall and F1 of each class from what `confusion` counted."""
+def class_scores(counts: Tensor) -> dict[str, list[float | None]]:
+    """`precision`, `recall` and `f1` of each class from what `confusion` counted; None where there is nothing to count.
+
+    Precision is the share of the images called so that are, recall that of its images that are called so, F1 their
+    harmonic mean. `support` is the number of its images.
+    """
     found, support, called = counts.diagonal(), counts.sum(1), counts.sum(0)
-    columns = ((found, called), (found, support), (2 * found, support + called))
-    precision, recall, f1 = (
-        [a / b if b else None for a, b in zip(x.tolist(), y.tolist(), strict=True)] for x, y in columns
-    )
-    return [ClassScores(*row) for row in zip(precision, recall, f1, map(round, support.tolist()), strict=True)]
+    shares = {"precision": (found, called), "recall": (found, support), "f1": (2 * found, support + called)}
+    divided = {
+        name: [a / b if b else None for a, b in zip(part.tolist(), whole.tolist(), strict=True)]
+        for name, (part, whole) in shares.items()
+    }
+    return divided | {"support": [round(images) for images in support.tolist()]}

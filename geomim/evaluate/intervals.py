@@ -18,7 +18,7 @@ INTERVALS = (
     "95 %: of accuracy Wilson's, its images fewer where seeds differ; of balanced accuracy those of the classes, "
     "squared and added"
 )
-TEST = f"McNemar's exact test on the same test images, {100 * LEVEL:g} % level, of every seed"
+TEST = f"McNemar's exact test of accuracy on the same test images, {100 * LEVEL:g} % level, in every seed"
 
 
 def wilson(share: float, count: float) -> tuple[float, float]:

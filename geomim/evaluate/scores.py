@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -66,33 +66,11 @@ class Row:
         return kept | {"per_seed": list(self.per_seed), "balanced": self.balanced}
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """An encoder and a floor with one probe.
-
-    Attributes:
-        encoder: Name of the encoder.
-        floor: Name of the floor.
-        probe: Name of the probe.
-        accuracy: Of the encoder.
-        other: Of the floor.
-        p: Of the paired test that both are as often right; see `mcnemar`.
-    """
-
-    encoder: str
-    floor: str
-    probe: str
-    accuracy: float
-    other: float
-    p: float
-
-    @property
-    def sign(self) -> str:
-        """`<` or `>` where the test says so; `~` where it shows no difference."""
-        return "~" if self.p >= LEVEL else "<" if self.accuracy < self.other else ">"
-
-
-_SAID = {"<": "{0} falls below {1}", ">": "{0} stands above {1}", "~": "no difference is shown between {0} and {1}"}
+_SAID = {
+    "<": "{encoder} falls below {floor}",
+    "~": "no difference is shown between {encoder} and {floor}",
+    ">": "{encoder} stands above {floor}",
+}
 
 
 @dataclass(frozen=True)
@@ -119,9 +97,10 @@ class Scores:
             return self.majority
         return next((row for row in self.rows if (row.encoder, row.probe) == (encoder, probe)), None)
 
-    def comparisons(self) -> list[Comparison]:
-        """Every probe on an encoder against the same probe on each floor, and against the majority class.
+    def comparisons(self) -> list[dict[str, Any]]:
+        """Every probe on an encoder against the same probe on each floor and the majority class, as plain values.
 
+        `sign` is `<` or `>` where the paired test says so of their accuracies, and `~` where it shows no difference.
         Pixel statistics have no patches to attend to, so no efficient probe, and are not held against one.
         """
         found = []
@@ -130,21 +109,20 @@ class Scores:
                 other = self.find(floor, row.probe)
                 if other and row.correct is not None and other.correct is not None:
                     p = mcnemar(row.correct, other.correct)
-                    found.append(Comparison(row.encoder, floor, row.probe, row.accuracy, other.accuracy, p))
+                    sign = "~" if p >= LEVEL else "<" if row.accuracy < other.accuracy else ">"
+                    names = {"encoder": row.encoder, "floor": floor, "probe": row.probe}
+                    found.append(names | {"accuracy": row.accuracy, "other": other.accuracy, "p": p, "sign": sign})
         return found
 
     def sentences(self, signs: str = "<~>") -> list[str]:
         """What the paired tests say of an encoder and its floors, a sentence a floor and outcome, falls first."""
-        said: dict[tuple[str, ...], list[str]] = {}
-        for one in sorted(self.comparisons(), key=lambda one: signs.find(one.sign)):
-            p = f"p = {one.p:.2g}" if one.p >= 0.001 else "p < 0.001"
-            figures = f"{one.probe} {one.accuracy:.3f} {one.sign.replace('~', 'and')} {one.other:.3f} ({p})"
-            said.setdefault((one.sign, one.encoder, one.floor), []).append(figures)
-        return [
-            f"{_SAID[sign].format(*names)}: {', '.join(figures)}"
-            for (sign, *names), figures in said.items()
-            if sign in signs
-        ]
+        said: dict[tuple[str, str], list[str]] = {}
+        for one in sorted(self.comparisons(), key=lambda one: "<~>".find(one["sign"])):
+            p = f"p = {one['p']:.2g}" if one["p"] >= 0.001 else "p < 0.001"
+            between = one["sign"].replace("~", "and")
+            figures = f"{one['probe']} {one['accuracy']:.3f} {between} {one['other']:.3f} ({p})"
+            said.setdefault((one["sign"], _SAID[one["sign"]].format(**one)), []).append(figures)
+        return [f"{words}: {', '.join(figures)}" for (sign, words), figures in said.items() if sign in signs]
 
     def warnings(self) -> list[str]:
         """A sentence for every floor that an encoder falls below, as the paired test says; empty if there is none."""
@@ -157,7 +135,7 @@ class Scores:
             "protocol": self.protocol,
             "rows": [row.to_dict() for row in self.rows],
             "majority": self.majority and self.majority.to_dict(),
-            "comparisons": [asdict(one) | {"sign": one.sign} for one in self.comparisons()],
+            "comparisons": self.comparisons(),
             "warnings": self.warnings(),
             "notes": list(self.notes),
         }

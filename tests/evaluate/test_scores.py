@@ -74,9 +74,9 @@ def test_only_what_a_paired_test_shows_is_called_above_or_below():
 
 
 def test_the_efficient_probe_is_held_against_efficient_ones_alone():
-    compared = {(one.probe, one.floor) for one in table(35).comparisons()}
+    compared = {(one["probe"], one["floor"]) for one in table(35).comparisons()}
     assert ("efficient", RANDOM) in compared and ("efficient", PIXELS) not in compared
-    assert not any(one.encoder in (RANDOM, PIXELS) for one in table(35).comparisons())
+    assert not any(one["encoder"] in (RANDOM, PIXELS) for one in table(35).comparisons())
 
 
 def test_where_one_class_has_nearly_all_the_table_says_so():
