@@ -29,7 +29,6 @@ from geomim.evaluate.features import (
     random_like,
 )
 from geomim.evaluate.intervals import INTERVALS, TEST
-from geomim.evaluate.probes import Fit
 from geomim.evaluate.saved import ProbeCard, fingerprint, save_probe
 from geomim.evaluate.scores import PIXELS, RANDOM, Probed, Scores, majority, probe_features
 from geomim.models.fitting import contract_for, fitted
@@ -178,9 +177,7 @@ def evaluate(
     notes = (*images.notes, *seen, *candidate.notes, *itertools.chain(*ranges), *_beside(candidate, images, probed))
     floor = majority(*(torch.from_numpy(part.labels) for part in parts.values()))
     scores = Scores(images.name, protocol, tuple(probed.rows), notes, floor)
-    _save(candidate, images, scores, probed.fits, pool, Path(out))
-    own = [row for row in scores.rows if row.encoder == candidate.name]
-    write_page(Path(out), scores, own, probed.shares, images)
+    _save(candidate, images, scores, probed, pool, Path(out))
     console = Console()
     console.print(scores.table())
     console.print(f"wrote {out}: evaluation.json, tables, and the fitted probes {', '.join(probed.fits) or '(none)'}")
@@ -332,13 +329,11 @@ def _beside(candidate: Candidate, images: LabelledData, probed: Probed) -> list[
     return notes
 
 
-def _save(
-    candidate: Candidate, images: LabelledData, scores: Scores, fits: Mapping[str, Fit], pool: Pool, out: Path
-) -> None:
-    """Write the probes, then the scores that name them."""
+def _save(candidate: Candidate, images: LabelledData, scores: Scores, probed: Probed, pool: Pool, out: Path) -> None:
+    """Write the probes, then the scores that name them, and the page."""
     out.mkdir(parents=True, exist_ok=True)
     digest = fingerprint(candidate.encoder)
-    for kind, fit in fits.items():
+    for kind, fit in probed.fits.items():
         row = scores.find(candidate.name, kind)
         card = ProbeCard(
             kind=kind,
@@ -354,3 +349,4 @@ def _save(
     part = out / ".evaluation.json.part"
     part.write_text(json.dumps(scores.to_dict(), indent=2) + "\n", encoding="utf-8")
     part.replace(out / "evaluation.json")
+    write_page(out, scores, probed.shares, images)

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from geomim.corpus.store import Corpus, holds_corpus
+from geomim.corpus.store import Corpus
 from geomim.data.labelled import LabelledData
-from geomim.errors import CorpusError, GeomimError
+from geomim.errors import GeomimError
 
 _UNKNOWN = "whether the encoder trained on test images cannot be told"
 
@@ -46,10 +46,9 @@ def seen_in_training(details: Mapping[str, Any], images: LabelledData, data: str
 
 
 def _opened(path: str) -> Corpus | None:
-    try:
-        return Corpus.open(path) if holds_corpus(Path(path)) else None
-    except CorpusError:  # unfinished, or damaged
-        return None
+    with suppress(GeomimError):  # none, or unfinished, or out of reach
+        return Corpus.open(path)
+    return None
 
 
 def _compared(corpus: Corpus, split: str, images: LabelledData) -> str:
@@ -67,16 +66,14 @@ def _compared(corpus: Corpus, split: str, images: LabelledData) -> str:
     bands = len(images.sensor.bands), len(corpus.sensor.bands)
     alike = bands[0] == bands[1] and (not test.hashes or images.side in corpus.sizes)
     if not alike or not known or tiles.null_count:
-        shapes = (
-            f"{images.side:g} px and {bands[0]} bands against {', '.join(map(str, corpus.sizes))} px and {bands[1]}"
-        )
+        sizes = ", ".join(map(str, corpus.sizes))
+        shapes = f"{images.side:g} px and {bands[0]} bands against {sizes} px and {bands[1]}"
         return f"{_UNKNOWN}: test images and tiles of {name} are of other shapes ({shapes}), or have no hashes"
     blind = sum(not one for one in hashes)
+    which = f"{count - blind:,} test images that can be compared" if blind else f"{count:,} test images"
     return (
-        f"none of the {count:,} test images is among the {len(tiles):,} tiles of {name} that the encoder trained on "
+        f"none of the {which} is among the {len(tiles):,} tiles of {name} that the encoder trained on "
         "(by equal pixels; geomim corpus audit finds crops and recompressed copies, too)"
-        + f"; {blind:,} cannot be compared"
-        * bool(blind)
     )
 
 
