@@ -29,19 +29,19 @@ _SIDE = 192  # pixels of a shown image
 _GRID = '<div class=pairs style="grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr))">'  # two on a phone
 
 
-def write_page(out: Path, scores: Scores, rows: Sequence[Row], shares: dict[str, Tensor], images: LabelledData) -> None:
+def write_page(out: Path, scores: Scores, shares: dict[str, Tensor], images: LabelledData) -> None:
     """Write `classes.csv`, `confusion.csv`, `confusion.png` and `index.html`.
 
     Pictures and page are of the linear probe where there is one, which `predict` uses too, else of the first.
 
     Args:
         out: Folder.
-        scores: All of them.
-        rows: Those of the encoder, with their answers.
+        scores: With the encoder's answers.
         shares: `(N, C)` probabilities of the classes by probe.
         images: What was scored.
     """
     names, counts, each = images.classes, {}, {}
+    rows = [row for row in scores.rows if row.encoder == scores.rows[0].encoder]
     for one in rows:
         assert one.answers is not None and one.labels is not None
         counts[one.probe] = confusion(one.answers, one.labels, len(names))

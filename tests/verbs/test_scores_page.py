@@ -49,7 +49,7 @@ def made(tmp_path_factory):
     floors.add(PIXELS, "linear", [torch.tensor([[1.0, 0.0]]).expand(100, 2)] * 2, labels)
     protocol = {"checkpoint": "mae.ckpt", "seeds": [0, 1]}
     scores = Scores("folder data", protocol, (*probed.rows, *floors.rows), ("a <note>",), majority(labels, labels))
-    write_page(out, scores, probed.rows, probed.shares, images)
+    write_page(out, scores, probed.shares, images)
     return out, (out / "index.html").read_text()
 
 
