@@ -45,7 +45,7 @@ from geomim.data.datamodule import TileDataModule
 from geomim.data.described import open_described
 from geomim.errors import GeomimError
 from geomim.evaluate.figures import CHANCE
-from geomim.evaluate.scores import PIXELS, RANDOM
+from geomim.evaluate.scores import MAJORITY, PIXELS, RANDOM
 from geomim.pretrain.recipes import RECIPES
 from geomim.verbs.config import read_config
 from geomim.verbs.evaluate import evaluate
@@ -54,7 +54,10 @@ from geomim.verbs.pretrain import Training, build, train
 
 PROBES = ("knn", "linear", "efficient")
 SAID = {"zeroshot": "top-1", "retrieval": "mean recall"}
-COLUMNS = ("recipe", "seed", "minutes", "steps", *PROBES, *SAID, *(f"{task}_chance" for task in SAID))
+COLUMNS = (
+    "recipe", "seed", "minutes", "steps", *PROBES, *SAID, *(f"{task}_chance" for task in SAID),
+    *(f"{probe}_balanced" for probe in PROBES),
+)  # fmt: skip
 RATES = ("recipe", "images_per_second", "threads")
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "pretrain" / "rsicd_cpu.yaml"
 
@@ -215,11 +218,13 @@ def run(setting: Setting, recipe: str, seed: int, table: Path, floors: bool) -> 
             str(last), setting.labelled, str(folder / "evaluation"), probes=list(PROBES), seeds=setting.probe_seeds,
             test_split=setting.test_split, floors=floors,
         )  # fmt: skip
-    for encoder in dict.fromkeys(row.encoder for row in scores.rows):
-        found = {row.probe: f"{row.accuracy:.4f}" for row in scores.rows if row.encoder == encoder}
-        if encoder not in (RANDOM, PIXELS):
-            own = {"recipe": recipe, "seed": seed, "minutes": f"{setting.minutes:g}", "steps": steps}
-            append(table, COLUMNS, own | found | said(setting, last, folder, recipe))
+    for encoder in [*dict.fromkeys(row.encoder for row in scores.rows), MAJORITY]:
+        own = {probe: one for probe in PROBES if (one := scores.find(encoder, probe))}
+        found = {probe: f"{one.accuracy:.4f}" for probe, one in own.items()}
+        found |= {f"{probe}_balanced": f"{one.balanced:.4f}" for probe, one in own.items()}
+        if encoder not in (RANDOM, PIXELS, MAJORITY):
+            about = {"recipe": recipe, "seed": seed, "minutes": f"{setting.minutes:g}", "steps": steps}
+            append(table, COLUMNS, about | found | said(setting, last, folder, recipe))
         elif not any(row["recipe"] == encoder for row in rows_of(table)):
             append(table, COLUMNS, {"recipe": encoder, "seed": seed, "minutes": ""} | found)
 

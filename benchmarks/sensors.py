@@ -125,7 +125,7 @@ def score(features: Tensor, labels: Tensor, test: Tensor) -> dict[str, float]:
     """Accuracy of kNN and of a linear probe."""
     classes = int(labels.max()) + 1
     fit = fit_linear(features[~test], labels[~test], classes)
-    nearest = knn(features[~test], labels[~test], features[test], classes)
+    nearest = knn(features[~test], labels[~test], features[test], classes).argmax(1)
     linear = fit.probe(features[test]).argmax(1)
     return {name: float((said == labels[test]).float().mean()) for name, said in (("knn", nearest), ("linear", linear))}
 
@@ -210,7 +210,7 @@ def bands(made: dict[str, Path], data: Path, work: Path, steps: int, seeds: rang
             fit = fit_linear(train_on, labels[~test], int(labels.max()) + 1)
             for case, values in features.items():
                 said = fit.probe(values[test]).argmax(1)
-                near = knn(train_on, labels[~test], values[test])
+                near = knn(train_on, labels[~test], values[test]).argmax(1)
                 found = {"linear": float((said == labels[test]).float().mean())}
                 report(
                     f"bands/{case}/{name}/seed {seed}", found | {"knn": float((near == labels[test]).float().mean())}

@@ -159,7 +159,7 @@ def main() -> None:
         for name, network in contenders.items():
             tile, patches = tokens(network, ready)
             labels = has_water[~test]
-            nearest = knn(tile[~test], labels, tile[test], 2, k=10)
+            nearest = knn(tile[~test], labels, tile[test], 2, k=10).argmax(1)
             linear = fit_linear(tile[~test], labels, 2, seed).probe(tile[test]).argmax(1)
             answers = {"knn": nearest, "linear": linear}
             if network is not None:

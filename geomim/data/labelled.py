@@ -42,10 +42,14 @@ class Labelled:
         labels: `(N,)` int64, places in the class list.
         read: Rows to groups of images of one size: stored numbers `(b, C, H, W)` and validity `(b, H, W)` bool or
             None where all is valid, in the order of the rows.
+        hashes: Exact hash of each image's pixels, where a corpus keeps them.
+        paths: Files of pictures, in the order of the rows.
     """
 
     labels: np.ndarray
     read: Read
+    hashes: Sequence[str | None] = ()
+    paths: Sequence[Path] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -170,7 +174,7 @@ def _from_corpus(corpus: Corpus, train_split: str, test_split: str, size: int | 
 def of_corpus(corpus: Corpus, side: int, train: np.ndarray, test: np.ndarray, classes: Sequence[str]) -> LabelledData:
     """The tiles of one size of a corpus, of which `train` and `test` are rows; -1 where one has no class."""
     tiles = corpus.tiles(side)
-    about = corpus.table(["gsd", "size"], where=pc.field("kept") & (pc.field("size") == side))
+    about = corpus.table(["gsd", "size", "xxh3"], where=pc.field("kept") & (pc.field("size") == side))
     notes = (f"of {len(corpus.sizes)} tile sizes, {side} px is used",) if len(corpus.sizes) > 1 else ()
     return LabelledData(
         f"corpus {corpus.path.resolve().name}",
@@ -178,7 +182,7 @@ def of_corpus(corpus: Corpus, side: int, train: np.ndarray, test: np.ndarray, cl
         corpus.sensor,
         corpus.contract,
         of_tiles(tiles, train),
-        of_tiles(tiles, test),
+        replace(of_tiles(tiles, test), hashes=about["xxh3"].take(test).to_pylist()),
         notes,
         side,
         ground_sides(about),
@@ -333,7 +337,7 @@ def of_pictures(paths: Sequence[Path], labels: Sequence[int]) -> Labelled:
         groups = [torch.stack(images)] if alike else [image[None] for image in images]
         return [(group[:, :3], group[:, 3] > 0 if group.shape[1] == 4 else None) for group in groups]
 
-    return Labelled(np.array(labels, np.int64), read)
+    return Labelled(np.array(labels, np.int64), read, paths=paths)
 
 
 def look_at_pictures(paths: Sequence[Path]) -> tuple[float, tuple[str, ...]]:

@@ -67,10 +67,7 @@ def _summary(chapters: Sequence[Chapter], seconds: float) -> str:
             f"{counts['kept']:,} of them kept."
         )
         if chapter.scores is not None:
-            below = chapter.scores.warnings()
-            sentences.append(
-                "; ".join(below) + "." if below else "The trained encoder stands above both floors with every probe."
-            )
+            sentences += [f"{sentence}." for sentence in chapter.scores.sentences()]
     skipped = [sentence for chapter in chapters for sentence in chapter.group.skipped]
     body = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
     if skipped:
@@ -150,22 +147,15 @@ class _Sections:
         scores = self.chapter.scores
         if scores is None:
             return "<p>Nothing to score: --labels FOLDER needs label rasters of at least two scenes.</p>"
-        probes = list(dict.fromkeys(row.probe for row in scores.rows))
-        rows = []
-        for encoder in dict.fromkeys(row.encoder for row in scores.rows):
-            found = [scores.find(encoder, probe) for probe in probes]
-            name = "trained encoder" if encoder not in _FLOORS else encoder
-            rows.append(
-                (name, *(f"{row.accuracy:.3f} ({row.low:.3f} to {row.high:.3f})" if row else "-" for row in found))
-            )
+        head, *rows = scores.cells()
         protocol = scores.protocol
         text = (
             f"{protocol['classes']} classes; {protocol['train_images']:,} tiles of some scenes to fit on, "
             f"{protocol['test_images']:,} of other scenes to score; {len(protocol['seeds'])} seeds; "
-            f"intervals: {protocol['interval']}."
+            f"intervals: {protocol['interval']}. p: {protocol['test']}."
         )
-        warnings = "".join(f"<p><b>{html.escape(sentence)}.</b></p>" for sentence in scores.warnings())
-        return html_table(("accuracy", *probes), rows) + warnings + f"<p>{text}</p>" + self._score_curves(scores)
+        said = "".join(f"<p><b>{html.escape(sentence)}.</b></p>" for sentence in scores.sentences())
+        return html_table(head, rows) + said + f"<p>{text}</p>" + self._score_curves(scores)
 
     def _score_curves(self, scores: Scores) -> str:
         drawn = []

@@ -11,7 +11,7 @@ from torch import Tensor
 from geomim.errors import InputError
 from geomim.evaluate.figures import CHANCE, Figure
 from geomim.evaluate.probes import fit_linear
-from geomim.evaluate.scores import row
+from geomim.evaluate.scores import MAJORITY, row
 
 VALIDATION = 4
 """Images a class that a probe's strength is chosen on, in every draw; the most that CoOp takes."""
@@ -52,7 +52,7 @@ def draw(labels: Tensor, classes: int, most: int, seed: int) -> Tensor:
 
 
 def few_shot(train: Tensor, test: Tensor, draws: Tensor, labels: Tensor, shots: Sequence[int]) -> list[Figure]:
-    """Accuracy of probes on few images; the test split has no say in them.
+    """Accuracy of probes on few images, and the mean of the classes' recall; the test split has no say in them.
 
     Args:
         train: `(M, D)` vectors of the drawn images.
@@ -61,11 +61,10 @@ def few_shot(train: Tensor, test: Tensor, draws: Tensor, labels: Tensor, shots: 
         labels: `(N,)` int64 of the test images.
         shots: Images a class to fit on.
     """
-    figures = []
+    figures, floors = [], {CHANCE: 1 / draws.shape[1], MAJORITY: float(labels.bincount().max() / len(labels))}
     for number in shots:
-        scored = row("", "", [_answers(train, test, drawn, number) for drawn in draws], labels)
-        chance = {CHANCE: 1 / draws.shape[1]}
-        figures.append(Figure("fewshot", f"{number}-shot", scored.accuracy, scored.low, scored.high, chance))
+        one = row("", "", [_answers(train, test, drawn, number) for drawn in draws], labels)
+        figures.append(Figure("fewshot", f"{number}-shot", one.accuracy, one.low, one.high, floors, one.balanced))
     return figures
 
 

@@ -27,6 +27,7 @@ class Figure:
         low: Lower end of the 95 % confidence interval, where there is one.
         high: Upper end.
         beside: What others have: `chance`, floors, and published models by name.
+        balanced: Of accuracy the mean of the classes' recall, where it is known.
     """
 
     task: str
@@ -35,6 +36,7 @@ class Figure:
     low: float | None = None
     high: float | None = None
     beside: Mapping[str, float] = field(default_factory=dict)
+    balanced: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class LanguageScores:
             table = Table("", *heads, title=f"{task}, %", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
             table.add_row("measured", *(_percent(one.value) for one in figures))
             table.add_row("95 %", *(f"{_percent(one.low, 1)}-{_percent(one.high, 1)}" for one in figures))
+            if any(one.balanced is not None for one in figures):
+                table.add_row("mean of classes", *(_percent(one.balanced) for one in figures))
             for name in dict.fromkeys(name for one in figures for name in one.beside):
                 table.add_row(name, *(_percent(one.beside.get(name)) for one in figures))
             tables.append(table)

@@ -30,7 +30,7 @@ def knn(
         batch: Test images compared at a time, which bounds the memory to `batch * N` similarities.
 
     Returns:
-        `(M,)` int64 predicted classes.
+        `(M, C)` shares of the votes; the largest is the answer.
     """
     classes = int(labels.max()) + 1 if classes is None else classes
     train, test = F.normalize(train.float(), dim=1), F.normalize(test.float(), dim=1)
@@ -40,5 +40,5 @@ def knn(
         # the largest similarity is taken off so that the exponential cannot overflow; votes keep their ratios
         weight = ((similarity - similarity[:, :1]) / temperature).exp()
         votes = weight.new_zeros(len(part), classes).scatter_add_(1, labels[nearest], weight)
-        answers.append(votes.argmax(1))
+        answers.append(votes / votes.sum(1, keepdim=True))
     return torch.cat(answers)

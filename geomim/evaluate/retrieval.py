@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geomim.evaluate.figures import CHANCE, Figure
-from geomim.evaluate.scores import interval
+from geomim.evaluate.intervals import interval
 from geomim.evaluate.sentences import EncodeText, encode_sentences
 
 CELLS = 2**25
@@ -26,7 +26,7 @@ def retrieval(
     """Share of queries with a hit among the k nearest, both ways, and the mean of all; images without a sentence aside.
 
     An image is a hit of its sentences, and a sentence of its image; any of several counts. A sentence that several
-    images share cannot tell them apart, and is a hit of each. Intervals are 95 % by a bootstrap over images with all
+    images share cannot tell them apart, and is a hit of each. Intervals are 95 % ones of Wilson, over images with all
     their sentences.
 
     Args:

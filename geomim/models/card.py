@@ -132,12 +132,14 @@ def _evaluation(scores: Facts) -> str:
     rows: dict[str, dict[str, str]] = {}
     for one in scores["rows"]:
         cell = f"{one['accuracy']:.3f} ({one['low']:.3f}-{one['high']:.3f})"
+        cell += f", balanced {one['balanced']:.3f}" if "balanced" in one else ""
         rows.setdefault(one["encoder"], {})[one["probe"]] = cell
     head = ["frozen encoder", *next(iter(rows.values()))]
+    floor = f"; calling all by the majority class scores {scores['majority']:.3f}" if "majority" in scores else ""
     return (
         f"Accuracy on {scores['data']} at step {scores['step']:,}, watched in training: {scores['classes']} classes, "
         f"{scores['train_images']:,} images to fit on, {scores['test_images']:,} of split `{scores['test_split']}` to "
-        f"score on, and 95 % intervals.\n\n{_table(head, [[name, *row.values()] for name, row in rows.items()])}"
+        f"score on, and 95 % intervals{floor}.\n\n{_table(head, [[name, *row.values()] for name, row in rows.items()])}"
     )
 
 

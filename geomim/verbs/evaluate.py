@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from rich.progress import Progress, track
 from torch import nn
 
 from geomim import __version__
+from geomim.corpus.store import Corpus
 from geomim.data.labelled import Labelled, LabelledData, open_labelled
 from geomim.errors import BandError, CheckpointError, ConfigError
 from geomim.evaluate.features import (
@@ -27,14 +28,16 @@ from geomim.evaluate.features import (
     pixel_statistics,
     random_like,
 )
-from geomim.evaluate.probes import Fit
+from geomim.evaluate.intervals import INTERVALS, TEST
 from geomim.evaluate.saved import ProbeCard, fingerprint, save_probe
-from geomim.evaluate.scores import PIXELS, RANDOM, Probed, Scores, probe_features
+from geomim.evaluate.scores import PIXELS, RANDOM, Probed, Scores, majority, probe_features
 from geomim.models.fitting import contract_for, fitted
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
 from geomim.models.weights import Loaded, exported_contract, picture_contract, read_encoder
 from geomim.sensors import SENSORS, BandContract
+from geomim.verbs.scores_page import write_page
+from geomim.verbs.trained_on import seen_in_training
 
 Probe = Literal["knn", "linear", "efficient"]
 
@@ -51,6 +54,7 @@ class Candidate:
         image_size: Side of the images it is given, in pixels.
         notes: What was assumed about it.
         gsd: Metres a pixel that its positions are baked for, where they follow them.
+        details: What its weights say of their training.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Candidate:
     image_size: int
     notes: tuple[str, ...] = ()
     gsd: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Batches:
@@ -103,20 +108,23 @@ def evaluate(
     sensor: str | None = None,
     heads: int | None = None,
     all_bands: bool = False,
+    trained_on: list[str] | None = None,
     device: str = "auto",
 ) -> Scores:
     """Score a frozen encoder on labelled images with kNN, linear and efficient probes.
 
     Probes are fitted on the train split, their settings chosen on a held-out fifth of it, and scored once on the test
-    split. Beside the encoder stand two floors: the same architecture with random weights, and mean and
-    standard deviation of each band. Intervals are 95 % by a bootstrap over test images and seeds.
+    split. Beside the encoder stand three floors: the same architecture with random weights, mean and standard deviation
+    of each band, and the most frequent class for all. Balanced accuracy, the mean of the classes' recall, stands below
+    accuracy, both with 95 % intervals; what stands above or falls below a floor is what a paired test shows.
 
     Args:
         checkpoint: A geomim checkpoint, an exported folder, a published MAE or SelectiveMAE file, or `timm:NAME` for
             any pretrained timm model.
         data: A corpus with labels, or a folder with a folder of pictures for each class.
-        out: Folder for `evaluation.json` and the fitted probes (`linear.safetensors`, `efficient.safetensors`, each
-            with a `.json` that names classes, bands and encoder).
+        out: Folder for the page `index.html`, `evaluation.json`, `classes.csv` (precision, recall, F1), `confusion.csv`
+            and `.png`, and the fitted probes (`linear.safetensors`, `efficient.safetensors`, each with a `.json` that
+            names classes, bands and encoder).
         image_size: Side that images are resized to, in pixels; the encoder's own where not given.
         probes: Which probes to fit.
         seeds: How many seeds, from 0.
@@ -127,6 +135,8 @@ def evaluate(
         sensor: Name or YAML file of a sensor that says what the images' numbers mean, where they say it wrongly.
         heads: Attention heads of a published file, which does not state them.
         all_bands: Give an encoder of any sensor all bands of the images, not only those it was trained on.
+        trained_on: Corpora that the encoder trained on, among whose tiles test images are looked for; those that its
+            weights name, where not given.
         device: `auto`, `cpu`, `cuda` or another torch device.
 
     Returns:
@@ -139,7 +149,7 @@ def evaluate(
     """
     if seeds < 1 or not probes:
         raise ConfigError(f"expected at least one seed and one probe; given {seeds} and {probes}")
-    target = device_of(device)
+    target, given = device_of(device), [Corpus.open(one) for one in trained_on or ()]
     images = open_labelled(data, train_split, test_split, image_size)
     images = images.told(sensor) if sensor else images
     candidate = open_candidate(checkpoint, images, image_size, heads, all_bands)
@@ -159,15 +169,19 @@ def evaluate(
         "precision": "bfloat16" if fast_half(target) else "float32",
         "seeds": numbers,
         "chosen": {kind: fit.chosen for kind, fit in probed.fits.items()},
-        "interval": "95 %, bootstrap over test images and seeds",
+        "interval": INTERVALS,
+        "test": TEST,
         "geomim_version": __version__,
     }
-    notes = (*images.notes, *candidate.notes, *itertools.chain(*ranges), *_rare(candidate, images, probed))
-    scores = Scores(images.name, protocol, tuple(probed.rows), notes)
-    _save(candidate, images, scores, probed.fits, pool, Path(out))
+    seen = seen_in_training(candidate.details, images, data, given)
+    notes = (*images.notes, *seen, *candidate.notes, *itertools.chain(*ranges), *_beside(candidate, images, probed))
+    floor = majority(*(torch.from_numpy(part.labels) for part in parts.values()))
+    scores = Scores(images.name, protocol, tuple(probed.rows), notes, floor)
+    _save(candidate, images, scores, probed, pool, Path(out))
     console = Console()
     console.print(scores.table())
-    console.print(f"wrote {out}: evaluation.json and the fitted probes {', '.join(probed.fits) or '(none)'}")
+    console.print(f"wrote {out}: evaluation.json, tables, and the fitted probes {', '.join(probed.fits) or '(none)'}")
+    console.print(f"look at: {Path(out) / 'index.html'}", soft_wrap=True)
     return scores
 
 
@@ -201,9 +215,8 @@ def open_candidate(
     size = image_size or encoder.image_size
     if size % encoder.patch_size:
         raise CheckpointError(f"image_size {size}: expected a multiple of the patch size {encoder.patch_size}")
-    return Candidate(
-        _name(checkpoint, loaded.details), encoder, lambda seed: random_like(encoder, seed), contract, size, notes, gsd
-    )
+    name, told = _name(checkpoint, loaded.details), (notes, gsd, loaded.details)
+    return Candidate(name, encoder, lambda seed: random_like(encoder, seed), contract, size, *told)
 
 
 def suited(
@@ -310,29 +323,27 @@ def _probe(
     return result
 
 
-def _rare(candidate: Candidate, images: LabelledData, probed: Probed) -> list[str]:
-    """What accuracy hides where classes are of very different sizes."""
+def _beside(candidate: Candidate, images: LabelledData, probed: Probed) -> list[str]:
+    """What the table does not compare, and what accuracy hides where classes are of very different sizes."""
     counts = np.bincount(images.test.labels)
     share, largest = counts.max() / counts.sum(), images.classes[counts.argmax()]
-    rows = [row for row in probed.rows if row.encoder == candidate.name]
     notes = []
+    if any(row.probe == "efficient" for row in probed.rows) and any(row.encoder == PIXELS for row in probed.rows):
+        notes.append(f"{PIXELS} have no patches to attend to, so no efficient probe to hold one against")
     if share > 2 / np.count_nonzero(counts) or share > 0.75:
-        balanced = ", ".join(f"{row.probe} {row.balanced:.3f}" for row in rows)
-        notes.append(f"{share:.0%} of the test images are {largest}; accuracy with all classes alike: {balanced}")
-    for row in rows:
+        notes.append(f"{share:.0%} of the test images are {largest}: look at balanced accuracy")
+    for row in (row for row in probed.rows if row.encoder == candidate.name):
         unfound = [images.classes[label] for label, found in row.recall.items() if found == 0]
         if unfound:
             notes.append(f"the {row.probe} probe never finds {', '.join(unfound)}")
     return notes
 
 
-def _save(
-    candidate: Candidate, images: LabelledData, scores: Scores, fits: Mapping[str, Fit], pool: Pool, out: Path
-) -> None:
-    """Write the probes, then the scores that name them."""
+def _save(candidate: Candidate, images: LabelledData, scores: Scores, probed: Probed, pool: Pool, out: Path) -> None:
+    """Write the probes, then the scores that name them, and the page."""
     out.mkdir(parents=True, exist_ok=True)
     digest = fingerprint(candidate.encoder)
-    for kind, fit in fits.items():
+    for kind, fit in probed.fits.items():
         row = scores.find(candidate.name, kind)
         card = ProbeCard(
             kind=kind,
@@ -348,3 +359,4 @@ def _save(
     part = out / ".evaluation.json.part"
     part.write_text(json.dumps(scores.to_dict(), indent=2) + "\n", encoding="utf-8")
     part.replace(out / "evaluation.json")
+    write_page(out, scores, probed.shares, images)

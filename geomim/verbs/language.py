@@ -19,6 +19,7 @@ from geomim.errors import ConfigError, InputError
 from geomim.evaluate.features import device_of
 from geomim.evaluate.fewshot import VALIDATION, draw, few_shot, possible
 from geomim.evaluate.figures import Figure, LanguageScores, beside_published
+from geomim.evaluate.intervals import INTERVALS
 from geomim.evaluate.retrieval import mean_average_precision, retrieval
 from geomim.evaluate.sentences import class_vectors, class_words, read_prompts, unit
 from geomim.evaluate.zeroshot import classification, confusion, counted, counting, segmentation
@@ -105,7 +106,7 @@ def evaluate_text(
     protocol = {
         **{"model": model, "fingerprint": opened.fingerprint, "image_size": opened.image_size},
         **{"data": data, "split": test_split, "test_images": len(images.test), "classes": words},
-        **{"prompts": list(templates), "seeds": seeds, "interval": "95 %, bootstrap over test images and draws"},
+        **{"prompts": list(templates), "seeds": seeds, "interval": INTERVALS},
         **{"geomim_version": __version__},
     }
     asked = (f"classes are asked for as '{templates[0]}', of {', '.join(words)}",) * bool(words)

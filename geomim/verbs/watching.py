@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from geomim.data.labelled import Labelled, open_labelled
 from geomim.errors import ConfigError, GeomimError, MissingExtraError
 from geomim.evaluate.features import extract_all, fast_half, frozen, pixel_statistics, random_like
-from geomim.evaluate.scores import PIXELS, RANDOM, probe_features
+from geomim.evaluate.scores import PIXELS, RANDOM, majority, probe_features
 from geomim.models.fitting import fitted
 from geomim.models.hierarchical import Encoder
 from geomim.models.inputs import ContractInput
@@ -81,7 +81,7 @@ class Probing:
     floors: list[dict[str, Any]] = field(default_factory=list, init=False)
 
     def __call__(self, encoder: Encoder, device: torch.device) -> dict[str, Any]:
-        """The facts, and `rows` of `encoder`, `probe`, `accuracy`, and `low` and `high` of its interval.
+        """The facts, and `rows` of `encoder`, `probe`, `accuracy`, `low` and `high` of its interval, `balanced`.
 
         Args:
             encoder: In evaluation mode, on the device. It is fitted to the contract.
@@ -94,7 +94,7 @@ class Probing:
             extractors |= {RANDOM: frozen(random_like(encoder, 0).to(device), half=half), PIXELS: pixel_statistics()}
         train, test = (extract_all(extractors, part, device) for part in self.parts)
         probed = [
-            {key: asdict(row)[key] for key in ("encoder", "probe", "accuracy", "low", "high")}
+            {key: getattr(row, key) for key in ("encoder", "probe", "accuracy", "low", "high", "balanced")}
             for name in extractors
             for row in probe_features(name, train[name], test[name], self.facts["classes"], ("knn", "linear"), [0]).rows
         ]
@@ -126,6 +126,7 @@ def probing(watch: Watching, encoder: Encoder, image_size: int) -> Probing | Non
         raise type(error)("watch.data: " + re.sub("--(train|test)-split", r"--watch.\1_split", str(error))) from error
     facts = {"data": images.name, "classes": len(images.classes), "test_split": watch.test_split}
     facts |= {"train_images": len(splits[0]), "test_images": len(splits[1])}
+    facts["majority"] = majority(*(torch.from_numpy(one.labels) for one in splits)).accuracy
     facts["notes"] = [*said, *images.notes, *notes[0], *notes[1]]
     train, test = (Batches(one, prepare, image_size) for one in splits)
     return Probing(contract, (train, test), facts, gsd)

@@ -61,9 +61,13 @@ def test_image_folder_with_splits(tmp_path, capsys):
     assert card.classes == tuple(sorted(CLASSES)) and card.contract["sensor"]["name"] == "rgb"
     assert probe.in_features == 48
     assert sorted(path.name for path in out.iterdir()) == [
+        "classes.csv",
+        "confusion.csv",
+        "confusion.png",
         "efficient.json",
         "efficient.safetensors",
         "evaluation.json",
+        "index.html",
         "linear.json",
         "linear.safetensors",
     ]
