@@ -9,8 +9,8 @@ from geomim.errors import CheckpointError, ResumeError
 from geomim.models.weights import FORMAT_VERSION
 
 _TRAINING = (
-    "max_steps clip precision accelerator devices nodes accumulate log_every checkpoint_every milestones strategy "
-    "checkpointing compile progress_bar"
+    "max_steps minutes clip precision accelerator devices nodes accumulate log_every checkpoint_every milestones "
+    "strategy checkpointing compile progress_bar"
 )
 FREE = {f"training.{name}" for name in _TRAINING.split()}
 FREE |= {"optimizer.base_learning_rate", "data.batch_size", "data.workers"}
