@@ -14,8 +14,6 @@ from typing import Any
 class StandIn(ModuleType):
     """A library, or anything in one: to subclass, which adds nothing; to decorate with, which changes nothing."""
 
-    __path__ = ()  # as packages have
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)

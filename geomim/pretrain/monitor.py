@@ -338,10 +338,9 @@ class Bar(pl.Callback):
             self._progress.add_task("", total=trainer.max_steps, completed=trainer.global_step, figures="")
             self._progress.start()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
         """Move the bar; speed and time left are those of the last steps."""
         if self._progress is not None:
-            assert isinstance(pl_module, PretrainModule)
             latest, pace, step = pl_module.latest, pl_module.pace, trainer.global_step
             said = [f"{timedelta(seconds=round(pace.left(step, trainer.max_steps)))} left"] if pace.recent else []
             said += [f"{pl_module.images_per_step / pace.recent:.0f} images/s"] if pace.recent else []

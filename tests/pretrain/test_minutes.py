@@ -1,6 +1,9 @@
 """How many steps fill some minutes: by a clock of the tests, which training itself moves."""
 
 import csv
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -125,3 +128,38 @@ def test_minutes_and_steps_are_one_length_which_is_said_last(tmp_path):
     for wrong in ({"minutes": 0}, {"minutes": float("inf")}, {"minutes": 1, "max_steps": 4}):
         with pytest.raises(ConfigError, match=r"training.minutes: .*in place of training.max_steps"):
             Training(**wrong)
+
+
+SLOWER_BY_RANK = """
+import os, sys
+from types import SimpleNamespace
+from geomim.cli import main
+from geomim.pretrain import minutes
+from geomim.pretrain.module import PretrainModule
+
+plain, now = PretrainModule.training_step, [0.0]
+
+def step(self, *given):
+    plain(self, *given)
+    now[0] += 4.0 * (1 + int(os.environ["RANK"]))
+
+PretrainModule.training_step = step
+minutes.time = SimpleNamespace(perf_counter=lambda: now[0])
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_ranks_have_the_steps_of_the_first(corpus, tmp_path):
+    (tmp_path / "rank.py").write_text(SLOWER_BY_RANK)
+    flags = (
+        "pretrain --recipe mae --method.decoder_depth 1 --method.decoder_width 16 --method.decoder_heads 2 "
+        "--encoder.image_size 16 --encoder.patch_size 4 --encoder.width 24 --encoder.depth 1 --encoder.heads 2 "
+        "--training.precision 32-true --training.accelerator cpu --training.progress_bar false --data.batch_size 4 "
+        f"--data.workers 1 --training.minutes 1 --out {tmp_path} --name run --data.corpus {corpus}"
+    ).split()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "rank.py"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*launch, *flags], env=environment, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    entry = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["geomim"]
+    stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["training"]["max_steps"]
+    assert entry["step"] == entry["settings"]["training.max_steps"] == stored == (60 - 6 * 4) // 4
