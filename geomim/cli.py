@@ -129,20 +129,16 @@ def _dispatch(arguments: list[str], alone: bool) -> int:
 
 
 def _absent(helping: bool) -> Callable[[str], bool]:
-    """Which libraries are left out: of help, whose pages come from signatures alone, all but the core's."""
+    """Which libraries are left out: of help, whose pages come from signatures alone, all but the core's.
+
+    Of work torchmetrics and torchvision, and what they bring: Lightning and timm import them for what nothing asks.
+    """
     if not helping:
-        return {"torchmetrics", "torchvision"}.__contains__  # Lightning and timm import them for what nothing here asks
+        return {"torchmetrics", "torchvision"}.__contains__
     import jsonargparse  # noqa: F401  # finds the libraries that it can use itself
 
-    core = {
-        "geomim",
-        "numpy",
-        "yaml",
-        "rich",
-        *sys.stdlib_module_names,
-        *(one.partition(".")[0] for one in sys.modules),
-    }
-    return lambda library: library not in core
+    core = {"geomim", "numpy", "yaml", "rich"} | {name.partition(".")[0] for name in sys.modules}
+    return lambda library: library not in core and library not in sys.stdlib_module_names
 
 
 def _load(verb: str) -> Callable[..., Any]:

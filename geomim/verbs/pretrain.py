@@ -99,7 +99,6 @@ def train(
         module.provenance = {"code": code_version(), "config": unsigned, "corpora": corpora}
         if data.sentences:
             module.provenance["sentences"] = data.sentences.said
-
         fixed = partial(_fix, module, training, config, folder / "config.yaml")
         if start is not None and steps:
             module.origin.settings["training.max_steps"] = steps
