@@ -15,6 +15,7 @@ from geomim import __version__
 from geomim.addresses import has_address, plain, split_list
 from geomim.errors import ConfigError, GeomimError, Interrupted, MissingExtraError, nearest
 from geomim.resources import shipped
+from geomim.standins import standing_in
 
 
 class Verb(NamedTuple):
@@ -72,11 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when all went well, 1 when the work failed, 2 when the arguments are wrong, 130 or 143 when interrupted,
         138 when SIGUSR1 ended it before the time of its SLURM job was up.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments, alone = list(sys.argv[1:] if argv is None else argv), argv is None
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        return _dispatch(arguments)
+        return _dispatch(arguments, alone)
     except KeyboardInterrupt:
         print("geomim: interrupted; what was finished is kept", file=sys.stderr)
         return 130
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, ConfigError) else 1
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(arguments: list[str], alone: bool) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -107,11 +108,16 @@ def _dispatch(arguments: list[str]) -> int:
     for words in (2, 1):
         name = " ".join(arguments[:words])
         if name in VERBS:
-            call = _load(name)
+            helping = alone and bool({"-h", "--help"} & {*arguments})
+            with standing_in(_absent(helping) if alone else lambda _: False):
+                call = _load(name)
             if VERBS[name].target.endswith(":run"):
                 call(arguments[words:])
-            else:
-                call(**parse(call, arguments[words:], name))
+                return 0
+            values = parse(call, arguments[words:], name)
+            if helping:  # as the value of a flag; there is nothing to work with now
+                raise ConfigError(f"geomim {name}: '-h' and '--help' ask for help; as a value, give it as --text=-h")
+            call(**values)
             return 0
     group = [verb for verb in VERBS if verb.startswith(f"{arguments[0]} ")]
     if group:
@@ -120,6 +126,19 @@ def _dispatch(arguments: list[str]) -> int:
         print(overview(arguments[0]))
         return 0
     raise ConfigError(f"unknown verb '{arguments[0]}'{nearest(arguments[0], {verb.split()[0] for verb in VERBS})}")
+
+
+def _absent(helping: bool) -> Callable[[str], bool]:
+    """Which libraries are left out: of help, whose pages come from signatures alone, all but the core's.
+
+    Of work torchmetrics and torchvision, and what they bring: Lightning and timm import them for what nothing asks.
+    """
+    if not helping:
+        return {"torchmetrics", "torchvision"}.__contains__
+    import jsonargparse  # noqa: F401  # finds the libraries that it can use itself
+
+    core = {"geomim", "numpy", "yaml", "rich"} | {name.partition(".")[0] for name in sys.modules}
+    return lambda library: library not in core and library not in sys.stdlib_module_names
 
 
 def _load(verb: str) -> Callable[..., Any]:

@@ -1,3 +1,5 @@
+import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -7,6 +9,14 @@ import pytest
 
 from geomim.cli import VERBS, main, parse
 from geomim.errors import ConfigError
+from geomim.pretrain.recipes import RECIPES
+
+TRAINING = set("torch lightning timm safetensors sympy zarr numcodecs pyarrow PIL".split())
+WORKING = TRAINING | set(
+    "torchvision torchmetrics torchgeo open_clip transformers tensorboard scipy sklearn pandas geopandas rasterio "
+    "shapely pyproj xarray duckdb numba matplotlib dask".split()
+)
+"""Libraries that do the work, and take time to load; of them those that training uses."""
 
 
 def build(source: list[str], out: str, tile: int = 256, bands: list[str] | None = None, overwrite: bool = False):
@@ -68,13 +78,69 @@ def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch, c
     assert "geomim export needs 'no_such_library'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+PAGES = [*VERBS, *(f"pretrain --recipe {recipe}" for recipe in RECIPES)]
+
+AS_COMMANDS = """
+import contextlib, io, json, sys
+from geomim.cli import main
+said = []
+for words in json.loads(sys.argv.pop()):
+    out = io.StringIO()
+    sys.argv[1:] = words
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), contextlib.suppress(SystemExit):
+        main()
+    said.append(out.getvalue())
+print(json.dumps([said, sorted({name.partition(".")[0] for name in sys.modules})]))
+"""
+
+
+def as_commands(*words: list[str]) -> tuple[list[str], set[str]]:
+    """What each of some command lines says, and the libraries that are loaded then: one process for all of them."""
+    command = [sys.executable, "-c", AS_COMMANDS, json.dumps(words)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "100"})
+    said, loaded = json.loads(run.stdout)
+    return said, set(loaded)
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, str]:
+    """The help of everything, of which none loads a library that does work."""
+    said, loaded = as_commands(*([*page.split(), "--help"] for page in PAGES))
+    assert not WORKING & loaded
+    return dict(zip(PAGES, said, strict=True))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_verb_explains_itself_as_if_its_libraries_were_loaded(page, pages, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as stop:
-        main([*verb.split(), "--help"])
+        main([*page.split(), "--help"])
     assert stop.value.code == 0
-    page = capsys.readouterr().out
-    assert f"geomim {verb}" in page and "--" in page
+    shown = capsys.readouterr().out
+    assert f"geomim {page.partition(' --')[0]}" in shown and "--" in shown
+    assert pages[page] == shown
+
+
+def test_verbs_load_what_they_use() -> None:
+    wrong = [[*verb.split(), "--no_such_flag", "1"] for verb in VERBS if VERBS[verb].extra == "corpus"]
+    said, loaded = as_commands(*wrong, ["plot", "nowhere"])
+    assert all("no_such_flag" in line for line in said[:-1]) and "no figures" in said[-1]
+    assert not {"torch", "lightning", "timm", "torchvision"} & loaded
+    wrong = [[*verb.split(), "--no_such_flag", "1"] for verb in VERBS if VERBS[verb].extra in ("train", "language")]
+    said, loaded = as_commands(*(words for words in wrong if words[0] != "plot"))
+    assert all("no_such_flag" in line for line in said) and {"torch", "lightning", "timm"} <= loaded
+    assert not loaded & (WORKING - TRAINING)
+
+
+def test_a_library_that_was_left_out_can_be_loaded_afterwards() -> None:
+    left_out = "import sys; sys.argv[1:] = ['show', '/nowhere']\nfrom geomim.cli import main; main()"
+    used = "import torchvision.transforms as T, torchmetrics; T.Resize(2); torchmetrics.MeanMetric()"
+    assert "torchvision.transforms.transforms" in loaded(f"{left_out}\n{used}")
+
+
+def test_help_as_a_value_is_no_work() -> None:
+    (said,), _ = as_commands(["plot", "nowhere", "--out", "-h"])
+    assert "'-h' and '--help' ask for help; as a value" in said
 
 
 def test_help_keeps_paragraphs_apart_and_examples_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,9 +35,6 @@ from geomim.corpus.report.page import html_page
 from geomim.corpus.report.report import write_report
 from geomim.corpus.store import CATALOGUE, Corpus, write_json, write_table, write_text
 from geomim.errors import CorpusError, InputError
-
-if TYPE_CHECKING:
-    import pyarrow.dataset as ds
 
 EXCLUSIONS = pa.schema(
     [
@@ -170,7 +167,7 @@ class _Undecided(Corpus):
         open_yet = {"statistics": {"mean": bands, "std": bands}, "licences": (), "attributions": (), "sizes": sizes}
         super().__init__(path, meta | open_yet)
 
-    def rows(self) -> ds.Dataset:
+    def rows(self) -> Any:
         """Facts of all tiles, in id order; all that will be decided is null."""
         from pyarrow.dataset import dataset
 

@@ -29,7 +29,7 @@ from geomim.pretrain.resume import changes, go_on
 from geomim.pretrain.scaling import local, shard, whole
 from geomim.pretrain.skipped import Skipped
 from geomim.pretrain.step import Step, join
-from geomim.pretrain.throughput import count_flops, few, peak
+from geomim.pretrain.throughput import Pace, count_flops, few, peak
 from geomim.randomness import Draws
 from geomim.sensors import BandContract
 
@@ -78,12 +78,13 @@ class PretrainModule(pl.LightningModule):
         compiled: Compile encoding, decoding and losses, a graph a sensor.
 
     Attributes:
-        idle: Seconds since the last log that were not spent training; left out of images/s.
+        pace: How fast it is; what is done `aside` is left out.
         latest: The figures logged last.
         history: What resumed runs changed: `step`, and `changed` with `[old, new]` by name.
         provenance: What else a checkpoint says of where it comes from, as plain values: `code`, `config`, `corpora`,
             and `evaluation`, the scores seen last.
         pruning: The data module's; None where nothing is pruned.
+        rehearsed: The share of training that steps stand for which will be forgotten; None where they count.
     """
 
     def __init__(
@@ -103,11 +104,12 @@ class PretrainModule(pl.LightningModule):
         self.model, self.origin, self.batch_size = model, origin, batch_size
         self.optimisation, self.seed, self.log_every = optimisation, seed, log_every
         self.accumulate, self.clip, self.compiled = accumulate, clip, compiled
-        self.idle = 0.0
+        self.pace = Pace()
         self.latest: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
         self.provenance: dict[str, Any] = {}
         self.pruning: Any = None
+        self.rehearsed: float | None = None
         self._sums: dict[str, Tensor] = {}
         self._steps = Counter[str]()  # in which each of them was asked
         self._flops: dict[Any, float] = {}  # of an image of each sensor, with the terms that were asked
@@ -124,6 +126,8 @@ class PretrainModule(pl.LightningModule):
     @property
     def progress(self) -> float:
         """Share of training that is done."""
+        if self.rehearsed is not None:
+            return self.rehearsed
         return min(1.0, self.trainer.global_step / self.trainer.max_steps)
 
     @property
@@ -160,13 +164,15 @@ class PretrainModule(pl.LightningModule):
         progress = torch.full((), self.progress, device=self.device)
         for name in self.model.begin(self.progress):
             again = ", and compiled with all others anew" * self.compiled
-            rank_zero_only(print)(f"step {self.trainer.global_step + 1}: '{name}' is asked from here on{again}")
+            if self.rehearsed is None:
+                rank_zero_only(print)(f"step {self.trainer.global_step + 1}: '{name}' is asked from here on{again}")
         self._count(parts[0], progress)
         self._follow(progress)
         plans, losses, said = [], [], []
         loader: Any = self.trainer.train_dataloader
         for part in parts:
-            self._skipped.note(part, loader.dataset)
+            if self.rehearsed is None:
+                self._skipped.note(part, loader.dataset)
             context = self._receive(part)
             plans.append(self.model.plan(context, progress))
             if self.model.shared and len(parts) > 1:
@@ -254,7 +260,7 @@ class PretrainModule(pl.LightningModule):
             torch.cuda.synchronize(self.device)
         start = time.perf_counter()
         yield
-        self.idle += time.perf_counter() - start
+        self.pace.idle += time.perf_counter() - start
 
     def _receive(self, part: dict[str, Any]) -> Context:
         """A micro-batch on the device, augmented; the same whenever it is asked for."""
@@ -268,19 +274,25 @@ class PretrainModule(pl.LightningModule):
             torch._dynamo.config.recompile_limit = 64  # a graph a sensor, each with and without validity
             self._compare = torch.compile(self._compare, dynamic=False)
         self._failed = torch.zeros_like(self._failed, device=self.device)
-        self._mark = (self.trainer.global_step, time.perf_counter(), 0.0)
-        self._start = self._mark
-        self.idle = 0.0
+        self.pace = Pace(self.trainer.global_step)
+        self._mark = (self.trainer.global_step, self.pace.clock(), 0.0)
+
+    def forget(self) -> None:
+        """Have no step of a rehearsal done; weights and optimiser are not its own."""
+        self.rehearsed, self._sums, self._steps, self._spent = None, {}, Counter(), 0.0
+        if self.pruning:
+            self.pruning.noted = []
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log when it is time."""
         trainer: Any = self.trainer
         step = trainer.global_step
+        self.pace.note()
         if step % self.log_every and step != trainer.max_steps:
             return
         losses = self._read_losses()
-        now, waited = time.perf_counter(), trainer.train_dataloader.waited
-        seconds = max(1e-9, now - self._mark[1] - self.idle)
+        now, waited = self.pace.clock(), trainer.train_dataloader.waited
+        seconds = max(1e-9, now - self._mark[1])
         done = step - self._mark[0]
         speed, limit = self._spent / seconds / trainer.world_size, peak(self.device)
         known = limit is not None and "bf16" in str(trainer.precision)
@@ -292,10 +304,9 @@ class PretrainModule(pl.LightningModule):
             "flops_per_image": self._spent / max(1, done * self.images_per_step),
             **({"mfu": speed / limit} if known and limit else {"flops_per_second": speed}),
             "wait": (waited - self._mark[2]) / seconds,
-            "hours_left": (trainer.max_steps - step) * (now - self._start[1]) / (step - self._start[0]) / 3600,
+            "hours_left": self.pace.left(step, trainer.max_steps) / 3600,
         }
-        self._sums, self._steps, self._spent = {}, Counter(), 0.0
-        self._mark, self.idle = (step, now, waited), 0.0
+        self._sums, self._steps, self._mark, self._spent = {}, Counter(), (step, now, waited), 0.0
         for logger in trainer.loggers:
             logger.log_metrics(self.latest, step)
 

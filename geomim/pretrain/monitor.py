@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning_utilities.core.apply_func import apply_to_collection
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -335,19 +336,21 @@ class Bar(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the bar on the first rank."""
         if trainer.is_global_zero:
-            columns = (TextColumn("pretrain"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._progress = Progress(*columns, TextColumn("{task.fields[figures]}"), refresh_per_second=2)
+            columns = (TextColumn("pretrain"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
+            self._progress = Progress(*columns, refresh_per_second=2)
             self._progress.add_task("", total=trainer.max_steps, completed=trainer.global_step, figures="")
             self._progress.start()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Move the bar."""
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        """Move the bar; speed and time left are those of the last steps."""
         if self._progress is not None:
-            latest = getattr(pl_module, "latest", {})
-            figures = f"loss {latest['loss']:.4f}  {latest['images_per_second']:.0f} images/s" if latest else ""
-            figures += f"  MFU {latest['mfu']:.0%}" if "mfu" in latest else ""
-            figures += f"  waits {latest['wait']:.0%}" if latest.get("wait", 0) > 0.03 else ""
-            self._progress.update(self._progress.task_ids[0], completed=trainer.global_step, figures=figures)
+            latest, pace, step = pl_module.latest, pl_module.pace, trainer.global_step
+            said = [f"{timedelta(seconds=round(pace.left(step, trainer.max_steps)))} left"] if pace.recent else []
+            said += [f"{pl_module.images_per_step / pace.recent:.0f} images/s"] if pace.recent else []
+            said += [f"loss {latest['loss']:.4f}"] if latest else []
+            said += [f"MFU {latest['mfu']:.0%}"] if "mfu" in latest else []
+            said += [f"waits {latest['wait']:.0%}"] if latest.get("wait", 0) > 0.03 else []
+            self._progress.update(self._progress.task_ids[0], completed=step, figures="  ".join(said))
 
     def on_train_end(self, *_: Any) -> None:
         """Leave the finished bar standing."""

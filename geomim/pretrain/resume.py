@@ -12,8 +12,8 @@ from geomim.models.weights import FORMAT_VERSION
 from geomim.pretrain.objective import MaskedImageModel, Term
 
 _TRAINING = (
-    "max_steps clip precision accelerator devices nodes accumulate log_every checkpoint_every milestones strategy "
-    "checkpointing compile progress_bar"
+    "max_steps minutes clip precision accelerator devices nodes accumulate log_every checkpoint_every milestones "
+    "strategy checkpointing compile progress_bar"
 )
 FREE = {f"training.{name}" for name in _TRAINING.split()}
 FREE |= {"optimizer.base_learning_rate", "data.batch_size", "data.workers"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -25,6 +26,41 @@ PEAKS = {
     "4090": 165e12,
 }
 """Dense bfloat16 FLOP/s by what the name of a device holds; NVIDIA's data sheets."""
+
+
+_KEPT = 0.95
+"""What a step counts of the one after it in the recent pace, which so is that of some 20 steps."""
+
+
+class Pace:
+    """How fast a run is, and how long it will take.
+
+    Attributes:
+        idle: Seconds that were not spent training: they are no part of a step, but of what is left.
+    """
+
+    def __init__(self, step: int = 0) -> None:
+        self.idle, self._first = 0.0, step
+        self._steps, self._seconds, self._last = 0.0, 0.0, self.clock()
+
+    def clock(self) -> float:
+        """Seconds of training, from some time on."""
+        return time.perf_counter() - self.idle
+
+    def note(self) -> None:
+        """A step is done."""
+        now = self.clock()
+        self._steps, self._seconds = _KEPT * self._steps + 1, _KEPT * self._seconds + now - self._last
+        self._last = now
+
+    @property
+    def recent(self) -> float | None:
+        """Seconds that one of the last steps took; None before the first."""
+        return self._seconds / self._steps if self._steps else None
+
+    def left(self, step: int, steps: int) -> float:
+        """Seconds from the end of a step to that of the last one of `steps`."""
+        return (steps - step) * ((self.recent or 0.0) + self.idle / max(1, step - self._first))
 
 
 def peak(device: torch.device) -> float | None:

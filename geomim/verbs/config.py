@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ class Training:
 
     Args:
         max_steps: Optimiser steps; every schedule is spread over them, anew where a resumed run changes them.
+        minutes: Train for so long instead: steps are timed first, with this machine, data and model, and as many done
+            as fill the time. It counts the timing and the steps with their reading, not start-up, looks and
+            checkpoints. A resumed run has the steps that were fixed.
         accumulate: Micro-batches an optimiser step: the same training as one batch of that size, in less memory.
         precision: Arithmetic of the matrix products; weights are always 32 bits.
         accelerator: `auto` takes a GPU where there is one.
@@ -45,6 +49,7 @@ class Training:
     """
 
     max_steps: int = 10_000
+    minutes: float | None = None
     accumulate: int = 1
     precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
@@ -64,6 +69,11 @@ class Training:
         for name in ("max_steps", "accumulate", "nodes", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}: expected at least 1; given {getattr(self, name)}")
+        if self.minutes is not None and (not 0 < self.minutes < math.inf or self.max_steps != Training.max_steps):
+            raise ConfigError(
+                "training.minutes: expected above 0, and in place of training.max_steps; given "
+                f"{self.minutes} and {self.max_steps}"
+            )
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"training.clip: expected above 0, or left out; given {self.clip}")
         if not 0 <= self.prune <= 0.9:
@@ -118,7 +128,7 @@ def read_config(argv: Sequence[str]) -> Namespace:
         for source, layer in layers:
             _check_keys(parser, source, layer)
     try:
-        parsed = parser.parse_args(argv)
+        parsed = parser.parse_args([*argv, *_one_length(layers)])
         written = {key: value for key, value in parsed.clone().as_dict().items() if key != "config"}
         config = parser.instantiate_classes(parsed)
     except ArgumentError as error:
@@ -126,6 +136,22 @@ def read_config(argv: Sequence[str]) -> Namespace:
         raise ConfigError(" ".join(str(error).split()) + hint) from error
     config.written = written
     return config
+
+
+def _one_length(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """What makes one length of a run out of two: `minutes` and `max_steps` are said last by one of them.
+
+    Raises:
+        ConfigError: The same file, or the command line, says both.
+    """
+    flags = {"training.max_steps": str(Training.max_steps), "training.minutes": "null"}
+    said = [(source, flag) for source, layer in layers for flag in flags if layer.get(flag) not in (None, "null")]
+    if len({flag for _, flag in said}) < 2:
+        return []
+    source, last = said[-1]
+    if len({flag for one, flag in said if one == source}) > 1:
+        raise ConfigError(f"{source}: training.max_steps and training.minutes both say how long to train: give one")
+    return [f"--{flag}={unsaid}" for flag, unsaid in flags.items() if flag != last]
 
 
 def _layers(argv: list[str]) -> list[tuple[str, dict[str, Any]]]:

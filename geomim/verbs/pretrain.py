@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from geomim.models.text import stored
 from geomim.models.weights import read_checkpoint
 from geomim.pretrain.checkpoints import Checkpoints
 from geomim.pretrain.launch import placement, sharing
+from geomim.pretrain.minutes import Minutes
 from geomim.pretrain.module import Origin, PretrainModule
 from geomim.pretrain.monitor import Bar, Watch
 from geomim.pretrain.optimisation import Optimisation
@@ -75,11 +79,12 @@ def train(
     """
     folder = Path(folder)
     start, last = _start(folder, resume), folder / "checkpoints" / "last.ckpt"
+    steps = _steps(training, start)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips are not ours
     unsigned = config and apply_to_collection(as_plain(config), str, plain)  # it travels
     with Signals() as signals, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")
-        trainer = _trainer(folder, training, watch, unsigned, signals)
+        trainer = _trainer(folder, training, steps, watch, unsigned, signals)
         module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size, start)
         model = module.model
         tokenizer = model.joint.text if model.joint else None
@@ -95,30 +100,69 @@ def train(
         module.provenance = {"code": code_version(), "config": unsigned, "corpora": corpora}
         if data.sentences:
             module.provenance["sentences"] = data.sentences.said
-        if start is not None and _done(module, start, training.max_steps, last):
-            return last
+        fixed = partial(_fix, module, training, config, folder / "config.yaml")
+        if start is not None and steps:
+            module.origin.settings["training.max_steps"] = steps
+            if _done(module, start, steps, last):
+                return last
         last.parent.mkdir(parents=True, exist_ok=True)
-        if config is not None and trainer.is_global_zero:
-            _store(folder / "config.yaml", config, module.history)
+        if steps:
+            fixed(steps)
+        else:
+            trainer.callbacks.append(Minutes(training.minutes or 0.0, fixed))
         try:
             trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
         except (RuntimeError, OSError, GeomimError) as error:
             raise _sentence(error, training) from error
-    if signals.received and trainer.global_step < training.max_steps:
-        where = f" at step {trainer.global_step} of {training.max_steps}; go on with --resume last"
+    if signals.received and trainer.global_step < trainer.max_steps:
+        where = f" at step {trainer.global_step} of {trainer.max_steps}; go on with --resume last"
         raise interrupted(signals.received, where)
     return last
 
 
+def _steps(training: Training, start: Path | None) -> int | None:
+    """How many steps the run has; None where its minutes will say.
+
+    Raises:
+        ResumeError: Others than those that fixed the steps of the checkpoint are given.
+    """
+    if training.minutes is None or start is None:
+        return training.max_steps if training.minutes is None else None
+    settings = (read_checkpoint(start).get("geomim") or {}).get("settings", {})
+    minutes, steps = settings.get("training.minutes"), settings.get("training.max_steps")
+    if minutes != training.minutes:
+        fixed = f"{steps} steps, fixed by training.minutes {minutes:g}" if minutes else f"training.max_steps {steps}"
+        raise ResumeError(
+            f"cannot resume: the checkpoint has {fixed}, this run has training.minutes {training.minutes:g}. Give the "
+            "checkpoint's own, or for a longer run more training.max_steps"
+        )
+    return int(steps)
+
+
+def _fix(module: PretrainModule, training: Training, config: Mapping[str, Any] | None, path: Path, steps: int) -> None:
+    """Say how many steps there are in what is stored of a run, and write its configuration."""
+    fits = asdict(replace(training, max_steps=steps, minutes=None))
+    module.origin.settings["training.max_steps"] = steps
+    if config is not None:
+        module.provenance["config"]["training"] = fits | {"minutes": training.minutes}
+        note = f"# max_steps: what fills {training.minutes:g} minutes of training here\n" if training.minutes else ""
+        rank_zero_only(_store)(path, {**config, "training": fits}, module.history, note)
+
+
 def _trainer(
-    folder: Path, training: Training, watch: Watching, config: Mapping[str, Any] | None, signals: Signals
+    folder: Path,
+    training: Training,
+    steps: int | None,
+    watch: Watching,
+    config: Mapping[str, Any] | None,
+    signals: Signals,
 ) -> pl.Trainer:
     """What runs the steps, on the devices asked for."""
     checkpoints = Checkpoints(folder / "checkpoints", training.checkpoint_every, training.milestones, signals)
     try:
         placed = placement(training.accelerator, training.devices, training.nodes)
         return pl.Trainer(
-            max_steps=training.max_steps,
+            max_steps=steps or sys.maxsize,
             max_epochs=-1,
             reload_dataloaders_every_n_epochs=int(training.prune > 0),
             precision=training.precision,
@@ -138,9 +182,8 @@ def _trainer(
         raise ConfigError(f"{where} cannot be had on this machine: {error}") from error
 
 
-def _store(path: Path, config: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
-    """Write a configuration, with what resumed runs changed as comments."""
-    lines = ""
+def _store(path: Path, config: Mapping[str, Any], history: Sequence[Mapping[str, Any]], lines: str) -> None:
+    """Write a configuration, with some lines and what resumed runs changed as comments."""
     for one in history:
         changed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in one["changed"].items())
         lines += f"# from step {one['step']}: {changed}\n"

@@ -173,7 +173,7 @@ def test_only_the_first_process_looks(corpus, tmp_path):
         module.trainer = trainer
         watch.on_train_batch_end(trainer, module)
         assert told == [2] * first and (tmp_path / "pictures").exists() == first
-    assert module.idle > 0 and module.model.training
+    assert module.pace.idle > 0 and module.model.training
 
 
 def look(data, folder, batch, recipe="mae", method=METHOD):

@@ -2,6 +2,7 @@
 
 import csv
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from tiny_corpus import write_corpus
 from tiny_recipes import TEXT, annotated
 
 from geomim.data.datamodule import TileDataModule
+from geomim.pretrain import throughput
 from geomim.pretrain.checkpoints import Checkpoints
-from geomim.pretrain.monitor import Watch
+from geomim.pretrain.monitor import Bar, Watch
 from geomim.pretrain.throughput import count_flops, few, peak
 from geomim.verbs.pretrain import Training, build, train
 from geomim.verbs.watching import Watching
@@ -105,6 +107,39 @@ def test_looks_and_checkpoints_are_left_out_of_the_speed_but_not_of_the_time_tha
     with (tmp_path / "metrics.csv").open() as file:
         row = next(csv.DictReader(file))
     assert float(row["hours_left"]) * 3600 > 2 * 6 / float(row["images_per_second"]) + 0.99
+
+
+def test_the_pace_is_that_of_the_last_steps_and_what_is_left_counts_what_is_no_training(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: now))
+    pace = throughput.Pace(100)
+    assert pace.recent is None
+    for step in range(200):
+        now += 4.0 if step < 100 else 1.0
+        pace.note()
+        if step == 99:
+            assert pace.recent == pytest.approx(4) and pace.left(200, 300) == pytest.approx(400)
+    assert pace.recent == pytest.approx(1, rel=0.03)
+    now, pace.idle = now + 50, 50.0  # a look
+    pace.note()
+    assert pace.recent < 1.03
+    assert pace.left(300, 340) == pytest.approx(40 * (pace.recent + 50 / 200))
+
+
+def test_the_bar_shows_the_recent_pace(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: now))
+    trainer = SimpleNamespace(is_global_zero=True, max_steps=3700, global_step=0, world_size=1)
+    module = SimpleNamespace(latest={}, pace=throughput.Pace(), images_per_step=128)
+    bar = Bar()
+    bar.on_train_start(trainer, module)
+    for trainer.global_step in range(1, 101):
+        now += 8.0 if trainer.global_step == 1 else 1.0
+        bar.on_train_batch_end(trainer, module)
+        module.pace.note()
+    bar.on_train_batch_end(trainer, module)
+    assert bar._progress.tasks[0].fields["figures"] == "1:00:08 left  128 images/s"
+    bar.on_train_end()
 
 
 def test_the_peak_of_a_device_is_known_by_its_name(monkeypatch):

@@ -1,0 +1,67 @@
+"""Stand-ins for libraries of which nothing is used: whatever is imported from one is there, and does nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+
+class StandIn(ModuleType):
+    """A library, or anything in one: to subclass, which adds nothing; to decorate with, which changes nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return StandIn(name)
+
+    def __mro_entries__(self, _: Any) -> tuple[type, ...]:
+        return ()
+
+    def __call__(self, *given: Any, **_: Any) -> Any:  # noqa: D102
+        return given[0] if given and callable(given[0]) else self
+
+    def __getitem__(self, _: Any) -> StandIn:
+        return self
+
+    def __or__(self, _: Any) -> StandIn:
+        return self
+
+    __ror__ = __or__
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+    def __instancecheck__(self, _: Any) -> bool:
+        return False
+
+
+class _Finder(MetaPathFinder, Loader):
+    def __init__(self, absent: Callable[[str], bool]) -> None:
+        self.absent = absent
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self, is_package=True) if self.absent(name.partition(".")[0]) else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return StandIn(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
+@contextmanager
+def standing_in(absent: Callable[[str], bool]) -> Iterator[None]:
+    """Import other modules without the libraries of which `absent` says so; these can be imported themselves later."""
+    finder = _Finder(absent)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [name for name, module in sys.modules.items() if isinstance(module, StandIn)]:
+            del sys.modules[name]

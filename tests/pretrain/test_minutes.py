@@ -1,0 +1,165 @@
+"""How many steps fill some minutes: by a clock of the tests, which training itself moves."""
+
+import csv
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from tiny_corpus import write_corpus
+from tiny_recipes import DECODER, ENCODER, TEXT, annotated
+
+from geomim.data.datamodule import TileDataModule
+from geomim.errors import ConfigError, ResumeError
+from geomim.pretrain import minutes
+from geomim.pretrain.checkpoints import Checkpoints
+from geomim.pretrain.module import PretrainModule
+from geomim.verbs.config import Training, read_config
+from geomim.verbs.pretrain import train
+
+QUICK = {"precision": "32-true", "accelerator": "cpu", "progress_bar": False, "log_every": 1}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return str(annotated(write_corpus(tmp_path_factory.mktemp("minutes") / "corpus")))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a step moves by 2 s, and by 4 s where all terms are asked; the first two take longer."""
+    clock = SimpleNamespace(now=0.0, steps=[])
+    plain = PretrainModule.training_step
+
+    def step(self, *given):
+        plain(self, *given)
+        seconds = 2.0 if any(term.silent for term in self.model.terms) else 4.0
+        clock.now += seconds + (4.0 if len(clock.steps) < 2 else 0.0)
+        clock.steps.append((self.rehearsed, seconds))
+
+    monkeypatch.setattr(PretrainModule, "training_step", step)
+    monkeypatch.setattr(minutes, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    return clock
+
+
+def run(corpus, folder, recipe="mae", resume=None, config=None, method=(), **training):
+    data = TileDataModule(corpus, batch_size=4, image_size=16, workers=0)
+    given = Training(**QUICK | training)
+    train(data, folder, recipe, DECODER | dict(method), ENCODER, training=given, resume=resume, config=config)
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def test_a_run_of_minutes_ends_on_time_and_is_the_one_of_so_many_steps(corpus, clock, tmp_path, capsys):
+    last = run(corpus, tmp_path / "timed", minutes=1)
+    steps, said = last["geomim"]["step"], capsys.readouterr().out
+    assert 56 < clock.now <= 60 and steps == clock.steps.count((None, 4.0))
+    assert (
+        f"1 minutes of training: {steps} steps of 4 images, 4 s each, after {clock.now - 4 * steps:g} s of timing"
+        in said
+    )
+    same = run(corpus, tmp_path / "counted", max_steps=steps)
+    assert all(torch.equal(last["state_dict"][name], one) for name, one in same["state_dict"].items())
+    tables = [(tmp_path / name / "metrics.csv").open() for name in ("timed", "counted")]
+    for one, other in zip(*map(csv.DictReader, tables), strict=True):
+        assert all(one[name] == other[name] for name in ("step", "loss", "learning_rate", "images"))
+
+
+def test_terms_that_start_late_count_by_the_share_in_which_they_are_asked(corpus, clock, tmp_path):
+    last = run(corpus, tmp_path, "selective_rils", method={"text": TEXT, "gate": False, "starts": 0.75}, minutes=2)
+    rehearsed = [step for step in clock.steps if step[0] is not None]
+    assert {*rehearsed} == {(0.0, 2.0), (0.75, 4.0)}
+    assert 115 < clock.now <= 120 and last["geomim"]["step"] == len(clock.steps) - len(rehearsed)
+
+
+def test_what_pruning_noted_is_forgotten_and_its_epochs_are_those_of_the_steps(corpus, clock, tmp_path):
+    last = run(corpus, tmp_path / "timed", minutes=1, prune=0.5)
+    same = run(corpus, tmp_path / "counted", max_steps=last["geomim"]["step"], prune=0.5)
+    assert torch.equal(last["pruning"]["losses"], same["pruning"]["losses"])
+
+
+def test_steps_are_stored_and_a_resumed_run_has_them(corpus, clock, tmp_path, monkeypatch):
+    config = {"recipe": "mae", "training": {"max_steps": 10_000, "minutes": 1.0}}
+    save = Checkpoints._save
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Checkpoints, "_save", lambda *given: save(*given) or 1 / 0)
+        run(corpus, tmp_path, config=config, minutes=1, checkpoint_every=3)
+    text = (tmp_path / "config.yaml").read_text()
+    stored = yaml.safe_load(text)["training"]
+    assert text.startswith("# max_steps: what fills 1 minutes") and stored["minutes"] is None
+    half = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["geomim"]
+    assert half["step"] == 3 and half["settings"]["training.max_steps"] == stored["max_steps"]
+    assert half["provenance"]["config"]["training"] == stored | {"minutes": 1.0}
+    clock.steps.clear()
+    done = run(corpus, tmp_path, resume="last", config=config, minutes=1, checkpoint_every=3)["geomim"]
+    assert done["step"] == stored["max_steps"] and not done["history"]
+    assert [step for step, _ in clock.steps] == [None] * (stored["max_steps"] - 3)
+    assert (tmp_path / "config.yaml").read_text() == text
+    with pytest.raises(ResumeError, match=r"fixed by training.minutes 1, this run has training.minutes 2.*max_steps"):
+        run(corpus, tmp_path, resume="last", minutes=2)
+    longer = run(corpus, tmp_path, resume="last", max_steps=done["step"] + 1)["geomim"]
+    assert longer["step"] == done["step"] + 1 and longer["history"][0]["changed"]["training.minutes"] == [1.0, None]
+
+
+def test_minutes_that_hold_no_step_are_refused(corpus, clock, tmp_path):
+    with pytest.raises(ConfigError, match=r"training.minutes 0.1: a step takes 4 s here.*give more minutes, or"):
+        run(corpus, tmp_path, minutes=0.1)
+    assert not (tmp_path / "config.yaml").exists()
+    with pytest.raises(ConfigError, match=r"training.milestones: expected 0 to training.max_steps, \d+; given 900"):
+        run(corpus, tmp_path, minutes=1, milestones=900)
+
+
+def test_minutes_and_steps_are_one_length_which_is_said_last(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("data: {corpus: c}\ntraining: {max_steps: 7}\n")
+    asked = ["--config", str(file)]
+    assert read_config(asked).training.max_steps == 7
+    timed = read_config([*asked, "--training.minutes", "5"])
+    assert timed.training.minutes == 5 and timed.written["training"]["max_steps"] == Training.max_steps
+    file.write_text("data: {corpus: c}\ntraining: {minutes: 5}\n")
+    assert read_config([*asked, "--training.max_steps=9"]).training == Training(max_steps=9)
+    with pytest.raises(ConfigError, match=r"command line: training.max_steps and training.minutes.* give one"):
+        read_config([*asked, "--training.minutes", "5", "--training.max_steps", "10000"])
+    file.write_text("training: {minutes: 5, max_steps: 4}\n")
+    with pytest.raises(ConfigError, match=r"run.yaml: training.max_steps and training.minutes both"):
+        read_config(asked)
+    for wrong in ({"minutes": 0}, {"minutes": float("inf")}, {"minutes": 1, "max_steps": 4}):
+        with pytest.raises(ConfigError, match=r"training.minutes: .*in place of training.max_steps"):
+            Training(**wrong)
+
+
+SLOWER_BY_RANK = """
+import os, sys
+from types import SimpleNamespace
+from geomim.cli import main
+from geomim.pretrain import minutes
+from geomim.pretrain.module import PretrainModule
+
+plain, now = PretrainModule.training_step, [0.0]
+
+def step(self, *given):
+    plain(self, *given)
+    now[0] += 4.0 * (1 + int(os.environ["RANK"]))
+
+PretrainModule.training_step = step
+minutes.time = SimpleNamespace(perf_counter=lambda: now[0])
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_ranks_have_the_steps_of_the_first(corpus, tmp_path):
+    (tmp_path / "rank.py").write_text(SLOWER_BY_RANK)
+    flags = (
+        "pretrain --recipe mae --method.decoder_depth 1 --method.decoder_width 16 --method.decoder_heads 2 "
+        "--encoder.image_size 16 --encoder.patch_size 4 --encoder.width 24 --encoder.depth 1 --encoder.heads 2 "
+        "--training.precision 32-true --training.accelerator cpu --training.progress_bar false --data.batch_size 4 "
+        f"--data.workers 1 --training.minutes 1 --out {tmp_path} --name run --data.corpus {corpus}"
+    ).split()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "rank.py"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*launch, *flags], env=environment, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    entry = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["geomim"]
+    stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["training"]["max_steps"]
+    assert entry["step"] == entry["settings"]["training.max_steps"] == stored == (60 - 6 * 4) // 4
