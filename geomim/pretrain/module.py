@@ -272,7 +272,7 @@ class PretrainModule(pl.LightningModule):
         """Start the clock."""
         self._compare = self.model.compare
         if self.compiled:
-            torch._dynamo.config.recompile_limit = 256  # a graph a sensor, validity, set of terms and shape of sentences
+            torch._dynamo.config.recompile_limit = 256  # a graph a sensor, validity, set of terms, shape of sentences
             self._compare = torch.compile(self._compare, dynamic=False)
         self._failed = torch.zeros_like(self._failed, device=self.device)
         self._mark = (self.trainer.global_step, time.perf_counter(), 0.0)
