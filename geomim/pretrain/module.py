@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,9 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 from geomim.errors import ConfigError, GeomimError
 from geomim.models.weights import FORMAT_VERSION
 from geomim.pretrain.context import Context
-from geomim.pretrain.objective import MaskedImageModel
+from geomim.pretrain.objective import MaskedImageModel, Plan
 from geomim.pretrain.optimisation import Optimisation, parameter_groups
-from geomim.pretrain.replay import blame
+from geomim.pretrain.replay import keep
 from geomim.pretrain.resume import changes, go_on
 from geomim.pretrain.scaling import local, shard, whole
 from geomim.pretrain.skipped import Skipped
@@ -168,22 +167,8 @@ class PretrainModule(pl.LightningModule):
                 rank_zero_only(print)(f"step {self.trainer.global_step + 1}: '{name}' is asked from here on{again}")
         self._count(parts[0], progress)
         self._follow(progress)
-        plans, losses, said = [], [], []
-        loader: Any = self.trainer.train_dataloader
-        for part in parts:
-            if self.rehearsed is None:
-                self._skipped.note(part, loader.dataset)
-            context = self._receive(part)
-            plans.append(self.model.plan(context, progress))
-            if self.model.shared and len(parts) > 1:
-                said.append(self.model.said(context, plans[-1]))
-        steps: Sequence[Step | None] = join(said) if said else [None] * len(parts)
-        if steps[0]:
-            self.model.survey(steps[0])
-        totals = torch.stack([plan.weights.sum(1) for plan in plans]).sum(0)
-        if self.trainer.world_size > 1:  # DDP averages gradients over ranks
-            dist.all_reduce(totals)
-            totals = totals / self.trainer.world_size
+        context, plans, steps, totals = self._survey(parts, progress)
+        losses = []
         plain: Any = self.trainer.optimizers[0]
         plain.zero_grad()
         for left in reversed(range(len(parts))):  # the last one is on the device still
@@ -206,6 +191,28 @@ class PretrainModule(pl.LightningModule):
             group["lr"] = self.learning_rate * group["scale"]
         plain.found_inf = (self._failed > 0).float()  # the fused update then leaves weights and moments as they are
         optimizer.step()
+
+    def _survey(
+        self, parts: Sequence[dict[str, Any]], progress: Tensor
+    ) -> tuple[Context, list[Plan], Sequence[Step | None], Tensor]:
+        """The last micro-batch, of each what is asked and the step it is part of, and what all of them weigh."""
+        loader: Any = self.trainer.train_dataloader
+        plans, said = [], []
+        for part in parts:
+            if self.rehearsed is None:
+                self._skipped.note(part, loader.dataset)
+            context = self._receive(part)
+            plans.append(self.model.plan(context, progress))
+            if self.model.shared and len(parts) > 1:
+                said.append(self.model.said(context, plans[-1]))
+        steps: Sequence[Step | None] = join(said) if said else [None] * len(parts)
+        if steps[0]:
+            self.model.survey(steps[0])
+        totals = torch.stack([plan.weights.sum(1) for plan in plans]).sum(0)
+        if self.trainer.world_size > 1:  # DDP averages gradients over ranks
+            dist.all_reduce(totals)
+            totals = totals / self.trainer.world_size
+        return context, plans, steps, totals
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -271,7 +278,7 @@ class PretrainModule(pl.LightningModule):
         """Start the clock."""
         self._compare = self.model.compare
         if self.compiled:
-            torch._dynamo.config.recompile_limit = 64  # a graph a sensor, each with and without validity
+            torch._dynamo.config.recompile_limit = 256  # a graph a sensor, validity, set of terms, shape of sentences
             self._compare = torch.compile(self._compare, dynamic=False)
         self._failed = torch.zeros_like(self._failed, device=self.device)
         self.pace = Pace(self.trainer.global_step)
@@ -324,7 +331,7 @@ class PretrainModule(pl.LightningModule):
         if not self._steps:
             return {}
         if failed := int(self._failed):
-            raise GeomimError(self._fail(failed))
+            raise GeomimError(f"{keep(self.trainer, self, failed)}. {_DIVERGED}")
         if self.pruning:
             self.pruning.read(self.trainer.world_size)
         stacked = torch.stack([total / self._steps[name] for name, total in self._sums.items()])
@@ -333,35 +340,6 @@ class PretrainModule(pl.LightningModule):
         losses = dict(zip(self._sums, values, strict=True))
         skipped = self._skipped.count(trainer.train_dataloader.dataset.sets, trainer.world_size)
         return losses | ({"unreadable": float(skipped)} if skipped else {})
-
-    def _fail(self, step: int) -> str:
-        """Keep a step that was not finite, and say so. All ranks do the same: their weights are those of before it."""
-        trainer: Any = self.trainer
-        done = (step - 1) / trainer.max_steps
-        progress = torch.full((), done, device=self.device)
-        parts = trainer.train_dataloader.whole(step - 1)
-        self.model.begin(done)
-        with trainer.precision_plugin.forward_context():
-            failure = blame(self.model, parts, trainer.strategy.batch_to_device, self.seed, progress)
-        content = {
-            "geomim": self.description() | {"step": step - 1, "progress": done},
-            "state_dict": trainer.strategy.lightning_module_state_dict(),
-            "failure": failure | {"step": step, "seed": self.seed, "progress": done},
-        }
-        path = Path(trainer.default_root_dir) / "failures" / f"step-{step:07d}.pt"
-        where = f"'geomim replay {path}' runs it again and shows where it begins"
-        if trainer.is_global_zero:
-            try:
-                path.parent.mkdir(exist_ok=True)
-                torch.save(content, path.with_suffix(".part"))
-                path.with_suffix(".part").replace(path)
-            except (OSError, RuntimeError) as error:
-                where = f"it could not be kept in '{path}' ({error})"
-        trainer.strategy.barrier()
-        tiles = failure["tiles"]
-        more = f" and {len(tiles) - 8} more" * (len(tiles) > 8)
-        what = f"loss of tiles {', '.join(map(str, tiles[:8]))}{more}" if tiles else "gradient, not the loss,"
-        return f"the {what} is not finite in step {step} of {trainer.max_steps}: {where}. {_DIVERGED}"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the plain `geomim` entry; the checkpoint before stays where loss or weights are not finite.

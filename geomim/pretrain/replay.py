@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,43 @@ from geomim.pretrain.step import Step, join
 from geomim.randomness import Draws
 
 Batch = dict[str, Any]
+
+
+def keep(trainer: Any, module: Any, step: int) -> str:
+    """Keep a step of a `PretrainModule` that was not finite as a file; in words, what of it is not, and where it is.
+
+    All ranks do the same: their weights are those of before it.
+
+    Args:
+        trainer: The module's.
+        module: What trains.
+        step: From 1.
+    """
+    done = (step - 1) / trainer.max_steps
+    progress = torch.full((), done, device=module.device)
+    parts = trainer.train_dataloader.whole(step - 1)
+    module.model.begin(done)
+    with trainer.precision_plugin.forward_context():
+        failure = blame(module.model, parts, trainer.strategy.batch_to_device, module.seed, progress)
+    content = {
+        "geomim": module.description() | {"step": step - 1, "progress": done},
+        "state_dict": trainer.strategy.lightning_module_state_dict(),
+        "failure": failure | {"step": step, "seed": module.seed, "progress": done},
+    }
+    path = Path(trainer.default_root_dir) / "failures" / f"step-{step:07d}.pt"
+    where = f"'geomim replay {path}' runs it again and shows where it begins"
+    if trainer.is_global_zero:
+        try:
+            path.parent.mkdir(exist_ok=True)
+            torch.save(content, path.with_suffix(".part"))
+            path.with_suffix(".part").replace(path)
+        except (OSError, RuntimeError) as error:
+            where = f"it could not be kept in '{path}' ({error})"
+    trainer.strategy.barrier()
+    tiles = failure["tiles"]
+    more = f" and {len(tiles) - 8} more" * (len(tiles) > 8)
+    what = f"loss of tiles {', '.join(map(str, tiles[:8]))}{more}" if tiles else "gradient, not the loss,"
+    return f"the {what} is not finite in step {step} of {trainer.max_steps}: {where}"
 
 
 @torch.no_grad()

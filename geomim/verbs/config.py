@@ -44,7 +44,7 @@ class Training:
         checkpoint_every: Steps between two `last.ckpt`.
         milestones: Checkpoints to keep besides the last, evenly over the run.
         checkpointing: Compute blocks again for the gradient instead of keeping what is inside: slower, in less memory.
-        compile: Compile the step, a graph a sensor: minutes at the start, faster steps on a GPU.
+        compile: Compile the step, a graph a sensor, again where a term begins: minutes each, faster steps on a GPU.
         progress_bar: Show a bar.
     """
 

@@ -31,6 +31,7 @@ from geomim.pretrain.launch import placement, sharing
 from geomim.pretrain.minutes import Minutes
 from geomim.pretrain.module import Origin, PretrainModule
 from geomim.pretrain.monitor import Bar, Watch
+from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.optimisation import Optimisation
 from geomim.pretrain.recipes import RECIPES
 from geomim.pretrain.scaling import recompute
@@ -87,11 +88,7 @@ def train(
         trainer = _trainer(folder, training, steps, watch, unsigned, signals)
         module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size, start)
         model = module.model
-        tokenizer = model.joint.text if model.joint else None
-        given = data.provide(model.needs, model.crop_size, model.cached, tokenizer, few_shapes=training.compile)
-        given += data.prune(training.prune)
-        for sentence in (*model.encoder.notes, *given):
-            rank_zero_only(print)(sentence)
+        _provide(data, model, training)
         module.pruning = data.pruning
         probed = probing(watch, model.encoder, data.image_size)
         looks = Watch(data.pictures(64), data.contracts, folder / "reconstructions", watch.every, probed)
@@ -147,6 +144,14 @@ def _fix(module: PretrainModule, training: Training, config: Mapping[str, Any] |
         module.provenance["config"]["training"] = fits | {"minutes": training.minutes}
         note = f"# max_steps: what fills {training.minutes:g} minutes of training here\n" if training.minutes else ""
         rank_zero_only(_store)(path, {**config, "training": fits}, module.history, note)
+
+
+def _provide(data: TileDataModule, model: MaskedImageModel, training: Training) -> None:
+    """Have batches hold what a recipe needs, and say what encoder and batches are made of."""
+    tokenizer = model.joint.text if model.joint else None
+    given = data.provide(model.needs, model.crop_size, model.cached, tokenizer, few_shapes=training.compile)
+    for sentence in (*model.encoder.notes, *given, *data.prune(training.prune)):
+        rank_zero_only(print)(sentence)
 
 
 def _trainer(

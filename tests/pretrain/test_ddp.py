@@ -85,7 +85,7 @@ def two_processes(tmp_path_factory):
     second = np.r_[4:8, 12:16]  # what the second of two ranks sees in two steps
     mute = {"mute": Stream([18], block=8)(second)[1].tolist()}
     corpora = {
-        kind: annotated(write_corpus(root / kind, nodata=kind != "whole"), mute.get(kind))
+        kind: annotated(write_corpus(root / kind, nodata=kind == "holes"), mute.get(kind))
         for kind in ("whole", "holes", "mute")
     }
     write_teacher(root / "teacher")

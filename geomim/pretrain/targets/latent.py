@@ -59,13 +59,13 @@ class EmaLatent(nn.Module):
 def follow(
     copies: Sequence[nn.Module | None], followed: Sequence[nn.Module | None], progress: Tensor, momentum: float
 ) -> None:
-    """Bring copies nearer to what they follow, parameters and buffers alike; `momentum` rises to 1."""
+    """Bring copies nearer to what they follow, parameters and stored buffers alike; `momentum` rises to 1."""
     ours, theirs = _numbers(*copies), _numbers(*followed)
     torch._foreach_lerp_(ours, theirs, [falling(progress, 1 - momentum, 0.0)] * len(ours))
 
 
 def _numbers(*modules: nn.Module | None) -> list[Tensor]:
-    every = [one for module in modules if module is not None for one in (*module.parameters(), *module.buffers())]
+    every = [one for module in modules if module is not None for one in module.state_dict().values()]
     return [local(one) for one in every if one.is_floating_point()]
 
 
