@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -106,6 +105,8 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str]) -> bytes:
         counts: `(C, C)`, a row a true class.
         names: Of the classes.
     """
+    from matplotlib.figure import Figure  # slow to import, and not needed for help
+
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = max(4, 2.2 + 0.36 * len(names))
     figure = Figure(figsize=(side, side - 0.4), layout="constrained", facecolor="white")

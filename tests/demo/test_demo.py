@@ -41,6 +41,8 @@ def test_the_page_is_honest(made):
     assert "majority class" in text and "balanced" in text
     # after four steps the encoder cannot stand above all floors with every probe, and the page must say so
     assert "falls below" in text or "no difference is shown" in text
+    notes = (made[1] / "sentinel2" / "evaluation" / "evaluation.json").read_text()
+    assert "test images is among" in notes and "tiles of corpus that the encoder trained on" in notes
 
 
 def test_started_again_it_reuses_what_is_there(made):
