@@ -27,9 +27,8 @@ class Training:
 
     Args:
         max_steps: Optimiser steps; every schedule is spread over them, anew where a resumed run changes them.
-        minutes: Train for so long instead: steps are timed first, with this machine, data and model, and as many done
-            as fill the time. It counts the timing and the steps with their reading, not start-up, looks and
-            checkpoints. A resumed run has the steps that were fixed.
+        minutes: Train for so long instead: some steps are timed first, here and now, and so many done as fill the rest.
+            Start-up, looks and checkpoints do not count; a resumed run has the steps that were fixed.
         accumulate: Micro-batches an optimiser step: the same training as one batch of that size, in less memory.
         precision: Arithmetic of the matrix products; weights are always 32 bits.
         accelerator: `auto` takes a GPU where there is one.
