@@ -31,7 +31,7 @@ def named(page: Path) -> str:
 
 def test_no_page_is_long() -> None:
     lines = {named(page): len(page.read_text().splitlines()) for page in TOLD}
-    assert lines.pop("README.md") <= 160
+    assert lines.pop("README.md") <= 165
     assert not {name: count for name, count in lines.items() if count > 120}
 
 
