@@ -63,6 +63,11 @@ VERBS = {
 """Every verb. A function called `run` is given the raw arguments; any other becomes options by its signature."""
 
 
+SPINS = "20000"
+"""How often a thread looks for work before it sleeps, some microseconds: of OpenMP's own 300,000, threads of a process
+that shares its cores wait for one that does not run."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -74,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         138 when SIGUSR1 ended it before the time of its SLURM job was up.
     """
     arguments, alone = list(sys.argv[1:] if argv is None else argv), argv is None
+    if alone and "OMP_WAIT_POLICY" not in os.environ:  # GNU's OpenMP, as torch has it, reads it when it loads
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:

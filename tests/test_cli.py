@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from geomim.cli import VERBS, main, parse
+from geomim.cli import SPINS, VERBS, main, parse
 from geomim.errors import ConfigError
 from geomim.pretrain.recipes import RECIPES
 
@@ -136,6 +136,18 @@ def test_a_library_that_was_left_out_can_be_loaded_afterwards() -> None:
     left_out = "import sys; sys.argv[1:] = ['show', '/nowhere']\nfrom geomim.cli import main; main()"
     used = "import torchvision.transforms as T, torchmetrics; T.Resize(2); torchmetrics.MeanMetric()"
     assert "torchvision.transforms.transforms" in loaded(f"{left_out}\n{used}")
+
+
+@pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}])
+def test_threads_sleep_soon_unless_the_user_says_otherwise(given: dict[str, str], monkeypatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # undone with the test
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["geomim", "--version"])
+    main()
+    assert os.environ.get("GOMP_SPINCOUNT") == {"": SPINS, "7": "7", "active": None}[next(iter(given.values()), "")]
 
 
 def test_help_as_a_value_is_no_work() -> None:

@@ -28,7 +28,7 @@ class Training:
     Args:
         max_steps: Optimiser steps; every schedule is spread over them, anew where a resumed run changes them.
         accumulate: Micro-batches an optimiser step: the same training as one batch of that size, in less memory.
-        precision: Arithmetic of the matrix products; weights are always 32 bits.
+        precision: Arithmetic of matrix products, not of weights; `auto` is `bf16-mixed` where hardware has it.
         accelerator: `auto` takes a GPU where there is one.
         devices: Devices on each node; where `auto`, as many as torchrun or srun started, else all GPUs or one CPU
             process.
@@ -49,7 +49,7 @@ class Training:
 
     max_steps: int = 10_000
     accumulate: int = 1
-    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: int | Literal["auto"] = "auto"
     nodes: int = 1

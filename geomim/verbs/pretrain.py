@@ -27,7 +27,7 @@ from geomim.models.provenance import code_version
 from geomim.models.text import stored
 from geomim.models.weights import read_checkpoint
 from geomim.pretrain.checkpoints import Checkpoints
-from geomim.pretrain.launch import placement, sharing
+from geomim.pretrain.launch import arithmetic, placement, sharing
 from geomim.pretrain.minutes import Minutes
 from geomim.pretrain.module import Origin, PretrainModule
 from geomim.pretrain.monitor import Bar, Watch
@@ -78,7 +78,7 @@ def train(
         GeomimError: The loss is not finite, or memory, disk or a reading process failed.
         Interrupted: A signal asked to stop; the step was finished and `last.ckpt` written.
     """
-    folder = Path(folder)
+    folder, training = Path(folder), replace(training, precision=arithmetic(training.precision, training.accelerator))
     start, last = _start(folder, resume), folder / "checkpoints" / "last.ckpt"
     steps = _steps(training, start)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips are not ours

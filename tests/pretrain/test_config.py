@@ -6,6 +6,7 @@ import yaml
 from tiny_corpus import write_corpus
 
 from geomim.errors import ConfigError
+from geomim.evaluate.features import fast_half
 from geomim.pretrain.recipes import RECIPES
 from geomim.verbs.config import make_parser, read_config
 from geomim.verbs.pretrain import run
@@ -117,7 +118,7 @@ def test_a_run_can_be_repeated_from_the_configuration_it_stores(tmp_path):
         "method": {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2, "phases": {"near_until": 0.2}},
         "encoder": {"image_size": 16, "patch_size": 4, "width": 24, "depth": 1, "heads": 2},
         "data": {"corpus": str(corpus), "batch_size": 4, "workers": 0},
-        "training": {"max_steps": 2, "log_every": 1, "precision": "32-true", "accelerator": "cpu"},
+        "training": {"max_steps": 2, "log_every": 1, "accelerator": "cpu"},
     }
     (tmp_path / "given.yaml").write_text(yaml.safe_dump(given))
     run(["--config", str(tmp_path / "given.yaml"), "--out", str(tmp_path / "runs"), "--name", "first"])
@@ -126,4 +127,6 @@ def test_a_run_can_be_repeated_from_the_configuration_it_stores(tmp_path):
     tables = [(tmp_path / "runs" / name / "metrics.csv").read_text().splitlines() for name in ("first", "second")]
     losses = [[line.split(",")[1] for line in table] for table in tables]
     assert losses[0] == losses[1] and len(losses[0]) == 3
-    assert yaml.safe_load(stored.read_text())["method"]["phases"]["near_until"] == 0.2
+    used = yaml.safe_load(stored.read_text())
+    assert used["method"]["phases"]["near_until"] == 0.2
+    assert used["training"]["precision"] == ("bf16-mixed" if fast_half("cpu") else "32-true")
