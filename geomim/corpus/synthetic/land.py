@@ -1,0 +1,268 @@
+"""Who lives where: natural cover by relief and water, farmland in parcels, towns at crossroads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import shapely
+from rasterio.features import rasterize
+from scipy import ndimage
+from shapely import affinity
+
+from geomim.corpus.synthetic.fields import fractal, noise, ranked, smooth
+from geomim.corpus.synthetic.parcels import Bend, Cut, direction, divide, turned_square
+from geomim.corpus.synthetic.terrain import Terrain, draw_terrain
+
+CLASSES = (
+    "unlabelled", "water", "forest", "woodland", "orchard", "cropland", "meadow", "settlement", "rock", "dunes",
+    "bare soil", "wetland", "snow",
+)  # fmt: skip
+"""Classes of the label rasters; the place is the id. 0 is cloud, nodata and roads in the open."""
+
+ID = {name: number for number, name in enumerate(CLASSES)}
+"""Number of each class."""
+
+_LOT, _BLOCK, _FIELD = 260.0, 2600.0, 6500.0  # pixels of a building lot, of a block between streets, of a field
+
+
+@dataclass(frozen=True)
+class Building:
+    """What stands on a lot.
+
+    Attributes:
+        kind: `house`, `hall`, `storage tank` or `ship`.
+        shape: Ground plan in pixels.
+        material: Of the roof.
+        tall: Height in pixels.
+        lot: Place in `Land.parcels`; -1 for a ship.
+        new: Whether it stands on the second date only.
+    """
+
+    kind: str
+    shape: shapely.Polygon
+    material: str
+    tall: float
+    lot: int
+    new: bool = False
+
+
+@dataclass(frozen=True)
+class Land:
+    """A piece of land, before the light falls on it.
+
+    Attributes:
+        terrain: Its relief and water.
+        label: `(S, S)` uint8, places in `CLASSES`.
+        river: `(S, S)` bool.
+        parcel: `(S, S)` int32, place in `kind`; -1 on land that nobody divided.
+        kind: `(P,)` class of each parcel.
+        angle: `(P,)` direction of its longer side in radians.
+        roads: Courses by `road`, `street` or `track`.
+        paved: `(S, S)` uint8: 1 asphalt, 2 track.
+        stubble: `(P,)` bool: fields that are reaped.
+        buildings: See `Building`.
+    """
+
+    terrain: Terrain
+    label: np.ndarray
+    river: np.ndarray
+    parcel: np.ndarray
+    kind: np.ndarray
+    angle: np.ndarray
+    roads: list[tuple[str, shapely.LineString]]
+    paved: np.ndarray
+    stubble: np.ndarray
+    buildings: list[Building] = field(default_factory=list)
+
+
+def draw_land(rng: np.random.Generator, size: int) -> Land:
+    """Draw one: every class has its share wherever there is room.
+
+    Args:
+        rng: Source of randomness.
+        size: Edge in pixels.
+    """
+    terrain = draw_terrain(rng, size)
+    river = burn([shapely.buffer(line, width / 2) for line, width in terrain.rivers], size) > 0
+    label, farm = _natural(rng, terrain, river)
+    blocks, roads = divide(rng, [turned_square(rng, size)], lambda _: (0.42 * size) ** 2)
+    towns = _towns(rng, blocks, farm)
+    fields = rng.uniform(0.7, 1.4) * _FIELD * min(1.0, size / 512)
+
+    def goal(point: np.ndarray) -> float:
+        return min((_LOT if np.hypot(*(point - town[:2])) < town[2] else fields for town in towns), default=fields)
+
+    lands, cuts = divide(rng, blocks, goal)
+    bend = Bend(rng, size)
+    shapes = [bend.area(land) for land in lands]
+    parcel = burn(shapes, size).astype(np.int32) - 1
+    lot = np.array([goal(land.mean(0)) == _LOT for land in lands])
+    kind = _tenants(rng, parcel, lot, farm)
+    wild = np.isin(label, [ID[name] for name in ("water", "snow", "rock", "dunes")])
+    parcel[wild | (kind[parcel] == 0)] = -1
+    label = np.where(parcel >= 0, kind[parcel], np.where(farm, ID["woodland"], label)).astype(np.uint8)
+    courses = _courses(bend, roads, cuts, label, parcel, lot)
+    widths = {"road": 3.4, "street": 2.4, "track": 1.3}
+    asphalt = burn([shapely.buffer(line, widths[name] / 2) for name, line in courses if name != "track"], size) > 0
+    track = burn([shapely.buffer(line, widths[name] / 2) for name, line in courses if name == "track"], size) > 0
+    paved = np.where(asphalt, 1, np.where(track & ~river, 2, 0)).astype(np.uint8)
+    label[(paved > 0) & (label != ID["settlement"])] = 0
+    angle = np.array([direction(shape) for shape in shapes])
+    land = Land(terrain, label, river & (paved == 0), parcel, kind, angle, courses, paved, np.zeros(len(kind), bool))
+    land.buildings.extend(_build(rng, land, shapes))
+    return land
+
+
+def burn(shapes: list[shapely.Geometry], size: int) -> np.ndarray:
+    """Raster of shapes, `(size, size)` int32: 1 for the first, and so on; 0 where there is none."""
+    numbered = [(shape, number) for number, shape in enumerate(shapes, start=1) if not shape.is_empty]
+    return rasterize(numbered, (size, size), dtype=np.int32) if numbered else np.zeros((size, size), np.int32)
+
+
+def _natural(rng: np.random.Generator, terrain: Terrain, river: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cover as nature has it, and which of it is fit for fields."""
+    size = len(river)
+    axis = np.linspace(-1, 1, size, dtype=np.float32)
+    turn = rng.uniform(0, 2 * np.pi)
+    ragged = 0.03 * fractal(rng, size, 1.2)
+    high, steep = ranked(terrain.height), ranked(smooth(np.hypot(*np.gradient(terrain.height)), 4))
+    dry = ranked(fractal(rng, size, 2) + 1.2 * (np.cos(turn) * axis[None] + np.sin(turn) * axis[:, None]))
+    label = np.where(terrain.lake | river, ID["water"], 0).astype(np.uint8)
+    shore = smooth((label > 0).astype(np.float32), 12)
+    farm = np.zeros(label.shape, bool)
+    for name, share, score in (
+        ("snow", rng.uniform(0.05, 0.09), high),
+        ("rock", rng.uniform(0.07, 0.10), steep + 0.5 * high),
+        ("wetland", rng.uniform(0.05, 0.07), shore - 0.6 * ranked(terrain.above) - 0.3 * steep - 0.2 * dry),
+        ("dunes", rng.uniform(0.06, 0.09), dry - 0.5 * steep),
+        ("bare soil", rng.uniform(0.05, 0.08), dry - 0.2 * steep),
+        ("", rng.uniform(0.36, 0.42), -steep - 0.4 * high - 0.3 * dry),
+        ("forest", rng.uniform(0.11, 0.14), 0.6 * ranked(fractal(rng, size, 1.6)) - 0.3 * dry + 0.1 * high),
+        ("woodland", 1, high),
+    ):
+        free = (label == 0) & ~farm
+        values = (score + ragged)[free]
+        if not values.size:
+            break
+        where = free & (score + ragged >= np.quantile(values[::5], max(0, 1 - share * label.size / values.size)))
+        farm |= where if not name else False
+        label[where] = ID[name] if name else 0
+    return label, farm
+
+
+def _towns(rng: np.random.Generator, blocks: list[np.ndarray], farm: np.ndarray) -> list[np.ndarray]:
+    """Centres and radii: crossroads amid farmland, far from each other."""
+    size = len(farm)
+    fit = smooth(farm.astype(np.float32), 0.04 * size)
+    corners = np.unique(np.vstack(blocks).round(1), axis=0)
+    corners = corners[((corners > 0.08 * size) & (corners < 0.92 * size)).all(1)]
+    places = np.vstack([corners, rng.uniform(0.12 * size, 0.88 * size, (12, 2))])
+    score = fit[tuple(places.T[::-1].astype(int))] + np.r_[np.full(len(corners), 0.3), np.zeros(12)]
+    towns: list[np.ndarray] = []
+    for place in np.argsort(-score, kind="stable"):
+        far = all(np.hypot(*(places[place] - town[:2])) > 0.33 * size for town in towns)
+        if far and len(towns) < max(1, round(size / 340)):
+            towns.append(np.array([*places[place], rng.uniform(0.8, 1.2) * min(115, 0.2 * size)]))
+    return towns
+
+
+def _tenants(rng: np.random.Generator, parcel: np.ndarray, lot: np.ndarray, farm: np.ndarray) -> np.ndarray:
+    """Class of each parcel; 0 where nature keeps it. Neighbours grow alike more often than not."""
+    size, count = len(parcel), len(lot)
+    flat = parcel.ravel()
+    known = flat >= 0
+    area = np.maximum(np.bincount(flat[known], minlength=count), 1)
+    usable = np.bincount(flat[known], farm.ravel()[known], count) / area
+    custom = ranked(noise(rng, size, 80, 300)).ravel()
+    mean = np.bincount(flat[known], custom[known], count) / area
+    pick = np.clip(mean + rng.normal(0, 0.12, count), 0, 0.999)
+    crops = np.array([ID[name] for name in ("cropland", "meadow", "orchard", "cropland", "bare soil")])
+    kind = crops[np.searchsorted([0.26, 0.48, 0.72, 0.93], pick)]
+    kind[usable < 0.5] = 0
+    kind[lot & (usable > 0.2)] = ID["settlement"]
+    return kind
+
+
+def _courses(
+    bend: Bend, roads: list[Cut], cuts: list[Cut], label: np.ndarray, parcel: np.ndarray, lot: np.ndarray
+) -> list[tuple[str, shapely.LineString]]:
+    """Roads through all that can be passed, streets in towns, tracks between fields."""
+    size = len(label)
+    lake = (label == ID["water"]) & (ndimage.uniform_filter((label == ID["water"]).astype(np.float32), 25) > 0.7)
+    closed = lake | np.isin(label, [ID["snow"]])
+    town = label == ID["settlement"]
+    fields = (parcel >= 0) & ~town
+    wide = ndimage.maximum_filter(town, 5)
+    found = []
+    for name, cut, there in (
+        *(("road", cut, ~closed) for cut in roads),
+        *(("street", cut, wide) for cut in cuts if cut.area > _BLOCK),
+        *(("track", cut, fields & ~wide) for cut in cuts if cut.area > _BLOCK),
+    ):
+        points = bend(cut.line)
+        col, row = points.T.astype(int)
+        inside = (row >= 0) & (row < size) & (col >= 0) & (col < size)
+        good = inside & there[np.clip(row, 0, size - 1), np.clip(col, 0, size - 1)]
+        ends = np.flatnonzero(np.diff(np.r_[0, good, 0]))
+        for start, stop in zip(ends[::2], ends[1::2], strict=True):
+            if stop - start > 2:
+                found.append((name, shapely.LineString(points[max(start - 1, 0) : stop + 1])))
+    return found
+
+
+def _build(rng: np.random.Generator, land: Land, shapes: list[shapely.Polygon]) -> list[Building]:
+    """Houses and halls on lots, storage tanks on one of them, ships on wide water."""
+    size, found = len(land.label), []
+    free = (land.label == ID["settlement"]) & (land.paved == 0)
+    lots = np.flatnonzero(land.kind == ID["settlement"])
+    yards = set(rng.permutation(lots)[: max(1, len(lots) // 25)].tolist())
+    for lot in lots.tolist():
+        plan = shapely.oriented_envelope(shapely.buffer(shapes[lot], -1.6))
+        chance = rng.random(4)
+        if plan.area < 24 or chance[0] < 0.05:
+            continue
+        x, y = (int(number) for number in plan.centroid.coords[0])
+        if not (4 <= x < size - 4 and 4 <= y < size - 4) or not free[y - 2 : y + 3, x - 2 : x + 3].all():
+            continue
+        if lot in yards:
+            found += _tanks(rng, plan, lot)
+        elif chance[1] < 0.12:
+            found.append(Building("hall", affinity.scale(plan, 0.85, 0.85), "metal", 2.5, lot, chance[2] < 0.15))
+        else:
+            corners = shapely.get_coordinates(plan)
+            sides = np.hypot(*np.diff(corners[:3], axis=0).T)
+            factor = np.minimum(rng.uniform(6.5, 11), 0.75 * sides) / sides
+            house = shapely.Polygon(corners[:4].mean(0) + _shrunk(corners, factor))
+            material = "tiles" if chance[3] < 0.6 else "metal" if chance[3] > 0.9 else "asphalt"
+            found.append(Building("house", house, material, float(rng.uniform(2, 3.2)), lot, chance[2] < 0.15))
+    deep = ndimage.distance_transform_edt(land.label == ID["water"])
+    rows, cols = np.nonzero(deep > 6)
+    for place in rng.permutation(len(rows))[: 2 + size // 256]:
+        angle, length = rng.uniform(0, np.pi), rng.uniform(5, 7)
+        way = np.array([np.cos(angle), np.sin(angle)])
+        line = np.array([cols[place], rows[place]]) + 0.5 + np.outer([-length, length], way) / 2
+        found.append(Building("ship", shapely.buffer(shapely.LineString(line), 1.3), "paint", 1.0, -1))
+    return found
+
+
+def _shrunk(corners: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Corners of a rectangle around 0, each side times its factor."""
+    one, two = corners[1] - corners[0], corners[2] - corners[1]
+    return np.array([(-one * factor[0] * a - two * factor[1] * b) / 2 for a, b in ((1, 1), (-1, 1), (-1, -1), (1, -1))])
+
+
+def _tanks(rng: np.random.Generator, plan: shapely.Polygon, lot: int) -> list[Building]:
+    """Round tanks side by side."""
+    corners = shapely.get_coordinates(plan)
+    if np.hypot(*(corners[1] - corners[0])) < np.hypot(*(corners[2] - corners[1])):
+        corners = corners[1:]
+        corners = np.vstack([corners, corners[:1]])[[0, 1, 2, 3]]
+    radius = min(np.hypot(*np.diff(corners[:3], axis=0).T).min() / 4 - 0.4, 4.5)
+    if radius < 1.8:
+        return []
+    along = [(corners[0] + corners[3]) / 2, (corners[1] + corners[2]) / 2]
+    length = float(np.hypot(*(along[1] - along[0])))
+    shares = np.arange(radius, length - radius + 0.1, 2 * radius + 1.2) / max(length, 1)
+    plans = (shapely.Point(along[0] + share * (along[1] - along[0])).buffer(radius) for share in shares.tolist())
+    return [Building("storage tank", plan, "paint", 2.5, lot) for plan in plans]
