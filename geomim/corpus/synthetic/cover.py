@@ -71,7 +71,11 @@ def draw_cover(rng: np.random.Generator, land: Land, season: Season) -> Cover:
     size = len(land.label)
     grain = {"rough": fractal(rng, size, 1), "fine": noise(rng, size, 2, 7), "patchy": noise(rng, size, 25, 110)}
     zero = np.zeros((size, size), np.float32)
-    cover = Cover({name: zero.copy() for name in MATERIALS}, zero.copy(), 1 + 0.05 * grain["rough"])
+    cover = Cover(
+        {name: zero.copy() for name in MATERIALS},
+        zero.copy(),
+        1 + 0.09 * grain["rough"] + 0.04 * noise(rng, size, 1, 4),
+    )
     parcels = _Parcels(rng, land)
     _ground(cover, land, season, grain, parcels)
     _ridges(rng, cover, land)
@@ -109,11 +113,11 @@ def _ground(cover: Cover, land: Land, season: Season, grain: dict[str, np.ndarra
     """Grass, crops and bare ground."""
     label = land.label
     stage = np.where(land.parcel >= 0, parcels.number(0, 0.15, 0.85), 0.5 + 0.15 * grain["patchy"])
-    stage = np.clip(stage + 0.25 * (season.green - 0.5), 0.08, 0.9)
+    stage = np.clip(stage + 0.2 * (season.green - 0.5), 0.08, 0.85)
     crops = label == ID["cropland"]
     period = parcels.number(1, 4.5, 8.0)
     rows = np.cos(_TURN * parcels.across / period)
-    swing = np.minimum(stage, 1 - stage) * 0.9
+    swing = np.clip(np.minimum(stage, 1 - stage), 0.25, 0.45)
     lanes = np.mod(parcels.across, 4 * period) < 1.3
     mottled = 0.13 * grain["patchy"] + 0.10 * grain["fine"] + 0.08 * grain["rough"]
     share = np.where(crops, stage + swing * rows + 0.05 * grain["rough"] - 0.3 * lanes, stage + mottled)

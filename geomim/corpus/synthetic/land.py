@@ -23,7 +23,7 @@ CLASSES = (
 ID = {name: number for number, name in enumerate(CLASSES)}
 """Number of each class."""
 
-_LOT, _BLOCK, _FIELD = 260.0, 2600.0, 6500.0  # pixels of a building lot, of a block between streets, of a field
+_LOT, _BLOCK, _FIELD = 260.0, 2600.0, 11000.0  # pixels of a building lot, of a block between streets, of a field
 
 
 @dataclass(frozen=True)
@@ -125,20 +125,20 @@ def _natural(rng: np.random.Generator, terrain: Terrain, river: np.ndarray) -> t
     size = len(river)
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     turn = rng.uniform(0, 2 * np.pi)
-    ragged = 0.03 * fractal(rng, size, 1.2)
-    high, steep = ranked(terrain.height), ranked(smooth(np.hypot(*np.gradient(terrain.height)), 4))
+    ragged = 0.03 * fractal(rng, size, 1.5)
+    high, steep = ranked(terrain.height), ranked(smooth(np.hypot(*np.gradient(terrain.height)), 0.012 * size))
     dry = ranked(fractal(rng, size, 2) + 1.2 * (np.cos(turn) * axis[None] + np.sin(turn) * axis[:, None]))
     label = np.where(terrain.lake | river, ID["water"], 0).astype(np.uint8)
-    shore = smooth((label > 0).astype(np.float32), 12)
+    shore = ranked(smooth((label > 0).astype(np.float32), 0.04 * size) - 0.4 * smooth(steep, 0.02 * size))
     farm = np.zeros(label.shape, bool)
     for name, share, score in (
         ("snow", rng.uniform(0.05, 0.09), high),
         ("rock", rng.uniform(0.07, 0.10), steep + 0.5 * high),
-        ("wetland", rng.uniform(0.05, 0.07), shore - 0.6 * ranked(terrain.above) - 0.3 * steep - 0.2 * dry),
+        ("wetland", rng.uniform(0.06, 0.08), shore - 0.2 * steep),
         ("dunes", rng.uniform(0.06, 0.09), dry - 0.5 * steep),
         ("bare soil", rng.uniform(0.05, 0.08), dry - 0.2 * steep),
         ("", rng.uniform(0.36, 0.42), -steep - 0.4 * high - 0.3 * dry),
-        ("forest", rng.uniform(0.11, 0.14), 0.6 * ranked(fractal(rng, size, 1.6)) - 0.3 * dry + 0.1 * high),
+        ("forest", rng.uniform(0.11, 0.14), 0.7 * ranked(fractal(rng, size, 2.2)) - 0.3 * dry + 0.1 * high),
         ("woodland", 1, high),
     ):
         free = (label == 0) & ~farm
@@ -174,9 +174,9 @@ def _tenants(rng: np.random.Generator, parcel: np.ndarray, lot: np.ndarray, farm
     known = flat >= 0
     area = np.maximum(np.bincount(flat[known], minlength=count), 1)
     usable = np.bincount(flat[known], farm.ravel()[known], count) / area
-    custom = ranked(noise(rng, size, 80, 300)).ravel()
+    custom = ranked(noise(rng, size, 0.15 * size, 0.5 * size)).ravel()
     mean = np.bincount(flat[known], custom[known], count) / area
-    pick = np.clip(mean + rng.normal(0, 0.12, count), 0, 0.999)
+    pick = np.clip(mean + rng.normal(0, 0.07, count), 0, 0.999)
     crops = np.array([ID[name] for name in ("cropland", "meadow", "orchard", "cropland", "bare soil")])
     kind = crops[np.searchsorted([0.26, 0.48, 0.72, 0.93], pick)]
     kind[usable < 0.5] = 0
@@ -207,7 +207,7 @@ def _courses(
         ends = np.flatnonzero(np.diff(np.r_[0, good, 0]))
         for start, stop in zip(ends[::2], ends[1::2], strict=True):
             if stop - start > 2:
-                found.append((name, shapely.LineString(points[max(start - 1, 0) : stop + 1])))
+                found.append((name, shapely.LineString(points[start:stop])))
     return found
 
 

@@ -52,7 +52,7 @@ def draw_terrain(rng: np.random.Generator, size: int) -> Terrain:
             rain[receiver[cell]] += rain[cell]
     gathered = rain.reshape(n, n)
     worn = smooth(filled - 0.07 * np.log(gathered) * (0.15 + ranked(filled)), 1.2)
-    channel = gathered > 0.012 * n * n
+    channel = gathered > 0.02 * n * n
     base = _base(worn, receiver, order, channel)
     depth = smooth(filled - raw, 1)
     lake = enlarged(depth, size) > max(0.05, float(np.quantile(depth, 0.95)))
