@@ -52,8 +52,9 @@ class Cover:
     tall: np.ndarray
     tone: np.ndarray
 
-    def put(self, share: np.ndarray, **materials: np.ndarray | float) -> None:
+    def put(self, share: np.ndarray | float, **materials: np.ndarray | float) -> None:
         """Lay materials over what is there: `share` of each pixel is theirs, divided among them."""
+        share = np.float32(share)
         for name, values in self.mix.items():
             values *= 1 - share
             if name in materials:
@@ -70,18 +71,15 @@ def draw_cover(rng: np.random.Generator, land: Land, season: Season) -> Cover:
     """
     size = len(land.label)
     grain = {"rough": fractal(rng, size, 1), "fine": noise(rng, size, 2, 7), "patchy": noise(rng, size, 25, 110)}
-    zero = np.zeros((size, size), np.float32)
-    cover = Cover(
-        {name: zero.copy() for name in MATERIALS},
-        zero.copy(),
-        1 + 0.09 * grain["rough"] + 0.04 * noise(rng, size, 1, 4),
-    )
+    tone = 1 + 0.09 * grain["rough"] + 0.06 * noise(rng, size, 1, 4)
+    empty = np.zeros((len(MATERIALS) + 1, size, size), np.float32)
+    cover = Cover(dict(zip(MATERIALS, empty[1:], strict=True)), empty[0], tone)
     parcels = _Parcels(rng, land)
     _ground(cover, land, season, grain, parcels)
     _ridges(rng, cover, land)
     _water(rng, cover, land, season, grain)
     _trees(rng, cover, land, season, grain, parcels)
-    _built(rng, cover, land, season)
+    _built(cover, land, season)
     snow = smooth((land.label == ID["snow"]).astype(np.float32), 1.5)
     snow = np.clip(1.3 * snow - 0.25 + 0.35 * snow * np.tanh(grain["rough"]) - 0.2 * (grain["fine"] > 1.6), 0, 1)
     cover.put(snow, snow=1.0)
@@ -102,11 +100,6 @@ class _Parcels:
 
     def number(self, which: int, low: float, high: float) -> np.ndarray:
         return (low + (high - low) * self.chance[which])[self.place]
-
-
-def harvested(rng: np.random.Generator, land: Land) -> np.ndarray:
-    """`(P,)` bool: fields of crops that are reaped between the dates."""
-    return (rng.random(len(land.kind)) < 0.35) & (land.kind == ID["cropland"])
 
 
 def _ground(cover: Cover, land: Land, season: Season, grain: dict[str, np.ndarray], parcels: _Parcels) -> None:
@@ -135,25 +128,27 @@ def _ground(cover: Cover, land: Land, season: Season, grain: dict[str, np.ndarra
     dry = share * (1 - green) + straw * (1 - share)
     earth = (1 - share) * (1 - straw)
     cover.put(
-        np.float32(1),
+        1.0,
         grass=np.where(crops, 0.3, 1) * leafy,
         crop=np.where(crops, 0.7, 0) * leafy,
         straw=dry,
         soil=earth * (1 - sand),
         sand=earth * sand,
     )
-    rock = (label == ID["rock"]).astype(np.float32)
     crevice = np.clip(0.45 + 0.5 * np.tanh(1.5 * grain["rough"] + 0.7 * grain["fine"]), 0, 1)
+    stony = np.where(label == ID["rock"], 0.9 - 0.55 * crevice, np.where(label == ID["settlement"], 0.4, 0))
     cover.put(
-        rock, rock=1 - 0.5 * crevice, grass=0.5 * crevice * season.green, straw=0.5 * crevice * (1 - season.green)
+        label == ID["rock"],
+        grass=season.green * crevice,
+        straw=(1 - season.green) * crevice,
+        soil=1 - crevice,
     )
-    reeds = (label == ID["wetland"]).astype(np.float32)
+    cover.put(stony, rock=1.0)
     cover.put(
-        reeds,
-        leaves=0.3 * season.leaf,
+        label == ID["wetland"],
+        leaves=0.3,
         grass=0.5 * season.green,
         straw=0.7 - 0.5 * season.green,
-        soil=0.3 - 0.3 * season.leaf,
     )
     cover.tall += 0.5 * np.clip(rows, 0, 1) * crops * swing * ~reaped
     cover.tone += np.where(bare | crops, 0.06, 0.04) * grain["fine"] + 0.04 * (parcels.chance[3][parcels.place] - 0.5)
@@ -165,12 +160,12 @@ def _ridges(rng: np.random.Generator, cover: Cover, land: Land) -> None:
     turn = rng.uniform(0, np.pi)
     y, x = np.mgrid[:size, :size].astype(np.float32)
     along = x * np.cos(turn) + y * np.sin(turn)
-    phase = np.mod(along / 17 + 0.9 * noise(rng, size, 160, 600) + 0.2 * noise(rng, size, 30, 90), 1)
+    phase = np.mod(along / 14 + 0.8 * noise(rng, size, 160, 600) + 0.13 * noise(rng, size, 30, 90), 1)
     ridge = np.where(phase < 0.72, phase / 0.72, (1 - phase) / 0.28) * (1 + 0.4 * noise(rng, size, 20, 80))
     where = smooth((land.label == ID["dunes"]).astype(np.float32), 2)
     crags = np.abs(fractal(rng, size, 1.4, longest=70))
     rock = smooth((land.label == ID["rock"]).astype(np.float32), 2)
-    cover.tall += where * 4.5 * ridge + rock * 4 * crags
+    cover.tall += where * 5 * ridge + rock * 4 * crags
 
 
 def _water(rng: np.random.Generator, cover: Cover, land: Land, season: Season, grain: dict[str, np.ndarray]) -> None:
@@ -222,7 +217,7 @@ def _trees(
     needles = (kin[row, col] + 0.8 * (chance[row, col] - 0.5) > 0.5) & (land.label == ID["forest"])
     leaf = np.where(needles, 0, season.leaf)
     cover.put(
-        inside.astype(np.float32),
+        inside,
         needles=np.where(needles, 1, 0),
         leaves=np.where(needles, 0, leaf),
         straw=np.where(needles, 0, 0.5 * (1 - leaf)),
@@ -233,20 +228,19 @@ def _trees(
     cover.tone += inside * 0.25 * (chance[row, col] - 0.5)
 
 
-def _built(rng: np.random.Generator, cover: Cover, land: Land, season: Season) -> None:
+def _built(cover: Cover, land: Land, season: Season) -> None:
     """Streets, tracks, and roofs that rise to a ridge."""
-    cover.put((land.paved == 1).astype(np.float32), asphalt=0.6, sand=0.4)
+    cover.put((land.paved == 1), asphalt=0.6, sand=0.4)
     cover.put(0.7 * (land.paved == 2), soil=1 - season.sandy, sand=season.sandy)
     cover.tall *= land.paved == 0
-    standing = [one for one in land.buildings if season.later or not one.new]
-    number = burn([one.shape for one in standing], len(land.label))
+    own = [one for one in land.buildings if season.later or not one.new]
+    number = burn([one.shape for one in own], len(land.label))
     roof = number > 0
-    for material in {one.material for one in standing}:
-        own = np.array([False, *(one.material == material for one in standing)])
-        cover.put(own[number].astype(np.float32), **{material: 1.0})
+    for material in sorted({one.material for one in own}):
+        of_it = np.array([False, *(one.material == material for one in own)])
+        cover.put(of_it[number], **{material: 1.0})
     inward = np.minimum(ndimage.distance_transform_edt(roof), 4).astype(np.float32)
-    tall = np.array([0, *(one.tall for one in standing)], np.float32)[number]
-    pitched = np.array([False, *(one.kind == "house" for one in standing)])[number]
+    tall = np.array([0, *(one.tall for one in own)], np.float32)[number]
+    pitched = np.array([False, *(one.kind == "house" for one in own)])[number]
     cover.tall = np.where(roof, tall + 0.35 * pitched * inward, cover.tall)
-    shade = rng.uniform(0.8, 1.2, len(land.buildings) + 1).astype(np.float32)
-    cover.tone = np.where(roof, shade[number], cover.tone)
+    cover.tone = np.where(roof, np.array([1, *(one.tone for one in own)], np.float32)[number], cover.tone)

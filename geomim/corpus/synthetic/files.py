@@ -37,8 +37,9 @@ def transform_of(index: int, size: int) -> Affine:
     return Affine(GSD, 0, 500000 + index * (size + 64) * GSD, 0, -GSD, 6150000)
 
 
-def write_scene(path: Path, pixels: np.ndarray, transform: Affine, sensor: Sensor, time: str) -> None:
-    """A raster that names its bands and its day."""
+def write_scene(path: Path, pixels: np.ndarray, transform: Affine, sensor: Sensor, month: int) -> None:
+    """A raster that names its bands and its day, in a month from January 2024 on."""
+    time = f"{2024 + month // 12}-{month % 12 + 1:02d}-15T14:30:00Z"
     with _writing(path, pixels, transform, predictor=2, interleave="band") as raster:
         raster.update_tags(LICENCE="CC0-1.0")
         raster.update_tags(ns="IMAGERY", ACQUISITIONDATETIME=time)

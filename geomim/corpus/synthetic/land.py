@@ -11,7 +11,7 @@ from scipy import ndimage
 from shapely import affinity
 
 from geomim.corpus.synthetic.fields import fractal, noise, ranked, smooth
-from geomim.corpus.synthetic.parcels import Bend, Cut, direction, divide, turned_square
+from geomim.corpus.synthetic.parcels import Bend, Cut, divide, extent, turned_square
 from geomim.corpus.synthetic.terrain import Terrain, draw_terrain
 
 CLASSES = (
@@ -35,7 +35,7 @@ class Building:
         shape: Ground plan in pixels.
         material: Of the roof.
         tall: Height in pixels.
-        lot: Place in `Land.parcels`; -1 for a ship.
+        tone: Brightness of the roof against the usual one.
         new: Whether it stands on the second date only.
     """
 
@@ -43,8 +43,8 @@ class Building:
     shape: shapely.Polygon
     material: str
     tall: float
-    lot: int
-    new: bool = False
+    tone: float
+    new: bool
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def draw_land(rng: np.random.Generator, size: int) -> Land:
     track = burn([shapely.buffer(line, widths[name] / 2) for name, line in courses if name == "track"], size) > 0
     paved = np.where(asphalt, 1, np.where(track & ~river, 2, 0)).astype(np.uint8)
     label[(paved > 0) & (label != ID["settlement"])] = 0
-    angle = np.array([direction(shape) for shape in shapes])
+    angle = np.array([extent(shape)[0] for shape in shapes])
     land = Land(terrain, label, river & (paved == 0), parcel, kind, angle, courses, paved, np.zeros(len(kind), bool))
     land.buildings.extend(_build(rng, land, shapes))
     return land
@@ -126,14 +126,14 @@ def _natural(rng: np.random.Generator, terrain: Terrain, river: np.ndarray) -> t
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     turn = rng.uniform(0, 2 * np.pi)
     ragged = 0.03 * fractal(rng, size, 1.5)
-    high, steep = ranked(terrain.height), ranked(smooth(np.hypot(*np.gradient(terrain.height)), 0.012 * size))
+    high, steep = ranked(terrain.height), ranked(smooth(np.hypot(*np.gradient(terrain.height)), 0.03 * size))
     dry = ranked(fractal(rng, size, 2) + 1.2 * (np.cos(turn) * axis[None] + np.sin(turn) * axis[:, None]))
     label = np.where(terrain.lake | river, ID["water"], 0).astype(np.uint8)
     shore = ranked(smooth((label > 0).astype(np.float32), 0.04 * size) - 0.4 * smooth(steep, 0.02 * size))
     farm = np.zeros(label.shape, bool)
     for name, share, score in (
         ("snow", rng.uniform(0.05, 0.09), high),
-        ("rock", rng.uniform(0.07, 0.10), steep + 0.5 * high),
+        ("rock", rng.uniform(0.09, 0.12), steep + 0.6 * high),
         ("wetland", rng.uniform(0.06, 0.08), shore - 0.2 * steep),
         ("dunes", rng.uniform(0.06, 0.09), dry - 0.5 * steep),
         ("bare soil", rng.uniform(0.05, 0.08), dry - 0.2 * steep),
@@ -163,7 +163,7 @@ def _towns(rng: np.random.Generator, blocks: list[np.ndarray], farm: np.ndarray)
     for place in np.argsort(-score, kind="stable"):
         far = all(np.hypot(*(places[place] - town[:2])) > 0.33 * size for town in towns)
         if far and len(towns) < max(1, round(size / 340)):
-            towns.append(np.array([*places[place], rng.uniform(0.8, 1.2) * min(115, 0.2 * size)]))
+            towns.append(np.array([*places[place], rng.uniform(0.8, 1.2) * min(125, 0.13 * size)]))
     return towns
 
 
@@ -176,9 +176,10 @@ def _tenants(rng: np.random.Generator, parcel: np.ndarray, lot: np.ndarray, farm
     usable = np.bincount(flat[known], farm.ravel()[known], count) / area
     custom = ranked(noise(rng, size, 0.15 * size, 0.5 * size)).ravel()
     mean = np.bincount(flat[known], custom[known], count) / area
-    pick = np.clip(mean + rng.normal(0, 0.07, count), 0, 0.999)
+    pick = np.where(lot | (usable < 0.5), np.inf, mean + rng.normal(0, 0.07, count))
+    pick = pick.argsort(kind="stable").argsort() / max(1, np.isfinite(pick).sum())
     crops = np.array([ID[name] for name in ("cropland", "meadow", "orchard", "cropland", "bare soil")])
-    kind = crops[np.searchsorted([0.26, 0.48, 0.72, 0.93], pick)]
+    kind = crops[np.searchsorted([0.25, 0.48, 0.73, 0.94], pick).clip(0, 4)]
     kind[usable < 0.5] = 0
     kind[lot & (usable > 0.2)] = ID["settlement"]
     return kind
@@ -212,57 +213,39 @@ def _courses(
 
 
 def _build(rng: np.random.Generator, land: Land, shapes: list[shapely.Polygon]) -> list[Building]:
-    """Houses and halls on lots, storage tanks on one of them, ships on wide water."""
+    """Houses, halls and storage tanks along the longer side of lots, ships on wide water."""
     size, found = len(land.label), []
-    free = (land.label == ID["settlement"]) & (land.paved == 0)
-    lots = np.flatnonzero(land.kind == ID["settlement"])
-    yards = set(rng.permutation(lots)[: max(1, len(lots) // 25)].tolist())
-    for lot in lots.tolist():
-        plan = shapely.oriented_envelope(shapely.buffer(shapes[lot], -1.6))
-        chance = rng.random(4)
-        if plan.area < 24 or chance[0] < 0.05:
+    free = ndimage.binary_erosion((land.label == ID["settlement"]) & (land.paved == 0), iterations=2)
+    for lot in np.flatnonzero(land.kind == ID["settlement"]).tolist():
+        angle, length, width = extent(shapes[lot])
+        length, width = length - 3.2, width - 3.2
+        col, row = shapes[lot].centroid.coords[0]
+        chance, tone = rng.random(4), float(rng.uniform(0.8, 1.2))
+        if min(row, col) < 0 or max(row, col) >= size or not free[int(row), int(col)] or width < 3.5:
             continue
-        x, y = (int(number) for number in plan.centroid.coords[0])
-        if not (4 <= x < size - 4 and 4 <= y < size - 4) or not free[y - 2 : y + 3, x - 2 : x + 3].all():
-            continue
-        if lot in yards:
-            found += _tanks(rng, plan, lot)
-        elif chance[1] < 0.12:
-            found.append(Building("hall", affinity.scale(plan, 0.85, 0.85), "metal", 2.5, lot, chance[2] < 0.15))
+        new = bool(chance[0] < 0.15)
+        if chance[1] < 0.04:
+            radius = min(width / 3, 4.5)
+            for at in np.arange(radius - length / 2, length / 2 - radius + 0.1, 2 * radius + 1.2).tolist():
+                tank = shapely.Point(col + at * np.cos(angle), row + at * np.sin(angle)).buffer(radius)
+                found.append(Building("storage tank", tank, "paint", 2.5, tone, False))
+        elif chance[1] < 0.16:
+            plan = _rectangle(col, row, angle, 0.85 * length, 0.85 * width)
+            found.append(Building("hall", plan, "metal", 2.5, tone, new))
         else:
-            corners = shapely.get_coordinates(plan)
-            sides = np.hypot(*np.diff(corners[:3], axis=0).T)
-            factor = np.minimum(rng.uniform(6.5, 11), 0.75 * sides) / sides
-            house = shapely.Polygon(corners[:4].mean(0) + _shrunk(corners, factor))
-            material = "tiles" if chance[3] < 0.6 else "metal" if chance[3] > 0.9 else "asphalt"
-            found.append(Building("house", house, material, float(rng.uniform(2, 3.2)), lot, chance[2] < 0.15))
-    deep = ndimage.distance_transform_edt(land.label == ID["water"])
-    rows, cols = np.nonzero(deep > 6)
+            sides = np.minimum(rng.uniform(6.5, 11, 2), (0.8 * length, 0.8 * width))
+            material = "tiles" if chance[2] < 0.6 else "asphalt" if chance[2] < 0.9 else "metal"
+            found.append(
+                Building("house", _rectangle(col, row, angle, *sides), material, 2 + 1.2 * chance[3], tone, new)
+            )
+    rows, cols = np.nonzero(ndimage.distance_transform_edt(land.label == ID["water"]) > 6)
     for place in rng.permutation(len(rows))[: 2 + size // 256]:
-        angle, length = rng.uniform(0, np.pi), rng.uniform(5, 7)
-        way = np.array([np.cos(angle), np.sin(angle)])
-        line = np.array([cols[place], rows[place]]) + 0.5 + np.outer([-length, length], way) / 2
-        found.append(Building("ship", shapely.buffer(shapely.LineString(line), 1.3), "paint", 1.0, -1))
+        plan = _rectangle(cols[place], rows[place], rng.uniform(0, np.pi), rng.uniform(6, 9), 2.6)
+        found.append(Building("ship", plan, "paint", 1.0, 1.0, False))
     return found
 
 
-def _shrunk(corners: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """Corners of a rectangle around 0, each side times its factor."""
-    one, two = corners[1] - corners[0], corners[2] - corners[1]
-    return np.array([(-one * factor[0] * a - two * factor[1] * b) / 2 for a, b in ((1, 1), (-1, 1), (-1, -1), (1, -1))])
-
-
-def _tanks(rng: np.random.Generator, plan: shapely.Polygon, lot: int) -> list[Building]:
-    """Round tanks side by side."""
-    corners = shapely.get_coordinates(plan)
-    if np.hypot(*(corners[1] - corners[0])) < np.hypot(*(corners[2] - corners[1])):
-        corners = corners[1:]
-        corners = np.vstack([corners, corners[:1]])[[0, 1, 2, 3]]
-    radius = min(np.hypot(*np.diff(corners[:3], axis=0).T).min() / 4 - 0.4, 4.5)
-    if radius < 1.8:
-        return []
-    along = [(corners[0] + corners[3]) / 2, (corners[1] + corners[2]) / 2]
-    length = float(np.hypot(*(along[1] - along[0])))
-    shares = np.arange(radius, length - radius + 0.1, 2 * radius + 1.2) / max(length, 1)
-    plans = (shapely.Point(along[0] + share * (along[1] - along[0])).buffer(radius) for share in shares.tolist())
-    return [Building("storage tank", plan, "paint", 2.5, lot) for plan in plans]
+def _rectangle(x: float, y: float, angle: float, length: float, width: float) -> shapely.Polygon:
+    """A ground plan around a point."""
+    plan = shapely.box(-length / 2, -width / 2, length / 2, width / 2)
+    return affinity.translate(affinity.rotate(plan, angle, (0, 0), use_radians=True), x, y)

@@ -94,9 +94,8 @@ def _halves(land: np.ndarray, point: np.ndarray, way: np.ndarray) -> tuple[np.nd
     return np.array(halves[0]), np.array(halves[1]), np.array(ends)
 
 
-def direction(shape: shapely.Polygon) -> float:
-    """Angle of a parcel's longer side in radians."""
-    corners = shapely.get_coordinates(shapely.oriented_envelope(shape))
-    ways = np.diff(corners[:3], axis=0)
-    long = ways[np.hypot(*ways.T).argmax()]
-    return float(np.arctan2(long[1], long[0]))
+def extent(shape: shapely.Polygon) -> tuple[float, float, float]:
+    """Angle of a parcel's longer side in radians, and the lengths of both."""
+    ways = np.diff(shapely.get_coordinates(shapely.oriented_envelope(shape))[:3], axis=0)
+    short, long = sorted(ways, key=lambda way: float(np.hypot(*way)))
+    return float(np.arctan2(long[1], long[0])), float(np.hypot(*long)), float(np.hypot(*short))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +43,7 @@ class Planted:
         scenes: Rasters, in one folder that holds nothing else.
         labels: Label raster of each scene, same grid: ids of `classes`.
         boxes: GeoJSON in OGC:CRS84 of objects; properties `source`, `class`, `x1`, `y1`, `x2`, `y2` in pixels.
-        map: GeoPackage of parcels, lakes, rivers, roads and buildings; columns `class` and `source`.
+        map: GeoPackage of parcels, lakes, rivers and roads; columns `class` and `source`.
         classes: Class names; the place is the id.
         exact: Squares copied pixel by pixel.
         near: Squares copied with another gain and noise.
@@ -101,65 +100,58 @@ def write_scenes(
     sensor, folder = SENSORS["sentinel2"].select(bands), Path(folder)
     for name in ("scenes", "labels", *(("later", "changes") if later else ())):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    exact, near, boxes, shapes = [], [], [], []
-    before = None
+    exact, near, boxes, shapes, before = [], [], [], [], None
     for index in range(scenes):
-        path, transform = folder / "scenes" / f"scene_{index:03d}.tif", transform_of(index, size)
-        month = 1 + 5 * index % 12  # Jan, Jun, Nov, Apr, ...
         place = _Place(seed, index, size, sensor)
-        pixels, cloud = place.picture(month)
-        outside = _outside_swath(size, np.random.default_rng([seed, index, 9]))
-        draft = Draft(path, pixels, np.where(cloud, 0, place.land.label).astype(np.uint8), transform, [], [])
-        pixels[:, outside] = draft.labels[outside] = 0
-        draft.boxes, draft.shapes = _boxes(place.land, draft), _shapes(place.land, ~outside)
-        if before is not None:
-            rng = np.random.default_rng([seed, index, 8])
-            exact += plant(before, draft, rng, changed=False)
-            near += plant(before, draft, rng, changed=True)
+        draft, hidden = place.draft(folder / "scenes" / f"scene_{index:03d}.tif")
+        if before is not None:  # only the scene before is needed
+            exact += plant(before, draft, place.rng(8), changed=False)
+            near += plant(before, draft, place.rng(9), changed=True)
+        write_scene(draft.path, draft.pixels, draft.transform, sensor, place.month)
+        write_classes(folder / "labels" / draft.path.name, draft.labels, draft.transform, CLASSES)
         if later:
-            copied = [copy for copy in (*exact, *near) if copy.target == path]
-            _write_later(folder, place, draft, cloud | outside, copied, month + 4)
-        write_scene(path, pixels, transform, sensor, f"2024-{month:02d}-15T14:30:00Z")
-        write_classes(folder / "labels" / path.name, draft.labels, transform, CLASSES)
+            _write_later(folder, place, draft, hidden, [one for one in (*exact, *near) if one.target == draft.path])
         boxes += features(draft)
         shapes += placed(draft)
-        before = draft  # only the scene before is needed
+        before = draft
     write_boxes(folder / "boxes.geojson", boxes)
     write_map(folder / "map.gpkg", shapes)
-
-    def every(name: str) -> tuple[Path, ...]:
-        return tuple(folder / name / f"scene_{index:03d}.tif" for index in range(scenes))
-
-    return Planted(
-        sensor=sensor,
-        scenes=every("scenes"),
-        labels=every("labels"),
-        boxes=folder / "boxes.geojson",
-        map=folder / "map.gpkg",
-        classes=CLASSES,
-        exact=tuple(exact),
-        near=tuple(near),
-        later=every("later") if later else (),
-        changes=every("changes") if later else (),
-    )
+    names = [f"scene_{index:03d}.tif" for index in range(scenes)]
+    rasters = {
+        kind: tuple(folder / kind / name for name in names if later or kind in ("scenes", "labels"))
+        for kind in ("scenes", "labels", "later", "changes")
+    }
+    files = {"boxes": folder / "boxes.geojson", "map": folder / "map.gpkg"}
+    return Planted(sensor=sensor, classes=CLASSES, exact=tuple(exact), near=tuple(near), **rasters, **files)
 
 
 class _Place:
-    """One piece of land that can be seen on several dates."""
+    """One piece of land that can be seen on several dates; months count from January 2024."""
 
     def __init__(self, seed: int, index: int, size: int, sensor: Sensor) -> None:
-        self.seed, self.sensor = [seed, index], sensor
-        rng = np.random.default_rng([*self.seed, 0])
-        self.sandy = rng.uniform(0.15, 0.7)
-        self.land = draw_land(rng, size)
+        self.seed, self.sensor = (seed, index), sensor
+        self.sandy = self.rng(0).uniform(0.15, 0.7)
+        self.land = draw_land(self.rng(1), size)
+        self.month, self.transform = 5 * index % 12, transform_of(index, size)
         self.bands = [BANDS.index(name) for name in sensor.names]
 
-    def picture(self, month: int, later: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers `(C, S, S)` uint16 of a month's picture, and `(S, S)` bool where a cloud hides the ground."""
-        rng = np.random.default_rng([*self.seed, 1 + later])
-        summer = np.cos(2 * np.pi * (month - 1) / 12)
+    def rng(self, purpose: int) -> np.random.Generator:
+        return np.random.default_rng([*self.seed, purpose])
+
+    def draft(self, path: Path) -> tuple[Draft, np.ndarray]:
+        """The first date, and where nothing is to be seen of it, `(S, S)` bool."""
+        pixels, cloud, outside = self.picture(self.month)
+        labels = np.where(cloud | outside, 0, self.land.label).astype(np.uint8)
+        shapes = _shapes(self.land, ~outside)
+        draft = Draft(path, pixels, labels, self.transform, _boxes(self.land, labels), shapes)
+        return draft, cloud | outside
+
+    def picture(self, month: int, later: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A month's numbers `(C, S, S)` uint16, and `(S, S)` bool under clouds and outside of the swath."""
+        rng = self.rng(3 if later else 2)
+        summer = np.cos(2 * np.pi * month / 12)
         season = Season(
-            green=float(np.clip(0.6 + 0.25 * np.cos(2 * np.pi * (month - 12) / 12) + rng.normal(0, 0.1), 0.2, 0.95)),
+            green=float(np.clip(0.6 + 0.25 * np.cos(2 * np.pi * (month - 11) / 12) + rng.normal(0, 0.1), 0.2, 0.95)),
             mud=0.9 if later else rng.uniform(0.05, 0.5),
             sandy=self.sandy,
             leaf=float(np.clip(0.75 + 0.5 * summer, 0.3, 1)),
@@ -172,13 +164,15 @@ class _Place:
             gain=rng.uniform(0.88, 1.12),
             cloudy=rng.uniform(0, 0.06),
         )
-        cover = draw_cover(np.random.default_rng([*self.seed, 3]), self.land, season)
-        pixels, cloud = expose(rng, self.land.terrain.height, cover, look, self.bands)
-        return np.clip(np.rint(1e4 * pixels), 1, 65535).astype(np.uint16), cloud > 0.3
+        cover = draw_cover(self.rng(4), self.land, season)
+        light, cloud = expose(rng, self.land.terrain.height, cover, look, self.bands)
+        outside = _outside_swath(len(cloud), rng)
+        pixels = np.where(outside, 0, np.clip(np.rint(1e4 * light), 1, 65535)).astype(np.uint16)
+        return pixels, cloud > 0.3, outside
 
     def change(self) -> np.ndarray:
         """Let months pass; `(S, S)` uint8 in `CHANGES`."""
-        land, rng = self.land, np.random.default_rng([*self.seed, 7])
+        land, rng = self.land, self.rng(5)
         reaped = (rng.random(len(land.kind)) < 0.4) & (land.kind == ID["cropland"])
         built = burn([one.shape for one in land.buildings if one.new], len(land.label)) > 0
         low = (land.terrain.above < rng.uniform(1.5, 3.0)) & ~np.isin(land.label, [0, ID["snow"], ID["settlement"]])
@@ -191,19 +185,14 @@ class _Place:
         return changed
 
 
-def _write_later(
-    folder: Path, place: _Place, draft: Draft, hidden: np.ndarray, copied: Sequence[Copy], month: int
-) -> None:
+def _write_later(folder: Path, place: _Place, draft: Draft, hidden: np.ndarray, copied: Sequence[Copy]) -> None:
     """The second date, and what has changed until then; nothing is said of copied squares, which show another place."""
-    changed = place.change()
-    pixels, cloud = place.picture(month, later=True)
-    outside = _outside_swath(len(cloud), np.random.default_rng([*place.seed, 10]))
-    pixels[:, outside] = 0
+    changed, month = place.change(), place.month + 4
+    pixels, cloud, outside = place.picture(month, later=True)
     changed[hidden | cloud | outside] = 0
     for one in copied:
         changed[one.target_row : one.target_row + one.size, one.target_col : one.target_col + one.size] = 0
-    time = f"{2024 + (month - 1) // 12}-{1 + (month - 1) % 12:02d}-17T14:30:00Z"
-    write_scene(folder / "later" / draft.path.name, pixels, draft.transform, place.sensor, time)
+    write_scene(folder / "later" / draft.path.name, pixels, draft.transform, place.sensor, month)
     write_classes(folder / "changes" / draft.path.name, changed, draft.transform, CHANGES)
 
 
@@ -216,13 +205,13 @@ def _outside_swath(size: int, rng: np.random.Generator) -> np.ndarray:
     return left | right | (row < 3)
 
 
-def _boxes(land: Land, draft: Draft) -> list[Box]:
+def _boxes(land: Land, labels: np.ndarray) -> list[Box]:
     """Boxes of buildings and ships that stand on the first date, whole and in sight."""
     found, size = [], len(land.label)
     for one in land.buildings:
         x1, y1, x2, y2 = (round(number) for number in one.shape.bounds)
         inside = min(x1, y1) >= 0 and max(x2, y2) <= size and x2 - x1 > 1 and y2 - y1 > 1
-        if inside and not one.new and draft.labels[y1:y2, x1:x2].all():
+        if inside and not one.new and labels[y1:y2, x1:x2].all():
             found.append(Box(one.kind, x1, y1, x2, y2))
     return found
 
@@ -239,7 +228,6 @@ def _shapes(land: Land, seen: np.ndarray) -> list[tuple[str, shapely.Geometry]]:
     found += [("lake", shapely.geometry.shape(outline).simplify(0.8)) for outline, _ in outlines(lake, lake > 0)]
     frames = [shapely.geometry.shape(outline) for outline, _ in outlines(seen.astype(np.uint8), seen)]
     frame = shapely.unary_union(frames).simplify(1)
-    lines = chain(land.roads, (("river", line) for line, _ in land.terrain.rivers))
-    things = ((one.kind, one.shape) for one in land.buildings if not one.new)
-    found += [(kind, shape.intersection(frame)) for kind, shape in chain(lines, things)]
+    lines = [*land.roads, *(("river", line) for line, _ in land.terrain.rivers)]
+    found += [(kind, line.intersection(frame)) for kind, line in lines]
     return [(kind, shape) for kind, shape in found if shape.area > 20 or shape.length > 8]
