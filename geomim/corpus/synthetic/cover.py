@@ -105,8 +105,8 @@ class _Parcels:
 def _ground(cover: Cover, land: Land, season: Season, grain: dict[str, np.ndarray], parcels: _Parcels) -> None:
     """Grass, crops and bare ground."""
     label = land.label
-    stage = np.where(land.parcel >= 0, parcels.number(0, 0.15, 0.85), 0.5 + 0.15 * grain["patchy"])
-    stage = np.clip(stage + 0.2 * (season.green - 0.5), 0.08, 0.85)
+    stage = np.where(land.parcel >= 0, parcels.number(0, 0.25, 0.95), 0.6 + 0.15 * grain["patchy"])
+    stage = np.clip(stage + 0.2 * (season.green - 0.5), 0.1, 0.9)
     crops = label == ID["cropland"]
     period = parcels.number(1, 4.5, 8.0)
     rows = np.cos(_TURN * parcels.across / period)
@@ -121,7 +121,7 @@ def _ground(cover: Cover, land: Land, season: Season, grain: dict[str, np.ndarra
     ripe = np.clip(parcels.number(2, -0.6, 1.2) * (1.2 - season.green), 0, 0.9)
     green = np.clip(season.green + 0.12 * grain["patchy"], 0.05, 1) * (1 - ripe)
     sand = np.clip(season.sandy + 0.12 * grain["patchy"] + 0.05 * grain["rough"], 0, 1)
-    sand *= np.where(bare, 1, parcels.number(3, 0.1, 0.9))
+    sand *= np.where(bare, 1, parcels.number(3, 0.0, 0.6))
     reaped = land.stubble[parcels.place] & crops
     straw = np.where(reaped, 0.75, 0).astype(np.float32)
     leafy = share * green

@@ -23,7 +23,8 @@ CLASSES = (
 ID = {name: number for number, name in enumerate(CLASSES)}
 """Number of each class."""
 
-_LOT, _BLOCK, _FIELD = 260.0, 2600.0, 11000.0  # pixels of a building lot, of a block between streets, of a field
+_WIDTHS = {"road": 3.4, "street": 2.4, "track": 1.3}  # pixels
+_LOT, _BLOCK, _FIELD = 260.0, 2600.0, 9000.0  # pixels of a building lot, of a block between streets, of a field
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,11 @@ def draw_land(rng: np.random.Generator, size: int) -> Land:
     wild = np.isin(label, [ID[name] for name in ("water", "snow", "rock", "dunes")])
     parcel[wild | (kind[parcel] == 0)] = -1
     label = np.where(parcel >= 0, kind[parcel], np.where(farm, ID["woodland"], label)).astype(np.uint8)
-    courses = _courses(bend, roads, cuts, label, parcel, lot)
-    widths = {"road": 3.4, "street": 2.4, "track": 1.3}
-    asphalt = burn([shapely.buffer(line, widths[name] / 2) for name, line in courses if name != "track"], size) > 0
-    track = burn([shapely.buffer(line, widths[name] / 2) for name, line in courses if name == "track"], size) > 0
+    courses = _courses(bend, roads, cuts, label, parcel)
+    asphalt, track = (
+        burn([line.buffer(_WIDTHS[name] / 2) for name, line in courses if (name == "track") is small], size) > 0
+        for small in (False, True)
+    )
     paved = np.where(asphalt, 1, np.where(track & ~river, 2, 0)).astype(np.uint8)
     label[(paved > 0) & (label != ID["settlement"])] = 0
     angle = np.array([extent(shape)[0] for shape in shapes])
@@ -125,8 +127,8 @@ def _natural(rng: np.random.Generator, terrain: Terrain, river: np.ndarray) -> t
     size = len(river)
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     turn = rng.uniform(0, 2 * np.pi)
-    ragged = 0.03 * fractal(rng, size, 1.5)
-    high, steep = ranked(terrain.height), ranked(smooth(np.hypot(*np.gradient(terrain.height)), 0.03 * size))
+    ragged = 0.05 * fractal(rng, size, 1.3)
+    high, steep = ranked(terrain.height), ranked(smooth(np.hypot(*np.gradient(terrain.height)), 0.02 * size))
     dry = ranked(fractal(rng, size, 2) + 1.2 * (np.cos(turn) * axis[None] + np.sin(turn) * axis[:, None]))
     label = np.where(terrain.lake | river, ID["water"], 0).astype(np.uint8)
     shore = ranked(smooth((label > 0).astype(np.float32), 0.04 * size) - 0.4 * smooth(steep, 0.02 * size))
@@ -137,7 +139,7 @@ def _natural(rng: np.random.Generator, terrain: Terrain, river: np.ndarray) -> t
         ("wetland", rng.uniform(0.06, 0.08), shore - 0.2 * steep),
         ("dunes", rng.uniform(0.06, 0.09), dry - 0.5 * steep),
         ("bare soil", rng.uniform(0.05, 0.08), dry - 0.2 * steep),
-        ("", rng.uniform(0.36, 0.42), -steep - 0.4 * high - 0.3 * dry),
+        ("", rng.uniform(0.34, 0.40), -steep - 0.4 * high - 0.3 * dry),
         ("forest", rng.uniform(0.11, 0.14), 0.7 * ranked(fractal(rng, size, 2.2)) - 0.3 * dry + 0.1 * high),
         ("woodland", 1, high),
     ):
@@ -157,13 +159,11 @@ def _towns(rng: np.random.Generator, blocks: list[np.ndarray], farm: np.ndarray)
     fit = smooth(farm.astype(np.float32), 0.04 * size)
     corners = np.unique(np.vstack(blocks).round(1), axis=0)
     corners = corners[((corners > 0.08 * size) & (corners < 0.92 * size)).all(1)]
-    places = np.vstack([corners, rng.uniform(0.12 * size, 0.88 * size, (12, 2))])
-    score = fit[tuple(places.T[::-1].astype(int))] + np.r_[np.full(len(corners), 0.3), np.zeros(12)]
+    score = fit[tuple(corners.T[::-1].astype(int))]
     towns: list[np.ndarray] = []
-    for place in np.argsort(-score, kind="stable"):
-        far = all(np.hypot(*(places[place] - town[:2])) > 0.33 * size for town in towns)
-        if far and len(towns) < max(1, round(size / 340)):
-            towns.append(np.array([*places[place], rng.uniform(0.8, 1.2) * min(125, 0.13 * size)]))
+    for place in corners[np.argsort(-score, kind="stable")]:
+        if len(towns) < round(size / 340) and all(np.hypot(*(place - town[:2])) > 0.33 * size for town in towns):
+            towns.append(np.array([*place, rng.uniform(0.8, 1.2) * min(125, 0.13 * size)]))
     return towns
 
 
@@ -186,29 +186,23 @@ def _tenants(rng: np.random.Generator, parcel: np.ndarray, lot: np.ndarray, farm
 
 
 def _courses(
-    bend: Bend, roads: list[Cut], cuts: list[Cut], label: np.ndarray, parcel: np.ndarray, lot: np.ndarray
+    bend: Bend, roads: list[Cut], cuts: list[Cut], label: np.ndarray, parcel: np.ndarray
 ) -> list[tuple[str, shapely.LineString]]:
     """Roads through all that can be passed, streets in towns, tracks between fields."""
-    size = len(label)
-    lake = (label == ID["water"]) & (ndimage.uniform_filter((label == ID["water"]).astype(np.float32), 25) > 0.7)
-    closed = lake | np.isin(label, [ID["snow"]])
-    town = label == ID["settlement"]
-    fields = (parcel >= 0) & ~town
-    wide = ndimage.maximum_filter(town, 5)
+    size, water = len(label), label == ID["water"]
+    wide = water & (ndimage.uniform_filter(water.astype(np.float32), 25) > 0.7)
+    town = ndimage.maximum_filter(label == ID["settlement"], 5)
+    open_to = {"road": ~wide & (label != ID["snow"]), "street": town, "track": (parcel >= 0) & ~town}
+    smaller = [cut for cut in cuts if cut.area > _BLOCK]
     found = []
-    for name, cut, there in (
-        *(("road", cut, ~closed) for cut in roads),
-        *(("street", cut, wide) for cut in cuts if cut.area > _BLOCK),
-        *(("track", cut, fields & ~wide) for cut in cuts if cut.area > _BLOCK),
-    ):
-        points = bend(cut.line)
-        col, row = points.T.astype(int)
-        inside = (row >= 0) & (row < size) & (col >= 0) & (col < size)
-        good = inside & there[np.clip(row, 0, size - 1), np.clip(col, 0, size - 1)]
-        ends = np.flatnonzero(np.diff(np.r_[0, good, 0]))
-        for start, stop in zip(ends[::2], ends[1::2], strict=True):
-            if stop - start > 2:
-                found.append((name, shapely.LineString(points[start:stop])))
+    for name, lines in (("road", roads), ("street", smaller), ("track", smaller)):
+        for points in (bend(cut.line) for cut in lines):
+            col, row = points.T.astype(int)
+            inside = (points >= 0).all(1) & (points < size).all(1)
+            good = inside & open_to[name][np.clip(row, 0, size - 1), np.clip(col, 0, size - 1)]
+            ends = np.flatnonzero(np.diff(np.r_[0, good, 0]))
+            runs = zip(ends[::2], ends[1::2], strict=True)
+            found += [(name, shapely.LineString(points[start:stop])) for start, stop in runs if stop - start > 2]
     return found
 
 
@@ -234,7 +228,7 @@ def _build(rng: np.random.Generator, land: Land, shapes: list[shapely.Polygon]) 
             found.append(Building("hall", plan, "metal", 2.5, tone, new))
         else:
             sides = np.minimum(rng.uniform(6.5, 11, 2), (0.8 * length, 0.8 * width))
-            material = "tiles" if chance[2] < 0.6 else "asphalt" if chance[2] < 0.9 else "metal"
+            material = "tiles" if chance[2] < 0.6 else "asphalt" if chance[2] < 0.94 else "metal"
             found.append(
                 Building("house", _rectangle(col, row, angle, *sides), material, 2 + 1.2 * chance[3], tone, new)
             )

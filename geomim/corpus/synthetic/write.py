@@ -152,7 +152,7 @@ class _Place:
         summer = np.cos(2 * np.pi * month / 12)
         season = Season(
             green=float(np.clip(0.6 + 0.25 * np.cos(2 * np.pi * (month - 11) / 12) + rng.normal(0, 0.1), 0.2, 0.95)),
-            mud=0.9 if later else rng.uniform(0.05, 0.5),
+            mud=0.9 if later else rng.uniform(0.05, 0.4),
             sandy=self.sandy,
             leaf=float(np.clip(0.75 + 0.5 * summer, 0.3, 1)),
             later=later,
@@ -160,7 +160,7 @@ class _Place:
         look = Look(
             sun=float(np.deg2rad(46 + 16 * summer + rng.normal(0, 2))),
             azimuth=float(np.deg2rad(50 + 15 * summer + rng.normal(0, 5))),
-            haze=rng.uniform(0.03, 0.35),
+            haze=rng.uniform(0.03, 0.28),
             gain=rng.uniform(0.88, 1.12),
             cloudy=rng.uniform(0, 0.06),
         )
@@ -173,7 +173,8 @@ class _Place:
     def change(self) -> np.ndarray:
         """Let months pass; `(S, S)` uint8 in `CHANGES`."""
         land, rng = self.land, self.rng(5)
-        reaped = (rng.random(len(land.kind)) < 0.4) & (land.kind == ID["cropland"])
+        fields = np.unique(land.parcel[(land.label == ID["cropland"]) & (land.parcel >= 0)])
+        reaped = np.isin(np.arange(len(land.kind)), rng.permutation(fields)[: (len(fields) + 1) // 2])
         built = burn([one.shape for one in land.buildings if one.new], len(land.label)) > 0
         low = (land.terrain.above < rng.uniform(1.5, 3.0)) & ~np.isin(land.label, [0, ID["snow"], ID["settlement"]])
         flood = low & (land.label != ID["water"])
