@@ -67,7 +67,7 @@ def expose(
     pixels = pixels * left + added * veil
     for band, width in enumerate(BLUR[bands].tolist()):
         pixels[band] = smooth(pixels[band], 0.38 + 0.25 * (width - 1) ** 0.7)
-    pixels *= look.gain * rng.uniform(0.97, 1.03, (len(bands), 1, 1)).astype(np.float32)
+    pixels *= look.gain * rng.uniform(0.97, 1.03, len(CLOUD)).astype(np.float32)[bands, None, None]
     pixels += (0.0012 + 0.006 * pixels) * rng.standard_normal(pixels.shape, np.float32)
     return pixels, cloud
 

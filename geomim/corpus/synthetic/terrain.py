@@ -10,7 +10,7 @@ from shapely import LineString
 
 from geomim.corpus.synthetic.fields import enlarged, fractal, ranked, smooth
 
-COARSE = 4  # pixels of a cell on which water flows
+_COARSE = 4  # pixels of a cell on which water flows
 _PIECE = 24  # points of a river of one width
 
 
@@ -32,12 +32,8 @@ class Terrain:
 
 
 def draw_terrain(rng: np.random.Generator, size: int) -> Terrain:
-    """Fractal relief, worn by the water that runs down it.
-
-    Depressions are filled and drained by priority flood (Barnes, Lehman and Mulla 2014, Computers & Geosciences 62), so
-    that every cell has a way out; valleys are deeper the more water gathers in them.
-    """
-    n = size // COARSE
+    """Fractal relief, worn by the water that runs down it: valleys are deeper the more of it gathers in them."""
+    n = size // _COARSE + 2  # with a frame that nothing flows through
     axis = np.linspace(-1, 1, n, dtype=np.float32)
     turn = rng.uniform(0, 2 * np.pi)
     tilt = np.cos(turn) * axis[None] + np.sin(turn) * axis[:, None]
@@ -45,104 +41,87 @@ def draw_terrain(rng: np.random.Generator, size: int) -> Terrain:
     raw = 0.12 * raw + 2.2 * ranked(raw) ** 2.5  # plains below, mountains above
     raw += 0.015 * fractal(rng, n, 1)
     filled, receiver, order = _drain(raw, rng)
-    rain = np.ones(n * n)
-    rain[_source(filled, tilt)] += 0.7 * n * n  # a river from beyond
+    gathered = np.ones(n * n)
+    edge = _edge(n)
+    uphill = edge & (tilt > np.quantile(tilt[edge], 0.6))
+    gathered[np.where(uphill, filled, np.inf).argmin()] += 0.7 * n * n  # a river from beyond
     for cell in order[::-1]:
-        if receiver[cell] >= 0:
-            rain[receiver[cell]] += rain[cell]
-    gathered = rain.reshape(n, n)
+        gathered[receiver[cell]] += gathered[cell]
+    gathered = gathered.reshape(n, n)
     worn = smooth(filled - 0.07 * np.log(gathered) * (0.15 + ranked(filled)), 1.2)
-    channel = gathered > 0.02 * n * n
-    base = _base(worn, receiver, order, channel)
-    depth = smooth(filled - raw, 1)
+    channel = (gathered > 0.02 * n * n).ravel()
+    base = worn.ravel().copy()  # height of the channel that a cell drains to
+    for cell in order:
+        if not channel[cell] and receiver[cell]:
+            base[cell] = base[receiver[cell]]
+    inner = (slice(1, -1), slice(1, -1))
+    depth = smooth(filled - raw, 1)[inner]
     lake = enlarged(depth, size) > max(0.05, float(np.quantile(depth, 0.95)))
-    height = enlarged(worn, size, order=3)
-    steep = smooth(np.hypot(*np.gradient(height)), 6)
-    height += steep * 2.5 * fractal(rng, size, 1.6, longest=120)
+    height = enlarged(worn[inner], size, order=3)
+    height += 2.5 * smooth(np.hypot(*np.gradient(height)), 6) * fractal(rng, size, 1.6, longest=120)
+    above = smooth(np.maximum(enlarged((worn - base.reshape(n, n))[inner], size), 0), 3)
     scale = np.float32(0.09 * size)
-    above = smooth(np.maximum(enlarged(worn - base, size), 0), 3)
-    rivers = [piece for line in _lines(receiver, order, channel) for piece in _course(line, gathered)]
-    return Terrain(scale * height, scale * above, lake, rivers)
+    return Terrain(scale * height, scale * above, lake, _rivers(receiver, order, channel, gathered))
 
 
-def _drain(height: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Height without depressions, the cell that each cell drains to (-1: out), and cells from the outlets upward."""
-    n = height.shape[0]
-    wide = np.full((n + 2, n + 2), -np.inf)
-    wide[1:-1, 1:-1] = height
+def _edge(n: int) -> np.ndarray:
+    """The outermost cells within the frame."""
     edge = np.zeros((n, n), bool)
-    edge[[0, -1]] = edge[:, [0, -1]] = True
-    outlet = edge & (height <= np.quantile(height[edge], 0.2))
-    level, width = wide.ravel().tolist(), n + 2
+    edge[1:-1, 1:-1] = True
+    edge[2:-2, 2:-2] = False
+    return edge
+
+
+def _drain(height: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, list[int], list[int]]:
+    """Fill depressions by priority flood, so that every cell has a way out.
+
+    Barnes, Lehman and Mulla (2014), Computers & Geosciences 62, their algorithm 4.
+
+    Returns:
+        Height without depressions, the cell that each cell drains to (0, a corner of the frame, where it flows out),
+        and cells from the outlets upward.
+    """
+    n, edge = len(height), _edge(len(height))
+    level, order = height.ravel().tolist(), []
     rise = (1e-2 * rng.random(len(level)) ** 2).tolist()  # uneven, so that no river runs straight where it is flat
-    receiver, order = [-2] * len(level), []
-    queue = [(level[cell], cell) for cell in np.flatnonzero(np.pad(outlet, 1)).tolist()]
-    for _, cell in queue:
-        receiver[cell] = -1
+    receiver = np.zeros((n, n), int)
+    receiver[1:-1, 1:-1] = -1  # not known yet
+    outlets = np.flatnonzero(edge & (height <= np.quantile(height[edge], 0.2)))
+    receiver.ravel()[outlets] = 0
+    receiver = receiver.ravel().tolist()
+    queue = [(level[cell], cell) for cell in outlets.tolist()]
     heapq.heapify(queue)
-    steps = (-1, 1, -width, width, -width - 1, -width + 1, width - 1, width + 1)
     while queue:
         here, cell = heapq.heappop(queue)
         order.append(cell)
-        for step in steps:
-            other = cell + step
-            if receiver[other] == -2 and level[other] > -np.inf:
+        for other in (cell - 1, cell + 1, cell - n, cell + n, cell - n - 1, cell - n + 1, cell + n - 1, cell + n + 1):
+            if receiver[other] < 0:
                 receiver[other] = cell
                 level[other] = max(level[other], here + rise[other])
                 heapq.heappush(queue, (level[other], other))
-    inner = np.arange(width * width).reshape(width, width)[1:-1, 1:-1]
-    number = np.full(width * width, -1)
-    number[inner.ravel()] = np.arange(n * n)
-    ways = np.array(receiver)[inner].ravel()
-    return np.array(level)[inner], np.where(ways >= 0, number[ways], -1), number[order].tolist()
+    return np.array(level).reshape(n, n), receiver, order
 
 
-def _source(height: np.ndarray, tilt: np.ndarray) -> int:
-    """Where a river comes in: the lowest cell of the border that lies uphill."""
-    edge = np.zeros(height.shape, bool)
-    edge[[0, -1]] = edge[:, [0, -1]] = True
-    uphill = edge & (tilt > np.quantile(tilt[edge], 0.6))
-    return int(np.where(uphill, height, np.inf).argmin())
-
-
-def _base(height: np.ndarray, receiver: np.ndarray, order: list[int], channel: np.ndarray) -> np.ndarray:
-    """Height of the channel that each cell drains to; of its outlet where it meets none."""
-    base, wet, ways = height.ravel().tolist(), channel.ravel().tolist(), receiver.tolist()
-    for cell in order:
-        if not wet[cell] and ways[cell] >= 0:
-            base[cell] = base[ways[cell]]
-    return np.array(base, np.float32).reshape(height.shape)
-
-
-def _lines(receiver: np.ndarray, order: list[int], channel: np.ndarray) -> list[list[int]]:
-    """Cells of each river from its spring, or where it begins, to the sea, or to a river that is longer."""
-    wet = channel.ravel()
-    fed = np.zeros(wet.shape, bool)
-    fed[receiver[wet & (receiver >= 0)]] = True
-    far = np.zeros(wet.size)
-    for cell in order[::-1]:
-        if receiver[cell] >= 0:
-            far[receiver[cell]] = max(far[receiver[cell]], far[cell] + 1)
-    lines, seen, depth = [], set(), dict(zip(order, range(len(order)), strict=True))
-    for cell in sorted(np.flatnonzero(wet & ~fed).tolist(), key=lambda cell: -depth[cell]):
-        line = [cell]
-        while receiver[line[-1]] >= 0 and line[-1] not in seen:
+def _rivers(
+    receiver: list[int], order: list[int], channel: np.ndarray, gathered: np.ndarray
+) -> list[tuple[LineString, float]]:
+    """Smooth courses from each spring to the border or to a river that comes from higher, wider downstream."""
+    rivers: list[tuple[LineString, float]] = []
+    seen: set[int] = set()
+    for spring in order[::-1]:
+        line = [spring]
+        while channel[spring] and line[-1] not in seen and receiver[line[-1]]:
             seen.add(line[-1])
-            line.append(int(receiver[line[-1]]))
-        if len(line) > 4:
-            lines.append(line)
-    return lines
-
-
-def _course(line: list[int], gathered: np.ndarray) -> list[tuple[LineString, float]]:
-    """A smooth course through cells, in pieces that grow wider downstream."""
-    row, col = np.unravel_index(line, gathered.shape)
-    steps = np.linspace(0, len(line) - 1, 3 * len(line))
-    x, y = (np.interp(steps, np.arange(len(line)), (axis + 0.5) * COARSE) for axis in (col, row))
-    points = np.stack([x, y], 1)
-    for _ in range(24):
-        points[1:-1] = (points[:-2] + 2 * points[1:-1] + points[2:]) / 4
-    share = gathered[row, col] / gathered.size
-    width = smooth(np.clip(22 * np.sqrt(share), 2.5, 26), 3)
-    cuts = range(0, len(points) - 1, _PIECE)
-    return [(LineString(points[at : at + _PIECE + 1]), float(width[min(at // 3, len(line) - 1)])) for at in cuts]
+            line.append(receiver[line[-1]])
+        if len(line) < 5:
+            continue
+        row, col = np.unravel_index(line, gathered.shape)
+        steps = np.linspace(0, len(line) - 1, 3 * len(line))
+        x, y = (np.interp(steps, np.arange(len(line)), (axis - 0.5) * _COARSE) for axis in (col, row))
+        points = np.stack([x, y], 1)
+        for _ in range(24):
+            points[1:-1] = (points[:-2] + 2 * points[1:-1] + points[2:]) / 4
+        width = smooth(np.clip(22 * np.sqrt(gathered[row, col] / gathered.size), 2.5, 26), 3)
+        for at in range(0, len(points) - 1, _PIECE):
+            rivers.append((LineString(points[at : at + _PIECE + 1]), float(width[at // 3])))
+    return rivers

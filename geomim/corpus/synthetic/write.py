@@ -166,7 +166,7 @@ class _Place:
         )
         cover = draw_cover(self.rng(4), self.land, season)
         light, cloud = expose(rng, self.land.terrain.height, cover, look, self.bands)
-        outside = _outside_swath(len(cloud), rng)
+        outside = _outside_swath(len(cloud), self.rng(7 if later else 6))
         pixels = np.where(outside, 0, np.clip(np.rint(1e4 * light), 1, 65535)).astype(np.uint16)
         return pixels, cloud > 0.3, outside
 
@@ -178,10 +178,10 @@ class _Place:
         built = burn([one.shape for one in land.buildings if one.new], len(land.label)) > 0
         low = (land.terrain.above < rng.uniform(1.5, 3.0)) & ~np.isin(land.label, [0, ID["snow"], ID["settlement"]])
         flood = low & (land.label != ID["water"])
+        harvest = (land.parcel >= 0) & reaped[land.parcel] & (land.label == ID["cropland"])
         changed = np.ones(land.label.shape, np.uint8)
-        changed[(land.parcel >= 0) & reaped[np.maximum(land.parcel, 0)] & (land.label == ID["cropland"])] = 3
-        changed[built] = 2
-        changed[flood] = 4
+        for name, where in (("harvest", harvest), ("construction", built), ("flood", flood)):
+            changed[where] = CHANGES.index(name)
         self.land = replace(land, label=np.where(flood, ID["water"], land.label).astype(np.uint8), stubble=reaped)
         return changed
 
