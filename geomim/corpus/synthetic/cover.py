@@ -103,69 +103,52 @@ class _Parcels:
 
 
 def _ground(cover: Cover, land: Land, season: Season, grain: dict[str, np.ndarray], parcels: _Parcels) -> None:
-    """Grass, crops and bare ground."""
-    label = land.label
-    stage = np.where(land.parcel >= 0, parcels.number(0, 0.25, 0.95), 0.6 + 0.15 * grain["patchy"])
+    """Grass, crops in rows, stubble, bare ground, stones, reeds."""
+    rough, fine, patchy = grain.values()
+    crops, bare, rock, town, wet = (
+        np.isin(land.label, [ID[name] for name in names])
+        for names in (["cropland"], ["bare soil", "dunes", "rock"], ["rock"], ["settlement"], ["wetland"])
+    )
+    reaped = crops & land.stubble[parcels.place]
+    stage = np.where(land.parcel >= 0, parcels.number(0, 0.25, 0.95), 0.6 + 0.15 * patchy)
     stage = np.clip(stage + 0.2 * (season.green - 0.5), 0.1, 0.9)
-    crops = label == ID["cropland"]
     period = parcels.number(1, 4.5, 8.0)
-    rows = np.cos(_TURN * parcels.across / period)
+    rows, lanes = np.cos(_TURN * parcels.across / period), np.mod(parcels.across, 4 * period) < 1.3
     swing = np.clip(np.minimum(stage, 1 - stage), 0.25, 0.45)
-    lanes = np.mod(parcels.across, 4 * period) < 1.3
-    mottled = 0.13 * grain["patchy"] + 0.10 * grain["fine"] + 0.08 * grain["rough"]
-    share = np.where(crops, stage + swing * rows + 0.05 * grain["rough"] - 0.3 * lanes, stage + mottled)
-    share = np.clip(np.where(crops & (land.stubble[parcels.place]), 0.06, share), 0, 1)
-    share = np.where(label == ID["forest"], 0.85, share)
-    bare = np.isin(label, [ID["bare soil"], ID["dunes"], ID["rock"]])
-    share *= np.where(bare, np.clip(0.06 + 0.08 * grain["patchy"], 0, 1), 1)
+    share = stage + np.where(
+        crops, swing * rows + 0.05 * rough - 0.3 * lanes, 0.13 * patchy + 0.1 * fine + 0.08 * rough
+    )
+    share = np.where(reaped, 0.06, np.where(land.label == ID["forest"], 0.85, np.clip(share, 0, 1)))
+    share *= np.where(bare, np.clip(0.06 + 0.08 * patchy, 0, 1), 1)
     ripe = np.clip(parcels.number(2, -0.6, 1.2) * (1.2 - season.green), 0, 0.9)
-    green = np.clip(season.green + 0.12 * grain["patchy"], 0.05, 1) * (1 - ripe)
-    sand = np.clip(season.sandy + 0.12 * grain["patchy"] + 0.05 * grain["rough"], 0, 1)
-    sand *= np.where(bare, 1, parcels.number(3, 0.0, 0.6))
-    reaped = land.stubble[parcels.place] & crops
-    straw = np.where(reaped, 0.75, 0).astype(np.float32)
-    leafy = share * green
-    dry = share * (1 - green) + straw * (1 - share)
-    earth = (1 - share) * (1 - straw)
-    cover.put(
-        1.0,
-        grass=np.where(crops, 0.3, 1) * leafy,
-        crop=np.where(crops, 0.7, 0) * leafy,
-        straw=dry,
-        soil=earth * (1 - sand),
-        sand=earth * sand,
-    )
-    crevice = np.clip(0.45 + 0.5 * np.tanh(1.5 * grain["rough"] + 0.7 * grain["fine"]), 0, 1)
-    stony = np.where(label == ID["rock"], 0.9 - 0.55 * crevice, np.where(label == ID["settlement"], 0.4, 0))
-    cover.put(
-        label == ID["rock"],
-        grass=season.green * crevice,
-        straw=(1 - season.green) * crevice,
-        soil=1 - crevice,
-    )
-    cover.put(stony, rock=1.0)
-    cover.put(
-        label == ID["wetland"],
-        leaves=0.3,
-        grass=0.5 * season.green,
-        straw=0.7 - 0.5 * season.green,
-    )
+    leafy = share * np.clip(season.green + 0.12 * patchy, 0.05, 1) * (1 - ripe)
+    sand = np.clip(season.sandy + 0.12 * patchy + 0.05 * rough, 0, 1) * np.where(bare, 1, parcels.number(3, 0.0, 0.6))
+    straw = share - leafy + 0.75 * reaped * (1 - share)
+    earth = 1 - leafy - straw
+    green = {"grass": leafy * (1 - 0.7 * crops), "crop": leafy * 0.7 * crops}
+    cover.put(1.0, **green, straw=straw, soil=earth * (1 - sand), sand=earth * sand)
+    crevice = np.clip(0.45 + 0.5 * np.tanh(1.5 * rough + 0.7 * fine), 0, 1)
+    cover.put(rock, grass=season.green * crevice, straw=(1 - season.green) * crevice, soil=1 - crevice)
+    cover.put(np.where(rock, 0.9 - 0.55 * crevice, 0.4 * town), rock=1.0)
+    cover.put(wet, leaves=0.3, grass=0.5 * season.green, straw=0.7 - 0.5 * season.green)
     cover.tall += 0.5 * np.clip(rows, 0, 1) * crops * swing * ~reaped
-    cover.tone += np.where(bare | crops, 0.06, 0.04) * grain["fine"] + 0.04 * (parcels.chance[3][parcels.place] - 0.5)
+    cover.tone += np.where(bare | crops, 0.06, 0.04) * fine + 0.04 * (parcels.chance[3][parcels.place] - 0.5)
 
 
 def _ridges(rng: np.random.Generator, cover: Cover, land: Land) -> None:
     """Dunes: long, steep on one side; crags of rock."""
     size = len(land.label)
+    phase = np.mod(_across(rng, size) / 14 + 0.8 * noise(rng, size, 160, 600) + 0.13 * noise(rng, size, 30, 90), 1)
+    ridge = np.where(phase < 0.72, phase / 0.72, (1 - phase) / 0.28) * (1 + 0.4 * noise(rng, size, 20, 80))
+    dunes, rock = (smooth((land.label == ID[name]).astype(np.float32), 2) for name in ("dunes", "rock"))
+    cover.tall += dunes * 7 * ridge + rock * 4 * np.abs(fractal(rng, size, 1.4, longest=70))
+
+
+def _across(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Distance along a direction of chance in pixels."""
     turn = rng.uniform(0, np.pi)
     y, x = np.mgrid[:size, :size].astype(np.float32)
-    along = x * np.cos(turn) + y * np.sin(turn)
-    phase = np.mod(along / 14 + 0.8 * noise(rng, size, 160, 600) + 0.13 * noise(rng, size, 30, 90), 1)
-    ridge = np.where(phase < 0.72, phase / 0.72, (1 - phase) / 0.28) * (1 + 0.4 * noise(rng, size, 20, 80))
-    where = smooth((land.label == ID["dunes"]).astype(np.float32), 2)
-    crags = np.abs(fractal(rng, size, 1.4, longest=70))
-    rock = smooth((land.label == ID["rock"]).astype(np.float32), 2)
-    cover.tall += where * 5 * ridge + rock * 4 * crags
+    return x * np.cos(turn) + y * np.sin(turn)
 
 
 def _water(rng: np.random.Generator, cover: Cover, land: Land, season: Season, grain: dict[str, np.ndarray]) -> None:
@@ -181,9 +164,7 @@ def _water(rng: np.random.Generator, cover: Cover, land: Land, season: Season, g
     cover.put(0.5 * shore * (grain["patchy"] > 0.4), sand=0.8, soil=0.2)
     share = np.maximum(wet, 0.9 * marsh)
     cover.put(share, water=1 - mud, mud=mud)
-    turn = rng.uniform(0, np.pi)
-    y, x = np.mgrid[:size, :size].astype(np.float32)
-    swell = np.sin(_TURN * (x * np.cos(turn) + y * np.sin(turn)) / 9 + 2.5 * noise(rng, size, 40, 160))
+    swell = np.sin(_TURN * _across(rng, size) / 9 + 2.5 * noise(rng, size, 40, 160))
     cover.tone += share * (0.06 * swell + 0.05 * grain["fine"])
     cover.tall *= 1 - share
 
@@ -215,14 +196,8 @@ def _trees(
     inside = np.clip(radius - away + 0.5, 0, 1) * clear
     dome = np.sqrt(np.maximum(1 - (away / (radius + 0.5)) ** 2, 0))
     needles = (kin[row, col] + 0.8 * (chance[row, col] - 0.5) > 0.5) & (land.label == ID["forest"])
-    leaf = np.where(needles, 0, season.leaf)
-    cover.put(
-        inside,
-        needles=np.where(needles, 1, 0),
-        leaves=np.where(needles, 0, leaf),
-        straw=np.where(needles, 0, 0.5 * (1 - leaf)),
-        soil=np.where(needles, 0, 0.5 * (1 - leaf)),
-    )
+    bald = 0.5 * (1 - season.leaf) * ~needles
+    cover.put(inside, needles=needles, leaves=season.leaf * ~needles, straw=bald, soil=bald)
     stature = np.where(orchard, 1.7, 3.6) * (0.7 + 0.6 * chance[row, col])
     cover.tall += (inside * dome * stature).astype(np.float32)
     cover.tone += inside * 0.25 * (chance[row, col] - 0.5)

@@ -154,7 +154,7 @@ class _Place:
             green=float(np.clip(0.6 + 0.25 * np.cos(2 * np.pi * (month - 11) / 12) + rng.normal(0, 0.1), 0.2, 0.95)),
             mud=0.9 if later else rng.uniform(0.05, 0.4),
             sandy=self.sandy,
-            leaf=float(np.clip(0.75 + 0.5 * summer, 0.3, 1)),
+            leaf=float(np.clip(0.8 + 0.5 * summer, 0.5, 1)),
             later=later,
         )
         look = Look(
