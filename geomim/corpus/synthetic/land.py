@@ -23,6 +23,7 @@ CLASSES = (
 ID = {name: number for number, name in enumerate(CLASSES)}
 """Number of each class."""
 
+_RARE = ("snow", "rock", "wetland", "dunes", "bare soil")
 _WIDTHS = {"road": 3.4, "street": 2.4, "track": 1.3}  # pixels
 _LOT, _BLOCK, _FIELD = 260.0, 2600.0, 9000.0  # pixels of a building lot, of a block between streets, of a field
 
@@ -87,9 +88,9 @@ def draw_land(rng: np.random.Generator, size: int) -> Land:
     terrain = draw_terrain(rng, size)
     river = burn([shapely.buffer(line, width / 2) for line, width in terrain.rivers], size) > 0
     label, farm = _natural(rng, terrain, river)
-    blocks, roads = divide(rng, [turned_square(rng, size)], lambda _: (0.42 * size) ** 2)
+    blocks, roads = divide(rng, [turned_square(rng, size)], lambda _: max(0.42 * size, 300) ** 2)
     towns = _towns(rng, blocks, farm)
-    fields = rng.uniform(0.7, 1.4) * _FIELD * min(1.0, size / 512)
+    fields = rng.uniform(0.7, 1.4) * _FIELD
 
     def goal(point: np.ndarray) -> float:
         return min((_LOT if np.hypot(*(point - town[:2])) < town[2] else fields for town in towns), default=fields)
@@ -127,7 +128,7 @@ def _natural(rng: np.random.Generator, terrain: Terrain, river: np.ndarray) -> t
     size = len(river)
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     turn = rng.uniform(0, 2 * np.pi)
-    ragged = 0.05 * fractal(rng, size, 1.3)
+    ragged = 0.05 * min(1, size / 1024) * fractal(rng, size, 1.3)
     high, steep = ranked(terrain.height), ranked(smooth(np.hypot(*np.gradient(terrain.height)), 0.02 * size))
     dry = ranked(fractal(rng, size, 2) + 1.2 * (np.cos(turn) * axis[None] + np.sin(turn) * axis[:, None]))
     label = np.where(terrain.lake | river, ID["water"], 0).astype(np.uint8)
@@ -143,6 +144,8 @@ def _natural(rng: np.random.Generator, terrain: Terrain, river: np.ndarray) -> t
         ("forest", rng.uniform(0.11, 0.14), 0.7 * ranked(fractal(rng, size, 2.2)) - 0.3 * dry + 0.1 * high),
         ("woodland", 1, high),
     ):
+        if name in _RARE and rng.random() > size / 640:
+            continue  # a small scene has no room for everything
         free = (label == 0) & ~farm
         values = (score + ragged)[free]
         if not values.size:
@@ -163,7 +166,7 @@ def _towns(rng: np.random.Generator, blocks: list[np.ndarray], farm: np.ndarray)
     towns: list[np.ndarray] = []
     for place in corners[np.argsort(-score, kind="stable")]:
         if len(towns) < round(size / 340) and all(np.hypot(*(place - town[:2])) > 0.33 * size for town in towns):
-            towns.append(np.array([*place, rng.uniform(0.8, 1.2) * min(125, 0.13 * size)]))
+            towns.append(np.array([*place, rng.uniform(0.8, 1.2) * np.clip(0.13 * size, 70, 125)]))
     return towns
 
 
@@ -174,7 +177,7 @@ def _tenants(rng: np.random.Generator, parcel: np.ndarray, lot: np.ndarray, farm
     known = flat >= 0
     area = np.maximum(np.bincount(flat[known], minlength=count), 1)
     usable = np.bincount(flat[known], farm.ravel()[known], count) / area
-    custom = ranked(noise(rng, size, 0.15 * size, 0.5 * size)).ravel()
+    custom = ranked(noise(rng, size, max(0.15 * size, 120), max(0.5 * size, 400))).ravel()
     mean = np.bincount(flat[known], custom[known], count) / area
     pick = np.where(lot | (usable < 0.5), np.inf, mean + rng.normal(0, 0.07, count))
     pick = pick.argsort(kind="stable").argsort() / max(1, np.isfinite(pick).sum())

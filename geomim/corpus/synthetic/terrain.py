@@ -11,6 +11,7 @@ from shapely import LineString
 from geomim.corpus.synthetic.fields import enlarged, fractal, ranked, smooth
 
 _COARSE = 4  # pixels of a cell on which water flows
+_SPRING = 1300  # cells whose rain makes a river
 _PIECE = 24  # points of a river of one width
 
 
@@ -49,7 +50,7 @@ def draw_terrain(rng: np.random.Generator, size: int) -> Terrain:
         gathered[receiver[cell]] += gathered[cell]
     gathered = gathered.reshape(n, n)
     worn = smooth(filled - 0.07 * np.log(gathered) * (0.15 + ranked(filled)), 1.2)
-    channel = (gathered > 0.02 * n * n).ravel()
+    channel = (gathered > _SPRING).ravel()
     base = worn.ravel().copy()  # height of the channel that a cell drains to
     for cell in order:
         if not channel[cell] and receiver[cell]:
@@ -121,7 +122,7 @@ def _rivers(
         points = np.stack([x, y], 1)
         for _ in range(24):
             points[1:-1] = (points[:-2] + 2 * points[1:-1] + points[2:]) / 4
-        width = smooth(np.clip(22 * np.sqrt(gathered[row, col] / gathered.size), 2.5, 26), 3)
+        width = smooth(np.clip(0.085 * np.sqrt(gathered[row, col]), 2.5, 26), 3)
         for at in range(0, len(points) - 1, _PIECE):
             rivers.append((LineString(points[at : at + _PIECE + 1]), float(width[at // 3])))
     return rivers
