@@ -193,7 +193,7 @@ def test_two_dates_show_what_changed(dated):
         up, down = dated.sensor.names.index(up), dated.sensor.names.index(down)
         one, two = ((image[up] - image[down]) / (image[up] + image[down] + 1) for image in (before, after))
         there = changes[0] == CHANGES.index(kind)
-        assert there.sum() > 100
+        assert there.sum() > 30
         return (two - one)[there].mean() - (two - one)[changes[0] == CHANGES.index("unchanged")].mean()
 
     assert moved("B08", "B04", "harvest") < -0.05

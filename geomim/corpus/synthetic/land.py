@@ -220,7 +220,7 @@ def _build(rng: np.random.Generator, land: Land, shapes: list[shapely.Polygon]) 
         chance, tone = rng.random(4), float(rng.uniform(0.8, 1.2))
         if min(row, col) < 0 or max(row, col) >= size or not free[int(row), int(col)] or width < 3.5:
             continue
-        new = bool(chance[0] < 0.15)
+        new = bool(chance[0] < 0.25)
         if chance[1] < 0.04:
             radius = min(width / 3, 4.5)
             for at in np.arange(radius - length / 2, length / 2 - radius + 0.1, 2 * radius + 1.2).tolist():
