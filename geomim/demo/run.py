@@ -36,6 +36,8 @@ IMAGE = 64
 ENCODER = {"size": "tiny", "depth": 6, "patch_size": 8}
 METHOD = {"decoder_depth": 2, "decoder_width": 96, "decoder_heads": 3}
 BATCH = 64
+BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")
+"""Of the drawn scenes: half of the sensor's, for time."""
 MILESTONES = 4
 
 
@@ -97,9 +99,10 @@ def demo(
 ) -> Path:
     """Go the whole way once: scenes become a corpus, an encoder, its scores, and a map, on one page to look at.
 
-    Without arguments it draws multispectral scenes of eight land-cover kinds that differ in texture and layout and
-    not in their band statistics. With --scenes it works on your own rasters, one corpus for each sensor; without
-    --labels their map is a k-means of patch embeddings. Started again, it goes on where it stopped.
+    Without arguments it draws multispectral scenes of mountains, farmland, towns and desert: twelve kinds of land
+    cover, several of which share a spectrum and differ in layout. With --scenes it works on your own rasters, one
+    corpus for each sensor; without --labels their map is a k-means of patch embeddings. Started again, it goes on where
+    it stopped.
 
     Args:
         scenes: Rasters or folders of rasters.
@@ -124,8 +127,8 @@ def demo(
     given = {"scenes": scenes, "labels": labels, "sensor": sensor, "bands": bands}
     _claim(folder, given | {"steps": steps, "tile": tile, "seed": seed})
     if scenes is None:
-        console.print("[bold]Drawing scenes[/bold] of eight land-cover kinds")
-        drawn = write_scenes(folder / "drawn", seed=seed)
+        console.print("[bold]Drawing scenes[/bold] of twelve kinds of land cover")
+        drawn = write_scenes(folder / "drawn", bands=BANDS, seed=seed)
         labels = str(drawn.labels[0].parent)
         groups = [Group(drawn.sensor.name, [str(path) for path in drawn.scenes])]
     else:
