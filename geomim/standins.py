@@ -45,13 +45,15 @@ class _Finder(MetaPathFinder, Loader):
         self.absent = absent
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """That of a stand-in, for a library that is to be absent."""
         return ModuleSpec(name, self, is_package=True) if self.absent(name.partition(".")[0]) else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """A stand-in."""
         return StandIn(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        pass
+        """Nothing is to be run."""
 
 
 @contextmanager

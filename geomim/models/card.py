@@ -109,8 +109,9 @@ def _sentences(joint: Facts, said: Iterable[str]) -> str:
     return (
         f"Images ({pooled}) and sentences share a space; the text tower: {_pairs(text)}. "
         "`geomim.models.image_text.open_image_text` opens both; `joint.safetensors` has the weights of an export, the "
-        f"text tower's as open_clip names them.{learned}\n\nNo corpus states a licence of its sentences: those of "
-        "origin `human` came with the imagery, one of a file's name is of that file's publisher, others were computed."
+        f"text tower's as open_clip names them.{learned}\n\nLicences of the sentences are not listed here: a corpus "
+        "states file and licence of each origin in its lock and report. Those of origin `human` came with the imagery, "
+        "one of a file's name is of that file's publisher, others were computed of labels, layers or bands."
     )
 
 

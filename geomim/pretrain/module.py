@@ -189,6 +189,9 @@ class PretrainModule(pl.LightningModule):
             torch.nn.utils.clip_grads_with_norm_(self.parameters(), self.clip, norm)
         for group in plain.param_groups:
             group["lr"] = self.learning_rate * group["scale"]
+            if "late" in group:
+                silent = self.model.terms[group["late"]].silent
+                group["weight_decay"] = 0.0 if silent else self.optimisation.weight_decay
         plain.found_inf = (self._failed > 0).float()  # the fused update then leaves weights and moments as they are
         optimizer.step()
 

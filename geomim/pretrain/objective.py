@@ -48,6 +48,7 @@ class Term(nn.Module):
 
     Attributes:
         silent: Whether it is not asked yet.
+        late: Whether it starts after others; its matrices do not decay before.
 
     Raises:
         ConfigError: It would never be asked.
@@ -73,6 +74,7 @@ class Term(nn.Module):
         if not 0 <= starts < 1:
             raise ConfigError(f"starts: expected a share of training in [0, 1); given {starts}")
         self.decoder, self.target, self.loss, self.step, self.starts = decoder, target, loss, step, starts
+        self.late = starts > 0  # stays where a resumed run lets it go on: parameter groups hang on it
         self.where, self.view, self.weight, self.name, self.with_class = where, view, weight, name, with_class
         self.memory: tuple[str, ...] = (memory,) if isinstance(memory, str) else memory or (view,)
 

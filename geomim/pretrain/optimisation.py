@@ -60,21 +60,26 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
 
     Vectors do not decay: biases, norms, and tokens, which are vectors with axes of length 1 around them. With layer
     decay (BEiT, Bao et al., ICLR 2022) block `i` of `n` has the scale `layer_decay ** (n - i)`, what embeds comes one
-    further below, and all that is behind the blocks has 1.
+    further below, and all that is behind the blocks has 1. What decays of a term that starts late in training stands
+    apart, with the place of its term as `late`: it must not decay before.
     """
     trained = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
     found = [match[0] if (match := _BLOCK.match(name)) else "" for name, _ in trained]
     blocks = list(dict.fromkeys(filter(None, found)))
     first = found.index(blocks[0]) if blocks else 0
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    late = {f"terms.{place}.": place for place, term in enumerate(getattr(model, "terms", ())) if term.late}
+    groups: dict[tuple[bool, float, int], list[nn.Parameter]] = {}
     for index, (name, parameter) in enumerate(trained):
         behind = -1 if name.startswith("encoder.") and index < first else len(blocks)
         place = blocks.index(found[index]) if found[index] else behind
-        key = (sum(size > 1 for size in parameter.shape) > 1, layer_decay ** (len(blocks) - place))
+        decays = sum(size > 1 for size in parameter.shape) > 1
+        term = next((late[start] for start in late if decays and name.startswith(start)), -1)
+        key = (decays, layer_decay ** (len(blocks) - place), term)
         groups.setdefault(key, []).append(parameter)
     return [
         {"params": one, "weight_decay": weight_decay if decays else 0.0, "scale": scale}
-        for (decays, scale), one in sorted(groups.items(), key=lambda group: group[0], reverse=True)
+        | ({"late": term} if term >= 0 else {})
+        for (decays, scale, term), one in sorted(groups.items(), key=lambda group: group[0], reverse=True)
     ]
 
 

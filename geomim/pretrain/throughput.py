@@ -69,7 +69,7 @@ def peak(device: torch.device) -> float | None:
     return next((value for part, value in PEAKS.items() if part in name), None)
 
 
-def few(batch: dict[str, Any], count: int = 8) -> dict[str, Any]:
+def few(batch: dict[str, Any], count: int = 4) -> dict[str, Any]:
     """The first images of a batch, and of its sentences as large a share."""
     some: dict[str, Any] = apply_to_collection(batch, Tensor, lambda values: values[:count] if values.ndim else values)
     if text := batch.get("text"):

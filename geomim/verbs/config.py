@@ -27,8 +27,6 @@ class Training:
 
     Args:
         max_steps: Optimiser steps; every schedule is spread over them, anew where a resumed run changes them.
-        minutes: Train for so long instead: some steps are timed first, here and now, and so many done as fill the rest.
-            Start-up, looks and checkpoints do not count; a resumed run has the steps that were fixed.
         accumulate: Micro-batches an optimiser step: the same training as one batch of that size, in less memory.
         precision: Arithmetic of the matrix products; weights are always 32 bits.
         accelerator: `auto` takes a GPU where there is one.
@@ -45,10 +43,11 @@ class Training:
         checkpointing: Compute blocks again for the gradient instead of keeping what is inside: slower, in less memory.
         compile: Compile the step, a graph a sensor, again where a term begins: minutes each, faster steps on a GPU.
         progress_bar: Show a bar.
+        minutes: Train for so long in place of `max_steps`: steps are timed first, here and now, and as many done as
+            fill the rest. Start-up, looks and checkpoints do not count; a resumed run has the steps that were fixed.
     """
 
     max_steps: int = 10_000
-    minutes: float | None = None
     accumulate: int = 1
     precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
@@ -63,6 +62,7 @@ class Training:
     checkpointing: bool = False
     compile: bool = False
     progress_bar: bool = True
+    minutes: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "accumulate", "nodes", "log_every", "checkpoint_every"):

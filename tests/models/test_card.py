@@ -87,8 +87,8 @@ def test_sentences_and_their_origins_are_said():
     said = ["9 different sentences are learned from; by origin there are 7 b2c, 12 human"]
     entry = loaded(details={**DETAILS, **joint, "provenance": PROVENANCE | {"sentences": said}}).entry
     words = sections(entry)["Sentences"]
-    assert "(class token)" in words and "dim 24, width 32, layers 2" in words and f"- {said[0]}" in words
-    assert "No corpus states a licence of its sentences" in words
+    assert "(their class token)" in words and "dim 24, width 32, layers 2" in words and f"- {said[0]}" in words
+    assert "Licences of the sentences are not listed here" in words
     assert "whose origins" not in sections(loaded(details=DETAILS | joint).entry)["Sentences"]
 
 

@@ -99,7 +99,7 @@ def test_an_export_says_what_it_learned_from_and_answers_alike(here: nn.Module) 
         "'weights': 'remoteclip:clip.pt'",
         "dim 16, context_length 16",
         "by origin there are 48 human",
-        "No corpus states a licence of its sentences",
+        "Licences of the sentences are not listed here",
     ):
         assert words in card
     whole, ours = open_image_text("runs/run/checkpoints/last.ckpt"), open_image_text("out")

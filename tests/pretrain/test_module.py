@@ -145,6 +145,20 @@ def test_a_term_that_had_started_goes_on_in_a_longer_run(tmp_path, capsys):
     assert starts(longer) == 0
 
 
+def test_what_a_term_learns_does_not_decay_before_it_starts(tmp_path):
+    corpus, decoders = annotated(write_corpus(tmp_path / "corpus")), []
+    given = method("selective_rils", "") | {"starts": 0.5}
+    training = Training(4, 1, "32-true", "cpu", progress_bar=False, milestones=4)
+    optimizer = Optimisation(weight_decay=0.5, base_learning_rate=1.0)
+    train(data(corpus), tmp_path / "run", "selective_rils", given, ENCODER, optimizer, training)
+    for path in sorted((tmp_path / "run" / "checkpoints").glob("step*")):
+        state = torch.load(path, weights_only=True)["state_dict"]
+        own = [one for name, one in state.items() if name.startswith("model.terms.1.decoder")]
+        decoders.append(torch.cat([one.flatten() for one in own]))
+    assert len(decoders) == 4 and torch.equal(decoders[0], decoders[1])
+    assert not torch.equal(decoders[1], decoders[2])
+
+
 def test_a_run_is_not_overwritten(run, corpus, tmp_path):
     with pytest.raises(ConfigError, match="--resume last"):
         train(data(corpus), run, "mae", METHOD, ENCODER)

@@ -66,7 +66,7 @@ def test_sentences_and_all_images_of_a_step_count_as_they_run(tmp_path):
     model = build(data, "rils", METHOD | {"text": TEXT}, ENCODER).model
     data.provide(model.needs, tokenizer=model.joint.text)
     raw = next(iter(data.train_dataloader()))
-    batch, dim, asked = few(data.augment(raw)), model.joint.dim, 12
+    batch, dim, asked = few(data.augment(raw), 8), model.joint.dim, 12
     assert len(raw["image"]) == 16 and len(raw["text"]["key"]) == 2 * len(batch["text"]["key"])
     alone, many, divided = (
         count_flops(model, batch, torch.zeros(()), images, parts)

@@ -1,10 +1,9 @@
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-from embedded_corpus import checkpoint, embedded_pictures, vectors
+from embedded_corpus import vectors
 
 from geomim.corpus.pipeline import conclude as conclusion
 from geomim.corpus.store import Corpus
@@ -15,21 +14,6 @@ from geomim.verbs.curate import balance, semantic
 
 def catalogue(corpus):
     return Corpus.open(corpus).table(["id", "source", "kept", "reason", "split", "cluster"]).to_pydict()
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return checkpoint(tmp_path_factory.mktemp("weights") / "a.ckpt")
-
-
-@pytest.fixture(scope="module")
-def embedded(tmp_path_factory, encoder):
-    return embedded_pictures(tmp_path_factory.mktemp("built"), encoder)
-
-
-@pytest.fixture
-def corpus(embedded, tmp_path):
-    return Path(shutil.copytree(embedded, tmp_path / "corpus"))
 
 
 def test_tiles_that_the_encoder_cannot_tell_apart_are_dropped_and_taken_back(corpus):

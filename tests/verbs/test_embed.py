@@ -5,28 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from embedded_corpus import SIZE, checkpoint, embedded_pictures, vectors
+from embedded_corpus import SIZE, checkpoint, vectors
 
 from geomim.corpus.store import Corpus
 from geomim.errors import BandError, InputError
 from geomim.sensors import SENSORS
 from geomim.verbs import embed as embedding
 from geomim.verbs.embed import embed
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return checkpoint(tmp_path_factory.mktemp("weights") / "a.ckpt")
-
-
-@pytest.fixture(scope="module")
-def embedded(tmp_path_factory, encoder):
-    return embedded_pictures(tmp_path_factory.mktemp("built"), encoder)
-
-
-@pytest.fixture
-def corpus(embedded, tmp_path):
-    return Path(shutil.copytree(embedded, tmp_path / "corpus"))
 
 
 def test_every_stored_tile_has_the_vector_of_its_pixels(corpus, encoder):

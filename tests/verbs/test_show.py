@@ -90,4 +90,4 @@ def test_what_signs_an_address_does_not_travel_with_the_weights(trained, tmp_pat
     encoder = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
     last = train(data, tmp_path, "mae", method, encoder, training=training, config=config)
     stored = torch.load(last, weights_only=True)["geomim"]["provenance"]["config"]
-    assert stored == {"data": {"corpus": ["s3://bucket/plains", "https://host/hills?version=2"]}}
+    assert stored["data"] == {"corpus": ["s3://bucket/plains", "https://host/hills?version=2"]}

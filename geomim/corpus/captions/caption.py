@@ -126,6 +126,8 @@ def _check_arguments(
         raise InputError("--column goes with --vector or --imported")
     if licence and not (job.vector or job.landcover or imported):
         raise InputError("--licence goes with --vector, --landcover or --imported: of others it is that of the tiles")
+    if licence and job.vector and job.landcover:
+        raise InputError("--licence is of one publisher's files: run --vector and --landcover apart, each with its own")
     if job.names and not job.origins - {"index"}:
         raise InputError("--names goes with --of boxes, masks or cover, --vector or --landcover")
     if job.placed and not {"boxes", "masks"} & set(job.of):

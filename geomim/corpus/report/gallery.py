@@ -28,6 +28,10 @@ _CROSSING = 60  # pairs of tiles of different splits
 _COUNTED = "(train beside val or test: ground, copies, near copies, crops), counted on the catalogue."
 
 
+_OF_TILES = {"human", "b2c", "m2b", "index", "landcover"}
+"""Origins of sentences that come of tiles and what came with them, where a corpus states no file."""
+
+
 class Gallery:
     """Draws tiles into the folder of a report; each section is empty where there is nothing to show.
 
@@ -137,7 +141,9 @@ class Gallery:
             return ""
         told, counted = self._corpus.meta.get("sentences", {}), []
         for name, count in sorted(self._facts.captions.items()):
-            files = [(one["file"], one["licence"]) for one in told.get(name, ())] or [("tiles", "that of the tiles")]
+            known = name.removesuffix("-placed") in _OF_TILES
+            otherwise = ("tiles", "that of the tiles") if known else ("a file that is not stated", "unknown")
+            files = [(one["file"], one["licence"]) for one in told.get(name, ())] or [otherwise]
             counted.append((name, f"{count:,}", *(", ".join(dict.fromkeys(own)) for own in zip(*files, strict=True))))
         figures = []
         for row in {row["id"]: row for rows in self._facts.said.values() for row in rows}.values():

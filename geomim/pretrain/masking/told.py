@@ -35,10 +35,8 @@ class Told:
     flat: float = 0.98
 
     def __post_init__(self) -> None:
-        if not 0 < self.flat <= 1:
-            raise ConfigError(
-                f"flat: expected a share of the greatest entropy, above 0 and at most 1; given {self.flat}"
-            )
+        if not 0 <= self.flat <= 1:
+            raise ConfigError(f"flat: expected a share of the greatest entropy, 0 to 1; given {self.flat}")
 
     def __call__(self, context: Context, progress: Tensor) -> dict[str, TokenSplit]:
         """Split the image."""

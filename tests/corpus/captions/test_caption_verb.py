@@ -237,6 +237,7 @@ def test_bad_input_changes_nothing(corpus, scenes, tmp_path):
         ({"vector": [str(scenes / "map.gpkg")], "names": {"sea": "x"}}, "no class is called sea"),
         ({"of": ["masks"], "names": {"forest": None, "water": None}}, "nothing of that kind"),
         ({"of": ["masks"], "licence": "CC0-1.0"}, "--licence goes with"),
+        ({"vector": ["a.gpkg"], "landcover": "b.tif", "licence": "CC0-1.0"}, "run --vector and --landcover apart"),
         ({"of": ["masks"], "show": -1}, "--show is 1 or more; given -1"),
     ]:
         with pytest.raises(InputError, match=words):
