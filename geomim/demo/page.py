@@ -66,6 +66,7 @@ def _summary(chapters: Sequence[Chapter], seconds: float) -> str:
             f"{chapter.group.name}: {len(chapter.group.scenes)} scenes gave {counts['tiles']:,} tiles, "
             f"{counts['kept']:,} of them kept."
         )
+        sentences += [chapter.note] if chapter.note else []
         if chapter.scores is not None:
             sentences += [f"{sentence}." for sentence in chapter.scores.sentences()]
     skipped = [sentence for chapter in chapters for sentence in chapter.group.skipped]

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from geomim.corpus.build import build
+from geomim.corpus.changes import decide
 from geomim.corpus.scenes import find_scenes, open_scene
 from geomim.corpus.store import Corpus, write_json
 from geomim.corpus.synthetic import write_scenes
@@ -36,6 +37,8 @@ IMAGE = 64
 ENCODER = {"size": "tiny", "depth": 6, "patch_size": 8}
 METHOD = {"decoder_depth": 2, "decoder_width": 96, "decoder_heads": 3}
 BATCH = 64
+BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")
+"""Of the drawn scenes: half of the sensor's, for time."""
 MILESTONES = 4
 
 
@@ -67,6 +70,7 @@ class Chapter:
         folder: Everything that was written.
         corpus: The corpus.
         run: The training run: `metrics.csv`, `reconstructions/`, `checkpoints/`.
+        note: What was left out for the sake of the scores.
         scores: Final scores beside their floors; None without labels.
         curve: Step and scores of the milestones; step 0 is random initialisation.
         encoder: The exported folder.
@@ -78,6 +82,7 @@ class Chapter:
     folder: Path
     corpus: Path
     run: Path
+    note: str = ""
     scores: Scores | None = None
     curve: list[tuple[int, Scores]] = field(default_factory=list)
     encoder: Path | None = None
@@ -97,9 +102,10 @@ def demo(
 ) -> Path:
     """Go the whole way once: scenes become a corpus, an encoder, its scores, and a map, on one page to look at.
 
-    Without arguments it draws multispectral scenes of eight land-cover kinds that differ in texture and layout and
-    not in their band statistics. With --scenes it works on your own rasters, one corpus for each sensor; without
-    --labels their map is a k-means of patch embeddings. Started again, it goes on where it stopped.
+    Without arguments it draws multispectral scenes of mountains, farmland, towns and desert: twelve kinds of land
+    cover, several of which share a spectrum and differ in layout. With --scenes it works on your own rasters, one
+    corpus for each sensor; without --labels their map is a k-means of patch embeddings. Started again, it goes on where
+    it stopped.
 
     Args:
         scenes: Rasters or folders of rasters.
@@ -124,8 +130,8 @@ def demo(
     given = {"scenes": scenes, "labels": labels, "sensor": sensor, "bands": bands}
     _claim(folder, given | {"steps": steps, "tile": tile, "seed": seed})
     if scenes is None:
-        console.print("[bold]Drawing scenes[/bold] of eight land-cover kinds")
-        drawn = write_scenes(folder / "drawn", seed=seed)
+        console.print("[bold]Drawing scenes[/bold] of twelve kinds of land cover")
+        drawn = write_scenes(folder / "drawn", bands=BANDS, seed=seed)
         labels = str(drawn.labels[0].parent)
         groups = [Group(drawn.sensor.name, [str(path) for path in drawn.scenes])]
     else:
@@ -210,17 +216,18 @@ def _chapter(
         masks=labels,
         test_share=0.34 if labels else 0.0,
     )
-    if labels and (why := _unscorable(corpus)):
-        console.print(f"{group.name}: {why}, so there is nothing to score on", soft_wrap=True)
-        labels = None
+    chapter = Chapter(group, folder, corpus, folder / "run")
+    if labels:
+        scorable, chapter.note = _scorable(corpus)
+        console.print(chapter.note, soft_wrap=True, end="\n" if chapter.note else "")
+        labels = labels if scorable else None
     console.print(f"\n[bold]{group.name}: the corpus into an encoder[/bold] (SelectiveMAE, {steps} steps)")
     # gentle crops: scale is part of what tells one texture from another
     data = TileDataModule(str(corpus), batch_size=BATCH, image_size=IMAGE, workers=0, scale=(0.5, 1.0), seed=seed)
-    run = folder / "run"
     try:
         last = train(
             data,
-            run,
+            chapter.run,
             "selective_mae",
             METHOD,
             ENCODER,
@@ -232,24 +239,33 @@ def _chapter(
         )
     except Interrupted as stop:
         raise Interrupted(stop.signal, "stopped while it trained: the same command goes on where it was") from stop
-    chapter = Chapter(group, folder, corpus, run)
     console.print(f"\n[bold]{group.name}: the encoder into scores and maps[/bold]")
     if labels:
-        chapter.scores, chapter.curve = _scores(corpus, run, folder / "evaluation")
+        chapter.scores, chapter.curve = _scores(corpus, chapter.run, folder / "evaluation")
     chapter.encoder = export(str(last), str(folder / "encoder"))
     chapter.difference = _timm_difference(chapter.encoder)
     chapter.maps = _maps(group, last, folder, Path(labels) if labels else None, corpus)
     return chapter
 
 
-def _unscorable(corpus: Path) -> str:
-    """Why probes cannot be fitted and scored; "" where kept tiles with a class allow it."""
-    rows = Corpus.open(corpus).table(["kept", "split", "label"]).to_pylist()
-    seen = {(row["split"], row["label"]) for row in rows if row["kept"] and row["label"] is not None}
+def _scorable(corpus: Path) -> tuple[bool, str]:
+    """Whether there is something to score on, and in words what stands in the way.
+
+    Held-out tiles of classes that no training tile has are left out: no probe can know them.
+    """
+    rows = Corpus.open(corpus).table(["kept", "reason", "split", "label"]).to_pylist()
+    rows = [row for row in rows if row["label"] is not None and (row["kept"] or row["reason"].startswith("where "))]
+    seen = {(row["split"], row["label"]) for row in rows}
     train, test = ({label for split, label in seen if split == name} for name in ("train", "test"))
-    if not train or not test:
-        return "labels do not cover two scenes"
-    return f"only held-out scenes show {', '.join(sorted(test - train))}" if test - train else ""
+    unknown = sorted(test - train)
+    if not train & test:
+        return False, "Labels do not cover two scenes that share a class, so there is nothing to score on."
+    if not unknown:
+        return True, ""
+    names = ", ".join("'" + name.replace("'", "''") + "'" for name in unknown)
+    if any(row["kept"] for row in rows if row["label"] in unknown):  # else it is done already
+        decide(str(corpus), where=f"split = 'train' OR label IS NULL OR label NOT IN ({names})")
+    return True, f"Only held-out scenes show {', '.join(unknown)}: those tiles are left out."
 
 
 def _scores(corpus: Path, run: Path, out: Path) -> tuple[Scores, list[tuple[int, Scores]]]:

@@ -118,7 +118,7 @@ def test_pixels_are_those_of_the_scenes(built):
             np.testing.assert_array_equal(image.read([row["slot"]])[0], raster.read(window=window))
             assert valid.read([row["slot"]])[0].mean() == row["valid_fraction"]
             assert list(raster.window_transform(window))[:6] == row["transform"]
-        assert row["epsg"] == 32632 and row["licence"] == "CC0-1.0" and row["time"].year == 2024
+        assert row["epsg"] == 32719 and row["licence"] == "CC0-1.0" and row["time"].year == 2024
 
 
 def test_xarray_opens_the_tiles_without_a_word(built, recwarn):
@@ -134,7 +134,7 @@ def test_masks_give_labels_and_mask_arrays(planted, built):
     assert corpus.classes == list(planted.classes[1:])
     tiles = corpus.tiles()
     rows = np.flatnonzero(tiles.labels >= 0)
-    assert len(rows) > len(tiles) / 2
+    assert len(rows) > len(tiles) / 5
     masks, valid = tiles.mask(rows), tiles.valid(rows)
     share = np.array(
         [(mask[ok] == label).mean() for mask, ok, label in zip(masks, valid, tiles.labels[rows], strict=True)]

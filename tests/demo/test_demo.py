@@ -11,7 +11,7 @@ from geomim.errors import InputError
 def made(tmp_path_factory):
     """A demo on three small scenes with labels, after a handful of steps."""
     root = tmp_path_factory.mktemp("demo")
-    drawn = write_scenes(root / "given", scenes=3, size=512, seed=5)  # no class in the held-out scene only
+    drawn = write_scenes(root / "given", scenes=3, size=512, seed=3)  # in one of them alone is water
     out = root / "out"
     page = demo(scenes=[str(drawn.scenes[0].parent)], labels=str(drawn.labels[0].parent), out=str(out), steps=4)
     return page, out, drawn
@@ -41,6 +41,7 @@ def test_the_page_is_honest(made):
     assert "majority class" in text and "balanced" in text
     # after four steps the encoder cannot stand above all floors with every probe, and the page must say so
     assert "falls below" in text or "no difference is shown" in text
+    assert "Only held-out scenes show water: those tiles are left out." in text
     notes = (made[1] / "sentinel2" / "evaluation" / "evaluation.json").read_text()
     assert "test images is among" in notes and "tiles of corpus that the encoder trained on" in notes
 
