@@ -118,6 +118,8 @@ def test_minutes_and_steps_are_one_length_which_is_said_last(tmp_path):
     assert read_config(asked).training.max_steps == 7
     timed = read_config([*asked, "--training.minutes", "5"])
     assert timed.training.minutes == 5 and timed.written["training"]["max_steps"] == Training.max_steps
+    for nothing in ("null", "~"):
+        assert read_config([*asked, "--training.minutes", nothing]).training.max_steps == 7
     file.write_text("data: {corpus: c}\ntraining: {minutes: 5}\n")
     assert read_config([*asked, "--training.max_steps=9"]).training == Training(max_steps=9)
     with pytest.raises(ConfigError, match=r"command line: training.max_steps and training.minutes.* give one"):

@@ -198,6 +198,7 @@ def test_a_bank_of_sentences_is_kept_and_needs_none_of_the_batch() -> None:
     for changes, said in (
         ({}, "--method.bank needs a text tower that knows its sentences.*--method.text.weights"),
         ({"weight": 0}, "--method.weight is 0"),
+        ({"weight": (0.0, 0.0)}, "--method.weight is 0"),
     ):
         with pytest.raises(ConfigError, match=said):
             RECIPES["selective_rils"](encoder, **given | changes)
@@ -250,13 +251,20 @@ def test_a_copy_that_follows_is_one_and_says_the_prototypes(frozen: bool, latent
     assert before.isfinite() and after.isfinite() and before != after  # it moved
 
 
+def test_a_term_that_weighs_nothing_from_first_to_last_is_left_out() -> None:
+    encoder = ViT(in_chans=4, image_size=32, patch_size=4, width=48, depth=2, heads=3)
+    for nothing in (0.0, (0.0, 0.0)):
+        given = method("selective_rils", "", SMALL) | dict.fromkeys(("weight", "pixels", "latents"), nothing)
+        assert [term.name for term in RECIPES["selective_rils"](encoder, **given).terms] == ["contrast"]
+
+
 def test_weights_of_terms_go_from_one_to_another_over_training() -> None:
     model, images = build("selective_rils"), scenes()
     for progress in (0.0, 0.5, 1.0):
         batch = {"image": images, "text": sentences(8)}
         output = model(batch, torch.tensor(progress), Draws(0, torch.arange(8)))
         pixels, terms = 0.5 - 0.3 * progress, output.terms
-        expected = terms["contrast"] + 0.5 * terms["language"] + pixels * terms["pixels"] + 0.1 * terms["latents"]
+        expected = terms["contrast"] + 0.25 * terms["language"] + pixels * terms["pixels"] + 0.1 * terms["latents"]
         torch.testing.assert_close(output.loss.detach(), expected)
 
 
