@@ -20,7 +20,7 @@ from geomim.pretrain.context import Context
 from geomim.pretrain.masking import TokenSplit
 from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.recipes import RECIPES
-from geomim.pretrain.step import Step
+from geomim.pretrain.step import Step, join
 from geomim.pretrain.targets import Alike, Answer
 from geomim.randomness import Draws
 from geomim.sensors import SENSORS, BandContract
@@ -249,6 +249,25 @@ def test_a_copy_that_follows_is_one_and_says_the_prototypes(frozen: bool, latent
     model.before_step(torch.tensor(0.0))
     after = model(batch, progress, draws).terms["language"]
     assert before.isfinite() and after.isfinite() and before != after  # it moved
+
+
+def test_the_copy_of_the_text_tower_speaks_once_a_batch_and_not_before_anyone_listens() -> None:
+    torch.manual_seed(0)
+    encoder, calls = ViT(in_chans=4, image_size=32, patch_size=4, width=48, depth=2, heads=3), []
+    model = RECIPES["selective_rils"](encoder, **method("selective_rils", "", SMALL) | {"teacher": "ema"})
+    model.terms[1].target.copy["text"].register_forward_pre_hook(lambda *_: calls.append(1))
+    batch, progress, draws = {"image": scenes(), "text": sentences(8)}, torch.tensor(0.3), Draws(0, torch.arange(8))
+    for done, count in ((0.0, 0), (0.3, 1)):
+        model.begin(done)
+        context = model.context(batch, draws)
+        plan = model.plan(context, progress)
+        (step,) = join([model.said(context, plan)])
+        model.compare(context, plan, progress, plan.weights.sum(1), step)
+        assert len(calls) == count
+        model.predict(batch, progress, draws)
+        assert len(calls) == count
+        model(batch, progress, draws)  # a step that is no more than this batch
+        assert len(calls) == 2 * count
 
 
 def test_a_term_that_weighs_nothing_from_first_to_last_is_left_out() -> None:
