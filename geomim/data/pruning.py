@@ -44,7 +44,8 @@ class Pruning:
 
     What a position holds is a function of the seed and of a table, which is in the checkpoint. Deviations from the
     paper: a step divides by what its images weigh, so that its size stays; training has as many steps as without, so
-    there are more epochs; an epoch that reaches into the last eighth is cut short.
+    there are more epochs; an epoch that reaches into the last eighth is cut short; where a term of the loss begins late
+    in training, all losses are forgotten, since those with it and those without are not to be compared.
 
     Args:
         tiles: Number of tiles of the corpus, N.
@@ -106,6 +107,11 @@ class Pruning:
         positions, losses = (torch.cat(one).numpy() for one in zip(*every, strict=True))
         order = positions.argsort()  # of a tile that came twice the later loss stays
         self.losses.numpy()[self.stream(positions[order])[1]] = losses[order]
+        self.noted = []
+
+    def forget(self) -> None:
+        """Know no loss any more, so that no tile is left out before it has one again."""
+        self.losses.fill_(torch.nan)
         self.noted = []
 
     def skipped(self, step: int) -> float:

@@ -29,7 +29,7 @@ from geomim.models.hierarchical import Encoder, Hierarchical
 from geomim.models.vit import ViT
 from geomim.sensors import SENSORS, BandContract
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of the `geomim` entry in checkpoints and exports; a newer one is refused."""
 
 IMAGENET = BandContract(SENSORS["rgb"], (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -18,7 +18,7 @@ from geomim.pretrain.objective import Term
 from geomim.pretrain.scaling import local
 
 SHARE, LONGEST = 0.02, 30.0
-"""What is timed lasts this share of the minutes, and at most as many seconds."""
+"""What is timed lasts about this share of the minutes, and about as many seconds at most."""
 
 
 class Minutes(pl.Callback):
@@ -30,7 +30,9 @@ class Minutes(pl.Callback):
     of training that they are.
 
     The minutes count the rehearsal and the steps with their reading. They do not count start-up, what `Watch` looks at,
-    and checkpoints. A machine that becomes busier or slower later changes when the run ends, not its steps.
+    and checkpoints. A machine that becomes busier or slower later changes when the run ends, not its steps. Where steps
+    differ, as those of several sensors may, each counts as the mean of those that were timed; where they are compiled,
+    a graph that none of these needed comes on top.
 
     Args:
         minutes: How long to train.
@@ -49,10 +51,10 @@ class Minutes(pl.Callback):
         start, shares = time.perf_counter(), _shares(pl_module)
         seconds = 0.0
         with _put_back(pl_module):
-            steps = iter(chain.from_iterable(repeat(trainer.datamodule.train_dataloader())))  # type: ignore[attr-defined]
+            rehearsal = _Rehearsal(trainer, pl_module)
             for done, share in shares.items():
                 pl_module.rehearsed = done
-                seconds += share * self._time(trainer, steps, min(60 * self.minutes * SHARE, LONGEST) / len(shares))
+                seconds += share * rehearsal(min(60 * self.minutes * SHARE, LONGEST) / len(shares))
         spent = time.perf_counter() - start
         count = trainer.strategy.broadcast(max(0, int((60 * self.minutes - spent) / seconds)))
         if not count:
@@ -62,26 +64,52 @@ class Minutes(pl.Callback):
             )
         trainer.fit_loop.epoch_loop.max_steps = count
         self.fixed(count)
+        several = ", on average over the sensors that came up" * (len(pl_module.origin.contracts) > 1)
         rank_zero_only(print)(
             f"{self.minutes:g} minutes of training: {count} steps of {pl_module.images_per_step} images, "
-            f"{seconds:.3g} s each, after {spent:.3g} s of timing"
+            f"{seconds:.3g} s each{several}, after {spent:.3g} s of timing"
         )
 
-    def _time(self, trainer: pl.Trainer, steps: Iterator[Any], seconds: float) -> float:
-        """Seconds a step, over as many as fill some seconds."""
-        self._run(trainer, steps, 2)  # memory, kernels and graphs are made
-        count = round(seconds / self._run(trainer, steps, 1))
-        return self._run(trainer, steps, trainer.strategy.broadcast(min(max(count, 3), 1000)))
 
-    def _run(self, trainer: pl.Trainer, steps: Iterator[Any], count: int) -> float:
-        device = trainer.strategy.root_device
+class _Rehearsal:
+    """Steps that will be forgotten, called for the seconds that one of them takes."""
+
+    def __init__(self, trainer: pl.Trainer, module: PretrainModule) -> None:
+        loader: Any = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+        self.steps: Iterator[Any] = iter(chain.from_iterable(repeat(loader)))
+        self.strategy, self.clock = trainer.strategy, module.pace.clock
+        self.round = max(1, -(-loader.num_workers // module.accumulate))  # what readers bring at a time
+        self.ahead = -(-loader.num_workers * (loader.prefetch_factor or 0) // module.accumulate)
+
+    def __call__(self, seconds: float) -> float:
+        """Seconds a step, over as many as fill some seconds, none of which needed a new graph."""
+        while True:
+            graphs = _graphs()
+            self._run(1)  # memory, kernels and graphs are made
+            for _ in islice(self.steps, self.ahead):
+                pass  # what was read meanwhile would hide how long reading takes
+            took = self._run(1)
+            count = self.strategy.broadcast(min(max(round(seconds / took), 1), 1000))
+            if self.ahead or count > 1:
+                took = self._run(-(-count // self.round) * self.round)
+            if self.strategy.reduce_boolean_decision(graphs == _graphs()):
+                return took
+
+    def _run(self, count: int) -> float:
+        """Seconds a step."""
+        device = self.strategy.root_device
         wait = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
         wait(device)
-        start = time.perf_counter()
+        start = self.clock()
         for _ in range(count):
-            trainer.strategy.training_step(next(steps), 0)
+            self.strategy.training_step(next(self.steps), 0)
         wait(device)
-        return (time.perf_counter() - start) / count
+        return (self.clock() - start) / count
+
+
+def _graphs() -> int:
+    """How many were compiled so far."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 def _shares(module: PretrainModule) -> dict[float, float]:

@@ -15,17 +15,15 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed.fsdp import FSDPModule
-from torch.nn.parallel import DistributedDataParallel
 
 from geomim.errors import ConfigError, GeomimError
 from geomim.models.weights import FORMAT_VERSION
 from geomim.pretrain.context import Context
 from geomim.pretrain.objective import MaskedImageModel, Plan
-from geomim.pretrain.optimisation import Optimisation, parameter_groups
+from geomim.pretrain.optimisation import Optimisation, number, parameter_groups
 from geomim.pretrain.replay import keep
-from geomim.pretrain.resume import changes, go_on
-from geomim.pretrain.scaling import local, shard, whole
+from geomim.pretrain.resume import changes, go_on, resumable
+from geomim.pretrain.scaling import alone, local, shard, whole
 from geomim.pretrain.skipped import Skipped
 from geomim.pretrain.step import Step, join
 from geomim.pretrain.throughput import Pace, count_flops, few, peak
@@ -161,10 +159,13 @@ class PretrainModule(pl.LightningModule):
         """
         optimizer: Any = self.optimizers()
         progress = torch.full((), self.progress, device=self.device)
-        for name in self.model.begin(self.progress):
+        begun = self.model.begin(self.progress)
+        if begun and self.rehearsed is None:
             again = ", and compiled with all others anew" * self.compiled
-            if self.rehearsed is None:
+            for name in begun:
                 rank_zero_only(print)(f"step {self.trainer.global_step + 1}: '{name}' is asked from here on{again}")
+            if self.pruning:
+                self.pruning.forget()
         self._count(parts[0], progress)
         self._follow(progress)
         context, plans, steps, totals = self._survey(parts, progress)
@@ -174,7 +175,7 @@ class PretrainModule(pl.LightningModule):
         for left in reversed(range(len(parts))):  # the last one is on the device still
             if left < len(parts) - 1 or (left and self.compiled):  # where it was looked at, it has another graph
                 context = self._receive(parts[left])
-            with self._alone() if left else nullcontext():
+            with alone(self.trainer.strategy.model, self.model) if left else nullcontext():
                 output = self._compare(context, plans[left], progress, totals, steps[left])
                 with torch.autocast(self.device.type, enabled=False):
                     self.manual_backward(output.loss)
@@ -216,17 +217,6 @@ class PretrainModule(pl.LightningModule):
             dist.all_reduce(totals)
             totals = totals / self.trainer.world_size
         return context, plans, steps, totals
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """While gradients only add up, ranks keep theirs to themselves."""
-        ddp, model = self.trainer.strategy.model, self.model
-        with ddp.no_sync() if isinstance(ddp, DistributedDataParallel) else nullcontext():
-            if isinstance(model, FSDPModule):
-                model.set_requires_gradient_sync(False)
-            yield
-            if isinstance(model, FSDPModule):
-                model.set_requires_gradient_sync(True)
 
     def _add(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums[name] + value.float() if name in self._sums else value.float()
@@ -356,7 +346,7 @@ class PretrainModule(pl.LightningModule):
         if not bool(torch.stack(finite).all()):
             raise GeomimError(f"weights are not finite after step {self.trainer.global_step}. {_DIVERGED}")
         if not isinstance(self.trainer.strategy, ModelParallelStrategy):
-            self._number(checkpoint["optimizer_states"][0])
+            number(checkpoint["optimizer_states"][0], self.trainer.optimizers[0], self)
         if self.pruning:
             checkpoint["pruning"] = self.pruning.state_dict()
         described, step = self.description(), self.trainer.global_step
@@ -365,14 +355,6 @@ class PretrainModule(pl.LightningModule):
             "progress": self.progress,
             "provenance": described["provenance"] | {"images": step * self.images_per_step},
         }
-
-    def _number(self, state: dict[str, Any]) -> None:
-        """Number an optimiser's state by the places of parameters in the model, as shared-out weights are stored."""
-        places = {one: place for place, one in enumerate(self.parameters())}
-        order = [places[one] for group in self.trainer.optimizers[0].param_groups for one in group["params"]]
-        state["state"] = {order[key]: values for key, values in state["state"].items()}
-        for group in state["param_groups"]:
-            group["params"] = [order[key] for key in group["params"]]
 
     def description(self) -> dict[str, Any]:
         """What a checkpoint says of its encoder, as plain values."""
@@ -395,13 +377,13 @@ class PretrainModule(pl.LightningModule):
         """Refuse to go on from what was trained otherwise, and keep what changes.
 
         Raises:
-            CheckpointError: See `changes`.
+            CheckpointError: See `resumable` and `changes`.
         """
-        changed = changes(checkpoint.get("geomim"), self.description())
-        go_on(self.model, checkpoint["geomim"], self.origin.settings.get("training.max_steps", 0))
+        entry = resumable(checkpoint)
+        changed = changes(entry, self.description())
+        go_on(self.model, entry, self.origin.settings.get("training.max_steps", 0))
         if self.pruning:
             self.pruning.load_state_dict(checkpoint["pruning"])
-        entry = checkpoint["geomim"]
         self._skipped.restore(entry.get("unreadable", ()))
         known = entry.get("provenance", {})
         self.provenance.setdefault("evaluation", known.get("evaluation"))

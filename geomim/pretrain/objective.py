@@ -44,7 +44,7 @@ class Term(nn.Module):
         with_class: Decoder and target put an answer for the class token in front.
         step: Terms about whole images, maybe this one: the loss reads what they said of all images of the optimiser
             step.
-        starts: Share of training from which on it is asked, in [0, 1); before, it costs nothing.
+        starts: Share of training from which on it is asked, in [0, 1); before, nothing is computed for it.
 
     Attributes:
         silent: Whether it is not asked yet.
@@ -307,13 +307,14 @@ class MaskedImageModel(nn.Module):
                 cast(Any, term.loss).survey(step.of(place))
 
     def _said(self, asked: Iterable[Asked]) -> dict[str, Said]:
-        found = {}
+        found, terms = {}, cast(list[Term], self.terms)
+        read = {name for term in terms if not term.silent for name in term.step if name != term.name}
         for _, term, _, prediction, answer, _ in asked:
             if term.name in self.shared:
                 assert term.where == "image" and answer.key is not None, f"{term.name} is not about whole images"
-                prototype = None if answer.prototype is None else answer.prototype[:, 0]
+                stands = answer.prototype if term.name in read else None
                 said = prediction[:, 0].detach().float(), answer.values[:, 0].detach()
-                found[term.name] = Said(*said, answer.key, prototype)
+                found[term.name] = Said(*said, answer.key, None if stands is None else stands()[:, 0])
         return found
 
     def ask(

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from geomim.errors import ConfigError
@@ -81,6 +82,15 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
         | ({"late": term} if term >= 0 else {})
         for (decays, scale, term), one in sorted(groups.items(), key=lambda group: group[0], reverse=True)
     ]
+
+
+def number(state: dict[str, Any], optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Number an optimiser's state by the places of parameters in the model, as shared-out weights are stored."""
+    places = {one: place for place, one in enumerate(model.parameters())}
+    order = [places[one] for group in optimizer.param_groups for one in group["params"]]
+    state["state"] = {order[key]: values for key, values in state["state"].items()}
+    for group in state["param_groups"]:
+        group["params"] = [order[key] for key in group["params"]]
 
 
 _BLOCK = re.compile(r"encoder\.(?:\w+\.)?(?:layers\.\d+\.)?(?:blocks\.\d+|downsample)\.")

@@ -20,7 +20,22 @@ FREE |= {"optimizer.base_learning_rate", "data.batch_size", "data.workers"}
 """Settings that may change; that as many images make a step is a setting of its own."""
 
 
-def changes(entry: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> dict[str, list[Any]]:
+def resumable(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The `geomim` entry of a checkpoint.
+
+    Raises:
+        CheckpointError: No run can go on from it: it does not say how it was trained, or says it in another way.
+    """
+    entry: dict[str, Any] = checkpoint.get("geomim") or {}
+    if "settings" not in entry or entry["format_version"] != FORMAT_VERSION:
+        given = "written by another version of geomim" if entry else "not written by geomim pretrain"
+        raise CheckpointError(
+            f"cannot resume: the checkpoint was {given}; go on with what wrote it, or start under another --name"
+        )
+    return entry
+
+
+def changes(entry: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Compare the configuration that a checkpoint was trained with to the one that is to go on.
 
     Args:
@@ -31,14 +46,8 @@ def changes(entry: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> dict[st
         `[old, new]` of every setting that changes, by name.
 
     Raises:
-        CheckpointError: The checkpoint does not say how it was trained.
         ResumeError: Something differs that must not, or fewer steps are wanted than are done.
     """
-    if entry is None or "settings" not in entry or entry["format_version"] != FORMAT_VERSION:
-        given = "written by another version of geomim" if entry else "not written by geomim pretrain"
-        raise CheckpointError(
-            f"cannot resume: the checkpoint was {given}; go on with what wrote it, or start under another --name"
-        )
     found = {name: [given, wanted] for name, given, wanted in _differences("", _compared(entry), _compared(ours))}
     fixed = [f"{name} {given}, this run has {wanted}" for name, (given, wanted) in found.items() if name not in FREE]
     if fixed:
@@ -55,13 +64,15 @@ def changes(entry: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> dict[st
 def go_on(model: MaskedImageModel, entry: Mapping[str, Any], steps: int) -> None:
     """Let terms that had started go on, also where more steps make it too early for them again, which is said.
 
+    The model is left as it was in the last step that was done: a term that the next one begins with begins there.
+
     Args:
         model: Of the run that goes on.
         entry: The `geomim` entry of the checkpoint.
         steps: All that are wanted.
     """
     step = entry["step"]
-    before = entry["progress"] * (step - 1) / max(1, step)  # of the last step that was done
+    before = max(0, step - 1) / max(1, round(step / (entry["progress"] or 1)))  # of the last step that was done
     for term in cast(list[Term], model.terms):
         starts = entry.get("starts", {}).get(term.name, term.starts)
         if before >= starts > step / max(1, steps):
@@ -72,6 +83,7 @@ def go_on(model: MaskedImageModel, entry: Mapping[str, Any], steps: int) -> None
                 )
             starts = 0.0
         term.starts = starts
+    model.begin(before)
 
 
 def _compared(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 from torch import Tensor, nn, random
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from geomim.models.build import from_config
@@ -36,6 +38,17 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     fully_shard(model, mesh=mesh)
     for name in ("plan", "said", "survey", "compare"):  # instead of `forward`
         register_fsdp_forward_method(model, name)
+
+
+@contextmanager
+def alone(wrapped: nn.Module, model: nn.Module) -> Iterator[None]:
+    """While gradients only add up, ranks keep theirs to themselves; `wrapped` is what a strategy made of the model."""
+    with wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext():
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(False)
+        yield
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(True)
 
 
 def gathered(encoder: Encoder) -> Encoder:

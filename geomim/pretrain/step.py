@@ -19,7 +19,7 @@ class Said(NamedTuple):
         prediction: `(N, T)`.
         answer: `(N, T)`.
         key: `(N,)` int64, equal where answers are one and the same; -1 where there is none.
-        prototype: `(N, T)`, see `Answer`; None where it is the answer.
+        prototype: `(N, T)`, see `Answer`; None where it is the answer, or nobody asks.
     """
 
     prediction: Tensor

@@ -36,11 +36,12 @@ class Pace:
     """How fast a run is, and how long it will take.
 
     Attributes:
-        idle: Seconds that were not spent training: they are no part of a step, but of what is left.
+        idle: Seconds that were not spent training: they are no part of a step, but of what is left, except those
+            before the first step was done, which do not come again.
     """
 
     def __init__(self, step: int = 0) -> None:
-        self.idle, self._first = 0.0, step
+        self.idle, self._first, self._once = 0.0, step, 0.0
         self._steps, self._seconds, self._last = 0.0, 0.0, self.clock()
 
     def clock(self) -> float:
@@ -50,6 +51,7 @@ class Pace:
     def note(self) -> None:
         """A step is done."""
         now = self.clock()
+        self._once = self._once if self._steps else self.idle
         self._steps, self._seconds = _KEPT * self._steps + 1, _KEPT * self._seconds + now - self._last
         self._last = now
 
@@ -60,7 +62,7 @@ class Pace:
 
     def left(self, step: int, steps: int) -> float:
         """Seconds from the end of a step to that of the last one of `steps`."""
-        return (steps - step) * ((self.recent or 0.0) + self.idle / max(1, step - self._first))
+        return (steps - step) * ((self.recent or 0.0) + (self.idle - self._once) / max(1, step - self._first))
 
 
 def peak(device: torch.device) -> float | None:

@@ -137,6 +137,9 @@ def read_config(argv: Sequence[str]) -> Namespace:
     return config
 
 
+_NULL = (None, "null", "Null", "NULL", "~")  # YAML's words for nothing
+
+
 def _one_length(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """What makes one length of a run out of two: `minutes` and `max_steps` are said last by one of them.
 
@@ -144,7 +147,7 @@ def _one_length(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
         ConfigError: The same file, or the command line, says both.
     """
     flags = {"training.max_steps": str(Training.max_steps), "training.minutes": "null"}
-    said = [(source, flag) for source, layer in layers for flag in flags if layer.get(flag) not in (None, "null")]
+    said = [(source, flag) for source, layer in layers for flag in flags if layer.get(flag) not in _NULL]
     if len({flag for _, flag in said}) < 2:
         return []
     source, last = said[-1]

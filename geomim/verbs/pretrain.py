@@ -15,6 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import yaml
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -31,9 +32,9 @@ from geomim.pretrain.launch import arithmetic, placement, sharing
 from geomim.pretrain.minutes import Minutes
 from geomim.pretrain.module import Origin, PretrainModule
 from geomim.pretrain.monitor import Bar, Watch
-from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.optimisation import Optimisation
 from geomim.pretrain.recipes import RECIPES
+from geomim.pretrain.resume import resumable
 from geomim.pretrain.scaling import recompute
 from geomim.pretrain.signals import Signals, interrupted
 from geomim.verbs.config import Training, as_plain, flat, read_config
@@ -80,52 +81,59 @@ def train(
     """
     folder, training = Path(folder), replace(training, precision=arithmetic(training.precision, training.accelerator))
     start, last = _start(folder, resume), folder / "checkpoints" / "last.ckpt"
-    steps = _steps(training, start)
+    resumed = _read(start)
+    steps = _steps(training, resumed)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips are not ours
     unsigned = config and apply_to_collection(as_plain(config), str, plain)  # it travels
     with Signals() as signals, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")
         trainer = _trainer(folder, training, steps, watch, unsigned, signals)
-        module = build(data, recipe, method, encoder, optimizer, seed, training, trainer.world_size, start)
-        model = module.model
-        _provide(data, model, training)
-        module.pruning = data.pruning
-        probed = probing(watch, model.encoder, data.image_size)
+        parts = (recipe, method, encoder, optimizer, seed, training, trainer.world_size)
+        module = build(data, *parts, resumed and resumed["geomim"])
+        module.provenance = {"code": code_version(), "config": unsigned}
+        _provide(data, module, training)
+        probed = probing(watch, module.model.encoder, data.image_size)
         looks = Watch(data.pictures(64), data.contracts, folder / "reconstructions", watch.every, probed)
         trainer.callbacks.insert(1, looks)  # only now it is known what batches hold
-        corpora = [one.provenance for one in data.corpora]
-        module.provenance = {"code": code_version(), "config": unsigned, "corpora": corpora}
-        if data.sentences:
-            module.provenance["sentences"] = data.sentences.said
-        fixed = partial(_fix, module, training, config, folder / "config.yaml")
-        if start is not None and steps:
+        fixed = partial(_fix, trainer, module, training, config)
+        if start is not None and resumed and steps:
             module.origin.settings["training.max_steps"] = steps
-            if _done(module, start, steps, last):
+            if _done(module, resumed, start, last):
                 return last
         last.parent.mkdir(parents=True, exist_ok=True)
         if steps:
             fixed(steps)
         else:
             trainer.callbacks.append(Minutes(training.minutes or 0.0, fixed))
-        try:
-            trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
-        except (RuntimeError, OSError, GeomimError) as error:
-            raise _sentence(error, training) from error
+        _fit(trainer, module, data, start, training)
     if signals.received and trainer.global_step < trainer.max_steps:
         where = f" at step {trainer.global_step} of {trainer.max_steps}; go on with --resume last"
         raise interrupted(signals.received, where)
     return last
 
 
-def _steps(training: Training, start: Path | None) -> int | None:
+def _read(start: Path | None) -> dict[str, Any] | None:
+    """What a checkpoint to go on from says of its run; its weights are the trainer's to read.
+
+    Raises:
+        CheckpointError: It cannot be read, or no run can go on from it.
+    """
+    if start is None:
+        return None
+    checkpoint = read_checkpoint(start)
+    resumable(checkpoint)
+    return {name: checkpoint[name] for name in ("geomim", "pruning") if name in checkpoint}
+
+
+def _steps(training: Training, resumed: Mapping[str, Any] | None) -> int | None:
     """How many steps the run has; None where its minutes will say.
 
     Raises:
         ResumeError: Others than those that fixed the steps of the checkpoint are given.
     """
-    if training.minutes is None or start is None:
+    if training.minutes is None or resumed is None:
         return training.max_steps if training.minutes is None else None
-    settings = (read_checkpoint(start).get("geomim") or {}).get("settings", {})
+    settings = resumed["geomim"]["settings"]
     minutes, steps = settings.get("training.minutes"), settings.get("training.max_steps")
     if minutes != training.minutes:
         fixed = f"{steps} steps, fixed by training.minutes {minutes:g}" if minutes else f"training.max_steps {steps}"
@@ -136,22 +144,45 @@ def _steps(training: Training, start: Path | None) -> int | None:
     return int(steps)
 
 
-def _fix(module: PretrainModule, training: Training, config: Mapping[str, Any] | None, path: Path, steps: int) -> None:
+def _fix(
+    trainer: pl.Trainer, module: PretrainModule, training: Training, config: Mapping[str, Any] | None, steps: int
+) -> None:
     """Say how many steps there are in what is stored of a run, and write its configuration."""
     fits = asdict(replace(training, max_steps=steps, minutes=None))
     module.origin.settings["training.max_steps"] = steps
-    if config is not None:
-        module.provenance["config"]["training"] = fits | {"minutes": training.minutes}
-        note = f"# max_steps: what fills {training.minutes:g} minutes of training here\n" if training.minutes else ""
-        rank_zero_only(_store)(path, {**config, "training": fits}, module.history, note)
+    if config is None:
+        return
+    module.provenance["config"]["training"] = fits
+    note = ""
+    if training.minutes:
+        note = f"# max_steps: what fills {training.minutes:g} minutes of training here\n"
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):  # which was told the configuration as it was asked for
+                logger.log_hyperparams(module.provenance["config"])
+    path = Path(trainer.default_root_dir) / "config.yaml"
+    rank_zero_only(_store)(path, {**config, "training": fits}, module.history, note)
 
 
-def _provide(data: TileDataModule, model: MaskedImageModel, training: Training) -> None:
+def _provide(data: TileDataModule, module: PretrainModule, training: Training) -> None:
     """Have batches hold what a recipe needs, and say what encoder and batches are made of."""
+    model = module.model
     tokenizer = model.joint.text if model.joint else None
     given = data.provide(model.needs, model.crop_size, model.cached, tokenizer, few_shapes=training.compile)
     for sentence in (*model.encoder.notes, *given, *data.prune(training.prune)):
         rank_zero_only(print)(sentence)
+    module.pruning = data.pruning
+    module.provenance["corpora"] = [one.provenance for one in data.corpora]
+    if data.sentences:
+        module.provenance["sentences"] = data.sentences.said
+
+
+def _fit(
+    trainer: pl.Trainer, module: PretrainModule, data: TileDataModule, start: Path | None, training: Training
+) -> None:
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+    except (RuntimeError, OSError, GeomimError) as error:
+        raise _sentence(error, training) from error
 
 
 def _trainer(
@@ -189,12 +220,16 @@ def _trainer(
 
 def _store(path: Path, config: Mapping[str, Any], history: Sequence[Mapping[str, Any]], lines: str) -> None:
     """Write a configuration, with some lines and what resumed runs changed as comments."""
-    for one in history:
-        changed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in one["changed"].items())
-        lines += f"# from step {one['step']}: {changed}\n"
+    lines += "".join(f"# {_changed(one)}\n" for one in history)
     part = path.with_suffix(".yaml.part")
     part.write_text(lines + yaml.safe_dump(as_plain(config), sort_keys=False))
     part.replace(path)
+
+
+def _changed(one: Mapping[str, Any]) -> str:
+    """What a resumed run changed, see `PretrainModule.history`."""
+    changed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in one["changed"].items())
+    return f"from step {one['step']}: {changed}"
 
 
 def _sentence(error: Exception, training: Training) -> Exception:
@@ -224,9 +259,9 @@ def build(
     seed: int = 0,
     training: Training = Training(),  # noqa: B008 (frozen)
     world: int = 1,
-    resumed: Path | None = None,
+    resumed: Mapping[str, Any] | None = None,
 ) -> PretrainModule:
-    """Make encoder and objective for some data; arguments as `train`, the number of processes, and what is resumed.
+    """Make encoder and objective for some data; arguments as `train`, the number of processes, an entry to go on from.
 
     Where weights are resumed, those that the run started from are not read: they may be gone by now.
     """
@@ -238,7 +273,7 @@ def build(
     network = build_encoder(**asked.arguments | ({"weights": None} if resumed else {}))
     given = dict(method or {})
     if resumed and "text" in signature(RECIPES[recipe]).parameters:
-        given = stored(given, read_checkpoint(resumed).get("geomim") or {})
+        given = stored(given, resumed)
     model = RECIPES[recipe](network, **given)
     network.notes += model.joint.text.notes if model.joint else ()
     if training.checkpointing:
@@ -270,16 +305,18 @@ def _start(folder: Path, resume: str | Path | None) -> Path | None:
     return Path(resume)
 
 
-def _done(module: PretrainModule, start: Path, steps: int, last: Path) -> bool:
-    """Whether a checkpoint, which must fit the module, is the end of this run, which is said.
+def _done(module: PretrainModule, resumed: dict[str, Any], start: Path, last: Path) -> bool:
+    """Whether a checkpoint, which must fit the module, is the end of this run; that is said, else what changes.
 
     Raises:
         ResumeError: It is another file, from which no step would be trained, so that no encoder came of it.
     """
-    checkpoint = read_checkpoint(start)
-    module.on_load_checkpoint(checkpoint)
-    step = checkpoint["geomim"]["step"]
+    module.on_load_checkpoint(resumed)
+    entry, steps = resumed["geomim"], module.origin.settings["training.max_steps"]
+    step = entry["step"]
     if step < steps:
+        for one in module.history[len(entry["history"]) :]:
+            rank_zero_only(print)(f"other than before, {_changed(one)}")
         return False
     if not last.exists() or not last.samefile(start):
         raise ResumeError(

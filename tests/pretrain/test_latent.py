@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from tiny_corpus import write_corpus
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomim.data.datamodule import TileDataModule
@@ -18,6 +18,7 @@ from geomim.pretrain.context import Context, View
 from geomim.pretrain.losses import discriminate, similarity
 from geomim.pretrain.recipes import latent_mim, selective_latent
 from geomim.pretrain.targets import Alike, Answer, EmaLatent
+from geomim.pretrain.targets.latent import follow
 from geomim.randomness import Draws
 from geomim.verbs.pretrain import Training, train
 
@@ -59,6 +60,15 @@ def test_the_copy_moves_by_its_share_of_the_way_and_then_stands_still():
     assert not any(parameter.requires_grad for parameter in target.parameters())
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert not target.train().training
+
+
+def test_tied_weights_follow_once():
+    tied = [nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]) for _ in range(2)]
+    for value, (one, other) in enumerate(tied):
+        other.weight = one.weight
+        nn.init.constant_(one.weight, float(value))
+    follow(tied[:1], tied[1:], torch.tensor(0.0), 0.75)
+    assert torch.equal(tied[0][1].weight, torch.full((2, 2), 0.25)) and tied[0][0].weight is tied[0][1].weight
 
 
 @pytest.mark.parametrize("projected", [False, True])

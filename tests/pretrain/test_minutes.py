@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -12,11 +13,14 @@ import yaml
 from tiny_corpus import write_corpus
 from tiny_recipes import DECODER, ENCODER, TEXT, annotated
 
-from geomim.data.datamodule import TileDataModule
-from geomim.errors import ConfigError, ResumeError
-from geomim.pretrain import minutes
+from geomim.data.datamodule import Steps, TileDataModule
+from geomim.errors import CheckpointError, ConfigError, ResumeError
+from geomim.pretrain import module
 from geomim.pretrain.checkpoints import Checkpoints
 from geomim.pretrain.module import PretrainModule
+from geomim.pretrain.monitor import MetricsTable
+from geomim.sensors import get_sensor
+from geomim.verbs import pretrain as verb
 from geomim.verbs.config import Training, read_config
 from geomim.verbs.pretrain import train
 
@@ -30,18 +34,18 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that a step moves by 2 s, and by 4 s where all terms are asked; the first two take longer."""
-    clock = SimpleNamespace(now=0.0, steps=[])
+    """A clock that a step moves by 2 s, and by `whole` seconds where all terms are asked; the first takes longer."""
+    clock = SimpleNamespace(now=0.0, steps=[], whole=4.0)
     plain = PretrainModule.training_step
 
     def step(self, *given):
         plain(self, *given)
-        seconds = 2.0 if any(term.silent for term in self.model.terms) else 4.0
-        clock.now += seconds + (4.0 if len(clock.steps) < 2 else 0.0)
+        seconds = 2.0 if any(term.silent for term in self.model.terms) else clock.whole
+        clock.now += seconds + (4.0 if not clock.steps else 0.0)
         clock.steps.append((self.rehearsed, seconds))
 
     monkeypatch.setattr(PretrainModule, "training_step", step)
-    monkeypatch.setattr(minutes, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
     return clock
 
 
@@ -55,6 +59,7 @@ def run(corpus, folder, recipe="mae", resume=None, config=None, method=(), **tra
 def test_a_run_of_minutes_ends_on_time_and_is_the_one_of_so_many_steps(corpus, clock, tmp_path, capsys):
     last = run(corpus, tmp_path / "timed", minutes=1)
     steps, said = last["geomim"]["step"], capsys.readouterr().out
+    assert len(clock.steps) - steps == 2  # a step is longer than what is to be timed
     assert 56 < clock.now <= 60 and steps == clock.steps.count((None, 4.0))
     assert (
         f"1 minutes of training: {steps} steps of 4 images, 4 s each, after {clock.now - 4 * steps:g} s of timing"
@@ -70,8 +75,53 @@ def test_a_run_of_minutes_ends_on_time_and_is_the_one_of_so_many_steps(corpus, c
 def test_terms_that_start_late_count_by_the_share_in_which_they_are_asked(corpus, clock, tmp_path):
     last = run(corpus, tmp_path, "selective_rils", method={"text": TEXT, "gate": False, "starts": 0.75}, minutes=2)
     rehearsed = [step for step in clock.steps if step[0] is not None]
-    assert {*rehearsed} == {(0.0, 2.0), (0.75, 4.0)}
+    assert rehearsed == [(0.0, 2.0)] * 2 + [(0.75, 4.0)] * 2
     assert 115 < clock.now <= 120 and last["geomim"]["step"] == len(clock.steps) - len(rehearsed)
+
+
+def test_graphs_and_flops_of_a_sensor_that_comes_later_are_no_part_of_a_step(
+    corpus, clock, tmp_path, monkeypatch, capsys
+):
+    stats, plain, known, first = torch._dynamo.utils.counters["stats"], PretrainModule._survey, set(), []
+    monkeypatch.setitem(stats, "unique_graphs", 7)
+
+    def compiled(self, parts, progress):
+        if parts[0]["sensor"] not in known:
+            known.add(parts[0]["sensor"])
+            stats["unique_graphs"] += 1
+            clock.now += 40.0
+            first.append(len(clock.steps))
+        return plain(self, parts, progress)
+
+    def counted(*_):
+        clock.now += 10.0
+        return 1.0
+
+    monkeypatch.setattr(PretrainModule, "_survey", compiled)
+    monkeypatch.setattr(module, "count_flops", counted)
+    other = write_corpus(tmp_path / "s2", sensor=get_sensor("sentinel2", ["B02", "B03", "B04", "B08"]), seed=1)
+    data = TileDataModule([corpus, str(other)], batch_size=4, image_size=16, workers=0)
+    train(data, tmp_path / "run", "mae", DECODER, ENCODER | {"spectral": True}, training=Training(**QUICK, minutes=5))
+    assert first[0] == 0 < first[1] < sum(rehearsed is not None for rehearsed, _ in clock.steps)
+    assert 296 < clock.now <= 300 and "4 s each, on average over the sensors that came up" in capsys.readouterr().out
+
+
+def test_what_is_read_ahead_does_not_hide_how_long_reading_takes(corpus, clock, tmp_path, monkeypatch):
+    """A step is read in 4 s and computed in 1 s; two of them wait while the first one is computed."""
+    clock.whole, plain = 1.0, Steps.__iter__
+
+    def read(self):
+        ready, taken = clock.now, []
+        for step in plain(self):
+            ready = max([ready, *taken[-2:-1]]) + 4.0
+            clock.now = max(clock.now, ready)
+            taken.append(clock.now)
+            yield step
+
+    monkeypatch.setattr(Steps, "__iter__", read)
+    data = TileDataModule(corpus, batch_size=2, image_size=16, workers=2)
+    train(data, tmp_path, "mae", DECODER, ENCODER, training=Training(**QUICK, accumulate=2, minutes=2))
+    assert 114 < clock.now < 123 and sum(rehearsed is not None for rehearsed, _ in clock.steps) == 3
 
 
 def test_what_pruning_noted_is_forgotten_and_its_epochs_are_those_of_the_steps(corpus, clock, tmp_path):
@@ -83,20 +133,27 @@ def test_what_pruning_noted_is_forgotten_and_its_epochs_are_those_of_the_steps(c
 def test_steps_are_stored_and_a_resumed_run_has_them(corpus, clock, tmp_path, monkeypatch):
     config = {"recipe": "mae", "training": {"max_steps": 10_000, "minutes": 1.0}}
     save = Checkpoints._save
+    told: list[dict] = []
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(Checkpoints, "_save", lambda *given: save(*given) or 1 / 0)
+        patch.setattr(verb, "WandbLogger", MetricsTable)
+        patch.setattr(MetricsTable, "log_hyperparams", lambda _, config: told.append(config))
         run(corpus, tmp_path, config=config, minutes=1, checkpoint_every=3)
     text = (tmp_path / "config.yaml").read_text()
     stored = yaml.safe_load(text)["training"]
     assert text.startswith("# max_steps: what fills 1 minutes") and stored["minutes"] is None
+    assert told == [config | {"training": stored}]
     half = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["geomim"]
     assert half["step"] == 3 and half["settings"]["training.max_steps"] == stored["max_steps"]
-    assert half["provenance"]["config"]["training"] == stored | {"minutes": 1.0}
+    assert half["provenance"]["config"]["training"] == stored and half["settings"]["training.minutes"] == 1
     clock.steps.clear()
     done = run(corpus, tmp_path, resume="last", config=config, minutes=1, checkpoint_every=3)["geomim"]
     assert done["step"] == stored["max_steps"] and not done["history"]
     assert [step for step, _ in clock.steps] == [None] * (stored["max_steps"] - 3)
     assert (tmp_path / "config.yaml").read_text() == text
+    torch.save({"state_dict": {}}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="not written by geomim pretrain"):
+        run(corpus, tmp_path / "other", resume=tmp_path / "other.pth", minutes=1)
     with pytest.raises(ResumeError, match=r"fixed by training.minutes 1, this run has training.minutes 2.*max_steps"):
         run(corpus, tmp_path, resume="last", minutes=2)
     longer = run(corpus, tmp_path, resume="last", max_steps=done["step"] + 1)["geomim"]
@@ -118,6 +175,8 @@ def test_minutes_and_steps_are_one_length_which_is_said_last(tmp_path):
     assert read_config(asked).training.max_steps == 7
     timed = read_config([*asked, "--training.minutes", "5"])
     assert timed.training.minutes == 5 and timed.written["training"]["max_steps"] == Training.max_steps
+    for nothing in ("null", "~"):
+        assert read_config([*asked, "--training.minutes", nothing]).training.max_steps == 7
     file.write_text("data: {corpus: c}\ntraining: {minutes: 5}\n")
     assert read_config([*asked, "--training.max_steps=9"]).training == Training(max_steps=9)
     with pytest.raises(ConfigError, match=r"command line: training.max_steps and training.minutes.* give one"):
@@ -131,10 +190,8 @@ def test_minutes_and_steps_are_one_length_which_is_said_last(tmp_path):
 
 
 SLOWER_BY_RANK = """
-import os, sys
-from types import SimpleNamespace
+import os, sys, time
 from geomim.cli import main
-from geomim.pretrain import minutes
 from geomim.pretrain.module import PretrainModule
 
 plain, now = PretrainModule.training_step, [0.0]
@@ -144,7 +201,7 @@ def step(self, *given):
     now[0] += 4.0 * (1 + int(os.environ["RANK"]))
 
 PretrainModule.training_step = step
-minutes.time = SimpleNamespace(perf_counter=lambda: now[0])
+time.perf_counter = lambda: now[0]
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -162,4 +219,4 @@ def test_ranks_have_the_steps_of_the_first(corpus, tmp_path):
     subprocess.run([*launch, *flags], env=environment, cwd=tmp_path, check=True, capture_output=True, timeout=300)
     entry = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["geomim"]
     stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["training"]["max_steps"]
-    assert entry["step"] == entry["settings"]["training.max_steps"] == stored == (60 - 6 * 4) // 4
+    assert entry["step"] == entry["settings"]["training.max_steps"] == stored == (60 - 3 * 4) // 4

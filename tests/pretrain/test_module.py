@@ -101,7 +101,7 @@ def test_a_checkpoint_says_where_it_comes_from_in_plain_data(run, corpus):
     usual = {"family": "vit", "in_chans": 3, "image_size": 16, "mlp_ratio": 4.0, "class_token": True}
     assert entry["encoder"] == usual | {"gsd_positions": False, "spectral": False} | ENCODER
     assert entry["contracts"]["rgb"]["sensor"]["name"] == "rgb" and entry["contracts"]["rgb"]["mean"] == [125.0] * 3
-    assert entry["step"] == 2 and entry["progress"] == 0.5 and entry["format_version"] == 2
+    assert entry["step"] == 2 and entry["progress"] == 0.5 and entry["format_version"] == 3
     assert "model.encoder.patch_embed.proj.weight" in checkpoint["state_dict"]
 
 
@@ -157,6 +157,23 @@ def test_what_a_term_learns_does_not_decay_before_it_starts(tmp_path):
         decoders.append(torch.cat([one.flatten() for one in own]))
     assert len(decoders) == 4 and torch.equal(decoders[0], decoders[1])
     assert not torch.equal(decoders[1], decoders[2])
+
+
+def test_losses_of_tiles_are_forgotten_as_a_term_begins_and_that_is_said_where_a_resumed_run_begins(tmp_path, capsys):
+    corpus = annotated(write_corpus(tmp_path / "corpus"), mute=())
+    given = method("selective_rils", "") | {"starts": 0.5}
+    training = Training(**QUICK | {"max_steps": 6, "milestones": 6, "prune": 0.5, "log_every": 1})
+
+    def run(name, resume=None):
+        train(data(corpus), tmp_path / name, "selective_rils", given, ENCODER, training=training, resume=resume)
+        assert capsys.readouterr().out.count("step 4: 'language' is asked from here on") == 1
+        paths = sorted((tmp_path / name / "checkpoints").glob("step*"))
+        return paths, [torch.load(path, weights_only=True)["pruning"]["losses"] for path in paths]
+
+    paths, losses = run("whole")
+    known = [int(one.isfinite().sum()) for one in losses]
+    assert known[2] == 3 * known[0] > known[3] == known[0]
+    torch.testing.assert_close(run("half", paths[2])[1], losses[3:], atol=0, rtol=0, equal_nan=True)
 
 
 def test_a_run_is_not_overwritten(run, corpus, tmp_path):

@@ -20,7 +20,7 @@ from geomim.pretrain.context import Context
 from geomim.pretrain.masking import TokenSplit
 from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.recipes import RECIPES
-from geomim.pretrain.step import Step
+from geomim.pretrain.step import Step, join
 from geomim.pretrain.targets import Alike, Answer
 from geomim.randomness import Draws
 from geomim.sensors import SENSORS, BandContract
@@ -198,6 +198,7 @@ def test_a_bank_of_sentences_is_kept_and_needs_none_of_the_batch() -> None:
     for changes, said in (
         ({}, "--method.bank needs a text tower that knows its sentences.*--method.text.weights"),
         ({"weight": 0}, "--method.weight is 0"),
+        ({"weight": (0.0, 0.0)}, "--method.weight is 0"),
     ):
         with pytest.raises(ConfigError, match=said):
             RECIPES["selective_rils"](encoder, **given | changes)
@@ -250,13 +251,39 @@ def test_a_copy_that_follows_is_one_and_says_the_prototypes(frozen: bool, latent
     assert before.isfinite() and after.isfinite() and before != after  # it moved
 
 
+def test_the_copy_of_the_text_tower_speaks_once_a_batch_and_not_before_anyone_listens() -> None:
+    torch.manual_seed(0)
+    encoder, calls = ViT(in_chans=4, image_size=32, patch_size=4, width=48, depth=2, heads=3), []
+    model = RECIPES["selective_rils"](encoder, **method("selective_rils", "", SMALL) | {"teacher": "ema"})
+    model.terms[1].target.copy["text"].register_forward_pre_hook(lambda *_: calls.append(1))
+    batch, progress, draws = {"image": scenes(), "text": sentences(8)}, torch.tensor(0.3), Draws(0, torch.arange(8))
+    for done, count in ((0.0, 0), (0.3, 1)):
+        model.begin(done)
+        context = model.context(batch, draws)
+        plan = model.plan(context, progress)
+        (step,) = join([model.said(context, plan)])
+        model.compare(context, plan, progress, plan.weights.sum(1), step)
+        assert len(calls) == count
+        model.predict(batch, progress, draws)
+        assert len(calls) == count
+        model(batch, progress, draws)  # a step that is no more than this batch
+        assert len(calls) == 2 * count
+
+
+def test_a_term_that_weighs_nothing_from_first_to_last_is_left_out() -> None:
+    encoder = ViT(in_chans=4, image_size=32, patch_size=4, width=48, depth=2, heads=3)
+    for nothing in (0.0, (0.0, 0.0)):
+        given = method("selective_rils", "", SMALL) | dict.fromkeys(("weight", "pixels", "latents"), nothing)
+        assert [term.name for term in RECIPES["selective_rils"](encoder, **given).terms] == ["contrast"]
+
+
 def test_weights_of_terms_go_from_one_to_another_over_training() -> None:
     model, images = build("selective_rils"), scenes()
     for progress in (0.0, 0.5, 1.0):
         batch = {"image": images, "text": sentences(8)}
         output = model(batch, torch.tensor(progress), Draws(0, torch.arange(8)))
         pixels, terms = 0.5 - 0.3 * progress, output.terms
-        expected = terms["contrast"] + 0.5 * terms["language"] + pixels * terms["pixels"] + 0.1 * terms["latents"]
+        expected = terms["contrast"] + 0.25 * terms["language"] + pixels * terms["pixels"] + 0.1 * terms["latents"]
         torch.testing.assert_close(output.loss.detach(), expected)
 
 

@@ -64,16 +64,18 @@ def rates(run):
         return {int(row["step"]): float(row["learning_rate"]) for row in csv.DictReader(file)}
 
 
-def test_the_rate_given_on_resume_is_used_stored_and_remembered(half, trained):
+def test_the_rate_given_on_resume_is_used_said_stored_and_remembered(half, trained, capsys):
     run = half.parents[1]
     before = rates(run)
     assert main([*FLAGS, "--resume", "last", "--optimizer.base_learning_rate", "1e-6", "--training.clip", "1"]) == 0
+    changed = "from step 2: optimizer.base_learning_rate 0.00015 -> 1e-06, training.clip None -> 1.0"
+    assert f"other than before, {changed}\n" in capsys.readouterr().out
     after = rates(run)
     assert [after[step] for step in (1, 2)] == [before[step] for step in (1, 2)]
     for step in (3, 4):
         assert after[step] == pytest.approx(before[step] * 1e-6 / 1.5e-4, rel=1e-4)
     stored = (run / "config.yaml").read_text()
-    assert stored.startswith("# from step 2: optimizer.base_learning_rate 0.00015 -> 1e-06, training.clip None -> 1.0")
+    assert stored.startswith(f"# {changed}")
     assert yaml.safe_load(stored)["optimizer"]["base_learning_rate"] == 1e-6
     checkpoint = torch.load(half, weights_only=True)
     assert checkpoint["geomim"]["history"][0]["step"] == 2

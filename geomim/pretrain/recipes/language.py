@@ -21,6 +21,7 @@ from geomim.pretrain.objective import MaskedImageModel, Mix, Term
 from geomim.pretrain.targets import EmaLatent, Meanings, Pixels, Sentences
 
 TEXT = frozenset({"text"})
+_OFF = (0, (0, 0))  # weights of terms that are left out
 
 
 def shared_space(encoder: ViT, text: Text, pool: Pool = "mean", temperature: float = 0.07) -> Joint:
@@ -140,7 +141,7 @@ def rils(
 
 def _check_bank(bank: list[str] | None, weight: Mix, text: Text) -> None:
     """Refuse a bank of sentences that nothing is predicted in, or that the text tower cannot know."""
-    if bank is not None and weight in (0, (0, 0)):
+    if bank is not None and weight in _OFF:
         raise ConfigError("--method.bank is what patches are predicted in, and --method.weight is 0: leave one out")
     if bank is not None and not text.weights:
         raise ConfigError(
@@ -157,10 +158,10 @@ def selective_rils(
     decoder_depth: int = 1,
     decoder_width: int = 512,
     decoder_heads: int = 16,
-    weight: Mix = 0.5,
+    weight: Mix = 0.25,
     pixels: Mix = 1.0,
     latents: Mix = 0.0,
-    starts: float = 0.7,
+    starts: float = 0.9,
     teacher: Literal["encoder", "ema"] = "encoder",
     bank: list[str] | None = None,
     gate: bool = True,
@@ -172,9 +173,10 @@ def selective_rils(
 
     Ours: nobody has published it. Verified each against its own published code: the selection (Wang et al., ICCV 2025)
     and both losses (Yang et al., CVPR 2023). Deviates from RILS: the image is never seen whole with a gradient; the
-    contrast is made of the visible patches, as in FLIP; the answers come from a pass without gradient, late in
-    training, since before few images find their sentence, and that pass costs half as much as the rest of a step; only
-    some patches are predicted, each on its own, and their pixels too, which costs next to nothing.
+    contrast is made of the visible patches, as in FLIP; only some patches are predicted, each on its own, and their
+    pixels too, which costs next to nothing; the answers come from a pass without gradient, late in training: before,
+    few images find their sentence, and that pass costs half as much as the rest of a step and pays back nothing in
+    minutes.
 
     Args:
         encoder: The encoder to train.
@@ -204,16 +206,17 @@ def selective_rils(
     """
     _check_bank(bank, weight, text)
     joint, size = shared_space(encoder, text), (decoder_depth, decoder_width, decoder_heads)
-    following = EmaLatent(encoder) if latents else None
+    following = EmaLatent(encoder) if latents not in _OFF else None
     copied = following.encoder if following else None
-    meanings = Meanings(encoder, joint, teacher, needs_text=bank is None, copied=copied) if weight else None
+    asked = weight not in _OFF
+    meanings = Meanings(encoder, joint, teacher, needs_text=bank is None, copied=copied) if asked else None
     terms = [contrast(joint, "image", equal=equal, followed=meanings)]
     if meanings:
         decoder = Spoken(CrossAttention(encoder, encoder.width, *size), joint)
         space = LanguageSpace("contrast", gate=gate, bank=None if bank is None else prototypes(joint, bank))
         step = ("contrast",) if bank is None else ()
         terms.append(Term(decoder, meanings, space, weight=weight, name="language", step=step, starts=starts))
-    if pixels:
+    if pixels not in _OFF:
         terms.append(Term(CrossAttention(encoder, "pixels", *size), Pixels(), mse, weight=pixels, name="pixels"))
     if following:
         told_apart = partial(discriminate, temperature=0.2, same=0.999)

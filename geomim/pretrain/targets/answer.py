@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -17,14 +18,14 @@ class Answer(NamedTuple):
         element: `(B, P, T)` float, 0 for values that were not measured; None where all were.
         key: `(B,)` int64, equal where answers about whole images are one and the same, -1 where there is none; None
             where nobody asks.
-        prototype: `(B, 1, T)` what stands for values about whole images where others are compared with them; the values
-            themselves where None.
+        prototype: Gives `(B, 1, T)`, what stands for values about whole images where other terms compare with them,
+            computed only where they do; the values themselves where None.
     """
 
     values: Tensor
     element: Tensor | None = None
     key: Tensor | None = None
-    prototype: Tensor | None = None
+    prototype: Callable[[], Tensor] | None = None
 
 
 class Target(Protocol):

@@ -65,8 +65,8 @@ def follow(
 
 
 def _numbers(*modules: nn.Module | None) -> list[Tensor]:
-    every = [one for module in modules if module is not None for one in module.state_dict().values()]
-    return [local(one) for one in every if one.is_floating_point()]
+    every = [one for module in modules if module is not None for one in module.state_dict(keep_vars=True).values()]
+    return [local(one) for one in dict.fromkeys(every) if one.is_floating_point()]  # tied weights have several names
 
 
 class Alike(nn.Module):

@@ -44,10 +44,9 @@ class Sentences:
             return Answer(nothing, key=torch.full_like(positions[:, 0], -1))
         known = ("sentences", torch.is_grad_enabled())  # a step of several batches looks without gradient first
         vectors = view.once(known, lambda: self._joint.sentences(text["tokens"]))
-        row = text["of"].clamp(min=0)
-        steady = self._followed.sentences(text["tokens"]) if self._followed else None
-        prototype = None if steady is None else steady[row, None]
-        return Answer(vectors[row, None], key=torch.where(text["of"] >= 0, text["key"][row], -1), prototype=prototype)
+        row, followed = text["of"].clamp(min=0), self._followed
+        steady = (lambda: followed.sentences(text["tokens"])[row, None]) if followed and followed.speaks else None
+        return Answer(vectors[row, None], key=torch.where(text["of"] >= 0, text["key"][row], -1), prototype=steady)
 
 
 def known(view: View) -> Tensor:
@@ -117,7 +116,13 @@ class Meanings(nn.Module):
             whole = encoder.encode(patches, None, view.patch_valid)  # type: ignore[operator]
         return Answer(unit(projection(take(whole.patches, positions))))
 
+    @property
+    def speaks(self) -> bool:
+        """Whether there is a copy of the text tower."""
+        return self.copy is not None and "text" in self.copy
+
     @torch.no_grad()
-    def sentences(self, tokens: Tensor) -> Tensor | None:
-        """Unit vectors `(U, D)` of sentences, as the copy of the text tower says them; None where there is none."""
-        return unit(self.copy["text"](tokens)) if self.copy is not None and "text" in self.copy else None
+    def sentences(self, tokens: Tensor) -> Tensor:
+        """Unit vectors `(U, D)` of sentences, as the copy of the text tower says them."""
+        assert self.copy is not None
+        return unit(self.copy["text"](tokens))
