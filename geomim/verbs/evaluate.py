@@ -159,27 +159,15 @@ def evaluate(
     numbers = list(range(seeds))
     features = _features(candidate, parts, prepare, "efficient" in probes, floors, pool, target)
     probed = _probe(candidate, features, len(images.classes), probes, numbers, target)
-    protocol = {
-        "checkpoint": checkpoint,
-        "classes": len(images.classes),
-        "train_images": len(images.train),
-        "test_images": len(images.test),
-        "image_size": candidate.image_size,
-        "pool": pool,
-        "precision": "bfloat16" if fast_half(target) else "float32",
-        "seeds": numbers,
-        "chosen": {kind: fit.chosen for kind, fit in probed.fits.items()},
-        "interval": INTERVALS,
-        "test": TEST,
-        "geomim_version": __version__,
-    }
     seen = seen_in_training(candidate.details, images, data, given)
     notes = (*images.notes, *seen, *candidate.notes, *itertools.chain(*ranges), *_beside(candidate, images, probed))
     floor = majority(*(torch.from_numpy(part.labels) for part in parts.values()))
-    scores = Scores(images.name, protocol, tuple(probed.rows), notes, floor)
-    _save(candidate, images, scores, probed, pool, Path(out))
-    console = Console()
+    about = {"checkpoint": checkpoint, **_protocol(candidate, images, probed), "pool": pool, "seeds": numbers}
+    about |= {"precision": "bfloat16" if fast_half(target) else "float32", "geomim_version": __version__}
+    scores = Scores(images.name, about, tuple(probed.rows), notes, floor)
+    console = Console(markup=False, highlight=False)  # brackets in names are no style
     console.print(scores.table())
+    _save(candidate, images, scores, probed, pool, Path(out))
     console.print(f"wrote {out}: evaluation.json, tables, and the fitted probes {', '.join(probed.fits) or '(none)'}")
     console.print(f"look at: {Path(out) / 'index.html'}", soft_wrap=True)
     return scores
@@ -321,6 +309,19 @@ def _probe(
     for name, (train, test) in track(features.items(), "probes on the floors", transient=True):
         result.rows += probe_features(name, train, test, classes, probes, seeds, device).rows
     return result
+
+
+def _protocol(candidate: Candidate, images: LabelledData, probed: Probed) -> dict[str, Any]:
+    """How was scored, as plain values."""
+    return {
+        "classes": len(images.classes),
+        "train_images": len(images.train),
+        "test_images": len(images.test),
+        "image_size": candidate.image_size,
+        "chosen": {kind: fit.chosen for kind, fit in probed.fits.items()},
+        "interval": INTERVALS,
+        "test": TEST,
+    }
 
 
 def _beside(candidate: Candidate, images: LabelledData, probed: Probed) -> list[str]:
