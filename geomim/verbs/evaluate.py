@@ -156,13 +156,12 @@ def evaluate(
     prepare = ContractInput(candidate.contract, images.sensor)
     parts = {"train": images.train, "test": images.test}
     ranges = [check_range(prepare, part.sample(), f"{images.name}, {name}") for name, part in parts.items()]
-    numbers = list(range(seeds))
     features = _features(candidate, parts, prepare, "efficient" in probes, floors, pool, target)
-    probed = _probe(candidate, features, len(images.classes), probes, numbers, target)
+    probed = _probe(candidate, features, len(images.classes), probes, range(seeds), target)
     seen = seen_in_training(candidate.details, images, data, given)
     notes = (*images.notes, *seen, *candidate.notes, *itertools.chain(*ranges), *_beside(candidate, images, probed))
     floor = majority(*(torch.from_numpy(part.labels) for part in parts.values()))
-    about = {"checkpoint": checkpoint, **_protocol(candidate, images, probed), "pool": pool, "seeds": numbers}
+    about = {"checkpoint": checkpoint, **_protocol(candidate, images, probed), "pool": pool, "seeds": [*range(seeds)]}
     about |= {"precision": "bfloat16" if fast_half(target) else "float32", "geomim_version": __version__}
     scores = Scores(images.name, about, tuple(probed.rows), notes, floor)
     console = Console(markup=False, highlight=False)  # brackets in names are no style
@@ -195,7 +194,7 @@ def open_candidate(
     """
     if checkpoint.startswith("timm:"):
         if all_bands:
-            raise CheckpointError(f"'{checkpoint}' is a plain encoder of its own bands: leave out --all_bands")
+            raise ConfigError(f"'{checkpoint}' is a plain encoder of its own bands: leave out --all_bands")
         return _timm_candidate(checkpoint.removeprefix("timm:"), images, image_size)
     loaded = read_encoder(checkpoint, heads)
     contract, gsd, notes = suited(loaded, checkpoint, images, all_bands)

@@ -193,7 +193,7 @@ def test_sentences_have_the_activation_that_the_vectors_were_made_with(corpus, t
     search(str(corpus), ["red"], model="remoteclip:b.pt", quickgelu=True, out=out)
     search(str(corpus), ["red"], model="last.ckpt", out=out)  # states its own
     assert asked == [False, False, True, None]
-    with pytest.raises(CheckpointError, match="--quickgelu is of models of images and text"):
+    with pytest.raises(ConfigError, match="--quickgelu is of models of images and text"):
         embed(str(corpus), "a.ckpt", quickgelu=True)
 
 
