@@ -10,6 +10,7 @@ import pytest
 from geomim.cli import VERBS, main, parse
 from geomim.errors import ConfigError
 from geomim.pretrain.recipes import RECIPES
+from geomim.standins import standing_in
 
 TRAINING = set("torch lightning timm safetensors sympy zarr numcodecs pyarrow PIL".split())
 WORKING = TRAINING | set(
@@ -136,6 +137,16 @@ def test_a_library_that_was_left_out_can_be_loaded_afterwards() -> None:
     left_out = "import sys; sys.argv[1:] = ['show', '/nowhere']\nfrom geomim.cli import main; main()"
     used = "import torchvision.transforms as T, torchmetrics; T.Resize(2); torchmetrics.MeanMetric()"
     assert "torchvision.transforms.transforms" in loaded(f"{left_out}\n{used}")
+
+
+def test_what_was_left_out_changes_nothing_while_modules_load_and_never_answers_later() -> None:
+    with standing_in({"absent"}.__contains__):
+        from absent.deep import decorate, names  # type: ignore[import-not-found]
+
+        assert decorate(max) is max and list(names) == []
+    for asked in (lambda: decorate(max), lambda: list(names)):
+        with pytest.raises(RuntimeError, match="is asked for, and was left out"):
+            asked()
 
 
 def test_help_as_a_value_is_no_work() -> None:
