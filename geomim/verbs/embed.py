@@ -73,6 +73,7 @@ def embed(
     Raises:
         CheckpointError: The checkpoint cannot be read.
         BandError: The tiles lack bands that the encoder needs.
+        ConfigError: Arguments do not fit together.
         CorpusError: The folder is no corpus.
         InputError: Its numbers are far from those that the encoder was trained on.
     """

@@ -156,9 +156,9 @@ def evaluate(
     prepare = ContractInput(candidate.contract, images.sensor)
     parts = {"train": images.train, "test": images.test}
     ranges = [check_range(prepare, part.sample(), f"{images.name}, {name}") for name, part in parts.items()]
+    seen = seen_in_training(candidate.details, images, data, given)
     features = _features(candidate, parts, prepare, "efficient" in probes, floors, pool, target)
     probed = _probe(candidate, features, len(images.classes), probes, range(seeds), target)
-    seen = seen_in_training(candidate.details, images, data, given)
     notes = (*images.notes, *seen, *candidate.notes, *itertools.chain(*ranges), *_beside(candidate, images, probed))
     floor = majority(*(torch.from_numpy(part.labels) for part in parts.values()))
     about = {"checkpoint": checkpoint, **_protocol(candidate, images, probed), "pool": pool, "seeds": [*range(seeds)]}

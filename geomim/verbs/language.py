@@ -103,13 +103,13 @@ def evaluate_text(
     words = class_words(images.classes, names or {}) if _OF_CLASSES & {*chosen} else []
     able, few = possible(images.train.labels, images.classes, shots) if "fewshot" in chosen else ([], ())
     fitted, prepare, notes = _fitted(opened, model, images, all_bands, target)
+    seen = seen_in_training(opened.loaded.details, images, data, given)
     classes = class_vectors(fitted.encode_text, words, templates) if words else torch.zeros(0, 0)
     figures = _score(fitted, prepare, said, chosen, classes, able, seeds, target)
     beside_them, sources = beside_published(beside, figures) if beside else (tuple(figures), ())
     protocol = {"model": model, "fingerprint": opened.fingerprint, "image_size": opened.image_size, "data": data}
     protocol |= {"split": test_split, "test_images": len(images.test), "classes": words, "prompts": list(templates)}
     protocol |= {"seeds": seeds, "interval": INTERVALS, "geomim_version": __version__}
-    seen = seen_in_training(opened.loaded.details, images, data, given)
     asked = (f"classes are asked for as '{templates[0]}', of {', '.join(words)}",) * bool(words)
     notes = (*images.notes, *seen, *notes, *few, *asked, *_left_out(said, chosen), *sources)
     scores = LanguageScores(images.name, protocol, beside_them, notes)
