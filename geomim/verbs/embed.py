@@ -18,7 +18,7 @@ from rich.progress import track
 
 from geomim.corpus.store import Corpus, write_json
 from geomim.data.labelled import Labelled, LabelledData, ground_sides
-from geomim.errors import CheckpointError, ConfigError, CorpusError
+from geomim.errors import ConfigError, CorpusError
 from geomim.evaluate.features import Extractor, Pool, device_of, fast_half, frozen
 from geomim.evaluate.saved import fingerprint
 from geomim.models.image_text import open_image_text
@@ -182,7 +182,7 @@ def _joint(
     contract, gsd, notes = suited(model.loaded, checkpoint, images, all_bands)
     size = image_size or model.image_size
     if size % model.patch_size:
-        raise CheckpointError(f"image_size {size}: expected a multiple of the patch size {model.patch_size}")
+        raise ConfigError(f"image_size {size}: expected a multiple of the patch size {model.patch_size}")
     facts = {"pool": "as the joint space does", "joint": True}
     facts |= {} if quickgelu is None else {"quickgelu": quickgelu}  # as `search` opens it again
 

@@ -189,7 +189,8 @@ def open_candidate(
         all_bands: As for `evaluate`.
 
     Raises:
-        CheckpointError: The checkpoint cannot be read, or the size does not fit it.
+        CheckpointError: The checkpoint cannot be read.
+        ConfigError: A size, or all bands, are asked of an encoder that they do not fit.
         BandError: The file names no bands and is not for RGB.
     """
     if checkpoint.startswith("timm:"):
@@ -201,7 +202,7 @@ def open_candidate(
     encoder = fitted(loaded.encoder, contract, gsd)
     size = image_size or encoder.image_size
     if size % encoder.patch_size:
-        raise CheckpointError(f"image_size {size}: expected a multiple of the patch size {encoder.patch_size}")
+        raise ConfigError(f"image_size {size}: expected a multiple of the patch size {encoder.patch_size}")
     name, told = _name(checkpoint, loaded.details), (notes, gsd, loaded.details)
     return Candidate(name, encoder, lambda seed: random_like(encoder, seed), contract, size, *told)
 

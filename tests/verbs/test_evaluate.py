@@ -136,7 +136,7 @@ def test_bad_input_is_refused_with_a_sentence(tmp_path):
     folder = pictures(tmp_path / "pictures", 5)
     with pytest.raises(ConfigError, match="at least one seed"):
         evaluate(path, str(folder), seeds=0)
-    with pytest.raises(CheckpointError, match="multiple of the patch size 8"):
+    with pytest.raises(ConfigError, match="multiple of the patch size 8"):
         evaluate(path, str(folder), image_size=30)
     with pytest.raises(CheckpointError, match="no_such_model"):
         evaluate("timm:no_such_model", str(folder))

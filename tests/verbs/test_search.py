@@ -287,6 +287,6 @@ def test_arguments_that_do_not_fit_are_refused_before_anything_is_read(changes, 
 
 @pytest.mark.parametrize(("changes", "sentence"), [({"pool": "class"}, "--pool"), ({"image_size": 30}, "multiple")])
 def test_a_joint_space_states_how_it_pools(corpus, changes, sentence):
-    with pytest.raises(CheckpointError, match=sentence):
+    with pytest.raises(ConfigError, match=sentence):
         embed(str(corpus), "colours", joint=True, device="cpu", **changes)
     assert not (corpus / "embeddings").exists()
