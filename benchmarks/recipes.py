@@ -4,10 +4,10 @@ Each recipe that needs no second date and no teacher from elsewhere trains for t
 and optimiser of one config. First a few steps of each are timed: that is what needs an idle machine. The rates go to
 calibration.csv of the folder of runs (one machine and one config a folder) and fix the steps of every run, so the whole
 schedule is run, however busy the machine is later. Then kNN, linear and efficient probe as `geomim evaluate` fits them,
-and below them the floors: random initialisation and pixel statistics. A recipe with sentences is also asked for the
-class and for the sentences of each test image, beside chance; its corpus needs captions. Every finished run is a
-row of recipes.csv and is not run again; figures come last, one `name: value` a line: the mean over seeds, and behind it
-the lowest and the highest.
+and below them the floors: random initialisation, pixel statistics and the most frequent class. A recipe with sentences
+is also asked for the class and for the sentences of each test image, beside chance; its corpus needs captions. Every
+finished run is a row of recipes.csv and is not run again; figures come last, one `name: value` a line: the mean over
+seeds, and behind it the lowest and the highest.
 
     geomim corpus build RSICD/classes RSICD/unlabelled --out corpora/rsicd --tile 128 --sensor rgb \
       --split RSICD/captions.jsonl
@@ -324,7 +324,7 @@ def compare(given: argparse.Namespace) -> None:
         if not Path(folder).is_dir():
             print(f"'{folder}' is not there, nothing measured: build it as the first lines of this script say")
             return
-    method = yaml.safe_load(given.config.read_text()).get("method", {})
+    method = yaml.safe_load(given.config.read_text()).get("method") or {}
     sentences = given.sentences or data
     setting = Setting(config, method, corpus, data, sentences, given.out, given.minutes, given.probe_seeds)
     if given.quick:

@@ -12,7 +12,13 @@ from typing import Any
 
 
 class StandIn(ModuleType):
-    """A library, or anything in one: to subclass, which adds nothing; to decorate with, which changes nothing."""
+    """A library, or anything in one: to subclass, which adds nothing; to decorate with, which changes nothing.
+
+    Raises:
+        RuntimeError: It is called, or gone through, once modules are imported: what is asked for then was left out.
+    """
+
+    _importing = False
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -23,6 +29,7 @@ class StandIn(ModuleType):
         return ()
 
     def __call__(self, *given: Any, **_: Any) -> Any:  # noqa: D102
+        self._check()
         return given[0] if given and callable(given[0]) else self
 
     def __getitem__(self, _: Any) -> StandIn:
@@ -34,7 +41,12 @@ class StandIn(ModuleType):
     __ror__ = __or__
 
     def __iter__(self) -> Iterator[Any]:
+        self._check()
         return iter(())
+
+    def _check(self) -> None:
+        if not StandIn._importing:
+            raise RuntimeError(f"'{self.__name__}' is asked for, and was left out when geomim started: report it")
 
     def __instancecheck__(self, _: Any) -> bool:
         return False
@@ -61,9 +73,11 @@ def standing_in(absent: Callable[[str], bool]) -> Iterator[None]:
     """Import other modules without the libraries of which `absent` says so; these can be imported themselves later."""
     finder = _Finder(absent)
     sys.meta_path.insert(0, finder)
+    StandIn._importing = True
     try:
         yield
     finally:
+        StandIn._importing = False
         sys.meta_path.remove(finder)
         for name in [name for name, module in sys.modules.items() if isinstance(module, StandIn)]:
             del sys.modules[name]

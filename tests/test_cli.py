@@ -10,6 +10,7 @@ import pytest
 from geomim.cli import SPINS, VERBS, main, parse
 from geomim.errors import ConfigError
 from geomim.pretrain.recipes import RECIPES
+from geomim.standins import standing_in
 
 TRAINING = set("torch lightning timm safetensors sympy zarr numcodecs pyarrow PIL".split())
 WORKING = TRAINING | set(
@@ -148,6 +149,16 @@ def test_threads_sleep_soon_unless_the_user_says_otherwise(given: dict[str, str]
     monkeypatch.setattr(sys, "argv", ["geomim", "--version"])
     main()
     assert os.environ.get("GOMP_SPINCOUNT") == {"": SPINS, "7": "7", "active": None}[next(iter(given.values()), "")]
+
+
+def test_what_was_left_out_changes_nothing_while_modules_load_and_never_answers_later() -> None:
+    with standing_in({"absent"}.__contains__):
+        from absent.deep import decorate, names  # type: ignore[import-not-found]
+
+        assert decorate(max) is max and list(names) == []
+    for asked in (lambda: decorate(max), lambda: list(names)):
+        with pytest.raises(RuntimeError, match="is asked for, and was left out"):
+            asked()
 
 
 def test_help_as_a_value_is_no_work() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from geomim.errors import InputError
 from geomim.evaluate.figures import CHANCE, Figure
 from geomim.evaluate.probes import fit_linear
-from geomim.evaluate.scores import MAJORITY, row
+from geomim.evaluate.scores import row
 
 VALIDATION = 4
 """Images a class that a probe's strength is chosen on, in every draw; the most that CoOp takes."""
@@ -51,7 +51,9 @@ def draw(labels: Tensor, classes: int, most: int, seed: int) -> Tensor:
     return torch.stack([order[labels[order] == label][: VALIDATION + most] for label in range(classes)])
 
 
-def few_shot(train: Tensor, test: Tensor, draws: Tensor, labels: Tensor, shots: Sequence[int]) -> list[Figure]:
+def few_shot(
+    train: Tensor, test: Tensor, draws: Tensor, labels: Tensor, shots: Sequence[int], floor: Mapping[str, float]
+) -> list[Figure]:
     """Accuracy of probes on few images, and the mean of the classes' recall; the test split has no say in them.
 
     Args:
@@ -60,8 +62,9 @@ def few_shot(train: Tensor, test: Tensor, draws: Tensor, labels: Tensor, shots: 
         draws: `(S, C, V+n)` rows of `train`, as `draw` gives them.
         labels: `(N,)` int64 of the test images.
         shots: Images a class to fit on.
+        floor: Accuracy of the majority class of the whole train split, by its name; empty where it is not known.
     """
-    figures, floors = [], {CHANCE: 1 / draws.shape[1], MAJORITY: float(labels.bincount().max() / len(labels))}
+    figures, floors = [], {CHANCE: 1 / draws.shape[1], **floor}
     for number in shots:
         one = row("", "", [_answers(train, test, drawn, number) for drawn in draws], labels)
         figures.append(Figure("fewshot", f"{number}-shot", one.accuracy, one.low, one.high, floors, one.balanced))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,18 +21,21 @@ _OTHERS = r"\d+|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|
 _NUMBER = re.compile(rf"\b(?:{'|'.join(NUMBERS)}|{_OTHERS}|(?:hundred|thousand)s?)\b", re.IGNORECASE)
 
 
-def classification(images: Tensor, labels: Tensor, classes: Tensor) -> list[Figure]:
+def classification(
+    images: Tensor, labels: Tensor, classes: Tensor, floor: Mapping[str, float] | None = None
+) -> list[Figure]:
     """Accuracy where an image is of the class with the most similar sentence.
 
     Args:
         images: `(N, D)` unit vectors.
         labels: `(N,)` int64.
         classes: `(C, D)` unit vectors, such as `class_vectors` gives.
+        floor: Accuracy of the majority class of a train split, by its name, where there is one.
     """
     scored = row("", "", [(images @ classes.T).argmax(1)], labels)
     chance = {CHANCE: 1 / len(classes)}
     return [
-        Figure("zeroshot", "top-1", scored.accuracy, scored.low, scored.high, chance),
+        Figure("zeroshot", "top-1", scored.accuracy, scored.low, scored.high, {**chance, **(floor or {})}),
         Figure("zeroshot", "mean of classes", scored.balanced, beside=chance),
     ]
 
@@ -69,7 +72,7 @@ def counting(images: Tensor, texts: Sequence[str], of: Tensor, encode_text: Enco
     return figures
 
 
-def confusion(patches: Tensor, grid: tuple[int, int], classes: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
+def count_pixels(patches: Tensor, grid: tuple[int, int], classes: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
     """Pixels of each true class that were given each class, where a pixel is of the class nearest to its patch.
 
     Args:
@@ -90,7 +93,7 @@ def confusion(patches: Tensor, grid: tuple[int, int], classes: Tensor, masks: Te
 
 
 def segmentation(pixels: Tensor) -> list[Figure]:
-    """Mean intersection over union of the classes that occur, and pixel accuracy, from what `confusion` counted.
+    """Mean intersection over union of the classes that occur, and pixel accuracy, from what `count_pixels` counted.
 
     Raises:
         InputError: It counted nothing.

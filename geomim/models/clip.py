@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from geomim.errors import CheckpointError, MissingExtraError, nearest
+from geomim.errors import CheckpointError, ConfigError, MissingExtraError, nearest
 from geomim.models.hierarchical import Encoder
 from geomim.models.patches import Latents
 from geomim.models.vit import ViT
@@ -80,11 +80,11 @@ def is_clip(source: str, quickgelu: bool | None) -> bool:
     """Whether a model is one that `read_clip` reads; of any other an activation must not be asked for.
 
     Raises:
-        CheckpointError: It is asked for.
+        ConfigError: It is asked for.
     """
     clip = source.startswith(SOURCES)
     if not clip and quickgelu is not None:
-        raise CheckpointError(f"'{source}' states its activation itself: leave quickgelu out")
+        raise ConfigError(f"'{source}' states its activation itself: leave quickgelu out")
     return clip
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from safetensors.torch import save_file
 
-from geomim.errors import CheckpointError, ConfigError, InputError
+from geomim.errors import ConfigError, InputError
 from geomim.models.card import model_card
 from geomim.models.fitting import fitted, named_contract
 from geomim.models.hierarchical import Hierarchical
@@ -122,7 +122,7 @@ def _baked(
         raise ConfigError(f"the positions of '{name}' do not follow the metres a pixel: leave out --gsd")
     if not loaded.encoder.config.get("spectral"):
         if sensor or bands:
-            raise CheckpointError(f"'{name}' is a plain encoder of its own bands: leave out --sensor and --bands")
+            raise ConfigError(f"'{name}' is a plain encoder of its own bands: leave out --sensor and --bands")
         return replace(loaded, encoder=fitted(loaded.encoder, loaded.contract, gsd, patch_size))
     contract, notes = named_contract(loaded, name, sensor, bands)
     licences, attributions, corpora = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from geomim.errors import BandError, CheckpointError
+from geomim.errors import BandError, CheckpointError, ConfigError
 from geomim.models.hierarchical import Encoder
 from geomim.models.vit import ViT
 from geomim.models.weights import IMAGENET, Loaded, contract_of
@@ -21,7 +21,7 @@ def fitted(
     """The encoder as a plain one of one sensor; arguments as for `ViT.bake`, no contract for published ones of RGB."""
     if not isinstance(encoder, ViT):
         if patch_size:
-            raise CheckpointError("the patches of a hierarchical encoder are of one size: leave out --patch-size")
+            raise ConfigError("the patches of a hierarchical encoder are of one size: leave out --patch-size")
         return encoder
     changes = encoder.config.get("spectral") or encoder.config.get("gsd_positions") or patch_size
     return encoder.bake(contract or IMAGENET, gsd, patch_size) if changes else encoder
@@ -40,12 +40,12 @@ def contract_for(
         all_bands: All of their bands, though only some were trained on; of a spectral encoder.
 
     Raises:
-        CheckpointError: All bands are asked of a plain encoder.
+        ConfigError: All bands are asked of a plain encoder.
         BandError: The encoder names no bands, or the sensor has one that no kernel or no statistics are known for.
     """
     if not loaded.encoder.config.get("spectral"):
         if all_bands:
-            raise CheckpointError(f"'{name}' is a plain encoder of its own bands: leave out --all_bands")
+            raise ConfigError(f"'{name}' is a plain encoder of its own bands: leave out --all_bands")
         return contract_of(loaded, name)
 
     def suits(contract: BandContract) -> bool:

@@ -39,6 +39,7 @@ def read_frozen(
     Raises:
         CheckpointError: It cannot be had, or is no plain vision transformer with a class token.
         BandError: It names no bands and is not for three.
+        ConfigError: `quickgelu` is given for what is no CLIP.
     """
     library, _, name = source.partition(":")
     try:

@@ -131,6 +131,7 @@ def open_image_text(source: str, quickgelu: bool | None = None) -> ImageText:
 
     Raises:
         CheckpointError: It cannot be read, or knows no sentences.
+        ConfigError: `quickgelu` is given for what states it itself.
         MissingExtraError: open_clip is not installed.
     """
     if is_clip(source, quickgelu):

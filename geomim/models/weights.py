@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from geomim import __version__
-from geomim.errors import BandError, CheckpointError, GeomimError
+from geomim.errors import BandError, CheckpointError, ConfigError, GeomimError
 from geomim.models.build import from_config
 from geomim.models.foreign import find_encoder
 from geomim.models.hierarchical import Encoder, Hierarchical
@@ -147,6 +147,7 @@ def read_encoder(path: str | Path, heads: int | None = None) -> Loaded:
 
     Raises:
         CheckpointError: The file is damaged, of a newer format, or not an encoder; the sentence names the tensors.
+        ConfigError: It states other heads.
     """
     path = Path(path)
     if path.is_dir():
@@ -159,7 +160,7 @@ def read_encoder(path: str | Path, heads: int | None = None) -> Loaded:
         fill(path, encoder, state, f"the encoder {encoder.config}")
         loaded = Loaded(encoder, {}, **facts)
     if heads not in (None, loaded.encoder.heads):
-        raise CheckpointError(f"'{path}' states {loaded.encoder.heads} attention heads: leave out --heads {heads}")
+        raise ConfigError(f"'{path}' states {loaded.encoder.heads} attention heads: leave out --heads {heads}")
     config, dropped = loaded.encoder.config, loaded.dropped
     _log.info("%s: %s %s; left out: %s", path, loaded.kind, config, dropped or "nothing")
     return loaded

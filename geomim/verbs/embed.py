@@ -18,7 +18,7 @@ from rich.progress import track
 
 from geomim.corpus.store import Corpus, write_json
 from geomim.data.labelled import Labelled, LabelledData, ground_sides
-from geomim.errors import CheckpointError, CorpusError
+from geomim.errors import ConfigError, CorpusError
 from geomim.evaluate.features import Extractor, Pool, device_of, fast_half, frozen
 from geomim.evaluate.saved import fingerprint
 from geomim.models.image_text import open_image_text
@@ -73,13 +73,14 @@ def embed(
     Raises:
         CheckpointError: The checkpoint cannot be read.
         BandError: The tiles lack bands that the encoder needs.
+        ConfigError: Arguments do not fit together.
         CorpusError: The folder is no corpus.
         InputError: Its numbers are far from those that the encoder was trained on.
     """
     if joint and (pool != "mean" or heads is not None):
-        raise CheckpointError("a joint space states pooling and heads itself: leave out --pool and --heads")
+        raise ConfigError("a joint space states pooling and heads itself: leave out --pool and --heads")
     if quickgelu is not None and not joint:
-        raise CheckpointError("--quickgelu is of models of images and text: leave it out, or give --joint")
+        raise ConfigError("--quickgelu is of models of images and text: leave it out, or give --joint")
     target, console = device_of(device), Console(stderr=True, markup=False, highlight=False)
     opened = Corpus.open(Path(corpus))
     images, tiles = unlabelled(opened), stored(opened)
@@ -88,15 +89,7 @@ def embed(
         asked = _joint(checkpoint, images, image_size, all_bands, quickgelu)
     else:
         asked = _encoder(checkpoint, images, image_size, pool, heads, all_bands)
-    card = {
-        "checkpoint": checkpoint,
-        "encoder": asked.fingerprint,
-        "contract": asked.contract.to_dict(),
-        "image_size": asked.image_size,
-        "tiles": _digest(tiles),
-        **asked.facts,
-        **({"sensor": images.sensor.to_dict()} if sensor else {}),
-    }
+    card = asked.card(checkpoint, tiles) | ({"sensor": images.sensor.to_dict()} if sensor else {})
     out = Path(corpus) / "embeddings" / f"{name or _name(checkpoint)}.npy"
     before = _read_json(out.with_suffix(".json")) if out.exists() else None
     if before == card:
@@ -158,6 +151,17 @@ class _Asked:
     facts: dict[str, Any]
     extractor: Callable[[torch.device], Extractor]
 
+    def card(self, checkpoint: str, tiles: pa.Table) -> dict[str, Any]:
+        """What makes the vectors, which are others where any of it is."""
+        return {
+            "checkpoint": checkpoint,
+            "encoder": self.fingerprint,
+            "contract": self.contract.to_dict(),
+            "image_size": self.image_size,
+            "tiles": _digest(tiles),
+            **self.facts,
+        }
+
 
 def _encoder(
     checkpoint: str, images: LabelledData, image_size: int | None, pool: Pool, heads: int | None, all_bands: bool
@@ -178,7 +182,7 @@ def _joint(
     contract, gsd, notes = suited(model.loaded, checkpoint, images, all_bands)
     size = image_size or model.image_size
     if size % model.patch_size:
-        raise CheckpointError(f"image_size {size}: expected a multiple of the patch size {model.patch_size}")
+        raise ConfigError(f"image_size {size}: expected a multiple of the patch size {model.patch_size}")
     facts = {"pool": "as the joint space does", "joint": True}
     facts |= {} if quickgelu is None else {"quickgelu": quickgelu}  # as `search` opens it again
 

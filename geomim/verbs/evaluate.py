@@ -156,30 +156,17 @@ def evaluate(
     prepare = ContractInput(candidate.contract, images.sensor)
     parts = {"train": images.train, "test": images.test}
     ranges = [check_range(prepare, part.sample(), f"{images.name}, {name}") for name, part in parts.items()]
-    numbers = list(range(seeds))
-    features = _features(candidate, parts, prepare, "efficient" in probes, floors, pool, target)
-    probed = _probe(candidate, features, len(images.classes), probes, numbers, target)
-    protocol = {
-        "checkpoint": checkpoint,
-        "classes": len(images.classes),
-        "train_images": len(images.train),
-        "test_images": len(images.test),
-        "image_size": candidate.image_size,
-        "pool": pool,
-        "precision": "bfloat16" if fast_half(target) else "float32",
-        "seeds": numbers,
-        "chosen": {kind: fit.chosen for kind, fit in probed.fits.items()},
-        "interval": INTERVALS,
-        "test": TEST,
-        "geomim_version": __version__,
-    }
     seen = seen_in_training(candidate.details, images, data, given)
+    features = _features(candidate, parts, prepare, "efficient" in probes, floors, pool, target)
+    probed = _probe(candidate, features, len(images.classes), probes, range(seeds), target)
     notes = (*images.notes, *seen, *candidate.notes, *itertools.chain(*ranges), *_beside(candidate, images, probed))
     floor = majority(*(torch.from_numpy(part.labels) for part in parts.values()))
-    scores = Scores(images.name, protocol, tuple(probed.rows), notes, floor)
-    _save(candidate, images, scores, probed, pool, Path(out))
-    console = Console()
+    about = {"checkpoint": checkpoint, **_protocol(candidate, images, probed), "pool": pool, "seeds": [*range(seeds)]}
+    about |= {"precision": "bfloat16" if fast_half(target) else "float32", "geomim_version": __version__}
+    scores = Scores(images.name, about, tuple(probed.rows), notes, floor)
+    console = Console(markup=False, highlight=False)  # brackets in names are no style
     console.print(scores.table())
+    _save(candidate, images, scores, probed, pool, Path(out))
     console.print(f"wrote {out}: evaluation.json, tables, and the fitted probes {', '.join(probed.fits) or '(none)'}")
     console.print(f"look at: {Path(out) / 'index.html'}", soft_wrap=True)
     return scores
@@ -202,19 +189,20 @@ def open_candidate(
         all_bands: As for `evaluate`.
 
     Raises:
-        CheckpointError: The checkpoint cannot be read, or the size does not fit it.
+        CheckpointError: The checkpoint cannot be read.
+        ConfigError: A size, or all bands, are asked of an encoder that they do not fit.
         BandError: The file names no bands and is not for RGB.
     """
     if checkpoint.startswith("timm:"):
         if all_bands:
-            raise CheckpointError(f"'{checkpoint}' is a plain encoder of its own bands: leave out --all_bands")
+            raise ConfigError(f"'{checkpoint}' is a plain encoder of its own bands: leave out --all_bands")
         return _timm_candidate(checkpoint.removeprefix("timm:"), images, image_size)
     loaded = read_encoder(checkpoint, heads)
     contract, gsd, notes = suited(loaded, checkpoint, images, all_bands)
     encoder = fitted(loaded.encoder, contract, gsd)
     size = image_size or encoder.image_size
     if size % encoder.patch_size:
-        raise CheckpointError(f"image_size {size}: expected a multiple of the patch size {encoder.patch_size}")
+        raise ConfigError(f"image_size {size}: expected a multiple of the patch size {encoder.patch_size}")
     name, told = _name(checkpoint, loaded.details), (notes, gsd, loaded.details)
     return Candidate(name, encoder, lambda seed: random_like(encoder, seed), contract, size, *told)
 
@@ -321,6 +309,19 @@ def _probe(
     for name, (train, test) in track(features.items(), "probes on the floors", transient=True):
         result.rows += probe_features(name, train, test, classes, probes, seeds, device).rows
     return result
+
+
+def _protocol(candidate: Candidate, images: LabelledData, probed: Probed) -> dict[str, Any]:
+    """How was scored, as plain values."""
+    return {
+        "classes": len(images.classes),
+        "train_images": len(images.train),
+        "test_images": len(images.test),
+        "image_size": candidate.image_size,
+        "chosen": {kind: fit.chosen for kind, fit in probed.fits.items()},
+        "interval": INTERVALS,
+        "test": TEST,
+    }
 
 
 def _beside(candidate: Candidate, images: LabelledData, probed: Probed) -> list[str]:

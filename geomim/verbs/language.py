@@ -12,7 +12,7 @@ from rich.progress import track
 from torch import Tensor
 
 from geomim import __version__
-from geomim.corpus.store import write_json
+from geomim.corpus.store import Corpus, write_json
 from geomim.data.described import Described, Masks, open_described
 from geomim.data.labelled import Labelled, LabelledData
 from geomim.errors import ConfigError, InputError
@@ -21,12 +21,14 @@ from geomim.evaluate.fewshot import VALIDATION, draw, few_shot, possible
 from geomim.evaluate.figures import Figure, LanguageScores, beside_published
 from geomim.evaluate.intervals import INTERVALS
 from geomim.evaluate.retrieval import mean_average_precision, retrieval
+from geomim.evaluate.scores import MAJORITY, majority
 from geomim.evaluate.sentences import class_vectors, class_words, read_prompts, unit
-from geomim.evaluate.zeroshot import classification, confusion, counted, counting, segmentation
+from geomim.evaluate.zeroshot import classification, count_pixels, counted, counting, segmentation
 from geomim.models.image_text import ImageText, open_image_text
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
 from geomim.verbs.evaluate import Batches, suited
+from geomim.verbs.trained_on import seen_in_training
 
 Task = Literal["zeroshot", "map", "retrieval", "retrieval-official", "counting", "fewshot", "segmentation"]
 _OF_CLASSES = {"zeroshot", "map", "fewshot", "segmentation"}
@@ -48,6 +50,7 @@ def evaluate_text(
     sensor: str | None = None,
     all_bands: bool = False,
     quickgelu: bool | None = None,
+    trained_on: list[str] | None = None,
     device: str = "auto",
 ) -> LanguageScores:
     """Score a model of images and sentences on images with classes, sentences, objects or masks.
@@ -77,6 +80,8 @@ def evaluate_text(
         sensor: Name or YAML file of a sensor that says what the images' numbers mean, where they say it wrongly.
         all_bands: Give an encoder of any sensor all bands of the images, not only those it was trained on.
         quickgelu: Activation of a CLIP model, which its file does not tell; as its source says where not given.
+        trained_on: Corpora that the model trained on, among whose tiles test images are looked for; those that its
+            weights name, where not given.
         device: `auto`, `cpu`, `cuda` or another torch device.
 
     Returns:
@@ -90,33 +95,34 @@ def evaluate_text(
     if seeds < 1 or tasks == []:
         raise ConfigError(f"expected at least one task and one seed; given {tasks} and {seeds}")
     _ = beside and beside_published(beside)  # that there are any is known before the work
-    templates = read_prompts(prompts)
+    templates, target, given = read_prompts(prompts), device_of(device), [Corpus.open(one) for one in trained_on or ()]
     opened = open_image_text(model, quickgelu)
     said = open_described(data, train_split, test_split, pictures, opened.image_size)
     said = replace(said, images=said.images.told(sensor)) if sensor else said
     images, chosen = said.images, _tasks(said, tasks)
     words = class_words(images.classes, names or {}) if _OF_CLASSES & {*chosen} else []
     able, few = possible(images.train.labels, images.classes, shots) if "fewshot" in chosen else ([], ())
-    target = device_of(device)
-    fitted, prepare, notes = _fitted(opened, model, images, all_bands)
-    fitted = fitted.to(target)
+    fitted, prepare, notes = _fitted(opened, model, images, all_bands, target)
+    seen = seen_in_training(opened.loaded.details, images, data, given)
     classes = class_vectors(fitted.encode_text, words, templates) if words else torch.zeros(0, 0)
     figures = _score(fitted, prepare, said, chosen, classes, able, seeds, target)
     beside_them, sources = beside_published(beside, figures) if beside else (tuple(figures), ())
-    protocol = {
-        **{"model": model, "fingerprint": opened.fingerprint, "image_size": opened.image_size},
-        **{"data": data, "split": test_split, "test_images": len(images.test), "classes": words},
-        **{"prompts": list(templates), "seeds": seeds, "interval": INTERVALS},
-        **{"geomim_version": __version__},
-    }
+    protocol = {"model": model, "fingerprint": opened.fingerprint, "image_size": opened.image_size, "data": data}
+    protocol |= {"split": test_split, "test_images": len(images.test), "classes": words, "prompts": list(templates)}
+    protocol |= {"seeds": seeds, "interval": INTERVALS, "geomim_version": __version__}
     asked = (f"classes are asked for as '{templates[0]}', of {', '.join(words)}",) * bool(words)
-    notes = (*images.notes, *notes, *few, *asked, *_left_out(said, chosen), *sources)
+    notes = (*images.notes, *seen, *notes, *few, *asked, *_left_out(said, chosen), *sources)
     scores = LanguageScores(images.name, protocol, beside_them, notes)
-    write_json(Path(out) / "language.json", asdict(scores))
-    console = Console(markup=False, highlight=False)  # brackets in names are no style
-    console.print(f"{scores.data}, {len(images.test)} images of split '{test_split}':", *scores.tables(), sep="\n")
-    console.print(*scores.notes, f"wrote {out}/language.json", sep="\n")
+    _publish(scores, Path(out) / "language.json")
     return scores
+
+
+def _publish(scores: LanguageScores, file: Path) -> None:
+    write_json(file, asdict(scores))
+    console = Console(markup=False, highlight=False)  # brackets in names are no style
+    count, split = scores.protocol["test_images"], scores.protocol["split"]
+    console.print(f"{scores.data}, {count} images of split '{split}':", *scores.tables(), sep="\n")
+    console.print(*scores.notes, f"wrote {file}", sep="\n")
 
 
 def _tasks(said: Described, asked: list[Task] | None) -> list[str]:
@@ -171,13 +177,13 @@ def _left_out(said: Described, tasks: list[str]) -> list[str]:
 
 
 def _fitted(
-    model: ImageText, source: str, images: LabelledData, all_bands: bool
+    model: ImageText, source: str, images: LabelledData, all_bands: bool, device: torch.device
 ) -> tuple[ImageText, ContractInput, tuple[str, ...]]:
     """The model for the images' bands, what brings the images to it, and what was assumed."""
     contract, gsd, notes = suited(model.loaded, source, images, all_bands)
     prepare = ContractInput(contract, images.sensor)
     notes += check_range(prepare, images.test.sample(), images.name)
-    return model.fitted(contract, gsd), prepare, notes
+    return model.fitted(contract, gsd).to(device), prepare, notes
 
 
 def _score(
@@ -201,15 +207,17 @@ def _score(
     images = vectors(test) if {*tasks} - {"segmentation"} else torch.zeros(0, 0)
     labels, kinds, of = map(torch.from_numpy, (test.labels, said.kinds, said.of))
     own, some = labels >= 0, kinds.any(1)
+    known = len(train) and own.any()
+    floor = {MAJORITY: majority(torch.from_numpy(train.labels), labels[own]).accuracy} if known else {}
 
     def few() -> list[Figure]:
         drawn = [draw(torch.from_numpy(train.labels), len(classes), shots[-1], seed) for seed in range(seeds)]
         rows, draws = torch.unique(torch.stack(drawn), return_inverse=True)  # only what is drawn is read
         part = Labelled(train.labels[rows], lambda wanted: train.read(rows.numpy()[wanted]))
-        return few_shot(vectors(part), images[own], draws, labels[own], shots)
+        return few_shot(vectors(part), images[own], draws, labels[own], shots, floor)
 
     how = {
-        "zeroshot": lambda: classification(images[own], labels[own], classes),
+        "zeroshot": lambda: classification(images[own], labels[own], classes, floor),
         "map": lambda: mean_average_precision(images[some], classes, kinds[some]),
         "retrieval": lambda: retrieval(images, said.texts, of, encode),
         "retrieval-official": lambda: retrieval(images, said.texts, of, encode, official=True),
@@ -226,6 +234,6 @@ def _pixels(model: ImageText, seen: Iterator[tuple[Tensor, Tensor]], masks: Mask
     for images, valid in seen:
         grid = images.shape[2] // model.patch_size, images.shape[3] // model.patch_size
         truth = torch.from_numpy(masks(np.arange(row, row + len(images))))
-        pixels += confusion(model.encode_patches(images, valid).cpu(), grid, classes, truth, valid.cpu())
+        pixels += count_pixels(model.encode_patches(images, valid).cpu(), grid, classes, truth, valid.cpu())
         row += len(images)
     return pixels

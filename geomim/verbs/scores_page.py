@@ -24,6 +24,7 @@ from geomim.sensors import Sensor, match_bands
 
 _SHOWN = 8
 """Test images at either end, and the most common confusions that are put in words."""
+_NAMED = 100  # classes that a confusion matrix has room to name
 _SIDE = 192  # pixels of a shown image
 _GRID = '<div class=pairs style="grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr))">'  # two on a phone
 
@@ -103,17 +104,18 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str]) -> bytes:
 
     Args:
         counts: `(C, C)`, a row a true class.
-        names: Of the classes.
+        names: Of the classes; of more than a hundred their places stand there instead.
     """
     from matplotlib.figure import Figure  # slow to import, and not needed for help
 
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = max(4, 2.2 + 0.36 * len(names))
+    side = max(4, 2.2 + 0.36 * len(names)) if len(names) <= _NAMED else 16
     figure = Figure(figsize=(side, side - 0.4), layout="constrained", facecolor="white")
     axes = figure.add_subplot(xlabel="called", ylabel="is")
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    if len(names) <= _NAMED:
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
     style = {"ha": "center", "va": "center", "fontsize": 7}
     for row, column in np.argwhere(share >= 0.005) if len(names) <= 40 else ():
         value = share[row, column]

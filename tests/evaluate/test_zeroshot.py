@@ -6,7 +6,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 from geomim.errors import InputError
 from geomim.evaluate.figures import CHANCE
 from geomim.evaluate.sentences import class_vectors, class_words, encode_sentences, read_prompts
-from geomim.evaluate.zeroshot import NUMBERS, classification, confusion, counted, counting, segmentation
+from geomim.evaluate.zeroshot import NUMBERS, classification, count_pixels, counted, counting, segmentation
 
 
 def values(figures):
@@ -98,7 +98,7 @@ def test_segmentation_is_torchmetrics_and_leaves_nodata_out():
     masks[0, :4] = 255
     valid = torch.ones(3, 1, 24, 24, dtype=torch.bool)
     valid[1, :, 12:] = False
-    pixels = confusion(patches, (4, 4), classes, masks, valid)
+    pixels = count_pixels(patches, (4, 4), classes, masks, valid)
     assert int(pixels.sum()) == 3 * 144 - 48 - 72
     scores = (patches @ classes.T).transpose(1, 2).reshape(3, 4, 4, 4)
     answer = F.interpolate(scores, (12, 12), mode="bilinear").argmax(1)
@@ -109,7 +109,7 @@ def test_segmentation_is_torchmetrics_and_leaves_nodata_out():
     assert found["mean IoU"] == pytest.approx(float(theirs))
     assert found["pixel accuracy"] == pytest.approx(float((answer == truth)[truth < 255].double().mean()))
     with pytest.raises(InputError, match="no valid pixel of any mask has a class"):
-        segmentation(confusion(patches, (4, 4), classes, torch.full_like(masks, 255), valid))
+        segmentation(count_pixels(patches, (4, 4), classes, torch.full_like(masks, 255), valid))
     chance = {one.metric: one.beside[CHANCE] for one in segmentation(pixels)}
     assert chance["pixel accuracy"] == pytest.approx(0.25)
 
@@ -118,7 +118,7 @@ def test_patches_that_say_the_mask_give_it_back():
     masks = torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 1]]], dtype=torch.uint8)
     patches, classes = torch.eye(2)[None], torch.eye(2)
     valid = torch.ones(1, 1, 2, 4, dtype=torch.bool)
-    assert values(segmentation(confusion(patches, (1, 2), classes, masks, valid))) == {
+    assert values(segmentation(count_pixels(patches, (1, 2), classes, masks, valid))) == {
         "mean IoU": 1.0,
         "pixel accuracy": 1.0,
     }

@@ -16,7 +16,7 @@ from geomim.cli import main
 from geomim.corpus.scenes import open_scene
 from geomim.corpus.store import Corpus
 from geomim.data.labelled import open_labelled
-from geomim.errors import BandError, CheckpointError
+from geomim.errors import BandError, ConfigError
 from geomim.maps.predict import _mapper, cluster, predict
 from geomim.models.build import build_encoder
 from geomim.models.vit import ViT
@@ -78,7 +78,7 @@ def test_all_bands_of_the_data_where_it_was_trained_on_some(checkpoint: str, tmp
     embed(corpus, checkpoint, all_bands=True, device="cpu")
     made = json.loads((tmp_path / "corpus" / "embeddings" / "a.json").read_text())
     assert len(made["contract"]["mean"]) == 5
-    with pytest.raises(CheckpointError, match="leave out --all_bands"):
+    with pytest.raises(ConfigError, match="leave out --all_bands"):
         embed(corpus, "timm:anything", all_bands=True, device="cpu")
 
 

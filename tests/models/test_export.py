@@ -148,7 +148,7 @@ def test_refusals_name_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="multiple of patch_size"):
         export(path, out, sensor="s2", patch_size=5)
     plain, _ = checkpoint(tmp_path / "b.ckpt", {"naip": CONTRACTS["naip"]}, spectral=False)
-    with pytest.raises(CheckpointError, match="leave out --sensor"):
+    with pytest.raises(ConfigError, match="leave out --sensor"):
         export(plain, out, sensor="s2")
     assert not Path(out).exists()
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from geomim.errors import CheckpointError, InputError
+from geomim.errors import CheckpointError, ConfigError, InputError
 from geomim.models.build import build_encoder
 from geomim.models.clip import _name, _told_by_shapes
 from geomim.models.export import export
@@ -85,7 +85,7 @@ def test_gelu_and_quick_gelu_are_told_apart(tmp_path: Path) -> None:
         with torch.no_grad():
             found = teacher.forward_features(images)[:, 0] @ model.visual.proj
             torch.testing.assert_close(found, model.visual(images), rtol=1e-5, atol=1e-5)
-    with pytest.raises(CheckpointError, match="'timm:vit_tiny_patch16_224' states its activation itself"):
+    with pytest.raises(ConfigError, match="'timm:vit_tiny_patch16_224' states its activation itself"):
         read_frozen("timm:vit_tiny_patch16_224", (4, 4), True)
 
 
@@ -290,7 +290,7 @@ def test_one_without_sentences_is_refused(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "b.ckpt")
     with pytest.raises(CheckpointError, match=r"b.ckpt' knows images and no sentences \(recipe remote_clip\)"):
         open_image_text(str(tmp_path / "b.ckpt"))
-    with pytest.raises(CheckpointError, match="states its activation itself"):
+    with pytest.raises(ConfigError, match="states its activation itself"):
         open_image_text(path, quickgelu=False)
     content = torch.load(path, weights_only=True)
     del content["state_dict"]["model.joint.text.network.text_projection"]

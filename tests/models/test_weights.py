@@ -12,7 +12,7 @@ import timm
 import torch
 from PIL import Image
 
-from geomim.errors import BandError, CheckpointError, InputError
+from geomim.errors import BandError, CheckpointError, ConfigError, InputError
 from geomim.models.export import export
 from geomim.models.inputs import ContractInput
 from geomim.models.vit import ViT
@@ -206,7 +206,7 @@ def test_numbers_of_a_unit_are_exported_as_they_are_stored_and_it_is_said(tmp_pa
 def test_heads_that_a_file_states_are_not_overruled(tmp_path):
     path = checkpoint(tmp_path / "a.ckpt", randomised())
     assert read_encoder(path, 3).encoder.heads == 3
-    with pytest.raises(CheckpointError, match="states 3 attention heads"):
+    with pytest.raises(ConfigError, match="states 3 attention heads"):
         read_encoder(path, 6)
 
 

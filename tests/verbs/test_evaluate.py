@@ -15,6 +15,7 @@ from geomim.models.export import export
 from geomim.models.vit import ViT
 from geomim.models.weights import DIVIDED
 from geomim.sensors import SENSORS, BandContract
+from geomim.verbs import evaluate as evaluating
 from geomim.verbs.evaluate import evaluate, open_candidate
 
 CLASSES = {"bright": 200, "dark": 60, "middle": 130}
@@ -135,7 +136,7 @@ def test_bad_input_is_refused_with_a_sentence(tmp_path):
     folder = pictures(tmp_path / "pictures", 5)
     with pytest.raises(ConfigError, match="at least one seed"):
         evaluate(path, str(folder), seeds=0)
-    with pytest.raises(CheckpointError, match="multiple of the patch size 8"):
+    with pytest.raises(ConfigError, match="multiple of the patch size 8"):
         evaluate(path, str(folder), image_size=30)
     with pytest.raises(CheckpointError, match="no_such_model"):
         evaluate("timm:no_such_model", str(folder))
@@ -223,3 +224,19 @@ def test_a_rare_class_that_is_never_found_is_said(tmp_path):
     assert row.accuracy == 0.95 and row.balanced == 0.5
     assert any("95% of the test images are sea" in note for note in scores.notes)
     assert "the knn probe never finds oil" in scores.notes
+
+
+def test_the_table_is_printed_before_the_page_is_made_and_brackets_in_names_are_no_style(tmp_path, capsys, monkeypatch):
+    for name in ("sea", "oil"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index in range(10):
+            Image.new("RGB", (32, 32), (90, 9 * index, 90)).save(tmp_path / "data" / name / f"{index}.png")
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(evaluating, "write_page", full)
+    with pytest.raises(OSError, match="no space"):
+        evaluate(checkpoint(tmp_path / "a[red].ckpt"), str(tmp_path / "data"), str(tmp_path / "o"), None, ["knn"], 1)
+    said = capsys.readouterr().out
+    assert "a[red]" in said and "majority class" in said

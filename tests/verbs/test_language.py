@@ -141,6 +141,17 @@ def test_publishers_json_stands_beside_published_figures(tmp_path, model, capsys
     assert found["counting", "top-1 (words)"]["beside"][CHANCE] == 0.1
 
 
+def test_the_majority_class_is_that_of_training(tmp_path):
+    for split, counts in (("train", (20, 8)), ("test", (1, 4))):
+        for colour, count in zip(("red", "green"), counts, strict=True):
+            for number in range(count):
+                picture(tmp_path / split / colour / f"{number}.png", colour, number)
+    tasks, out = ["zeroshot", "fewshot"], str(tmp_path / "o")
+    found = shown(evaluate_text("colours", str(tmp_path), tasks, out, shots=[1], seeds=1, device="cpu"))
+    for figure in (found["zeroshot", "top-1"], found["fewshot", "1-shot"]):
+        assert figure.beside["majority class"] == pytest.approx(1 / 5)
+
+
 def test_a_table_of_pictures_with_splits_classes_and_several_labels(tmp_path):
     rows = []
     for number, colour in enumerate([*COLOURS] * 10):
@@ -181,7 +192,12 @@ def painted(path: Path) -> Path:
         write_array(path / "tiles.zarr" / "16" / name, values, names)
     table = pq.read_table(path / "catalogue.parquet")
     box = [{"polygon": [0.0] * 8, "label": "red"}]
-    changed = {"captions": [["red and green"]] * 7 + [None], "boxes": [box] * 8, "label": [None] * 8}
+    changed = {
+        "captions": [["red and green"]] * 7 + [None],
+        "boxes": [box] * 8,
+        "label": [None] * 8,
+        "xxh3": ["alike"] * 8,
+    }
     for name, values in changed.items():
         place = table.schema.get_field_index(name)
         table = table.set_column(place, CATALOGUE.field(name), pa.array(values, CATALOGUE.field(name).type))
@@ -203,6 +219,15 @@ def test_a_corpus_of_masks_and_sentences(tmp_path):
     assert found["retrieval", "mean recall"].value == 1.0
     assert "retrieval: 1 of 2 images have no sentence, and are left out" in scores.notes
     assert any("each sentence of an image once" in note for note in scores.notes)
+    assert any("cannot be told" in note and "--trained_on" in note for note in scores.notes)
+
+
+def test_images_that_the_model_trained_on_are_said(tmp_path):
+    corpus = str(painted(tmp_path / "corpus"))
+    scores = evaluate_text(
+        "colours", corpus, ["retrieval"], str(tmp_path / "o"), test_split="val", trained_on=[corpus], device="cpu"
+    )
+    assert "2 of the 2 test images are among the tiles of corpus that the encoder trained on" in scores.notes
 
 
 def test_words_of_classes_are_given_one_by_one_or_in_a_file(tmp_path):

@@ -102,6 +102,8 @@ def test_many_classes_are_drawn_and_one_that_has_no_image():
     labels = torch.arange(60) % 59
     drawn = draw_confusion(confusion(labels[None], labels, 60).numpy(), [f"class {number}" for number in range(60)])
     assert Image.open(io.BytesIO(drawn)).width > 2000
+    most = Image.open(io.BytesIO(draw_confusion(np.eye(1700), [str(number) for number in range(1700)])))
+    assert most.width < 5000
 
 
 def test_bands_are_shown_in_colours_by_name_and_nodata_grey():

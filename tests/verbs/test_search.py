@@ -193,7 +193,7 @@ def test_sentences_have_the_activation_that_the_vectors_were_made_with(corpus, t
     search(str(corpus), ["red"], model="remoteclip:b.pt", quickgelu=True, out=out)
     search(str(corpus), ["red"], model="last.ckpt", out=out)  # states its own
     assert asked == [False, False, True, None]
-    with pytest.raises(CheckpointError, match="--quickgelu is of models of images and text"):
+    with pytest.raises(ConfigError, match="--quickgelu is of models of images and text"):
         embed(str(corpus), "a.ckpt", quickgelu=True)
 
 
@@ -287,6 +287,6 @@ def test_arguments_that_do_not_fit_are_refused_before_anything_is_read(changes, 
 
 @pytest.mark.parametrize(("changes", "sentence"), [({"pool": "class"}, "--pool"), ({"image_size": 30}, "multiple")])
 def test_a_joint_space_states_how_it_pools(corpus, changes, sentence):
-    with pytest.raises(CheckpointError, match=sentence):
+    with pytest.raises(ConfigError, match=sentence):
         embed(str(corpus), "colours", joint=True, device="cpu", **changes)
     assert not (corpus / "embeddings").exists()
