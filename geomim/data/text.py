@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from geomim.corpus.captions.origins import files_of
 from geomim.corpus.remote import aside
 from geomim.corpus.store import write_json
 from geomim.data.tiles import TileSet
@@ -93,6 +94,7 @@ class Sentences:
     Attributes:
         texts: `(n,)` the sentences, an Arrow array.
         said: What a user should know of them.
+        files: `origin`, `file` and `licence` of what those that are taken come from.
 
     Raises:
         ConfigError: No sentence is of one of the origins.
@@ -103,13 +105,14 @@ class Sentences:
         self, sets: Sequence[TileSet], tokenizer: Any, origins: Sequence[str] | None = None, moved: bool = True
     ) -> None:
         self.sets, self.tokenizer = sets, tokenizer
-        self.starts, self.said = [], []
+        self.starts, self.said, self.files = [], [], []
         pieces, known, end = [], Counter[str](), 0
         for tiles in sets:
-            counts = [np.array([end])]
+            counts, own = [np.array([end])], set[str]()
             for number, tile, sentence, origin in _read(tiles):
                 known.update({one["values"]: one["counts"] for one in pc.value_counts(origin).to_pylist()})
                 taken = _taken(origin, origins, moved)
+                own.update(origin.filter(taken).unique().to_pylist())
                 words = _distinct(sentence.filter(taken))
                 tile = tile.filter(taken).filter(words.is_valid())
                 counts.append(np.bincount(tile.to_numpy(), minlength=number))
@@ -117,6 +120,9 @@ class Sentences:
             self.starts.append(np.concatenate(counts).cumsum())
             end, some = self.starts[-1][-1], np.count_nonzero(np.concatenate(counts[1:]))
             self.said.append(f"'{tiles.corpus.path}': {some} of {len(tiles)} tiles have sentences")
+            told = [(name, one) for name in sorted(own) for one in files_of(tiles.corpus.meta, name)]
+            rights = [{"origin": name, "file": one["file"], "licence": one["licence"]} for name, one in told]
+            self.files += [one for one in rights if one not in self.files]
         self._check(known, origins, moved, end)
         joined = pa.chunked_array(pieces).unify_dictionaries()
         self.texts = joined.chunk(0).dictionary

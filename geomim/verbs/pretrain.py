@@ -96,7 +96,7 @@ def train(
         corpora = [one.provenance for one in data.corpora]
         module.provenance = {"code": code_version(), "config": unsigned, "corpora": corpora}
         if data.sentences:
-            module.provenance["sentences"] = data.sentences.said
+            module.provenance |= {"sentences": data.sentences.said, "sentence_files": data.sentences.files}
         fixed = partial(_fix, module, training, config, folder / "config.yaml")
         if start is not None and steps:
             module.origin.settings["training.max_steps"] = steps

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -112,6 +114,21 @@ def test_a_batch_says_what_its_tiles_say_and_all_of_it_about_equally(corpus):
         assert (abs(counts - 200 / len(lines)) < 30).all()
     assert f"'{corpus}': 13 of 18 tiles have sentences" in made.said
     assert not set(tokenizer.seen) & {one for row in SOME[18:] for one in row}  # not of this split
+
+
+def test_files_and_licences_are_those_of_what_is_taken(tmp_path):
+    origins = [["human", "vector", "mine", "b2c-placed"]] * 24
+    paths = [captioned(tmp_path / name, [list("wxyz")] * 24, origins, seed=at) for at, name in enumerate("ab")]
+    file, meta = tmp_path / "a" / "corpus.json", json.loads((tmp_path / "a" / "corpus.json").read_text())
+    stated = {"file": "roads.gpkg", "xxh3": "1f", "licence": "ODbL-1.0"}
+    file.write_text(json.dumps(meta | {"sentences": {"vector": [stated]}}))
+    tiles, lost = ("tiles", "that of the tiles"), ("a file that is not stated", "unknown")
+    found = [tuple(one.values()) for one in module(paths).sentences.files]
+    mine = ("mine", *lost)
+    assert found == [("human", *tiles), mine, ("vector", "roads.gpkg", "ODbL-1.0"), ("vector", *lost)]
+    assert [one["origin"] for one in module(paths, captions=["mine"]).sentences.files] == ["mine"]
+    placed = module(paths, captions=["b2c-placed"], flip="none").sentences.files
+    assert placed == [{"origin": "b2c-placed", "file": "tiles", "licence": "that of the tiles"}]
 
 
 def test_equal_sentences_are_one_row_and_one_key_in_all_corpora(tmp_path):

@@ -16,7 +16,8 @@ from geomim.corpus.assemble import masked, read_small, report, working
 from geomim.corpus.captions import imported as importing
 from geomim.corpus.captions.chance import Chance
 from geomim.corpus.captions.cover import bands_of, open_cover
-from geomim.corpus.captions.table import CAPTIONS, ROWS, flat, joined, of_one, without
+from geomim.corpus.captions.origins import ORIGINS
+from geomim.corpus.captions.table import CAPTIONS, ROWS, flat, joined, of_one, origins_of, without
 from geomim.corpus.captions.vector import file_of
 from geomim.corpus.captions.writing import Job, write_part
 from geomim.corpus.lock import file_hash
@@ -25,8 +26,6 @@ from geomim.corpus.pipeline.decide import Tables
 from geomim.corpus.store import Corpus
 from geomim.errors import InputError, nearest
 
-ORIGINS = ("human", "b2c", "m2b", "landcover", "index", "vector", "b2c-placed", "m2b-placed")
-"""Origins that sentences of a file cannot have."""
 _INLINE_TILES = 2000
 
 
@@ -145,8 +144,7 @@ def _check_corpus(corpus: Corpus, job: Job, drop: list[str] | None) -> None:
     if "index" in job.of:
         bands_of(corpus.sensor)
     if drop:
-        table = read_small(corpus, "captions")
-        there = set() if table is None else set(pc.unique(pc.list_flatten(table["caption_origins"])).to_pylist())
+        there = origins_of(read_small(corpus, "captions"))
         if left := sorted(set(drop) - there):
             raise InputError(f"--drop: no sentence of origin {', '.join(left)} was written{nearest(left[0], there)}")
 

@@ -43,6 +43,11 @@ def flat(table: pa.Table) -> pa.Table:
     return pa.concat_tables(parts)
 
 
+def origins_of(table: pa.Table | None) -> set[str]:
+    """The origins of its sentences; none of no table."""
+    return set() if table is None else set(pc.unique(pc.list_flatten(table["caption_origins"])).to_pylist())
+
+
 def without(table: pa.Table, origins: Collection[str]) -> pa.Table:
     """The sentences of other origins; the placed ones of a family go with it."""
     gone = pa.array(sorted({*origins, *(f"{origin}-placed" for origin in origins)}), pa.string())

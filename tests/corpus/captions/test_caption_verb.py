@@ -293,6 +293,10 @@ def test_files_of_sentences_are_stated_with_their_licence(corpus, scenes, tmp_pa
     both = told | {"vector": [told["vector"][0], told["vector"][0] | {"licence": "unknown"}]}
     assert Corpus.open(part).meta["sentences"] == told
     assert Corpus.open(merge([str(part), str(rest)], str(tmp_path / "m"))).meta["sentences"] == both
+    caption(str(rest), of=["cover"])
+    caption(str(part), landcover=str(scenes / "masks" / "s0.tif"), licence="CC0-1.0")
+    kinds = Corpus.open(merge([str(part), str(rest)], str(tmp_path / "n"))).meta["sentences"]["landcover"]
+    assert [one["licence"] for one in kinds] == ["CC0-1.0", "that of the tiles"]  # one of a map, one of masks
     caption(corpus, drop=["vector", "mine"])
     assert not Corpus.open(corpus).meta["sentences"]
 
