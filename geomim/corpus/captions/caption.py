@@ -16,6 +16,7 @@ from geomim.corpus.assemble import masked, read_small, report, working
 from geomim.corpus.captions import imported as importing
 from geomim.corpus.captions.chance import Chance
 from geomim.corpus.captions.cover import bands_of, open_cover
+from geomim.corpus.captions.objects import plain_class, spelled
 from geomim.corpus.captions.origins import ORIGINS
 from geomim.corpus.captions.table import CAPTIONS, ROWS, flat, joined, of_one, origins_of, without
 from geomim.corpus.captions.vector import file_of
@@ -60,7 +61,8 @@ def caption(
         landcover: Raster of class numbers with a place on Earth, whose classes `classes.json` beside it or its tag
             `CLASSES` names: shares of them.
         imported: Karpathy's JSON (RSICD, UCM, Sydney, RSITMD), that of NWPU-Captions, CSV, JSONL or Parquet; joined
-            with sources by path, the origin is the file's name without suffix.
+            with sources by path, the origin is the file's name without suffix (where that ends in `-placed`, batches
+            that flip or turn tiles leave it out).
         column: Of `vector` the class, of `imported` the sentences.
         names: What classes are called, as '{"small-vehicle": "car", "17": "person|people", "rest": null}'; null leaves
             a class out.
@@ -164,7 +166,8 @@ def _look(corpus: Corpus, job: Job) -> list[str]:
         for file in Tables(corpus.path / "catalogue").parts():
             boxes = pc.list_flatten(pq.read_table(file, columns=["boxes"])["boxes"].combine_chunks())
             classes.update(pc.unique(pc.struct_field(boxes, "label")).drop_null().to_pylist())
-    if left := sorted(set(job.names) - classes):
+    known = {spelled(name) for one in classes for name in (one, plain_class(one))}
+    if left := sorted(name for name in job.names if spelled(name) not in known):
         raise InputError(f"--names: no class is called {', '.join(left)}{nearest(left[0], classes)}")
     return said
 

@@ -256,6 +256,12 @@ def test_names_of_no_class_are_refused_before_tiles_are_read(corpus, scenes, mon
             caption(corpus, names={near.partition(".")[0]: "x"}, **kinds)
 
 
+def test_names_are_taken_in_any_spelling(corpus):
+    caption(corpus, of=["boxes"], names={"Storage_Tank": "oil tank", "ship": None})
+    texts = [text for row in said(corpus) for text, _ in row["said"]]
+    assert texts and all("oil tank" in text for text in texts)
+
+
 def test_what_a_tile_lacks_is_said_with_how_many(corpus, scenes, tmp_path, capsys):
     cover = str(scenes / "masks" / "s0.tif")
     caption(corpus, of=["index"], vector=[str(scenes / "map.gpkg")], landcover=cover, show=1)
@@ -301,13 +307,16 @@ def test_files_of_sentences_are_stated_with_their_licence(corpus, scenes, tmp_pa
     assert not Corpus.open(corpus).meta["sentences"]
 
 
-def test_labels_that_fit_no_tile_are_named(corpus, tmp_path):
+def test_labels_that_fit_no_tile_are_named(corpus, tmp_path, capsys):
     folder = tmp_path / "c"
     square = {"label": "ship"}
     good, flat = [4, 4, 8, 4, 8, 8, 4, 8], [9, 9, 9, 9, 9, 20, 9, 20]
     inverted, outside = [8, 8, 4, 8, 4, 4, 8, 4], [90, 90, 99, 90, 99, 99, 90, 99]
-    with_boxes(folder, {0: [square | {"polygon": one} for one in (good, flat, inverted, outside)]})
+    diagonal = [0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.7, 0.7]
+    with_boxes(folder, {0: [square | {"polygon": one} for one in (good, flat, inverted, outside, diagonal)]})
     caption(corpus, of=["boxes"])
+    err = capsys.readouterr().err
+    assert "2 boxes of no area are left out" in err and "1 boxes are left out, as their middle lies outside" in err
     text = [text for row in said(corpus) for text, _ in row["said"]]
     assert any(re.search(r"\b(2|two) ships", one, re.IGNORECASE) for one in text)  # turned round is the same box
     assert not any(re.search(r"\b(3|three|4|four) ships", one, re.IGNORECASE) for one in text)
