@@ -16,12 +16,11 @@ from geomim.corpus.assemble import masked, read_small, report, working
 from geomim.corpus.captions import imported as importing
 from geomim.corpus.captions.chance import Chance
 from geomim.corpus.captions.cover import bands_of, open_cover
+from geomim.corpus.captions.files import files_asked, stated
 from geomim.corpus.captions.objects import plain_class, spelled
 from geomim.corpus.captions.origins import ORIGINS
 from geomim.corpus.captions.table import CAPTIONS, ROWS, flat, joined, of_one, origins_of, without
-from geomim.corpus.captions.vector import file_of
 from geomim.corpus.captions.writing import Job, write_part
-from geomim.corpus.lock import file_hash
 from geomim.corpus.pipeline.conclude import conclude, open_to_change
 from geomim.corpus.pipeline.decide import Tables
 from geomim.corpus.store import Corpus
@@ -225,14 +224,8 @@ def _store(corpus: Corpus, asked: dict[str, Any], new: pa.Table, counts: dict[st
     table = joined(without(read_small(corpus, "captions") or CAPTIONS.empty_table(), gone), new)
     before = corpus.meta.get("sentences", {})
     told = {origin: files for origin, files in before.items() if origin not in gone}
-    layers, cover, file = (asked[name] for name in ("vector", "landcover", "imported"))
-    for origin, files in (("vector", layers), ("landcover", cover and [cover]), (file and Path(file).stem, [file])):
-        if files and counts.get(origin, (0, 0))[0]:
-            told[origin] = [_stated(one, asked["licence"]) for one in files]
+    for origin, files in files_asked(asked).items():
+        if counts.get(origin, (0, 0))[0]:
+            told[origin] = [stated(origin, file, asked["licence"]) for file in files]
     said = {"sentences": told} if told or before else None
     conclude(corpus.path, {"caption": asked}, {"captions": table if len(table) else None}, said=said)
-
-
-def _stated(file: str, licence: str | None) -> dict[str, str | None]:
-    path = Path(file_of(file)[0])
-    return {"file": path.name, "xxh3": file_hash(path) if path.is_file() else None, "licence": licence or "unknown"}

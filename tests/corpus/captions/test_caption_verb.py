@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -305,6 +306,31 @@ def test_files_of_sentences_are_stated_with_their_licence(corpus, scenes, tmp_pa
     assert [one["licence"] for one in kinds] == ["CC0-1.0", "that of the tiles"]  # one of a map, one of masks
     caption(corpus, drop=["vector", "mine"])
     assert not Corpus.open(corpus).meta["sentences"]
+
+
+def test_a_file_of_sentences_that_was_changed_is_named(corpus, scenes, tmp_path):
+    for file in ("map.gpkg", "masks/s0.tif", "masks/classes.json"):
+        shutil.copy(scenes / file, tmp_path)
+    shape, cover, table = (str(tmp_path / name) for name in ("map.shp", "s0.tif", "mine.csv"))
+    geopandas.read_file(tmp_path / "map.gpkg").iloc[:3].to_file(shape)
+    Path(table).write_text("image,caption\ns0.tif,x\n")
+    for given in ({"vector": [str(tmp_path / "map.gpkg")]}, {"vector": [shape]}, {"landcover": cover},
+                  {"imported": table}):  # fmt: skip
+        caption(corpus, **given)
+    (tmp_path / "map.gpkg").unlink()  # what it said is replaced
+    verify(corpus, sources=True)
+    data = (tmp_path / "map.dbf").read_bytes()
+    (tmp_path / "map.dbf").write_bytes(data.replace(b"farmland", b"orchards"))
+    (tmp_path / "classes.json").write_text(json.dumps({"0": "forest", "1": "lake"}))
+    Path(table).unlink()
+    for check in (partial(verify, sources=True), partial(rebuild, out=str(tmp_path / "again"), workers=1)):
+        with pytest.raises(CorpusError) as error:
+            check(corpus)
+        for what in (f"'{shape}', which sentences of vector come from, was changed",
+                     f"'{cover}', which sentences of landcover come from, was changed",
+                     f"'{table}', which sentences of mine come from, vanished"):  # fmt: skip
+            assert what in str(error.value)
+    assert not (tmp_path / "again.part").exists()
 
 
 def test_labels_that_fit_no_tile_are_named(corpus, tmp_path, capsys):
