@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -104,7 +105,7 @@ class Sentences:
     def __init__(
         self, sets: Sequence[TileSet], tokenizer: Any, origins: Sequence[str] | None = None, moved: bool = True
     ) -> None:
-        self.sets, self.tokenizer = sets, tokenizer
+        self.sets, self.tokenizer, self._origins, self._moved = sets, tokenizer, origins, moved
         self.starts, self.said, self.files = [], [], []
         pieces, known, end = [], Counter[str](), 0
         for tiles in sets:
@@ -153,11 +154,16 @@ class Sentences:
         return folder / f"tokens-{content.hexdigest()}.i32"
 
     def first(self, tiles: TileSet, ids: Tensor) -> dict[str, Tensor]:
-        """The first sentence of each of some tiles of a corpus, as a batch holds them, a row a tile."""
+        """The first sentence that takes part of each of some tiles of a corpus, as a batch holds them, a row a tile."""
         where = pc.field("id").isin(pa.array(ids.tolist()))
-        said = dict(zip(*tiles.corpus.table(["id", "captions"], where=where).to_pydict().values(), strict=True))
-        texts = [(said[number] or [""])[0] for number in ids.tolist()]
-        of = torch.tensor([row if text.strip() else -1 for row, text in enumerate(texts)])
+        rows = {row["id"]: row for row in tiles.corpus.table(["id", *_COLUMNS.names], where=where).to_pylist()}
+        texts = []
+        for said in ((row["captions"] or [], row["caption_origins"] or []) for row in map(rows.get, ids.tolist())):
+            origin = pa.array([name or "human" for name, _ in zip_longest(said[1], said[0])], pa.string())
+            taken = _taken(origin, self._origins, self._moved).to_pylist()
+            some = (" ".join((text or "").split()) for text, takes in zip(said[0], taken, strict=True) if takes)
+            texts.append(next(filter(None, some), ""))
+        of = torch.tensor([row if text else -1 for row, text in enumerate(texts)])
         return {"tokens": self.tokenizer.tokenize(texts), "key": of, "of": of}
 
     def fill(self, folder: Path) -> str:

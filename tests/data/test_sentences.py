@@ -316,6 +316,21 @@ def test_watched_tiles_say_their_first_sentence_one_row_a_tile(corpus):
     assert any(said) and not all(said)
 
 
+def test_a_picture_to_watch_has_the_first_sentence_that_training_takes(tmp_path):
+    texts, origins = [[" ", "human", "left", "box"]] * 24, [["human", "human", "b2c-placed", "b2c"]] * 24
+    path = captioned(tmp_path / "c", texts, origins)
+    older = captioned(tmp_path / "older", texts, [None] * 24, seed=1)
+    for given, options, wanted in [
+        (path, {}, "human"),
+        (path, {"captions": ["b2c", "b2c-placed"]}, "box"),
+        (path, {"captions": ["b2c", "b2c-placed"], "flip": "none"}, "left"),
+        (older, {"captions": ["human"]}, "human"),
+    ]:
+        tokenizer = Words()
+        text = module(given, tokenizer, **options).pictures(8)["text"]
+        assert {tokenizer.read(row) for row in text["tokens"]} == {wanted} and (text["of"] >= 0).all()
+
+
 def test_of_two_dates_the_sentence_is_that_of_the_image(tmp_path):
     path = captioned(tmp_path / "c", [[f"tile {row}"] for row in range(24)])
     file = tmp_path / "c" / "catalogue.parquet"
