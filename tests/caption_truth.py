@@ -81,9 +81,9 @@ class Objects:
             x, y = sum(xs) / len(xs), sum(ys) / len(ys)
             corners = list(zip(xs, ys, strict=True))
             if self.valid is not None:
+                if not is_valid(self.valid, int(y), int(x)):
+                    continue  # its middle is not seen, as that of one beyond the border
                 near = [(r, c, is_valid(self.valid, r, c)) for r, c in pixels_near(corners)]
-                if not any(overlap(corners, (c, r), (c + 1, r + 1)) for r, c, good in near if good):
-                    continue  # nothing of it is seen
                 cut |= any(overlap(corners, (c - 1, r - 1), (c + 2, r + 2)) for r, c, good in near if not good)
             sides = [
                 ((a - c) ** 2 + (b - d) ** 2) ** 0.5

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from geomim.corpus.assemble import (
     write_edges,
 )
 from geomim.corpus.build import find_duplicates, searched
-from geomim.corpus.captions.table import CAPTIONS, joined
+from geomim.corpus.captions.origins import files_of
+from geomim.corpus.captions.table import CAPTIONS, joined, origins_of
 from geomim.corpus.pieces import stage, write_arrays
 from geomim.corpus.pipeline.conclude import open_to_change
 from geomim.corpus.pipeline.copies import COPIES
@@ -283,9 +285,7 @@ def _joined(corpora: Sequence[Corpus]) -> dict[str, Any]:
     recipes = [corpus.meta["recipe"] for corpus in corpora]
     made = [{"corpus": one.path.resolve().name, "recipe": recipe} for one, recipe in zip(corpora, recipes, strict=True)]
     sources = sorted({source for recipe in recipes for source in recipe["source"]})
-    told: dict[str, list[Any]] = {}  # of the files that sentences come from
-    for origin, files in (pair for corpus in corpora for pair in corpus.meta.get("sentences", {}).items()):
-        told[origin] = [*told.get(origin, []), *(file for file in files if file not in told.get(origin, []))]
+    told = _sentences(corpora)
     return ({"sentences": told} if told else {}) | {
         "sensor": corpora[0].meta["sensor"],
         "protect": any(corpus.meta["protect"] for corpus in corpora),
@@ -293,3 +293,14 @@ def _joined(corpora: Sequence[Corpus]) -> dict[str, Any]:
         "searched_valid": recipes[0]["min_valid"],
         "recipe": recipes[0] | {"source": sources, "against": None, "merged": made},
     }
+
+
+def _sentences(corpora: Sequence[Corpus]) -> dict[str, list[dict[str, Any]]]:
+    """The files that sentences come from, by origin; where one corpus states some, also what others have of it."""
+    told: dict[str, list[dict[str, Any]]] = {}
+    own = [origins_of(read_small(corpus, "captions")) for corpus in corpora]
+    for origin in dict.fromkeys(name for corpus in corpora for name in corpus.meta.get("sentences", {})):
+        files = (files_of(corpus.meta, origin) for corpus, there in zip(corpora, own, strict=True) if origin in there)
+        every = [*chain(*files)]
+        told[origin] = [one for place, one in enumerate(every) if one not in every[:place]]
+    return told

@@ -88,6 +88,11 @@ def file_hash(file: str | Path) -> str:
     return _hash_files([(b"", str(file))])[1]
 
 
+def files_hash(files: Sequence[str]) -> str:
+    """Hash (xxh3, 128 bits) of some files of one folder with their names; of one alone that of its content."""
+    return _hash_unchanged(None, tuple((file, os.stat(file).st_mtime_ns) for file in files))[1]
+
+
 def hash_files(files: Sequence[str]) -> list[dict[str, Any]]:
     """What the lock says of files that tiles were made of besides their scenes; a task."""
     found = [(file, source_hash(file)) for file in files]

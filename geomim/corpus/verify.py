@@ -51,7 +51,7 @@ def verify(corpus: str, sources: bool = False) -> None:
 
     Args:
         corpus: Folder of the corpus.
-        sources: Also hash the files that it was made of again.
+        sources: Also hash the files that it was made of again, those of sentences included.
 
     Raises:
         CorpusError: Something differs; the sentence says how much, and the first of it by name.
@@ -68,6 +68,7 @@ def verify(corpus: str, sources: bool = False) -> None:
         _verify_tiles(opened, found, progress, tables)
         if sources:
             _verify_sources(head, read_lock(corpus)[1], found, progress)
+            _verify_sentences(head, found)
     if found.counts:
         raise CorpusError(f"'{corpus}' is not what its lock says: {found}")
     also = f", {head['sources']:,} sources" if sources else ""
@@ -181,6 +182,21 @@ def _verify_sources(head: dict[str, Any], lines: Iterator[Locked], found: _Findi
             found.say("sources", f"source '{line.uri}' was changed")
 
 
+def _verify_sentences(head: dict[str, Any], found: _Findings) -> None:
+    """Hash the files again that sentences come from: those that were asked for last, of each origin."""
+    from geomim.corpus.captions.files import files_asked, stated
+
+    asked: dict[str, list[str]] = {}
+    for change in head.get("changes") or []:
+        asked |= files_asked(change["asked"]) if change["verb"] == "caption" else {}
+    for origin, known in (head.get("sentences") or {}).items():
+        for file, one in zip(asked.get(origin, ()), known, strict=False):
+            now = stated(origin, file, None)["xxh3"]
+            if one["xxh3"] not in (None, now):
+                what = "vanished" if now is None else "was changed"
+                found.say("files of sentences", f"'{file}', which sentences of {origin} come from, {what}")
+
+
 def rebuild(lock: str, out: str, workers: int | None = None, cluster: str | None = None) -> Path:
     """Build a corpus again from its lock, do again what changed it, and compare.
 
@@ -208,6 +224,7 @@ def rebuild(lock: str, out: str, workers: int | None = None, cluster: str | None
     _check_again(lock, head)
     with Progress(console=console, transient=True) as progress:
         _verify_sources(head, lines, found, progress)
+        _verify_sentences(head, found)
     if found.counts:
         raise CorpusError(f"'{lock}' cannot be rebuilt: {found}")
     recipe = {"edge": "pad", "allow_unmatched": True} | head.get("built", head["recipe"])  # as older builds had it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,12 +141,7 @@ def _from_table(path: Path, train_split: str, test_split: str, folder: Path) -> 
     elif "" in splits:
         lost = next(one.where for one in found.values() if not one.split)
         notes.append(f"images without a split are left out, the first in {lost}")
-    kinds = split_kind(train_split), split_kind(test_split)
-    alike = {kind for kind in kinds if kind and kinds.count(kind) == 1}  # two names of one kind mean themselves alone
-    train, test = (
-        {name: one for name, one in found.items() if one.split == split or split_kind(one.split) in alike & {kind}}
-        for split, kind in zip((train_split, test_split), kinds, strict=True)
-    )
+    train, test = _divided(found, train_split, test_split)
     if not test:
         said = f"'{path}' has no image in split '{test_split}'; it has {', '.join(splits)}"
         raise InputError(f"{said}: choose with --test-split")
@@ -162,6 +157,14 @@ def _from_table(path: Path, train_split: str, test_split: str, folder: Path) -> 
     side, looks = look_at_pictures(list(paths.values()))
     images = LabelledData(path.name, tuple(classes), SENSORS["rgb"], None, *parts, (*notes, *looks), side)
     return _described(images, [one.captions for one in test.values()], [one.labels for one in test.values()])
+
+
+def _divided(pictures: Mapping[str, _Picture], *splits: str) -> Iterator[dict[str, _Picture]]:
+    """The pictures of each split, or of any name of its kind; two names of one kind mean themselves alone."""
+    kinds = [split_kind(split) for split in splits]
+    for split, kind in zip(splits, kinds, strict=True):
+        alike = {kind} - {None} if kinds.count(kind) == 1 else set()
+        yield {name: one for name, one in pictures.items() if one.split == split or split_kind(one.split) in alike}
 
 
 def _files(pictures: Mapping[str, _Picture], folder: Path) -> dict[str, Path]:

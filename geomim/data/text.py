@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from geomim.corpus.captions.origins import files_of
 from geomim.corpus.remote import aside
 from geomim.corpus.store import write_json
 from geomim.data.tiles import TileSet
@@ -93,6 +95,7 @@ class Sentences:
     Attributes:
         texts: `(n,)` the sentences, an Arrow array.
         said: What a user should know of them.
+        files: `origin`, `file` and `licence` of what those that are taken come from.
 
     Raises:
         ConfigError: No sentence is of one of the origins.
@@ -102,14 +105,15 @@ class Sentences:
     def __init__(
         self, sets: Sequence[TileSet], tokenizer: Any, origins: Sequence[str] | None = None, moved: bool = True
     ) -> None:
-        self.sets, self.tokenizer = sets, tokenizer
-        self.starts, self.said = [], []
+        self.sets, self.tokenizer, self._origins, self._moved = sets, tokenizer, origins, moved
+        self.starts, self.said, self.files = [], [], []
         pieces, known, end = [], Counter[str](), 0
         for tiles in sets:
-            counts = [np.array([end])]
+            counts, own = [np.array([end])], set[str]()
             for number, tile, sentence, origin in _read(tiles):
                 known.update({one["values"]: one["counts"] for one in pc.value_counts(origin).to_pylist()})
                 taken = _taken(origin, origins, moved)
+                own.update(origin.filter(taken).unique().to_pylist())
                 words = _distinct(sentence.filter(taken))
                 tile = tile.filter(taken).filter(words.is_valid())
                 counts.append(np.bincount(tile.to_numpy(), minlength=number))
@@ -117,6 +121,9 @@ class Sentences:
             self.starts.append(np.concatenate(counts).cumsum())
             end, some = self.starts[-1][-1], np.count_nonzero(np.concatenate(counts[1:]))
             self.said.append(f"'{tiles.corpus.path}': {some} of {len(tiles)} tiles have sentences")
+            told = [(name, one) for name in sorted(own) for one in files_of(tiles.corpus.meta, name)]
+            rights = [{"origin": name, "file": one["file"], "licence": one["licence"]} for name, one in told]
+            self.files += [one for one in rights if one not in self.files]
         self._check(known, origins, moved, end)
         joined = pa.chunked_array(pieces).unify_dictionaries()
         self.texts = joined.chunk(0).dictionary
@@ -147,11 +154,16 @@ class Sentences:
         return folder / f"tokens-{content.hexdigest()}.i32"
 
     def first(self, tiles: TileSet, ids: Tensor) -> dict[str, Tensor]:
-        """The first sentence of each of some tiles of a corpus, as a batch holds them, a row a tile."""
+        """The first sentence that takes part of each of some tiles of a corpus, as a batch holds them, a row a tile."""
         where = pc.field("id").isin(pa.array(ids.tolist()))
-        said = dict(zip(*tiles.corpus.table(["id", "captions"], where=where).to_pydict().values(), strict=True))
-        texts = [(said[number] or [""])[0] for number in ids.tolist()]
-        of = torch.tensor([row if text.strip() else -1 for row, text in enumerate(texts)])
+        rows = {row["id"]: row for row in tiles.corpus.table(["id", *_COLUMNS.names], where=where).to_pylist()}
+        texts = []
+        for said in ((row["captions"] or [], row["caption_origins"] or []) for row in map(rows.get, ids.tolist())):
+            origin = pa.array([name or "human" for name, _ in zip_longest(said[1], said[0])], pa.string())
+            taken = _taken(origin, self._origins, self._moved).to_pylist()
+            some = (" ".join((text or "").split()) for text, takes in zip(said[0], taken, strict=True) if takes)
+            texts.append(next(filter(None, some), ""))
+        of = torch.tensor([row if text else -1 for row, text in enumerate(texts)])
         return {"tokens": self.tokenizer.tokenize(texts), "key": of, "of": of}
 
     def fill(self, folder: Path) -> str:

@@ -81,7 +81,8 @@ def sections(entry: Facts) -> dict[str, str]:
         "Bands": "\n\n".join(map(_bands, contracts)) or "The weights state none; as a rule they are for 8-bit RGB.",
         "Evaluation": _evaluation(made["evaluation"]) if made.get("evaluation") else "None was made in training.",
         "Corpora": _corpora(made.get("corpora") or (), contracts),
-        "Licences": f"Of the imagery: {rights[0] or 'none stated'}. Attributions: {rights[1] or 'none stated'}.",
+        "Licences": f"Of the imagery: {rights[0] or 'none stated'}. Attributions: {rights[1] or 'none stated'}."
+        + (_of_sentences(made.get("sentence_files") or ()) if entry.get("joint") else ""),
         "Configuration": _list(lines) or "Unknown.",
     }
 
@@ -109,10 +110,14 @@ def _sentences(joint: Facts, said: Iterable[str]) -> str:
     return (
         f"Images ({pooled}) and sentences share a space; the text tower: {_pairs(text)}. "
         "`geomim.models.image_text.open_image_text` opens both; `joint.safetensors` has the weights of an export, the "
-        f"text tower's as open_clip names them.{learned}\n\nLicences of the sentences are not listed here: a corpus "
-        "states file and licence of each origin in its lock and report. Those of origin `human` came with the imagery, "
-        "one of a file's name is of that file's publisher, others were computed of labels, layers or bands."
+        f"text tower's as open_clip names them.{learned}"
     )
+
+
+def _of_sentences(files: Iterable[Facts]) -> str:
+    """Licences of the sentences that were learned from, with their origins and files."""
+    lines = [f"`{one['origin']}`, of {one['file']}: {one['licence']}" for one in files]
+    return "\n\nOf the sentences:" + ("\n\n" + _list(lines) if lines else " unknown.")
 
 
 def _bands(contract: Facts) -> str:

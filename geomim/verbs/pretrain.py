@@ -173,7 +173,7 @@ def _provide(data: TileDataModule, module: PretrainModule, training: Training) -
     module.pruning = data.pruning
     module.provenance["corpora"] = [one.provenance for one in data.corpora]
     if data.sentences:
-        module.provenance["sentences"] = data.sentences.said
+        module.provenance |= {"sentences": data.sentences.said, "sentence_files": data.sentences.files}
 
 
 def _fit(

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -112,6 +114,21 @@ def test_a_batch_says_what_its_tiles_say_and_all_of_it_about_equally(corpus):
         assert (abs(counts - 200 / len(lines)) < 30).all()
     assert f"'{corpus}': 13 of 18 tiles have sentences" in made.said
     assert not set(tokenizer.seen) & {one for row in SOME[18:] for one in row}  # not of this split
+
+
+def test_files_and_licences_are_those_of_what_is_taken(tmp_path):
+    origins = [["human", "vector", "mine", "b2c-placed"]] * 24
+    paths = [captioned(tmp_path / name, [list("wxyz")] * 24, origins, seed=at) for at, name in enumerate("ab")]
+    file, meta = tmp_path / "a" / "corpus.json", json.loads((tmp_path / "a" / "corpus.json").read_text())
+    stated = {"file": "roads.gpkg", "xxh3": "1f", "licence": "ODbL-1.0"}
+    file.write_text(json.dumps(meta | {"sentences": {"vector": [stated]}}))
+    tiles, lost = ("tiles", "that of the tiles"), ("a file that is not stated", "unknown")
+    found = [tuple(one.values()) for one in module(paths).sentences.files]
+    mine = ("mine", *lost)
+    assert found == [("human", *tiles), mine, ("vector", "roads.gpkg", "ODbL-1.0"), ("vector", *lost)]
+    assert [one["origin"] for one in module(paths, captions=["mine"]).sentences.files] == ["mine"]
+    placed = module(paths, captions=["b2c-placed"], flip="none").sentences.files
+    assert placed == [{"origin": "b2c-placed", "file": "tiles", "licence": "that of the tiles"}]
 
 
 def test_equal_sentences_are_one_row_and_one_key_in_all_corpora(tmp_path):
@@ -297,6 +314,21 @@ def test_watched_tiles_say_their_first_sentence_one_row_a_tile(corpus):
         assert of == (row if sentences else -1)
         assert tokenizer.read(watched["text"]["tokens"][row]) == (sentences or [""])[0]
     assert any(said) and not all(said)
+
+
+def test_a_picture_to_watch_has_the_first_sentence_that_training_takes(tmp_path):
+    texts, origins = [[" ", "human", "left", "box"]] * 24, [["human", "human", "b2c-placed", "b2c"]] * 24
+    path = captioned(tmp_path / "c", texts, origins)
+    older = captioned(tmp_path / "older", texts, [None] * 24, seed=1)
+    for given, options, wanted in [
+        (path, {}, "human"),
+        (path, {"captions": ["b2c", "b2c-placed"]}, "box"),
+        (path, {"captions": ["b2c", "b2c-placed"], "flip": "none"}, "left"),
+        (older, {"captions": ["human"]}, "human"),
+    ]:
+        tokenizer = Words()
+        text = module(given, tokenizer, **options).pictures(8)["text"]
+        assert {tokenizer.read(row) for row in text["tokens"]} == {wanted} and (text["of"] >= 0).all()
 
 
 def test_of_two_dates_the_sentence_is_that_of_the_image(tmp_path):

@@ -91,6 +91,9 @@ def test_two_sensors_train_in_one_run_from_one_file(here: nn.Module, recipe: lis
 
 
 def test_an_export_says_what_it_learned_from_and_answers_alike(here: nn.Module) -> None:
+    meta = json.loads(Path("rgb/corpus.json").read_text())
+    people = {"human": [{"file": "people.json", "xxh3": None, "licence": "CC-BY-NC-4.0"}]}
+    Path("rgb/corpus.json").write_text(json.dumps(meta | {"sentences": people}))
     assert main([*FLAGS, *BOTH, "--recipe", "remote_clip", "--training.max_steps", "1", "--name", "run"]) == 0
     assert main("export runs/run/checkpoints/last.ckpt --out out --sensor sentinel2".split()) == 0
     card = Path("out/README.md").read_text()
@@ -99,7 +102,7 @@ def test_an_export_says_what_it_learned_from_and_answers_alike(here: nn.Module) 
         "'weights': 'remoteclip:clip.pt'",
         "dim 16, context_length 16",
         "by origin there are 48 human",
-        "Licences of the sentences are not listed here",
+        "- `human`, of people.json: CC-BY-NC-4.0\n- `human`, of tiles: that of the tiles\n",
     ):
         assert words in card
     whole, ours = open_image_text("runs/run/checkpoints/last.ckpt"), open_image_text("out")

@@ -16,17 +16,16 @@ from geomim.corpus.assemble import masked, read_small, report, working
 from geomim.corpus.captions import imported as importing
 from geomim.corpus.captions.chance import Chance
 from geomim.corpus.captions.cover import bands_of, open_cover
-from geomim.corpus.captions.table import CAPTIONS, ROWS, flat, joined, of_one, without
-from geomim.corpus.captions.vector import file_of
+from geomim.corpus.captions.files import files_asked, stated
+from geomim.corpus.captions.objects import plain_class, spelled
+from geomim.corpus.captions.origins import ORIGINS
+from geomim.corpus.captions.table import CAPTIONS, ROWS, flat, joined, of_one, origins_of, without
 from geomim.corpus.captions.writing import Job, write_part
-from geomim.corpus.lock import file_hash
 from geomim.corpus.pipeline.conclude import conclude, open_to_change
 from geomim.corpus.pipeline.decide import Tables
 from geomim.corpus.store import Corpus
 from geomim.errors import InputError, nearest
 
-ORIGINS = ("human", "b2c", "m2b", "landcover", "index", "vector", "b2c-placed", "m2b-placed")
-"""Origins that sentences of a file cannot have."""
 _INLINE_TILES = 2000
 
 
@@ -61,7 +60,8 @@ def caption(
         landcover: Raster of class numbers with a place on Earth, whose classes `classes.json` beside it or its tag
             `CLASSES` names: shares of them.
         imported: Karpathy's JSON (RSICD, UCM, Sydney, RSITMD), that of NWPU-Captions, CSV, JSONL or Parquet; joined
-            with sources by path, the origin is the file's name without suffix.
+            with sources by path, the origin is the file's name without suffix (where that ends in `-placed`, batches
+            that flip or turn tiles leave it out).
         column: Of `vector` the class, of `imported` the sentences.
         names: What classes are called, as '{"small-vehicle": "car", "17": "person|people", "rest": null}'; null leaves
             a class out.
@@ -145,8 +145,7 @@ def _check_corpus(corpus: Corpus, job: Job, drop: list[str] | None) -> None:
     if "index" in job.of:
         bands_of(corpus.sensor)
     if drop:
-        table = read_small(corpus, "captions")
-        there = set() if table is None else set(pc.unique(pc.list_flatten(table["caption_origins"])).to_pylist())
+        there = origins_of(read_small(corpus, "captions"))
         if left := sorted(set(drop) - there):
             raise InputError(f"--drop: no sentence of origin {', '.join(left)} was written{nearest(left[0], there)}")
 
@@ -166,7 +165,8 @@ def _look(corpus: Corpus, job: Job) -> list[str]:
         for file in Tables(corpus.path / "catalogue").parts():
             boxes = pc.list_flatten(pq.read_table(file, columns=["boxes"])["boxes"].combine_chunks())
             classes.update(pc.unique(pc.struct_field(boxes, "label")).drop_null().to_pylist())
-    if left := sorted(set(job.names) - classes):
+    known = {spelled(name) for one in classes for name in (one, plain_class(one))}
+    if left := sorted(name for name in job.names if spelled(name) not in known):
         raise InputError(f"--names: no class is called {', '.join(left)}{nearest(left[0], classes)}")
     return said
 
@@ -224,14 +224,8 @@ def _store(corpus: Corpus, asked: dict[str, Any], new: pa.Table, counts: dict[st
     table = joined(without(read_small(corpus, "captions") or CAPTIONS.empty_table(), gone), new)
     before = corpus.meta.get("sentences", {})
     told = {origin: files for origin, files in before.items() if origin not in gone}
-    layers, cover, file = (asked[name] for name in ("vector", "landcover", "imported"))
-    for origin, files in (("vector", layers), ("landcover", cover and [cover]), (file and Path(file).stem, [file])):
-        if files and counts.get(origin, (0, 0))[0]:
-            told[origin] = [_stated(one, asked["licence"]) for one in files]
+    for origin, files in files_asked(asked).items():
+        if counts.get(origin, (0, 0))[0]:
+            told[origin] = [stated(origin, file, asked["licence"]) for file in files]
     said = {"sentences": told} if told or before else None
     conclude(corpus.path, {"caption": asked}, {"captions": table if len(table) else None}, said=said)
-
-
-def _stated(file: str, licence: str | None) -> dict[str, str | None]:
-    path = Path(file_of(file)[0])
-    return {"file": path.name, "xxh3": file_hash(path) if path.is_file() else None, "licence": licence or "unknown"}

@@ -20,6 +20,7 @@ from geomim.errors import InputError, nearest
 LONGEST = 1000
 """Characters of a sentence that are kept, up to the end of a word: text towers read some 300."""
 _SENTENCES = re.compile(r"(raw|captions?|sentences?|text|title|description)([_ ]?\d+)?", re.IGNORECASE)
+_CLASSES = ("class", "label", "labels")
 _FORMS = (
     "expected JSON with a list 'images' of 'filename' and 'sentences' (Karpathy's form), lists of images by class "
     "(NWPU-Captions), or a CSV, JSONL or Parquet table with a column 'image' and one 'caption'"
@@ -42,13 +43,23 @@ def imported(file: str, column: str | None, uris: Sequence[str], said: Counter[s
     mended = defaultdict[str, list[str]](list)
     for where, name, texts, record in read_sentences(file, column, mended):
         found.setdefault(name, []).extend(texts)
-        if any(record[key] not in (None, "") for key in _keys(record, ("class", "label", "labels"))):
-            mended["classes that rows name stay behind (`geomim corpus build --labels` takes them)"].append(where)
+        classes = [
+            key for key in _keys(record, _CLASSES) if record[key] not in (None, "") and record[key] == record[key]
+        ]
+        if classes:
+            mended[_left_behind(file, classes)].append(where)
     said.update({f"{what}, the first in {places[0]}": len(places) for what, places in mended.items()})
     rows = [Row(name, tuple(dict.fromkeys(texts))) for name, texts in found.items() if texts]
     if not rows:
         raise InputError(f"'{file}' holds no sentence: its rows are empty")
     return join(file, rows, uris, "they get no sentence").check()
+
+
+def _left_behind(file: str, classes: Sequence[str]) -> str:
+    """What is said of classes, and which file `geomim corpus build --labels` takes."""
+    taken = Path(file).suffix.lower() not in (".json", ".parquet") and _keys(dict.fromkeys(classes), _CLASSES[:2])
+    which = "it" if taken else "a CSV or JSONL table of image and label"
+    return f"classes that rows name stay behind (`geomim corpus build --labels` takes {which})"
 
 
 def read_sentences(

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import shapely
 
 from geomim.corpus.captions.grammar import Noun, noun
-from geomim.corpus.captions.seen import outline, read_valid, within
+from geomim.corpus.captions.seen import FACTS, outline, read_valid, within
 from geomim.corpus.store import IGNORE, Corpus
 from geomim.errors import CorpusError, InputError
 
@@ -24,6 +24,7 @@ NOTHING = frozenset(
 )
 """Classes that are no objects, unless `names` says what they are called; and all that begin with `no`, `non`, `not`."""
 _READ = 64  # masks at once
+_FLAT = 1e-6  # square pixels of a box whose corners lie on one line, by rounding
 
 
 @dataclass
@@ -64,17 +65,18 @@ def called(classes: list[str | None], names: Mapping[str, str | None]) -> list[N
         names: What classes are called instead, or None to leave them out.
     """
     found: list[Noun | None] = []
-    spelled = {_spelled(name): value for name, value in names.items()}
+    words = {spelled(name): value for name, value in names.items()}
     for name in classes:
         given = plain_class(name or "")
-        plain = _spelled(given)
+        plain = spelled(given)
         nothing = plain in NOTHING or plain.split(" ")[0] in ("no", "non", "not")
-        called_so = names.get(name or "", spelled.get(plain, None if nothing else given))
+        called_so = names.get(name or "", words.get(plain, None if nothing else given))
         found.append(noun(called_so) if called_so is not None else None)
     return found
 
 
-def _spelled(name: str) -> str:
+def spelled(name: str) -> str:
+    """A class name as all its spellings are compared: `Small-Vehicle` is `small vehicle`."""
     return " ".join(re.split(r"[\s_-]+", name.lower().strip(" _-")))
 
 
@@ -93,7 +95,7 @@ def from_boxes(corpus: Corpus, tiles: pa.Table, names: Mapping[str, str | None],
         corpus: Of the tiles.
         tiles: Rows with `id`, `size`, `slot`, `source`, `valid_fraction` and `boxes`.
         names: See `called`.
-        said: Counts boxes that are left out: of no area, with their middle outside the tile, in its padding.
+        said: Counts boxes that are left out: of no area, with their middle outside the tile or in its padding.
 
     Raises:
         InputError: A box has no four corners, or one that is no number.
@@ -106,21 +108,20 @@ def from_boxes(corpus: Corpus, tiles: pa.Table, names: Mapping[str, str | None],
     _refuse(tiles, tile, numbers != 8, "has no four corners x1, y1, ..., x4, y4")
     corners = polygons.flatten().to_numpy(zero_copy_only=False).astype(float).reshape(-1, 4, 2)
     _refuse(tiles, tile, ~np.isfinite(corners).all((1, 2)), "has a corner that is no finite number")
-    box = np.concatenate([corners.min(1), corners.max(1)], 1)
     centre, size = corners.mean(1), tiles["size"].to_numpy()[tile]
     length = np.hypot(*np.moveaxis(np.roll(corners, -1, 1) - corners, 2, 0)).max(1)
     label = pc.dictionary_encode(pc.fill_null(labels, ""))
     classes = label.dictionary.to_pylist()
     nouns, kind = called([name or None for name in classes], names), label.indices.to_numpy()
     truncated = np.array([name.lower().startswith(_TRUNCATED) for name in classes], bool)
-    flat_ones = (box[:, :2] >= box[:, 2:]).any(1)
+    flat_ones = shapely.area(_hulls(corners)) < _FLAT
     outside = ((centre < 0) | (centre >= size[:, None])).any(1) & ~flat_ones
     said["boxes of no area are left out"] += int(flat_ones.sum())
     said["boxes are left out, as their middle lies outside the tile"] += int(outside.sum())
     cut, nothing = _hidden(corpus, tiles, tile, corners)
     cut |= truncated[kind] if len(kind) else False
     nothing &= ~flat_ones & ~outside
-    said["boxes are left out, as they lie where the tile has no measurement"] += int(nothing.sum())
+    said["boxes are left out, as their middle lies where the tile has no measurement"] += int(nothing.sum())
     named = np.array([one is not None for one in nouns], bool)
     use = ~flat_ones & ~outside & ~nothing & (named[kind] if len(kind) else True)
     parts = (part[use] for part in (tile, kind, centre, length, cut))
@@ -144,7 +145,7 @@ def _refuse(tiles: pa.Table, tile: np.ndarray, wrong: np.ndarray, what: str) -> 
 
 
 def _hidden(corpus: Corpus, tiles: pa.Table, tile: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which boxes are not seen whole, and of which nothing is seen.
+    """Which boxes are not seen whole, and of which not even the middle is seen.
 
     The catalogue keeps a box that lies across a tile's border whole, where its middle is inside. At the border of a
     scene publishers clip boxes, so that those of objects that go on end there.
@@ -158,14 +159,19 @@ def _hidden(corpus: Corpus, tiles: pa.Table, tile: np.ndarray, corners: np.ndarr
     low, high = corners.min(1), corners.max(1)
     cut = ((low < 1) | (high > tiles["size"].to_numpy()[tile, None] - 1)).any(1)
     nothing = np.zeros(len(cut), bool)
-    for place in np.flatnonzero(tiles["valid_fraction"].to_numpy() < 1).tolist():
-        valid = read_valid(corpus, *(tiles[name][place].as_py() for name in ("size", "slot")))
+    for place, facts in enumerate(tiles.select(FACTS).to_pylist()):
         own = slice(*np.searchsorted(tile, [place, place + 1]))
-        if valid is not None and own.start < own.stop:
-            boxes = shapely.convex_hull(shapely.multipoints(corners[own]))
-            cut[own] = ~shapely.covers(outline(within(valid)), boxes)
-            nothing[own] = shapely.area(shapely.intersection(outline(valid), boxes)) == 0
+        valid = read_valid(corpus, facts) if own.start < own.stop else None
+        if valid is not None:
+            cut[own] = ~shapely.covers(outline(within(valid)), _hulls(corners[own]))
+            col, row = corners[own].mean(1).clip(0, facts["size"] - 1).astype(int).T
+            nothing[own] = ~valid[row, col]
     return cut, nothing
+
+
+def _hulls(corners: np.ndarray) -> np.ndarray:
+    """Boxes as polygons, whatever the order of their corners `(n, 4, 2)`."""
+    return shapely.convex_hull(shapely.multipoints(corners))
 
 
 def from_masks(
@@ -188,14 +194,16 @@ def from_masks(
     from scipy import ndimage
 
     nouns, found = called(list(corpus.classes), names), []
+    facts = tiles.select(FACTS).to_pylist()
     for place, mask in masks(corpus, tiles):
-        valid = read_valid(corpus, *(tiles[name][place].as_py() for name in ("size", "slot")))
+        valid = read_valid(corpus, facts[place])
         valid = np.ones(mask.shape, bool) if valid is None else valid
         border = ~within(valid)
         for number in np.unique(mask).tolist():
             if number == IGNORE or nouns[number] is None:
                 continue
             parts, count = ndimage.label(mask == number, np.ones((3, 3)))
+            parts[~valid] = 0  # after they were told apart: nodata does not divide an object
             areas, cut = (np.bincount(parts[where], minlength=count + 1)[1:] for where in (valid, border))
             said[f"parts smaller than {min_area} pixels are left out"] += int(((areas > 0) & (areas < min_area)).sum())
             places = ndimage.find_objects(parts)

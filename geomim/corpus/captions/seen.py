@@ -18,8 +18,10 @@ from rasterio.features import shapes
 from geomim.corpus.scenes.footprints import affine, on_ground
 from geomim.corpus.store import Corpus
 
+FACTS = ["size", "slot", "valid_fraction"]
+"""Columns that say where to read of a tile which pixels are measurements."""
 _DEGREE = 111_320.0  # metres of a degree of latitude
-_SEGMENTS = 16  # of an edge of a tile, which may be a curve in longitude and latitude
+_SEGMENT = 4.0  # pixels of an edge, which may be a curve in longitude and latitude
 
 
 class Place(NamedTuple):
@@ -29,10 +31,16 @@ class Place(NamedTuple):
     within: Any
 
 
-def read_valid(corpus: Corpus, size: int, slot: int) -> np.ndarray | None:
-    """Which pixels of a tile are measurements, `(H, W)` bool; None where all are, or its pixels are not there."""
-    valid = corpus.array("valid", size) if slot >= 0 else None
-    return None if valid is None else valid.read([slot])[0].astype(bool)
+def read_valid(corpus: Corpus, tile: Mapping[str, Any]) -> np.ndarray | None:
+    """Which pixels of a tile are measurements, `(H, W)` bool; None where all are, or its pixels are not there.
+
+    Args:
+        corpus: Of the tile.
+        tile: Row with `FACTS`.
+    """
+    there = tile["slot"] >= 0 and tile["valid_fraction"] < 1
+    valid = corpus.array("valid", tile["size"]) if there else None
+    return None if valid is None else valid.read([tile["slot"]])[0].astype(bool)
 
 
 def within(valid: np.ndarray) -> np.ndarray:
@@ -61,9 +69,13 @@ def place_of(tile: Mapping[str, Any], valid: np.ndarray | None) -> Place | None:
         margin = (tile["gsd"] or 0.0) / _DEGREE / max(np.cos(np.radians(north)), 0.01)
         return Place(footprint, shapely.buffer(footprint, -margin)) if valid is None else None
     crs, pixels = crs_of(tile["epsg"], tile["crs_wkt"]), affine(Affine(*tile["transform"]))
-    inner = shapely.box(1, 1, size - 1, size - 1) if valid is None else outline(within(valid))
-    inner = on_ground(crs, pixels, shapely.segmentize(inner, size / _SEGMENTS))
-    return Place(footprint if valid is None else on_ground(crs, pixels, outline(valid)), inner)
+
+    def ground(shape: Any) -> Any:
+        return on_ground(crs, pixels, shapely.segmentize(shape, _SEGMENT))
+
+    if valid is None:
+        return Place(footprint, ground(shapely.box(1, 1, size - 1, size - 1)))
+    return Place(ground(outline(valid)), ground(outline(within(valid))))
 
 
 @lru_cache(256)

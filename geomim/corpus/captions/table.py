@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from geomim.corpus.captions.origins import ORIGINS
+
 ROWS = 65536
 """Tiles whose sentences are looked at together: a table of millions of them is never one of Python's objects."""
 CAPTIONS = pa.schema(
@@ -43,9 +45,15 @@ def flat(table: pa.Table) -> pa.Table:
     return pa.concat_tables(parts)
 
 
+def origins_of(table: pa.Table | None) -> set[str]:
+    """The origins of its sentences; none of no table."""
+    return set() if table is None else set(pc.unique(pc.list_flatten(table["caption_origins"])).to_pylist())
+
+
 def without(table: pa.Table, origins: Collection[str]) -> pa.Table:
-    """The sentences of other origins; the placed ones of a family go with it."""
-    gone = pa.array(sorted({*origins, *(f"{origin}-placed" for origin in origins)}), pa.string())
+    """The sentences of other origins; the placed ones of a family that geomim writes go with it."""
+    placed = {f"{origin}-placed" for origin in origins} & {*ORIGINS}
+    gone = pa.array(sorted({*origins, *placed}), pa.string())
     parts = (flat(table[start : start + ROWS]) for start in range(0, len(table), ROWS))
     return _together(one.filter(pc.invert(pc.is_in(one["caption_origins"], gone))) for one in parts)
 

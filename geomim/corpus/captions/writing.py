@@ -18,7 +18,7 @@ from affine import Affine
 from geomim.corpus.captions.chance import Chance
 from geomim.corpus.captions.cover import NOUNS, LandCover, bands_of, classify, open_cover
 from geomim.corpus.captions.objects import called, from_boxes, from_masks, masks
-from geomim.corpus.captions.seen import crs_of, place_of, read_valid
+from geomim.corpus.captions.seen import FACTS, crs_of, place_of, read_valid
 from geomim.corpus.captions.table import Said, table_of
 from geomim.corpus.captions.templates import by_boxes, covering, placed
 from geomim.corpus.captions.vector import Layer, open_layer
@@ -96,10 +96,10 @@ def _of_objects(job: Job, corpus: Corpus, tiles: pa.Table, said: Counter[str]) -
 
 def _of_cover(job: Job, corpus: Corpus, tiles: pa.Table, said: Counter[str]) -> Iterator[Found]:
     """Shares of what covers the ground: masks of the corpus, of a map, of the spectrum."""
-    ids, sizes, slots = (tiles[name].to_pylist() for name in ("id", "size", "slot"))
+    ids, facts = tiles["id"].to_pylist(), tiles.select(FACTS).to_pylist()
     for origin, nouns, covers in _covers(job, corpus, tiles, said):
         for place, mask in covers:
-            valid = read_valid(corpus, sizes[place], slots[place])
+            valid = read_valid(corpus, facts[place])
             seen = mask if valid is None else mask[valid]
             numbers = np.bincount(seen.ravel(), minlength=256) / max(seen.size, 1)
             shares: dict[Any, float] = {}
@@ -151,8 +151,7 @@ def _of_vector(job: Job, corpus: Corpus, tiles: pa.Table, said: Counter[str]) ->
         if tile["geometry"] is None:
             said["tiles have no place on Earth, and get nothing of --vector"] += 1
             continue
-        valid = read_valid(corpus, tile["size"], tile["slot"]) if tile["valid_fraction"] < 1 else None
-        if (place := place_of(tile, valid)) is None:
+        if (place := place_of(tile, read_valid(corpus, tile))) is None:
             said["tiles are padded and placed by ground control points, and get nothing of --vector"] += 1
         elif sentences := layer.sentences(place, tile["gsd"] or 0.0, partial(Chance, job.seed, tile["id"], "vector")):
             yield row, "vector", sentences

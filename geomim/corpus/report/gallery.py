@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from geomim.corpus.captions.origins import files_of
 from geomim.corpus.duplicates.fingerprint import ORIENTATIONS, inverse
 from geomim.corpus.report.facts import SAMPLE, Facts, as_funnel, crossing, rows_of
 from geomim.corpus.report.page import html_figure, html_table
@@ -26,10 +27,6 @@ _MEMBERS = 11  # of a group of duplicates, beside its keeper
 _FOOTPRINTS = 4000  # outlines on the map
 _CROSSING = 60  # pairs of tiles of different splits
 _COUNTED = "(train beside val or test: ground, copies, near copies, crops), counted on the catalogue."
-
-
-_OF_TILES = {"human", "b2c", "m2b", "index", "landcover"}
-"""Origins of sentences that come of tiles and what came with them, where a corpus states no file."""
 
 
 class Gallery:
@@ -139,12 +136,11 @@ class Gallery:
         captioned, lacking = (self._facts.captioned[has] for has in (True, False))
         if not captioned:
             return ""
-        told, counted = self._corpus.meta.get("sentences", {}), []
+        counted = []
         for name, count in sorted(self._facts.captions.items()):
-            known = name.removesuffix("-placed") in _OF_TILES
-            otherwise = ("tiles", "that of the tiles") if known else ("a file that is not stated", "unknown")
-            files = [(one["file"], one["licence"]) for one in told.get(name, ())] or [otherwise]
-            counted.append((name, f"{count:,}", *(", ".join(dict.fromkeys(own)) for own in zip(*files, strict=True))))
+            files = files_of(self._corpus.meta, name)
+            told = (", ".join(dict.fromkeys(one[what] for one in files)) for what in ("file", "licence"))
+            counted.append((name, f"{count:,}", *told))
         figures = []
         for row in {row["id"]: row for rows in self._facts.said.values() for row in rows}.values():
             origins = row["caption_origins"] or ["human"] * len(row["captions"])

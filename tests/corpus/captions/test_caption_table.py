@@ -32,6 +32,8 @@ def test_tables_are_joined_as_rows_are(monkeypatch, window):
     gone = {"b2c", "b2c-placed"}
     left = {number: kept for number, said in one.items() if (kept := [pair for pair in said if pair[1] not in gone])}
     assert rows(without(a, ["b2c"])) == left and rows(without(a, [])) == one
+    files = table_of([(1, [("a", "mine"), ("b", "mine-placed")])])  # of two files, which are no family
+    assert rows(without(files, ["mine"])) == {1: [("b", "mine-placed")]}
     both = {number: list(said) for number, said in one.items()}
     for number, said in two.items():
         own = {origin for _, origin in said}

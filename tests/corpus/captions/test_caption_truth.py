@@ -120,7 +120,7 @@ def test_boxes_that_nodata_cuts():
         for sentence in [*faithful, *richer]:
             truth.prove(sentence, as_seen(row["boxes"]))
             count["sentences"] += 1
-    assert count["sentences"] > 400 and count["hidden"] > 100 and count["cut"] > 15, count
+    assert count["sentences"] > 400 and count["hidden"] > 100 and count["cut"] > 10, count
 
 
 def test_the_checker_finds_what_is_untrue():
@@ -189,7 +189,7 @@ def test_classes_are_called_as_the_user_says():
 
 
 def parts_of(mask, value, valid):
-    """Outer boxes of the 8-connected parts of a class, how many valid pixels each has, and whether nodata is beside it.
+    """Boxes of what is valid of the 8-connected parts of a class, how many pixels that is, and whether nodata is near.
 
     By GDAL's polygons, and by the pixels that it burns for each.
     """
@@ -198,9 +198,11 @@ def parts_of(mask, value, valid):
     near = np.logical_or.reduce([bad[y : y + height, x : x + width] for y in range(3) for x in range(3)])
     for shape, found in shapes((mask == value).astype(np.uint8), connectivity=8):
         if found:
-            (x1, y1), (x2, y2) = (end(shape["coordinates"][0], axis=0) for end in (np.min, np.max))
             own = rasterize([shape], valid.shape).astype(bool)
-            yield [x1, y1, x2, y1, x2, y2, x1, y2], int((own & valid).sum()), bool((own & near).any())
+            ys, xs = (at.nonzero()[0] for at in ((own & valid).any(1), (own & valid).any(0)))
+            if len(ys):
+                x1, y1, x2, y2 = (float(at) for at in (xs[0], ys[0], xs[-1] + 1, ys[-1] + 1))
+                yield [x1, y1, x2, y1, x2, y2, x1, y2], int((own & valid).sum()), bool((own & near).any())
 
 
 def masks_of(mask, classes, words, valid, least=16):
@@ -217,7 +219,9 @@ def prove_masks(masks, classes, words, stuff, valid=None):
     """Sentences on some masks of one size `(n, s, s)`, all proved; how many."""
     valid = np.ones(masks.shape, bool) if valid is None else valid
     corpus, size = stored(classes, mask=masks, valid=valid), masks.shape[1]
-    rows = [{"id": 10 + slot, "size": size, "slot": slot, "boxes": None} for slot in range(len(masks))]
+    parts = valid.mean((1, 2)).tolist()
+    rows = [{"id": 10 + slot, "size": size, "slot": slot, "boxes": None, "valid_fraction": part}
+            for slot, part in enumerate(parts)]  # fmt: skip
     truth, count = Objects(words, size, gsd=2.0), 0
     for row, faithful, richer in written(rows, "m2b", gsd=2.0, corpus=corpus):
         objects = masks_of(masks[row["slot"]], classes, words, valid[row["slot"]])

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -256,6 +257,12 @@ def test_names_of_no_class_are_refused_before_tiles_are_read(corpus, scenes, mon
             caption(corpus, names={near.partition(".")[0]: "x"}, **kinds)
 
 
+def test_names_are_taken_in_any_spelling(corpus):
+    caption(corpus, of=["boxes"], names={"Storage_Tank": "oil tank", "ship": None})
+    texts = [text for row in said(corpus) for text, _ in row["said"]]
+    assert texts and all("oil tank" in text for text in texts)
+
+
 def test_what_a_tile_lacks_is_said_with_how_many(corpus, scenes, tmp_path, capsys):
     cover = str(scenes / "masks" / "s0.tif")
     caption(corpus, of=["index"], vector=[str(scenes / "map.gpkg")], landcover=cover, show=1)
@@ -293,17 +300,49 @@ def test_files_of_sentences_are_stated_with_their_licence(corpus, scenes, tmp_pa
     both = told | {"vector": [told["vector"][0], told["vector"][0] | {"licence": "unknown"}]}
     assert Corpus.open(part).meta["sentences"] == told
     assert Corpus.open(merge([str(part), str(rest)], str(tmp_path / "m"))).meta["sentences"] == both
+    caption(str(rest), of=["cover"])
+    caption(str(part), landcover=str(scenes / "masks" / "s0.tif"), licence="CC0-1.0")
+    kinds = Corpus.open(merge([str(part), str(rest)], str(tmp_path / "n"))).meta["sentences"]["landcover"]
+    assert [one["licence"] for one in kinds] == ["CC0-1.0", "that of the tiles"]  # one of a map, one of masks
     caption(corpus, drop=["vector", "mine"])
     assert not Corpus.open(corpus).meta["sentences"]
 
 
-def test_labels_that_fit_no_tile_are_named(corpus, tmp_path):
+def test_a_file_of_sentences_that_was_changed_is_named(corpus, scenes, tmp_path):
+    for file in ("map.gpkg", "masks/s0.tif", "masks/classes.json"):
+        shutil.copy(scenes / file, tmp_path)
+    shape, cover, table = (str(tmp_path / name) for name in ("map.shp", "s0.tif", "mine.csv"))
+    geopandas.read_file(tmp_path / "map.gpkg").iloc[:3].to_file(shape)
+    Path(table).write_text("image,caption\ns0.tif,x\n")
+    for given in ({"vector": [str(tmp_path / "map.gpkg")]}, {"vector": [shape]}, {"landcover": cover},
+                  {"imported": table}):  # fmt: skip
+        caption(corpus, **given)
+    (tmp_path / "map.gpkg").unlink()  # what it said is replaced
+    verify(corpus, sources=True)
+    data = (tmp_path / "map.dbf").read_bytes()
+    (tmp_path / "map.dbf").write_bytes(data.replace(b"farmland", b"orchards"))
+    (tmp_path / "classes.json").write_text(json.dumps({"0": "forest", "1": "lake"}))
+    Path(table).unlink()
+    for check in (partial(verify, sources=True), partial(rebuild, out=str(tmp_path / "again"), workers=1)):
+        with pytest.raises(CorpusError) as error:
+            check(corpus)
+        for what in (f"'{shape}', which sentences of vector come from, was changed",
+                     f"'{cover}', which sentences of landcover come from, was changed",
+                     f"'{table}', which sentences of mine come from, vanished"):  # fmt: skip
+            assert what in str(error.value)
+    assert not (tmp_path / "again.part").exists()
+
+
+def test_labels_that_fit_no_tile_are_named(corpus, tmp_path, capsys):
     folder = tmp_path / "c"
     square = {"label": "ship"}
     good, flat = [4, 4, 8, 4, 8, 8, 4, 8], [9, 9, 9, 9, 9, 20, 9, 20]
     inverted, outside = [8, 8, 4, 8, 4, 4, 8, 4], [90, 90, 99, 90, 99, 99, 90, 99]
-    with_boxes(folder, {0: [square | {"polygon": one} for one in (good, flat, inverted, outside)]})
+    diagonal = [0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.7, 0.7]
+    with_boxes(folder, {0: [square | {"polygon": one} for one in (good, flat, inverted, outside, diagonal)]})
     caption(corpus, of=["boxes"])
+    err = capsys.readouterr().err
+    assert "2 boxes of no area are left out" in err and "1 boxes are left out, as their middle lies outside" in err
     text = [text for row in said(corpus) for text, _ in row["said"]]
     assert any(re.search(r"\b(2|two) ships", one, re.IGNORECASE) for one in text)  # turned round is the same box
     assert not any(re.search(r"\b(3|three|4|four) ships", one, re.IGNORECASE) for one in text)

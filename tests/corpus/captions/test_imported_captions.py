@@ -54,8 +54,23 @@ def test_classes_that_stay_behind_are_said(tmp_path):
     table = {"airplane": [{"filename": "a.png", "raw": "x"}], "lake": [{"filename": "b.png", "raw": "y"}]}
     file, said = write(tmp_path / "nwpu.json", table), Counter()
     assert read(file, said=said) == [["x"], ["y"], None]
-    what = "classes that rows name stay behind (`geomim corpus build --labels` takes them)"
-    assert said[f"{what}, the first in '{file}', row 1"] == 2
+    what, other = (
+        "classes that rows name stay behind (`geomim corpus build --labels` takes",
+        "table of image and label)",
+    )
+    assert said[f"{what} a CSV or JSONL {other}, the first in '{file}', row 1"] == 2
+    for name, content, which in [
+        ("t.csv", "image,caption,class\na.png,x,\nb.png,y,lake\n", "it)"),
+        ("s.csv", "image,caption,labels\na.png,x,\nb.png,y,lake\n", f"a CSV or JSONL {other}"),
+    ]:
+        file, said = write(tmp_path / name, content), Counter()
+        read(file, said=said)
+        assert said[f"{what} {which}, the first in '{file}', row 2"] == 1
+    table = pa.table({"image": ["a.png"], "caption": ["x"], "label": [float("nan")]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    said = Counter()
+    read(tmp_path / "t.parquet", said=said)
+    assert not any("stay behind" in one for one in said)
 
 
 def test_a_column_by_name(tmp_path):

@@ -221,3 +221,17 @@ def test_real_layers_are_counted(data_dir):
     for sentence in said:
         prove_ground(sentence, WORDS, seen, {"building": sum(part.area for _, part in shapes)})
     assert len(said) == 2
+
+
+def test_the_place_of_a_padded_tile_is_curved_as_the_earth_is():
+    size, gsd, crs = 256, 500.0, CRS.from_epsg(3035)
+    tile = shapely.box(2_600_000, 1_500_000, 2_600_000 + size * gsd, 1_500_000 + size * gsd)
+    valid = np.ones((size, size), bool)
+    valid[:, 0] = False
+    place = place_of(row_of(tile, gsd, crs, size), valid)
+    west, south, east, north = tile.bounds
+    truth = shapely.segmentize(shapely.box(west + gsd, south, east, north), gsd)
+    back = Transformer.from_crs("OGC:CRS84", crs, always_xy=True)
+    found = shapely.transform(shapely.segmentize(place.valid, 1e-3), lambda xy: np.stack(back.transform(*xy.T), 1))
+    assert shapely.hausdorff_distance(found, truth) < 0.01 * gsd
+    assert place.valid.covers(place.within)
