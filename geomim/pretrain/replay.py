@@ -145,13 +145,16 @@ def describe(
             if not all(finite):
                 bad = ", ".join(str(tile) for tile, fine in zip(ids, finite, strict=True) if not fine)
                 faults.append(f"not finite: {name} of tiles {bad}")
+    norms = {f"gradient of {name}": torch.nn.utils.get_total_norm(one) for name, one in _gradients(model).items()}
+    lines += [f"{name}: {norm.item():.6g}" for name, norm in norms.items()]
+    faults += [f"not finite: {name}" for name, norm in norms.items() if not bool(norm.isfinite())]
+    return lines + faults, not faults
+
+
+def _gradients(model: MaskedImageModel) -> dict[str, list[Tensor]]:
+    """Those of each part of a model, by the first three words of their names."""
     groups: dict[str, list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             groups.setdefault(".".join(name.split(".")[:3]), []).append(parameter.grad)
-    for name, gradients in groups.items():
-        norm = torch.nn.utils.get_total_norm(gradients)
-        lines.append(f"gradient of {name}: {norm.item():.6g}")
-        if not bool(norm.isfinite()):
-            faults.append(f"not finite: gradient of {name}")
-    return lines + faults, not faults
+    return groups

@@ -41,7 +41,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 @contextmanager
-def alone(wrapped: nn.Module, model: nn.Module) -> Iterator[None]:
+def alone(wrapped: nn.Module | None, model: nn.Module) -> Iterator[None]:
     """While gradients only add up, ranks keep theirs to themselves; `wrapped` is what a strategy made of the model."""
     with wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext():
         if isinstance(model, FSDPModule):
