@@ -63,7 +63,7 @@ VERBS = {
 """Every verb. A function called `run` is given the raw arguments; any other becomes options by its signature."""
 
 
-SPINS = "20000"
+SPINS = "2000"
 """How often a thread looks for work before it sleeps, some microseconds: of OpenMP's own 300,000, threads of a process
 that shares its cores wait for one that does not run."""
 

@@ -104,13 +104,12 @@ def device_of(name: str) -> torch.device:
 def fast_half(device: torch.device | str) -> bool:
     """Whether a device multiplies bfloat16 matrices in hardware.
 
-    GPUs from Ampere on; CPUs with AMX (3 times as fast as in float32 there) or AVX-512 BF16 (twice as fast).
+    GPUs from Ampere on, and CPUs with AMX (3 times as fast as in float32 there).
     """
-    kind = torch.device(device).type
-    if kind == "cuda":
+    if torch.device(device).type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # not public, and not in every torch
-    return kind == "cpu" and any(getattr(torch.cpu, name, bool)() for name in asked)
+    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)  # not public, and not in every torch
+    return bool(asked is not None and asked())
 
 
 def frozen(encoder: nn.Module, pool: Pool = "mean", keep_tokens: bool = False, half: bool = False) -> Extractor:

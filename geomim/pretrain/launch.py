@@ -13,7 +13,6 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from geomim.errors import ConfigError
-from geomim.evaluate.features import fast_half
 
 
 class Srun(SLURMEnvironment):
@@ -75,19 +74,6 @@ def placement(accelerator: str, devices: int | str, nodes: int) -> dict[str, Any
             "neither"
         )
     return {"devices": devices, "num_nodes": nodes, "plugins": [LightningEnvironment()]}
-
-
-def arithmetic(precision: str, accelerator: str) -> str:
-    """What `auto` precision is on the devices asked for: `bf16-mixed` where they have it in hardware, else `32-true`.
-
-    Args:
-        precision: As in `Training`; anything but `auto` is what it is.
-        accelerator: As in `Training`.
-    """
-    if precision != "auto":
-        return precision
-    gpu = accelerator in ("auto", "gpu") and torch.cuda.is_available()
-    return "bf16-mixed" if accelerator != "mps" and fast_half("cuda" if gpu else "cpu") else "32-true"
 
 
 def sharing(strategy: str, placed: dict[str, Any]) -> str | ModelParallelStrategy:

@@ -28,7 +28,8 @@ from geomim.models.provenance import code_version
 from geomim.models.text import stored
 from geomim.models.weights import read_checkpoint
 from geomim.pretrain.checkpoints import Checkpoints
-from geomim.pretrain.launch import arithmetic, placement, sharing
+from geomim.pretrain.half import arithmetic, computing
+from geomim.pretrain.launch import placement, sharing
 from geomim.pretrain.minutes import Minutes
 from geomim.pretrain.module import Origin, PretrainModule
 from geomim.pretrain.monitor import Bar, Watch
@@ -197,11 +198,13 @@ def _trainer(
     checkpoints = Checkpoints(folder / "checkpoints", training.checkpoint_every, training.milestones, signals)
     try:
         placed = placement(training.accelerator, training.devices, training.nodes)
+        half = computing(training.precision, training.accelerator)
+        placed["plugins"] += half["plugins"]
         return pl.Trainer(
             max_steps=steps or sys.maxsize,
             max_epochs=-1,
             reload_dataloaders_every_n_epochs=int(training.prune > 0),
-            precision=training.precision,
+            precision=half["precision"],
             accelerator=training.accelerator,
             logger=loggers(folder, watch, config),
             callbacks=[signals, checkpoints, *([Bar()] if training.progress_bar else [])],

@@ -6,7 +6,7 @@ import yaml
 from tiny_corpus import write_corpus
 
 from geomim.errors import ConfigError
-from geomim.evaluate.features import fast_half
+from geomim.pretrain.half import arithmetic
 from geomim.pretrain.recipes import RECIPES
 from geomim.verbs.config import make_parser, read_config
 from geomim.verbs.pretrain import run
@@ -129,4 +129,4 @@ def test_a_run_can_be_repeated_from_the_configuration_it_stores(tmp_path):
     assert losses[0] == losses[1] and len(losses[0]) == 3
     used = yaml.safe_load(stored.read_text())
     assert used["method"]["phases"]["near_until"] == 0.2
-    assert used["training"]["precision"] == ("bf16-mixed" if fast_half("cpu") else "32-true")
+    assert used["training"]["precision"] == arithmetic("auto", "cpu")

@@ -7,8 +7,7 @@ import torch
 from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
 from geomim.errors import ConfigError
-from geomim.pretrain import launch
-from geomim.pretrain.launch import Srun, arithmetic, placement
+from geomim.pretrain.launch import Srun, placement
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "3", "LOCAL_RANK": "1"}
 ALLOCATION = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
@@ -111,16 +110,3 @@ def test_devices_and_machines_that_are_not_there(start):
             placement("auto", devices, 1)
     with pytest.raises(ConfigError, match=r"training.nodes 2 make 4: start them with torchrun"):
         placement("auto", "auto", 2)
-
-
-PLACES = [("auto", True, "cuda"), ("gpu", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu")]
-
-
-@pytest.mark.parametrize("fast", [True, False])
-@pytest.mark.parametrize(("accelerator", "gpu", "asked"), PLACES)
-def test_half_precision_is_for_what_multiplies_it_in_hardware(accelerator, gpu, asked, fast, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(launch, "fast_half", lambda device: fast and device == asked)
-    assert arithmetic("auto", accelerator) == ("bf16-mixed" if fast else "32-true")
-    assert arithmetic("auto", "mps") == "32-true"
-    assert [arithmetic(word, accelerator) for word in ("bf16-mixed", "32-true")] == ["bf16-mixed", "32-true"]
