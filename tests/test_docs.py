@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from inspect import signature
@@ -38,6 +39,15 @@ def test_no_page_is_long() -> None:
 def test_contents_name_every_page() -> None:
     contents = (ROOT / "docs" / "README.md").read_text()
     assert not [room.name for room in ROOMS if room.name != "README.md" and f"]({room.name})" not in contents]
+
+
+def test_every_verb_is_in_the_table_with_what_help_says_of_it() -> None:
+    table = (ROOT / "docs" / "verbs.md").read_text()
+    assert re.findall(r"^\| `geomim (.+?)` \| (.+?) \| `\[(\w+)\]` \|", table, re.M) == [
+        (name, verb.summary, verb.extra) for name, verb in VERBS.items()
+    ]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {*re.findall(r"^\| `\[(\w+)\]` \|", table, re.M)} == extras.keys() - {"bench", "dev"}
 
 
 @cache
