@@ -44,7 +44,7 @@ class Term(nn.Module):
         with_class: Decoder and target put an answer for the class token in front.
         step: Terms about whole images, maybe this one: the loss reads what they said of all images of the optimiser
             step.
-        starts: Share of training from which on it is asked, in [0, 1); before, nothing is computed for it.
+        starts: Share of training from which on it is asked, in [0, 1); before, it costs next to nothing.
 
     Attributes:
         silent: Whether it is not asked yet.
@@ -286,14 +286,15 @@ class MaskedImageModel(nn.Module):
         return Output(loss, logged, torch.where(plan.weights.sum(0) > 0, images, torch.nan))
 
     @torch.no_grad()
-    def said(self, context: Context, plan: Plan) -> tuple[dict[str, Said], Tensor]:
+    def said(self, context: Context, plan: Plan, prototypes: bool = True) -> tuple[dict[str, Said], Tensor]:
         """What the shared terms say of a batch, and what its images weigh: with that of the others `join` makes a step.
 
         Args:
             context: The batch.
             plan: What `plan` gave for it.
+            prototypes: With those that other terms read.
         """
-        return self._said(self.ask(context, plan.splits, self.shared)), plan.weights
+        return self._said(self.ask(context, plan.splits, self.shared), prototypes), plan.weights
 
     @torch.no_grad()
     def survey(self, step: Step) -> None:
@@ -306,13 +307,13 @@ class MaskedImageModel(nn.Module):
             if term.step and not term.silent:
                 cast(Any, term.loss).survey(step.of(place))
 
-    def _said(self, asked: Iterable[Asked]) -> dict[str, Said]:
+    def _said(self, asked: Iterable[Asked], prototypes: bool = True) -> dict[str, Said]:
         found, terms = {}, cast(list[Term], self.terms)
         read = {name for term in terms if not term.silent for name in term.step if name != term.name}
         for _, term, _, prediction, answer, _ in asked:
             if term.name in self.shared:
                 assert term.where == "image" and answer.key is not None, f"{term.name} is not about whole images"
-                stands = answer.prototype if term.name in read else None
+                stands = answer.prototype if prototypes and term.name in read else None
                 said = prediction[:, 0].detach().float(), answer.values[:, 0].detach()
                 found[term.name] = Said(*said, answer.key, None if stands is None else stands()[:, 0])
         return found

@@ -117,8 +117,10 @@ def count_flops(
         plan = model.plan(context, progress)
         if model.shared:
             before = counter.get_total_flops()
+            if not divided:  # then `compare` alone looks; prototypes are computed once, either way
+                model.said(model.context(batch, draws), plan, prototypes=False)
+            before = 2 * (counter.get_total_flops() - before)
             said, _ = model.said(model.context(batch, draws), plan)
-            before = 0 if divided else counter.get_total_flops() - before
             times = max(1, images // count)
             every = {name: Said.of([one] * times, torch.cat) for name, one in said.items()}
             step = _Repeated(every, plan.weights.repeat(1, times), torch.arange(count, device=progress.device))

@@ -81,6 +81,22 @@ def test_sentences_and_all_images_of_a_step_count_as_they_run(tmp_path):
     assert divided - alone == pytest.approx(whole + words, rel=0.01)
 
 
+def test_a_copy_of_the_text_tower_counts_once_however_a_step_is_divided(tmp_path):
+    corpus = annotated(write_corpus(tmp_path / "corpus"))
+    data = TileDataModule(str(corpus), batch_size=8, image_size=16, workers=0)
+    models = [
+        build(data, "selective_rils", METHOD | {"text": TEXT, "teacher": teacher}, ENCODER).model
+        for teacher in ("encoder", "ema")
+    ]
+    data.provide(models[0].needs, tokenizer=models[0].joint.text)
+    batch, dim = data.augment(next(iter(data.train_dataloader()))), models[0].joint.dim
+    rows, length = batch["text"]["tokens"].shape
+    words = rows / 8 * 2 * (12 * length * dim**2 + 2 * length**2 * dim + dim**2)
+    for divided in (False, True):
+        one, other = (count_flops(model, batch, torch.zeros(()), 8, divided) for model in models)
+        assert other - one == pytest.approx(words, rel=0.01)
+
+
 def test_what_is_not_asked_yet_is_not_counted(tmp_path):
     corpus = annotated(write_corpus(tmp_path / "corpus"))
     data = TileDataModule(str(corpus), batch_size=6, image_size=16, workers=0)
