@@ -161,7 +161,7 @@ class Sentences:
         for said in ((row["captions"] or [], row["caption_origins"] or []) for row in map(rows.get, ids.tolist())):
             origin = pa.array([name or "human" for name, _ in zip_longest(said[1], said[0])], pa.string())
             taken = _taken(origin, self._origins, self._moved).to_pylist()
-            some = (" ".join((text or "").split()) for text, takes in zip(said[0], taken, strict=True) if takes)
+            some = (" ".join((text or "").split()) for text, takes in zip(said[0], taken, strict=False) if takes)
             texts.append(next(filter(None, some), ""))
         of = torch.tensor([row if text else -1 for row, text in enumerate(texts)])
         return {"tokens": self.tokenizer.tokenize(texts), "key": of, "of": of}

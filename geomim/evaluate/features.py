@@ -104,7 +104,8 @@ def device_of(name: str) -> torch.device:
 def fast_half(device: torch.device | str) -> bool:
     """Whether a device multiplies bfloat16 matrices in hardware.
 
-    GPUs from Ampere on, and CPUs with AMX (3 times as fast as in float32 there).
+    GPUs from Ampere on, and CPUs with AMX (3 times as fast as in float32 there). With AVX-512 BF16 alone the fused
+    attention is slow; training has its own, see `geomim.pretrain.half`.
     """
     if torch.device(device).type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

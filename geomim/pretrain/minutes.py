@@ -54,7 +54,8 @@ class Minutes(pl.Callback):
             rehearsal = _Rehearsal(trainer, pl_module)
             for done, share in shares.items():
                 pl_module.rehearsed = done
-                seconds += share * rehearsal(min(60 * self.minutes * SHARE, LONGEST) / len(shares))
+                some = min(60 * self.minutes * SHARE, LONGEST) / len(shares)
+                seconds += share * rehearsal(some, until=start + 60 * self.minutes)
         spent = time.perf_counter() - start
         count = trainer.strategy.broadcast(max(0, int((60 * self.minutes - spent) / seconds)))
         if not count:
@@ -81,8 +82,11 @@ class _Rehearsal:
         self.round = max(1, -(-loader.num_workers // module.accumulate))  # what readers bring at a time
         self.ahead = -(-loader.num_workers * (loader.prefetch_factor or 0) // module.accumulate)
 
-    def __call__(self, seconds: float) -> float:
-        """Seconds a step, over as many as fill some seconds, none of which needed a new graph."""
+    def __call__(self, seconds: float, until: float) -> float:
+        """Seconds a step, over as many as fill some seconds, none of which needed a new graph unless time was up.
+
+        Where reading processes work ahead, steps are whole rounds of them, however long those take.
+        """
         while True:
             graphs = _graphs()
             self._run(1)  # memory, kernels and graphs are made
@@ -92,7 +96,7 @@ class _Rehearsal:
             count = self.strategy.broadcast(min(max(round(seconds / took), 1), 1000))
             if self.ahead or count > 1:
                 took = self._run(-(-count // self.round) * self.round)
-            if self.strategy.reduce_boolean_decision(graphs == _graphs()):
+            if self.strategy.reduce_boolean_decision(graphs == _graphs() or time.perf_counter() > until):
                 return took
 
     def _run(self, count: int) -> float:

@@ -117,7 +117,7 @@ def count_flops(
         plan = model.plan(context, progress)
         if model.shared:
             before = counter.get_total_flops()
-            if not divided:  # then `compare` alone looks; prototypes are computed once, either way
+            if not divided:  # `compare` says all of it anew: both times come off, prototypes are computed once
                 model.said(model.context(batch, draws), plan, prototypes=False)
             before = 2 * (counter.get_total_flops() - before)
             said, _ = model.said(model.context(batch, draws), plan)

@@ -80,7 +80,7 @@ def train(
         GeomimError: The loss is not finite, or memory, disk or a reading process failed.
         Interrupted: A signal asked to stop; the step was finished and `last.ckpt` written.
     """
-    folder, training = Path(folder), replace(training, precision=arithmetic(training.precision, training.accelerator))
+    folder, training = Path(folder), _precise(training)
     start, last = _start(folder, resume), folder / "checkpoints" / "last.ckpt"
     resumed = _read(start)
     steps = _steps(training, resumed)
@@ -126,6 +126,14 @@ def _read(start: Path | None) -> dict[str, Any] | None:
     return {name: checkpoint[name] for name in ("geomim", "pruning") if name in checkpoint}
 
 
+def _precise(training: Training) -> Training:
+    """With a precision that says what it is."""
+    precision = arithmetic(training.precision, training.accelerator)
+    if precision != training.precision:
+        rank_zero_only(print)(f"training.precision auto: {precision} here")
+    return replace(training, precision=precision)
+
+
 def _steps(training: Training, resumed: Mapping[str, Any] | None) -> int | None:
     """How many steps the run has; None where its minutes will say.
 
@@ -154,12 +162,10 @@ def _fix(
     if config is None:
         return
     module.provenance["config"]["training"] = fits
-    note = ""
-    if training.minutes:
-        note = f"# max_steps: what fills {training.minutes:g} minutes of training here\n"
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):  # which was told the configuration as it was asked for
-                logger.log_hyperparams(module.provenance["config"])
+    note = f"# max_steps: what fills {training.minutes:g} minutes of training here\n" if training.minutes else ""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):  # which was told the configuration as it was asked for
+            logger.log_hyperparams(module.provenance["config"])
     path = Path(trainer.default_root_dir) / "config.yaml"
     rank_zero_only(_store)(path, {**config, "training": fits}, module.history, note)
 

@@ -12,6 +12,7 @@ from lightning.fabric.utilities import move_data_to_device
 from geomim.errors import CheckpointError, ConfigError, GeomimError
 from geomim.models.text import stored
 from geomim.models.weights import read_checkpoint, read_encoder
+from geomim.pretrain.half import in_training
 from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.recipes import RECIPES
 from geomim.pretrain.replay import describe
@@ -51,9 +52,7 @@ def replay(
     given = move_data_to_device([failure["batches"], failure["totals"], failure["steps"]], device)
     progress = torch.full((), failure["progress"], device=device)
     model.begin(failure["progress"])
-    half = precision == "bf16-mixed"
-    # no cache: of what was cast without gradient first, as a masking does, the weights would get none
-    with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+    with in_training(precision, device.type):
         lines, finite = describe(model, given[0], failure["seed"], progress, *given[1:])
     print(f"step {failure['step']} of {entry['recipe']} on {device.type}, {precision}", *lines, sep="\n")
     if not finite:

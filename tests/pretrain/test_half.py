@@ -14,6 +14,7 @@ PLACES = [("auto", True, "cuda"), ("gpu", True, "cuda"), ("auto", False, "cpu"),
 @pytest.mark.parametrize(("accelerator", "gpu", "asked"), PLACES)
 def test_half_precision_is_for_what_multiplies_it_in_hardware(accelerator, gpu, asked, fast, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(half, "fast_half", lambda device: fast and device == asked)
     monkeypatch.setattr(half, "_has_avx512_bf16", lambda: False)
     assert arithmetic("auto", accelerator) == ("bf16-mixed" if fast else "32-true")
@@ -41,6 +42,8 @@ def test_attention_of_its_own_is_attention_in_half_precision_and_leaves_no_switc
     expected = F.scaled_dot_product_attention(*parts, attn_mask=seen)
     before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     with HalfOnCpu().forward_context():
+        assert not torch.backends.cuda.flash_sdp_enabled()
+        assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
         found = F.scaled_dot_product_attention(*(part.bfloat16() for part in parts), attn_mask=seen)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, rtol=0.03, atol=0.03)

@@ -229,7 +229,7 @@ def test_figures_go_on_after_a_resume_and_what_is_repeated_is_overwritten(tmp_pa
     assert (tmp_path / "metrics.csv").read_text().split() == ["step,loss,embedding_rank", "1,1,", "2,20,"]
 
 
-def test_gradients_are_clipped_with_the_default_precision(corpus, tmp_path):
+def test_gradients_are_clipped_in_half_precision(corpus, tmp_path):
     def weights(clip):
         training = Training(max_steps=1, clip=clip, **QUICK | {"precision": "bf16-mixed"})
         last = train(data(corpus), tmp_path / str(clip), "mae", METHOD, ENCODER, training=training)

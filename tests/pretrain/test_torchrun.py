@@ -22,6 +22,7 @@ FLAGS = [
     *"--method.decoder_depth 1 --method.decoder_width 16 --method.decoder_heads 2 --encoder.image_size 16".split(),
     *"--encoder.patch_size 4 --encoder.width 24 --encoder.depth 1 --encoder.heads 2 --training.max_steps 6".split(),
     *"--training.milestones 6 --training.progress_bar false --training.accelerator cpu".split(),
+    *"--training.precision 32-true".split(),
 ]
 
 
