@@ -28,7 +28,7 @@ class Training:
     Args:
         max_steps: Optimiser steps; every schedule is spread over them, anew where a resumed run changes them.
         accumulate: Micro-batches an optimiser step: the same training as one batch of that size, in less memory.
-        precision: Of matrix products: `auto` is `bf16-mixed` where hardware has it, else `32-true`.
+        precision: `auto` is `bf16-mixed` where hardware has it, else `32-true`.
         accelerator: `auto` takes a GPU where there is one.
         devices: Devices on each node; where `auto`, as many as torchrun or srun started, else all GPUs or one CPU
             process.
