@@ -158,8 +158,8 @@ class _Sections:
     def training(self) -> str:
         """KNN accuracy over time beside its floors, and the loss."""
         first = next(iter(self.curves.values()))
-        losses = {name: curve["loss"] for name, curve in self.curves.items() if "loss" in curve}
-        drawn = self._curve("loss", "loss", losses, {}) if losses else ""
+        errors = {name: error for name, curve in self.curves.items() if (error := _error(curve))}
+        drawn = self._curve("error", "error of predicted patches", errors, {}) if errors else ""
         if "knn/random" not in first:
             return drawn + self._collapse()
         for probe, words in (("linear", "linear probe"), ("knn", "kNN")):
@@ -185,8 +185,7 @@ class _Sections:
         """The last picture of each run, and its error."""
         figures = []
         for name, run in self.chapter.runs.items():
-            pictures, curve = sorted((run / "reconstructions").glob("*.png")), self.curves[name]
-            error = curve.get("pixels", curve.get("loss"))
+            pictures, error = sorted((run / "reconstructions").glob("*.png")), _error(self.curves[name])
             words = f"{name}: error of predicted patches {error[1][-1]:.2f}." if error else name
             figures += [self._copy(pictures[-1], words, strip=True, name=name)] if pictures else []
         note = (
@@ -354,6 +353,11 @@ def _verdict(scores: Sequence[Scores]) -> list[str]:
         word = "no difference is shown" if p >= LEVEL else "it is ahead" if more else "it is behind"
         said.append(f"{other.encoder}, which had the same time and no sentences, has {other.accuracy:.0%}: {word}.")
     return [*said, *(f"{one}." for one in first.warnings())]
+
+
+def _error(curve: Mapping[str, Any]) -> Any:
+    """Minutes and error of predicted pixels: of a recipe with other terms in its own column, else the loss."""
+    return curve.get("pixels", curve.get("loss"))
 
 
 def _figure(words: str, name: str, strip: bool = True) -> str:

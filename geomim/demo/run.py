@@ -29,7 +29,7 @@ from geomim.models.export import export
 from geomim.models.weights import read_encoder
 from geomim.pretrain.optimisation import Optimisation
 from geomim.sensors import Sensor, get_sensor
-from geomim.verbs.evaluate import evaluate
+from geomim.verbs.evaluate import Probe, evaluate
 from geomim.verbs.plot import read_figures
 from geomim.verbs.pretrain import Training, train
 from geomim.verbs.watching import Watching
@@ -271,8 +271,9 @@ def _results(chapter: Chapter, console: Console) -> None:
     console.print(f"\n[bold]{group.name}: the encoder into scores and maps[/bold]")
     checkpoints = {name: str(run / "checkpoints" / "last.ckpt") for name, run in chapter.runs.items()}
     for name, checkpoint in checkpoints.items() if chapter.labels else ():
-        first = not chapter.scores
-        chapter.scores.append(evaluate(checkpoint, str(chapter.corpus), str(folder / f"scores-{name}"), floors=first))
+        first, to = not chapter.scores, str(folder / f"scores-{name}")
+        probes: list[Probe] = ["knn", "linear", "efficient"] if first else ["knn", "linear"]
+        chapter.scores.append(evaluate(checkpoint, str(chapter.corpus), to, probes=probes, floors=first))
     name, last = next(iter(checkpoints.items()))
     chapter.encoder = export(last, str(folder / "encoder"))
     chapter.difference = _timm_difference(chapter.encoder)

@@ -78,7 +78,7 @@ def test_the_page_tells_the_work_in_its_order(made):
     links = set(re.findall(r'href="([^"#]+)"', text))
     assert "../sentinel2/corpus/report/index.html" in links and all((page.parent / link).is_file() for link in links)
     # what learned from sentences and what did not are told apart in words, whoever is ahead
-    assert re.search(r"mae, step [\d,]+, which had the same time and no sentences, has \d+ %: ", text)
+    assert re.search(r"mae, step [\d,]+, which had the same time and no sentences, has \d+%: ", text)
     assert "average precision" in text
 
 

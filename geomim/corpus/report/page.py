@@ -53,7 +53,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   margin: 0 auto; padding: 1rem 1.25rem 4rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 table { border-collapse: collapse; font-size: .92rem; max-width: 100%; }
-section { overflow-x: auto; } a { color: inherit; }
+section { overflow-x: auto; } section:first-of-type p { color: var(--ink); font-size: 1rem; } a { color: inherit; }
 nav ol { columns: 2 14rem; font-size: .92rem; padding-left: 1.4rem; }
 td, th { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   overflow-wrap: break-word; }
