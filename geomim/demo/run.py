@@ -222,16 +222,17 @@ def _corpus(chapter: Chapter, labels: str | None, drawn: Planted | None, tile: i
     """Scenes into a corpus, with sentences where labels tell what they show; the labels, if they can be scored on."""
     group = chapter.group
     console.print(f"\n[bold]{group.name}: scenes into a corpus[/bold] ({len(group.scenes)} scenes)")
-    build(
-        group.scenes,
-        str(chapter.corpus),
-        tile=tile,
-        sensor=group.sensor,
-        bands=group.bands,
-        min_valid=0.9,
-        masks=labels,
-        test_share=0.34 if labels else 0.0,
-    )
+    if not (chapter.corpus / "corpus.json").is_file():  # a finished one may have another condition by now, see below
+        build(
+            group.scenes,
+            str(chapter.corpus),
+            tile=tile,
+            sensor=group.sensor,
+            bands=group.bands,
+            min_valid=0.9,
+            masks=labels,
+            test_share=0.34 if labels else 0.0,
+        )
     if not labels:
         return None
     scorable, chapter.note = _scorable(chapter.corpus)
