@@ -1,45 +1,48 @@
 """`geomim demo`: from scenes to a page, on scenes it draws itself or on the user's own."""
 
-import contextlib
 import dataclasses
 import fnmatch
-import io
 import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from rich.console import Console
 
 from geomim.corpus.build import build
+from geomim.corpus.captions.caption import caption
 from geomim.corpus.changes import decide
 from geomim.corpus.scenes import find_scenes, open_scene
 from geomim.corpus.store import Corpus, write_json
-from geomim.corpus.synthetic import write_scenes
+from geomim.corpus.synthetic import Planted, write_scenes
 from geomim.data.datamodule import TileDataModule
 from geomim.demo.page import write_page
 from geomim.errors import GeomimError, InputError, Interrupted
 from geomim.evaluate.scores import Scores
 from geomim.maps.predict import cluster, predict
+from geomim.maps.query import query
 from geomim.models.export import export
 from geomim.models.weights import read_encoder
 from geomim.pretrain.optimisation import Optimisation
 from geomim.sensors import Sensor, get_sensor
-from geomim.verbs.evaluate import evaluate
+from geomim.verbs.evaluate import Probe, evaluate
+from geomim.verbs.plot import read_figures
 from geomim.verbs.pretrain import Training, train
 from geomim.verbs.watching import Watching
 
 IMAGE = 64
 """Side of the training image in pixels."""
-ENCODER = {"size": "tiny", "depth": 6, "patch_size": 8}
-METHOD = {"decoder_depth": 2, "decoder_width": 96, "decoder_heads": 3}
+ENCODER = {"width": 192, "depth": 4, "heads": 3, "patch_size": 8}
+METHOD = {"decoder_depth": 1, "decoder_width": 96, "decoder_heads": 3}
 BATCH = 64
-BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")
-"""Of the drawn scenes: half of the sensor's, for time."""
-MILESTONES = 4
+LOOKS = 4
+"""How often a run is looked at."""
+PROMPT = "Almost all of the picture is covered by {}."
+"""A sentence as the demo's own captions are, which a text tower of two minutes knows."""
 
 
 @dataclass
@@ -69,25 +72,30 @@ class Chapter:
         group: Its scenes.
         folder: Everything that was written.
         corpus: The corpus.
-        run: The training run: `metrics.csv`, `reconstructions/`, `checkpoints/`.
         note: What was left out for the sake of the scores.
-        scores: Final scores beside their floors; None without labels.
-        curve: Step and scores of the milestones; step 0 is random initialisation.
+        runs: The training run of each recipe: `metrics.csv`, `reconstructions/`, `checkpoints/`; first the one that the
+            rest is made with.
+        scores: Final scores of each run, the first one's beside their floors; none without labels.
         encoder: The exported folder.
         difference: Greatest difference between geomim's and timm's output.
-        maps: Scene, map, and the folder of label rasters where there is one.
+        scene: What is mapped.
+        map: Its map.
+        labels: Folder of label rasters where there is one.
+        found: Raster of where the scene fits the names of the classes, where sentences were learned.
     """
 
     group: Group
     folder: Path
     corpus: Path
-    run: Path
     note: str = ""
-    scores: Scores | None = None
-    curve: list[tuple[int, Scores]] = field(default_factory=list)
-    encoder: Path | None = None
-    difference: float | None = None
-    maps: list[tuple[str, Path, Path | None]] = field(default_factory=list)
+    runs: dict[str, Path] = field(default_factory=dict)
+    scores: list[Scores] = field(default_factory=list)
+    encoder: Path = Path()
+    difference: float = 0.0
+    scene: str = ""
+    map: Path = Path()
+    labels: Path | None = None
+    found: Path | None = None
 
 
 def demo(
@@ -96,16 +104,17 @@ def demo(
     sensor: list[str] | None = None,
     bands: list[str] | None = None,
     out: str = "demo",
-    steps: int = 1500,
+    steps: int = 300,
     tile: int = IMAGE,
     seed: int = 0,
 ) -> Path:
     """Go the whole way once: scenes become a corpus, an encoder, its scores, and a map, on one page to look at.
 
     Without arguments it draws multispectral scenes of mountains, farmland, towns and desert: twelve kinds of land
-    cover, several of which share a spectrum and differ in layout. With --scenes it works on your own rasters, one
-    corpus for each sensor; without --labels their map is a k-means of patch embeddings. Started again, it goes on where
-    it stopped.
+    cover, several of which share a spectrum and differ in layout. Sentences are made of their map, an encoder learns
+    from pictures and sentences (`selective_rils`), and another from pictures alone (`mae`) in the same time. With
+    --scenes it works on your own rasters, one corpus for each sensor; without --labels there are no sentences and no
+    scores, and the map is a k-means of patch embeddings. Started again, it goes on where it stopped.
 
     Args:
         scenes: Rasters or folders of rasters.
@@ -114,7 +123,7 @@ def demo(
             rasters whose path contains TEXT or matches it as a pattern.
         bands: Names of the rasters' bands in file order, if all have the same.
         out: Folder for everything it makes.
-        steps: Training steps, shared between the sensors.
+        steps: Training steps of the first recipe, shared between the sensors; the second one has the same time.
         tile: Edge of a tile in pixels, at least 64.
         seed: Seed of everything random.
 
@@ -129,15 +138,22 @@ def demo(
     start, console, folder = time.monotonic(), Console(stderr=True), Path(out)
     given = {"scenes": scenes, "labels": labels, "sensor": sensor, "bands": bands}
     _claim(folder, given | {"steps": steps, "tile": tile, "seed": seed})
+    drawn = None
     if scenes is None:
         console.print("[bold]Drawing scenes[/bold] of twelve kinds of land cover")
-        drawn = write_scenes(folder / "drawn", bands=BANDS, seed=seed)
+        drawn = write_scenes(folder / "drawn", seed=seed)
         labels = str(drawn.labels[0].parent)
         groups = [Group(drawn.sensor.name, [str(path) for path in drawn.scenes])]
     else:
         groups = group_by_sensor(find_scenes(scenes), sensor or [], bands)
     share = max(1, steps // len(groups))
-    chapters = [_chapter(group, folder / group.name, labels, share, tile, seed, console) for group in groups]
+    chapters = []
+    for group in groups:
+        chapter = Chapter(group, folder / group.name, folder / group.name / "corpus")
+        chapter.labels = _corpus(chapter, labels, drawn, tile, console)
+        _train(chapter, share, seed, console)
+        _results(chapter, console)
+        chapters.append(chapter)
     page = write_page(folder, chapters, time.monotonic() - start)
     _farewell(console, page, chapters, time.monotonic() - start)
     return page
@@ -202,50 +218,79 @@ def _name(sensor: Sensor, taken: Sequence[str]) -> str:
     return name if name not in taken else f"{name}-{sum(other.startswith(name) for other in taken) + 1}"
 
 
-def _chapter(
-    group: Group, folder: Path, labels: str | None, steps: int, tile: int, seed: int, console: Console
-) -> Chapter:
-    """Corpus, encoder, scores, export and map of one group."""
+def _corpus(chapter: Chapter, labels: str | None, drawn: Planted | None, tile: int, console: Console) -> Path | None:
+    """Scenes into a corpus, with sentences where labels tell what they show; the labels, if they can be scored on."""
+    group = chapter.group
     console.print(f"\n[bold]{group.name}: scenes into a corpus[/bold] ({len(group.scenes)} scenes)")
-    corpus = build(
-        group.scenes,
-        str(folder / "corpus"),
-        tile=tile,
-        sensor=group.sensor,
-        bands=group.bands,
-        masks=labels,
-        test_share=0.34 if labels else 0.0,
-    )
-    chapter = Chapter(group, folder, corpus, folder / "run")
-    if labels:
-        scorable, chapter.note = _scorable(corpus)
-        console.print(chapter.note, soft_wrap=True, end="\n" if chapter.note else "")
-        labels = labels if scorable else None
-    console.print(f"\n[bold]{group.name}: the corpus into an encoder[/bold] (SelectiveMAE, {steps} steps)")
-    # gentle crops: scale is part of what tells one texture from another
-    data = TileDataModule(str(corpus), batch_size=BATCH, image_size=IMAGE, workers=0, scale=(0.5, 1.0), seed=seed)
-    try:
-        last = train(
-            data,
-            chapter.run,
-            "selective_mae",
-            METHOD,
-            ENCODER,
-            Optimisation(base_learning_rate=4e-3),
-            Training(steps, precision="32-true", log_every=10, milestones=MILESTONES),
-            seed,
-            resume="last",
-            watch=Watching(every=max(1, steps // 3)),
+    if not (chapter.corpus / "corpus.json").is_file():  # a finished one may have another condition by now, see below
+        build(
+            group.scenes,
+            str(chapter.corpus),
+            tile=tile,
+            sensor=group.sensor,
+            bands=group.bands,
+            min_valid=0.9,
+            masks=labels,
+            test_share=0.34 if labels else 0.0,
         )
-    except Interrupted as stop:
-        raise Interrupted(stop.signal, "stopped while it trained: the same command goes on where it was") from stop
+    if not labels:
+        return None
+    scorable, chapter.note = _scorable(chapter.corpus)
+    if chapter.note:
+        console.print(chapter.note, soft_wrap=True)
+    if scorable and not any(Corpus.open(chapter.corpus).table(["captions"])["captions"].to_pylist()):
+        console.print(f"\n[bold]{group.name}: sentences of the map[/bold]")
+        caption(str(chapter.corpus), of=["cover"], vector=[str(drawn.map), str(drawn.boxes)] if drawn else None)
+    return Path(labels) if scorable else None
+
+
+def _train(chapter: Chapter, steps: int, seed: int, console: Console) -> None:
+    """The corpus into an encoder, and into a second one in the time that the first one took."""
+    corpus, labels = str(chapter.corpus), chapter.labels
+    training = Training(steps, log_every=min(10, steps))
+    for recipe in ["selective_rils", "mae"] if labels else ["mae"]:
+        console.print(f"\n[bold]{chapter.group.name}: the corpus into an encoder[/bold] ({recipe})")
+        # gentle crops: scale is part of what tells one kind of land from another
+        how: dict[str, Any] = {"scale": (0.5, 1.0), "turn": True, "jitter": 0.3, "workers": 0, "seed": seed}
+        if recipe == "selective_rils":
+            how["captions"] = ["landcover"]  # in two minutes few words are learned: those of the land come first
+        data = TileDataModule(corpus, batch_size=BATCH, image_size=IMAGE, **how)
+        run = chapter.runs[recipe] = chapter.folder / recipe
+        watch = Watching(every=max(1, steps // LOOKS), data=corpus if labels else None)
+        model = (recipe, METHOD, ENCODER, Optimisation(base_learning_rate=4e-3), training, seed)
+        try:
+            train(data, run, *model, resume="last", watch=watch)
+        except Interrupted as stop:
+            raise Interrupted(stop.signal, "stopped while it trained: the same command goes on where it was") from stop
+        took = read_figures(run / "metrics.csv", "minutes")["loss"][0][-1]
+        training = dataclasses.replace(training, max_steps=Training.max_steps, minutes=round(float(took), 2))
+
+
+def _results(chapter: Chapter, console: Console) -> None:
+    """The encoder into scores, an export, a map, and an answer to words."""
+    group, folder = chapter.group, chapter.folder
     console.print(f"\n[bold]{group.name}: the encoder into scores and maps[/bold]")
-    if labels:
-        chapter.scores, chapter.curve = _scores(corpus, chapter.run, folder / "evaluation")
-    chapter.encoder = export(str(last), str(folder / "encoder"))
+    checkpoints = {name: str(run / "checkpoints" / "last.ckpt") for name, run in chapter.runs.items()}
+    for name, checkpoint in checkpoints.items() if chapter.labels else ():
+        first, to = not chapter.scores, str(folder / f"scores-{name}")
+        probes: list[Probe] = ["knn", "linear", "efficient"] if first else ["knn", "linear"]
+        chapter.scores.append(evaluate(checkpoint, str(chapter.corpus), to, probes=probes, floors=first))
+    name, last = next(iter(checkpoints.items()))
+    chapter.encoder = export(last, str(folder / "encoder"))
     chapter.difference = _timm_difference(chapter.encoder)
-    chapter.maps = _maps(group, last, folder, Path(labels) if labels else None, corpus)
-    return chapter
+    table = Corpus.open(chapter.corpus).table(["source", "split"]).to_pylist()
+    held_out = sorted({row["source"] for row in table if row["split"] == "test"})
+    chapter.scene = (held_out or group.scenes)[0]
+    maps, told = folder / "maps" / Path(chapter.scene).stem, {"sensor": group.sensor, "bands": group.bands}
+    maps.parent.mkdir(parents=True, exist_ok=True)
+    if not chapter.labels:
+        [chapter.map] = cluster(last, [chapter.scene], f"{maps}_clusters.tif", **told)
+        return
+    [chapter.map] = predict(last, str(folder / f"scores-{name}"), [chapter.scene], f"{maps}_land_cover.tif", **told)
+    words = Corpus.open(chapter.corpus).classes
+    [chapter.found, *_] = query(
+        chapter.scene, last, words, f"{maps}_words.tif", prompt=PROMPT, background=words, overlap=0.5, **told
+    )
 
 
 def _scorable(corpus: Path) -> tuple[bool, str]:
@@ -268,23 +313,6 @@ def _scorable(corpus: Path) -> tuple[bool, str]:
     return True, f"Only held-out scenes show {', '.join(unknown)}: those tiles are left out."
 
 
-def _scores(corpus: Path, run: Path, out: Path) -> tuple[Scores, list[tuple[int, Scores]]]:
-    """Final scores, and a quick look at every milestone before."""
-    curve = []
-    for checkpoint in sorted((run / "checkpoints").glob("step-*.ckpt")):
-        with contextlib.redirect_stdout(io.StringIO()):  # the tables of milestones are drawn as a curve
-            scores = evaluate(
-                str(checkpoint),
-                str(corpus),
-                str(out / checkpoint.stem),
-                probes=["knn", "linear"],
-                seeds=1,
-                floors=False,
-            )
-        curve.append((int(checkpoint.stem.removeprefix("step-")), scores))
-    return evaluate(str(run / "checkpoints" / "last.ckpt"), str(corpus), str(out)), curve
-
-
 def _timm_difference(folder: Path) -> float:
     """Load the export as anyone without geomim would, and compare."""
     theirs = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
@@ -294,29 +322,10 @@ def _timm_difference(folder: Path) -> float:
         return float((theirs.forward_features(images) - ours(images).tokens).abs().max())
 
 
-def _maps(
-    group: Group, checkpoint: Path, folder: Path, labels: Path | None, corpus: Path
-) -> list[tuple[str, Path, Path | None]]:
-    """A map of one scene: of a held-out one by the linear probe, or of the first one by k-means."""
-    (folder / "maps").mkdir(parents=True, exist_ok=True)
-    if labels is None:
-        scene = group.scenes[0]
-        out = folder / "maps" / f"{Path(scene).stem}_clusters.tif"
-        [made] = cluster(str(checkpoint), [scene], str(out), sensor=group.sensor, bands=group.bands)
-        return [(scene, made, None)]
-    table = Corpus.open(corpus).table(["source", "split"]).to_pylist()
-    held_out = sorted({row["source"] for row in table if row["split"] == "test"})
-    scene = held_out[0] if held_out else group.scenes[0]
-    out = folder / "maps" / f"{Path(scene).stem}_land_cover.tif"
-    probe = folder / "evaluation" / "linear.safetensors"
-    [made] = predict(str(checkpoint), str(probe), [scene], str(out), sensor=group.sensor, bands=group.bands)
-    return [(scene, made, labels)]
-
-
 def _farewell(console: Console, page: Path, chapters: Sequence[Chapter], seconds: float) -> None:
     """Where to look, and what to type next."""
     first = chapters[0]
-    checkpoint = first.run / "checkpoints" / "last.ckpt"
+    checkpoint = next(iter(first.runs.values())) / "checkpoints" / "last.ckpt"
     console.print(f"\nDone in {seconds / 60:.1f} minutes. Look at [bold]{page}[/bold]\n\nNext:")
     for line in (
         "geomim demo --scenes MY_RASTERS --out mine     the same on your own scenes",

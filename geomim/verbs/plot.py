@@ -50,7 +50,7 @@ def plot(runs: list[str], out: str = "curves.png", x: Literal["steps", "images",
     """
     folders = list(dict.fromkeys(Path(run).resolve() for run in runs))
     common = os.path.commonpath([folder.parent for folder in folders])
-    opened = {os.path.relpath(folder, common): _read(folder / "metrics.csv", x) for folder in folders}
+    opened = {os.path.relpath(folder, common): read_figures(folder / "metrics.csv", x) for folder in folders}
     panels = _panels(opened)
     down = -(-len(panels) // 3)
     figure = Figure(figsize=(14, 3.1 * down + 0.5), dpi=130, layout="constrained")
@@ -75,7 +75,7 @@ def plot(runs: list[str], out: str = "curves.png", x: Literal["steps", "images",
     return target
 
 
-def _read(path: Path, x: str) -> Run:
+def read_figures(path: Path, x: str) -> Run:
     """The columns of a table over an axis. Rows that do not say how many images were seen lie between those that do."""
     rows = []
     if path.is_file():

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from geomim.cli import main
-from geomim.verbs.plot import _panels, _read, plot
+from geomim.verbs.plot import _panels, plot, read_figures
 
 
 def write_run(folder, rows):
@@ -36,20 +36,21 @@ def test_steps_images_and_minutes_of_training(tmp_path):
     rows = [*figures(steps=2), {"step": 25, "knn": 0.7}, {"step": 30, "loss": 0.1, "images": 1800}]
     rows[-1]["images_per_second"] = 10.0
     path = write_run(tmp_path / "run", rows) / "metrics.csv"
-    assert _read(path, "steps")["knn"][0].tolist() == [20, 25] and _read(path, "steps")["knn"][1].tolist() == [0.5, 0.7]
-    assert _read(path, "images")["loss"][0].tolist() == [600, 1200, 1800]
-    np.testing.assert_allclose(_read(path, "minutes")["loss"][0], [0.1, 0.2, 1.2])
-    np.testing.assert_allclose(_read(path, "minutes")["knn"][0], [0.2, 0.7])
+    knn = read_figures(path, "steps")["knn"]
+    assert knn[0].tolist() == [20, 25] and knn[1].tolist() == [0.5, 0.7]
+    assert read_figures(path, "images")["loss"][0].tolist() == [600, 1200, 1800]
+    np.testing.assert_allclose(read_figures(path, "minutes")["loss"][0], [0.1, 0.2, 1.2])
+    np.testing.assert_allclose(read_figures(path, "minutes")["knn"][0], [0.2, 0.7])
 
 
 def test_panels_hold_what_belongs_together_and_nothing_twice(tmp_path):
-    one = _read(write_run(tmp_path / "one", figures()) / "metrics.csv", "steps")
+    one = read_figures(write_run(tmp_path / "one", figures()) / "metrics.csv", "steps")
     panels = _panels({"one": one})
     assert "reconstruction" not in panels  # it is the loss
     assert list(panels["kNN accuracy"]) == ["knn", "knn/random", "knn/pixels"]
     assert list(panels["cosine of two patches: reconstruction"].values()) == ["predictions", "targets"]
     rows = [row | {"latent": 0.1, "grad_norm": 1.0} for row in figures()]
-    other = _read(write_run(tmp_path / "other", rows) / "metrics.csv", "steps")
+    other = read_figures(write_run(tmp_path / "other", rows) / "metrics.csv", "steps")
     assert {"latent", "grad norm"} <= set(_panels({"one": one, "other": other}))
 
 

@@ -115,7 +115,7 @@ def gather(corpus: Corpus) -> Facts:
     facts = Facts()
     keepers: list[np.ndarray] = []
     last = None
-    columns = [*_COLUMNS, "non_commercial", "low_information", *_SAID]
+    columns = [*_COLUMNS, "non_commercial", "low_information", "valid_fraction", *_SAID]
     for batch in corpus.rows().to_batches(columns=columns, batch_size=_ROWS):
         if not len(batch):
             continue

@@ -71,7 +71,7 @@ class Gallery:
         """A sheet of kept tiles for every size."""
         sheets = []
         for size in self._corpus.sizes:
-            rows = self._facts.sample.get(size, [])
+            rows = sorted(self._facts.sample.get(size, []), key=lambda row: -(row["valid_fraction"] or 0))
             rows = sorted(rows[: max(8, min(48, _SHEET // size**2))], key=lambda row: row["id"])
             if not rows:
                 continue
@@ -89,7 +89,8 @@ class Gallery:
         keepers = rows_of(self._corpus, (row["duplicate_of"] for row in every if row["duplicate_of"] is not None))
         turns = self._turns([*(row["id"] for row in every), *keepers])
         sections = []
-        for kind, count in as_funnel(self._facts.tiles, self._facts.kinds).items():
+        counts = as_funnel(self._facts.tiles, self._facts.kinds).items()
+        for kind, count in sorted(counts, key=lambda one: "valid" in one[0]):  # what is mostly empty comes last
             rows = examples.get(kind, [])
             if not rows:
                 continue

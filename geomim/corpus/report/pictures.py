@@ -41,10 +41,23 @@ def display_limits(tiles: np.ndarray, valid: np.ndarray) -> np.ndarray:
     Returns:
         `(C, 2)` lowest and highest number of each band.
     """
-    pooled = tiles.transpose(1, 0, 2, 3)[:, valid]  # (C, pixels)
-    low, quarter, middle, three_quarters, high = np.nanpercentile(pooled, [1, 25, 50, 75, 99], axis=1)
-    reach = 3 * (three_quarters - quarter)
-    return np.stack([np.maximum(low, middle - reach), np.minimum(high, middle + reach)], 1)
+    return np.array([_stretch(band[np.isfinite(band)]) for band in tiles.transpose(1, 0, 2, 3)[:, valid]])
+
+
+def _stretch(values: np.ndarray) -> tuple[float, float]:
+    """Limits of one band's `values (n,)`, in which neither much water nor some cloud drowns the land.
+
+    No narrow range of values counts for more than a fiftieth, so that land is seen beside a large lake.
+    """
+    if not len(values):
+        return 0.0, 1.0
+    first, last = np.percentile(values, [0.1, 99.9])
+    counts, edges = np.histogram(values, 256, (first, max(last, first + 1e-12)))
+    weight = np.cumsum(np.minimum(counts, max(1, len(values) // 50)))
+    shares = np.array([0.01, 0.25, 0.5, 0.75, 0.99]) * weight[-1]
+    low, quarter, middle, three_quarters, high = np.interp(shares, np.r_[0, weight], edges)
+    reach = 2 * (three_quarters - quarter)
+    return max(low, middle - reach), min(high, middle + reach)
 
 
 def composite(
@@ -56,7 +69,7 @@ def composite(
         tile: `(C, H, W)`, bands in the sensor's order.
         sensor: Says which bands are red, green and blue.
         valid: `(H, W)` bool; other pixels are grey. All valid where None.
-        limits: `(C, 2)` numbers shown as black and full colour; the 2nd and 98th percentile of the tile where None.
+        limits: `(C, 2)` numbers shown as black and full colour; those that suit the tile where None.
 
     Returns:
         `(H, W, 3)` uint8.
@@ -67,7 +80,7 @@ def composite(
         return shown
     for channel, band in enumerate(display_bands(sensor)):
         values = tile[band].astype(np.float64)
-        low, high = np.percentile(values[valid], [2, 98]) if limits is None else limits[band]
+        low, high = _stretch(values[valid]) if limits is None else limits[band]
         scaled = np.clip((np.where(valid, values, low) - low) / max(high - low, 1e-12), 0, 1)
         shown[..., channel] = np.where(valid, np.round(255 * scaled), _NO_DATA)
     return shown

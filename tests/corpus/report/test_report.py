@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from geomim.corpus.build import build
-from geomim.corpus.report.pictures import composite, contact_sheet, display_bands
+from geomim.corpus.report.page import html_page
+from geomim.corpus.report.pictures import composite, contact_sheet, display_bands, display_limits
 from geomim.corpus.report.report import funnel, kind_of, write_report
 from geomim.corpus.store import Corpus
 from geomim.corpus.synthetic import write_scenes
@@ -22,6 +23,27 @@ def test_composite_takes_bands_by_name():
     assert shown.shape == (8, 8, 3) and shown.dtype == np.uint8
     assert shown[..., 0].max() == 255 and shown[0, 1, 0] == 0 and (shown[0, 0] == 96).all()
     assert (composite(np.full((3, 4, 4), np.nan), get_sensor("rgb")) == 96).all()
+
+
+@pytest.mark.parametrize(("water", "cloud"), [(0.9, 0.0), (0.0, 0.06), (0.5, 0.03)])
+def test_land_is_seen_beside_much_water_and_some_cloud(water, cloud):
+    rng = np.random.default_rng(0)
+    kind = rng.choice(3, (120, 120), p=[water, 1 - water - cloud, cloud])
+    numbers = [rng.normal(300, 8, kind.shape), rng.normal(1500, 300, kind.shape), rng.normal(7000, 900, kind.shape)]
+    tile = np.choose(kind, numbers)[None].repeat(3, 0)
+    for limits in (None, display_limits(tile[None], np.ones((1, *kind.shape), bool))):
+        shown = composite(tile, get_sensor("rgb"), limits=limits)
+        land = shown[kind == 1].astype(float)
+        assert (land > 254).mean() < 0.05 and (land < 1).mean() < 0.05
+        assert land.std() > 20  # it is no flat grey, as between water and cloud it would be
+
+
+def test_a_long_page_has_contents_that_lead_to_its_sections():
+    page = html_page("A & B", [("One <1>", "x"), ("Two", "y"), ("Empty", ""), ("Three", "z"), ("Four", "z")])
+    links = re.findall(r'<a href="#(.*?)">(.*?)</a>', page)
+    assert [name for _, name in links] == ["One &lt;1&gt;", "Two", "Three", "Four"]
+    assert all(f'<section id="{target}"><h2>{name}</h2>' in page for target, name in links)
+    assert "<nav>" not in html_page("Short", [("One", "x")])
 
 
 def test_contact_sheet_places_pictures_in_rows():
