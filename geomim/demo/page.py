@@ -350,7 +350,7 @@ def _verdict(scores: Sequence[Scores]) -> list[str]:
         assert own[0].correct is not None and other.correct is not None
         p = mcnemar(own[0].correct, other.correct)
         more = own[0].accuracy > other.accuracy
-        word = "no difference is shown" if p >= LEVEL else "it is ahead" if more else "it is behind"
+        word = "no difference is shown" if p >= LEVEL else f"{own[0].encoder} is {'ahead' if more else 'behind'}"
         said.append(f"{other.encoder}, which had the same time and no sentences, has {other.accuracy:.0%}: {word}.")
     return [*said, *(f"{one}." for one in first.warnings())]
 

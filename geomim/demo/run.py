@@ -104,7 +104,7 @@ def demo(
     sensor: list[str] | None = None,
     bands: list[str] | None = None,
     out: str = "demo",
-    steps: int = 300,
+    steps: int = 400,
     tile: int = IMAGE,
     seed: int = 0,
 ) -> Path:
