@@ -84,19 +84,32 @@ def write_cog(source: Path, path: Path, resampling: str) -> None:
         rasterio.shutil.copy(source, part, driver="COG", **options)
 
 
+LAND = {
+    "water": (0, 100, 200), "river": (70, 150, 230), "wetland": (0, 150, 160), "mangrove": (0, 207, 117),
+    "snow": (240, 240, 240), "woodland": (110, 160, 60), "forest": (0, 100, 0), "tree": (30, 120, 40),
+    "orchard": (150, 190, 40), "shrub": (255, 187, 34), "crop": (240, 150, 255), "meadow": (220, 230, 90),
+    "grass": (255, 255, 76), "settlement": (250, 0, 0), "built": (220, 40, 40), "urban": (200, 60, 60),
+    "rock": (120, 120, 120), "dune": (235, 205, 140), "sand": (235, 205, 140), "bare": (180, 140, 110),
+}  # fmt: skip
+"""Colours of land cover by a word of a class's name, most of them ESA WorldCover's; the first word found counts."""
+
+
 def name_classes(raster: rasterio.io.DatasetWriter, names: Sequence[str]) -> None:
     """Give a map of classes its colours and, as tags, its names."""
-    raster.write_colormap(1, _colours(len(names)))
+    raster.write_colormap(1, colours_of(names))
     raster.update_tags(1, **{f"CLASS_{index}": name for index, name in enumerate(names)})
 
 
-def _colours(count: int) -> dict[int, tuple[int, int, int, int]]:
-    """Well separated colours: hues a golden angle apart, in three shades."""
-    colours = {}
-    for index in range(count):
+def colours_of(names: Sequence[str]) -> dict[int, tuple[int, int, int, int]]:
+    """Colours of class ids: those that land cover is known by, once each; of other names hues a golden angle apart."""
+    colours: dict[int, tuple[int, int, int, int]] = {}
+    left = dict(LAND)
+    for index, name in enumerate(names):
+        word = next((word for word in left if word in name.lower()), None)
         hue, shade = index * 0.618034 % 1, (0.85, 0.6, 0.95)[index // 3 % 3]
-        red, green, blue = colorsys.hsv_to_rgb(hue, 0.75 if index % 2 == 0 else 0.5, shade)
-        colours[index] = (round(255 * red), round(255 * green), round(255 * blue), 255)
+        free = [round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75 if index % 2 == 0 else 0.5, shade)]
+        red, green, blue = left.pop(word) if word else free
+        colours[index] = (red, green, blue, 255)
     return colours | {NODATA: (0, 0, 0, 0)}
 
 
