@@ -61,17 +61,16 @@ def verify(corpus: str, sources: bool = False) -> None:
         raise CorpusError(f"'{corpus}' is in a remote store: verify the folder that was published there")
     head, lines = read_lock(corpus)
     _check_belongs(opened, head)
-    found, console = _Findings(), Console(stderr=True, markup=False, highlight=False)
+    found, console, also = _Findings(), Console(stderr=True, markup=False, highlight=False), ""
     with Progress(console=console, transient=True) as progress:
         _verify_rows(opened, lines, found)
         tables = _verify_tables(opened, found)
         _verify_tiles(opened, found, progress, tables)
         if sources:
             _verify_sources(head, read_lock(corpus)[1], found, progress)
-            _verify_sentences(head, found)
+            also = f", {head['sources']:,} sources{_verify_sentences(head, found)}"
     if found.counts:
         raise CorpusError(f"'{corpus}' is not what its lock says: {found}")
-    also = f", {head['sources']:,} sources" if sources else ""
     Console(markup=False, highlight=False).print(
         f"'{corpus}' is what its lock says: {head['tiles']:,} tiles{also}", soft_wrap=True
     )
@@ -182,19 +181,34 @@ def _verify_sources(head: dict[str, Any], lines: Iterator[Locked], found: _Findi
             found.say("sources", f"source '{line.uri}' was changed")
 
 
-def _verify_sentences(head: dict[str, Any], found: _Findings) -> None:
-    """Hash the files again that sentences come from: those that were asked for last, of each origin."""
-    from geomim.corpus.captions.files import files_asked, stated
+def _verify_sentences(head: dict[str, Any], found: _Findings, again: bool = False) -> str:
+    """Hash the files again that sentences come from, by the last call of `caption` for each origin.
 
-    asked: dict[str, list[str]] = {}
-    for change in head.get("changes") or []:
-        asked |= files_asked(change["asked"]) if change["verb"] == "caption" else {}
-    for origin, known in (head.get("sentences") or {}).items():
-        for file, one in zip(asked.get(origin, ()), known, strict=False):
-            now = stated(origin, file, None)["xxh3"]
-            if one["xxh3"] not in (None, now):
-                what = "vanished" if now is None else "was changed"
-                found.say("files of sentences", f"'{file}', which sentences of {origin} come from, {what}")
+    Args:
+        head: Of the lock.
+        found: What differs.
+        again: The files of earlier calls must be there, too, as all calls are done again.
+
+    Returns:
+        How many were hashed, in words; "" where the lock states none.
+    """
+    from geomim.corpus.captions.files import became, files_asked, hash_of
+
+    calls = [files_asked(change["asked"]) for change in head.get("changes") or [] if change["verb"] == "caption"]
+    told = head.get("sentences") or {}
+    last = {origin: files for call in calls for origin, files in call.items()}
+    pairs = [(name, *pair) for name in last for pair in zip(last[name], told.get(name, ()), strict=False)]
+    known = [one for one in pairs if hash_of(one[2])]
+    if again:
+        every = dict.fromkeys((name, file) for call in calls for name, files in call.items() for file in files)
+        known += [(*one, {}) for one in every if one not in [(name, file) for name, file, _ in known]]
+    for origin, file, one in known:
+        if what := became(origin, file, one):
+            found.say("files of sentences", f"'{file}', which sentences of {origin} come from, {what}")
+    number = sum(len(one) > 2 for files in told.values() for one in files)  # those of the tiles themselves have no hash
+    if len(known) >= number:
+        return f", {number:,} files of sentences" if number else ""
+    return f", {len(known):,} of {number:,} files of sentences (of the others the lock has no path or no hash)"
 
 
 def rebuild(lock: str, out: str, workers: int | None = None, cluster: str | None = None) -> Path:
@@ -224,7 +238,7 @@ def rebuild(lock: str, out: str, workers: int | None = None, cluster: str | None
     _check_again(lock, head)
     with Progress(console=console, transient=True) as progress:
         _verify_sources(head, lines, found, progress)
-        _verify_sentences(head, found)
+        _verify_sentences(head, found, again=True)
     if found.counts:
         raise CorpusError(f"'{lock}' cannot be rebuilt: {found}")
     recipe = {"edge": "pad", "allow_unmatched": True} | head.get("built", head["recipe"])  # as older builds had it

@@ -230,8 +230,9 @@ class TileDataModule(pl.LightningDataModule):
         return [
             f"pruning: a tile whose last loss lies below the mean is left out of an epoch with probability {share:g}, "
             f"and weighs {1 / (1 - share):.3g} where it stays; none is in the first epoch, nor after {END:.1%} of "
-            "training. Epochs are shorter and steps hold harder tiles, so figures a step or an epoch mean something "
-            "else than without. 'images' counts what is seen, 'images_skipped' what is left out"
+            "training. A term of the loss that begins late makes all losses be forgotten. Epochs are shorter and steps "
+            "hold harder tiles, so figures a step or an epoch mean something else than without. 'images' counts what "
+            "is seen, 'images_skipped' what is left out"
         ]
 
     def train_dataloader(self) -> Steps:

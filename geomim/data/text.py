@@ -113,8 +113,8 @@ class Sentences:
             for number, tile, sentence, origin in _read(tiles):
                 known.update({one["values"]: one["counts"] for one in pc.value_counts(origin).to_pylist()})
                 taken = _taken(origin, origins, moved)
-                own.update(origin.filter(taken).unique().to_pylist())
                 words = _distinct(sentence.filter(taken))
+                own.update(origin.filter(taken).filter(words.is_valid()).unique().to_pylist())
                 tile = tile.filter(taken).filter(words.is_valid())
                 counts.append(np.bincount(tile.to_numpy(), minlength=number))
                 pieces.append(words.drop_null())

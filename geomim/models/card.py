@@ -116,7 +116,7 @@ def _sentences(joint: Facts, said: Iterable[str]) -> str:
 
 def _of_sentences(files: Iterable[Facts]) -> str:
     """Licences of the sentences that were learned from, with their origins and files."""
-    lines = [f"`{one['origin']}`, of {one['file']}: {one['licence']}" for one in files]
+    lines = [f"`{one['origin']}` ({one['file']}): {one['licence']}" for one in files]
     return "\n\nOf the sentences:" + ("\n\n" + _list(lines) if lines else " unknown.")
 
 

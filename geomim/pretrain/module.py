@@ -79,7 +79,8 @@ class PretrainModule(pl.LightningModule):
         latest: The figures logged last.
         history: What resumed runs changed: `step`, and `changed` with `[old, new]` by name.
         provenance: What else a checkpoint says of where it comes from, as plain values: `code`, `config`, `corpora`,
-            and `evaluation`, the scores seen last.
+            `evaluation`, the scores seen last, and of a recipe with sentences `sentences`, what is said of them, and
+            `sentence_files`, with their licences.
         pruning: The data module's; None where nothing is pruned.
         rehearsed: The share of training that steps stand for which will be forgotten; None where they count.
     """

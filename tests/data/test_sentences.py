@@ -8,6 +8,7 @@ import torch
 from tiny_corpus import write_corpus
 from tiny_recipes import TEXT as TEXT_TOWER
 
+from geomim.corpus.captions.origins import OF_TILES
 from geomim.corpus.store import Corpus
 from geomim.data.datamodule import TileDataModule
 from geomim.data.sampler import PositionBatches
@@ -122,13 +123,18 @@ def test_files_and_licences_are_those_of_what_is_taken(tmp_path):
     file, meta = tmp_path / "a" / "corpus.json", json.loads((tmp_path / "a" / "corpus.json").read_text())
     stated = {"file": "roads.gpkg", "xxh3": "1f", "licence": "ODbL-1.0"}
     file.write_text(json.dumps(meta | {"sentences": {"vector": [stated]}}))
-    tiles, lost = ("tiles", "that of the tiles"), ("a file that is not stated", "unknown")
+    tiles, lost = tuple(OF_TILES.values()), ("a file that is not stated", "unknown")
     found = [tuple(one.values()) for one in module(paths).sentences.files]
     mine = ("mine", *lost)
     assert found == [("human", *tiles), mine, ("vector", "roads.gpkg", "ODbL-1.0"), ("vector", *lost)]
     assert [one["origin"] for one in module(paths, captions=["mine"]).sentences.files] == ["mine"]
     placed = module(paths, captions=["b2c-placed"], flip="none").sentences.files
-    assert placed == [{"origin": "b2c-placed", "file": "tiles", "licence": "that of the tiles"}]
+    assert placed == [{"origin": "b2c-placed", **OF_TILES}]
+
+
+def test_an_origin_whose_sentences_are_blank_has_no_file(tmp_path):
+    path = captioned(tmp_path / "c", [["a river", " \n", ""]] * 24, [["human", "mine", "b2c"]] * 24)
+    assert module([path]).sentences.files == [{"origin": "human", **OF_TILES}]
 
 
 def test_equal_sentences_are_one_row_and_one_key_in_all_corpora(tmp_path):
@@ -347,7 +353,7 @@ def test_of_two_dates_the_sentence_is_that_of_the_image(tmp_path):
 
 def test_tiles_that_are_left_out_by_pruning_change_no_sentence(corpus):
     made = module(corpus)
-    made.prune(0.5)
+    assert "all losses be forgotten" in made.prune(0.5)[0]
     made.pruning.losses = torch.arange(18.0)
     stream = made.pruning.begin(1, 10, 6)[0]
     loader = made.train_dataloader()

@@ -86,14 +86,14 @@ def test_sentences_and_their_origins_are_said():
     joint = {"joint": {"text": text, "pool": "class", "width": 48, "temperature": 0.07}}
     said = ["9 different sentences are learned from; by origin there are 7 b2c, 12 human"]
     files = [{"origin": "vector", "file": "roads.gpkg", "licence": "ODbL-1.0"},
-             {"origin": "b2c", "file": "tiles", "licence": "that of the tiles"}]  # fmt: skip
+             {"origin": "b2c", "file": "came with the imagery", "licence": "the imagery's licence"}]  # fmt: skip
     made = PROVENANCE | {"sentences": said, "sentence_files": files}
     told = sections(loaded(details={**DETAILS, **joint, "provenance": made}).entry)
     words = told["Sentences"]
     assert "(their class token)" in words and "dim 24, width 32, layers 2" in words and f"- {said[0]}" in words
     assert told["Licences"].startswith("Of the imagery: public domain.")
     assert told["Licences"].endswith(
-        "Of the sentences:\n\n- `vector`, of roads.gpkg: ODbL-1.0\n- `b2c`, of tiles: that of the tiles"
+        "Of the sentences:\n\n- `vector` (roads.gpkg): ODbL-1.0\n- `b2c` (came with the imagery): the imagery's licence"
     )
     older = sections(loaded(details=DETAILS | joint).entry)
     assert "whose origins" not in older["Sentences"] and older["Licences"].endswith("Of the sentences: unknown.")

@@ -102,7 +102,7 @@ def test_an_export_says_what_it_learned_from_and_answers_alike(here: nn.Module) 
         "'weights': 'remoteclip:clip.pt'",
         "dim 16, context_length 16",
         "by origin there are 48 human",
-        "- `human`, of people.json: CC-BY-NC-4.0\n- `human`, of tiles: that of the tiles\n",
+        "- `human` (people.json): CC-BY-NC-4.0\n- `human` (came with the imagery): the imagery's licence\n",
     ):
         assert words in card
     whole, ours = open_image_text("runs/run/checkpoints/last.ckpt"), open_image_text("out")

@@ -125,7 +125,7 @@ def _check_arguments(
     if job.column and not (job.vector or imported):
         raise InputError("--column goes with --vector or --imported")
     if licence and not (job.vector or job.landcover or imported):
-        raise InputError("--licence goes with --vector, --landcover or --imported: of others it is that of the tiles")
+        raise InputError("--licence goes with --vector, --landcover or --imported: of others it is the imagery's")
     if licence and job.vector and job.landcover:
         raise InputError("--licence is of one publisher's files: run --vector and --landcover apart, each with its own")
     if job.names and not job.origins - {"index"}:

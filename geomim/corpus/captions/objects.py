@@ -70,7 +70,8 @@ def called(classes: list[str | None], names: Mapping[str, str | None]) -> list[N
         given = plain_class(name or "")
         plain = spelled(given)
         nothing = plain in NOTHING or plain.split(" ")[0] in ("no", "non", "not")
-        called_so = names.get(name or "", words.get(plain, None if nothing else given))
+        other = words.get(plain, None if nothing else given)
+        called_so = names.get(name or "", words.get(spelled(name or ""), other))
         found.append(noun(called_so) if called_so is not None else None)
     return found
 

@@ -7,12 +7,12 @@ from typing import Any
 
 ORIGINS = ("human", "b2c", "m2b", "landcover", "index", "vector", "b2c-placed", "m2b-placed")
 """Origins that sentences of a file cannot have."""
-OF_TILES = {"file": "tiles", "licence": "that of the tiles"}
+OF_TILES = {"file": "came with the imagery", "licence": "the imagery's licence"}
 _UNKNOWN = {"file": "a file that is not stated", "licence": "unknown"}
 
 
 def files_of(meta: Mapping[str, Any], origin: str) -> list[dict[str, Any]]:
-    """`file` and `licence` of what the sentences of an origin come from; those of layers and maps also have `xxh3`.
+    """`file` and `licence` of what the sentences of an origin come from; those of files also have their hash.
 
     Args:
         meta: All of a `corpus.json`. What it states no file of came of tiles, their labels or bands; sentences of

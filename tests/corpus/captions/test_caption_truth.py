@@ -184,6 +184,7 @@ def test_classes_are_called_as_the_user_says():
     assert words(["Truncated_airplane", "Airplane", None]) == ["airplane", "airplane", "object"]
     assert words(["Truncated_airplane", "Airplane"], {"Airplane": "plane"}) == ["plane", "plane"]
     assert words(["Truncated_airplane", "Airplane"], {"Truncated_airplane": None}) == [None, "airplane"]
+    assert words(["Truncated_airplane", "Airplane"], {"truncated airplane": "plane"}) == ["plane", "airplane"]
     assert words(["background", "no-change", "Non_building", "other", "northern road"], {"other": "thing"}) == [
         None, None, None, "thing", "northern road"]  # fmt: skip
 

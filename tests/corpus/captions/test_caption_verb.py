@@ -21,6 +21,7 @@ from rasterio.transform import from_origin
 from geomim.cli import main
 from geomim.corpus.build import build
 from geomim.corpus.captions.caption import caption
+from geomim.corpus.captions.files import became, stated
 from geomim.corpus.combine import filter as choose
 from geomim.corpus.combine import merge
 from geomim.corpus.lock import file_hash, read_lock
@@ -289,12 +290,14 @@ def test_files_of_sentences_are_stated_with_their_licence(corpus, scenes, tmp_pa
     caption(corpus, of=["cover"])
     caption(corpus, imported=str(tmp_path / "mine.csv"))
     layer, table = (file_hash(file) for file in (scenes / "map.gpkg", tmp_path / "mine.csv"))
-    told = {"vector": [{"file": "map.gpkg", "xxh3": layer, "licence": "ODbL-1.0"}],
-            "mine": [{"file": "mine.csv", "xxh3": table, "licence": "unknown"}]}  # fmt: skip
+    told = {"vector": [{"file": "map.gpkg", "xxh3_parts": layer, "licence": "ODbL-1.0"}],
+            "mine": [{"file": "mine.csv", "xxh3_parts": table, "licence": "unknown"}]}  # fmt: skip
     assert read_lock(corpus)[0]["sentences"] == Corpus.open(corpus).meta["sentences"] == told
     page = write_report(corpus).read_text()
     assert re.search(r"<td>vector</td><td>\d+</td><td>map.gpkg</td><td>ODbL-1.0</td>", page)
-    assert re.search(r"<td>landcover</td><td>\d+</td><td>tiles</td><td>that of the tiles</td>", page)
+    assert re.search(
+        r"<td>landcover</td><td>\d+</td><td>came with the imagery</td><td>the imagery.+s licence</td>", page
+    )
     part, rest = (choose(corpus, f"row {sign} 64", str(tmp_path / name)) for name, sign in (("a", "<="), ("b", ">")))
     caption(str(rest), vector=[str(scenes / "map.gpkg")])
     both = told | {"vector": [told["vector"][0], told["vector"][0] | {"licence": "unknown"}]}
@@ -303,12 +306,12 @@ def test_files_of_sentences_are_stated_with_their_licence(corpus, scenes, tmp_pa
     caption(str(rest), of=["cover"])
     caption(str(part), landcover=str(scenes / "masks" / "s0.tif"), licence="CC0-1.0")
     kinds = Corpus.open(merge([str(part), str(rest)], str(tmp_path / "n"))).meta["sentences"]["landcover"]
-    assert [one["licence"] for one in kinds] == ["CC0-1.0", "that of the tiles"]  # one of a map, one of masks
+    assert [one["licence"] for one in kinds] == ["CC0-1.0", "the imagery's licence"]  # one of a map, one of masks
     caption(corpus, drop=["vector", "mine"])
     assert not Corpus.open(corpus).meta["sentences"]
 
 
-def test_a_file_of_sentences_that_was_changed_is_named(corpus, scenes, tmp_path):
+def test_a_file_of_sentences_that_was_changed_is_named(corpus, scenes, tmp_path, capsys):
     for file in ("map.gpkg", "masks/s0.tif", "masks/classes.json"):
         shutil.copy(scenes / file, tmp_path)
     shape, cover, table = (str(tmp_path / name) for name in ("map.shp", "s0.tif", "mine.csv"))
@@ -319,6 +322,7 @@ def test_a_file_of_sentences_that_was_changed_is_named(corpus, scenes, tmp_path)
         caption(corpus, **given)
     (tmp_path / "map.gpkg").unlink()  # what it said is replaced
     verify(corpus, sources=True)
+    assert ", 3 files of sentences\n" in capsys.readouterr().out
     data = (tmp_path / "map.dbf").read_bytes()
     (tmp_path / "map.dbf").write_bytes(data.replace(b"farmland", b"orchards"))
     (tmp_path / "classes.json").write_text(json.dumps({"0": "forest", "1": "lake"}))
@@ -330,7 +334,53 @@ def test_a_file_of_sentences_that_was_changed_is_named(corpus, scenes, tmp_path)
                      f"'{cover}', which sentences of landcover come from, was changed",
                      f"'{table}', which sentences of mine come from, vanished"):  # fmt: skip
             assert what in str(error.value)
+    assert "map.gpkg', which sentences of vector come from, vanished" in str(error.value)  # it is asked again
     assert not (tmp_path / "again.part").exists()
+
+
+def test_files_of_sentences_that_a_lock_gives_no_path_of_are_counted(corpus, scenes, tmp_path, capsys):
+    caption(corpus, vector=[str(scenes / "map.gpkg")])
+    caption(corpus, of=["cover"])
+    part = str(choose(corpus, "row <= 64", str(tmp_path / "a")))
+    verify(part, sources=True)
+    assert "0 of 1 files of sentences (of the others the lock has no path or no hash)" in capsys.readouterr().out
+    caption(part, landcover=str(scenes / "masks" / "s0.tif"))
+    verify(part, sources=True)
+    assert "1 of 2 files of sentences" in capsys.readouterr().out
+
+
+def test_older_locks_have_the_hash_of_the_file_alone(scenes, tmp_path):
+    cover = str(shutil.copy(scenes / "masks" / "s0.tif", tmp_path))
+    known = {"file": "s0.tif", "xxh3": file_hash(cover), "licence": "unknown"}
+    (tmp_path / "classes.json").write_text("{}")
+    assert not became("landcover", cover, known)
+    Path(cover).write_bytes(b"other")
+    assert became("landcover", cover, known) == "was changed"
+
+
+@pytest.mark.parametrize(("origin", "file", "beside"), [
+    ("vector", "map.TAB", "map.DAT"), ("vector", "map.mif", "map.mid"), ("landcover", "map.tif", "map.tfw"),
+    ("landcover", "map.jpeg", "map.jgw"), ("landcover", "map.png", "map.wld"), ("landcover", "map.img", "map.hdr"),
+])  # fmt: skip
+def test_a_file_of_sentences_has_parts(tmp_path, origin, file, beside):
+    for name in (file, beside, "map.v2.dat", "map.tif.aux.xml"):
+        (tmp_path / name).write_text("is")
+    known, path = stated(origin, str(tmp_path / file), None), str(tmp_path / file)
+    for name in ("map.v2.dat", "map.tif.aux.xml"):
+        (tmp_path / name).write_text("other")
+    assert not became(origin, path, known)
+    (tmp_path / beside).write_text("other")
+    assert became(origin, path, known) == "was changed"
+
+
+def test_locks_in_an_open_folder_say_nothing(tmp_path):
+    (tmp_path / "map.gdb").mkdir()
+    (tmp_path / "map.gdb" / "a.gdbtable").write_text("is")
+    known, path = stated("vector", str(tmp_path / "map.gdb"), None), str(tmp_path / "map.gdb")
+    (tmp_path / "map.gdb" / "a.sr.lock").touch()
+    assert not became("vector", path, known)
+    (tmp_path / "map.gdb" / "a.gdbtable").write_text("other")
+    assert became("vector", path, known) == "was changed"
 
 
 def test_labels_that_fit_no_tile_are_named(corpus, tmp_path, capsys):
