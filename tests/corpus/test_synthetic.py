@@ -16,7 +16,7 @@ from geomim.corpus.captions.caption import caption
 from geomim.corpus.scenes import find_scenes, open_scene
 from geomim.corpus.slicing import Grid, slice_scene
 from geomim.corpus.store import Corpus
-from geomim.corpus.synthetic import CHANGES, CLASSES, write_scenes
+from geomim.corpus.synthetic import CHANGES, CLASSES, light, write_scenes
 from geomim.corpus.synthetic.cover import Cover
 from geomim.corpus.synthetic.drafts import Draft, plant
 from geomim.corpus.synthetic.files import placed, transform_of, write_map, write_scene
@@ -337,6 +337,15 @@ def test_shadows_do_not_come_from_the_opposite_border():
     tower[40:60, :3] = 9
     flat, tall = picture(), picture(tower)
     assert (tall != flat)[:, :, :20].any() and np.array_equal(tall[:, :, 64:], flat[:, :, 64:])
+
+
+def test_nor_do_shadows_of_clouds(monkeypatch):
+    clear = np.zeros((128, 128), np.float32)
+    cloud = clear + (np.arange(128) < 8)
+    flat, clouded = (
+        (monkeypatch.setattr(light, "_clouds", lambda *_, sky=sky: sky), picture())[1] for sky in (clear, cloud)
+    )
+    assert (clouded != flat)[:, :, :8].any() and np.array_equal(clouded[:, :, 32:], flat[:, :, 32:])
 
 
 def test_an_empty_map_is_a_map_and_settings_stay(tmp_path):

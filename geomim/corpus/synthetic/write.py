@@ -40,7 +40,7 @@ class Planted:
 
     Attributes:
         sensor: Bands of the scenes in file order.
-        scenes: Rasters, in one folder that holds nothing else.
+        scenes: Rasters, in one folder without others.
         labels: Label raster of each scene, same grid: ids of `classes`.
         boxes: GeoJSON in OGC:CRS84 of objects; properties `source`, `class`, `x1`, `y1`, `x2`, `y2` in pixels.
         map: GeoPackage of parcels, lakes, rivers and roads; columns `class` and `source`.
@@ -90,7 +90,7 @@ def write_scenes(
             flood, and what changed into `changes/`.
 
     Raises:
-        InputError: `scenes` or `size` is out of range, or the folder holds rasters of another set.
+        InputError: `scenes` or `size` is out of range, or the folder holds rasters that these would not replace.
         BandError: A band is none of Sentinel-2.
     """
     if scenes < 1 or size < 256 or size % 64:
