@@ -3,17 +3,28 @@ import json
 
 import geopandas
 import numpy as np
+import pyogrio
 import pytest
 import rasterio
 import rasterio.features
+import shapely
+from affine import Affine
+from scipy import ndimage
 
 from geomim.corpus.build import build
 from geomim.corpus.captions.caption import caption
 from geomim.corpus.scenes import find_scenes, open_scene
 from geomim.corpus.slicing import Grid, slice_scene
 from geomim.corpus.store import Corpus
-from geomim.corpus.synthetic import CHANGES, CLASSES, write_scenes
+from geomim.corpus.synthetic import CHANGES, CLASSES, light, write_scenes
+from geomim.corpus.synthetic.cover import Cover
+from geomim.corpus.synthetic.drafts import Draft, plant
+from geomim.corpus.synthetic.files import placed, transform_of, write_map, write_scene
+from geomim.corpus.synthetic.land import ID, burn, draw_land
+from geomim.corpus.synthetic.light import Look, expose
+from geomim.corpus.synthetic.spectra import BANDS, CLOUD
 from geomim.errors import BandError, InputError
+from geomim.sensors import SENSORS
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +85,7 @@ def test_labels_hold_every_kind_with_names_and_colours(planted):
 
 def test_boxes_hold_objects_that_can_be_seen(planted):
     boxes = json.loads(planted.boxes.read_text())["features"]
-    assert {box["properties"]["class"] for box in boxes} == {"house", "hall", "ship", "storage tank"}
+    assert {box["properties"]["class"] for box in boxes} == {"house", "warehouse", "ship", "storage tank"}
     pictures, bright = {}, []
     for path in planted.scenes:
         with open_scene(path) as scene, rasterio.open(path) as raster:
@@ -188,17 +199,19 @@ def test_two_dates_show_what_changed(dated):
     )
     assert not changes[0][(before[0] == 0) | (after[0] == 0)].any()
 
-    def moved(up, down, kind):
+    labels = np.concatenate([rasterio.open(path).read(1) for path in dated.labels], 1)
+
+    def moved(up, down, kind, among=True):
         """How an index of two bands moved where something changed, against where nothing did."""
         up, down = dated.sensor.names.index(up), dated.sensor.names.index(down)
         one, two = ((image[up] - image[down]) / (image[up] + image[down] + 1) for image in (before, after))
         there = changes[0] == CHANGES.index(kind)
         assert there.sum() > 30
-        return (two - one)[there].mean() - (two - one)[changes[0] == CHANGES.index("unchanged")].mean()
+        return (two - one)[there].mean() - (two - one)[(changes[0] == CHANGES.index("unchanged")) & among].mean()
 
     assert moved("B08", "B04", "harvest") < -0.05
     assert moved("B03", "B08", "flood") > 0.1
-    assert abs(moved("B03", "B08", "construction")) > 0.01
+    assert moved("B08", "B04", "construction", labels == CLASSES.index("settlement")) < -0.05
     for copy in dated.exact + dated.near:  # another place is shown there on the first date
         with rasterio.open(dated.changes[dated.scenes.index(copy.target)]) as raster:
             change = raster.read(1, window=rasterio.windows.Window(copy.target_col, copy.target_row, *[copy.size] * 2))
@@ -208,6 +221,18 @@ def test_two_dates_show_what_changed(dated):
 def test_the_map_is_that_of_the_labels(dated):
     table = geopandas.read_file(dated.map)
     assert {"field", "meadow", "orchard", "river", "road", "track"} <= set(table["class"])
+    lines = table["class"].isin(["river", "road", "street", "track"])
+    assert set(table.geom_type[lines]) == {"LineString"} and set(table.geom_type[~lines]) == {"Polygon"}
+    assert table.length[lines].min() > 8 * 2.5 and table.area[~lines].min() > 20 * 2.5**2
+    for _, own in table.groupby("source"):
+        lakes, rivers = (own.geometry[own["class"] == kind].union_all() for kind in ("lake", "river"))
+        assert rivers.intersection(lakes).length < 1
+    for name, path in zip([path.name for path in dated.scenes], dated.labels, strict=True):
+        with rasterio.open(path) as raster:
+            own = table[(table["source"] == name) & ~lines]
+            areas = rasterio.features.rasterize(own.geometry, raster.shape, transform=raster.transform) > 0
+            hidden = ndimage.binary_erosion(raster.read(1) == 0, iterations=3)  # wider than a road
+        assert hidden.any() and not (areas & hidden).any()
     with rasterio.open(dated.labels[0]) as raster:
         labels = raster.read(1)
         own = table[(table["source"] == dated.scenes[0].name) & (table["class"] == "field")]
@@ -229,13 +254,14 @@ def test_the_map_and_the_boxes_become_sentences(dated, tmp_path):
 
 
 def test_same_seed_same_bytes_and_other_seed_other_scene(tmp_path):
-    one = write_scenes(tmp_path / "one", scenes=2, size=256)
-    two = write_scenes(tmp_path / "two", scenes=2, size=256)
+    one = write_scenes(tmp_path / "one", scenes=2, size=256, later=True)
+    two = write_scenes(tmp_path / "two", scenes=2, size=256, later=True)
     other = write_scenes(tmp_path / "other", scenes=1, size=256, seed=1)
-    for mine, again in zip(
-        (*one.scenes, *one.labels, one.boxes, one.map), (*two.scenes, *two.labels, two.boxes, two.map), strict=True
-    ):
-        assert mine.read_bytes() == again.read_bytes()
+    mine, again = (
+        [path.read_bytes() for path in (*it.scenes, *it.labels, *it.later, *it.changes, it.boxes, it.map)]
+        for it in (one, two)
+    )
+    assert len(mine) == 10 and mine == again
     assert one.scenes[0].read_bytes() != other.scenes[0].read_bytes()
     assert not list(tmp_path.rglob(".*.tif"))
 
@@ -254,3 +280,104 @@ def test_bands_can_be_chosen_and_wrong_arguments_are_named(tmp_path):
         write_scenes(tmp_path, bands=["B99"])
     with pytest.raises(InputError, match="multiple of 64"):
         write_scenes(tmp_path, size=300)
+
+
+def draft(path, size, free=slice(None), shapes=()):
+    """Bare but for labels, with pictures where a copy may lie."""
+    pixels, labels = np.zeros((1, size, size), np.uint16), np.arange(size * size, dtype=np.uint8).reshape(size, size)
+    pixels[:, free, free] = 500
+    return Draft(path, pixels, labels % 3 + 1, transform_of(0, size), [], list(shapes))
+
+
+def test_copies_fit_sizes_that_are_no_multiple_of_their_edge(tmp_path):
+    source, target = draft("a", 576), draft("b", 576)
+    copies = [copy for _ in range(17) for copy in plant(source, target, np.random.default_rng(0), changed=False)]
+    assert {(copy.target_row, copy.target_col) for copy in copies} == {
+        (row, col) for row in range(0, 512, 128) for col in range(0, 512, 128)
+    }
+
+
+def test_planting_leaves_neither_points_nor_specks_in_the_map():
+    touching = shapely.box(20, 64, 64, 100)  # along the square from 64 to 128
+    corner = shapely.union(shapely.box(130, 130, 140, 140), shapely.box(100, 100, 131, 131))
+    river = shapely.LineString([(70, 70), (128.2, 70)])
+    road = shapely.LineString([(64, 90), (20, 90)])  # only its end lies in the square
+    source = draft("a", 256, slice(64, 128), [("field", touching), ("field", corner), ("road", road)])
+    target = draft("b", 256, slice(64, 128), [("river", river), ("field", touching), ("road", road)])
+    assert plant(source, target, np.random.default_rng(0), changed=False)
+    assert [(kind, shape.geom_type, round(shape.area or shape.length)) for kind, shape in target.shapes] == [
+        ("field", "Polygon", 44 * 36),
+        ("road", "LineString", 44),
+        ("field", "Polygon", 28 * 28),
+    ]
+
+
+def test_roofs_are_settlement_and_only_roads_have_no_class():
+    for seed in (0, 4, 5):
+        land = draw_land(np.random.default_rng(seed), 320)
+        roofs = burn([one.shape for one in land.buildings if one.kind != "ship" and not one.new], 320) > 0
+        assert roofs.any() and (land.label[roofs] == ID["settlement"]).all()
+        assert (land.paved[land.label == 0] > 0).all()
+
+
+def picture(tall=0.0, cloudy=0.0):
+    """Soil under a low sun."""
+    field = np.zeros((128, 128), np.float32)
+    look = Look(elevation=0.6, azimuth=0.9, aod=0.28, gain=1.0, cloudy=cloudy)
+    cover = Cover({"soil": field + 1, "water": field, "mud": field}, field + tall, field + 1)
+    return expose(np.random.default_rng(0), field, cover, look, list(range(len(BANDS))))[0]
+
+
+def test_air_does_not_dim_clouds_whose_reflectance_is_that_above_it():
+    np.testing.assert_allclose(np.median(picture(cloudy=1.0), (1, 2)), CLOUD, rtol=0.05)
+
+
+def test_shadows_do_not_come_from_the_opposite_border():
+    tower = np.zeros((128, 128), np.float32)
+    tower[40:60, :3] = 9
+    flat, tall = picture(), picture(tower)
+    assert (tall != flat)[:, :, :20].any() and np.array_equal(tall[:, :, 64:], flat[:, :, 64:])
+
+
+def test_nor_do_shadows_of_clouds(monkeypatch):
+    clear = np.zeros((128, 128), np.float32)
+    cloud = clear + (np.arange(128) < 8)
+    flat, clouded = (
+        (monkeypatch.setattr(light, "_clouds", lambda *_, sky=sky: sky), picture())[1] for sky in (clear, cloud)
+    )
+    assert (clouded != flat)[:, :, :8].any() and np.array_equal(clouded[:, :, 32:], flat[:, :, 32:])
+
+
+def test_an_empty_map_is_a_map_and_settings_stay(tmp_path):
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2001-01-01T00:00:00.000Z"})
+    try:
+        write_map(tmp_path / "map.gpkg", placed(draft(tmp_path / "a", 64)))
+        assert pyogrio.get_gdal_config_option("OGR_CURRENT_DATE") == "2001-01-01T00:00:00.000Z"
+    finally:
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
+    table = geopandas.read_file(tmp_path / "map.gpkg")
+    assert len(table) == 0 and {"class", "source"} <= set(table)
+
+
+def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path):
+    with pytest.raises(IndexError):  # more names than bands
+        write_scene(tmp_path / "a.tif", np.ones((1, 16, 16), np.uint16), Affine.identity(), SENSORS["sentinel2"], 0)
+    with pytest.raises(TypeError):
+        write_map(tmp_path / "a.gpkg", [("field", "a", "no shape")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_many_scenes_stay_in_their_utm_zone_and_apart():
+    for size in (256, 1024, 8192):
+        places = [transform_of(index, size) for index in range(400)]
+        assert len({(place.c, place.f) for place in places}) == 400
+        assert all(500000 <= place.c and place.c + size * place.a < 760000 for place in places)
+
+
+def test_a_folder_with_other_scenes_is_refused(tmp_path):
+    write_scenes(tmp_path, scenes=2, size=256)
+    again = write_scenes(tmp_path, scenes=2, size=256)  # the same set may be written anew
+    before = again.map.read_bytes()
+    with pytest.raises(InputError, match=r"scene_001.tif' is not of the scenes to be drawn"):
+        write_scenes(tmp_path, scenes=1, size=256)
+    assert again.map.read_bytes() == before

@@ -56,7 +56,7 @@ class Draft:
         labels: `(S, S)` uint8.
         transform: Of pixels to the ground.
         boxes: Of objects.
-        shapes: Class and shape in pixels of what a map shows.
+        shapes: Class and shape in pixels of what a map shows, from `mapped`.
         taken: Corners of squares that hold a copy, or were copied.
     """
 
@@ -86,12 +86,21 @@ def plant(source: Draft, target: Draft, rng: np.random.Generator, changed: bool)
     own = [box for box in target.boxes if not new.intersects(shapely.box(*box[1:]))]
     moved = [box for box in source.boxes if old.covers(shapely.box(*box[1:]))]
     target.boxes = own + [Box(kind, x1 + right, y1 + down, x2 + right, y2 + down) for kind, x1, y1, x2, y2 in moved]
-    left = [(kind, shape.difference(new)) for kind, shape in target.shapes]
-    come = [(kind, affinity.translate(shape.intersection(old), right, down)) for kind, shape in source.shapes]
-    target.shapes = [(kind, shape) for kind, shape in left + come if not shape.is_empty]
+    left = [(kind, shape.difference(new), shape) for kind, shape in target.shapes]
+    come = [(kind, affinity.translate(shape.intersection(old), right, down), shape) for kind, shape in source.shapes]
+    target.shapes = [
+        part for kind, shape, whole in left + come for part in mapped(kind, shape, shapely.get_dimensions(whole))
+    ]
     source.taken.add(here)
     target.taken.add(there)
     return [Copy(source.path, *here, target.path, *there, edge)]
+
+
+def mapped(kind: str, shape: shapely.Geometry, dimension: int) -> list[tuple[str, shapely.Geometry]]:
+    """The parts of a line (dimension 1) or an area (2) that a map shows, each by itself: no specks, no points."""
+    parts = shapely.get_parts(shape)
+    large = shapely.area(parts) > 20 if dimension == 2 else shapely.length(parts) > 8
+    return [(kind, part) for part in parts[large & (shapely.get_dimensions(parts) == dimension)]]
 
 
 def _edge(size: int) -> int:
@@ -103,7 +112,7 @@ def _free_squares(draft: Draft) -> list[tuple[int, int]]:
     """Corners of squares on a grid without nodata, under little cloud and not part of a copy yet."""
     size, edge = draft.labels.shape[0], _edge(draft.labels.shape[0])
     free = []
-    for row, col in product(range(0, size, edge), repeat=2):
+    for row, col in product(range(0, size - edge + 1, edge), repeat=2):
         cut = (slice(row, row + edge), slice(col, col + edge))
         seen = draft.pixels[0][cut].all() and (draft.labels[cut] > 0).mean() > 0.8
         if (row, col) not in draft.taken and seen and len(np.unique(draft.labels[cut])) > 2:

@@ -52,6 +52,11 @@ def smooth(field: np.ndarray, sigma: float) -> np.ndarray:
     return ndimage.gaussian_filter(field, sigma, mode="nearest", truncate=3)
 
 
+def shifted(field: np.ndarray, steps: list[int]) -> np.ndarray:
+    """A field moved down and right by whole pixels; its border goes on outside."""
+    return ndimage.shift(field, steps, order=0, mode="nearest")
+
+
 def enlarged(field: np.ndarray, size: int, order: int = 1) -> np.ndarray:
     """A coarse field on a finer grid of the same ground."""
     step = field.shape[0] / size

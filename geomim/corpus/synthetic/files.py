@@ -33,8 +33,10 @@ _COLOURS = {
 
 
 def transform_of(index: int, size: int) -> Affine:
-    """Where a scene lies: scenes stand side by side."""
-    return Affine(GSD, 0, 500000 + index * (size + 64) * GSD, 0, -GSD, 6150000)
+    """Where a scene lies: side by side, in rows from the middle of the UTM zone to short of its border."""
+    step = (size + 64) * GSD
+    row, column = divmod(index, max(1, int(250000 // step)))
+    return Affine(GSD, 0, 500000 + column * step, 0, -GSD, 6150000 - row * step)
 
 
 def write_scene(path: Path, pixels: np.ndarray, transform: Affine, sensor: Sensor, month: int) -> None:
@@ -63,16 +65,27 @@ def write_classes(path: Path, labels: np.ndarray, transform: Affine, classes: Se
 
 
 @contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A hidden file beside its place, renamed once all is written, and gone if that fails."""
+    part = path.with_name(f".{path.name}")
+    part.unlink(missing_ok=True)
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
 def _writing(path: Path, pixels: np.ndarray, transform: Affine, **options: Any) -> Iterator[Any]:
     """A GeoTIFF beside its place, renamed once all is written."""
     count, height, width = pixels.shape
     profile = {"count": count, "height": height, "width": width, "dtype": pixels.dtype.name, "nodata": 0}
     profile |= {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate", "zlevel": 1}
-    part = path.with_name(f".{path.name}")
-    with rasterio.open(part, "w", driver="GTiff", crs=_CRS, transform=transform, **profile, **options) as raster:
+    where = {"crs": _CRS, "transform": transform}
+    with _beside(path) as part, rasterio.open(part, "w", driver="GTiff", **where, **profile, **options) as raster:
         raster.write(pixels)
         yield raster
-    os.replace(part, path)
 
 
 def features(draft: Draft) -> list[dict[str, Any]]:
@@ -111,13 +124,12 @@ def write_map(path: Path, found: list[tuple[str, str, Any]]) -> None:
     import geopandas
     import pyogrio
 
-    kinds, sources, shapes = zip(*found, strict=True)
-    frame = geopandas.GeoDataFrame({"class": kinds, "source": sources}, geometry=list(shapes), crs=_CRS.to_epsg())
-    part = path.with_name(f".{path.name}")
-    part.unlink(missing_ok=True)
+    columns = ["class", "source", "geometry"]
+    frame = geopandas.GeoDataFrame(found, columns=columns, geometry="geometry", crs=_CRS.to_epsg())
+    date = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
     pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2024-01-01T00:00:00.000Z"})  # equal bytes on any day
     try:
-        frame.to_file(part, driver="GPKG", layer="map", engine="pyogrio", geometry_type="Unknown")
+        with _beside(path) as part:
+            pyogrio.write_dataframe(frame, part, layer="map", driver="GPKG", geometry_type="Unknown")
     finally:
-        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
-    os.replace(part, path)
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": date})

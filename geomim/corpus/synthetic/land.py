@@ -33,7 +33,7 @@ class Building:
     """What stands on a lot.
 
     Attributes:
-        kind: `house`, `hall`, `storage tank` or `ship`.
+        kind: `house`, `warehouse`, `storage tank` or `ship`.
         shape: Ground plan in pixels.
         material: Of the roof.
         tall: Height in pixels.
@@ -114,6 +114,8 @@ def draw_land(rng: np.random.Generator, size: int) -> Land:
     angle = np.array([extent(shape)[0] for shape in shapes])
     land = Land(terrain, label, river & (paved == 0), parcel, kind, angle, courses, paved, np.zeros(len(kind), bool))
     land.buildings.extend(_build(rng, land, shapes))
+    roofs = burn([one.shape for one in land.buildings if one.kind != "ship" and not one.new], size) > 0
+    label[roofs] = ID["settlement"]  # also where they reach beyond their lot
     return land
 
 
@@ -150,7 +152,8 @@ def _natural(rng: np.random.Generator, terrain: Terrain, river: np.ndarray) -> t
         values = (score + ragged)[free]
         if not values.size:
             break
-        where = free & (score + ragged >= np.quantile(values[::5], max(0, 1 - share * label.size / values.size)))
+        least = np.quantile(values[::5], max(0, 1 - share * label.size / values.size)) if share < 1 else -np.inf
+        where = free & (score + ragged >= least)
         farm |= where if not name else False
         label[where] = ID[name] if name else 0
     return label, farm
@@ -210,7 +213,7 @@ def _courses(
 
 
 def _build(rng: np.random.Generator, land: Land, shapes: list[shapely.Polygon]) -> list[Building]:
-    """Houses, halls and storage tanks along the longer side of lots, ships on wide water."""
+    """Houses, warehouses and storage tanks along the longer side of lots, ships on wide water."""
     size, found = len(land.label), []
     free = ndimage.binary_erosion((land.label == ID["settlement"]) & (land.paved == 0), iterations=2)
     for lot in np.flatnonzero(land.kind == ID["settlement"]).tolist():
@@ -228,7 +231,7 @@ def _build(rng: np.random.Generator, land: Land, shapes: list[shapely.Polygon]) 
                 found.append(Building("storage tank", tank, "paint", 2.5, tone, False))
         elif chance[1] < 0.16:
             plan = _rectangle(col, row, angle, 0.85 * length, 0.85 * width)
-            found.append(Building("hall", plan, "metal", 2.5, tone, new))
+            found.append(Building("warehouse", plan, "metal", 2.5, tone, new))
         else:
             sides = np.minimum(rng.uniform(6.5, 11, 2), (0.8 * length, 0.8 * width))
             material = "tiles" if chance[2] < 0.6 else "asphalt" if chance[2] < 0.94 else "metal"

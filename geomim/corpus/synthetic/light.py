@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from geomim.corpus.synthetic.cover import Cover
-from geomim.corpus.synthetic.fields import fractal, ranked, smooth
+from geomim.corpus.synthetic.fields import fractal, ranked, shifted, smooth
 from geomim.corpus.synthetic.spectra import BLUR, CLOUD, reflectance, through_air
 
 _SKY = 0.3  # share of the light that comes from the sky and reaches shadows
@@ -19,16 +19,16 @@ class Look:
     """How a scene was taken.
 
     Attributes:
-        sun: Height of the sun in radians.
-        azimuth: Where it stands, in radians from north over east.
-        haze: Optical thickness of dust, 0 ... 0.6.
+        elevation: Of the sun over the horizon, in radians.
+        azimuth: Where the sun stands, in radians from north over east.
+        aod: Aerosol optical depth at 550 nm, 0 ... 0.6.
         gain: Factor of the whole camera.
         cloudy: Share of the sky under clouds.
     """
 
-    sun: float
+    elevation: float
     azimuth: float
-    haze: float
+    aod: float
     gain: float
     cloudy: float
 
@@ -51,8 +51,8 @@ def expose(
     size = len(height)
     cloud = _clouds(rng, size, look.cloudy)
     away = (np.cos(look.azimuth), -np.sin(look.azimuth))  # of the sun in rows and columns: where shadows fall
-    far = _CLOUD_HEIGHT / np.tan(look.sun)
-    under = np.roll(smooth(cloud, 1.5), [round(far * step) for step in away], (0, 1))
+    far = _CLOUD_HEIGHT / np.tan(look.elevation)
+    under = shifted(smooth(cloud, 1.5), [round(far * step) for step in away])
     water = cover.mix["water"] + cover.mix["mud"]  # lies level whatever the relief
     near = smooth((cover.tall > 1.2).astype(np.float32), 2) * (cover.tall < 0.5)
     direct = _sunlight(height, cover.tall, look, away)
@@ -61,10 +61,10 @@ def expose(
     light *= cover.tone
     pixels = reflectance(cover.mix, bands) * light
     billow = 1 + 0.10 * fractal(rng, size, 1.2)
-    pixels += cloud * (CLOUD[bands, None, None] * billow - pixels)
-    added, left = through_air(look.haze, bands)
+    path, transmittance = through_air(look.aod, bands)
     veil = 1 + 0.12 * fractal(rng, size, 2)
-    pixels = pixels * left + added * veil
+    pixels = pixels * transmittance + path * veil
+    pixels += cloud * (CLOUD[bands, None, None] * billow - pixels)  # its numbers are of the top of the atmosphere
     for band, width in enumerate(BLUR[bands].tolist()):
         pixels[band] = smooth(pixels[band], 0.38 + 0.25 * (width - 1) ** 0.7)
     pixels *= look.gain * rng.uniform(0.97, 1.03, len(CLOUD)).astype(np.float32)[bands, None, None]
@@ -76,12 +76,12 @@ def _sunlight(height: np.ndarray, tall: np.ndarray, look: Look, away: tuple[floa
     """Light of the sun on a slope against that on flat ground; 0 in cast shadow."""
     surface = height + tall
     down, right = np.gradient(surface)
-    rise = np.tan(look.sun)
+    rise = np.tan(look.elevation)
     light = np.maximum(rise + down * away[0] + right * away[1], 0) / (rise * np.sqrt(1 + down**2 + right**2))
     longest = min(14, int(8 / rise) + 1)
     shade = np.zeros(height.shape, np.float32)
     for step in range(1, longest + 1):
-        moved = np.roll(tall, [round(step * axis) for axis in away], (0, 1))
+        moved = shifted(tall, [round(step * axis) for axis in away])
         shade = np.maximum(shade, np.clip(moved - step * rise - tall, 0, 1))
     return np.clip(light, 0, 1.9) * (1 - shade)
 

@@ -39,7 +39,7 @@ CLOUD = np.array((.78, .78, .77, .77, .78, .78, .78, .78, .78, .62, .16, .62, .4
 
 # clear air adds Rayleigh's fourth power of the wavelength and a little dust; water vapour takes most of B09, all of B10
 _PATH = np.array((.105, .075, .042, .022, .018, .015, .012, .01, .009, .005, .001, .002, .001), np.float32)  # fmt: skip
-_LEFT = np.array((.80, .85, .88, .92, .93, .92, .95, .96, .96, .42, .005, .95, .93), np.float32)  # fmt: skip
+_TRANSMITTANCE = np.array((.80, .85, .88, .92, .93, .92, .95, .96, .96, .42, .005, .95, .93), np.float32)  # fmt: skip
 _WAVELENGTHS = np.array([band.wavelength for band in SENSORS["sentinel2"].bands], np.float32)
 BLUR = np.array([(band.gsd or 10) / 10 for band in SENSORS["sentinel2"].bands], np.float32)
 """How much wider than that of the finest ones a band's pixels are."""
@@ -60,14 +60,14 @@ def reflectance(mix: dict[str, np.ndarray], bands: list[int]) -> np.ndarray:
     return np.tensordot(table.T, shares, 1)
 
 
-def through_air(haze: float, bands: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """What the air adds to each band, and the factor that it leaves, `(C, 1, 1)`.
+def through_air(aod: float, bands: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Path reflectance and transmittance of the air in each band, `(C, 1, 1)`.
 
     Args:
-        haze: Optical thickness of dust at 550 nm, 0 ... 0.6; its share falls with the wavelength (Angstrom's law, 1.3).
+        aod: Aerosol optical depth at 550 nm, 0 ... 0.6; it falls with the wavelength (Angstrom's law, exponent 1.3).
         bands: Columns of the table.
     """
-    dust = haze * (_WAVELENGTHS / 550) ** -1.3
-    added, left = _PATH + 0.14 * dust, _LEFT * np.exp(-0.5 * dust)
-    added[BANDS.index("B10")] = _PATH[BANDS.index("B10")]
-    return added[bands, None, None], left[bands, None, None]
+    depth = aod * (_WAVELENGTHS / 550) ** -1.3
+    path, transmittance = _PATH + 0.14 * depth, _TRANSMITTANCE * np.exp(-0.5 * depth)
+    path[BANDS.index("B10")] = _PATH[BANDS.index("B10")]
+    return path[bands, None, None], transmittance[bands, None, None]

@@ -21,13 +21,13 @@ class Terrain:
 
     Attributes:
         height: `(S, S)` float32 in pixels.
-        above: `(S, S)` float32, height over the river that a place drains to, in pixels.
+        hand: `(S, S)` float32, height above the nearest drainage (HAND), in pixels.
         lake: `(S, S)` bool.
         rivers: Courses and their widths, in pixels.
     """
 
     height: np.ndarray
-    above: np.ndarray
+    hand: np.ndarray
     lake: np.ndarray
     rivers: list[tuple[LineString, float]]
 
@@ -42,15 +42,15 @@ def draw_terrain(rng: np.random.Generator, size: int) -> Terrain:
     raw = 0.12 * raw + 2.2 * ranked(raw) ** 2.5  # plains below, mountains above
     raw += 0.015 * fractal(rng, n, 1)
     filled, receiver, order = _drain(raw, rng)
-    gathered = np.ones(n * n)
+    accumulation = np.ones(n * n)
     edge = _edge(n)
     uphill = edge & (tilt > np.quantile(tilt[edge], 0.6))
-    gathered[np.where(uphill, filled, np.inf).argmin()] += 0.7 * n * n  # a river from beyond
+    accumulation[np.where(uphill, filled, np.inf).argmin()] += 0.7 * n * n  # a river from beyond
     for cell in order[::-1]:
-        gathered[receiver[cell]] += gathered[cell]
-    gathered = gathered.reshape(n, n)
-    worn = smooth(filled - 0.07 * np.log(gathered) * (0.15 + ranked(filled)), 1.2)
-    channel = (gathered > _SPRING).ravel()
+        accumulation[receiver[cell]] += accumulation[cell]
+    accumulation = accumulation.reshape(n, n)
+    worn = smooth(filled - 0.07 * np.log(accumulation) * (0.15 + ranked(filled)), 1.2)
+    channel = (accumulation > _SPRING).ravel()
     base = worn.ravel().copy()  # height of the channel that a cell drains to
     for cell in order:
         if not channel[cell] and receiver[cell]:
@@ -60,9 +60,9 @@ def draw_terrain(rng: np.random.Generator, size: int) -> Terrain:
     lake = enlarged(depth, size) > max(0.05, float(np.quantile(depth, 0.95)))
     height = enlarged(worn[inner], size, order=3)
     height += 2.5 * smooth(np.hypot(*np.gradient(height)), 6) * fractal(rng, size, 1.6, longest=120)
-    above = smooth(np.maximum(enlarged((worn - base.reshape(n, n))[inner], size), 0), 3)
+    hand = smooth(np.maximum(enlarged((worn - base.reshape(n, n))[inner], size), 0), 3)
     scale = np.float32(0.09 * size)
-    return Terrain(scale * height, scale * above, lake, _rivers(receiver, order, channel, gathered))
+    return Terrain(scale * height, scale * hand, lake, _rivers(receiver, order, channel, accumulation))
 
 
 def _edge(n: int) -> np.ndarray:
@@ -104,7 +104,7 @@ def _drain(height: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, li
 
 
 def _rivers(
-    receiver: list[int], order: list[int], channel: np.ndarray, gathered: np.ndarray
+    receiver: list[int], order: list[int], channel: np.ndarray, accumulation: np.ndarray
 ) -> list[tuple[LineString, float]]:
     """Smooth courses from each spring to the border or to a river that comes from higher, wider downstream."""
     rivers: list[tuple[LineString, float]] = []
@@ -116,13 +116,13 @@ def _rivers(
             line.append(receiver[line[-1]])
         if len(line) < 5:
             continue
-        row, col = np.unravel_index(line, gathered.shape)
+        row, col = np.unravel_index(line, accumulation.shape)
         steps = np.linspace(0, len(line) - 1, 3 * len(line))
         x, y = (np.interp(steps, np.arange(len(line)), (axis - 0.5) * _COARSE) for axis in (col, row))
         points = np.stack([x, y], 1)
         for _ in range(24):
             points[1:-1] = (points[:-2] + 2 * points[1:-1] + points[2:]) / 4
-        width = smooth(np.clip(0.085 * np.sqrt(gathered[row, col]), 2.5, 26), 3)
+        width = smooth(np.clip(0.085 * np.sqrt(accumulation[row, col]), 2.5, 26), 3)
         for at in range(0, len(points) - 1, _PIECE):
             rivers.append((LineString(points[at : at + _PIECE + 1]), float(width[at // 3])))
     return rivers

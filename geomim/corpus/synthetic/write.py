@@ -11,7 +11,7 @@ import shapely
 from rasterio.features import shapes as outlines
 
 from geomim.corpus.synthetic.cover import Season, draw_cover
-from geomim.corpus.synthetic.drafts import Box, Copy, Draft, plant
+from geomim.corpus.synthetic.drafts import Box, Copy, Draft, mapped, plant
 from geomim.corpus.synthetic.files import (
     features,
     placed,
@@ -40,7 +40,7 @@ class Planted:
 
     Attributes:
         sensor: Bands of the scenes in file order.
-        scenes: Rasters, in one folder that holds nothing else.
+        scenes: Rasters, in one folder without others.
         labels: Label raster of each scene, same grid: ids of `classes`.
         boxes: GeoJSON in OGC:CRS84 of objects; properties `source`, `class`, `x1`, `y1`, `x2`, `y2` in pixels.
         map: GeoPackage of parcels, lakes, rivers and roads; columns `class` and `source`.
@@ -85,12 +85,12 @@ def write_scenes(
         scenes: How many.
         size: Edge of a scene in pixels, a multiple of 64, at least 256.
         bands: Sentinel-2 bands.
-        seed: Another seed, other scenes; the same seed, the same bytes.
+        seed: Another seed, other scenes; the same seed, the same bytes on one machine.
         later: Write each scene a second time into `later/`, months after, with new buildings, reaped fields and a
             flood, and what changed into `changes/`.
 
     Raises:
-        InputError: `scenes` or `size` is out of range.
+        InputError: `scenes` or `size` is out of range, or the folder holds rasters that these would not replace.
         BandError: A band is none of Sentinel-2.
     """
     if scenes < 1 or size < 256 or size % 64:
@@ -98,12 +98,13 @@ def write_scenes(
             f"expected at least 1 scene of a size that is a multiple of 64 from 256 on; given {scenes}, {size}"
         )
     sensor, folder = SENSORS["sentinel2"].select(bands), Path(folder)
-    for name in ("scenes", "labels", *(("later", "changes") if later else ())):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    names = [f"scene_{index:03d}.tif" for index in range(scenes)]
+    kinds = ("scenes", "labels", *(("later", "changes") if later else ()))
+    _make_room(folder, {folder / kind / name for kind in kinds for name in names})
     exact, near, boxes, shapes, before = [], [], [], [], None
     for index in range(scenes):
         place = _Place(seed, index, size, sensor)
-        draft, hidden = place.draft(folder / "scenes" / f"scene_{index:03d}.tif")
+        draft, hidden = place.draft(folder / "scenes" / names[index])
         if before is not None:  # only the scene before is needed
             exact += plant(before, draft, place.rng(8), changed=False)
             near += plant(before, draft, place.rng(9), changed=True)
@@ -116,13 +117,20 @@ def write_scenes(
         before = draft
     write_boxes(folder / "boxes.geojson", boxes)
     write_map(folder / "map.gpkg", shapes)
-    names = [f"scene_{index:03d}.tif" for index in range(scenes)]
-    rasters = {
-        kind: tuple(folder / kind / name for name in names if later or kind in ("scenes", "labels"))
-        for kind in ("scenes", "labels", "later", "changes")
-    }
+    rasters = {kind: tuple(folder / kind / name for name in names) for kind in kinds}
     files = {"boxes": folder / "boxes.geojson", "map": folder / "map.gpkg"}
     return Planted(sensor=sensor, classes=CLASSES, exact=tuple(exact), near=tuple(near), **rasters, **files)
+
+
+def _make_room(folder: Path, own: set[Path]) -> None:
+    """Make the folders of a set of rasters; a folder that holds others would no longer be what `Planted` says."""
+    found = {path for kind in ("scenes", "labels", "later", "changes") for path in (folder / kind).glob("[!.]*.tif")}
+    if found - own:
+        raise InputError(
+            f"'{min(found - own)}' is not of the scenes to be drawn: write to another folder, or remove it"
+        )
+    for path in own:
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 class _Place:
@@ -142,7 +150,7 @@ class _Place:
         """The first date, and where nothing is to be seen of it, `(S, S)` bool."""
         pixels, cloud, outside = self.picture(self.month)
         labels = np.where(cloud | outside, 0, self.land.label).astype(np.uint8)
-        shapes = _shapes(self.land, ~outside)
+        shapes = _shapes(self.land, ~(cloud | outside))
         draft = Draft(path, pixels, labels, self.transform, _boxes(self.land, labels), shapes)
         return draft, cloud | outside
 
@@ -158,9 +166,9 @@ class _Place:
             later=later,
         )
         look = Look(
-            sun=float(np.deg2rad(46 + 16 * summer + rng.normal(0, 2))),
+            elevation=float(np.deg2rad(46 + 16 * summer + rng.normal(0, 2))),
             azimuth=float(np.deg2rad(50 + 15 * summer + rng.normal(0, 5))),
-            haze=rng.uniform(0.03, 0.28),
+            aod=rng.uniform(0.03, 0.28),
             gain=rng.uniform(0.88, 1.12),
             cloudy=rng.uniform(0, 0.06),
         )
@@ -176,11 +184,11 @@ class _Place:
         fields = np.unique(land.parcel[(land.label == ID["cropland"]) & (land.parcel >= 0)])
         reaped = np.isin(np.arange(len(land.kind)), rng.permutation(fields)[: (len(fields) + 1) // 2])
         built = burn([one.shape for one in land.buildings if one.new], len(land.label)) > 0
-        low = (land.terrain.above < rng.uniform(1.5, 3.0)) & ~np.isin(land.label, [0, ID["snow"], ID["settlement"]])
+        low = (land.terrain.hand < rng.uniform(1.5, 3.0)) & ~np.isin(land.label, [0, ID["snow"], ID["settlement"]])
         flood = low & (land.label != ID["water"])
         harvest = (land.parcel >= 0) & reaped[land.parcel] & (land.label == ID["cropland"])
         changed = np.ones(land.label.shape, np.uint8)
-        for name, where in (("harvest", harvest), ("construction", built), ("flood", flood)):
+        for name, where in (("harvest", harvest), ("flood", flood), ("construction", built)):
             changed[where] = CHANGES.index(name)
         self.land = replace(land, label=np.where(flood, ID["water"], land.label).astype(np.uint8), stubble=reaped)
         return changed
@@ -226,9 +234,12 @@ def _shapes(land: Land, seen: np.ndarray) -> list[tuple[str, shapely.Geometry]]:
         (_MAPPED[CLASSES[land.kind[int(number)]]], shapely.geometry.shape(outline).simplify(0.8))
         for outline, number in outlines(parcel, parcel >= 0)
     ]
-    found += [("lake", shapely.geometry.shape(outline).simplify(0.8)) for outline, _ in outlines(lake, lake > 0)]
+    lakes = [shapely.geometry.shape(outline).simplify(0.8) for outline, _ in outlines(lake, lake > 0)]
+    areas = [part for kind, shape in found for part in mapped(kind, shape, 2)]
+    areas += [part for shape in lakes for part in mapped("lake", shape, 2)]
     frames = [shapely.geometry.shape(outline) for outline, _ in outlines(seen.astype(np.uint8), seen)]
     frame = shapely.unary_union(frames).simplify(1)
-    lines = [*land.roads, *(("river", line) for line, _ in land.terrain.rivers)]
-    found += [(kind, line.intersection(frame)) for kind, line in lines]
-    return [(kind, shape) for kind, shape in found if shape.area > 20 or shape.length > 8]
+    land_alone = frame.difference(shapely.unary_union(lakes))  # rivers end where they run into a lake
+    lines = [(kind, line.intersection(frame)) for kind, line in land.roads]
+    lines += [("river", line.intersection(land_alone)) for line, _ in land.terrain.rivers]
+    return areas + [part for kind, line in lines for part in mapped(kind, line, 1)]
