@@ -52,12 +52,15 @@ def _stretch(values: np.ndarray) -> tuple[float, float]:
     if not len(values):
         return 0.0, 1.0
     first, last = np.percentile(values, [0.1, 99.9])
-    counts, edges = np.histogram(values, 256, (first, max(last, first + 1e-12)))
+    spread = float(last - first)
+    if not spread > 0:
+        return float(first), float(last)
+    counts, edges = np.histogram((values - first) / spread, 256, (0, 1))
     weight = np.cumsum(np.minimum(counts, max(1, len(values) // 50)))
     shares = np.array([0.01, 0.25, 0.5, 0.75, 0.99]) * weight[-1]
     low, quarter, middle, three_quarters, high = np.interp(shares, np.r_[0, weight], edges)
     reach = 2 * (three_quarters - quarter)
-    return max(low, middle - reach), min(high, middle + reach)
+    return float(first + spread * max(low, middle - reach)), float(first + spread * min(high, middle + reach))
 
 
 def composite(

@@ -13,6 +13,14 @@ from geomim.corpus.synthetic import write_scenes
 from geomim.sensors import get_sensor
 
 
+@pytest.mark.parametrize("value", [0.0, 7.0, 1e4, -3e8])
+def test_a_band_of_one_number_has_a_picture(value):
+    tile = np.full((3, 8, 8), value)
+    assert len(np.unique(composite(tile, get_sensor("rgb")))) == 1
+    tile[:, 0, 0] = np.nextafter(value, np.inf)
+    assert composite(tile, get_sensor("rgb")).shape == (8, 8, 3)
+
+
 def test_composite_takes_bands_by_name():
     assert display_bands(get_sensor("sentinel2")) == [3, 2, 1]
     assert display_bands(get_sensor("sentinel2", ["B08", "B03", "B04"])) == [0, 2, 1]
