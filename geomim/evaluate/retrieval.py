@@ -26,8 +26,9 @@ def retrieval(
     """Share of queries with a hit among the k nearest, both ways, and the mean of all; images without a sentence aside.
 
     An image is a hit of its sentences, and a sentence of its image; any of several counts. A sentence that several
-    images share cannot tell them apart, and is a hit of each. Intervals are 95 % ones of Wilson, over images with all
-    their sentences.
+    images share cannot tell them apart, and is a hit of each. Equal sentences have one vector and so stand together,
+    also in the chance that an image finds one of its own. Intervals are 95 % ones of Wilson, over images with all their
+    sentences.
 
     Args:
         images: `(N, D)` unit vectors.
@@ -47,10 +48,8 @@ def retrieval(
     forth = torch.isin(torch.arange(len(images))[:, None] * kinds + same[_nearest(images, sentences, max(ks))], pairs)
     back = torch.isin(_nearest(sentences, images, max(ks)) * kinds + same[:, None], pairs)
     owned, owners = (pairs // kinds).bincount(same.bincount()[pairs % kinds]), (pairs % kinds).bincount()[same]
-    hits, chance = [], []
-    for k in ks:
-        hits.append(forth[:, :k].any(1).double())
-        chance.append(_chance(owned, len(texts), k))
+    hits = [forth[:, :k].any(1).double() for k in ks]
+    chance = [_chance(owned, len(texts), k) for k in ks] if kinds == len(texts) else _chance_together(pairs, same, ks)
     for k in ks:  # what an image's sentences find is its own, which is what the bootstrap draws
         found = back[:, :k].any(1).double() * len(images) / len(texts)
         hits.append(torch.zeros(len(images), dtype=torch.float64).index_add(0, of, found))
@@ -68,6 +67,32 @@ def retrieval(
 def _nearest(queries: Tensor, gallery: Tensor, count: int) -> Tensor:
     blocks = torch.split(queries, max(1, CELLS // len(gallery)))
     return torch.cat([(block @ gallery.T).topk(min(count, len(gallery))).indices for block in blocks])
+
+
+def _chance_together(pairs: Tensor, same: Tensor, ks: Sequence[int], orders: int = 1000) -> list[float]:
+    """Mean probability that an image finds a sentence of its own among the first k, where equal ones stand together.
+
+    Over some orders of the different sentences, the same ones at each call.
+
+    Args:
+        pairs: `(P,)` image times kinds plus sentence, of who owns which.
+        same: `(T,)` which of the different sentences each is.
+        ks: How many are looked at.
+        orders: How many orders are drawn.
+    """
+    sizes, draw = same.bincount(), torch.Generator().manual_seed(0)
+    kinds = len(sizes)
+    image, kind = pairs // kinds, pairs % kinds
+    owners = torch.split(image[kind.argsort(stable=True)], kind.bincount(minlength=kinds).tolist())
+    count = len(torch.unique(image))
+    found = torch.zeros(len(ks), dtype=torch.float64)
+    for _ in range(orders):
+        first = torch.randperm(kinds, generator=draw)[: max(ks)]
+        before = sizes[first].cumsum(0) - sizes[first]
+        for place, k in enumerate(ks):
+            seen = torch.cat([owners[kind] for kind in first[before < k].tolist()])
+            found[place] += len(torch.unique(seen)) / count
+    return (found / orders).tolist()
 
 
 def _chance(good: Tensor, count: int, k: int) -> float:
