@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from geomim.errors import ConfigError
 from geomim.evaluate.features import fast_half
 
 
@@ -33,6 +35,26 @@ def computing(precision: str, accelerator: str) -> dict[str, Any]:
     """What the trainer is told of a precision that is not `auto`; see `Training`."""
     own = precision == "bf16-mixed" and _kind(accelerator) == "cpu" and not fast_half("cpu")
     return {"precision": None, "plugins": [HalfOnCpu()]} if own else {"precision": precision, "plugins": []}
+
+
+class OnePrecision(pl.Callback):
+    """Refuses ranks that would compute in different precisions, as `auto` may make of unlike machines."""
+
+    def __init__(self, precision: str) -> None:
+        self.precision = precision
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ask all ranks.
+
+        Raises:
+            ConfigError: They differ.
+        """
+        first = trainer.strategy.broadcast(self.precision)
+        if not trainer.strategy.reduce_boolean_decision(first == self.precision):
+            raise ConfigError(
+                "training.precision auto: some machines of this run have bfloat16 in hardware and others not: give "
+                "--training.precision 32-true or bf16-mixed"
+            )
 
 
 def in_training(precision: str, device: str) -> AbstractContextManager[None]:

@@ -28,7 +28,7 @@ from geomim.models.provenance import code_version
 from geomim.models.text import stored
 from geomim.models.weights import read_checkpoint
 from geomim.pretrain.checkpoints import Checkpoints
-from geomim.pretrain.half import arithmetic, computing
+from geomim.pretrain.half import OnePrecision, arithmetic, computing
 from geomim.pretrain.launch import placement, sharing
 from geomim.pretrain.minutes import Minutes
 from geomim.pretrain.module import Origin, PretrainModule
@@ -213,7 +213,12 @@ def _trainer(
             precision=half["precision"],
             accelerator=training.accelerator,
             logger=loggers(folder, watch, config),
-            callbacks=[signals, checkpoints, *([Bar()] if training.progress_bar else [])],
+            callbacks=[
+                signals,
+                OnePrecision(training.precision),
+                checkpoints,
+                *([Bar()] if training.progress_bar else []),
+            ],
             default_root_dir=folder,
             enable_checkpointing=False,  # `Checkpoints` writes them
             enable_progress_bar=False,

@@ -1,11 +1,15 @@
 """Half precision where the hardware has it."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from geomim.errors import ConfigError
 from geomim.pretrain import half
-from geomim.pretrain.half import HalfOnCpu, arithmetic, computing
+from geomim.pretrain.half import HalfOnCpu, OnePrecision, arithmetic, computing
 
 PLACES = [("auto", True, "cuda"), ("gpu", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu")]
 
@@ -51,3 +55,14 @@ def test_attention_of_its_own_is_attention_in_half_precision_and_leaves_no_switc
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=0.1, atol=0.05)
     assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == before
+
+
+@pytest.mark.parametrize(
+    ("first", "own", "others", "fits"), [(32, 32, 32, True), (32, 16, 32, False), (32, 32, 16, False)]
+)
+def test_ranks_that_would_compute_in_different_precisions_are_refused(first, own, others, fits):
+    strategy = SimpleNamespace(
+        broadcast=lambda _: str(first), reduce_boolean_decision=lambda same: same and first == others
+    )
+    with nullcontext() if fits else pytest.raises(ConfigError, match=r"--training\.precision 32-true or bf16-mixed"):
+        OnePrecision(str(own)).on_fit_start(SimpleNamespace(strategy=strategy), None)
