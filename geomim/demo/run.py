@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from geomim.corpus.store import Corpus, write_json
 from geomim.corpus.synthetic import Planted, write_scenes
 from geomim.data.datamodule import TileDataModule
 from geomim.demo.page import write_page
-from geomim.errors import GeomimError, InputError, Interrupted
+from geomim.errors import GeomimError, InputError, Interrupted, MissingExtraError
 from geomim.evaluate.scores import Scores
 from geomim.maps.predict import cluster, predict
 from geomim.maps.query import query
@@ -132,9 +133,12 @@ def demo(
 
     Raises:
         InputError: No scene can be opened.
+        MissingExtraError: There would be sentences, and open_clip is not installed.
     """
     if tile < IMAGE:
         raise InputError(f"--tile: expected at least {IMAGE} pixels, the side of the training image; given {tile}")
+    if (scenes is None or labels) and find_spec("open_clip") is None:
+        raise MissingExtraError("geomim demo learns from sentences with open_clip: pip install 'geomim[maps,language]'")
     start, console, folder = time.monotonic(), Console(stderr=True), Path(out)
     given = {"scenes": scenes, "labels": labels, "sensor": sensor, "bands": bands}
     _claim(folder, given | {"steps": steps, "tile": tile, "seed": seed})

@@ -9,7 +9,7 @@ from PIL import Image
 
 from geomim.corpus.synthetic import write_scenes
 from geomim.demo.run import demo, group_by_sensor
-from geomim.errors import InputError
+from geomim.errors import InputError, MissingExtraError
 from geomim.models.weights import read_checkpoint
 from geomim.verbs.plot import read_figures
 
@@ -124,3 +124,10 @@ def test_scenes_are_grouped_by_what_took_them(data_dir):
     assert len(unsaid[0].skipped) == 2 and "--sensor" in unsaid[0].skipped[0]
     with pytest.raises(InputError, match="no scene can be used"):
         group_by_sensor(paths[:2], [], None)
+
+
+def test_what_sentences_need_is_asked_for_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("geomim.demo.run.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"maps,language"):
+        demo(out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
