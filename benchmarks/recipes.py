@@ -7,7 +7,8 @@ schedule is run, however busy the machine is later. Then kNN, linear and efficie
 and below them the floors: random initialisation, pixel statistics and the most frequent class. A recipe with sentences
 is also asked for the class and for the sentences of each test image, beside chance; its corpus needs captions. Every
 finished run is a row of recipes.csv and is not run again; figures come last, one `name: value` a line: the mean over
-seeds, and behind it the lowest and the highest.
+seeds, and behind it the lowest and the highest. With `--looks` runs are probed as they train, too, and curves.png draws
+that over the minutes; the time of looking does not count.
 
     geomim corpus build RSICD/classes RSICD/unlabelled --out corpora/rsicd --tile 128 --sensor rgb \
       --split RSICD/captions.jsonl
@@ -39,6 +40,8 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from PIL import Image
 
 from geomim.data.datamodule import TileDataModule
@@ -50,6 +53,7 @@ from geomim.pretrain.recipes import RECIPES
 from geomim.verbs.config import read_config
 from geomim.verbs.evaluate import evaluate
 from geomim.verbs.language import evaluate_text
+from geomim.verbs.plot import FLOORS, read_figures
 from geomim.verbs.pretrain import Training, build, train
 
 PROBES = ("knn", "linear", "efficient")
@@ -104,6 +108,7 @@ class Setting:
         probe_seeds: Seeds of the probes of each run.
         calibration: Steps that are timed.
         test_split: What is scored.
+        looks: How often a run is probed while it trains.
     """
 
     config: Any
@@ -116,6 +121,7 @@ class Setting:
     probe_seeds: int
     calibration: int = 24
     test_split: str = "test"
+    looks: int = 0
 
     def parts(self, name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
         """A recipe, its arguments and those of its encoder: of what the config says of its own, what this one takes."""
@@ -142,6 +148,9 @@ class Setting:
         )
         shared = (self.config.optimizer, training, seed)
         watch = replace(self.config.watch, every=steps)
+        if self.looks:
+            asked = {"data": self.labelled, "limit": 1_000_000, "test_split": self.test_split}
+            watch = replace(watch, every=max(1, steps // self.looks), **asked)
         last = train(self.data(seed), folder, *self.parts(recipe), *shared, watch=watch)
         with (folder / "metrics.csv").open(newline="") as file:
             return last, list(csv.DictReader(file))
@@ -154,7 +163,7 @@ class Setting:
                 return float(row["images_per_second"])
         print(f"{recipe}: timing {self.calibration} steps", flush=True)
         folder = self.out / f"{recipe}-calibration"
-        _, rows = self.train(recipe, 0, self.calibration, folder)
+        _, rows = replace(self, looks=0).train(recipe, 0, self.calibration, folder)
         shutil.rmtree(folder)
         seconds = [1 / float(row["images_per_second"]) for row in rows if row.get("images_per_second")]
         quarter = len(seconds) // 4
@@ -269,6 +278,30 @@ def figures(table: Path, minutes: float) -> Iterator[str]:
             yield f"{label}_steps: {rows[0]['steps']}"
 
 
+def draw(setting: Setting, recipes: Sequence[str], seed: int) -> Path | None:
+    """KNN and linear probe over the minutes of the runs of one seed that were looked at, over their floors."""
+    folders = {recipe: setting.out / f"{recipe}-{setting.minutes:g}min-{seed}" for recipe in recipes}
+    runs = {recipe: read_figures(folder / "metrics.csv", "steps") for recipe, folder in folders.items()}
+    runs = {recipe: run for recipe, run in runs.items() if "knn" in run}
+    if not runs:
+        return None
+    figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
+    colours = dict(zip(runs, colormaps["tab10"].colors, strict=False))
+    for axes, probe in zip(figure.subplots(1, 2), ("knn", "linear"), strict=True):
+        for recipe, run in runs.items():
+            steps, values = run[probe]
+            minutes = steps / run["loss"][0][-1] * setting.minutes
+            axes.plot(minutes, values, marker=".", color=colours[recipe], label=recipe)
+        for (floor, label), style in zip(list(FLOORS.items())[1:], ("--", ":"), strict=True):
+            axes.axhline(run[f"{probe}{floor}"][1][-1], color="0.4", ls=style, label=label)
+        axes.set(title=f"{'kNN' if probe == 'knn' else 'linear probe'}: accuracy", xlabel="minutes", xlim=(0, None))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.savefig(picture := setting.out / "curves.png")
+    return picture
+
+
 def random_pictures(folder: Path) -> Path:
     """A corpus of two kinds of noise, each called so in a sentence, half of it to test on."""
     from geomim.corpus.build import build as build_corpus
@@ -299,6 +332,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--minutes", type=float, default=5.0, help="training time of each run; 0: only time the steps")
     parser.add_argument("--probe_seeds", type=int, default=3)
+    parser.add_argument("--looks", type=int, default=0, help="probe runs so often as they train, and draw curves.png")
+    parser.add_argument("--test_split", default="test", help="what is scored; `val` to choose settings by")
     parser.add_argument("--threads", type=int, help="torch's own number where not given")
     parser.add_argument("--out", type=Path, default=Path("runs/recipes"), help="folder of runs and of recipes.csv")
     parser.add_argument("--quick", action="store_true", help="random pictures and a few steps: does it run")
@@ -326,7 +361,10 @@ def compare(given: argparse.Namespace) -> None:
             return
     method = yaml.safe_load(given.config.read_text()).get("method") or {}
     sentences = given.sentences or data
-    setting = Setting(config, method, corpus, data, sentences, given.out, given.minutes, given.probe_seeds)
+    setting = Setting(
+        config, method, corpus, data, sentences, given.out, given.minutes, given.probe_seeds,
+        test_split=given.test_split, looks=given.looks,
+    )  # fmt: skip
     if given.quick:
         setting = replace(setting, calibration=4)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -350,6 +388,8 @@ def compare(given: argparse.Namespace) -> None:
             run(setting, recipe, seed, table, floors)
     print(f"machine: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
     print(f"tables: {setting.out / 'calibration.csv'}, {table}")
+    if given.looks and given.minutes and (picture := draw(setting, chosen, given.seeds[0])):
+        print(f"curves of seed {given.seeds[0]}: {picture}")
     for line in figures(table, given.minutes):
         print(line)
 
