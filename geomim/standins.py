@@ -85,7 +85,8 @@ def standing_in(absent: Callable[[str], bool]) -> Iterator[None]:
         for name in [name for name, module in sys.modules.items() if isinstance(module, StandIn)]:
             del sys.modules[name]
             library, _, part = name.rpartition(".")
-            vars(sys.modules.get(library, sys)).pop(part, None)
+            if library in sys.modules:
+                vars(sys.modules[library]).pop(part, None)
 
 
 @contextmanager
