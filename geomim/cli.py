@@ -9,13 +9,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from geomim import __version__
 from geomim.addresses import has_address, plain, split_list
 from geomim.errors import ConfigError, GeomimError, Interrupted, MissingExtraError, nearest
 from geomim.resources import shipped
-from geomim.standins import standing_in
+from geomim.standins import starting
 
 
 class Verb(NamedTuple):
@@ -27,7 +28,9 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "demo": Verb("geomim.demo.run:demo", "maps", "the whole way once, from scenes to a map and a page to look at"),
+    "demo": Verb(
+        "geomim.demo.run:demo", "maps,language", "the whole way once, from scenes to a map and a page to look at"
+    ),
     "sources list": Verb("geomim.corpus.sources.verbs:list_", "corpus", "the public sources that have a card"),
     "sources show": Verb("geomim.corpus.sources.verbs:show", "corpus", "one source: what it is and who may use it"),
     "sources check": Verb("geomim.corpus.sources.verbs:check", "corpus", "whether a source opens as its card says"),
@@ -56,7 +59,9 @@ VERBS = {
     "export": Verb("geomim.models.export:export", "train", "an encoder becomes a folder that plain timm loads"),
     "show": Verb("geomim.verbs.show:show", "train", "where weights come from: recipe, corpora, bands, scores"),
     "predict": Verb("geomim.maps.predict:predict", "maps", "an encoder, a probe and a scene become a map of classes"),
-    "query": Verb("geomim.maps.query:query", "maps", "a typed question to a scene becomes a raster of where it fits"),
+    "query": Verb(
+        "geomim.maps.query:query", "maps,language", "a typed question to a scene becomes a raster of where it fits"
+    ),
     "search": Verb("geomim.verbs.search:search", "maps", "the tiles of a corpus that a text or a tile is nearest to"),
     "cluster": Verb("geomim.maps.predict:cluster", "maps", "an encoder and a scene become a map without labels"),
 }
@@ -116,7 +121,7 @@ def _dispatch(arguments: list[str], alone: bool) -> int:
         name = " ".join(arguments[:words])
         if name in VERBS:
             helping = alone and bool({"-h", "--help"} & {*arguments})
-            with standing_in(_absent(helping) if alone else lambda _: False):
+            with starting(_absent(helping)) if alone else nullcontext():
                 call = _load(name)
             if VERBS[name].target.endswith(":run"):
                 call(arguments[words:])
@@ -138,14 +143,16 @@ def _dispatch(arguments: list[str], alone: bool) -> int:
 def _absent(helping: bool) -> Callable[[str], bool]:
     """Which libraries are left out: of help, whose pages come from signatures alone, all but the core's.
 
-    Of work torchmetrics and torchvision, and what they bring: Lightning and timm import them for what nothing asks.
+    Of work torchmetrics, torchvision and torch's compiler, with what they bring: Lightning and timm import them for
+    what nothing asks. A step that is to be compiled loads the compiler itself.
     """
     if not helping:
-        return {"torchmetrics", "torchvision"}.__contains__
+        return {"torchmetrics", "torchvision", "torch._dynamo"}.__contains__
     import jsonargparse  # noqa: F401  # finds the libraries that it can use itself
 
     core = {"geomim", "numpy", "yaml", "rich"} | {name.partition(".")[0] for name in sys.modules}
-    return lambda library: library not in core and library not in sys.stdlib_module_names
+    core |= sys.stdlib_module_names
+    return lambda name: name.partition(".")[0] not in core
 
 
 def _load(verb: str) -> Callable[..., Any]:

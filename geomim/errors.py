@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal as signals
 from collections.abc import Iterable
 
 from geomim.addresses import plain
@@ -40,6 +41,11 @@ class ConfigError(GeomimError, ValueError):
 
 class ResumeError(CheckpointError, ConfigError):
     """A run is to go on with other settings than its checkpoint was trained with."""
+
+
+STOPS = [getattr(signals, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signals, name)]
+"""Signals that end a run after its step. Windows lacks SIGUSR1, which `sbatch --signal=USR1@90` sends before the time
+is up: the job is then queued again, too."""
 
 
 class Interrupted(BaseException):

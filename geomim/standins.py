@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from itertools import accumulate
 from types import ModuleType
 from typing import Any
 
@@ -57,8 +59,9 @@ class _Finder(MetaPathFinder, Loader):
         self.absent = absent
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """That of a stand-in, for a library that is to be absent."""
-        return ModuleSpec(name, self, is_package=True) if self.absent(name.partition(".")[0]) else None
+        """That of a stand-in, for a library or a part of one that is to be absent."""
+        parts = accumulate(name.split("."), "{}.{}".format)
+        return ModuleSpec(name, self, is_package=True) if any(map(self.absent, parts)) else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """A stand-in."""
@@ -70,7 +73,7 @@ class _Finder(MetaPathFinder, Loader):
 
 @contextmanager
 def standing_in(absent: Callable[[str], bool]) -> Iterator[None]:
-    """Import other modules without the libraries of which `absent` says so; these can be imported themselves later."""
+    """Import other modules without the libraries, or `library.part`, of which `absent` says so; later they can be."""
     finder = _Finder(absent)
     sys.meta_path.insert(0, finder)
     StandIn._importing = True
@@ -81,3 +84,25 @@ def standing_in(absent: Callable[[str], bool]) -> Iterator[None]:
         sys.meta_path.remove(finder)
         for name in [name for name, module in sys.modules.items() if isinstance(module, StandIn)]:
             del sys.modules[name]
+            library, _, part = name.rpartition(".")
+            if library in sys.modules:
+                vars(sys.modules[library]).pop(part, None)
+
+
+@contextmanager
+def starting(absent: Callable[[str], bool]) -> Iterator[None]:
+    """Import what a command needs in little time: without what is `absent`, and with no search for garbage in it.
+
+    Torch's optimisers and counter of FLOPs would load its compiler, only to be left out of graphs that ours never has.
+    """
+    gc.disable()
+    try:
+        with standing_in(absent):
+            yield
+    finally:
+        gc.freeze()
+        gc.enable()
+    for module, name in (("torch.optim", "Optimizer"), ("torch.utils.flop_counter", "_FlopCounterMode")):
+        for method in vars(getattr(sys.modules.get(module), name, object)).values():
+            if hasattr(method, "__wrapped__"):
+                vars(method.__wrapped__).setdefault("__dynamo_disable", method.__wrapped__)

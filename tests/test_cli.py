@@ -6,7 +6,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from tiny_corpus import write_corpus
 
+import geomim
 from geomim.cli import SPINS, VERBS, main, parse
 from geomim.errors import ConfigError
 from geomim.pretrain.recipes import RECIPES
@@ -133,10 +135,30 @@ def test_verbs_load_what_they_use() -> None:
     assert not loaded & (WORKING - TRAINING)
 
 
-def test_a_library_that_was_left_out_can_be_loaded_afterwards() -> None:
-    left_out = "import sys; sys.argv[1:] = ['show', '/nowhere']\nfrom geomim.cli import main; main()"
-    used = "import torchvision.transforms as T, torchmetrics; T.Resize(2); torchmetrics.MeanMetric()"
-    assert "torchvision.transforms.transforms" in loaded(f"{left_out}\n{used}")
+A_RUN = """
+import gc, sys
+from geomim.cli import main
+from geomim.standins import StandIn
+assert main() == 0 and gc.isenabled()
+unused = "torch._dynamo torch.distributed.fsdp torch.distributed.tensor sympy torchvision torchmetrics".split()
+assert "lightning" in sys.modules and not {*unused} & {*sys.modules}, {*unused} & {*sys.modules}
+torchs = [vars(module) for name, module in sys.modules.items() if name.partition(".")[0] == "torch"]
+assert not [one for names in torchs for one in names.values() if isinstance(one, StandIn)]
+
+import torch, torchmetrics, torchvision.transforms as transforms
+transforms.Resize(2), torchmetrics.MeanMetric()
+assert torch.compile(lambda one: one + 1, backend="eager")(torch.ones(2)).sum() == 4
+"""
+
+
+def test_training_starts_without_what_it_does_not_use_which_can_be_loaded_afterwards(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "c", 8)
+    words = f"pretrain --recipe mae --data.corpus {tmp_path / 'c'} --data.batch_size 2 --data.workers 0"
+    words += " --encoder.depth 1 --encoder.width 32 --encoder.heads 2 --encoder.image_size 16 --encoder.patch_size 8"
+    words += f" --training.max_steps 1 --training.accelerator cpu --out {tmp_path / 'runs'}"
+    run = subprocess.run([sys.executable, "-c", A_RUN, *words.split()], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "runs" / "mae" / "checkpoints" / "last.ckpt").exists()
 
 
 @pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}])
@@ -159,6 +181,12 @@ def test_what_was_left_out_changes_nothing_while_modules_load_and_never_answers_
     for asked in (lambda: decorate(max), lambda: list(names)):
         with pytest.raises(RuntimeError, match="is asked for, and was left out"):
             asked()
+
+
+def test_signals_that_a_system_lacks_are_not_asked_for() -> None:
+    assert loaded("import signal; del signal.SIGUSR1; from geomim.errors import STOPS; assert len(STOPS) == 2")
+    asking = [path for path in Path(geomim.__file__).parent.rglob("*.py") if "signal.SIGUSR1" in path.read_text()]
+    assert not asking
 
 
 def test_help_as_a_value_is_no_work() -> None:

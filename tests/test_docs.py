@@ -43,7 +43,7 @@ def test_contents_name_every_page() -> None:
 
 def test_every_verb_is_in_the_table_with_what_help_says_of_it() -> None:
     table = (ROOT / "docs" / "verbs.md").read_text()
-    assert re.findall(r"^\| `geomim (.+?)` \| (.+?) \| `\[(\w+)\]` \|", table, re.M) == [
+    assert re.findall(r"^\| `geomim (.+?)` \| (.+?) \| `\[([\w,]+)\]` \|", table, re.M) == [
         (name, verb.summary, verb.extra) for name, verb in VERBS.items()
     ]
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

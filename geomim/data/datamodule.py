@@ -22,7 +22,7 @@ from geomim.data.pruning import END, Kept, Pruning
 from geomim.data.sampler import PositionBatches, Stream
 from geomim.data.text import Sentences
 from geomim.data.tiles import StreamDataset, TileSet, as_is, share_contracts
-from geomim.errors import BandError, ConfigError, CorpusError
+from geomim.errors import STOPS, BandError, ConfigError, CorpusError
 from geomim.randomness import Draws
 
 Batch = dict[str, Any]
@@ -61,7 +61,7 @@ class Steps(DataLoader[Batch]):
 
 def _deaf(_: int) -> None:
     """Let a worker outlive a signal that reaches the whole group of processes: its trainer finishes the step."""
-    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for one in STOPS:
         signal.signal(one, signal.SIG_IGN)
 
 

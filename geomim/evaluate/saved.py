@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from geomim.errors import CheckpointError
 from geomim.evaluate.probes import EfficientProbe, LinearProbe
 from geomim.models.hierarchical import Hierarchical
 from geomim.models.vit import ViT
+from geomim.models.weights import write_tensors
 
 FORMAT_VERSION = 1
 
@@ -76,7 +77,7 @@ def save_probe(path: str | Path, probe: nn.Module, card: ProbeCard) -> Path:
     values = {"format_version": FORMAT_VERSION, **asdict(card)}
     about = path.with_suffix(".json")
     part, about_part = (file.with_name(f".{file.name}.{os.getpid()}.part") for file in (path, about))
-    save_file({name: value.contiguous() for name, value in probe.state_dict().items()}, part)
+    write_tensors(part, probe.state_dict())
     about_part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     part.replace(path)
     about_part.replace(about)

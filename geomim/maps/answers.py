@@ -7,9 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import geopandas as gpd
 import numpy as np
-import pandas as pd
 import rasterio
 import shapely
 import torch
@@ -101,6 +99,8 @@ def outline(patches: Path, scene: Scene, cell: int, threshold: float, path: Path
         threshold: Least score.
         path: A GeoPackage.
     """
+    import geopandas
+
     outlines, rows = [], []
     with open_map(patches) as raster:
         for band, text in enumerate(raster.descriptions, 1):
@@ -117,8 +117,8 @@ def outline(patches: Path, scene: Scene, cell: int, threshold: float, path: Path
         print(f"note: '{scene.uri}' has no place on Earth: the outlines are in its pixels, rows counted below 0")
     place = place or (lambda columns, down: (columns, -down))
     there = shapely.transform(outlines, lambda xy: np.stack(place(*(xy.T * cell)), 1)) if outlines else []
-    columns = pd.DataFrame(rows, columns=["text", "mean", "highest", "patches"])
-    frame = gpd.GeoDataFrame(columns, geometry=list(there), crs=scene.crs and scene.crs.to_wkt())
+    columns, crs = ["text", "mean", "highest", "patches"], scene.crs and scene.crs.to_wkt()
+    frame = geopandas.GeoDataFrame(rows, columns=columns, geometry=list(there), crs=crs)
     with aside(path) as part, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "'crs' was not provided")  # which is said above
         frame.to_file(part, driver="GPKG", layer=path.stem, engine="pyogrio", geometry_type="Polygon")

@@ -82,7 +82,8 @@ def sections(entry: Facts) -> dict[str, str]:
         "Evaluation": _evaluation(made["evaluation"]) if made.get("evaluation") else "None was made in training.",
         "Corpora": _corpora(made.get("corpora") or (), contracts),
         "Licences": f"Of the imagery: {rights[0] or 'none stated'}. Attributions: {rights[1] or 'none stated'}."
-        + (_of_sentences(made.get("sentence_files") or ()) if entry.get("joint") else ""),
+        + (_of_sentences(made.get("sentence_files") or ()) if entry.get("joint") else "")
+        + _of_weights(made.get("rights") or ()),
         "Configuration": _list(lines) or "Unknown.",
     }
 
@@ -118,6 +119,16 @@ def _of_sentences(files: Iterable[Facts]) -> str:
     """Licences of the sentences that were learned from, with their origins and files."""
     lines = [f"`{one['origin']}` ({one['file']}): {one['licence']}" for one in files]
     return "\n\nOf the sentences:" + ("\n\n" + _list(lines) if lines else " unknown.")
+
+
+def _of_weights(rights: Iterable[Facts]) -> str:
+    """Licences of the weights that training started from."""
+    lines = [
+        f"`{one['weights']}`: {', '.join(one['licences']) or 'unknown'}"
+        + (f"; attributions: {', '.join(one['attributions'])}" if one["attributions"] else "")
+        for one in rights
+    ]
+    return f"\n\nOf the weights that training started from:\n\n{_list(lines)}" if lines else ""
 
 
 def _bands(contract: Facts) -> str:

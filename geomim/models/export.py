@@ -11,14 +11,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import save_file
-
 from geomim.errors import ConfigError, InputError
 from geomim.models.card import model_card
 from geomim.models.fitting import fitted, named_contract
 from geomim.models.hierarchical import Hierarchical
 from geomim.models.image_text import ImageText, with_text, write_remoteclip
-from geomim.models.weights import DIVIDED, IMAGENET, STORED, Loaded, read_encoder
+from geomim.models.weights import DIVIDED, IMAGENET, STORED, Loaded, read_encoder, write_tensors
 
 
 def export(
@@ -90,10 +88,9 @@ def _write_folder(loaded: Loaded, folder: Path) -> Path:
     aside.mkdir(parents=True)
     try:
         model = loaded.encoder.network if isinstance(loaded.encoder, Hierarchical) else loaded.encoder
-        state = {name: value.contiguous() for name, value in model.state_dict().items()}
-        save_file(state, aside / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(aside / "model.safetensors", model.state_dict())
         if loaded.joint:
-            save_file(loaded.joint, aside / "joint.safetensors", metadata={"format": "pt"})
+            write_tensors(aside / "joint.safetensors", loaded.joint)
         (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (aside / "README.md").write_text(model_card(folder.name, config), encoding="utf-8")
         if folder.exists():

@@ -45,6 +45,7 @@ class Hierarchical(nn.Module):
     band_dropout = 0.0
     notes: tuple[str, ...] = ()
     source: str | None = None
+    rights: tuple[dict[str, Any], ...] = ()
 
     def __init__(self, network: Any, config: dict[str, Any]) -> None:
         super().__init__()

@@ -66,7 +66,20 @@ def start(encoder: ViT, sensors: Sequence[Sensor], weights: str, fill: Fill) -> 
     state["pos_embed"] = source.positions(encoder.grid)
     kernels, words = _kernels(encoder, list(sensors), source, given, weights, fill)
     encoder.load_state_dict(state | kernels, strict=False)  # a spectral one keeps its own network
+    encoder.rights = _rights(given, weights)
     return (*said, *words)
+
+
+def _rights(given: Loaded, weights: str) -> tuple[dict[str, Any], ...]:
+    """What the weights say of licences and attributions, and what they say of weights that they started from."""
+    made = given.details.get("provenance") or {}
+    licences, attributions = (
+        [*dict.fromkeys(chain.from_iterable(getattr(one, key) for one in given.contracts.values()))]
+        for key in ("licences", "attributions")
+    )
+    licences += [f"{one['licence']} (sentences of {one['file']})" for one in made.get("sentence_files") or ()]
+    own = [given.details["licence"]] if given.details.get("licence") else []
+    return {"weights": weights, "licences": own + licences, "attributions": attributions}, *made.get("rights", ())
 
 
 def _kernels(
@@ -216,7 +229,8 @@ def _from_timm(name: str) -> Loaded:
     if known is None and encoder.in_chans == 3:
         known = picture_contract(config)
         notes = [pictures_said(known)]
-    return Loaded(encoder.eval(), {known.sensor.name: known} if known else {}, "timm model", notes=tuple(notes))
+    contracts, details = {known.sensor.name: known} if known else {}, {"licence": config.get("license")}
+    return Loaded(encoder.eval(), contracts, "timm model", details=details, notes=tuple(notes))
 
 
 def _check_parts(name: str, model: Any, state: dict[str, Tensor], encoder: ViT) -> None:

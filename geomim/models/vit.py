@@ -60,6 +60,7 @@ class ViT(nn.Module):
         band_dropout: Probability of a band to be hidden from the encoder in training.
         notes: What was done to start it from published weights, in sentences.
         source: Where those came from, as it was given; None where it started at random.
+        rights: Of those and of what they started from: `weights`, and lists of `licences` and `attributions`.
     """
 
     pos_embed: Tensor
@@ -68,6 +69,7 @@ class ViT(nn.Module):
     band_dropout = 0.0
     notes: tuple[str, ...] = ()
     source: str | None = None
+    rights: tuple[dict[str, Any], ...] = ()
 
     def __init__(
         self,

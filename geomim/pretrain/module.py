@@ -20,7 +20,7 @@ from geomim.errors import ConfigError, GeomimError
 from geomim.models.weights import FORMAT_VERSION
 from geomim.pretrain.context import Context
 from geomim.pretrain.objective import MaskedImageModel, Plan
-from geomim.pretrain.optimisation import Optimisation, number, parameter_groups
+from geomim.pretrain.optimisation import AdamW, Optimisation, number, parameter_groups
 from geomim.pretrain.replay import keep
 from geomim.pretrain.resume import changes, go_on, resumable
 from geomim.pretrain.scaling import alone, local, shard, whole
@@ -149,7 +149,7 @@ class PretrainModule(pl.LightningModule):
         if self.trainer.max_steps < 1:
             raise ConfigError("pretraining needs max_steps: every schedule is spread over it")
         groups = parameter_groups(self.model, self.optimisation.weight_decay, self.optimisation.layer_decay)
-        return torch.optim.AdamW(groups, lr=0.0, betas=self.optimisation.betas, fused=True)
+        return AdamW(groups, lr=0.0, betas=self.optimisation.betas, fused=True)
 
     def training_step(self, parts: Sequence[dict[str, Any]], batch_idx: int) -> None:
         """One optimiser step.
@@ -371,7 +371,8 @@ class PretrainModule(pl.LightningModule):
             "starts": {term.name: term.starts for term in self.model.terms},
             "history": self.history,
             "unreadable": self._skipped.state(),
-            "provenance": self.provenance | {"start": list(self.model.encoder.notes)},
+            "provenance": self.provenance
+            | {"start": list(self.model.encoder.notes), "rights": list(self.model.encoder.rights)},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -389,4 +390,5 @@ class PretrainModule(pl.LightningModule):
         known = entry.get("provenance", {})
         self.provenance.setdefault("evaluation", known.get("evaluation"))
         self.model.encoder.notes = tuple(known.get("start", ()))  # what the run started from
+        self.model.encoder.rights = tuple(known.get("rights", ()))
         self.history = entry["history"] + ([{"step": entry["step"], "changed": changed}] if changed else [])

@@ -19,7 +19,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_utilities.core.apply_func import apply_to_collection
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from geomim.evaluate.scores import PIXELS, RANDOM
 from geomim.models.hierarchical import Encoder
@@ -27,7 +26,7 @@ from geomim.models.patches import unpatchify
 from geomim.pretrain.module import PretrainModule
 from geomim.pretrain.objective import MaskedImageModel
 from geomim.pretrain.recipes.pairs import shuffled_date
-from geomim.pretrain.scaling import gathered
+from geomim.pretrain.scaling import gathered, is_sharded
 from geomim.randomness import Draws
 from geomim.sensors import BandContract
 
@@ -218,7 +217,7 @@ class Watch(pl.Callback):
             return
         assert isinstance(pl_module, PretrainModule)
         model: Any = pl_module.model
-        sharded = isinstance(model, FSDPModule)  # then no process has all weights, and all look together
+        sharded = is_sharded(model)  # then no process has all weights, and all look together
         if not (trainer.is_global_zero or sharded):
             return
         with pl_module.aside(), torch.no_grad(), evaluating(model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -54,6 +55,12 @@ class Optimisation:
             return (step + 1) / warm
         done = min(1.0, (step - warm) / max(1, steps - warm))
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class AdamW(torch.optim.AdamW):
+    """Torch's, whose step loads the compiler, a second of start-up, to be left out of graphs; ours is in none."""
+
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn, random
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -33,6 +32,8 @@ def recompute(model: nn.Module) -> None:
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     """Give every rank a share of all weights, which are gathered block by block when they are needed (FSDP2)."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     for block in blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -44,11 +45,15 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 def alone(wrapped: nn.Module | None, model: nn.Module) -> Iterator[None]:
     """While gradients only add up, ranks keep theirs to themselves; `wrapped` is what a strategy made of the model."""
     with wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext():
-        if isinstance(model, FSDPModule):
-            model.set_requires_gradient_sync(False)
+        synchronise: Any = getattr(model, "set_requires_gradient_sync", lambda _: None)
+        synchronise(False)
         yield
-        if isinstance(model, FSDPModule):
-            model.set_requires_gradient_sync(True)
+        synchronise(True)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` has it: told by what an `FSDPModule` can do, as to load that class takes half a second."""
+    return hasattr(model, "set_requires_gradient_sync")
 
 
 def gathered(encoder: Encoder) -> Encoder:
@@ -60,10 +65,12 @@ def gathered(encoder: Encoder) -> Encoder:
 
 
 def whole(value: Tensor) -> Tensor:
-    """A tensor that may be shared out, on every rank."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    """A tensor that may be shared out, a `DTensor`, on every rank."""
+    every: Tensor = getattr(value, "full_tensor", lambda: value)()
+    return every
 
 
 def local(value: Tensor) -> Tensor:
     """The share that this rank has of a tensor, itself and no copy; all of it where it is not shared out."""
-    return value.to_local() if isinstance(value, DTensor) else value
+    own: Tensor = getattr(value, "to_local", lambda: value)()
+    return own

@@ -14,10 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import distributed as dist
 
-from geomim.errors import Interrupted
-
-HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""SIGUSR1 is what `sbatch --signal=USR1@90` sends before the time is up: the job is then queued again, too."""
+from geomim.errors import STOPS, Interrupted
 
 
 class Signals(pl.Callback):
@@ -39,7 +36,7 @@ class Signals(pl.Callback):
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():  # Python lets no other
-            self._before = {one: signal.signal(one, self._note) for one in HEARD}
+            self._before = {one: signal.signal(one, self._note) for one in STOPS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -79,11 +76,12 @@ class Signals(pl.Callback):
 
 def interrupted(number: int, said: str) -> Interrupted:
     """What ends a run: the signal's name and what is `said` of it; SIGUSR1 has SLURM queue the job again."""
-    said = f"stopped by {signal.Signals(number).name}{said}"
+    name = signal.Signals(number).name
+    said = f"stopped by {name}{said}"
     job = os.environ.get("SLURM_JOB_ID")
     if getattr(rank_zero_only, "rank", 0):
         said = ""  # told by the first
-    elif number == signal.SIGUSR1 and job:
+    elif name == "SIGUSR1" and job:
         try:
             subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
             said += f"; job {job} is queued again"

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from geomim.pretrain.objective import MaskedImageModel
+from geomim.pretrain.scaling import is_sharded
 from geomim.pretrain.step import Said, Step
 from geomim.randomness import Draws
 
@@ -126,7 +126,7 @@ def count_flops(
             step = _Repeated(every, plan.weights.repeat(1, times), torch.arange(count, device=progress.device))
         output = model.compare(context, plan, progress, plan.weights.sum(1), step)
         with torch.autocast(batch["image"].device.type, enabled=False):
-            if isinstance(model, FSDPModule):  # what is shared out is not what the loss hangs on
+            if is_sharded(model):  # what is shared out is not what the loss hangs on
                 torch.autograd.backward(output.loss)
                 model.zero_grad()
             else:

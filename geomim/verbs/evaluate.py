@@ -149,6 +149,9 @@ def evaluate(
     """
     if seeds < 1 or not probes:
         raise ConfigError(f"expected at least one seed and one probe; given {seeds} and {probes}")
+    there = next(one for one in (Path(out), *Path(out).absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise ConfigError(f"--out {out}: expected a folder, there or not; '{there}' is a file")
     target, given = device_of(device), [Corpus.open(one) for one in trained_on or ()]
     images = open_labelled(data, train_split, test_split, image_size)
     images = images.told(sensor) if sensor else images

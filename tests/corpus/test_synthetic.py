@@ -1,5 +1,9 @@
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import geopandas
 import numpy as np
@@ -11,6 +15,7 @@ import shapely
 from affine import Affine
 from scipy import ndimage
 
+import geomim
 from geomim.corpus.build import build
 from geomim.corpus.captions.caption import caption
 from geomim.corpus.scenes import find_scenes, open_scene
@@ -365,6 +370,35 @@ def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path):
     with pytest.raises(TypeError):
         write_map(tmp_path / "a.gpkg", [("field", "a", "no shape")])
     assert not list(tmp_path.iterdir())
+
+
+ON_A_FULL_DISK = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from shapely import box
+from geomim.corpus.synthetic.files import transform_of, write_classes, write_map
+from geomim.errors import CorpusError
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+noise = np.random.default_rng(0).integers(1, 3, (384, 384), np.uint8)
+for write in (
+    lambda: write_classes(Path("a.tif"), noise, transform_of(0, 384), ["none", "water", "forest"]),
+    lambda: write_map(Path("a.gpkg"), [("water", "a.tif", box(0, 0, 1, 1))]),
+):
+    try:
+        write()
+    except CorpusError as error:
+        assert "cannot be written (File too large): make room" in str(error)
+    else:
+        sys.exit("written")
+assert not list(Path().iterdir())
+"""
+
+
+def test_a_disk_that_is_full_is_said(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(Path(geomim.__file__).parents[1])}
+    run = subprocess.run([sys.executable, "-c", ON_A_FULL_DISK], cwd=tmp_path, env=environment, capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()
 
 
 def test_many_scenes_stay_in_their_utm_zone_and_apart():

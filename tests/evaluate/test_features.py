@@ -114,6 +114,8 @@ def test_what_is_no_probe_is_refused(tmp_path):
         load_probe(tmp_path)
     card = ProbeCard("linear", ("a", "b", "c"), "mean", "", None, 0.5)
     path = save_probe(tmp_path / "linear.safetensors", LinearProbe(8, 2), card)
+    (tmp_path / "new").touch()
+    assert path.stat().st_mode == (tmp_path / "new").stat().st_mode  # as the umask says
     with pytest.raises(CheckpointError, match="no probe that geomim wrote"):
         load_probe(path)
     about = path.with_suffix(".json")

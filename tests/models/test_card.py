@@ -99,6 +99,16 @@ def test_sentences_and_their_origins_are_said():
     assert "whose origins" not in older["Sentences"] and older["Licences"].endswith("Of the sentences: unknown.")
 
 
+def test_licences_of_weights_that_training_started_from_are_said():
+    rights = [{"weights": "timm:a", "licences": ["apache-2.0"], "attributions": []},
+              {"weights": "b.ckpt", "licences": [], "attributions": ["ESA"]}]  # fmt: skip
+    told = sections(loaded(details={**DETAILS, "provenance": PROVENANCE | {"rights": rights}}).entry)
+    assert told["Licences"] == (
+        "Of the imagery: public domain. Attributions: USDA.\n\nOf the weights that training started from:\n\n"
+        "- `timm:a`: apache-2.0\n- `b.ckpt`: unknown; attributions: ESA"
+    )
+
+
 def test_what_is_not_known_is_said_to_be_unknown():
     said = sections(loaded(None, {}, 3).entry)
     for line in ("recipe: unknown", "steps: unknown", "images seen: unknown", "code: unknown"):

@@ -189,13 +189,19 @@ def test_own_exports_and_checkpoints_start_an_encoder(tmp_path: Path) -> None:
     torch.manual_seed(0)
     source = build_encoder({"naip": contract(NAIP), "s2": contract(S2)}, **SIZES, spectral=True).eval()
     entry = {"format_version": 2, "encoder": source.config, "recipe": "mae", "step": 1}
-    entry["contracts"] = {"naip": contract(NAIP).to_dict(), "s2": contract(S2).to_dict()}
+    rights = {"weights": "timm:vit", "licences": ["apache-2.0"], "attributions": []}
+    made = {"sentence_files": [{"origin": "vector", "file": "roads.gpkg", "licence": "ODbL-1.0"}], "rights": [rights]}
+    entry["provenance"] = made
+    free = replace(contract(NAIP), licences=("public domain",), attributions=("USDA",))
+    entry["contracts"] = {"naip": free.to_dict(), "s2": contract(S2).to_dict()}
     state = {f"model.encoder.{name}": value for name, value in source.state_dict().items()}
     path = tmp_path / "a.ckpt"
     torch.save({"state_dict": state, "geomim": entry}, path)
     images = torch.randn(2, 13, 48, 48)
     expected = source(images, sensor="s2").tokens
     again = started(str(path), S2, spectral=True)
+    carried = ["public domain", "ODbL-1.0 (sentences of roads.gpkg)"]
+    assert again.rights == ({"weights": str(path), "licences": carried, "attributions": ["USDA"]}, rights)
     torch.testing.assert_close(again(images).tokens, expected, rtol=1e-5, atol=1e-5)
     plain = started(str(path), S2)  # its kernels are made for the one sensor
     torch.testing.assert_close(plain(images).tokens, expected, rtol=1e-5, atol=1e-5)

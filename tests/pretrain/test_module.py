@@ -11,7 +11,7 @@ from tiny_recipes import annotated, method
 from geomim.data.datamodule import TileDataModule
 from geomim.errors import CheckpointError, ConfigError, GeomimError
 from geomim.pretrain.monitor import MetricsTable, collapse, reconstructions
-from geomim.pretrain.optimisation import Optimisation, parameter_groups
+from geomim.pretrain.optimisation import AdamW, Optimisation, parameter_groups
 from geomim.verbs.pretrain import Training, build, train
 from geomim.verbs.watching import Watching
 
@@ -35,6 +35,20 @@ def run(corpus, tmp_path_factory):
     training = Training(max_steps=4, checkpoint_every=4, milestones=2, **QUICK)
     train(data(corpus), folder, "mae", METHOD, ENCODER, training=training, watch=Watching(every=4))
     return folder
+
+
+def test_the_optimiser_is_that_of_torch():
+    ends = []
+    for kind in (AdamW, torch.optim.AdamW):
+        weight = torch.nn.Parameter(torch.arange(3.0))
+        optimiser = kind([weight], lr=0.1, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+        for _ in range(3):
+            optimiser.zero_grad()
+            ((weight - 1) ** 2).sum().backward()
+            optimiser.step()
+        assert weight.requires_grad and torch.is_grad_enabled()
+        ends.append(weight.detach())
+    assert torch.equal(*ends)
 
 
 def test_schedule_rises_then_falls_on_steps():

@@ -47,6 +47,13 @@ def pictures(folder: Path, count: int, side: int = 40, seed: int = 0) -> Path:
     return folder
 
 
+def test_a_file_in_the_place_of_the_folder_is_refused_first(tmp_path):
+    (tmp_path / "file").touch()
+    for out in ("file", "file/folder"):
+        with pytest.raises(ConfigError, match=r"file' is a file"):
+            evaluate("nowhere", "nowhere", str(tmp_path / out))
+
+
 def test_image_folder_with_splits(tmp_path, capsys):
     for split, count in (("train", 12), ("test", 6)):
         pictures(tmp_path / "data" / split, count, seed=count)

@@ -36,10 +36,13 @@ def hash_of(known: Mapping[str, Any]) -> str | None:
 def became(origin: str, file: str, known: Mapping[str, Any]) -> str:
     """What became of a file since the lock said so of it: "" where nothing did, or it is there and no hash is known."""
     path, before = _path(origin, file), hash_of(known)
-    parts = [str(path)] if known.get("xxh3") and path.is_file() else _parts(path, origin)
-    if not parts:
-        return "" if before is None and is_remote(file) else "vanished"
-    return "" if before in (None, files_hash(parts)) else "was changed"
+    try:
+        parts = [str(path)] if known.get("xxh3") and path.is_file() else _parts(path, origin)
+        if not parts:
+            return "" if before is None and is_remote(file) else "vanished"
+        return "" if before in (None, files_hash(parts)) else "was changed"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
 
 
 def _path(origin: str, file: str) -> Path:

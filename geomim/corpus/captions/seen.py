@@ -74,8 +74,10 @@ def place_of(tile: Mapping[str, Any], valid: np.ndarray | None) -> Place | None:
         return on_ground(crs, pixels, shapely.segmentize(shape, _SEGMENT))
 
     if valid is None:
-        return Place(footprint, ground(shapely.box(1, 1, size - 1, size - 1)))
-    return Place(ground(outline(valid)), ground(outline(within(valid))))
+        both = footprint, ground(shapely.box(1, 1, size - 1, size - 1))
+    else:
+        both = ground(outline(valid)), ground(outline(within(valid)))
+    return None if None in both else Place(*both)
 
 
 @lru_cache(256)

@@ -172,15 +172,21 @@ def footprints(crs: Any, place: Placement | None, windows: Sequence[Window]) -> 
     return outlines
 
 
-def on_ground(crs: Any, place: Placement, shape: BaseGeometry) -> BaseGeometry:
-    """A shape in columns and rows as one in OGC:CRS84; in parts where it crosses the date line.
+def on_ground(crs: Any, place: Placement, shape: BaseGeometry) -> BaseGeometry | None:
+    """A shape in columns and rows as one in OGC:CRS84, in parts where it crosses the date line.
 
     Args:
         crs: `rasterio.crs.CRS`.
         place: Where the pixels lie; `footprints` gives them an outline.
         shape: Its edges are segments of at most a few pixels where they may be curves.
+
+    Returns:
+        The shape; None where a part of it lies outside the projection.
     """
-    moved = shapely.transform(shape, lambda xy: np.unwrap(_project(crs, place, *xy.T), axis=0, period=360.0))
+    degrees = np.unwrap(_project(crs, place, *shapely.get_coordinates(shape).T), axis=0, period=360.0)
+    if not np.isfinite(degrees).all():
+        return None
+    moved = shapely.transform(shape, lambda _: degrees)
     west, _, east, _ = shapely.bounds(moved)
     return _divided(moved) if west < -180 or east > 180 else moved
 

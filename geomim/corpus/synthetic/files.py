@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,27 +65,18 @@ def write_classes(path: Path, labels: np.ndarray, transform: Affine, classes: Se
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A hidden file beside its place, renamed once all is written, and gone if that fails."""
-    part = path.with_name(f".{path.name}")
-    part.unlink(missing_ok=True)
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-@contextmanager
 def _writing(path: Path, pixels: np.ndarray, transform: Affine, **options: Any) -> Iterator[Any]:
-    """A GeoTIFF beside its place, renamed once all is written."""
+    """A GeoTIFF, made in memory: of a disk that is full when a file is closed, GDAL says nothing."""
     count, height, width = pixels.shape
     profile = {"count": count, "height": height, "width": width, "dtype": pixels.dtype.name, "nodata": 0}
     profile |= {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate", "zlevel": 1}
     where = {"crs": _CRS, "transform": transform}
-    with _beside(path) as part, rasterio.open(part, "w", driver="GTiff", **where, **profile, **options) as raster:
-        raster.write(pixels)
-        yield raster
+    with rasterio.MemoryFile() as memory:
+        with memory.open(driver="GTiff", **where, **profile, **options) as raster:
+            raster.write(pixels)
+            yield raster
+        with aside(path) as file:
+            file.write(memory.getbuffer())
 
 
 def features(draft: Draft) -> list[dict[str, Any]]:
@@ -128,8 +119,10 @@ def write_map(path: Path, found: list[tuple[str, str, Any]]) -> None:
     frame = geopandas.GeoDataFrame(found, columns=columns, geometry="geometry", crs=_CRS.to_epsg())
     date = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
     pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2024-01-01T00:00:00.000Z"})  # equal bytes on any day
+    made = io.BytesIO()
     try:
-        with _beside(path) as part:
-            pyogrio.write_dataframe(frame, part, layer="map", driver="GPKG", geometry_type="Unknown")
+        pyogrio.write_dataframe(frame, made, layer="map", driver="GPKG", geometry_type="Unknown")
     finally:
         pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": date})
+    with aside(path) as file:
+        file.write(made.getbuffer())

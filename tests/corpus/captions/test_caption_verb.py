@@ -358,6 +358,17 @@ def test_older_locks_have_the_hash_of_the_file_alone(scenes, tmp_path):
     assert became("landcover", cover, known) == "was changed"
 
 
+def test_a_file_of_sentences_that_cannot_be_read_is_said(tmp_path, monkeypatch):
+    (tmp_path / "map.json").write_text("{}")
+    known, path = stated("vector", str(tmp_path / "map.json"), None), str(tmp_path / "map.json")
+
+    def hash_of(_):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("geomim.corpus.captions.files.files_hash", hash_of)
+    assert became("vector", path, known) == "cannot be read (Permission denied)"
+
+
 @pytest.mark.parametrize(("origin", "file", "beside"), [
     ("vector", "map.TAB", "map.DAT"), ("vector", "map.mif", "map.mid"), ("landcover", "map.tif", "map.tfw"),
     ("landcover", "map.jpeg", "map.jgw"), ("landcover", "map.png", "map.wld"), ("landcover", "map.img", "map.hdr"),

@@ -54,6 +54,13 @@ def test_whole_earth_and_nonsense():
     assert footprint(CRS.from_epsg(4326), grid(0, 0, 1), 512, 512) is None  # pixels taken for degrees
 
 
+def test_a_shape_that_leaves_the_projection_has_no_place():
+    disc, place = CRS.from_proj4("+proj=geos +h=35785831 +lon_0=0"), affine(grid(0, 5.5e6, 1e5))
+    assert footprints.on_ground(disc, place, shapely.box(0, 0, 10, 10)) is None  # the Earth ends at 5.4e6
+    inside = footprints.on_ground(disc, place, shapely.box(0, 50, 10, 60))
+    assert inside.is_valid and inside.bounds[:2] == pytest.approx((0, -4.54), abs=0.01)
+
+
 def test_no_place_on_earth_is_none():
     mars = CRS.from_proj4("+proj=eqc +R=3396190 +units=m")
     for crs, transform in ((mars, grid(0, 0, 5)), (None, grid(0, 0, 5)), (CRS.from_epsg(4326), None)):
