@@ -36,11 +36,13 @@ class Features:
         pooled: `(N, D)` float32, one vector an image.
         labels: `(N,)` int64.
         tokens: `(N, L, D)` float16 patch tokens, where they were asked for.
+        groups: `(N,)` int64, where N patches stand in place of images: those of one number are not independent.
     """
 
     pooled: Tensor
     labels: Tensor
     tokens: Tensor | None = None
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

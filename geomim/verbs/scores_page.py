@@ -45,7 +45,7 @@ def write_page(out: Path, scores: Scores, shares: dict[str, Tensor], images: Lab
     for one in rows:
         assert one.answers is not None and one.labels is not None
         counts[one.probe] = confusion(one.answers, one.labels, len(names))
-        each[one.probe] = class_scores(counts[one.probe])
+        each[one.probe] = class_scores(counts[one.probe], overlap=one.groups is not None)
     row = next((one for one in rows if one.probe == "linear"), rows[0])
     found = ((probe, *line) for probe, lists in each.items() for line in zip(names, *lists.values(), strict=True))
     _write_csv(out / "classes.csv", ["probe", "class", *each[row.probe]], found)
@@ -60,9 +60,9 @@ def write_page(out: Path, scores: Scores, shares: dict[str, Tensor], images: Lab
         ("In short", "".join(f"<p>{html.escape(one)}.</p>" for one in [_answer(row, scores), *scores.sentences()])),
         ("To know beside it", _list(scores.notes)),
         ("Scores beside their floors", _table(*scores.cells())),
-        (f"What is taken for what {of}", _confused(counts[row.probe], names, picture)),
+        (f"What is taken for what {of}", _confused(counts[row.probe], names, picture, _unit(row))),
         (f"Class by class {of}", _table(["class", *each[row.probe]], *per_class)),
-        *_examples(shares[row.probe], images),
+        *(_examples(shares[row.probe], images) if row.groups is None else ()),
         ("How", _table((), *((key, str(value)) for key, value in scores.protocol.items()))),
     ]
     write_text(out / "index.html", html_page(f"{row.encoder} on {scores.data}", sections))
@@ -71,9 +71,13 @@ def write_page(out: Path, scores: Scores, shares: dict[str, Tensor], images: Lab
 def _answer(row: Row, scores: Scores) -> str:
     floor = f"; the majority class alone would have {scores.majority.accuracy:.1%}" if scores.majority else ""
     return (
-        f"With a {row.probe} probe {row.encoder} has {row.accuracy:.1%} of the test images right "
+        f"With a {row.probe} probe {row.encoder} has {row.accuracy:.1%} of the test {_unit(row)} right "
         f"(95 %: {row.low:.1%} to {row.high:.1%}), and {row.balanced:.1%} in the mean of the classes{floor}"
     )
+
+
+def _unit(row: Row) -> str:
+    return "images" if row.groups is None else "patches"
 
 
 def _cell(value: float | None) -> str:
@@ -125,7 +129,7 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str]) -> bytes:
     return file.getvalue()
 
 
-def _confused(counts: Tensor, names: Sequence[str], picture: bytes) -> str:
+def _confused(counts: Tensor, names: Sequence[str], picture: bytes, unit: str) -> str:
     """The picture, and the most common confusions in words."""
     most = (counts - counts.diag().diag()).flatten().topk(min(_SHOWN, counts.numel()))
     said = []
@@ -133,7 +137,7 @@ def _confused(counts: Tensor, names: Sequence[str], picture: bytes) -> str:
         true, called = divmod(place, len(names))
         if value:
             said.append(f"{names[true]} called {names[called]}: {value:.3g} of {counts[true].sum():.0f}")
-    shown = html_figure("Shares of the images of a row's class, mean over seeds.", _embedded(picture))
+    shown = html_figure(f"Shares of the {unit} of a row's class, mean over seeds.", _embedded(picture))
     return shown.replace("<figure>", "<figure class=strip>") + _list(said)
 
 
