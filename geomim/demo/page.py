@@ -227,7 +227,23 @@ class _Sections:
             words += "have the right class. "
         figures = [self._picture(f"map-{n}", panel, title) for n, (title, panel) in enumerate(panels.items())]
         where = html.escape(os.path.relpath(self.chapter.map, self.root))
-        return f"<div class=wide>{''.join(figures)}</div>{self._legend()}{_paragraphs([words])}<p>File: {where}</p>"
+        return f"<div class=wide>{''.join(figures)}</div>{self._legend()}{_paragraphs([words])}{self._fitted()}<p>File: {where}</p>"
+
+    def _fitted(self) -> str:
+        """What the map's probe was fitted on, and how good it is on patches beside its floors."""
+        scores = self.chapter.patches
+        if scores is None:
+            return ""
+        about, (head, *rows) = scores.protocol, scores.cells()
+        text = (
+            f"It is of a linear probe on the frozen patches, fitted on {about['train_patches']:,} labelled ones of the "
+            "training scenes, each of the class that covers at least half of it. The table has it on "
+            f"{about['test_patches']:,} patches of all held-out scenes, beside the same probe on patches of an encoder "
+            f"with random weights and on mean and deviation of their pixels. Intervals: {about['interval']}. "
+            f"p: {about['test']}."
+        )
+        said = [f"{one}." for one in (*scores.sentences(), *(note for note in scores.notes if "IoU" in note))]
+        return _paragraphs([text]) + html_table(head, rows) + _paragraphs(said)
 
     def _legend(self) -> str:
         present = [number for number in np.unique(self.made.ids) if number < len(self.made.names)]

@@ -144,7 +144,7 @@ def _features(
     dense: bool,
     device: torch.device,
 ) -> dict[str, tuple[Features, Features]]:
-    """Features of the encoder and of its floors on both splits, `dense` of chosen patches, decoding every image once."""
+    """Features of the encoder and of its floors on both splits, or of chosen patches, decoding every image once."""
     half, grid = fast_half(device), _grid(candidate) if dense else (1, 1)
     chosen = choose_patches(images, grid) if dense else {}
     extractors = {candidate.name: frozen(candidate.encoder.to(device), pool, tokens or dense, half)}
