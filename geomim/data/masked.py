@@ -1,4 +1,4 @@
-"""Tiles of a corpus with the masks of their label rasters, and a choice among many in which kinds share evenly."""
+"""Patches of a corpus with label masks: their classes, and a choice in which classes and scenes share evenly."""
 
 from __future__ import annotations
 
@@ -11,89 +11,127 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from geomim.corpus.store import Corpus, Tiles, holds_corpus
-from geomim.data.labelled import LabelledData, ReadMasks, of_corpus
+from geomim.corpus.store import Corpus, holds_corpus
+from geomim.data.labelled import LabelledData, of_corpus
 from geomim.errors import CorpusError, InputError
 
-
-def spread(count: int, most: int, keys: Sequence[np.ndarray] = (), seed: int = 0) -> np.ndarray:
-    """At most `most` of `count` rows, ascending, drawn by chance so that values of the keys share evenly.
-
-    Values of the first key take turns, within one those of the second, and so on. Where a value has no row left, the
-    others go on without it.
-
-    Args:
-        count: Number of rows.
-        most: How many are wanted.
-        keys: `(count,)` integers each.
-        seed: Of the chance.
-    """
-    place = np.random.default_rng(seed).permutation(count)  # of each row, the first ones are taken
-    for depth in range(len(keys), 0, -1):
-        order = np.lexsort([place, *keys[depth - 1 :: -1]])
-        sorted_keys = np.stack([key[order] for key in keys[:depth]])
-        first = np.flatnonzero(np.r_[True, (sorted_keys[:, 1:] != sorted_keys[:, :-1]).any(0)][:count])
-        turn = np.empty(count, np.int64)
-        turn[order] = np.arange(count) - np.repeat(first, np.diff(np.r_[first, count]))
-        place[np.lexsort([place, turn])] = np.arange(count)
-    return np.flatnonzero(place < most)
+TILES, PATCHES = 8192, 20_000
+"""Of a split, at most; with them memory and time are bounded, however large a corpus is."""
 
 
-def open_masked(path: str | Path, train_split: str, test_split: str, size: int | None, most: int) -> LabelledData:
-    """Open the tiles of a corpus with their masks.
+def open_masked(path: str, train_split: str, test_split: str, size: int | None) -> LabelledData:
+    """Open tiles of a corpus with their masks: of many a choice in which scenes share evenly.
 
     Args:
         path: A corpus folder.
         train_split: Name of the split to fit on.
         test_split: Name of the split to score on.
         size: Side of the images wanted; the nearest tile size is taken.
-        most: Tiles of each split; of more some are drawn, as many of each source, and of train of each class.
 
     Raises:
-        InputError: It is no corpus, or the splits are one.
-        CorpusError: It holds no masks, or no tiles in a split.
+        CorpusError: It is no corpus, holds no masks, or no tiles in a split.
     """
-    made = "geomim corpus build SCENES --masks LABEL_RASTERS"
-    if not holds_corpus(Path(path)):
-        raise InputError(f"'{path}' is no corpus: patches are scored on label masks, which one holds ({made})")
-    if train_split == test_split:
-        raise InputError(f"train and test split are both '{train_split}': name two with --train_split and --test_split")
-    corpus = Corpus.open(path)
-    side = min(corpus.sizes, key=lambda offered: abs(offered - (size or offered)))
-    if corpus.array("mask", side) is None:
-        raise CorpusError(f"'{path}' has no masks to score patches on: build it with --masks ({made})")
-    tiles, sources = corpus.tiles(side), _sources(corpus, side)
-    parts = {}
+    corpus = Corpus.open(path) if holds_corpus(Path(path)) else None
+    side = min(corpus.sizes, key=lambda offered: abs(offered - (size or offered))) if corpus else 0
+    if corpus is None or corpus.array("mask", side) is None:
+        raise CorpusError(f"'{path}' has no masks: --dense needs a corpus of `geomim corpus build --masks FOLDER`")
+    tiles, where = corpus.tiles(side), pc.field("kept") & (pc.field("size") == side)
+    batches = corpus.rows().to_batches(columns=["source"], filter=where)  # of the names, some at a time are held
+    names = pa.chunked_array([batch["source"].dictionary_encode() for batch in batches]).unify_dictionaries()
+    sources = names.combine_chunks().indices.to_numpy().astype(np.int64)
+    parts = []
     for name in (train_split, test_split):
         rows = np.flatnonzero(tiles.splits == name)
         if not len(rows):
             offered = ", ".join(sorted(set(tiles.splits.tolist())))
-            raise CorpusError(
-                f"'{path}' has no tile in split '{name}'; it has {offered}: choose with --train_split and --test_split"
-            )
-        keys = [sources[rows], tiles.labels[rows]][: 1 + (name == train_split)]
-        parts[name] = rows[spread(len(rows), most, keys)]
-    data = of_corpus(corpus, side, parts[train_split], parts[test_split], corpus.classes)
+            raise CorpusError(f"'{path}' has no tile in split '{name}': name others, it has {offered}")
+        parts.append(rows[spread(len(rows), TILES, [sources[rows]])])
+
+    def read(rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        masks = tiles.mask(rows)
+        assert masks is not None
+        return torch.from_numpy(masks), torch.from_numpy(tiles.valid(rows))
+
+    data = of_corpus(corpus, side, *parts, corpus.classes)
     train, test = (
-        replace(part, masks=_masks(tiles, rows), sources=sources[rows])
-        for part, rows in zip((data.train, data.test), parts.values(), strict=True)
+        replace(part, masks=lambda wanted, rows=rows: read(rows[wanted]), sources=sources[rows])
+        for part, rows in zip((data.train, data.test), parts, strict=True)
     )
     return replace(data, name=f"patches of {data.name}", train=train, test=test)
 
 
-def _sources(corpus: Corpus, side: int) -> np.ndarray:
-    """`(n,)` int64, a number for the source of each kept tile; of their names, one a time is held."""
-    where = pc.field("kept") & (pc.field("size") == side)
-    batches = corpus.rows().to_batches(columns=["source"], filter=where)
-    names = pa.chunked_array([batch["source"].dictionary_encode() for batch in batches]).unify_dictionaries()
-    return np.concatenate([chunk.indices.to_numpy() for chunk in names.chunks]).astype(np.int64)
+def choose_patches(images: LabelledData, grid: tuple[int, int]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Labels of the patches to fit on and to score, and what is set aside together.
+
+    To fit on, classes share evenly, and of each the scenes. Those to score are drawn as they come.
+
+    Args:
+        images: From `open_masked`.
+        grid: Rows and columns of patches.
+
+    Returns:
+        By split `(N, L)` int64 labels, -1 where a patch is not chosen; and `(P,)` int64 groups of the chosen ones:
+        their tiles, but their scenes where there are several to fit on.
+
+    Raises:
+        InputError: No patch of a split has a class, or all of train have one.
+    """
+    chosen = {}
+    for name, part in (("train", images.train), ("test", images.test)):
+        assert part.masks is not None and part.sources is not None
+        some = np.split(np.arange(len(part)), range(256, len(part), 256))
+        labels = torch.cat([patch_labels(*part.masks(rows), grid, len(images.classes)) for rows in some])
+        at = (labels >= 0).nonzero()
+        kinds, sources = labels[labels >= 0].numpy(), part.sources[at[:, 0]]
+        if len(shown := [images.classes[kind] for kind in np.unique(kinds)]) < (2 if name == "train" else 1):
+            given = f"{shown[0]} alone" if shown else "no class"
+            raise InputError(f"masks of {images.name}, {name}, show {given}: expected patches of several classes")
+        kept = spread(len(kinds), PATCHES, [kinds, sources] if name == "train" else [])
+        alone = name == "test" or len(np.unique(sources[kept])) < 2
+        groups = at[kept, 0] if alone else torch.from_numpy(sources[kept])
+        rows, places = at[kept].T
+        chosen[name] = torch.full_like(labels, -1).index_put((rows, places), labels[rows, places]), groups
+    return chosen
 
 
-def _masks(tiles: Tiles, rows: np.ndarray) -> ReadMasks:
-    def read(wanted: np.ndarray) -> tuple[Tensor, Tensor]:
-        masks = tiles.mask(rows[wanted])
-        assert masks is not None
-        return torch.from_numpy(masks), torch.from_numpy(tiles.valid(rows[wanted]))
+def patch_labels(masks: Tensor, valid: Tensor, grid: tuple[int, int], classes: int) -> Tensor:
+    """The class of each patch: the one that covers at least half of its valid pixels that have a class.
 
-    return read
+    Args:
+        masks: `(B, H, W)` places in the class list; any other number means that the pixel has none.
+        valid: `(B, H, W)` bool.
+        grid: Rows and columns of patches that the pixels are divided into.
+        classes: Number of classes.
+
+    Returns:
+        `(B, L)` int64 in raster order; -1 where no class covers half, or the patch holds more nodata than image.
+    """
+    covers = [F.adaptive_avg_pool2d(((masks == place) & valid).float(), grid) for place in range(classes)]
+    share, kind = torch.stack(covers, 1).max(1)
+    clear = (share > 0) & (2 * share >= sum(covers) - 1e-6)  # rounding
+    seen = F.adaptive_avg_pool2d(valid.float(), grid) >= 0.5
+    return torch.where(clear & seen, kind, -1).flatten(1)
+
+
+def spread(count: int, most: int, keys: Sequence[np.ndarray] = ()) -> np.ndarray:
+    """At most `most` of `count` rows, ascending, drawn by chance, always the same, so that the keys' values take turns.
+
+    Values of the first key share evenly, within each those of the second, and so on; one that has no row left is passed
+    over.
+
+    Args:
+        count: Number of rows.
+        most: How many are wanted.
+        keys: `(count,)` integers each.
+    """
+    place = np.random.default_rng(0).permutation(count)  # of each row; the first ones are taken
+    for depth in range(len(keys), 0, -1):
+        order = np.lexsort([place, *keys[:depth][::-1]])
+        ranked = np.stack(keys[:depth])[:, order]
+        first = np.flatnonzero(np.r_[True, (ranked[:, 1:] != ranked[:, :-1]).any(0)][:count])
+        turn = np.empty(count, np.int64)
+        turn[order] = np.arange(count) - np.repeat(first, np.diff(np.r_[first, count]))
+        place[np.lexsort([place, turn])] = np.arange(count)
+    return np.flatnonzero(place < most)

@@ -227,7 +227,8 @@ class _Sections:
             words += "have the right class. "
         figures = [self._picture(f"map-{n}", panel, title) for n, (title, panel) in enumerate(panels.items())]
         where = html.escape(os.path.relpath(self.chapter.map, self.root))
-        return f"<div class=wide>{''.join(figures)}</div>{self._legend()}{_paragraphs([words])}{self._fitted()}<p>File: {where}</p>"
+        told = f"{self._legend()}{_paragraphs([words])}{self._fitted()}"
+        return f"<div class=wide>{''.join(figures)}</div>{told}<p>File: {where}</p>"
 
     def _fitted(self) -> str:
         """What the map's probe was fitted on, and how good it is on patches beside its floors."""

@@ -64,20 +64,6 @@ def hold_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     return (~held).nonzero().flatten(), held.nonzero().flatten()
 
 
-def hold_out_groups(groups: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split vectors in two, whole groups `(N,)` of them, at least one; arguments and answer as of `hold_out`.
-
-    Raises:
-        InputError: There is one group.
-    """
-    names = groups.unique()
-    if len(names) < 2:
-        raise InputError("expected labelled patches of at least two training tiles, to choose a probe's strength on")
-    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
-    held = torch.isin(groups, names[order[: max(1, round(share * len(names)))]])
-    return (~held).nonzero().flatten(), held.nonzero().flatten()
-
-
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Share of images whose largest logit is the label's."""
     return float((logits.argmax(1) == labels).double().mean())
@@ -112,14 +98,17 @@ def fit_linear(
         seed: Of the choice of the fifth; the rest is deterministic.
         strengths: Factors of half the squared weights, strongest first.
         held_out: Other features and labels to choose on; then none of `vectors` is set aside.
-        groups: `(N,)` int64, what is set aside as a whole, where vectors are patches: their tile or scene.
+        groups: `(N,)` int64, a fifth of which is set aside, each as a whole: scenes or tiles that patches are of.
 
     Returns:
         A `LinearProbe` and the strength chosen.
     """
     tried, others = (vectors, labels), held_out
     if others is None:
-        fit, held = hold_out(labels, 0.2, seed) if groups is None else hold_out_groups(groups, 0.2, seed)
+        fit, held = hold_out(labels, 0.2, seed)
+        if groups is not None:
+            names, place = groups.unique(return_inverse=True)
+            fit, held = ((place[:, None] == part).any(1) for part in hold_out(torch.zeros_like(names), 0.2, seed))
         tried, others = (vectors[fit], labels[fit]), (vectors[held], labels[held])
     chosen, best = strengths[0], -1.0
     start: LinearProbe | None = None

@@ -10,6 +10,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from geomim.evaluate.classes import class_scores, confusion
 from geomim.evaluate.features import Features
 from geomim.evaluate.intervals import LEVEL, TEST, balanced_interval, interval, mcnemar
 from geomim.evaluate.knn import knn
@@ -56,6 +57,15 @@ class Row:
     def balanced(self) -> float:
         """Mean of the classes' recall: what accuracy would be were all classes as frequent."""
         return sum(self.recall.values()) / max(len(self.recall), 1)
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean intersection over union of the classes that occur, where the answers are known."""
+        assert self.answers is not None and self.labels is not None
+        classes = int(torch.maximum(self.answers.max(), self.labels.max())) + 1
+        each = class_scores(confusion(self.answers, self.labels, classes), overlap=True)["iou"]
+        known = [value for value in each if value is not None]
+        return sum(known) / len(known)
 
     @property
     def correct(self) -> Tensor | None:

@@ -40,7 +40,6 @@ class Mapper:
         device: Where it runs.
         source: The encoder as it was read.
         gsd: Metres a pixel that a probe was fitted at, where positions follow them.
-        overlap: Share of its side that a window has in common with the next.
         batch: Windows encoded at a time.
     """
 
@@ -49,12 +48,12 @@ class Mapper:
     device: torch.device
     source: Encoder
     gsd: float | None = None
-    overlap: float = 0.5
     batch: int = 16
 
     def walk(self, scene: Scene) -> Walk:
-        """Where windows lie over a scene."""
-        return Walk.over(scene, self.encoder.patch_size, self.encoder.grid[0], self.overlap)
+        """Where windows lie over a scene: each half over the next, as patches at a border know least around them."""
+        side = self.encoder.grid[0]
+        return Walk(scene.height, scene.width, self.encoder.patch_size, side, side // 2)
 
     def at(self, scene: Scene) -> "Mapper":
         """The same for the metres a pixel of a scene, where positions follow them."""
@@ -78,14 +77,13 @@ def predict(
     out: str,
     sensor: str | None = None,
     bands: list[str] | None = None,
-    overlap: float = 0.5,
     heads: int | None = None,
     device: str = "auto",
 ) -> list[Path]:
     """Map scenes: a saved probe's class for each patch, as georeferenced GeoTIFFs of class ids.
 
-    Windows of the encoder's size overlap, the last ones moved inside, and what is said of a patch is blended. A probe
-    of `geomim evaluate --dense`, which is fitted on patches, makes a better map than one that is fitted on images.
+    Windows of the encoder's size overlap, the last ones moved inside, and are blended. A probe of `geomim evaluate
+    --dense` is fitted on patches, which a map is made of.
 
     Args:
         checkpoint: The encoder the probe was fitted on: a geomim checkpoint, an exported folder, or a published MAE or
@@ -97,7 +95,6 @@ def predict(
         sensor: Name or YAML file of the scenes' sensor.
         bands: Names of the file's bands in file order, where it does not name them. Without `sensor`, a scene of no
             stated unit is taken to store numbers as the encoder's sensor does, which is printed.
-        overlap: Share of its side that a window has in common with the next, 0 to 0.9; more is smoother and slower.
         heads: Attention heads of a published file, which does not state them.
         device: `auto`, `cpu`, `cuda` or another torch device.
 
@@ -111,7 +108,6 @@ def predict(
     """
     answers, card = load_probe(probe)
     mapper = _mapper(checkpoint, heads, device, lambda _: (BandContract.from_dict(card.contract or {}), ()), card.gsd)
-    mapper = replace(mapper, overlap=overlap)
     if card.encoder != fingerprint(mapper.encoder):
         raise CheckpointError(
             f"probe '{probe}' was fitted on another encoder than '{checkpoint}': run `geomim evaluate` on this one"

@@ -15,7 +15,6 @@ from rich.progress import Progress
 from torch import Tensor
 
 from geomim.corpus.scenes import Scene
-from geomim.errors import ConfigError
 
 Look = Callable[[Tensor, Tensor], tuple[np.ndarray, np.ndarray]]
 """What is made of windows: numbers `(B, C, S, S)` and validity `(B, S, S)` become values `(B, K, side, side)`, one a
@@ -41,17 +40,6 @@ class Walk:
     cell: int
     side: int
     overlap: int
-
-    @classmethod
-    def over(cls, scene: Scene, cell: int, side: int, share: float) -> Walk:
-        """A walk over a scene whose windows share a part of their side, 0 to 0.9, with the next one.
-
-        Raises:
-            ConfigError: They cannot share so much.
-        """
-        if not 0 <= share <= 0.9:
-            raise ConfigError(f"--overlap: expected a share of a window from 0 to 0.9; given {share:g}")
-        return cls(scene.height, scene.width, cell, side, min(round(share * side), side - 1))
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from geomim.models.image_text import open_image_text
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import LOOKS, check_range
 from geomim.sensors import BandContract
-from geomim.verbs.candidate import open_candidate, suited
+from geomim.verbs.evaluate import open_candidate, suited
 
 _CHUNK = 8192  # tiles that a stopped run loses at most
 

@@ -2,21 +2,23 @@
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import timm
 import torch
 from rich.console import Console
 from rich.progress import Progress, track
+from torch import Tensor, nn
 
 from geomim import __version__
 from geomim.corpus.store import Corpus
-from geomim.data.labelled import LabelledData, open_labelled
-from geomim.errors import ConfigError
-from geomim.evaluate.classes import class_scores, confusion
-from geomim.evaluate.dense import extract_patches, patch_statistics
+from geomim.data.labelled import Labelled, LabelledData, open_labelled
+from geomim.data.masked import choose_patches, open_masked
+from geomim.errors import BandError, CheckpointError, ConfigError
 from geomim.evaluate.features import (
     Features,
     Pool,
@@ -26,18 +28,72 @@ from geomim.evaluate.features import (
     fast_half,
     frozen,
     pixel_statistics,
+    random_like,
 )
 from geomim.evaluate.intervals import INTERVALS, TEST, TILE_INTERVALS, TILE_TEST
 from geomim.evaluate.saved import ProbeCard, fingerprint, save_probe
-from geomim.evaluate.scores import PIXELS, RANDOM, Probed, Row, Scores, majority, probe_features
+from geomim.evaluate.scores import PIXELS, RANDOM, Probed, Scores, majority, probe_features
+from geomim.models.fitting import contract_for, fitted
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
-from geomim.verbs.candidate import Batches, Candidate, open_candidate
-from geomim.verbs.dense import choose_patches, open_dense
+from geomim.models.weights import Loaded, exported_contract, picture_contract, read_encoder
+from geomim.sensors import SENSORS, BandContract
 from geomim.verbs.scores_page import write_page
 from geomim.verbs.trained_on import seen_in_training
 
 Probe = Literal["knn", "linear", "efficient"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An encoder to evaluate.
+
+    Attributes:
+        name: For the table.
+        encoder: Frozen, on the CPU.
+        fresh: The same architecture with random weights, by seed.
+        contract: Bands and statistics its input must have.
+        image_size: Side of the images it is given, in pixels.
+        notes: What was assumed about it.
+        gsd: Metres a pixel that its positions are baked for, where they follow them.
+        details: What its weights say of their training.
+    """
+
+    name: str
+    encoder: nn.Module
+    fresh: Callable[[int], nn.Module]
+    contract: BandContract
+    image_size: int
+    notes: tuple[str, ...] = ()
+    gsd: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Batches:
+    """Batches of one split as the evaluation room takes them.
+
+    Args:
+        images: The split.
+        prepare: Picks and normalises the bands.
+        size: Side to resize to.
+        batch: Images a batch.
+    """
+
+    def __init__(self, images: Labelled, prepare: ContractInput, size: int, batch: int = 128) -> None:
+        self.images, self.prepare, self.size, self.batch = images, prepare, size, batch
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for start in range(0, len(self.images), self.batch):
+            rows = np.arange(start, min(start + self.batch, len(self.images)))
+            parts = [self.prepare(numbers, valid, self.size) for numbers, valid in self.images.read(rows)]
+            yield {
+                "image": torch.cat([image for image, _ in parts]),
+                "valid": torch.cat([valid for _, valid in parts]),
+                "label": torch.from_numpy(self.images.labels[rows]),
+            }
 
 
 def evaluate(
@@ -65,9 +121,9 @@ def evaluate(
     of each band, and the most frequent class for all. Balanced accuracy, the mean of the classes' recall, stands below
     accuracy, both with 95 % intervals; what stands above or falls below a floor is what a paired test shows.
 
-    With --dense single patches are fitted on and scored, which is what a map is made of: give `geomim predict` the
-    outcome. A patch is of the class that covers at least half of its labelled pixels. At most 20,000 patches are fitted
-    on, of all classes and scenes alike where there are more, and intervals are those of drawing whole tiles.
+    With --dense a linear probe is fitted on single patches, which maps are made of (`geomim predict`), and scored on
+    such. A patch is of the class that covers at least half of its labelled pixels. Of many, 20,000 are taken, to fit on
+    those in which classes and scenes share evenly. Intervals are those of drawing whole tiles.
 
     Args:
         checkpoint: A geomim checkpoint, an exported folder, a published MAE or SelectiveMAE file, or `timm:NAME` for
@@ -75,7 +131,7 @@ def evaluate(
         data: A corpus with labels, or a folder with a folder of pictures for each class.
         out: Folder for the page `index.html`, `evaluation.json`, `classes.csv` (precision, recall, F1), `confusion.csv`
             and `.png`, and the fitted probes (`linear.safetensors`, `efficient.safetensors`, each with a `.json` that
-            names classes, bands and encoder). With --dense of the linear probe, and with IoU a class.
+            names classes, bands and encoder).
         image_size: Side that images are resized to, in pixels; the encoder's own where not given.
         probes: Which probes to fit.
         seeds: How many seeds, from 0.
@@ -88,7 +144,7 @@ def evaluate(
         all_bands: Give an encoder of any sensor all bands of the images, not only those it was trained on.
         trained_on: Corpora that the encoder trained on, among whose tiles test images are looked for; those that its
             weights name, where not given.
-        dense: Fit the linear probe on patches of a corpus with masks (`geomim corpus build --masks`).
+        dense: Fit and score patches of a corpus with masks (`geomim corpus build --masks`).
         device: `auto`, `cpu`, `cuda` or another torch device.
 
     Returns:
@@ -98,75 +154,162 @@ def evaluate(
         CheckpointError: The checkpoint cannot be read.
         BandError: The images lack bands that the encoder needs.
         InputError: There are no labelled images, or their numbers are far from those the encoder was trained on.
-        CorpusError: There are no masks for --dense.
     """
     if dense and (pool != "mean" or "linear" not in probes):
-        raise ConfigError(
-            "--dense fits the linear probe on patch tokens: leave out --pool, and --probes without linear"
-        )
+        raise ConfigError("--dense fits the linear probe on patches: leave out --pool and --probes")
     if seeds < 1 or not probes:
         raise ConfigError(f"expected at least one seed and one probe; given {seeds} and {probes}")
     target, given = device_of(device), [Corpus.open(one) for one in trained_on or ()]
-    images = (open_dense if dense else open_labelled)(data, train_split, test_split, image_size)
+    images = (open_masked if dense else open_labelled)(data, train_split, test_split, image_size)
     images = images.told(sensor) if sensor else images
     candidate = open_candidate(checkpoint, images, image_size, heads, all_bands)
     prepare = ContractInput(candidate.contract, images.sensor)
     parts = {"train": images.train, "test": images.test}
     ranges = [check_range(prepare, part.sample(), f"{images.name}, {name}") for name, part in parts.items()]
     seen = seen_in_training(candidate.details, images, data, given)
-    probes = ["linear"] if dense else probes
-    features = _features(candidate, images, prepare, "efficient" in probes, floors, pool, dense, target)
+    if dense:
+        probes = ["linear"]
+    chosen = choose_patches(images, _grid(candidate)) if dense else None
+    features = _features(candidate, parts, prepare, "efficient" in probes, floors, pool, target, chosen)
     train, test = features[candidate.name]
     probed = _probe(candidate, features, len(images.classes), probes, range(seeds), target)
-    beside = _beside(candidate, images.classes, probed)
+    beside = _beside(candidate, images.classes, probed, test)
     notes = (*images.notes, *seen, *candidate.notes, *itertools.chain(*ranges), *beside)
     floor = majority(train.labels, test.labels, test.groups)
-    of = "patch" if dense else pool
-    about = {"checkpoint": checkpoint, **_protocol(candidate, images, probed), "pool": of, "seeds": [*range(seeds)]}
-    about |= {"train_patches": len(train), "test_patches": len(test)} if dense else {}
+    about = {"checkpoint": checkpoint, **_protocol(candidate, images, probed), "pool": pool, "seeds": [*range(seeds)]}
+    if dense:
+        about |= {"pool": "patch", "train_patches": len(train), "test_patches": len(test)}
+        about |= {"interval": TILE_INTERVALS, "test": TILE_TEST}
     about |= {"precision": "bfloat16" if fast_half(target) else "float32", "geomim_version": __version__}
     scores = Scores(images.name, about, tuple(probed.rows), notes, floor)
     console = Console(markup=False, highlight=False)  # brackets in names are no style
     console.print(scores.table())
-    _save(candidate, images, scores, probed, of, Path(out))
+    _save(candidate, images, scores, probed, about["pool"], Path(out))
     console.print(f"wrote {out}: evaluation.json, tables, and the fitted probes {', '.join(probed.fits) or '(none)'}")
     console.print(f"look at: {Path(out) / 'index.html'}", soft_wrap=True)
     return scores
 
 
+def open_candidate(
+    checkpoint: str,
+    images: LabelledData,
+    image_size: int | None = None,
+    heads: int | None = None,
+    all_bands: bool = False,
+) -> Candidate:
+    """Read an encoder for given images.
+
+    Args:
+        checkpoint: As for `evaluate`.
+        images: What it is to be evaluated on.
+        image_size: Side of the images; the encoder's own where None.
+        heads: As for `evaluate`.
+        all_bands: As for `evaluate`.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+        ConfigError: A size, or all bands, are asked of an encoder that they do not fit.
+        BandError: The file names no bands and is not for RGB.
+    """
+    if checkpoint.startswith("timm:"):
+        if all_bands:
+            raise ConfigError(f"'{checkpoint}' is a plain encoder of its own bands: leave out --all_bands")
+        return _timm_candidate(checkpoint.removeprefix("timm:"), images, image_size)
+    loaded = read_encoder(checkpoint, heads)
+    contract, gsd, notes = suited(loaded, checkpoint, images, all_bands)
+    encoder = fitted(loaded.encoder, contract, gsd)
+    size = image_size or encoder.image_size
+    if size % encoder.patch_size:
+        raise ConfigError(f"image_size {size}: expected a multiple of the patch size {encoder.patch_size}")
+    name, told = _name(checkpoint, loaded.details), (notes, gsd, loaded.details)
+    return Candidate(name, encoder, lambda seed: random_like(encoder, seed), contract, size, *told)
+
+
+def suited(
+    loaded: Loaded, source: str, images: LabelledData, all_bands: bool = False
+) -> tuple[BandContract, float | None, tuple[str, ...]]:
+    """What an encoder sees images with: their contract, metres a pixel where positions follow them, and notes.
+
+    Arguments and errors as of `contract_for`.
+    """
+    contract, notes = contract_for(loaded, source, images.sensor, images.contract, all_bands)
+    if not loaded.encoder.config.get("gsd_positions"):
+        return contract, None, notes
+    # positions are stretched over images of another size, which are of as much ground
+    gsd, said = images.gsd_at(loaded.encoder.image_size, contract)
+    return contract, gsd, (*notes, said)
+
+
+def _name(checkpoint: str, details: Mapping[str, Any]) -> str:
+    """What stands in the table: recipe and step where the file tells them."""
+    recipe, step = details.get("recipe"), details.get("step")
+    return f"{recipe}, step {step:,}" if recipe and step is not None else Path(checkpoint).stem
+
+
+def _timm_candidate(name: str, images: LabelledData, image_size: int | None) -> Candidate:
+    try:
+        encoder = _timm(name, image_size, pretrained=True)
+    except Exception as error:  # unknown name, no network, no such size: timm raises many kinds
+        raise CheckpointError(f"timm cannot give '{name}' ({' '.join(str(error).split())[:200]})") from error
+    config = encoder.pretrained_cfg
+    own = exported_contract(name)
+    if own is None and config["input_size"][0] != 3:
+        raise BandError(f"timm model '{name}' has {config['input_size'][0]} channels without names; expected RGB")
+    if own is not None:
+        contract, note = own, f"{name}: normalised as its pretraining was"
+    elif images.contract is None:
+        contract, note = picture_contract(config), f"{name}: normalised as its pretraining was"
+    else:
+        contract = images.contract.select(SENSORS["rgb"].bands)
+        note = f"{name}: sees {', '.join(contract.names)}, normalised with the corpus's statistics"
+    size = image_size or config["input_size"][-1]
+    return Candidate(name, encoder, lambda seed: _timm(name, image_size, seed=seed), contract, size, (note,))
+
+
+def _timm(name: str, image_size: int | None, pretrained: bool = False, seed: int = 0) -> Any:
+    sizes = [{}] if image_size is None else [{"img_size": image_size}, {}]  # convolutions take no size
+    for size in sizes:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return timm.create_model(name, pretrained=pretrained, num_classes=0, **size).eval()
+        except TypeError:
+            if size is sizes[-1]:
+                raise
+    return None
+
+
 def _features(
     candidate: Candidate,
-    images: LabelledData,
+    images: Mapping[str, Labelled],
     prepare: ContractInput,
     tokens: bool,
     floors: bool,
     pool: Pool,
-    dense: bool,
     device: torch.device,
+    chosen: Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> dict[str, tuple[Features, Features]]:
-    """Features of the encoder and of its floors on both splits, or of chosen patches, decoding every image once."""
-    half, grid = fast_half(device), _grid(candidate) if dense else (1, 1)
-    chosen = choose_patches(images, grid) if dense else {}
-    extractors = {candidate.name: frozen(candidate.encoder.to(device), pool, tokens or dense, half)}
+    """Features of the encoder and of its floors on both splits, or of `chosen` patches, decoding every image once."""
+    half = fast_half(device)
+    extractors = {candidate.name: frozen(candidate.encoder.to(device), pool, tokens, half)}
     if floors:
-        extractors[RANDOM] = frozen(candidate.fresh(0).to(device), pool, tokens or dense, half)
-        extractors[PIXELS] = patch_statistics(grid) if dense else pixel_statistics()
+        extractors[RANDOM] = frozen(candidate.fresh(0).to(device), pool, tokens, half)
+        extractors[PIXELS] = pixel_statistics(_grid(candidate) if chosen else (1, 1))
     parts = []
-    for split, part in (("train", images.train), ("test", images.test)):
+    for split, part in images.items():
         batches = Batches(part, prepare, candidate.image_size)
         shown = track(batches, f"features of {len(part)} {split} images", total=len(batches), transient=True)
-        if dense:
-            parts.append(extract_patches(extractors, shown, *chosen[split], device))
-        else:
-            parts.append(extract_all(extractors, shown, device, len(part)))
+        patches, groups = chosen[split] if chosen else (None, None)
+        found = extract_all(extractors, shown, device, len(part), patches)
+        parts.append({name: replace(one, groups=groups) for name, one in found.items()})
     return {name: (parts[0][name], parts[1][name]) for name in extractors}
 
 
 @torch.no_grad()
 def _grid(candidate: Candidate) -> tuple[int, int]:
-    """Rows and columns of its patches."""
-    size = candidate.image_size
-    return encode(candidate.encoder, torch.zeros(1, len(candidate.contract.names), size, size))[2]
+    """Rows and columns of patches."""
+    image = torch.zeros(1, len(candidate.contract.names), candidate.image_size, candidate.image_size)
+    return encode(candidate.encoder, image.to(next(candidate.encoder.parameters()).device))[2]
 
 
 def _probe(
@@ -198,46 +341,34 @@ def _probe(
 
 def _protocol(candidate: Candidate, images: LabelledData, probed: Probed) -> dict[str, Any]:
     """How was scored, as plain values."""
-    dense = probed.rows[0].groups is not None
     return {
         "classes": len(images.classes),
         "train_images": len(images.train),
         "test_images": len(images.test),
         "image_size": candidate.image_size,
         "chosen": {kind: fit.chosen for kind, fit in probed.fits.items()},
-        "interval": TILE_INTERVALS if dense else INTERVALS,
-        "test": TILE_TEST if dense else TEST,
+        "interval": INTERVALS,
+        "test": TEST,
     }
 
 
-def _beside(candidate: Candidate, classes: Sequence[str], probed: Probed) -> list[str]:
+def _beside(candidate: Candidate, classes: Sequence[str], probed: Probed, test: Features) -> list[str]:
     """What the table does not compare, and what accuracy hides where classes are of very different sizes."""
-    labels, dense = probed.rows[0].labels, probed.rows[0].groups is not None
-    assert labels is not None
-    counts = np.bincount(labels)
-    share, largest, notes = counts.max() / counts.sum(), classes[counts.argmax()], []
-    if dense:
-        notes.append(
-            f"mean IoU: {', '.join(f'{row.encoder} {_mean_iou(row, len(classes)):.3f}' for row in probed.rows)}"
-        )
+    counts = np.bincount(test.labels)
+    share, largest = counts.max() / counts.sum(), classes[counts.argmax()]
+    notes, unit = [], "images"
+    if test.groups is not None:
+        unit = "patches"
+        notes.append(f"mean IoU: {', '.join(f'{row.encoder} {row.mean_iou:.3f}' for row in probed.rows)}")
     if any(row.probe == "efficient" for row in probed.rows) and any(row.encoder == PIXELS for row in probed.rows):
         notes.append(f"{PIXELS} have no patches to attend to, so no efficient probe to hold one against")
     if share > 2 / np.count_nonzero(counts) or share > 0.75:
-        notes.append(
-            f"{share:.0%} of the test {'patches' if dense else 'images'} are {largest}: look at balanced accuracy"
-        )
+        notes.append(f"{share:.0%} of the test {unit} are {largest}: look at balanced accuracy")
     for row in (row for row in probed.rows if row.encoder == candidate.name):
         unfound = [classes[label] for label, found in row.recall.items() if found == 0]
         if unfound:
             notes.append(f"the {row.probe} probe never finds {', '.join(unfound)}")
     return notes
-
-
-def _mean_iou(row: Row, classes: int) -> float:
-    """Mean intersection over union of the classes that occur."""
-    assert row.answers is not None and row.labels is not None
-    found = class_scores(confusion(row.answers, row.labels, classes), overlap=True)["iou"]
-    return float(np.mean([value for value in found if value is not None]))
 
 
 def _save(candidate: Candidate, images: LabelledData, scores: Scores, probed: Probed, pool: str, out: Path) -> None:

@@ -24,9 +24,8 @@ from geomim.models.weights import read_encoder
 from geomim.pretrain.module import Origin, PretrainModule
 from geomim.pretrain.recipes import RECIPES
 from geomim.sensors import Band, BandContract, Sensor, get_sensor, stated_contract
-from geomim.verbs.candidate import open_candidate
 from geomim.verbs.embed import embed, unlabelled
-from geomim.verbs.evaluate import evaluate
+from geomim.verbs.evaluate import evaluate, open_candidate
 
 CONTRACTS = {
     "naip": BandContract(get_sensor("naip"), (125.0,) * 4, (60.0,) * 4),

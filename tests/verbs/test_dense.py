@@ -11,14 +11,12 @@ from tiny_corpus import NAMES, write_corpus
 from whole_arrays import write_array
 
 from geomim.corpus.shards import write_groups
-from geomim.data.labelled import Labelled, LabelledData
-from geomim.errors import ConfigError, CorpusError, InputError
+from geomim.errors import ConfigError, CorpusError
 from geomim.evaluate.saved import load_probe
 from geomim.evaluate.scores import PIXELS, RANDOM
 from geomim.maps.predict import predict
 from geomim.models.vit import ViT
 from geomim.sensors import SENSORS, BandContract
-from geomim.verbs import dense
 from geomim.verbs.evaluate import evaluate
 
 COLOURS = np.array([[60, 60, 60], [190, 190, 190]])
@@ -101,36 +99,3 @@ def test_what_cannot_be_fitted_is_refused_with_a_sentence(made, tmp_path):
         with pytest.raises(ConfigError, match="--dense fits the linear probe"):
             evaluate(path, str(root / "corpus"), str(tmp_path / "o"), dense=True, **wrong)
     assert not (tmp_path / "o").exists()
-
-
-def images(train: np.ndarray, test: np.ndarray) -> LabelledData:
-    """Masks `(N, 8, 8)` of three classes and two sources."""
-
-    def part(masks: np.ndarray) -> Labelled:
-        def read(rows):
-            return torch.from_numpy(masks[rows]), torch.ones(len(rows), 8, 8, dtype=torch.bool)
-
-        return Labelled(np.full(len(masks), -1), lambda rows: [], masks=read, sources=np.arange(len(masks)) % 2)
-
-    return LabelledData("data", ("sea", "sand", "town"), SENSORS["rgb"], None, part(train), part(test))
-
-
-def test_rare_classes_are_all_fitted_on_and_scores_are_of_patches_as_they_come(monkeypatch):
-    monkeypatch.setattr(dense, "PATCHES", 40)
-    masks = np.zeros((30, 8, 8), np.uint8)
-    masks[7, :4, :4], masks[9] = 1, 2
-    chosen = dense.choose_patches(images(masks, masks), (2, 2))
-    labels, groups = chosen["train"]
-    assert torch.bincount(labels[labels >= 0]).tolist() == [35, 1, 4]
-    assert groups.tolist() == [0, 1] * 15
-    labels, groups = chosen["test"]
-    assert (labels >= 0).sum() == 40 and groups.tolist() == list(range(30))
-
-
-def test_masks_that_tell_nothing_apart_are_refused():
-    one, two = np.zeros((4, 8, 8), np.uint8), np.arange(4, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2) % 2
-    with pytest.raises(InputError, match=r"data, train, show sea alone: expected patches of several classes"):
-        dense.choose_patches(images(one, two), (2, 2))
-    with pytest.raises(InputError, match=r"data, test, show no class"):
-        dense.choose_patches(images(two, np.full_like(one, 255)), (2, 2))
-    dense.choose_patches(images(two, one), (2, 2))  # a test split of one class can be scored

@@ -16,8 +16,7 @@ from geomim.models.vit import ViT
 from geomim.models.weights import DIVIDED
 from geomim.sensors import SENSORS, BandContract
 from geomim.verbs import evaluate as evaluating
-from geomim.verbs.candidate import open_candidate
-from geomim.verbs.evaluate import evaluate
+from geomim.verbs.evaluate import evaluate, open_candidate
 
 CLASSES = {"bright": 200, "dark": 60, "middle": 130}
 

@@ -1,34 +1,19 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
-from geomim.evaluate.dense import extract_patches, patch_labels, patch_statistics
-from geomim.evaluate.features import frozen
+from geomim.evaluate.features import extract_all, frozen, pixel_statistics
 from geomim.evaluate.intervals import balanced_interval, interval, mcnemar, wilson
-from geomim.evaluate.probes import hold_out_groups
+from geomim.evaluate.probes import fit_linear
 from geomim.evaluate.scores import Scores, row
 from geomim.models.vit import ViT
-
-
-def test_a_patch_is_of_the_class_that_covers_half_of_what_has_one():
-    mask = torch.full((1, 4, 12), 255)
-    valid = torch.ones(1, 4, 12, dtype=torch.bool)
-    mask[0, :, :2], mask[0, :2, 2:4], mask[0, 2:, 2:4] = 1, 0, 2  # 8, 4, 4 of 16: half
-    mask[0, :, 4:6], mask[0, :1, 6:8], mask[0, 1:, 6:8] = 1, 0, 2  # 8 of class 1, but half of them is nodata
-    valid[0, :2, 4:6] = False
-    mask[0, 0, 8:11] = 2  # three pixels that have a class, all of one
-    assert patch_labels(mask, valid, (1, 3), 3).tolist() == [[1, 2, 2]]
-    mask[0, :, 4:8] = torch.tensor([[0, 0, 0, 0], [0, 1, 1, 1], [1, 1, 2, 2], [2, 2, 2, 2]])
-    assert patch_labels(mask, torch.ones_like(valid), (1, 3), 3).tolist() == [[1, -1, 2]]  # 5, 5 and 6 of 16
-    valid[0, :, 8:] = torch.arange(4)[:, None] < 1
-    assert patch_labels(mask, valid, (1, 3), 3)[0, 2] == -1  # more nodata than image
-    assert patch_labels(torch.full_like(mask, 255), torch.ones_like(valid), (2, 3), 3).eq(-1).all()
 
 
 def test_statistics_of_patches_use_their_valid_pixels():
     torch.manual_seed(0)
     images, valid = torch.randn(2, 3, 8, 12), torch.ones(2, 1, 8, 12, dtype=torch.bool)
     valid[0, :, :, 5:] = False
-    _, got = patch_statistics((2, 3)).forward(images * valid, valid)
+    _, got = pixel_statistics((2, 3)).forward(images * valid, valid)
     assert got.shape == (2, 6, 6)
     part = images[0, :, :4, 4:5].flatten(1)  # the second patch of the first row has one valid column
     expected = torch.cat([part.mean(1), part.std(1, unbiased=False)])
@@ -37,18 +22,19 @@ def test_statistics_of_patches_use_their_valid_pixels():
     torch.testing.assert_close(got[1, 5], torch.cat([part.mean(1), part.std(1, unbiased=False)]), rtol=1e-4, atol=1e-5)
 
 
-def test_features_are_those_of_the_chosen_patches_with_their_tile():
+def test_features_are_those_of_the_chosen_patches():
     torch.manual_seed(0)
     encoder, images = ViT(3, 16, 8, 24, 1, 3).eval(), torch.randn(3, 3, 16, 16)
     valid = torch.ones(3, 1, 16, 16, dtype=torch.bool)
     labels = torch.tensor([[0, -1, -1, 2], [-1] * 4, [-1, 1, -1, -1]])
-    loader = [{"image": images[rows], "valid": valid[rows]} for rows in (slice(2), slice(2, 3))]
-    extractors = {"vit": frozen(encoder, keep_tokens=True), "pixels": patch_statistics((2, 2))}
-    found = extract_patches(extractors, loader, labels, torch.tensor([7, 8, 9]))
+    parts = (slice(2), slice(2, 3))
+    loader = [{"image": images[rows], "valid": valid[rows], "label": torch.zeros(1)} for rows in parts]
+    extractors = {"vit": frozen(encoder), "pixels": pixel_statistics((2, 2))}
+    found = extract_all(extractors, loader, patches=labels)
     with torch.no_grad():
         tokens = encoder(images).patches
     torch.testing.assert_close(found["vit"].pooled, tokens[[0, 0, 2], [0, 3, 1]], rtol=1e-4, atol=1e-5)
-    assert found["vit"].labels.tolist() == [0, 2, 1] and found["vit"].groups.tolist() == [7, 7, 9]
+    assert found["vit"].labels.tolist() == [0, 2, 1] and found["vit"].tokens is None
     assert found["pixels"].pooled.shape == (3, 6)
 
 
@@ -94,8 +80,14 @@ def test_patches_are_compared_a_tile_at_a_time():
     assert "groups" not in values and values["accuracy"] == 1.0
 
 
-def test_whole_groups_are_held_out():
-    groups = torch.arange(5).repeat_interleave(torch.tensor([1, 9, 4, 4, 2]))
-    fit, held = hold_out_groups(groups, 0.2, 3)
-    assert len(set(groups[held].tolist())) == 1 and not set(groups[held].tolist()) & set(groups[fit].tolist())
-    assert sorted([*fit.tolist(), *held.tolist()]) == list(range(20))
+def test_a_strength_is_chosen_on_whole_groups():
+    """What tells classes apart within a group says nothing of another one: then the strongest penalty stays."""
+    torch.manual_seed(0)
+    labels, groups = torch.randint(0, 2, (200,)), torch.arange(200) // 40
+    vectors = F.one_hot(groups * 2 + labels, 10).float() + 0.01 * torch.randn(200, 10)
+    strengths = (1.0, 1e-3)
+    assert fit_linear(vectors, labels, 2, strengths=strengths).held_out == 1.0
+    fit = fit_linear(vectors, labels, 2, strengths=strengths, groups=groups * 7)
+    assert fit.held_out < 0.7
+    alone = {fit_linear(vectors, labels, 2, seed, strengths, groups=groups).held_out for seed in range(5)}
+    assert len(alone) > 1  # another group each
