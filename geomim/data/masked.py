@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
@@ -24,11 +23,7 @@ TILES, PATCHES = 8192, 20_000
 def open_masked(path: str, train_split: str, test_split: str, size: int | None) -> LabelledData:
     """Open tiles of a corpus with their masks: of many a choice in which scenes share evenly.
 
-    Args:
-        path: A corpus folder.
-        train_split: Name of the split to fit on.
-        test_split: Name of the split to score on.
-        size: Side of the images wanted; the nearest tile size is taken.
+    Arguments as of `open_labelled`.
 
     Raises:
         CorpusError: It is no corpus, holds no masks, or no tiles in a split.
@@ -38,10 +33,8 @@ def open_masked(path: str, train_split: str, test_split: str, size: int | None) 
     if corpus is None or corpus.array("mask", side) is None:
         raise CorpusError(f"'{path}' has no masks: --dense needs a corpus of `geomim corpus build --masks FOLDER`")
     tiles, where = corpus.tiles(side), pc.field("kept") & (pc.field("size") == side)
-    batches = corpus.rows().to_batches(columns=["source"], filter=where)  # of the names, some at a time are held
-    names = pa.chunked_array([batch["source"].dictionary_encode() for batch in batches]).unify_dictionaries()
-    sources = names.combine_chunks().indices.to_numpy().astype(np.int64)
-    parts = []
+    names = corpus.table(["source"], where)["source"].combine_chunks().dictionary_encode()
+    sources, parts = names.indices.to_numpy().astype(np.int64), []
     for name in (train_split, test_split):
         rows = np.flatnonzero(tiles.splits == name)
         if not len(rows):
@@ -63,9 +56,7 @@ def open_masked(path: str, train_split: str, test_split: str, size: int | None) 
 
 
 def choose_patches(images: LabelledData, grid: tuple[int, int]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Labels of the patches to fit on and to score, and what is set aside together.
-
-    To fit on, classes share evenly, and of each the scenes. Those to score are drawn as they come.
+    """Patches to fit on, in which classes share evenly and of each the scenes, and patches to score, as they come.
 
     Args:
         images: From `open_masked`.
@@ -73,7 +64,7 @@ def choose_patches(images: LabelledData, grid: tuple[int, int]) -> dict[str, tup
 
     Returns:
         By split `(N, L)` int64 labels, -1 where a patch is not chosen; and `(P,)` int64 groups of the chosen ones:
-        their tiles, but their scenes where there are several to fit on.
+        their tiles, but to fit on their scenes where there are several.
 
     Raises:
         InputError: No patch of a split has a class, or all of train have one.
@@ -116,15 +107,10 @@ def patch_labels(masks: Tensor, valid: Tensor, grid: tuple[int, int], classes: i
 
 
 def spread(count: int, most: int, keys: Sequence[np.ndarray] = ()) -> np.ndarray:
-    """At most `most` of `count` rows, ascending, drawn by chance, always the same, so that the keys' values take turns.
+    """At most `most` of `count` rows, ascending, drawn by chance that is always the same.
 
-    Values of the first key share evenly, within each those of the second, and so on; one that has no row left is passed
-    over.
-
-    Args:
-        count: Number of rows.
-        most: How many are wanted.
-        keys: `(count,)` integers each.
+    Values of the first of the `keys` `(count,)` take turns, within one those of the second, and so on; one that has no
+    row left is passed over.
     """
     place = np.random.default_rng(0).permutation(count)  # of each row; the first ones are taken
     for depth in range(len(keys), 0, -1):

@@ -237,11 +237,10 @@ class _Sections:
             return ""
         about, (head, *rows) = scores.protocol, scores.cells()
         text = (
-            f"It is of a linear probe on the frozen patches, fitted on {about['train_patches']:,} labelled ones of the "
-            "training scenes, each of the class that covers at least half of it. The table has it on "
-            f"{about['test_patches']:,} patches of all held-out scenes, beside the same probe on patches of an encoder "
-            f"with random weights and on mean and deviation of their pixels. Intervals: {about['interval']}. "
-            f"p: {about['test']}."
+            f"It is of a linear probe that was fitted on {about['train_patches']:,} labelled patches of the training "
+            f"scenes. The table has it on {about['test_patches']:,} patches of the held-out scenes, beside the same "
+            "probe on random weights and on mean and deviation of a patch's pixels. Intervals: "
+            f"{about['interval']}. p: {about['test']}."
         )
         said = [f"{one}." for one in (*scores.sentences(), *(note for note in scores.notes if "IoU" in note))]
         return _paragraphs([text]) + html_table(head, rows) + _paragraphs(said)

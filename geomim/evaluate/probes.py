@@ -105,10 +105,11 @@ def fit_linear(
     """
     tried, others = (vectors, labels), held_out
     if others is None:
-        fit, held = hold_out(labels, 0.2, seed)
-        if groups is not None:
-            names, place = groups.unique(return_inverse=True)
-            fit, held = ((place[:, None] == part).any(1) for part in hold_out(torch.zeros_like(names), 0.2, seed))
+        if groups is None:
+            fit, held = hold_out(labels, 0.2, seed)
+        else:
+            names = groups.unique()
+            fit, held = (torch.isin(groups, names[part]) for part in hold_out(torch.zeros_like(names), 0.2, seed))
         tried, others = (vectors[fit], labels[fit]), (vectors[held], labels[held])
     chosen, best = strengths[0], -1.0
     start: LinearProbe | None = None

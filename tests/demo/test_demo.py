@@ -50,7 +50,7 @@ def test_the_page_is_honest(made):
     for word in ("random initialisation", "pixel statistics", "efficient", "labelled map pixels have the right class"):
         assert word in text
     assert "majority class" in text and "balanced" in text
-    fitted = re.search(r"fitted on ([\d,]+) labelled ones of the training scenes", text)
+    fitted = re.search(r"fitted on ([\d,]+) labelled patches of the training scenes", text)
     about = json.loads((made[1] / "sentinel2" / "scores-patches" / "evaluation.json").read_text())["protocol"]
     assert int(fitted[1].replace(",", "")) == about["train_patches"] > 1000 and "mean IoU" in text
     # after a few steps the encoder cannot stand above all floors with every probe, and the page must say so
