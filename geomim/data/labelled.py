@@ -45,9 +45,8 @@ class Labelled:
             None where all is valid, in the order of the rows.
         hashes: Exact hash of each image's pixels, where a corpus keeps them.
         paths: Files of pictures, in the order of the rows.
-        masks: Rows to masks `(b, H, W)` uint8 of places in the class list, 255 where a pixel has none, and validity
-            `(b, H, W)` bool, where there are masks.
-        sources: `(N,)` int64, a number for the source of each image, likewise.
+        masks: Rows to places in the class list `(b, H, W)` uint8, 255 where a pixel has none, and validity bool.
+        sources: `(N,)` int64, a number for the source of each image, where there are masks.
     """
 
     labels: np.ndarray

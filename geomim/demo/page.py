@@ -242,8 +242,7 @@ class _Sections:
             "probe on random weights and on mean and deviation of a patch's pixels. Intervals: "
             f"{about['interval']}. p: {about['test']}."
         )
-        said = [f"{one}." for one in (*scores.sentences(), *(note for note in scores.notes if "IoU" in note))]
-        return _paragraphs([text]) + html_table(head, rows) + _paragraphs(said)
+        return _paragraphs([text]) + html_table(head, rows) + _paragraphs(f"{one}." for one in scores.sentences())
 
     def _legend(self) -> str:
         present = [number for number in np.unique(self.made.ids) if number < len(self.made.names)]

@@ -20,7 +20,7 @@ INTERVALS = (
 )
 TEST = f"McNemar's exact test of accuracy on the same test images, {100 * LEVEL:g} % level, in every seed"
 TILE_INTERVALS = f"{INTERVALS}; drawing whole tiles, as the patches of one are not independent"
-TILE_TEST = f"sign test of which has more patches of a test tile right, {100 * LEVEL:g} % level, in every seed"
+TILE_TEST = f"z test of how many more patches of a test tile are right, {100 * LEVEL:g} % level, in every seed"
 
 
 def wilson(share: float, count: float) -> tuple[float, float]:
@@ -39,8 +39,8 @@ def interval(correct: Tensor, groups: Tensor | None = None) -> tuple[float, floa
     24, 1998). So the interval holds the luck of the test images and that of the probe's training. It does not hold
     the luck of pretraining, for which encoders would have to be trained again.
 
-    Patches of a tile are not independent, so the variance is then that of drawing whole tiles, which a bootstrap of
-    tiles comes to; where nothing differs, a tile counts once.
+    Patches of a tile are not independent: their variance is that of drawing whole tiles, as in a bootstrap of tiles;
+    where nothing differs, a tile counts once.
 
     Args:
         correct: `(S, N)`, whether each seed classified each test image rightly, or weights whose mean is a share.
@@ -86,12 +86,25 @@ def mcnemar(one: Tensor, other: Tensor) -> float:
     seeds it is the largest p: that each of them shows the difference, in the direction of their mean.
 
     Args:
-        one: `(S, N)`, whether each seed has each image right; or how many patches of each tile it has: the sign test.
+        one: `(S, N)` bool, whether each seed has each image right.
         other: `(S, N)` or `(1, N)` likewise, of the same images.
     """
     ahead, behind = (one, other) if one.double().mean() >= other.double().mean() else (other, one)
-    more, less = (ahead > behind).sum(1).tolist(), (behind > ahead).sum(1).tolist()
+    more, less = (ahead & ~behind).sum(1).tolist(), (behind & ~ahead).sum(1).tolist()
     return max(min(1.0, 2 * _tail(lost, won + lost)) for won, lost in zip(more, less, strict=True))
+
+
+def tile_test(one: Tensor, other: Tensor) -> float:
+    """Two-sided p that two classifiers have equally many patches right, were other tiles drawn: that of a z test.
+
+    Args:
+        one: `(S, T)` int64, how many patches of each tile each seed has right.
+        other: `(S, T)` or `(1, T)` likewise; seeds are joined as in `mcnemar`.
+    """
+    apart = (one - other).double()
+    apart = apart if apart.mean() >= 0 else -apart
+    z = apart.mean(1) * apart.shape[1] ** 0.5 / apart.std(1)
+    return min(1.0, float(torch.erfc(z.nan_to_num(0.0) / 2**0.5).max()))  # no number where no tile or only one differs
 
 
 def _tail(most: int, count: int) -> float:

@@ -10,9 +10,8 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from geomim.evaluate.classes import class_scores, confusion
 from geomim.evaluate.features import Features
-from geomim.evaluate.intervals import LEVEL, TEST, balanced_interval, interval, mcnemar
+from geomim.evaluate.intervals import LEVEL, TEST, balanced_interval, interval, mcnemar, tile_test
 from geomim.evaluate.knn import knn
 from geomim.evaluate.probes import Fit, Progress, efficient_logits, fit_efficient, fit_linear
 
@@ -57,15 +56,6 @@ class Row:
     def balanced(self) -> float:
         """Mean of the classes' recall: what accuracy would be were all classes as frequent."""
         return sum(self.recall.values()) / max(len(self.recall), 1)
-
-    @property
-    def mean_iou(self) -> float:
-        """Mean intersection over union of the classes that occur, where the answers are known."""
-        assert self.answers is not None and self.labels is not None
-        classes = int(torch.maximum(self.answers.max(), self.labels.max())) + 1
-        each = class_scores(confusion(self.answers, self.labels, classes), overlap=True)["iou"]
-        known = [value for value in each if value is not None]
-        return sum(known) / len(known)
 
     @property
     def correct(self) -> Tensor | None:
@@ -127,7 +117,7 @@ class Scores:
             for floor in (RANDOM, PIXELS, MAJORITY) if row.encoder not in (RANDOM, PIXELS) else ():
                 other = self.find(floor, row.probe)
                 if other and row.correct is not None and other.correct is not None:
-                    p = mcnemar(row.correct, other.correct)
+                    p = (mcnemar if row.groups is None else tile_test)(row.correct, other.correct)
                     sign = "~" if p >= LEVEL else "<" if row.accuracy < other.accuracy else ">"
                     names = {"encoder": row.encoder, "floor": floor, "probe": row.probe}
                     found.append(names | {"accuracy": row.accuracy, "other": other.accuracy, "p": p, "sign": sign})

@@ -26,10 +26,6 @@ class KMeans:
         """How near `(..., D)` vectors are to each centre, `(..., K)`: less their squared distance, up to a constant."""
         return 2 * (vectors - self.mean) / self.std @ self.centres.T - self.centres.square().sum(1)
 
-    def nearest(self, vectors: Tensor) -> Tensor:
-        """Number of the nearest centre of `(..., D)` vectors: `(...)` int64."""
-        return self.scores(vectors).argmax(-1)
-
 
 def fit_kmeans(vectors: Tensor, clusters: int, seed: int = 0, rounds: int = 50) -> KMeans:
     """Fit k-means with a k-means++ start (Arthur and Vassilvitskii, 2007) on standardised vectors.

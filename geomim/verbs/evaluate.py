@@ -167,9 +167,7 @@ def evaluate(
     parts = {"train": images.train, "test": images.test}
     ranges = [check_range(prepare, part.sample(), f"{images.name}, {name}") for name, part in parts.items()]
     seen = seen_in_training(candidate.details, images, data, given)
-    if dense:
-        probes = ["linear"]
-    chosen = choose_patches(images, _grid(candidate)) if dense else None
+    chosen, probes = (choose_patches(images, _grid(candidate)), ["linear"]) if dense else (None, probes)
     features = _features(candidate, parts, prepare, "efficient" in probes, floors, pool, target, chosen)
     train, test = features[candidate.name]
     probed = _probe(candidate, features, len(images.classes), probes, range(seeds), target)
@@ -356,10 +354,7 @@ def _beside(candidate: Candidate, classes: Sequence[str], probed: Probed, test: 
     """What the table does not compare, and what accuracy hides where classes are of very different sizes."""
     counts = np.bincount(test.labels)
     share, largest = counts.max() / counts.sum(), classes[counts.argmax()]
-    notes, unit = [], "images"
-    if test.groups is not None:
-        unit = "patches"
-        notes.append(f"mean IoU: {', '.join(f'{row.encoder} {row.mean_iou:.3f}' for row in probed.rows)}")
+    notes, unit = [], "images" if test.groups is None else "patches"
     if any(row.probe == "efficient" for row in probed.rows) and any(row.encoder == PIXELS for row in probed.rows):
         notes.append(f"{PIXELS} have no patches to attend to, so no efficient probe to hold one against")
     if share > 2 / np.count_nonzero(counts) or share > 0.75:

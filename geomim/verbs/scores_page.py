@@ -60,7 +60,7 @@ def write_page(out: Path, scores: Scores, shares: dict[str, Tensor], images: Lab
         ("In short", "".join(f"<p>{html.escape(one)}.</p>" for one in [_answer(row, scores), *scores.sentences()])),
         ("To know beside it", _list(scores.notes)),
         ("Scores beside their floors", _table(*scores.cells())),
-        (f"What is taken for what {of}", _confused(counts[row.probe], names, picture, _unit(row))),
+        (f"What is taken for what {of}", _confused(counts[row.probe], names, picture)),
         (f"Class by class {of}", _table(["class", *each[row.probe]], *per_class)),
         *(_examples(shares[row.probe], images) if row.groups is None else ()),
         ("How", _table((), *((key, str(value)) for key, value in scores.protocol.items()))),
@@ -69,15 +69,12 @@ def write_page(out: Path, scores: Scores, shares: dict[str, Tensor], images: Lab
 
 
 def _answer(row: Row, scores: Scores) -> str:
+    unit = "images" if row.groups is None else "patches"
     floor = f"; the majority class alone would have {scores.majority.accuracy:.1%}" if scores.majority else ""
     return (
-        f"With a {row.probe} probe {row.encoder} has {row.accuracy:.1%} of the test {_unit(row)} right "
+        f"With a {row.probe} probe {row.encoder} has {row.accuracy:.1%} of the test {unit} right "
         f"(95 %: {row.low:.1%} to {row.high:.1%}), and {row.balanced:.1%} in the mean of the classes{floor}"
     )
-
-
-def _unit(row: Row) -> str:
-    return "images" if row.groups is None else "patches"
 
 
 def _cell(value: float | None) -> str:
@@ -129,7 +126,7 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str]) -> bytes:
     return file.getvalue()
 
 
-def _confused(counts: Tensor, names: Sequence[str], picture: bytes, unit: str) -> str:
+def _confused(counts: Tensor, names: Sequence[str], picture: bytes) -> str:
     """The picture, and the most common confusions in words."""
     most = (counts - counts.diag().diag()).flatten().topk(min(_SHOWN, counts.numel()))
     said = []
@@ -137,7 +134,7 @@ def _confused(counts: Tensor, names: Sequence[str], picture: bytes, unit: str) -
         true, called = divmod(place, len(names))
         if value:
             said.append(f"{names[true]} called {names[called]}: {value:.3g} of {counts[true].sum():.0f}")
-    shown = html_figure(f"Shares of the {unit} of a row's class, mean over seeds.", _embedded(picture))
+    shown = html_figure("Shares of a row's class, mean over seeds.", _embedded(picture))
     return shown.replace("<figure>", "<figure class=strip>") + _list(said)
 
 

@@ -52,7 +52,7 @@ def test_the_page_is_honest(made):
     assert "majority class" in text and "balanced" in text
     fitted = re.search(r"fitted on ([\d,]+) labelled patches of the training scenes", text)
     about = json.loads((made[1] / "sentinel2" / "scores-patches" / "evaluation.json").read_text())["protocol"]
-    assert int(fitted[1].replace(",", "")) == about["train_patches"] > 1000 and "mean IoU" in text
+    assert int(fitted[1].replace(",", "")) == about["train_patches"] > 1000
     # after a few steps the encoder cannot stand above all floors with every probe, and the page must say so
     assert "falls below" in text or "no difference is shown" in text
     assert "Only held-out scenes show water: those tiles are left out." in text

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from geomim.evaluate.features import extract_all, frozen, pixel_statistics
-from geomim.evaluate.intervals import balanced_interval, interval, mcnemar, wilson
+from geomim.evaluate.intervals import balanced_interval, interval, tile_test, wilson
 from geomim.evaluate.probes import fit_linear
 from geomim.evaluate.scores import Scores, row
 from geomim.models.vit import ViT
@@ -68,16 +68,28 @@ def test_where_nothing_differs_a_tile_counts_once():
 
 
 def test_patches_are_compared_a_tile_at_a_time():
-    """One tile where all 40 patches differ shows as much as one patch."""
+    """One tile where all 40 patches differ shows nothing; many where some do differ show something."""
     labels, tiles = torch.zeros(60, dtype=torch.int64), torch.cat([torch.zeros(40), torch.arange(1, 21)]).long()
-    good, bad = torch.zeros(60, dtype=torch.int64), torch.cat([torch.ones(40), torch.zeros(20)]).long()
-    one, other = (row(name, "linear", [answers], labels, tiles) for name, answers in (("a", good), ("b", bad)))
-    assert one.correct.tolist() == [[40] + [1] * 20] and other.correct.tolist() == [[0] + [1] * 20]
-    assert mcnemar(one.correct, other.correct) == 1.0
-    worse = row("b", "linear", [bad + (tiles > 10)], labels, tiles)
-    assert mcnemar(one.correct, worse.correct) == pytest.approx(2 * 0.5**11)
-    values = Scores("data", {}, (one,)).to_dict()["rows"][0]
+    bad = torch.cat([torch.ones(40), torch.zeros(20)]).long()
+    answers = {"good": labels, "bad": bad, "worse": (tiles > 8).long()}
+    rows = {name: row(name, "linear", [each], labels, tiles) for name, each in answers.items()}
+    right = {name: one.correct for name, one in rows.items()}
+    assert right["good"].tolist() == [[40] + [1] * 20] and right["bad"].tolist() == [[0] + [1] * 20]
+    assert tile_test(right["good"], right["bad"]) == tile_test(right["bad"], right["good"]) > 0.3
+    assert tile_test(right["good"], right["worse"]) < 0.001
+    assert tile_test(right["good"], right["good"]) == tile_test(right["good"][:, :1], right["bad"][:, :1]) == 1.0
+    seeds = torch.cat([right["good"], right["bad"]])
+    assert tile_test(seeds, right["worse"]) >= tile_test(right["good"], right["worse"])  # the seed that shows least
+    values = Scores("data", {}, (rows["good"],)).to_dict()["rows"][0]
     assert "groups" not in values and values["accuracy"] == 1.0
+
+
+def test_the_p_of_tiles_is_what_drawing_them_again_gives():
+    torch.manual_seed(0)
+    apart = torch.randint(-3, 5, (80,))
+    drawn = apart.double()[torch.randint(80, (20000, 80))].mean(1)
+    beyond = 2 * float((drawn - drawn.mean() >= apart.double().mean()).double().mean())
+    assert abs(tile_test(apart[None], torch.zeros(1, 80, dtype=torch.int64)) - beyond) < 0.01
 
 
 def test_a_strength_is_chosen_on_whole_groups():
