@@ -27,7 +27,10 @@ def open_masked(path: str, train_split: str, test_split: str, size: int | None) 
 
     Raises:
         CorpusError: It is no corpus, holds no masks, or no tiles in a split.
+        InputError: The splits are one.
     """
+    if train_split == test_split:
+        raise InputError(f"train and test split are both '{train_split}': name two with --train-split and --test-split")
     corpus = Corpus.open(path) if holds_corpus(Path(path)) else None
     side = min(corpus.sizes, key=lambda offered: abs(offered - (size or offered))) if corpus else 0
     if corpus is None or corpus.array("mask", side) is None:

@@ -103,7 +103,7 @@ def tile_test(one: Tensor, other: Tensor) -> float:
     """
     apart = (one - other).double()
     apart = apart if apart.mean() >= 0 else -apart
-    z = apart.mean(1) * apart.shape[1] ** 0.5 / apart.std(1)
+    z = apart.mean(1) * (apart.shape[1] - 1) ** 0.5 / apart.std(1, correction=0)
     return min(1.0, float(torch.erfc(z.nan_to_num(0.0) / 2**0.5).max()))  # no number where no tile or only one differs
 
 

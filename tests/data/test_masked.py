@@ -69,6 +69,8 @@ def test_what_has_no_masks_is_refused(tmp_path):
             open_masked(str(path), "train", "val", None)
     with pytest.raises(CorpusError, match=r"no tile in split 'test': name others, it has train, val"):
         open_masked(str(masked(tmp_path / "corpus")), "train", "test", None)
+    with pytest.raises(InputError, match="both 'train'"):
+        open_masked(str(tmp_path / "corpus"), "train", "train", None)
 
 
 def images(train: np.ndarray, test: np.ndarray) -> LabelledData:
