@@ -306,8 +306,11 @@ def _features(
 @torch.no_grad()
 def _grid(candidate: Candidate) -> tuple[int, int]:
     """Rows and columns of patches."""
-    image = torch.zeros(1, len(candidate.contract.names), candidate.image_size, candidate.image_size)
-    return encode(candidate.encoder, image.to(next(candidate.encoder.parameters()).device))[2]
+    side, device = candidate.image_size, next(candidate.encoder.parameters()).device
+    grid = encode(candidate.encoder, torch.zeros(1, len(candidate.contract.names), side, side, device=device))[2]
+    if side % grid[0] or side % grid[1]:
+        raise ConfigError(f"--dense: expected images of a multiple of {grid[0]} pixels; given --image_size {side}")
+    return grid
 
 
 def _probe(
