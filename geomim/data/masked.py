@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geomim.corpus.store import Corpus, holds_corpus
-from geomim.data.labelled import LabelledData, of_corpus
+from geomim.data.labelled import Labelled, LabelledData, of_corpus
 from geomim.errors import CorpusError, InputError
 
 TILES, PATCHES = 8192, 20_000
@@ -45,16 +45,15 @@ def open_masked(path: str, train_split: str, test_split: str, size: int | None) 
             raise CorpusError(f"'{path}' has no tile in split '{name}': name others, it has {offered}")
         parts.append(rows[spread(len(rows), TILES, [sources[rows]])])
 
-    def read(rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        masks = tiles.mask(rows)
-        assert masks is not None
-        return torch.from_numpy(masks), torch.from_numpy(tiles.valid(rows))
+    def masked(part: Labelled, rows: np.ndarray) -> Labelled:
+        def read(wanted: np.ndarray) -> tuple[Tensor, Tensor]:
+            masks, valid = tiles.mask(rows[wanted]), tiles.valid(rows[wanted])
+            return torch.from_numpy(np.asarray(masks)), torch.from_numpy(valid)
+
+        return replace(part, masks=read, sources=sources[rows])
 
     data = of_corpus(corpus, side, *parts, corpus.classes)
-    train, test = (
-        replace(part, masks=lambda wanted, rows=rows: read(rows[wanted]), sources=sources[rows])
-        for part, rows in zip((data.train, data.test), parts, strict=True)
-    )
+    train, test = masked(data.train, parts[0]), masked(data.test, parts[1])
     return replace(data, name=f"patches of {data.name}", train=train, test=test)
 
 
@@ -110,10 +109,9 @@ def patch_labels(masks: Tensor, valid: Tensor, grid: tuple[int, int], classes: i
 
 
 def spread(count: int, most: int, keys: Sequence[np.ndarray] = ()) -> np.ndarray:
-    """At most `most` of `count` rows, ascending, drawn by chance that is always the same.
+    """At most `most` of `count` rows, ascending, by a chance that is always the same.
 
-    Values of the first of the `keys` `(count,)` take turns, within one those of the second, and so on; one that has no
-    row left is passed over.
+    Values of the first of the `keys` `(count,)` take turns, within one those of the second, and so on while rows last.
     """
     place = np.random.default_rng(0).permutation(count)  # of each row; the first ones are taken
     for depth in range(len(keys), 0, -1):

@@ -237,10 +237,9 @@ class _Sections:
             return ""
         about, (head, *rows) = scores.protocol, scores.cells()
         text = (
-            f"It is of a linear probe that was fitted on {about['train_patches']:,} labelled patches of the training "
-            f"scenes. The table has it on {about['test_patches']:,} patches of the held-out scenes, beside the same "
-            "probe on random weights and on mean and deviation of a patch's pixels. Intervals: "
-            f"{about['interval']}. p: {about['test']}."
+            f"Its linear probe was fitted on {about['train_patches']:,} labelled patches of the training scenes. The "
+            f"table has it on {about['test_patches']:,} patches of the held-out scenes, beside the same on random "
+            f"weights and on statistics of a patch's pixels. Intervals: {about['interval']}. p: {about['test']}."
         )
         return _paragraphs([text]) + html_table(head, rows) + _paragraphs(f"{one}." for one in scores.sentences())
 

@@ -156,9 +156,8 @@ def pixel_statistics(grid: tuple[int, int] = (1, 1)) -> Extractor:
     """
 
     def forward(images: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        pixels, weight = (  # (B, C, rows, h, columns, w)
-            one.unflatten(3, (grid[1], -1)).unflatten(2, (grid[0], -1)) for one in (images, valid.to(images.dtype))
-        )
+        cells = (grid[0], -1, grid[1], images.shape[3] // grid[1])  # rows and their height, columns and their width
+        pixels, weight = (one.reshape(*one.shape[:2], *cells) for one in (images, valid.to(images.dtype)))
         count = weight.sum((3, 5), keepdim=True).clamp_min(1)
         mean = (pixels * weight).sum((3, 5), keepdim=True) / count
         variance = ((pixels - mean).square() * weight).sum((3, 5), keepdim=True) / count

@@ -51,7 +51,7 @@ def interval(correct: Tensor, groups: Tensor | None = None) -> tuple[float, floa
     share = min(max(float(right.mean()), 0.0), 1.0)
     each, count = right.mean(0), images
     if groups is not None:
-        tiles = groups.unique(return_inverse=True)[1]
+        tiles = groups.unique(return_inverse=True)[1]  # type: ignore[no-untyped-call]
         count = int(tiles.max()) + 1
         each = each.new_zeros(count).index_add(0, tiles, each - each.mean()) * count / images
     variance = float(each.var(correction=0)) / count
@@ -95,11 +95,9 @@ def mcnemar(one: Tensor, other: Tensor) -> float:
 
 
 def tile_test(one: Tensor, other: Tensor) -> float:
-    """Two-sided p that two classifiers have equally many patches right, were other tiles drawn: that of a z test.
+    """Two-sided p of a z test that two classifiers have equally many patches right, were other tiles drawn.
 
-    Args:
-        one: `(S, T)` int64, how many patches of each tile each seed has right.
-        other: `(S, T)` or `(1, T)` likewise; seeds are joined as in `mcnemar`.
+    Both are `(S, T)` int64, how many patches of each tile each seed has right; seeds are joined as in `mcnemar`.
     """
     apart = (one - other).double()
     apart = apart if apart.mean() >= 0 else -apart

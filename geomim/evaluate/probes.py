@@ -108,7 +108,7 @@ def fit_linear(
         if groups is None:
             fit, held = hold_out(labels, 0.2, seed)
         else:
-            names = groups.unique()
+            names = groups.unique()  # type: ignore[no-untyped-call]
             fit, held = (torch.isin(groups, names[part]) for part in hold_out(torch.zeros_like(names), 0.2, seed))
         tried, others = (vectors[fit], labels[fit]), (vectors[held], labels[held])
     chosen, best = strengths[0], -1.0

@@ -59,10 +59,7 @@ class Row:
 
     @property
     def correct(self) -> Tensor | None:
-        """`(S, N)` bool, whether each seed has each test image right, where the answers are known.
-
-        Of patches `(S, T)` int64, how many of each tile.
-        """
+        """`(S, N)` bool, whether each seed has each test image right; of patches `(S, T)`, how many of each tile."""
         right = None if self.answers is None or self.labels is None else self.answers.eq(self.labels)
         if right is None or self.groups is None:
             return right

@@ -82,13 +82,12 @@ def predict(
 ) -> list[Path]:
     """Map scenes: a saved probe's class for each patch, as georeferenced GeoTIFFs of class ids.
 
-    Windows of the encoder's size overlap, the last ones moved inside, and are blended. A probe of `geomim evaluate
-    --dense` is fitted on patches, which a map is made of.
+    Windows of the encoder's size overlap by half, the last ones moved inside, and are blended.
 
     Args:
         checkpoint: The encoder the probe was fitted on: a geomim checkpoint, an exported folder, or a published MAE or
             SelectiveMAE file, then taken to be for 8-bit RGB.
-        probe: A probe file that `geomim evaluate` wrote, with --dense for maps, or its folder (then the linear probe).
+        probe: A probe file that `geomim evaluate` wrote, best with --dense, or its folder (then the linear probe).
         scene: Rasters, or folders of them.
         out: Folder for `NAME_classes.tif`; or one `.tif` for one scene. Pixels are as large as a patch, 255 is
             nodata; class names and colours are in the file and beside it.

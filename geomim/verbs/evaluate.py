@@ -121,9 +121,9 @@ def evaluate(
     of each band, and the most frequent class for all. Balanced accuracy, the mean of the classes' recall, stands below
     accuracy, both with 95 % intervals; what stands above or falls below a floor is what a paired test shows.
 
-    With --dense a linear probe is fitted on single patches, which maps are made of (`geomim predict`), and scored on
-    such. A patch is of the class that covers at least half of its labelled pixels. Of many, 20,000 are taken, to fit on
-    those in which classes and scenes share evenly. Intervals are those of drawing whole tiles.
+    With --dense a linear probe is fitted and scored on single patches, which maps are made of. A patch is of the class
+    that covers at least half of its labelled pixels. At most 20,000 are fitted on, in which classes and scenes share
+    evenly. Intervals are those of drawing whole tiles.
 
     Args:
         checkpoint: A geomim checkpoint, an exported folder, a published MAE or SelectiveMAE file, or `timm:NAME` for
