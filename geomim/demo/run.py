@@ -311,13 +311,8 @@ def _scorable(corpus: Path) -> tuple[bool, str]:
     seen = {(row["split"], row["label"]) for row in rows}
     train, test = ({label for split, label in seen if split == name} for name in ("train", "test"))
     unknown = sorted(test - train)
-    if not train & test:
-        return False, "Labels do not cover two scenes that share a class, so there is nothing to score on."
-    if len(train) < 2:
-        return (
-            False,
-            f"The labels of the training scenes show {', '.join(train)} alone: there is nothing to tell apart.",
-        )
+    if not train & test or len(train) < 2:
+        return False, "Labels show one class alone, or no two scenes that share one, so there is nothing to score on."
     if not unknown:
         return True, ""
     names = ", ".join("'" + name.replace("'", "''") + "'" for name in unknown)
