@@ -32,6 +32,7 @@ SPLITS = {
 """Names of folders that hold a split, in lower case."""
 
 Read = Callable[[np.ndarray], list[tuple[Tensor, Tensor | None]]]
+ReadMasks = Callable[[np.ndarray], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,16 @@ class Labelled:
             None where all is valid, in the order of the rows.
         hashes: Exact hash of each image's pixels, where a corpus keeps them.
         paths: Files of pictures, in the order of the rows.
+        masks: Rows to places in the class list `(b, H, W)` uint8, 255 where a pixel has none, and validity bool.
+        sources: `(N,)` int64, a number for the source of each image, where there are masks.
     """
 
     labels: np.ndarray
     read: Read
     hashes: Sequence[str | None] = ()
     paths: Sequence[Path] = ()
+    masks: ReadMasks | None = None
+    sources: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -227,7 +227,21 @@ class _Sections:
             words += "have the right class. "
         figures = [self._picture(f"map-{n}", panel, title) for n, (title, panel) in enumerate(panels.items())]
         where = html.escape(os.path.relpath(self.chapter.map, self.root))
-        return f"<div class=wide>{''.join(figures)}</div>{self._legend()}{_paragraphs([words])}<p>File: {where}</p>"
+        told = f"{self._legend()}{_paragraphs([words])}{self._fitted()}"
+        return f"<div class=wide>{''.join(figures)}</div>{told}<p>File: {where}</p>"
+
+    def _fitted(self) -> str:
+        """What the map's probe was fitted on, and how good it is on patches beside its floors."""
+        scores = self.chapter.patches
+        if scores is None:
+            return ""
+        about, (head, *rows) = scores.protocol, scores.cells()
+        text = (
+            f"Its linear probe was fitted on {about['train_patches']:,} labelled patches of the training scenes. The "
+            f"table has it on {about['test_patches']:,} patches of the held-out scenes, beside the same on random "
+            f"weights and on statistics of a patch's pixels. Intervals: {about['interval']}. p: {about['test']}."
+        )
+        return _paragraphs([text]) + html_table(head, rows) + _paragraphs(f"{one}." for one in scores.sentences())
 
     def _legend(self) -> str:
         present = [number for number in np.unique(self.made.ids) if number < len(self.made.names)]

@@ -77,6 +77,7 @@ class Chapter:
         runs: The training run of each recipe: `metrics.csv`, `reconstructions/`, `checkpoints/`; first the one that the
             rest is made with.
         scores: Final scores of each run, the first one's beside their floors; none without labels.
+        patches: Scores of the probe that the map is made with, on patches of the held-out scenes.
         encoder: The exported folder.
         difference: Greatest difference between geomim's and timm's output.
         scene: What is mapped.
@@ -91,6 +92,7 @@ class Chapter:
     note: str = ""
     runs: dict[str, Path] = field(default_factory=dict)
     scores: list[Scores] = field(default_factory=list)
+    patches: Scores | None = None
     encoder: Path = Path()
     difference: float = 0.0
     scene: str = ""
@@ -290,7 +292,9 @@ def _results(chapter: Chapter, console: Console) -> None:
     if not chapter.labels:
         [chapter.map] = cluster(last, [chapter.scene], f"{maps}_clusters.tif", **told)
         return
-    [chapter.map] = predict(last, str(folder / f"scores-{name}"), [chapter.scene], f"{maps}_land_cover.tif", **told)
+    probe = str(folder / "scores-patches")
+    chapter.patches = evaluate(last, str(chapter.corpus), probe, seeds=1, dense=True)
+    [chapter.map] = predict(last, probe, [chapter.scene], f"{maps}_land_cover.tif", **told)
     words = Corpus.open(chapter.corpus).classes
     [chapter.found, *_] = query(
         chapter.scene, last, words, f"{maps}_words.tif", prompt=PROMPT, background=words, overlap=0.5, **told
@@ -307,8 +311,8 @@ def _scorable(corpus: Path) -> tuple[bool, str]:
     seen = {(row["split"], row["label"]) for row in rows}
     train, test = ({label for split, label in seen if split == name} for name in ("train", "test"))
     unknown = sorted(test - train)
-    if not train & test:
-        return False, "Labels do not cover two scenes that share a class, so there is nothing to score on."
+    if not train & test or len(train) < 2:
+        return False, "Labels show one class alone, or no two scenes that share one, so there is nothing to score on."
     if not unknown:
         return True, ""
     names = ", ".join("'" + name.replace("'", "''") + "'" for name in unknown)
@@ -329,12 +333,13 @@ def _timm_difference(folder: Path) -> float:
 def _farewell(console: Console, page: Path, chapters: Sequence[Chapter], seconds: float) -> None:
     """Where to look, and what to type next."""
     first = chapters[0]
+    probe = first.folder / "scores-patches" if first.patches else "PROBE"
     checkpoint = next(iter(first.runs.values())) / "checkpoints" / "last.ckpt"
     console.print(f"\nDone in {seconds / 60:.1f} minutes. Look at [bold]{page}[/bold]\n\nNext:")
     for line in (
         "geomim demo --scenes MY_RASTERS --out mine     the same on your own scenes",
         f"geomim corpus inspect {first.corpus}     what was kept and dropped",
-        f"geomim predict {checkpoint} PROBE SCENE --out map.tif     a map of another scene",
+        f"geomim predict {checkpoint} {probe} SCENE --out map.tif     a map of another scene",
         f"timm.create_model('local-dir:{first.encoder}', pretrained=True)     the encoder, anywhere",
     ):
         console.print(f"  {line}", soft_wrap=True, highlight=False)

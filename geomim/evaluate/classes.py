@@ -20,14 +20,15 @@ def confusion(answers: Tensor, labels: Tensor, classes: int) -> Tensor:
     return pairs.view(classes, classes).double() / len(answers)
 
 
-def class_scores(counts: Tensor) -> dict[str, list[float | None]]:
+def class_scores(counts: Tensor, overlap: bool = False) -> dict[str, list[float | None]]:
     """`precision`, `recall` and `f1` of each class from what `confusion` counted; None where there is nothing to count.
 
     Precision is the share of the images called so that are, recall that of its images that are called so, F1 their
-    harmonic mean. `support` is the number of its images.
+    harmonic mean. `support` is the number of its images. With `overlap` also `iou`, intersection over union.
     """
     found, support, called = counts.diagonal(), counts.sum(1), counts.sum(0)
     shares = {"precision": (found, called), "recall": (found, support), "f1": (2 * found, support + called)}
+    shares |= {"iou": (found, support + called - found)} if overlap else {}
     divided = {
         name: [a / b if b else None for a, b in zip(part.tolist(), whole.tolist(), strict=True)]
         for name, (part, whole) in shares.items()

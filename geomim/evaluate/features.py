@@ -36,11 +36,13 @@ class Features:
         pooled: `(N, D)` float32, one vector an image.
         labels: `(N,)` int64.
         tokens: `(N, L, D)` float16 patch tokens, where they were asked for.
+        groups: `(N,)` int64 where patches stand in place of images: those of one number are not independent.
     """
 
     pooled: Tensor
     labels: Tensor
     tokens: Tensor | None = None
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -146,15 +148,21 @@ def _seen(valid: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(valid.float(), grid).flatten(1) >= 0.5
 
 
-def pixel_statistics() -> Extractor:
-    """The floor that no encoder may fall below: mean and standard deviation of each band over valid pixels."""
+def pixel_statistics(grid: tuple[int, int] = (1, 1)) -> Extractor:
+    """The floor that no encoder may fall below: mean and standard deviation of each band over valid pixels.
 
-    def forward(images: Tensor, valid: Tensor) -> tuple[Tensor, None]:
-        weight = valid.to(images.dtype)
-        count = weight.sum((2, 3)).clamp_min(1)
-        mean = (images * weight).sum((2, 3)) / count
-        variance = ((images - mean[..., None, None]).square() * weight).sum((2, 3)) / count
-        return torch.cat([mean, variance.sqrt()], 1), None
+    Args:
+        grid: Rows and columns of patches, whose own statistics are the tokens; they divide the images.
+    """
+
+    def forward(images: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        cells = (grid[0], -1, grid[1], images.shape[3] // grid[1])  # rows and their height, columns and their width
+        pixels, weight = (one.reshape(*one.shape[:2], *cells) for one in (images, valid.to(images.dtype)))
+        count = weight.sum((3, 5), keepdim=True).clamp_min(1)
+        mean = (pixels * weight).sum((3, 5), keepdim=True) / count
+        variance = ((pixels - mean).square() * weight).sum((3, 5), keepdim=True) / count
+        tokens = torch.cat([mean, variance.sqrt()], 1).flatten(2).transpose(1, 2)
+        return tokens.mean(1), tokens
 
     return Extractor(forward)
 
@@ -199,6 +207,7 @@ def extract_all(
     loader: Iterable[Batch],
     device: torch.device | str = "cpu",
     count: int | None = None,
+    patches: Tensor | None = None,
 ) -> dict[str, Features]:
     """Features of several extractors in one pass over the images.
 
@@ -207,9 +216,10 @@ def extract_all(
         loader: Batches as the module says.
         device: Where images go.
         count: Number of images, if known.
+        patches: `(N, L)` int64, labels of patches that are to stand in place of the N images, -1 where one is not.
 
     Returns:
-        Features on the CPU, by name.
+        Features on the CPU, by name; of patches in the order of images and of the raster.
 
     Raises:
         InputError: The loader is empty.
@@ -217,11 +227,15 @@ def extract_all(
     pooled: dict[str, list[Tensor]] = {name: [] for name in extractors}
     stores = {name: _TokenStore(count) for name, extractor in extractors.items() if extractor.keep_tokens}
     labels: list[Tensor] = []
+    start = 0
     for batch in loader:
         images, valid = batch["image"].to(device), batch["valid"].to(device)
-        labels.append(batch["label"].cpu())
+        kinds = None if patches is None else patches[start : (start := start + len(images))]
+        labels.append(batch["label"].cpu() if kinds is None else kinds[kinds >= 0])
         for name, extractor in extractors.items():
             vector, tokens = extractor.forward(images, valid)
+            if kinds is not None and tokens is not None:
+                vector = tokens.cpu()[kinds >= 0]
             pooled[name].append(vector.float().cpu())
             if extractor.keep_tokens and tokens is not None:
                 stores[name].add(tokens)

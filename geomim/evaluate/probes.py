@@ -84,6 +84,7 @@ def fit_linear(
     seed: int = 0,
     strengths: Sequence[float] = L2_STRENGTHS,
     held_out: tuple[Tensor, Tensor] | None = None,
+    groups: Tensor | None = None,
 ) -> Fit:
     """Multinomial logistic regression on standardised features, by L-BFGS.
 
@@ -97,13 +98,18 @@ def fit_linear(
         seed: Of the choice of the fifth; the rest is deterministic.
         strengths: Factors of half the squared weights, strongest first.
         held_out: Other features and labels to choose on; then none of `vectors` is set aside.
+        groups: `(N,)` int64, a fifth of which is set aside, each as a whole: scenes or tiles that patches are of.
 
     Returns:
         A `LinearProbe` and the strength chosen.
     """
     tried, others = (vectors, labels), held_out
     if others is None:
-        fit, held = hold_out(labels, 0.2, seed)
+        if groups is None:
+            fit, held = hold_out(labels, 0.2, seed)
+        else:
+            names = groups.unique()  # type: ignore[no-untyped-call]
+            fit, held = (torch.isin(groups, names[part]) for part in hold_out(torch.zeros_like(names), 0.2, seed))
         tried, others = (vectors[fit], labels[fit]), (vectors[held], labels[held])
     chosen, best = strengths[0], -1.0
     start: LinearProbe | None = None

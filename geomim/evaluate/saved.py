@@ -29,7 +29,7 @@ class ProbeCard:
     Attributes:
         kind: `linear` or `efficient`.
         classes: Class names in the order of the logits.
-        pool: How image vectors were pooled: `mean` or `class` (linear); `tokens` (efficient).
+        pool: How vectors were pooled: `mean` or `class`, or `patch` where they are not (linear); `tokens` (efficient).
         encoder: `fingerprint` of the encoder it was fitted on.
         contract: Band contract of that encoder, as plain values, or None.
         accuracy: On the test images, in 0..1.

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from geomim.evaluate.features import Features
-from geomim.evaluate.intervals import LEVEL, TEST, balanced_interval, interval, mcnemar
+from geomim.evaluate.intervals import LEVEL, TEST, balanced_interval, interval, mcnemar, tile_test
 from geomim.evaluate.knn import knn
 from geomim.evaluate.probes import Fit, Progress, efficient_logits, fit_efficient, fit_linear
 
@@ -36,6 +36,7 @@ class Row:
         balanced_high: Upper end.
         answers: `(S, N)` int64 predicted classes of each seed, where they are known.
         labels: `(N,)` int64, where they are known.
+        groups: `(N,)` int64, the tile of each, where patches were scored in place of images.
     """
 
     encoder: str
@@ -49,6 +50,7 @@ class Row:
     balanced_high: float = 1.0
     answers: Tensor | None = field(default=None, repr=False, compare=False)
     labels: Tensor | None = field(default=None, repr=False, compare=False)
+    groups: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def balanced(self) -> float:
@@ -57,12 +59,16 @@ class Row:
 
     @property
     def correct(self) -> Tensor | None:
-        """`(S, N)` bool, whether each seed has each test image right, where the answers are known."""
-        return None if self.answers is None or self.labels is None else self.answers.eq(self.labels)
+        """`(S, N)` bool, whether each seed has each test image right; of patches `(S, T)`, how many of each tile."""
+        right = None if self.answers is None or self.labels is None else self.answers.eq(self.labels)
+        if right is None or self.groups is None:
+            return right
+        tiles = right.new_zeros(len(right), int(self.groups.max()) + 1, dtype=torch.int64)
+        return tiles.index_add(1, self.groups, right.long())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        kept = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("answers", "labels")}
+        kept = {one.name: getattr(self, one.name) for one in fields(self) if one.compare}
         return kept | {"per_seed": list(self.per_seed), "balanced": self.balanced}
 
 
@@ -108,7 +114,7 @@ class Scores:
             for floor in (RANDOM, PIXELS, MAJORITY) if row.encoder not in (RANDOM, PIXELS) else ():
                 other = self.find(floor, row.probe)
                 if other and row.correct is not None and other.correct is not None:
-                    p = mcnemar(row.correct, other.correct)
+                    p = (mcnemar if row.groups is None else tile_test)(row.correct, other.correct)
                     sign = "~" if p >= LEVEL else "<" if row.accuracy < other.accuracy else ">"
                     names = {"encoder": row.encoder, "floor": floor, "probe": row.probe}
                     found.append(names | {"accuracy": row.accuracy, "other": other.accuracy, "p": p, "sign": sign})
@@ -155,7 +161,7 @@ class Scores:
         """A table for the terminal; below it what the paired tests say, and the notes."""
         head, *lines = self.cells()
         said = self.sentences()
-        below = "\n".join([*said, *([f"p: {TEST}"] if said else []), *self.notes])
+        below = "\n".join([*said, *([f"p: {self.protocol.get('test', TEST)}"] if said else []), *self.notes])
         table = Table(title=f"Accuracy on {self.data}", caption=below or None, caption_justify="left")
         for place, title in enumerate(head):
             table.add_column(title, justify="left" if place < 2 else "right")
@@ -164,7 +170,7 @@ class Scores:
         return table
 
 
-def row(encoder: str, probe: str, predictions: Sequence[Tensor], labels: Tensor) -> Row:
+def row(encoder: str, probe: str, predictions: Sequence[Tensor], labels: Tensor, groups: Tensor | None = None) -> Row:
     """Score one probe.
 
     Args:
@@ -172,19 +178,20 @@ def row(encoder: str, probe: str, predictions: Sequence[Tensor], labels: Tensor)
         probe: Name of the probe.
         predictions: Predicted classes `(N,)`, one tensor a seed.
         labels: `(N,)`.
+        groups: `(N,)` the tile of each, where they are patches.
     """
     answers = torch.stack(list(predictions))
     correct = answers == labels
     per_seed = tuple(correct.double().mean(1).tolist())
     right = correct.double().mean(0)
     recall = {label: float(right[labels == label].mean()) for label in sorted(set(labels.tolist()))}
-    ends = (*interval(correct), per_seed, recall, *balanced_interval(correct, labels))
-    return Row(encoder, probe, sum(per_seed) / len(per_seed), *ends, answers, labels)
+    ends = (*interval(correct, groups), per_seed, recall, *balanced_interval(correct, labels, groups))
+    return Row(encoder, probe, sum(per_seed) / len(per_seed), *ends, answers, labels, groups)
 
 
-def majority(train: Tensor, test: Tensor) -> Row:
+def majority(train: Tensor, test: Tensor, groups: Tensor | None = None) -> Row:
     """The floor that looks at no image: of labels `(M,)` the most frequent one, said of all images of labels `(N,)`."""
-    return row(MAJORITY, "any", [torch.full_like(test, int(train.bincount().argmax()))], test)
+    return row(MAJORITY, "any", [torch.full_like(test, int(train.bincount().argmax()))], test, groups)
 
 
 @dataclass
@@ -201,9 +208,11 @@ class Probed:
     fits: dict[str, Fit] = field(default_factory=dict)
     shares: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, encoder: str, probe: str, shares: Sequence[Tensor], labels: Tensor) -> None:
+    def add(
+        self, encoder: str, probe: str, shares: Sequence[Tensor], labels: Tensor, groups: Tensor | None = None
+    ) -> None:
         """Score what a probe says, a tensor `(N, C)` of probabilities a seed."""
-        self.rows.append(row(encoder, probe, [one.argmax(1) for one in shares], labels))
+        self.rows.append(row(encoder, probe, [one.argmax(1) for one in shares], labels, groups))
         self.shares[probe] = torch.stack(list(shares)).mean(0)
 
 
@@ -234,8 +243,8 @@ def probe_features(
         nearest = knn(train.pooled, train.labels, test.pooled, classes)
         result.add(encoder, "knn", [nearest], test.labels)
     if "linear" in probes:
-        fits = [fit_linear(train.pooled, train.labels, classes, seed) for seed in seeds]
-        result.add(encoder, "linear", [fit.probe(test.pooled).softmax(1) for fit in fits], test.labels)
+        fits = [fit_linear(train.pooled, train.labels, classes, seed, groups=train.groups) for seed in seeds]
+        result.add(encoder, "linear", [fit.probe(test.pooled).softmax(1) for fit in fits], test.labels, test.groups)
         result.fits["linear"] = max(fits, key=lambda fit: fit.held_out)
     if "efficient" in probes and train.tokens is not None and test.tokens is not None:
         fits = fit_efficient(train.tokens, train.labels, classes, seeds, device=device, progress=progress)

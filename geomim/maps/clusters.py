@@ -22,10 +22,9 @@ class KMeans:
     std: Tensor
     centres: Tensor
 
-    def nearest(self, vectors: Tensor) -> Tensor:
-        """Number of the nearest centre of `(..., D)` vectors: `(...)` int64."""
-        flat = (vectors.flatten(0, -2) - self.mean) / self.std
-        return _assign(flat, self.centres)[1].view(vectors.shape[:-1])
+    def scores(self, vectors: Tensor) -> Tensor:
+        """How near `(..., D)` vectors are to each centre, `(..., K)`: less their squared distance, up to a constant."""
+        return 2 * (vectors - self.mean) / self.std @ self.centres.T - self.centres.square().sum(1)
 
 
 def fit_kmeans(vectors: Tensor, clusters: int, seed: int = 0, rounds: int = 50) -> KMeans:

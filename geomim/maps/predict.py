@@ -19,7 +19,7 @@ from geomim.evaluate.saved import fingerprint, load_probe
 from geomim.maps.clusters import fit_kmeans
 from geomim.maps.opening import check_scene, chosen_for, open_for, scale_note
 from geomim.maps.rasters import NODATA, aside, create, name_classes, placed, write_names
-from geomim.maps.windows import read_window
+from geomim.maps.windows import Walk, blend, read_window
 from geomim.models.fitting import Chosen, fitted
 from geomim.models.hierarchical import Encoder
 from geomim.models.inputs import ContractInput, patch_validity
@@ -27,6 +27,7 @@ from geomim.models.weights import Loaded, contract_of, read_encoder
 from geomim.sensors import BandContract, Sensor, get_sensor
 
 Decide = Callable[[Tensor], Tensor]
+"""Patch tokens `(B, L, D)` to scores `(B, L, K)`, which windows are blended by."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ class Mapper:
     gsd: float | None = None
     batch: int = 16
 
-    @property
-    def margin(self) -> int:
-        """Pixels at each side of a window whose answers are left to the neighbour, so that seams are mild."""
-        return self.encoder.grid[0] // 8 * self.encoder.patch_size
+    def walk(self, scene: Scene) -> Walk:
+        """Where windows lie over a scene: each half over the next, as patches at a border know least around them."""
+        side = self.encoder.grid[0]
+        return Walk(scene.height, scene.width, self.encoder.patch_size, side, side // 2)
 
     def at(self, scene: Scene) -> "Mapper":
         """The same for the metres a pixel of a scene, where positions follow them."""
@@ -81,10 +82,12 @@ def predict(
 ) -> list[Path]:
     """Map scenes: a saved probe's class for each patch, as georeferenced GeoTIFFs of class ids.
 
+    Windows of the encoder's size overlap by half, the last ones moved inside, and are blended.
+
     Args:
         checkpoint: The encoder the probe was fitted on: a geomim checkpoint, an exported folder, or a published MAE or
             SelectiveMAE file, then taken to be for 8-bit RGB.
-        probe: A probe file that `geomim evaluate` wrote, or its folder (then the linear probe).
+        probe: A probe file that `geomim evaluate` wrote, best with --dense, or its folder (then the linear probe).
         scene: Rasters, or folders of them.
         out: Folder for `NAME_classes.tif`; or one `.tif` for one scene. Pixels are as large as a patch, 255 is
             nodata; class names and colours are in the file and beside it.
@@ -108,7 +111,7 @@ def predict(
         raise CheckpointError(
             f"probe '{probe}' was fitted on another encoder than '{checkpoint}': run `geomim evaluate` on this one"
         )
-    if card.kind == "linear" and card.pool != "mean":
+    if card.kind == "linear" and card.pool == "class":
         raise CheckpointError(
             f"probe '{probe}' was fitted on the class token, which no patch has: run `geomim evaluate --pool mean`"
         )
@@ -123,7 +126,7 @@ def predict(
     names = card.classes
 
     def decide(tokens: Tensor) -> Tensor:
-        return patch_logits(answers, tokens).argmax(2)
+        return patch_logits(answers, tokens)
 
     read = None if sensor is None else get_sensor(sensor)
     targets = _targets(find_scenes(scene), out, "classes")
@@ -181,7 +184,7 @@ def cluster(
     for uri, path in targets:
         opened, prepare = open_for(mapper.contract, uri, read, bands)
         with opened:
-            _draw(mapper.at(opened), opened, prepare, means.nearest, names, path)
+            _draw(mapper.at(opened), opened, prepare, means.scores, names, path)
     return [path for _, path in targets]
 
 
@@ -212,16 +215,9 @@ def _targets(scenes: Sequence[str], out: str, suffix: str) -> list[tuple[str, Pa
     return [(uri, Path(out) / name) for uri, name in zip(scenes, names, strict=True)]
 
 
-def _windows(scene: Scene, mapper: Mapper) -> list[tuple[int, int]]:
-    """Top and left of windows whose inner parts cover the scene."""
-    step = mapper.encoder.image_size - 2 * mapper.margin
-    rows, columns = (range(0, size, step) for size in (scene.height, scene.width))
-    return [(row - mapper.margin, column - mapper.margin) for row in rows for column in columns]
-
-
 def _check(mapper: Mapper, scene: Scene, prepare: ContractInput) -> None:
     also = [scale_note(scene, mapper.contract, mapper.gsd)] if mapper.source.config.get("gsd_positions") else []
-    check_scene(scene, prepare, _windows(scene, mapper), mapper.encoder.image_size, also)
+    check_scene(scene, prepare, mapper.walk(scene).places, mapper.encoder.image_size, also)
 
 
 def _encoded(
@@ -238,27 +234,21 @@ def _encoded(
 def _draw(
     mapper: Mapper, scene: Scene, prepare: ContractInput, decide: Decide, names: Sequence[str], path: Path
 ) -> None:
-    """Decide every patch of a scene and write the map aside, then rename it."""
-    patch, grid = mapper.encoder.patch_size, mapper.encoder.grid
-    cut = mapper.margin // patch
-    height, width = math.ceil(scene.height / patch), math.ceil(scene.width / patch)
-    places = _windows(scene, mapper)
-    steps = track(
-        _encoded(mapper, scene, prepare, places),
-        f"mapping {Path(scene.uri).name}",
-        total=math.ceil(len(places) / mapper.batch),
-        transient=True,
-    )
-    with aside(path) as part_file, create(part_file, _profile(scene, patch, height, width)) as raster:
+    """Take the highest score of every patch of a scene; the map is written aside, then renamed."""
+    walk = mapper.walk(scene)
+    (height, width), cells = walk.shape, (walk.side, walk.side)
+
+    def look(numbers: Tensor, valid: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        tokens, seen = mapper.tokens(numbers, valid, prepare)
+        return decide(tokens).transpose(1, 2).unflatten(2, cells).numpy(), seen.unflatten(1, cells).numpy()
+
+    with aside(path) as part_file, create(part_file, _profile(scene, walk.cell, height, width)) as raster:
         name_classes(raster, names)
-        for part, tokens, seen in steps:
-            ids = torch.where(seen, decide(tokens), NODATA).to(torch.uint8).view(-1, *grid).numpy()
-            for (top, left), window in zip(part, ids, strict=True):
-                row, column = top // patch + cut, left // patch + cut
-                inner = window[cut : grid[0] - cut, cut : grid[1] - cut][: height - row, : width - column]
-                raster.write(inner, 1, window=Window(column, row, inner.shape[1], inner.shape[0]))
+        for top, scores in blend(scene, walk, look, mapper.batch):
+            ids = np.where(np.isnan(scores[0]), NODATA, scores.argmax(0)).astype(np.uint8)
+            raster.write(ids, 1, window=Window(0, top, width, len(ids)))
     write_names(path, names)
-    print(f"wrote {path}: {height} x {width} patches of {patch} px, {len(names)} classes")
+    print(f"wrote {path}: {height} x {width} patches of {walk.cell} px, {len(names)} classes")
 
 
 def _profile(scene: Scene, patch: int, height: int, width: int) -> dict[str, object]:
@@ -292,7 +282,7 @@ def _sample(
         with scene:
             here = mapper.at(scene)
             _check(here, scene, prepare)
-            places = _windows(scene, here)
+            places = here.walk(scene).places
             chosen = torch.randperm(len(places), generator=generator)[:each].sort().values.tolist()
             for _, tokens, seen in _encoded(here, scene, prepare, [places[index] for index in chosen]):
                 kept.append(tokens[seen])

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,23 +12,25 @@ import timm
 import torch
 from rich.console import Console
 from rich.progress import Progress, track
-from torch import nn
+from torch import Tensor, nn
 
 from geomim import __version__
 from geomim.corpus.store import Corpus
 from geomim.data.labelled import Labelled, LabelledData, open_labelled
+from geomim.data.masked import choose_patches, open_masked
 from geomim.errors import BandError, CheckpointError, ConfigError
 from geomim.evaluate.features import (
     Features,
     Pool,
     device_of,
+    encode,
     extract_all,
     fast_half,
     frozen,
     pixel_statistics,
     random_like,
 )
-from geomim.evaluate.intervals import INTERVALS, TEST
+from geomim.evaluate.intervals import INTERVALS, TEST, TILE_INTERVALS, TILE_TEST
 from geomim.evaluate.saved import ProbeCard, fingerprint, save_probe
 from geomim.evaluate.scores import PIXELS, RANDOM, Probed, Scores, majority, probe_features
 from geomim.models.fitting import contract_for, fitted
@@ -109,6 +111,7 @@ def evaluate(
     heads: int | None = None,
     all_bands: bool = False,
     trained_on: list[str] | None = None,
+    dense: bool = False,
     device: str = "auto",
 ) -> Scores:
     """Score a frozen encoder on labelled images with kNN, linear and efficient probes.
@@ -117,6 +120,10 @@ def evaluate(
     split. Beside the encoder stand three floors: the same architecture with random weights, mean and standard deviation
     of each band, and the most frequent class for all. Balanced accuracy, the mean of the classes' recall, stands below
     accuracy, both with 95 % intervals; what stands above or falls below a floor is what a paired test shows.
+
+    With --dense a linear probe is fitted and scored on single patches, which maps are made of. A patch is of the class
+    that covers at least half of its labelled pixels. At most 20,000 are fitted on, in which classes and scenes share
+    evenly. Intervals are those of drawing whole tiles.
 
     Args:
         checkpoint: A geomim checkpoint, an exported folder, a published MAE or SelectiveMAE file, or `timm:NAME` for
@@ -137,6 +144,7 @@ def evaluate(
         all_bands: Give an encoder of any sensor all bands of the images, not only those it was trained on.
         trained_on: Corpora that the encoder trained on, among whose tiles test images are looked for; those that its
             weights name, where not given.
+        dense: Fit and score patches of a corpus with masks (`geomim corpus build --masks`).
         device: `auto`, `cpu`, `cuda` or another torch device.
 
     Returns:
@@ -147,29 +155,37 @@ def evaluate(
         BandError: The images lack bands that the encoder needs.
         InputError: There are no labelled images, or their numbers are far from those the encoder was trained on.
     """
+    if dense and (pool != "mean" or "linear" not in probes):
+        raise ConfigError("--dense fits the linear probe on patches: leave out --pool and --probes")
     if seeds < 1 or not probes:
         raise ConfigError(f"expected at least one seed and one probe; given {seeds} and {probes}")
     there = next(one for one in (Path(out), *Path(out).absolute().parents) if one.exists())
     if not there.is_dir():
         raise ConfigError(f"--out {out}: expected a folder, there or not; '{there}' is a file")
     target, given = device_of(device), [Corpus.open(one) for one in trained_on or ()]
-    images = open_labelled(data, train_split, test_split, image_size)
+    images = (open_masked if dense else open_labelled)(data, train_split, test_split, image_size)
     images = images.told(sensor) if sensor else images
     candidate = open_candidate(checkpoint, images, image_size, heads, all_bands)
     prepare = ContractInput(candidate.contract, images.sensor)
     parts = {"train": images.train, "test": images.test}
     ranges = [check_range(prepare, part.sample(), f"{images.name}, {name}") for name, part in parts.items()]
     seen = seen_in_training(candidate.details, images, data, given)
-    features = _features(candidate, parts, prepare, "efficient" in probes, floors, pool, target)
+    chosen, probes = (choose_patches(images, _grid(candidate)), ["linear"]) if dense else (None, probes)
+    features = _features(candidate, parts, prepare, "efficient" in probes, floors, pool, target, chosen)
+    train, test = features[candidate.name]
     probed = _probe(candidate, features, len(images.classes), probes, range(seeds), target)
-    notes = (*images.notes, *seen, *candidate.notes, *itertools.chain(*ranges), *_beside(candidate, images, probed))
-    floor = majority(*(torch.from_numpy(part.labels) for part in parts.values()))
+    beside = _beside(candidate, images.classes, probed, test)
+    notes = (*images.notes, *seen, *candidate.notes, *itertools.chain(*ranges), *beside)
+    floor = majority(train.labels, test.labels, test.groups)
     about = {"checkpoint": checkpoint, **_protocol(candidate, images, probed), "pool": pool, "seeds": [*range(seeds)]}
+    if dense:
+        about |= {"pool": "patch", "train_patches": len(train), "test_patches": len(test)}
+        about |= {"interval": TILE_INTERVALS, "test": TILE_TEST}
     about |= {"precision": "bfloat16" if fast_half(target) else "float32", "geomim_version": __version__}
     scores = Scores(images.name, about, tuple(probed.rows), notes, floor)
     console = Console(markup=False, highlight=False)  # brackets in names are no style
     console.print(scores.table())
-    _save(candidate, images, scores, probed, pool, Path(out))
+    _save(candidate, images, scores, probed, about["pool"], Path(out))
     console.print(f"wrote {out}: evaluation.json, tables, and the fitted probes {', '.join(probed.fits) or '(none)'}")
     console.print(f"look at: {Path(out) / 'index.html'}", soft_wrap=True)
     return scores
@@ -272,19 +288,32 @@ def _features(
     floors: bool,
     pool: Pool,
     device: torch.device,
+    chosen: Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> dict[str, tuple[Features, Features]]:
-    """Features of the encoder and of its floors on both splits, decoding every image once."""
+    """Features of the encoder and of its floors on both splits, or of `chosen` patches, decoding every image once."""
     half = fast_half(device)
     extractors = {candidate.name: frozen(candidate.encoder.to(device), pool, tokens, half)}
     if floors:
         extractors[RANDOM] = frozen(candidate.fresh(0).to(device), pool, tokens, half)
-        extractors[PIXELS] = pixel_statistics()
+        extractors[PIXELS] = pixel_statistics(_grid(candidate) if chosen else (1, 1))
     parts = []
     for split, part in images.items():
         batches = Batches(part, prepare, candidate.image_size)
         shown = track(batches, f"features of {len(part)} {split} images", total=len(batches), transient=True)
-        parts.append(extract_all(extractors, shown, device, len(part)))
+        patches, groups = chosen[split] if chosen else (None, None)
+        found = extract_all(extractors, shown, device, len(part), patches)
+        parts.append({name: replace(one, groups=groups) for name, one in found.items()})
     return {name: (parts[0][name], parts[1][name]) for name in extractors}
+
+
+@torch.no_grad()
+def _grid(candidate: Candidate) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    side, device = candidate.image_size, next(candidate.encoder.parameters()).device
+    grid = encode(candidate.encoder, torch.zeros(1, len(candidate.contract.names), side, side, device=device))[2]
+    if side % grid[0] or side % grid[1]:
+        raise ConfigError(f"--dense: expected images of a multiple of {grid[0]} pixels; given --image_size {side}")
+    return grid
 
 
 def _probe(
@@ -327,23 +356,23 @@ def _protocol(candidate: Candidate, images: LabelledData, probed: Probed) -> dic
     }
 
 
-def _beside(candidate: Candidate, images: LabelledData, probed: Probed) -> list[str]:
+def _beside(candidate: Candidate, classes: Sequence[str], probed: Probed, test: Features) -> list[str]:
     """What the table does not compare, and what accuracy hides where classes are of very different sizes."""
-    counts = np.bincount(images.test.labels)
-    share, largest = counts.max() / counts.sum(), images.classes[counts.argmax()]
-    notes = []
+    counts = np.bincount(test.labels)
+    share, largest = counts.max() / counts.sum(), classes[counts.argmax()]
+    notes, unit = [], "images" if test.groups is None else "patches"
     if any(row.probe == "efficient" for row in probed.rows) and any(row.encoder == PIXELS for row in probed.rows):
         notes.append(f"{PIXELS} have no patches to attend to, so no efficient probe to hold one against")
     if share > 2 / np.count_nonzero(counts) or share > 0.75:
-        notes.append(f"{share:.0%} of the test images are {largest}: look at balanced accuracy")
+        notes.append(f"{share:.0%} of the test {unit} are {largest}: look at balanced accuracy")
     for row in (row for row in probed.rows if row.encoder == candidate.name):
-        unfound = [images.classes[label] for label, found in row.recall.items() if found == 0]
+        unfound = [classes[label] for label, found in row.recall.items() if found == 0]
         if unfound:
             notes.append(f"the {row.probe} probe never finds {', '.join(unfound)}")
     return notes
 
 
-def _save(candidate: Candidate, images: LabelledData, scores: Scores, probed: Probed, pool: Pool, out: Path) -> None:
+def _save(candidate: Candidate, images: LabelledData, scores: Scores, probed: Probed, pool: str, out: Path) -> None:
     """Write the probes, then the scores that name them, and the page."""
     out.mkdir(parents=True, exist_ok=True)
     digest = fingerprint(candidate.encoder)

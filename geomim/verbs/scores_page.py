@@ -45,7 +45,7 @@ def write_page(out: Path, scores: Scores, shares: dict[str, Tensor], images: Lab
     for one in rows:
         assert one.answers is not None and one.labels is not None
         counts[one.probe] = confusion(one.answers, one.labels, len(names))
-        each[one.probe] = class_scores(counts[one.probe])
+        each[one.probe] = class_scores(counts[one.probe], overlap=one.groups is not None)
     row = next((one for one in rows if one.probe == "linear"), rows[0])
     found = ((probe, *line) for probe, lists in each.items() for line in zip(names, *lists.values(), strict=True))
     _write_csv(out / "classes.csv", ["probe", "class", *each[row.probe]], found)
@@ -62,16 +62,17 @@ def write_page(out: Path, scores: Scores, shares: dict[str, Tensor], images: Lab
         ("Scores beside their floors", _table(*scores.cells())),
         (f"What is taken for what {of}", _confused(counts[row.probe], names, picture)),
         (f"Class by class {of}", _table(["class", *each[row.probe]], *per_class)),
-        *_examples(shares[row.probe], images),
+        *(_examples(shares[row.probe], images) if row.groups is None else ()),
         ("How", _table((), *((key, str(value)) for key, value in scores.protocol.items()))),
     ]
     write_text(out / "index.html", html_page(f"{row.encoder} on {scores.data}", sections))
 
 
 def _answer(row: Row, scores: Scores) -> str:
+    unit = "images" if row.groups is None else "patches"
     floor = f"; the majority class alone would have {scores.majority.accuracy:.1%}" if scores.majority else ""
     return (
-        f"With a {row.probe} probe {row.encoder} has {row.accuracy:.1%} of the test images right "
+        f"With a {row.probe} probe {row.encoder} has {row.accuracy:.1%} of the test {unit} right "
         f"(95 %: {row.low:.1%} to {row.high:.1%}), and {row.balanced:.1%} in the mean of the classes{floor}"
     )
 
@@ -133,7 +134,7 @@ def _confused(counts: Tensor, names: Sequence[str], picture: bytes) -> str:
         true, called = divmod(place, len(names))
         if value:
             said.append(f"{names[true]} called {names[called]}: {value:.3g} of {counts[true].sum():.0f}")
-    shown = html_figure("Shares of the images of a row's class, mean over seeds.", _embedded(picture))
+    shown = html_figure("Shares of a row's class, mean over seeds.", _embedded(picture))
     return shown.replace("<figure>", "<figure class=strip>") + _list(said)
 
 

@@ -1,4 +1,5 @@
 import html
+import json
 import re
 import shutil
 import subprocess
@@ -34,6 +35,7 @@ def test_every_room_left_its_result_and_every_picture_is_there(made):
         "mae/metrics.csv",
         "scores-selective_rils/evaluation.json",
         "scores-selective_rils/linear.safetensors",
+        "scores-patches/linear.safetensors",
         "scores-mae/evaluation.json",
         "encoder/model.safetensors",
     ):
@@ -48,6 +50,9 @@ def test_the_page_is_honest(made):
     for word in ("random initialisation", "pixel statistics", "efficient", "labelled map pixels have the right class"):
         assert word in text
     assert "majority class" in text and "balanced" in text
+    fitted = re.search(r"fitted on ([\d,]+) labelled patches of the training scenes", text)
+    about = json.loads((made[1] / "sentinel2" / "scores-patches" / "evaluation.json").read_text())["protocol"]
+    assert int(fitted[1].replace(",", "")) == about["train_patches"] > 1000
     # after a few steps the encoder cannot stand above all floors with every probe, and the page must say so
     assert "falls below" in text or "no difference is shown" in text
     assert "Only held-out scenes show water: those tiles are left out." in text

@@ -168,7 +168,7 @@ def test_kmeans_finds_blobs_and_survives_few_points():
     centres = torch.tensor([[0.0, 0], [10, 0], [0, 10]])
     points = centres.repeat_interleave(torch.tensor([50, 30, 20]), 0) + 0.1 * torch.randn(100, 2)
     fitted = fit_kmeans(points, 3)
-    assert torch.equal(fitted.nearest(points).bincount(), torch.tensor([50, 30, 20]))
+    assert torch.equal(fitted.scores(points).argmax(1).bincount(), torch.tensor([50, 30, 20]))
     assert len(fit_kmeans(torch.ones(10, 2), 4).centres) == 1
 
 

@@ -1,0 +1,124 @@
+"""Patches of a corpus with label masks: their classes, and a choice in which classes and scenes share evenly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from geomim.corpus.store import Corpus, holds_corpus
+from geomim.data.labelled import Labelled, LabelledData, of_corpus
+from geomim.errors import CorpusError, InputError
+
+TILES, PATCHES = 8192, 20_000
+"""Of a split, at most; with them memory and time are bounded, however large a corpus is."""
+
+
+def open_masked(path: str, train_split: str, test_split: str, size: int | None) -> LabelledData:
+    """Open tiles of a corpus with their masks: of many a choice in which scenes share evenly.
+
+    Arguments as of `open_labelled`.
+
+    Raises:
+        CorpusError: It is no corpus, holds no masks, or no tiles in a split.
+        InputError: The splits are one.
+    """
+    if train_split == test_split:
+        raise InputError(f"train and test split are both '{train_split}': name two with --train-split and --test-split")
+    corpus = Corpus.open(path) if holds_corpus(Path(path)) else None
+    side = min(corpus.sizes, key=lambda offered: abs(offered - (size or offered))) if corpus else 0
+    if corpus is None or corpus.array("mask", side) is None:
+        raise CorpusError(f"'{path}' has no masks: --dense needs a corpus of `geomim corpus build --masks FOLDER`")
+    tiles, where = corpus.tiles(side), pc.field("kept") & (pc.field("size") == side)
+    names = corpus.table(["source"], where)["source"].combine_chunks().dictionary_encode()
+    sources, parts = names.indices.to_numpy().astype(np.int64), []
+    for name in (train_split, test_split):
+        rows = np.flatnonzero(tiles.splits == name)
+        if not len(rows):
+            offered = ", ".join(sorted(set(tiles.splits.tolist())))
+            raise CorpusError(f"'{path}' has no tile in split '{name}': name others, it has {offered}")
+        parts.append(rows[spread(len(rows), TILES, [sources[rows]])])
+
+    def masked(part: Labelled, rows: np.ndarray) -> Labelled:
+        def read(wanted: np.ndarray) -> tuple[Tensor, Tensor]:
+            masks, valid = tiles.mask(rows[wanted]), tiles.valid(rows[wanted])
+            return torch.from_numpy(np.asarray(masks)), torch.from_numpy(valid)
+
+        return replace(part, masks=read, sources=sources[rows])
+
+    data = of_corpus(corpus, side, *parts, corpus.classes)
+    train, test = masked(data.train, parts[0]), masked(data.test, parts[1])
+    return replace(data, name=f"patches of {data.name}", train=train, test=test)
+
+
+def choose_patches(images: LabelledData, grid: tuple[int, int]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Patches to fit on, in which classes share evenly and of each the scenes, and patches to score, as they come.
+
+    Args:
+        images: From `open_masked`.
+        grid: Rows and columns of patches.
+
+    Returns:
+        By split `(N, L)` int64 labels, -1 where a patch is not chosen; and `(P,)` int64 groups of the chosen ones:
+        their tiles, but to fit on their scenes where there are several.
+
+    Raises:
+        InputError: No patch of a split has a class, or all of train have one.
+    """
+    chosen = {}
+    for name, part in (("train", images.train), ("test", images.test)):
+        assert part.masks is not None and part.sources is not None
+        some = np.split(np.arange(len(part)), range(256, len(part), 256))
+        labels = torch.cat([patch_labels(*part.masks(rows), grid, len(images.classes)) for rows in some])
+        at = (labels >= 0).nonzero()
+        kinds, sources = labels[labels >= 0].numpy(), part.sources[at[:, 0]]
+        if len(shown := [images.classes[kind] for kind in np.unique(kinds)]) < (2 if name == "train" else 1):
+            given = f"{shown[0]} alone" if shown else "no class"
+            raise InputError(f"masks of {images.name}, {name}, show {given}: expected patches of several classes")
+        kept = spread(len(kinds), PATCHES, [kinds, sources] if name == "train" else [])
+        alone = name == "test" or len(np.unique(sources[kept])) < 2
+        groups = at[kept, 0] if alone else torch.from_numpy(sources[kept])
+        rows, places = at[kept].T
+        chosen[name] = torch.full_like(labels, -1).index_put((rows, places), labels[rows, places]), groups
+    return chosen
+
+
+def patch_labels(masks: Tensor, valid: Tensor, grid: tuple[int, int], classes: int) -> Tensor:
+    """The class of each patch: the one that covers at least half of its valid pixels that have a class.
+
+    Args:
+        masks: `(B, H, W)` places in the class list; any other number means that the pixel has none.
+        valid: `(B, H, W)` bool.
+        grid: Rows and columns of patches that the pixels are divided into.
+        classes: Number of classes.
+
+    Returns:
+        `(B, L)` int64 in raster order; -1 where no class covers half, or the patch holds more nodata than image.
+    """
+    covers = [F.adaptive_avg_pool2d(((masks == place) & valid).float(), grid) for place in range(classes)]
+    share, kind = torch.stack(covers, 1).max(1)
+    clear = (share > 0) & (2 * share >= sum(covers) - 1e-6)  # rounding
+    seen = F.adaptive_avg_pool2d(valid.float(), grid) >= 0.5
+    return torch.where(clear & seen, kind, -1).flatten(1)
+
+
+def spread(count: int, most: int, keys: Sequence[np.ndarray] = ()) -> np.ndarray:
+    """At most `most` of `count` rows, ascending, by a chance that is always the same.
+
+    Values of the first of the `keys` `(count,)` take turns, within one those of the second, and so on while rows last.
+    """
+    place = np.random.default_rng(0).permutation(count)  # of each row; the first ones are taken
+    for depth in range(len(keys), 0, -1):
+        order = np.lexsort([place, *keys[:depth][::-1]])
+        ranked = np.stack(keys[:depth])[:, order]
+        first = np.flatnonzero(np.r_[True, (ranked[:, 1:] != ranked[:, :-1]).any(0)][:count])
+        turn = np.empty(count, np.int64)
+        turn[order] = np.arange(count) - np.repeat(first, np.diff(np.r_[first, count]))
+        place[np.lexsort([place, turn])] = np.arange(count)
+    return np.flatnonzero(place < most)

@@ -1,0 +1,100 @@
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from rasterio.transform import from_origin
+from tiny_corpus import NAMES, write_corpus
+from whole_arrays import write_array
+
+from geomim.corpus.shards import write_groups
+from geomim.errors import ConfigError, CorpusError
+from geomim.evaluate.saved import load_probe
+from geomim.evaluate.scores import PIXELS, RANDOM
+from geomim.maps.predict import predict
+from geomim.models.vit import ViT
+from geomim.sensors import SENSORS, BandContract
+from geomim.verbs.evaluate import evaluate
+
+COLOURS = np.array([[60, 60, 60], [190, 190, 190]])
+
+
+def checkpoint(path: Path) -> str:
+    torch.manual_seed(0)
+    encoder = ViT(3, 16, 4, 32, 2, 2)
+    contract = BandContract(SENSORS["rgb"], (120.0,) * 3, (50.0,) * 3)
+    state = {f"model.encoder.{name}": value for name, value in encoder.state_dict().items()}
+    details = {"format_version": 1, "encoder": encoder.config, "contract": contract.to_dict()}
+    torch.save({"state_dict": state, "geomim": details}, path)
+    return str(path)
+
+
+def pixels(kinds: np.ndarray, seed: int = 0) -> np.ndarray:
+    """uint8 `(..., 3, H, W)` of two kinds of land."""
+    noise = np.random.default_rng(seed).normal(0, 12, (*kinds.shape, 3))
+    return np.moveaxis((COLOURS[kinds] + noise).clip(1, 255).astype(np.uint8), -1, -3)
+
+
+def land(count: int, side: int, seed: int = 0) -> np.ndarray:
+    """Squares of 4 pixels of two kinds."""
+    coarse = np.random.default_rng(seed).integers(0, 2, (count, side // 4, side // 4))
+    return coarse.repeat(4, 1).repeat(4, 2)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A corpus of tiles of mixed classes, without a class of their own, and what --dense makes of it."""
+    root = tmp_path_factory.mktemp("dense")
+    corpus = write_corpus(root / "corpus", count=32, size=16)
+    kinds = land(32, 16)
+    masks = kinds.astype(np.uint8)
+    masks[:, :4] = 255
+    for name, values, names in (("image", pixels(kinds), NAMES), ("mask", masks, (NAMES[0], *NAMES[2:]))):
+        write_array(corpus / "tiles.zarr" / "16" / name, values, names)
+    write_groups(corpus / "tiles.zarr")
+    path = checkpoint(root / "a.ckpt")
+    scores = evaluate(path, str(corpus), str(root / "out"), seeds=2, test_split="val", dense=True, device="cpu")
+    return root, path, scores
+
+
+def test_patches_are_scored_beside_their_floors(made):
+    root, _, scores = made
+    assert {(row.encoder, row.probe) for row in scores.rows} == {(n, "linear") for n in ("a", RANDOM, PIXELS)}
+    assert scores.find("a", "linear").accuracy > 0.9
+    assert 0.4 < scores.majority.accuracy < 0.75
+    values = json.loads((root / "out" / "evaluation.json").read_text())
+    assert values["protocol"]["train_patches"] == 24 * 12 and values["protocol"]["test_patches"] == 8 * 12
+    assert "whole tiles" in values["protocol"]["interval"] and "z test" in values["protocol"]["test"]
+    assert values["data"] == "patches of corpus corpus"
+    rows = list(csv.DictReader((root / "out" / "classes.csv").open()))
+    assert [row["class"] for row in rows] == ["field", "forest"] and all(float(row["iou"]) > 0.8 for row in rows)
+    assert "of the test patches right" in (root / "out" / "index.html").read_text()
+    row = scores.find("a", "linear")
+    assert row.high - row.low > 0 and row.correct.shape == (2, 8)
+
+
+def test_predict_makes_a_map_with_it(made, tmp_path):
+    root, path, _ = made
+    _, card = load_probe(root / "out")
+    assert (card.kind, card.pool, card.classes) == ("linear", "patch", ("field", "forest"))
+    kinds = land(1, 56, seed=9)[0]
+    profile = {"transform": from_origin(0, 56, 1, 1), "crs": "EPSG:32632", "dtype": "uint8", "count": 3}
+    with rasterio.open(tmp_path / "scene.tif", "w", driver="GTiff", height=56, width=56, **profile) as raster:
+        raster.write(pixels(kinds, 5))
+    (written,) = predict(path, str(root / "out"), [str(tmp_path / "scene.tif")], str(tmp_path / "map.tif"))
+    with rasterio.open(written) as raster:
+        assert (raster.read(1) == kinds[::4, ::4]).mean() > 0.9
+        assert raster.tags(1)["CLASS_1"] == "forest"
+
+
+def test_what_cannot_be_fitted_is_refused_with_a_sentence(made, tmp_path):
+    root, path, _ = made
+    with pytest.raises(CorpusError, match="has no masks"):
+        evaluate(path, str(write_corpus(tmp_path / "plain")), str(tmp_path / "o"), dense=True)
+    for wrong in ({"pool": "class"}, {"probes": ["knn"]}):
+        with pytest.raises(ConfigError, match="--dense fits the linear probe"):
+            evaluate(path, str(root / "corpus"), str(tmp_path / "o"), dense=True, **wrong)
+    assert not (tmp_path / "o").exists()
