@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from geomim.models.fitting import Chosen, borrowed, contract_for, fitted, named_
 from geomim.models.frozen import as_timm
 from geomim.models.inflate import inflation, share_out, shares_said
 from geomim.models.weights import (
-    Loaded,
     contract_of,
     exported_contract,
     picture_contract,
@@ -70,21 +68,14 @@ def open_backbone(
         BandError: A band is like none of the encoder's, or it names no bands and is not for three.
         ConfigError: The images do not divide into its patches.
     """
-    if source.startswith("timm:"):
-        name, (network, contract, notes) = source, _timm(source, seed)
+    name = source if source.startswith("timm:") else checkpoint_of(source)[1]
+    with torch.random.fork_rng(devices=[]):  # every model is drawn before it is filled
+        if seed is not None:
+            torch.manual_seed(seed)
+        opened = _timm(source, seed) if name == source else _geomim(source, sensor, bands, seed)
+        network, (contract, notes), baked = opened
+    if not baked:
         contract, notes = _refit(network, contract, notes, sensor, bands)
-    else:
-        path, name = checkpoint_of(source)
-        loaded = read_encoder(path)
-        spectral = bool(loaded.encoder.config.get("spectral"))
-        contract, notes = _spectral(loaded, source, sensor, bands) if spectral else contract_of(loaded, source)
-        if loaded.encoder.config.get("gsd_positions"):
-            gsd = contract.sensor.gsd
-            notes = (*notes, f"its positions are made for {'unknown metres' if gsd is None else f'{gsd:g} m'} a pixel")
-        own = fitted(loaded.encoder, contract)
-        network = as_timm(own if seed is None else random_like(own, seed))
-        if not spectral:
-            contract, notes = _refit(network, contract, notes, sensor, bands)
     if image_size is not None and hasattr(network, "set_input_size"):
         patch = network.patch_embed.patch_size
         if image_size < 1 or any(image_size % side for side in patch):
@@ -109,26 +100,37 @@ def checkpoint_of(source: str) -> tuple[str, str]:
     return str(last) if last.is_file() else source, named.stem if named.is_file() else named.name
 
 
-def _spectral(loaded: Loaded, source: str, sensor: Sensor | str | None, bands: Sequence[str] | None) -> Chosen:
-    """What a spectral encoder is baked for."""
-    if isinstance(sensor, Sensor):
-        return contract_for(loaded, source, sensor.select(bands) if bands else sensor, all_bands=bool(bands))
-    return named_contract(loaded, source, sensor, bands)
+_Opened = tuple[Any, Chosen, bool]
+"""The model, its contract and notes, and whether it was made for the bands that are asked for."""
 
 
-def _timm(source: str, seed: int | None) -> tuple[Any, BandContract, tuple[str, ...]]:
+def _geomim(source: str, sensor: Sensor | str | None, bands: Sequence[str] | None, seed: int | None) -> _Opened:
+    loaded = read_encoder(checkpoint_of(source)[0])
+    spectral = bool(loaded.encoder.config.get("spectral"))
+    if not spectral:
+        contract, notes = contract_of(loaded, source)
+    elif isinstance(sensor, Sensor):
+        given = sensor.select(bands) if bands else sensor
+        contract, notes = contract_for(loaded, source, given, all_bands=bool(bands))
+    else:
+        contract, notes = named_contract(loaded, source, sensor, bands)
+    if loaded.encoder.config.get("gsd_positions"):
+        gsd = contract.sensor.gsd
+        notes = (*notes, f"its positions are made for {'unknown metres' if gsd is None else f'{gsd:g} m'} a pixel")
+    own = fitted(loaded.encoder, contract)
+    return as_timm(own if seed is None else random_like(own, seed)), (contract, notes), spectral
+
+
+def _timm(source: str, seed: int | None) -> _Opened:
     name = source.removeprefix("timm:")
-    with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
-        if seed is not None:
-            torch.manual_seed(seed)
-        network = create(name, pretrained=seed is None)
+    network = create(name, pretrained=seed is None)
     if contract := exported_contract(name):
-        return network, contract, ()
+        return network, (contract, ()), False
     channels = first_conv(network).in_channels
     if channels != 3:
         raise BandError(f"'{source}' has {channels} channels and names no bands: expected a band contract, or RGB")
     contract = picture_contract(network.pretrained_cfg)
-    return network, contract, (pictures_said(contract),)
+    return network, (contract, (pictures_said(contract),)), False
 
 
 def create(name: str, pretrained: bool) -> Any:

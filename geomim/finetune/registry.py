@@ -260,7 +260,8 @@ def _places(strides: Sequence[int], count: int) -> list[int]:
 def _resample(images: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(images.shape[-2:]) == size:
         return images
-    return F.interpolate(images, size, mode="bilinear", antialias=images.shape[-1] > size[-1])
+    smaller = images.shape[-1] > size[-1]
+    return F.adaptive_avg_pool2d(images, size) if smaller else F.interpolate(images, size, mode="bilinear")
 
 
 def fit(network: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
