@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,16 @@ from torchgeo.models import get_model, get_weight
 
 from geomim.errors import CheckpointError, InputError
 from geomim.finetune.backbones import create, first_conv
-from geomim.finetune.registry import FolderWeights, fit, lightning_checkpoint, register
+from geomim.finetune.registry import FolderWeights, Registered, fit, lightning_checkpoint, register
 from geomim.finetune.stock import Change, Classification, Detection, Regression, Segmentation
 from geomim.models.weights import read_checkpoint
 
 ALONE, REGISTERED, WEIGHTS = "torchgeo alone", "registered", "weights"
-"""The ways: as others would name the weights, by a name of `geomim.finetune.register`, and without a task."""
+"""The ways: as others would name the weights, by a name of `register`, and without a task."""
 
 _HEADS = ("unet", "deeplabv3+", "upernet", "segformer", "dpt", "fcn")
 _CHANGES = (*_HEADS, "fcsiamdiff", "fcsiamconc", "changevit", "btc")
+_NAMES = "names and transforms"
 _FOREIGN = ("detection faster-rcnn", "segmentation fcn", "change fcn", "change btc")
 """What torchgeo has for encoders of its own, or for none."""
 _ALONE = ("classification", "regression", "segmentation dpt")
@@ -47,16 +48,7 @@ _WHY = (
 
 @dataclass(frozen=True)
 class Line:
-    """One thing to try with some weights.
-
-    Attributes:
-        what: Task and model.
-        way: `ALONE`, `REGISTERED` or `WEIGHTS`.
-        run: Says what it found, or raises.
-        promised: Whether it has to pass.
-        passed: None as long as it was not tried.
-        said: What was found, or why not, in a sentence.
-    """
+    """One thing to try with some weights: `run` says what it found, or raises; `passed` is None before that."""
 
     what: str
     way: str
@@ -66,7 +58,7 @@ class Line:
     said: str = ""
 
     def tried(self) -> Line:
-        """The same, with what came of it."""
+        """The same, with what came of it, or why not, in a sentence."""
         try:
             with _quiet():
                 return replace(self, passed=True, said=self.run())
@@ -78,16 +70,16 @@ class Line:
 
 @dataclass(frozen=True)
 class _Given:
-    """Weights, which have to be in a task; size of the images; and by what torchgeo is given them."""
+    """Weights that have to be in a task, size of the images, and by which names torchgeo is given them."""
 
-    way: str
     state: Mapping[str, Tensor]
     channels: int
     side: int
     model: str  # of timm
     backbone: str  # of smp
     weights: Any
-    dpt: Any  # weights, which it loads through timm
+    dpt: Any  # weights for it, which it loads through timm
+    file: Registered | None = None  # to be written, and given as a path
 
 
 def lines(source: str) -> list[Line]:
@@ -104,9 +96,9 @@ def lines(source: str) -> list[Line]:
         return _of_folder(Path(source))
     if source.startswith("timm:"):
         name, network = source.removeprefix("timm:"), create(source.removeprefix("timm:"), pretrained=True)
-        size = (first_conv(network).in_channels, network.pretrained_cfg["input_size"][-1])
-        alone = _Given(ALONE, network.state_dict(), *size, name, f"tu-{name}", True, True)
-        return [_finite(alone.state), *_tasks(alone), *_registered(source, size[1])]
+        side = network.pretrained_cfg["input_size"][-1]
+        alone = _Given(network.state_dict(), first_conv(network).in_channels, side, name, f"tu-{name}", True, True)
+        return [_finite(alone.state), *_tasks(ALONE, lambda: alone), *_registered(source, side)]
     try:
         member: Any = get_weight(source)
     except ValueError as error:
@@ -114,10 +106,11 @@ def lines(source: str) -> list[Line]:
             f"'{source}': expected an exported folder (geomim export), timm:NAME, or torchgeo's name of some weights"
         ) from error
     meta, state = member.meta, member.get_state_dict(progress=False)
-    size = (meta.get("in_chans", 3), 64 if isinstance(member, FolderWeights) else meta.get("img_size", 224))
+    side = 64 if isinstance(member, FolderWeights) else meta.get("img_size", 224)
     backbone = meta["model"] if meta["model"] in smp.encoders.encoders else f"tu-{meta['model']}"
-    given = _Given(ALONE, state, *size, meta["model"], backbone, source, source)
-    return [_finite(state), Line("names and transforms", ALONE, partial(_named, given)), *_tasks(given)]
+    given = _Given(state, meta.get("in_chans", 3), side, meta["model"], backbone, source, source)
+    named = Line(_NAMES, ALONE, partial(_named, lambda: given))
+    return [_finite(state), named, *_tasks(ALONE, lambda: given)]
 
 
 def _of_folder(folder: Path) -> list[Line]:
@@ -131,6 +124,7 @@ def _of_folder(folder: Path) -> list[Line]:
     channels = stated["input_size"][0] if kernel is None else kernel.shape[1]
     side = side if stated.get("fixed_input_size") else math.lcm(64, arguments["patch_size"])
     name = f"local-dir:{folder.absolute()}"
+    alone = _Given(state, channels, side, name, f"tu-{name}", True, True)
 
     def contract() -> str:
         bands = ((entry.get("contract") or {}).get("sensor") or {}).get("bands", [])
@@ -138,13 +132,12 @@ def _of_folder(folder: Path) -> list[Line]:
             raise CheckpointError(f"it names {len(bands)} bands, and the encoder reads {channels}")
         return ", ".join(band["name"] for band in bands)
 
-    alone = _tasks(_Given(ALONE, state, channels, side, name, f"tu-{name}", True, True))
     # changevit cuts one token off in front, whatever it is
     other = _FOREIGN if "cls_token" in state else (*_FOREIGN, "change changevit")
     return [
         _finite(state),
         Line("band contract", WEIGHTS, contract, True),
-        *(replace(line, promised=line.what in _ALONE) for line in alone),
+        *(replace(line, promised=line.what in _ALONE) for line in _tasks(ALONE, lambda: alone)),
         *(replace(line, promised=line.what not in other) for line in _registered(str(folder), side)),
     ]
 
@@ -161,80 +154,71 @@ def _finite(state: Mapping[str, Tensor]) -> Line:
 
 def _registered(source: str, side: int) -> list[Line]:
     """By a name of geomim's; where it cannot be registered, every line says why."""
-    given, refuse, path = _Given(REGISTERED, {}, 3, side, "", "", "", ""), None, ""
-    try:
-        with _quiet():
-            one = register(source)
+
+    @cache
+    def given() -> _Given:
+        one = register(source)
         channels = get_weight(one.weights).meta["in_chans"]
-        given = _Given(REGISTERED, one.state, channels, side, one.name, one.name, one.weights, True)
-        path = partial(lightning_checkpoint, one)
-    except Exception as error:  # as in `Line.tried`
-        refuse = partial(_raise, error)
-    paths = replace(given, weights=path, dpt=path and partial(path, dpt=True))
-    tried = ("classification", "segmentation unet", "segmentation dpt")
-    found = [Line("names and transforms", REGISTERED, partial(_named, given)), *_tasks(given)]
-    found += [replace(line, what=f"{line.what}, a path") for line in _tasks(paths) if line.what in tried]
-    return [replace(line, run=refuse) for line in found] if refuse else found
+        return _Given(one.state, channels, side, one.name, one.name, one.weights, True)
+
+    def path() -> _Given:
+        return replace(given(), file=register(source))
+
+    paths = [line for line in _tasks(REGISTERED, path) if line.what in (*_ALONE, "segmentation unet")]
+    found = [Line(_NAMES, REGISTERED, partial(_named, given, True)), *_tasks(REGISTERED, given)]
+    return found + [replace(line, what=f"{line.what}, a path") for line in paths]
 
 
-def _raise(error: Exception) -> str:
-    raise error
-
-
-def _named(given: _Given) -> str:
+def _named(of: Callable[[], _Given], maps: bool = False) -> str:
     """What stands behind torchgeo's name of weights, and timm's of a registered model."""
+    given = of()
     member: Any = get_weight(given.weights)
     bands, count = member.meta["bands"], member.meta["in_chans"]
     image = member.transforms({"image": torch.ones(count, 224, 224)})["image"]
     if not len(bands) == count == image.shape[-3] == given.channels:
         raise CheckpointError(f"of {given.channels} bands, meta names {len(bands)} and says {count}: {image.shape}")
     _compare(get_model(given.model, weights=member), given.state)
-    if given.way == REGISTERED:
-        maps: Any = timm.create_model(given.model, pretrained=True, features_only=True)
-        maps(torch.randn(1, count, given.side, given.side))
+    if maps:
+        network: Any = timm.create_model(given.model, pretrained=True, features_only=True)
+        network(torch.randn(1, count, given.side, given.side))
     return ", ".join(map(str, bands))
 
 
-def _tasks(given: _Given) -> list[Line]:
+def _tasks(way: str, given: Callable[[], _Given]) -> list[Line]:
     """Every task of torchgeo, with every model of it."""
-    whole = {"model": given.model, "weights": given.weights}
-    calls: dict[str, tuple[Any, dict[str, Any]]] = {
-        "classification": (Classification, {**whole, "num_classes": 3}),
-        "regression": (Regression, {**whole, "num_outputs": 1}),
-    }
-    for task, family, models in ((Segmentation, "segmentation", _HEADS), (Change, "change", _CHANGES)):
-        for model in models:
-            values = {"model": model, "backbone": given.backbone, "weights": given.weights}
-            if model == "dpt":
-                values |= {"backbone": f"tu-{given.model}", "weights": given.dpt}
-            if model == "changevit":  # with True it would fetch a ResNet, too
-                values |= {"backbone": given.model, "weights": None if given.weights is True else given.weights}
-            calls[f"{family} {model}"] = task, values | ({"num_classes": 3} if task is Segmentation else {})
-    # its `weights` are torchvision's own, whatever is given: left out, so that nothing is fetched
-    calls["detection faster-rcnn"] = Detection, {"backbone": given.model, "num_classes": 2}
-    return [Line(what, given.way, partial(_step, given, *call)) for what, call in calls.items()]
+    every: dict[str, Any] = {"classification": Classification, "regression": Regression}
+    every |= {f"segmentation {model}": Segmentation for model in _HEADS}
+    every |= {f"change {model}": Change for model in _CHANGES} | {"detection faster-rcnn": Detection}
+    return [Line(what, way, partial(_step, given, task, what)) for what, task in every.items()]
 
 
-def _batch(given: _Given, task: Any) -> dict[str, Any]:
-    """Two random samples as the task takes them."""
-    side, dates = given.side, (2,) if task is Change else ()
-    batch: dict[str, Any] = {"image": torch.randn(2, *dates, given.channels, side, side)}
-    if task in (Classification, Regression):
-        return {**batch, "label": torch.tensor([0, 1])}
-    if task is Detection:
-        return {**batch, "bbox_xyxy": [torch.tensor([[4.0, 4.0, 30.0, 20.0]])] * 2, "label": [torch.tensor([1])] * 2}
-    mask = (torch.arange(side) >= side // 2).long().expand(2, side, side)
-    return {**batch, "mask": mask[:, None] if task is Change else mask}
+def _arguments(given: _Given, task: Any, model: str, folder: str) -> dict[str, Any]:
+    if task is Detection:  # its `weights` are torchvision's own, whatever is given: left out, nothing is fetched
+        return {"backbone": given.model, "num_classes": 2}
+    weights = given.dpt if model == "dpt" else given.weights
+    if given.file:
+        weights = lightning_checkpoint(given.file, Path(folder, "weights.ckpt"), dpt=model == "dpt")
+    if not model:
+        return {"model": given.model, "weights": weights, ("num_outputs" if task is Regression else "num_classes"): 3}
+    if model == "changevit":  # with True it would fetch a ResNet, too
+        return {"model": model, "backbone": given.model, "weights": None if weights is True else weights}
+    backbone = f"tu-{given.model}" if model == "dpt" else given.backbone
+    classes = {"num_classes": 3} if task is Segmentation else {}
+    return {"model": model, "backbone": backbone, "weights": weights, **classes}
 
 
-def _step(given: _Given, task: Any, values: Mapping[str, Any]) -> str:
-    """Build a task, find the very weights in it, and train it for one step."""
+def _step(of: Callable[[], _Given], task: Any, what: str) -> str:
+    """Build a task, find the very weights in it, and train it for one step on two random samples."""
+    given = of()
     with tempfile.TemporaryDirectory() as folder:
-        if callable(values.get("weights")):
-            values = {**values, "weights": values["weights"](out=Path(folder, "weights.ckpt"))}
-        built = task(in_channels=given.channels, **values)
-    kernel = _compare(built.model, given.state)
-    loss = built.training_step(_batch(given, task), 0)
+        built = task(in_channels=given.channels, **_arguments(given, task, what.partition(" ")[2], folder))
+    kernel, side = _compare(built.model, given.state), given.side
+    batch = {"image": torch.randn(2, 2, given.channels, side, side)}  # of two dates
+    batch |= {"mask": torch.ones(2, 1, side, side, dtype=torch.long)}
+    if task is not Change:
+        batch = {key: value[:, 0] for key, value in batch.items()}
+        batch["label"] = torch.zeros(2, 3) if task is Regression else torch.tensor([0, 2])
+    loss = built.training_step(batch, 0)
     if not bool(torch.isfinite(loss)):
         raise CheckpointError(f"the loss of one step is {float(loss.detach())}")
     loss.backward()

@@ -35,20 +35,15 @@ REGISTERED: dict[str, Registered] = {}
 
 @dataclass(frozen=True)
 class Registered:
-    """An encoder under one name.
+    """An encoder under one name: of timm, torchgeo's `get_model` and segmentation_models_pytorch.
 
-    Attributes:
-        name: `geomim_...`, of timm, torchgeo's `get_model` and segmentation_models_pytorch.
-        architecture: What timm makes the model by.
-        arguments: Of timm's `create_model`, where the caller gives no other.
-        contract: Bands and statistics; None of an architecture without weights.
-        state: The weights by timm's names, without a head.
-        weights: Torchgeo's name of them.
+    What timm makes it by, with which arguments where the caller gives no other; its bands, its weights by timm's names
+    without a head, and torchgeo's name of these. An architecture has no bands and no weights.
     """
 
     name: str
     architecture: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any]
     contract: BandContract | None = None
     state: Mapping[str, Tensor] = field(default_factory=dict)
     weights: str = ""
@@ -65,11 +60,12 @@ class Registered:
             CheckpointError: There are no weights, or not all of them fit.
         """
         if pretrained and not self.state:
-            raise CheckpointError(f"'{self.name}' is an architecture: its weights come from geomim.finetune.register")
-        arguments = {key: value for key, value in arguments.items() if key not in _OF_TIMM}
+            raise CheckpointError(f"'{self.name}' is an architecture: weights come from an exported folder (register)")
+        for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # timm gives them to every one
+            arguments.pop(key, None)
         if self.contract:
-            names, given = self.contract.names, arguments.setdefault("in_chans", len(self.contract.names))
-            if given not in (len(names), 2 * len(names)):
+            names = self.contract.names
+            if (given := arguments.setdefault("in_chans", len(names))) not in (len(names), 2 * len(names)):
                 raise BandError(
                     f"'{self.name}' is for {len(names)} bands ({', '.join(names)}), or twice as many of two dates; "
                     f"given {given} channels: register it with sensor= or bands= for others"
@@ -77,17 +73,18 @@ class Registered:
         model: Any = timm.create_model(self.architecture, **{**self.arguments, **arguments})
         network = getattr(model, "model", model)
         network.register_load_state_dict_pre_hook(fit)
-        if self.contract:
-            model.pretrained_cfg = model.default_cfg = _stated(model.pretrained_cfg, self.contract)
+        if contract := self.contract:
+            unit = 255 if contract.eight_bit else 1  # timm's are of pictures in 0..1
+            mean, std = ([value / unit for value in values] for values in (contract.mean, contract.divisor))
+            size = (len(contract.names), *model.pretrained_cfg["input_size"][1:])
+            stated = {"mean": mean, "std": std, "input_size": size, "contract": contract.to_dict()}
+            model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **stated}
         if pretrained:
             missing, unknown = network.load_state_dict(self.state, strict=False)
             missing = [key for key in missing if not key.startswith(str(network.pretrained_cfg.get("classifier")))]
             if missing or (unknown and not arguments.get("features_only")):  # which cuts off what it does not need
                 raise CheckpointError(f"'{self.name}' does not fit: missing {missing[:3]}, unknown {unknown[:3]}")
         return model
-
-
-_OF_TIMM = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
 def register(
@@ -158,7 +155,8 @@ def _put(one: Registered) -> Registered:
         _log.warning("torchgeo keeps no tables of models here: '%s' is known to timm and smp alone", one.name)
     else:
         models.update({one.name: entry})
-        members.update({one.name: _member(one)} if one.contract else {})
+        if one.contract:
+            members.update({one.name: _member(one.weights, one.name, one.architecture, one.contract)})
     REGISTERED[one.name] = one
     return one
 
@@ -171,15 +169,12 @@ class FolderWeights(WeightsEnum):
         return dict(REGISTERED[self.meta["model"]].state)
 
 
-def _member(one: Registered) -> Any:
-    contract = one.contract
-    assert contract is not None
-    meta = {"model": one.name, "in_chans": len(contract.names), "bands": list(contract.names)}
+def _member(name: str, one: str, url: str, contract: BandContract) -> Any:
+    meta = {"model": one, "in_chans": len(contract.names), "bands": list(contract.names)}
     meta |= {"dataset": ", ".join(contract.corpora) or contract.sensor.name, "resolution": contract.sensor.gsd}
     meta |= {"license": ", ".join(contract.licences), "contract": contract.to_dict()}
     meta |= dict.fromkeys(("publication", "repo", "ssl_method"))
-    member = Weights(one.architecture, Normalise(contract), meta)
-    return FolderWeights(one.weights.partition(".")[0], {"DEFAULT": member})
+    return FolderWeights(name.partition(".")[0], {"DEFAULT": Weights(url, Normalise(contract), meta)})
 
 
 class Normalise(nn.Module):
@@ -274,14 +269,6 @@ def fit(network: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
     if kernel in state and channels == 2 * state[kernel].shape[1]:
         _log.warning("%d channels are read as two dates of %d bands, which share the kernels", channels, channels // 2)
         state[kernel] = state[kernel].repeat(1, 2, 1, 1) / 2
-
-
-def _stated(config: Mapping[str, Any], contract: BandContract) -> dict[str, Any]:
-    """Timm's `pretrained_cfg` with the band contract in it; mean and std of 8-bit numbers are those of 0..1."""
-    unit = 255 if contract.eight_bit else 1
-    mean, std = ([value / unit for value in values] for values in (contract.mean, contract.divisor))
-    size = (len(contract.names), *config["input_size"][1:])
-    return {**config, "mean": mean, "std": std, "input_size": size, "contract": contract.to_dict()}
 
 
 for _size in ("tiny", "small", "base", "large"):

@@ -13,8 +13,8 @@ def check_backbone(source: str) -> list[Line]:
     """Build every task of the installed torchgeo with some weights, see whether they are in it, and train one step.
 
     In lines of `torchgeo alone` the weights have the names that others would give, in `registered` ones that of
-    `geomim.finetune.register`. What an exported encoder is promised to do, and does not, is a failure; what torchgeo
-    has for other encoders only is refused, and the table says why.
+    geomim.finetune.registry. What an exported encoder is promised to do, and does not, is a failure; the rest is
+    refused, and the table says why.
 
     Args:
         source: An exported folder, `timm:NAME`, or torchgeo's name, as `ViTSmall16_Weights.SENTINEL2_ALL_MOCO`.
