@@ -68,11 +68,12 @@ def open_backbone(
         BandError: A band is like none of the encoder's, or it names no bands and is not for three.
         ConfigError: The images do not divide into its patches.
     """
-    name = source if source.startswith("timm:") else checkpoint_of(source)[1]
+    foreign = source.startswith("timm:")
+    name = source if foreign else checkpoint_of(source)[1]
     with torch.random.fork_rng(devices=[]):  # every model is drawn before it is filled
         if seed is not None:
             torch.manual_seed(seed)
-        opened = _timm(source, seed) if name == source else _geomim(source, sensor, bands, seed)
+        opened = _timm(source, seed) if foreign else _geomim(source, sensor, bands, seed)
         network, (contract, notes), baked = opened
     if not baked:
         contract, notes = _refit(network, contract, notes, sensor, bands)

@@ -18,7 +18,7 @@ def alike(one: torch.Tensor, two: torch.Tensor) -> None:
     torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
-def test_run_checkpoint_and_export_are_the_same_model_of_timm(tmp_path: Path) -> None:
+def test_run_checkpoint_and_export_are_the_same_model_of_timm(tmp_path: Path, monkeypatch) -> None:
     encoder = checkpoint(tmp_path / "mine" / "checkpoints" / "last.ckpt")
     exported(tmp_path / "out")
     run = tmp_path / "mine"
@@ -30,6 +30,8 @@ def test_run_checkpoint_and_export_are_the_same_model_of_timm(tmp_path: Path) ->
             alike(tokens(opened.network, images), encoder(images).tokens.detach())
     maps = opened.network.forward_intermediates(images, indices=[1, 3], norm=True, intermediates_only=True)
     assert [one.shape for one in maps] == [(2, 32, 6, 6)] * 2 and opened.network.num_features == 32
+    monkeypatch.chdir(tmp_path)
+    assert open_backbone("out").name == "out" and open_backbone("mine").name == "mine"
     again = open_backbone(f"timm:local-dir:{tmp_path / 'out'}")
     assert again.contract == open_backbone(str(tmp_path / "out")).contract
     alike(tokens(again.network, images), encoder(images).tokens.detach())
