@@ -1,0 +1,191 @@
+"""An encoder opened for a task: a model of timm, and which numbers it expects, whatever file it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from geomim.errors import BandError, CheckpointError, ConfigError
+from geomim.evaluate.features import random_like
+from geomim.models.fitting import Chosen, borrowed, contract_for, fitted, named_contract
+from geomim.models.frozen import as_timm
+from geomim.models.inflate import inflation, share_out, shares_said
+from geomim.models.weights import (
+    contract_of,
+    exported_contract,
+    picture_contract,
+    pictures_said,
+    read_encoder,
+)
+from geomim.sensors import BandContract, Sensor, find_band, get_sensor, stated_contract
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """An encoder as a task uses it, by timm's interface alone.
+
+    Attributes:
+        network: A model of timm without a head, on the CPU, in evaluation mode.
+        contract: Bands, units, mean and deviation of what it is to be given.
+        notes: What was assumed, in sentences for whoever uses it.
+        name: What tables call it.
+    """
+
+    network: nn.Module
+    contract: BandContract
+    notes: tuple[str, ...]
+    name: str
+
+
+def open_backbone(
+    source: str,
+    sensor: Sensor | str | None = None,
+    bands: Sequence[str] | None = None,
+    image_size: int | None = None,
+    seed: int | None = None,
+) -> Backbone:
+    """Open an encoder as a model of timm.
+
+    A spectral encoder is baked for the sensor. A plain one keeps its own bands where the sensor has them all; for
+    fewer or other ones its first kernels are shared out by name or nearest wavelength, and statistics of bands that
+    it never saw are those of the nearest one of the same unit.
+
+    Args:
+        source: A run folder, a checkpoint, an exported folder, or `timm:NAME`, also `timm:local-dir:FOLDER`.
+        sensor: What the images' numbers are: a sensor, or its name or YAML file, which may state mean and std.
+        bands: Use these bands alone, in this order: of the sensor, or of the encoder's own where that is None.
+        image_size: Side of the images in pixels, which positions are resampled to; the encoder's own where None.
+        seed: Same architecture, with weights it would start from, drawn by this number: the floor.
+
+    Raises:
+        CheckpointError: The source cannot be read, or is of several sensors and none is named.
+        BandError: A band is like none of the encoder's, or it names no bands and is not for three.
+        ConfigError: The images do not divide into its patches.
+    """
+    foreign = source.startswith("timm:")
+    name = source if foreign else checkpoint_of(source)[1]
+    with torch.random.fork_rng(devices=[]):  # every model is drawn before it is filled
+        if seed is not None:
+            torch.manual_seed(seed)
+        opened = _timm(source, seed) if foreign else _geomim(source, sensor, bands, seed)
+        network, (contract, notes), baked = opened
+    if not baked:
+        contract, notes = _refit(network, contract, notes, sensor, bands)
+    if image_size is not None and hasattr(network, "set_input_size"):
+        patch = network.patch_embed.patch_size
+        if image_size < 1 or any(image_size % side for side in patch):
+            raise ConfigError(f"image_size {image_size}: expected a multiple of the patches' sides {patch}")
+        network.set_input_size(img_size=(image_size, image_size))
+    return Backbone(network.eval(), contract, notes, name if seed is None else f"{name}, random initialisation")
+
+
+def checkpoint_of(source: str) -> tuple[str, str]:
+    """The file or exported folder that a path means, which may be a run's folder, and what to call it.
+
+    Raises:
+        CheckpointError: There is nothing.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise CheckpointError(
+            f"'{source}' does not exist: expected a run folder, a checkpoint, an exported folder, or timm:NAME"
+        )
+    last, inside = path / "checkpoints" / "last.ckpt", path.parent.name == "checkpoints"
+    named = path.resolve().parent.parent if inside else path.resolve()
+    return str(last) if last.is_file() else source, named.stem if named.is_file() else named.name
+
+
+_Opened = tuple[Any, Chosen, bool]
+"""The model, its contract and notes, and whether it was made for the bands that are asked for."""
+
+
+def _geomim(source: str, sensor: Sensor | str | None, bands: Sequence[str] | None, seed: int | None) -> _Opened:
+    loaded = read_encoder(checkpoint_of(source)[0])
+    spectral = bool(loaded.encoder.config.get("spectral"))
+    if not spectral:
+        contract, notes = contract_of(loaded, source)
+    elif isinstance(sensor, Sensor):
+        given = sensor.select(bands) if bands else sensor
+        contract, notes = contract_for(loaded, source, given, all_bands=bool(bands))
+    else:
+        contract, notes = named_contract(loaded, source, sensor, bands)
+    if loaded.encoder.config.get("gsd_positions"):
+        gsd = contract.sensor.gsd
+        notes = (*notes, f"its positions are made for {'unknown metres' if gsd is None else f'{gsd:g} m'} a pixel")
+    own = fitted(loaded.encoder, contract)
+    return as_timm(own if seed is None else random_like(own, seed)), (contract, notes), spectral
+
+
+def _timm(source: str, seed: int | None) -> _Opened:
+    name = source.removeprefix("timm:")
+    network = create(name, pretrained=seed is None)
+    if contract := exported_contract(name):
+        return network, (contract, ()), False
+    channels = first_conv(network).in_channels
+    if channels != 3:
+        raise BandError(f"'{source}' has {channels} channels and names no bands: expected a band contract, or RGB")
+    contract = picture_contract(network.pretrained_cfg)
+    return network, (contract, (pictures_said(contract),)), False
+
+
+def create(name: str, pretrained: bool) -> Any:
+    """A model of timm without a head, for images of any size where it can be.
+
+    Raises:
+        CheckpointError: timm has no such model, or cannot get its weights.
+    """
+    try:
+        try:
+            return timm.create_model(name, pretrained, num_classes=0, dynamic_img_size=True)
+        except TypeError:  # only transformers know that argument
+            return timm.create_model(name, pretrained, num_classes=0)
+    except Exception as error:  # unknown name, no network, other weights: timm raises many kinds
+        raise CheckpointError(f"timm cannot give '{name}' ({' '.join(str(error).split())[:200]})") from error
+
+
+def first_conv(network: Any) -> nn.Conv2d:
+    """The convolution that reads the bands.
+
+    Raises:
+        BandError: There is not just one.
+    """
+    stated = network.pretrained_cfg.get("first_conv")
+    conv = network.get_submodule(stated) if isinstance(stated, str) else None
+    if not isinstance(conv, nn.Conv2d):
+        raise BandError(f"{type(network).__name__} reads its bands with no single convolution, but {stated}")
+    return conv
+
+
+def _refit(
+    network: Any,
+    contract: BandContract,
+    notes: tuple[str, ...],
+    sensor: Sensor | str | None,
+    bands: Sequence[str] | None,
+) -> Chosen:
+    """Give a plain model other bands, in place, where its own are not what is asked for."""
+    own, said = contract.sensor, ""
+    if sensor is None:
+        other = contract.select(bands) if bands else contract
+    else:
+        given = sensor if isinstance(sensor, Sensor) else get_sensor(sensor)
+        if not bands and all(find_band(band, given.bands) is not None for band in own.bands):
+            return contract, notes
+        given, stated = given.select(bands) if bands else given, None
+        if isinstance(sensor, str):
+            stated = stated_contract(sensor, bands)
+        other, said = (stated, "") if stated else borrowed({own.name: contract}, given)
+    if other.sensor == own:
+        return contract, notes
+    taken, words = inflation(own, other.sensor, "nearest")
+    shares, conv = share_out(taken, own, other.sensor), first_conv(network)
+    conv.weight = nn.Parameter(torch.einsum("cs,dshw->dchw", shares, conv.weight.detach()))
+    conv.in_channels = len(other.names)
+    rights = {key: getattr(contract, key) for key in ("licences", "attributions", "corpora")}
+    return replace(other, **rights), (*notes, *[said] * bool(said), *words, *shares_said(shares, own, other.sensor))
