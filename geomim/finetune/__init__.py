@@ -1,1 +1,1 @@
-"""Labels and a backbone into a model that answers: torchgeo's tasks on encoders of geomim, or of timm."""
+"""Torchgeo's tasks on any encoder: registration, necks and heads, labels, fine-tuning."""
