@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torchmetrics import CatMetric
 from torchmetrics.classification import ConfusionMatrix
 
 from geomim.errors import ConfigError
 from geomim.finetune import stock
-from geomim.finetune.backbones import open_backbone
 from geomim.finetune.figures import class_figures, value_figures
-from geomim.finetune.training import Training, Tuning
+from geomim.finetune.training import Training, Tuned
 
 
 class Pooled(nn.Module):
@@ -23,52 +21,43 @@ class Pooled(nn.Module):
 
     Args:
         network: A timm model without a head.
-        outputs: What the layer gives.
         scale: Of each output, behind the layer.
-        shift: The same, added after.
+        shift: Added to each after.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, network: nn.Module, outputs: int, scale: Sequence[float] = (1,), shift: Sequence[float] = (0,)):
+    def __init__(self, network: nn.Module, scale: Sequence[float], shift: Sequence[float]) -> None:
         super().__init__()
         width = int(getattr(network, "head_hidden_size", None) or network.num_features)
-        self.network, self.norm, self.head = network, nn.LayerNorm(width), nn.Linear(width, outputs)
+        self.network, self.norm, self.head = network, nn.LayerNorm(width), nn.Linear(width, len(scale))
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
-        self.register_buffer("shift", torch.tensor(shift, dtype=torch.float32))
+        self.register_buffer("scale", torch.tensor(scale))
+        self.register_buffer("shift", torch.tensor(shift))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Outputs `(B, outputs)` of normalised images `(B, C, H, W)`."""
+        """Outputs `(B, K)` of normalised images `(B, C, H, W)`."""
         outputs: Tensor = self.head(self.norm(self.network(images)))
         return outputs * self.scale + self.shift
 
 
-class Classification(stock.Classification):
+class Classification(Tuned, stock.Classification):
     """The class of an image, or all classes that hold of it.
 
     Batches hold `image` `(B, C, H, W)`, normalised by `contract`, and `label`: `(B,)`, or `(B, K)` of 0 and 1 where
     several hold.
 
     Args:
-        encoder: What `open_backbone` opens.
+        encoder: What `open_backbone` opens; `sensor`, `bands`, `image_size` and `seed` are for it too.
         classes: Names, in the order of the labels.
         several: Whether several classes may hold at once.
         class_weights: Of the loss, one a class; not where several hold.
-        sensor: See `open_backbone`.
-        bands: See `open_backbone`.
-        image_size: See `open_backbone`.
-        seed: See `open_backbone`.
         training: What trains, and how.
 
-    Attributes:
-        contract: Bands and numbers that images are to be given in.
-        notes: What was assumed of the encoder.
-
     Raises:
-        ConfigError: Classes are not told apart.
+        ConfigError: Classes or their weights cannot be meant.
     """
 
     def __init__(
@@ -83,8 +72,7 @@ class Classification(stock.Classification):
         seed: int | None = None,
         training: Training = Training(),  # noqa: B008  # frozen
     ) -> None:
-        check_classes(classes, least=1 if several else 2)
-        check_weights(class_weights, classes)
+        check_classes(classes, class_weights, least=1 if several else 2)
         if several and class_weights:
             raise ConfigError("class_weights: not where several classes hold at once; leave one of the two out")
         super().__init__(
@@ -98,49 +86,23 @@ class Classification(stock.Classification):
 
     def configure_models(self) -> None:
         """Open the encoder and put a linear layer on it."""
-        own = self.hparams
-        backbone = open_backbone(own["encoder"], own["sensor"], own["bands"], own["image_size"], own["seed"])
-        self.contract, self.notes = backbone.contract, backbone.notes
-        self.model = Pooled(backbone.network, len(own["classes"]))
-        self.tuning = Tuning(self, backbone.network)
+        count = len(self.hparams["classes"])
+        self.model = Pooled(self.open_encoder(), [1.0] * count, [0.0] * count)
+        self.tune(self.model.network)
 
     def configure_metrics(self) -> None:
         """Torchgeo's, and the confusion that figures are made of."""
         super().configure_metrics()
-        names = ("task", "num_classes", "num_labels")
-        self.confusion = ConfusionMatrix(**{name: self.hparams[name] for name in names})
-
-    def configure_callbacks(self) -> list[Callback]:
-        """What holds the backbone still."""
-        return [self.tuning]
-
-    def configure_optimizers(self) -> Any:
-        """As `training` says."""
-        return self.tuning.optimizers(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits `(B, K)`."""
-        logits: Tensor = self.model(images)
-        self.said = logits.detach()  # torchgeo's test step keeps them to itself
-        return logits
-
-    def on_test_start(self) -> None:
-        """Count from nothing."""
-        self.confusion.reset()
+        self.tally = ConfusionMatrix(**{name: self.hparams[name] for name in ("task", "num_classes", "num_labels")})
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Torchgeo's, and count."""
         super().test_step(batch, batch_idx, dataloader_idx)
-        self.confusion.update(self.said, batch["label"])
-
-    def on_test_epoch_end(self) -> None:
-        """Bring the counts of all ranks together."""
-        super().on_test_epoch_end()
-        self.confusion.compute()
+        self.tally.update(self.said, batch["label"])
 
     def figures(self) -> list[dict[str, Any]]:
         """Figures by class of the test that ran last; see `class_figures`."""
-        return class_figures(self.confusion.compute(), self.hparams["classes"])
+        return class_figures(self.tally.compute(), self.hparams["classes"])
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """`probability` `(B, K)`, the `prediction`, `(B,)` or `(B, K)`, and the batch's `id`."""
@@ -149,27 +111,19 @@ class Classification(stock.Classification):
         return {"id": batch.get("id"), "probability": probability, "prediction": prediction}
 
 
-class Regression(stock.Regression):
+class Regression(Tuned, stock.Regression):
     """Values of an image.
 
     Batches hold `image` `(B, C, H, W)`, normalised by `contract`, and `label` `(B,)` or `(B, T)`. Values start at their
-    mean, and the loss counts in deviations, so targets of different units count alike.
+    mean, and the loss counts in deviations, so that targets of different units count alike.
 
     Args:
-        encoder: What `open_backbone` opens.
+        encoder: What `open_backbone` opens; `sensor`, `bands`, `image_size` and `seed` are for it too.
         targets: Names of the values.
         loss: Squared or absolute error.
         mean: Of each value over the training images; 0 where None.
         deviation: The same; 1 where None.
-        sensor: See `open_backbone`.
-        bands: See `open_backbone`.
-        image_size: See `open_backbone`.
-        seed: See `open_backbone`.
         training: What trains, and how.
-
-    Attributes:
-        contract: Bands and numbers that images are to be given in.
-        notes: What was assumed of the encoder.
 
     Raises:
         ConfigError: Not one mean and positive deviation a value.
@@ -188,19 +142,17 @@ class Regression(stock.Regression):
         seed: int | None = None,
         training: Training = Training(),  # noqa: B008  # frozen
     ) -> None:
-        check_classes(targets, least=1)
+        check_classes(targets)
         for name, given in (("mean", mean), ("deviation", deviation)):
-            if given is not None and (len(given) != len(targets) or (name == "deviation" and min(given) <= 0)):
+            if given and (len(given) != len(targets) or (name == "deviation" and min(given) <= 0)):
                 raise ConfigError(f"{name}: expected one a target, deviations above 0; given {given} for {targets}")
         super().__init__(model=encoder, num_outputs=len(targets), loss=loss)
 
     def configure_models(self) -> None:
         """Open the encoder and put a linear layer on it."""
-        own = self.hparams
-        backbone = open_backbone(own["encoder"], own["sensor"], own["bands"], own["image_size"], own["seed"])
-        self.contract, self.notes = backbone.contract, backbone.notes
-        self.model = Pooled(backbone.network, len(own["targets"]), own["deviation"] or (1,), own["mean"] or (0,))
-        self.tuning = Tuning(self, backbone.network)
+        own, count = self.hparams, len(self.hparams["targets"])
+        self.model = Pooled(self.open_encoder(), own["deviation"] or [1.0] * count, own["mean"] or [0.0] * count)
+        self.tune(self.model.network)
 
     def configure_losses(self) -> None:
         """Torchgeo's, in deviations."""
@@ -210,39 +162,16 @@ class Regression(stock.Regression):
     def configure_metrics(self) -> None:
         """Torchgeo's, and the values that figures are made of."""
         super().configure_metrics()
-        self.pairs = CatMetric()
-
-    def configure_callbacks(self) -> list[Callback]:
-        """What holds the backbone still."""
-        return [self.tuning]
-
-    def configure_optimizers(self) -> Any:
-        """As `training` says."""
-        return self.tuning.optimizers(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Values `(B, T)`."""
-        values: Tensor = self.model(images)
-        self.said = values.detach()  # torchgeo's test step keeps them to itself
-        return values
-
-    def on_test_start(self) -> None:
-        """Keep from nothing."""
-        self.pairs.reset()
+        self.tally = CatMetric()
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Torchgeo's, and keep."""
+        """Torchgeo's, and keep what is true and what was said."""
         super().test_step(batch, batch_idx, dataloader_idx)
-        self.pairs.update(torch.stack((batch["label"].float().reshape(self.said.shape), self.said), 1))
-
-    def on_test_epoch_end(self) -> None:
-        """Bring the values of all ranks together."""
-        super().on_test_epoch_end()
-        self.pairs.compute()
+        self.tally.update(torch.stack((batch["label"].float().reshape(self.said.shape), self.said), 1))
 
     def figures(self) -> list[dict[str, Any]]:
         """Figures by target of the test that ran last; see `value_figures`."""
-        pairs = torch.as_tensor(self.pairs.compute()).reshape(-1, 2, len(self.hparams["targets"]))
+        pairs = torch.as_tensor(self.tally.compute()).reshape(-1, 2, len(self.hparams["targets"]))
         return value_figures(pairs[:, 0], pairs[:, 1], self.hparams["targets"])
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
@@ -251,35 +180,25 @@ class Regression(stock.Regression):
 
 
 class _InDeviations(nn.Module):
+    scale: Tensor
+
     def __init__(self, loss: nn.Module, scale: Tensor) -> None:
         super().__init__()
-        self.loss, self.scale = loss, scale
+        self.loss = loss
+        self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, said: Tensor, truth: Tensor) -> Tensor:
-        scale = self.scale.to(said.device)
-        loss: Tensor = self.loss(said / scale, truth / scale)
+        loss: Tensor = self.loss(said / self.scale, truth / self.scale)
         return loss
 
 
-def check_classes(classes: Sequence[str], least: int = 2) -> None:
-    """Refuse names that stand twice, or fewer than there have to be.
+def check_classes(names: Sequence[str], weights: Sequence[float] | None = None, least: int = 1) -> None:
+    """Refuse names of classes or targets that stand twice or are too few, and weights that are not one a class.
 
     Raises:
         ConfigError: With the names.
     """
-    twice = sorted({name for name in classes if list(classes).count(name) > 1})
-    if twice or len(classes) < least:
-        said = f"{', '.join(twice)} more than once" if twice else f"{len(classes)}: {', '.join(classes) or 'none'}"
-        raise ConfigError(f"expected at least {least} different names of classes or targets; given {said}")
-
-
-def check_weights(weights: Sequence[float] | None, classes: Sequence[str]) -> None:
-    """Refuse weights that are not one a class.
-
-    Raises:
-        ConfigError: With both numbers.
-    """
-    if weights is not None and (len(weights) != len(classes) or min(weights) < 0 or not sum(weights)):
-        raise ConfigError(
-            f"class_weights: expected one a class, none below 0; given {weights} for {', '.join(classes)}"
-        )
+    if len(set(names)) < max(least, len(names)):
+        raise ConfigError(f"expected at least {least} names of classes or targets, each once; given {', '.join(names)}")
+    if weights is not None and (len(weights) != len(names) or min(weights) < 0 or not sum(weights)):
+        raise ConfigError(f"class_weights: expected one a class, none below 0; given {weights} for {', '.join(names)}")

@@ -7,14 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from timm.optim import param_groups_layer_decay
 from torch import nn
+from torchmetrics import Metric
 
 from geomim.errors import ConfigError, MissingExtraError, nearest
+from geomim.finetune.backbones import open_backbone
 from geomim.pretrain.optimisation import Optimisation
-
-_PARTS = ("attn", "attention", "mlp")
+from geomim.sensors import BandContract
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ class Training:
 
     def __post_init__(self) -> None:
         if self.freeze not in ("none", "all", "first"):
-            raise ConfigError(f"training: unknown freeze '{self.freeze}'{nearest(self.freeze, _FREEZE)}")
+            raise ConfigError(
+                f"training: unknown freeze '{self.freeze}'{nearest(self.freeze, ('none', 'all', 'first'))}"
+            )
         shares = 0 <= self.warmup < 1 and 0 < self.layer_decay <= 1 and 0 < self.head_first < 1
         if not shares or self.learning_rate <= 0 or min(self.weight_decay, self.lora) < 0 or self.epochs < 1:
             raise ConfigError(
@@ -61,121 +64,129 @@ class Training:
                 "leave one of them out"
             )
 
-    def factor(self, step: int, steps: int) -> float:
-        """Learning rate of a step, from 0, as a share of the highest; 0 before the first."""
-        return Optimisation(warmup=self.warmup).factor(step, steps) if step >= 0 else 0.0
 
+class Tuned(LightningModule):
+    """What a task of torchgeo needs to be tuned on a backbone; stands before it among the bases of a task.
 
-_FREEZE = ("none", "all", "first")
+    The task's `configure_models` begins with `open_encoder` and ends with `tune`. All that is in the task and not in
+    the backbone is its head. Its hyperparameters have `training` and what `open_backbone` takes.
 
-
-class Tuning(Callback):
-    """Prepares a backbone inside a task, gives the task its optimiser, and lets the backbone go at its step.
-
-    A task makes one when its models stand, returns it from `configure_callbacks`, and `optimizers()` from
-    `configure_optimizers`. All that is in the task and not in the backbone counts as its head.
-
-    Args:
-        task: Its hyperparameter `training`, a `Training` or its values, is left as plain values.
-        network: The timm model inside it.
-
-    Raises:
-        ConfigError: Low-rank matrices find nothing to stand beside.
-        MissingExtraError: They are asked for and peft is not installed.
+    Attributes:
+        contract: Bands and numbers that images are to be given in.
+        notes: What was assumed of the encoder, in sentences.
+        said: What the model answered last; torchgeo's test steps keep it to themselves.
+        tally: What a test counts, over all ranks, for the task's figures.
     """
 
-    def __init__(self, task: LightningModule, network: nn.Module) -> None:
-        given = task.hparams["training"]
-        self.training = Training(**given) if isinstance(given, Mapping) else given
-        task.hparams["training"] = asdict(self.training)
-        self.network = network
-        if self.training.lora:
-            add_lora(network, self.training.lora)
-        elif self.training.freeze == "all":
+    contract: BandContract
+    notes: tuple[str, ...]
+    said: Any
+    tally: Metric
+
+    def open_encoder(self) -> nn.Module:
+        """The backbone, a timm model."""
+        names = ("sensor", "bands", "image_size", "seed")
+        backbone = open_backbone(self.hparams["encoder"], **{name: self.hparams[name] for name in names})
+        self.contract, self.notes = backbone.contract, backbone.notes
+        return backbone.network
+
+    def tune(self, network: nn.Module) -> None:
+        """Prepare a backbone that stands in the task; `training` is left as plain values.
+
+        Raises:
+            ConfigError: Low-rank matrices find nothing to stand beside.
+        """
+        given = self.hparams["training"]
+        self.tuning = Training(**given) if isinstance(given, Mapping) else given
+        self.hparams["training"] = asdict(self.tuning)
+        if self.tuning.lora:
+            add_lora(network, self.tuning.lora)
+        elif self.tuning.freeze == "all":
             network.requires_grad_(False)
-        self.trained = [one for one in network.parameters() if one.requires_grad]
-        self.frozen = False
+        self._tuned = [one for one in network.parameters() if one.requires_grad]
+        self._backbone, self._moves = (network,), None  # a tuple: no second name in the state
 
-    def first_step(self, steps: int) -> int:
-        """Step from which the backbone trains, of these many."""
-        return round(self.training.head_first * steps) if self.training.freeze == "first" else 0
-
-    def groups(self, task: nn.Module) -> list[dict[str, Any]]:
-        """Parameters that train, with their learning rate and weight decay; those of the backbone first.
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameters that train, with their learning rate and weight decay; `backbone` tells where they are.
 
         Block `i` of `n` has `layer_decay ** (n - i)` of the learning rate, what embeds comes one further below, and
         the head has all of it.
         """
-        own, decay = self.training, self.training.weight_decay
-        skip = getattr(self.network, "no_weight_decay", set)()
-        groups = param_groups_layer_decay(self.network, decay, skip, layer_decay=own.layer_decay)
-        inside = {id(one) for one in self.network.parameters()}
-        head = [one for one in task.parameters() if one.requires_grad and id(one) not in inside]
-        return [
-            {
-                "params": group["params"],
-                "lr": own.learning_rate * own.layer_decay * group["lr_scale"],  # timm's last block has a scale of 1
-                "weight_decay": group["weight_decay"],
-                "backbone": True,
-            }
-            for group in groups
-        ] + [
-            {"params": some, "lr": own.learning_rate, "weight_decay": by, "backbone": False}
-            for some, by in (([p for p in head if p.ndim > 1], decay), ([p for p in head if p.ndim < 2], 0.0))
-            if some
+        own, network = self.tuning, self._backbone[0]
+        skip = getattr(network, "no_weight_decay", set)()
+        inside = param_groups_layer_decay(network, own.weight_decay, skip, layer_decay=own.layer_decay)
+        for group in inside:  # timm's last block has a scale of 1
+            group |= {"lr": own.learning_rate * own.layer_decay * group.pop("lr_scale"), "backbone": True}
+        known = {id(one) for one in network.parameters()}
+        head = [one for one in self.parameters() if one.requires_grad and id(one) not in known]
+        outside = [
+            {"params": some, "lr": own.learning_rate, "weight_decay": matrix * own.weight_decay, "backbone": False}
+            for matrix in (True, False)
+            if (some := [one for one in head if (one.ndim > 1) == matrix])
         ]
+        return inside + outside
 
-    def optimizers(self, task: LightningModule) -> dict[str, Any]:
-        """What `configure_optimizers` returns.
+    def configure_optimizers(self) -> Any:
+        """AdamW, and a schedule by step in which the backbone's begins with its first.
 
         Raises:
-            ConfigError: The trainer has no end that a schedule could be laid out to.
+            ConfigError: The trainer has no end to lay a schedule to, or its ranks would not agree on gradients.
         """
-        steps = task.trainer.estimated_stepping_batches
+        strategy = getattr(self.trainer.strategy, "_ddp_kwargs", {})
+        first = self.tuning.freeze == "first"
+        if first and self.trainer.world_size > 1 and not strategy.get("find_unused_parameters"):
+            raise ConfigError(
+                "training: freeze 'first' on several ranks needs the strategy ddp_find_unused_parameters_true"
+            )
+        steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ConfigError("training: the learning rate falls to the last step: give max_epochs or max_steps")
-        steps, first = int(steps), self.first_step(int(steps))
-        groups = self.groups(task)
 
         def factor(start: int) -> Any:
-            return lambda step: self.training.factor(step - start, steps - start)
+            shape = Optimisation(warmup=self.tuning.warmup)
+            return lambda step: shape.factor(step - start, int(steps) - start) if step >= start else 0.0
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer := torch.optim.AdamW(groups, weight_decay=0.0),
-            [factor(first if group["backbone"] else 0) for group in groups],
-        )
+        self._start = round(self.tuning.head_first * steps) if first else 0
+        optimizer = torch.optim.AdamW(groups := self.groups())
+        factors = [factor(self._start if group["backbone"] else 0) for group in groups]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse ranks that would not agree on the backbone's gradients."""
-        found = getattr(trainer.strategy, "_ddp_kwargs", {}).get("find_unused_parameters", False)
-        if self.training.freeze == "first" and trainer.world_size > 1 and not found:
-            raise ConfigError(
-                "training: freeze 'first' on several ranks needs strategy ddp_find_unused_parameters_true"
-            )
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Hold the backbone still, its running statistics too, or let it go."""
-        late = trainer.global_step < self.first_step(int(trainer.estimated_stepping_batches))
-        if (frozen := late or not self.trained) != self.frozen:
-            self.frozen = frozen
-            self.network.train(not frozen)
-            for parameter in self.trained:
-                parameter.requires_grad_(not frozen)
+        moves = bool(self._tuned) and self.trainer.global_step >= self._start
+        if moves != self._moves:
+            self._moves = moves
+            self._backbone[0].train(moves)
+            for parameter in self._tuned:
+                parameter.requires_grad_(moves)
 
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_after_backward(self) -> None:
         """Refuse low-rank matrices that the network goes around, as EVA's attention does.
 
         Raises:
             ConfigError: Some have no gradient.
         """
-        if self.training.lora and not self.frozen:
-            silent = [name for name, one in self.network.named_parameters() if one.requires_grad and one.grad is None]
-            if silent:
-                raise ConfigError(
-                    f"training: lora has no effect on {type(self.network).__name__}, which reads the matrices past it "
-                    f"({silent[0]}{f' and {len(silent) - 1} more' if silent[1:] else ''}): use freeze 'first' or 'none'"
-                )
+        if self.tuning.lora and self._moves and any(one.grad is None for one in self._tuned):
+            raise ConfigError(
+                f"training: lora {self.tuning.lora} has no effect on {type(self._backbone[0]).__name__}, which reads "
+                "its matrices past it: set lora to 0"
+            )
+
+    def forward(self, *given: Any) -> Any:
+        """What the model answers."""
+        answer = self.model(*given)
+        self.said = answer.detach() if isinstance(answer, torch.Tensor) else None
+        return answer
+
+    def on_test_start(self) -> None:
+        """Count from nothing."""
+        self.tally.reset()
+
+    def on_test_epoch_end(self) -> None:
+        """Bring the counts of all ranks together."""
+        super().on_test_epoch_end()
+        self.tally.compute()
 
 
 def add_lora(network: nn.Module, rank: int) -> None:
@@ -194,7 +205,7 @@ def add_lora(network: nn.Module, rank: int) -> None:
     except ImportError as error:
         raise MissingExtraError("lora needs peft: pip install 'geomim[finetune]'") from error
     linear = (name for name, module in network.named_modules() if isinstance(module, nn.Linear))
-    names = [name for name in linear if any(part in _PARTS for part in name.split("."))]
+    names = [name for name in linear if {"attn", "attention", "mlp"} & set(name.split("."))]
     if not names:
         raise ConfigError(f"training: lora finds no attention and no MLP in {type(network).__name__}: set lora to 0")
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=names), network)

@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from geomim.errors import ConfigError
-from geomim.finetune.training import Training, Tuning, add_lora, merge_lora
+from geomim.finetune.training import Training, Tuned, add_lora, merge_lora
 
 DEPTH = 3
 
@@ -22,29 +22,21 @@ def vit() -> VisionTransformer:
     )
 
 
-class Task(lightning.LightningModule):
+class Task(Tuned):
     """The least that a task is; keeps what it saw of its backbone at every step."""
 
     def __init__(self, network: nn.Module, **training: Any) -> None:
         super().__init__()
         self.save_hyperparameters({"training": Training(**training)})
         self.network, self.head = network, nn.Linear(network.num_features, 2)
-        self.tuning = Tuning(self, network)
+        self.tune(network)
         self.seen: list[tuple[float, bool, float]] = []
 
     def training_step(self, batch: Tensor) -> Tensor:
-        weight = self.network.get_parameter(
-            next(name for name, _ in self.network.named_parameters() if "weight" in name)
-        )
+        weight = next(one for name, one in self.network.named_parameters() if "weight" in name)
         rate = max((g["lr"] for g in self.optimizers().param_groups if g["backbone"]), default=0.0)
         self.seen.append((weight.detach().sum().item(), self.network.training, rate))
         return self.head(self.network(batch)).square().mean()
-
-    def configure_optimizers(self) -> Any:
-        return self.tuning.optimizers(self)
-
-    def configure_callbacks(self) -> list[Tuning]:
-        return [self.tuning]
 
 
 def fit(task: Task, steps: int = 5) -> Task:
@@ -65,7 +57,7 @@ def fit(task: Task, steps: int = 5) -> Task:
 def rates(network: nn.Module, **training: Any) -> dict[str, float]:
     task = Task(network, **training)
     names = {id(one): name for name, one in task.named_parameters()}
-    return {names[id(one)]: group["lr"] for group in task.tuning.groups(task) for one in group["params"]}
+    return {names[id(one)]: group["lr"] for group in task.groups() for one in group["params"]}
 
 
 def test_block_learns_as_far_below_the_head_as_it_lies():
@@ -89,7 +81,7 @@ def test_pyramids_decay_by_block_through_their_stages():
 
 def test_vectors_tokens_and_positions_do_not_decay():
     task = Task(vit(), weight_decay=0.1)
-    by = {id(one): group["weight_decay"] for group in task.tuning.groups(task) for one in group["params"]}
+    by = {id(one): group["weight_decay"] for group in task.groups() for one in group["params"]}
     still = {name for name, one in task.named_parameters() if by[id(one)] == 0}
     assert {"network.pos_embed", "network.cls_token", "head.bias", "network.norm.weight"} <= still
     assert not still & {"head.weight", "network.blocks.0.mlp.fc1.weight", "network.patch_embed.proj.weight"}
@@ -121,7 +113,7 @@ def test_every_trained_parameter_has_a_gradient():
     for training in ({}, {"lora": 2}, {"freeze": "all"}):
         task = Task(vit(), **training)
         task.head(task.network(torch.randn(2, 3, 32, 32))).sum().backward()
-        grouped = {id(one) for group in task.tuning.groups(task) for one in group["params"]}
+        grouped = {id(one) for group in task.groups() for one in group["params"]}
         assert {id(one) for one in task.parameters() if one.grad is not None} == grouped
 
 
@@ -154,7 +146,7 @@ def test_low_rank_matrices_beside_every_matrix_of_attention_and_mlp():
 
 def test_low_rank_matrices_that_are_read_past_are_refused():
     eva = timm.models.eva.Eva(32, 8, embed_dim=32, depth=2, num_heads=2, num_classes=0, qkv_fused=True)
-    with pytest.raises(ConfigError, match=r"no effect on Eva.*qkv.*freeze 'first'"):
+    with pytest.raises(ConfigError, match=r"lora 2 has no effect on Eva.*set lora to 0"):
         fit(Task(eva, lora=2))
 
 
