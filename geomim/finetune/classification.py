@@ -16,6 +16,33 @@ from geomim.finetune.figures import class_figures, value_figures
 from geomim.finetune.training import Training, Tuned
 
 
+class ByClass(Tuned):
+    """What tasks that tell classes apart have in common: what they count, say and predict."""
+
+    target = "label"
+
+    def configure_metrics(self) -> None:
+        """Torchgeo's, and the confusion that figures are made of."""
+        super().configure_metrics()
+        names = ("task", "num_classes", "num_labels", "ignore_index")
+        self.tally = ConfusionMatrix(**{name: self.hparams.get(name) for name in names})
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Torchgeo's, and count."""
+        super().test_step(batch, batch_idx)
+        self.tally.update(self.said, batch[self.target])
+
+    def figures(self) -> list[dict[str, Any]]:
+        """Figures by class of the test that ran last; see `class_figures`."""
+        return class_figures(self.tally.compute(), self.hparams["classes"])
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """`probability` `(B, K, ...)`, `prediction` without K, or 0 and 1 with it where several hold, and the `id`."""
+        probability = super().predict_step(batch, batch_idx)
+        prediction = (probability >= 0.5).long() if self.hparams["num_labels"] else probability.argmax(1)
+        return {"id": batch.get("id"), "probability": probability, "prediction": prediction}
+
+
 class Pooled(nn.Module):
     """A backbone, and a linear layer on the normalised features that it pools.
 
@@ -43,11 +70,10 @@ class Pooled(nn.Module):
         return outputs * self.scale + self.shift
 
 
-class Classification(Tuned, stock.Classification):
+class Classification(ByClass, stock.Classification):
     """The class of an image, or all classes that hold of it.
 
-    Batches hold `image` `(B, C, H, W)`, normalised by `contract`, and `label`: `(B,)`, or `(B, K)` of 0 and 1 where
-    several hold.
+    Batches hold `image` `(B, C, H, W)`, normalised by `contract`, and `label`: `(B,)`, or `(B, K)` of 0 and 1.
 
     Args:
         encoder: What `open_backbone` opens; `sensor`, `bands`, `image_size` and `seed` are for it too.
@@ -75,14 +101,9 @@ class Classification(Tuned, stock.Classification):
         check_classes(classes, class_weights, least=1 if several else 2)
         if several and class_weights:
             raise ConfigError("class_weights: not where several classes hold at once; leave one of the two out")
-        super().__init__(
-            model=encoder,
-            task="multilabel" if several else "multiclass",
-            num_classes=None if several else len(classes),
-            num_labels=len(classes) if several else None,
-            loss="bce" if several else "ce",
-            class_weights=class_weights,
-        )
+        count, task, loss = len(classes), *(("multilabel", "bce") if several else ("multiclass", "ce"))
+        both = {"num_classes": None if several else count, "num_labels": count if several else None}
+        super().__init__(model=encoder, task=task, loss=loss, class_weights=class_weights, **both)
 
     def configure_models(self) -> None:
         """Open the encoder and put a linear layer on it."""
@@ -90,39 +111,19 @@ class Classification(Tuned, stock.Classification):
         self.model = Pooled(self.open_encoder(), [1.0] * count, [0.0] * count)
         self.tune(self.model.network)
 
-    def configure_metrics(self) -> None:
-        """Torchgeo's, and the confusion that figures are made of."""
-        super().configure_metrics()
-        self.tally = ConfusionMatrix(**{name: self.hparams[name] for name in ("task", "num_classes", "num_labels")})
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Torchgeo's, and count."""
-        super().test_step(batch, batch_idx, dataloader_idx)
-        self.tally.update(self.said, batch["label"])
-
-    def figures(self) -> list[dict[str, Any]]:
-        """Figures by class of the test that ran last; see `class_figures`."""
-        return class_figures(self.tally.compute(), self.hparams["classes"])
-
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """`probability` `(B, K)`, the `prediction`, `(B,)` or `(B, K)`, and the batch's `id`."""
-        probability = super().predict_step(batch, batch_idx, dataloader_idx)
-        prediction = (probability >= 0.5).long() if self.hparams["several"] else probability.argmax(1)
-        return {"id": batch.get("id"), "probability": probability, "prediction": prediction}
-
 
 class Regression(Tuned, stock.Regression):
     """Values of an image.
 
-    Batches hold `image` `(B, C, H, W)`, normalised by `contract`, and `label` `(B,)` or `(B, T)`. Values start at their
-    mean, and the loss counts in deviations, so that targets of different units count alike.
+    Batches hold `image` `(B, C, H, W)`, normalised by `contract`, and `label` `(B,)` or `(B, T)`. The loss is in the
+    targets' own units, so the one of the largest numbers counts most.
 
     Args:
         encoder: What `open_backbone` opens; `sensor`, `bands`, `image_size` and `seed` are for it too.
         targets: Names of the values.
         loss: Squared or absolute error.
-        mean: Of each value over the training images; 0 where None.
-        deviation: The same; 1 where None.
+        mean: Of each value over the training images, where answers start; 0 where None.
+        deviation: The same, which a step of the linear layer stands for; 1 where None.
         training: What trains, and how.
 
     Raises:
@@ -154,11 +155,6 @@ class Regression(Tuned, stock.Regression):
         self.model = Pooled(self.open_encoder(), own["deviation"] or [1.0] * count, own["mean"] or [0.0] * count)
         self.tune(self.model.network)
 
-    def configure_losses(self) -> None:
-        """Torchgeo's, in deviations."""
-        super().configure_losses()
-        self.criterion = _InDeviations(self.criterion, self.model.scale)
-
     def configure_metrics(self) -> None:
         """Torchgeo's, and the values that figures are made of."""
         super().configure_metrics()
@@ -166,7 +162,7 @@ class Regression(Tuned, stock.Regression):
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Torchgeo's, and keep what is true and what was said."""
-        super().test_step(batch, batch_idx, dataloader_idx)
+        super().test_step(batch, batch_idx)
         self.tally.update(torch.stack((batch["label"].float().reshape(self.said.shape), self.said), 1))
 
     def figures(self) -> list[dict[str, Any]]:
@@ -177,19 +173,6 @@ class Regression(Tuned, stock.Regression):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """The `prediction` `(B, T)` and the batch's `id`."""
         return {"id": batch.get("id"), "prediction": self(batch["image"])}
-
-
-class _InDeviations(nn.Module):
-    scale: Tensor
-
-    def __init__(self, loss: nn.Module, scale: Tensor) -> None:
-        super().__init__()
-        self.loss = loss
-        self.register_buffer("scale", scale, persistent=False)
-
-    def forward(self, said: Tensor, truth: Tensor) -> Tensor:
-        loss: Tensor = self.loss(said / self.scale, truth / self.scale)
-        return loss
 
 
 def check_classes(names: Sequence[str], weights: Sequence[float] | None = None, least: int = 1) -> None:

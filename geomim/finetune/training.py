@@ -104,7 +104,7 @@ class Tuned(LightningModule):
         elif self.tuning.freeze == "all":
             network.requires_grad_(False)
         self._tuned = [one for one in network.parameters() if one.requires_grad]
-        self._backbone, self._moves = (network,), None  # a tuple: no second name in the state
+        self._backbone = (network,)  # a tuple: no second name in the state
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameters that train, with their learning rate and weight decay; `backbone` tells where they are.
@@ -132,12 +132,9 @@ class Tuned(LightningModule):
         Raises:
             ConfigError: The trainer has no end to lay a schedule to, or its ranks would not agree on gradients.
         """
-        strategy = getattr(self.trainer.strategy, "_ddp_kwargs", {})
-        first = self.tuning.freeze == "first"
+        first, strategy = self.tuning.freeze == "first", getattr(self.trainer.strategy, "_ddp_kwargs", {})
         if first and self.trainer.world_size > 1 and not strategy.get("find_unused_parameters"):
-            raise ConfigError(
-                "training: freeze 'first' on several ranks needs the strategy ddp_find_unused_parameters_true"
-            )
+            raise ConfigError("training: freeze 'first' on several ranks needs ddp_find_unused_parameters_true")
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ConfigError("training: the learning rate falls to the last step: give max_epochs or max_steps")
@@ -146,7 +143,9 @@ class Tuned(LightningModule):
             shape = Optimisation(warmup=self.tuning.warmup)
             return lambda step: shape.factor(step - start, int(steps) - start) if step >= start else 0.0
 
-        self._start = round(self.tuning.head_first * steps) if first else 0
+        self._start, self._moves = round(self.tuning.head_first * steps) if first else 0, None
+        for parameter in self._tuned:  # an earlier run may have ended before its backbone moved
+            parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW(groups := self.groups())
         factors = [factor(self._start if group["backbone"] else 0) for group in groups]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
