@@ -82,7 +82,7 @@ class Change(ByClass, stock.Change):
         seed: int | None = None,
         training: Training = Training(),  # noqa: B008  # frozen
     ) -> None:
-        check_classes(classes, class_weights, least=2)
+        check_classes(classes, class_weights)
         super().__init__(
             model="fcsiamdiff",  # torchgeo's steps hand on both dates as they are
             backbone=encoder,

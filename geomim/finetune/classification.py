@@ -30,7 +30,8 @@ class ByClass(Tuned):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Torchgeo's, and count."""
         super().test_step(batch, batch_idx)
-        self.tally.update(self.said, batch[self.target])
+        said = self.said.sigmoid() if self.hparams["num_labels"] else self.said  # small logits look like probabilities
+        self.tally.update(said, batch[self.target])
 
     def figures(self) -> list[dict[str, Any]]:
         """Figures by class of the test that ran last; see `class_figures`."""
@@ -98,7 +99,7 @@ class Classification(ByClass, stock.Classification):
         seed: int | None = None,
         training: Training = Training(),  # noqa: B008  # frozen
     ) -> None:
-        check_classes(classes, class_weights, least=1 if several else 2)
+        check_classes(classes, class_weights)
         if several and class_weights:
             raise ConfigError("class_weights: not where several classes hold at once; leave one of the two out")
         count, task, loss = len(classes), *(("multilabel", "bce") if several else ("multiclass", "ce"))
@@ -143,7 +144,7 @@ class Regression(Tuned, stock.Regression):
         seed: int | None = None,
         training: Training = Training(),  # noqa: B008  # frozen
     ) -> None:
-        check_classes(targets)
+        check_classes(targets, least=1)
         for name, given in (("mean", mean), ("deviation", deviation)):
             if given and (len(given) != len(targets) or (name == "deviation" and min(given) <= 0)):
                 raise ConfigError(f"{name}: expected one a target, deviations above 0; given {given} for {targets}")
@@ -158,7 +159,7 @@ class Regression(Tuned, stock.Regression):
     def configure_metrics(self) -> None:
         """Torchgeo's, and the values that figures are made of."""
         super().configure_metrics()
-        self.tally = CatMetric()
+        self.tally = CatMetric(nan_strategy="disable")  # the others would drop single values
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Torchgeo's, and keep what is true and what was said."""
@@ -175,7 +176,7 @@ class Regression(Tuned, stock.Regression):
         return {"id": batch.get("id"), "prediction": self(batch["image"])}
 
 
-def check_classes(names: Sequence[str], weights: Sequence[float] | None = None, least: int = 1) -> None:
+def check_classes(names: Sequence[str], weights: Sequence[float] | None = None, least: int = 2) -> None:
     """Refuse names of classes or targets that stand twice or are too few, and weights that are not one a class.
 
     Raises:
