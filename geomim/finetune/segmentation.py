@@ -39,8 +39,8 @@ class LabelledCrossEntropy(nn.Module):
 class Segmentation(ByClass, stock.Segmentation):
     """The class of every pixel.
 
-    Batches hold `image` `(B, C, H, W)`, normalised by `contract`, of any sides, and `mask` `(B, H, W)` int64 of classes,
-    -1 where nobody knows.
+    Batches hold `image` `(B, C, H, W)`, normalised by `contract`, and `mask` `(B, H, W)` int64 of classes, -1 where
+    nobody knows; their sides need be no multiples of anything.
 
     Args:
         encoder: What `open_backbone` opens; `sensor`, `bands`, `image_size` and `seed` are for it too.

@@ -1,3 +1,5 @@
+from typing import get_args
+
 import pytest
 import timm
 import torch
@@ -6,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from geomim.errors import ConfigError
-from geomim.finetune.heads import Efficient, Segmenter
+from geomim.finetune.heads import Efficient, Head, Segmenter
 from geomim.finetune.necks import Pyramid
 
-HEADS = ("linear", "efficient", "upernet", "dpt", "unet", "segformer")
+HEADS = get_args(Head)
 
 
 def segmenter(head: str, neck: str = "taps", patch: int = 8, classes: int = 3, network: nn.Module | None = None):
