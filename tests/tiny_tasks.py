@@ -29,7 +29,7 @@ def fitted(task: Any, batches: Sequence[Any], epochs: int) -> Any:
     return task
 
 
-def figured(task: Any, *batches: Any) -> dict[tuple[str, str], dict[str, Any]]:
+def tested(task: Any, *batches: Any) -> dict[tuple[str, str], dict[str, Any]]:
     trainer().test(task, loader(*batches), verbose=False)
     return {(row["class"], row["metric"]): row for row in task.figures()}
 

@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_tasks import TINY, figured, fitted, loader, reloaded, trainer
+from tiny_tasks import TINY, fitted, loader, reloaded, trainer
+from tiny_tasks import tested as rows_of
 
 from geomim.errors import ConfigError
 from geomim.finetune.change import Change
@@ -59,7 +60,7 @@ def test_eight_pairs_are_learnt(join: str, tmp_path: Any):
     torch.manual_seed(1)
     eight, training = pairs(), Training(learning_rate=3e-3, layer_decay=0.9)
     task = fitted(Change(**SMALL, join=join, training=training), [eight], 40)
-    rows = figured(task, eight)
+    rows = rows_of(task, eight)
     assert rows["changed", "F1"]["value"] > 0.9 and rows["changed", "F1"]["floor"] == 0
     assert rows["changed", "F1"]["count"] == int((eight["mask"] == 1).sum())
     assert rows["all", "accuracy"]["count"] == 8 * 31 * 32  # what is not labelled counts for nothing
