@@ -30,8 +30,8 @@ class ByClass(Tuned):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Torchgeo's, and count."""
         super().test_step(batch, batch_idx)
-        said = self.said.sigmoid() if self.hparams["num_labels"] else self.said  # small logits look like probabilities
-        self.tally.update(said, batch[self.target])
+        said = self.said.sigmoid() if self.hparams["num_labels"] else self.said.argmax(1)
+        self.tally.update(said, batch[self.target].reshape(said.shape))  # torchgeo's datasets have masks `(B, 1, H, W)`
 
     def figures(self) -> list[dict[str, Any]]:
         """Figures by class of the test that ran last; see `class_figures`."""

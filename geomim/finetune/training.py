@@ -48,10 +48,8 @@ class Training:
     head_first: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.freeze not in ("none", "all", "first"):
-            raise ConfigError(
-                f"training: unknown freeze '{self.freeze}'{nearest(self.freeze, ('none', 'all', 'first'))}"
-            )
+        if self.freeze not in (kinds := ("none", "all", "first")):
+            raise ConfigError(f"training: unknown freeze '{self.freeze}'{nearest(self.freeze, kinds)}")
         shares = 0 <= self.warmup < 1 and 0 < self.layer_decay <= 1 and 0 < self.head_first < 1
         if not shares or self.learning_rate <= 0 or min(self.weight_decay, self.lora) < 0 or self.epochs < 1:
             raise ConfigError(
@@ -59,10 +57,7 @@ class Training:
                 f"0, weight_decay and lora at least 0 and epochs at least 1; given {self}"
             )
         if self.freeze == "all" and self.lora:
-            raise ConfigError(
-                f"training: freeze 'all' trains nothing of the backbone and lora {self.lora} trains a part of it: "
-                "leave one of them out"
-            )
+            raise ConfigError(f"training: freeze 'all' leaves nothing to lora {self.lora}: leave one of them out")
 
 
 class Tuned(LightningModule):

@@ -64,6 +64,8 @@ def test_eight_pairs_are_learnt(join: str, tmp_path: Any):
     assert rows["changed", "F1"]["value"] > 0.9 and rows["changed", "F1"]["floor"] == 0
     assert rows["changed", "F1"]["count"] == int((eight["mask"] == 1).sum())
     assert rows["all", "accuracy"]["count"] == 8 * 31 * 32  # what is not labelled counts for nothing
+    flat = eight | {"mask": eight["mask"][:, None]}  # as torchgeo's datasets have it
+    assert rows_of(task, flat)["changed", "F1"] == rows["changed", "F1"]
     (said,) = trainer().predict(task, loader(eight))
     assert said["id"] == eight["id"] and said["prediction"].shape == (8, 32, 32)
     assert torch.equal(reloaded(task, tmp_path)(eight["image"]).argmax(1), said["prediction"])

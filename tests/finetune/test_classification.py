@@ -68,6 +68,10 @@ def test_several_classes_at_once():
     assert rows["all", "micro F1"]["value"] == 1 and rows["water", "F1"]["count"] == 2
     (said,) = trainer().predict(task, loader(some))
     assert torch.equal(said["prediction"], some["label"])
+    with torch.no_grad():  # logits between 0 and 1 are no probabilities
+        task.model.head.weight.zero_()
+        task.model.head.bias.copy_(torch.tensor([0.2, -0.2, 0.4]))
+    assert [rows_of(task, some)[name, "recall"]["value"] for name in CLASSES] == [1, 0, 1]
 
 
 def test_says_what_it_expects_of_images():

@@ -171,5 +171,19 @@ def test_convolutions_have_no_low_rank_matrices():
         Task(timm.create_model("test_resnet", num_classes=0), lora=4)
 
 
+@pytest.mark.parametrize(
+    ("trainer", "said"),
+    [
+        ({"max_epochs": -1}, "give max_epochs or max_steps"),
+        ({"devices": 2, "strategy": "ddp"}, "ddp_find_unused_parameters_true"),
+    ],
+)
+def test_trainers_that_cannot_work_are_refused(trainer: dict[str, Any], said: str):
+    task = Task(vit(), freeze="first")
+    task.trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **trainer)
+    with pytest.raises(ConfigError, match=said):
+        task.configure_optimizers()
+
+
 def test_settings_are_stored_as_plain_values():
     assert Task(vit(), lora=2).hparams["training"]["lora"] == 2
