@@ -23,7 +23,7 @@ class ByClass(Tuned):
 
     def configure_metrics(self) -> None:
         """Torchgeo's, and the confusion that figures are made of."""
-        super().configure_metrics()
+        super().configure_metrics()  # type: ignore[misc]
         names = ("task", "num_classes", "num_labels", "ignore_index")
         self.tally = ConfusionMatrix(**{name: self.hparams.get(name) for name in names})
 
@@ -56,7 +56,7 @@ class Pooled(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, network: nn.Module, scale: Sequence[float], shift: Sequence[float]) -> None:
+    def __init__(self, network: Any, scale: Sequence[float], shift: Sequence[float]) -> None:
         super().__init__()
         width = int(getattr(network, "head_hidden_size", None) or network.num_features)
         self.network, self.norm, self.head = network, nn.LayerNorm(width), nn.Linear(width, len(scale))

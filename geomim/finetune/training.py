@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from timm.optim import param_groups_layer_decay
+from timm.optim._param_groups import param_groups_layer_decay
 from torch import nn
 from torchmetrics import Metric
 
@@ -77,6 +77,7 @@ class Tuned(LightningModule):
     notes: tuple[str, ...]
     said: Any
     tally: Metric
+    _moves: bool | None = None
 
     def open_encoder(self) -> nn.Module:
         """The backbone, a timm model."""
@@ -85,7 +86,7 @@ class Tuned(LightningModule):
         self.contract, self.notes = backbone.contract, backbone.notes
         return backbone.network
 
-    def tune(self, network: nn.Module) -> None:
+    def tune(self, network: Any) -> None:
         """Prepare a backbone that stands in the task; `training` is left as plain values.
 
         Raises:
@@ -169,7 +170,7 @@ class Tuned(LightningModule):
 
     def forward(self, *given: Any) -> Any:
         """What the model answers."""
-        answer = self.model(*given)
+        answer: Any = self.model(*given)
         self.said = answer.detach() if isinstance(answer, torch.Tensor) else None
         return answer
 
@@ -211,6 +212,6 @@ def merge_lora(network: nn.Module) -> None:
 
     found = [(name, module) for name, module in network.named_modules() if isinstance(module, LoraLayer)]
     for name, module in found:
-        module.merge()  # type: ignore[operator]
+        module.merge()
         network.set_submodule(name, module.get_base_layer())
     network.requires_grad_(True)
