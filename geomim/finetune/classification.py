@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -45,33 +46,72 @@ class ByClass(Tuned):
 
 
 class Pooled(nn.Module):
-    """A backbone, and a linear layer on the normalised features that it pools.
+    """A backbone, and a linear layer on the features that it pools, less their mean and over their deviation.
 
     Args:
         network: A timm model without a head.
-        scale: Of each output, behind the layer.
-        shift: Added to each after.
+        outputs: How many; each is scaled and shifted after.
     """
 
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, network: Any, scale: Sequence[float], shift: Sequence[float]) -> None:
+    def __init__(self, network: Any, outputs: int) -> None:
         super().__init__()
         width = int(getattr(network, "head_hidden_size", None) or network.num_features)
-        self.network, self.norm, self.head = network, nn.LayerNorm(width), nn.Linear(width, len(scale))
+        self.network, self.head = network, nn.Linear(width, outputs)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        self.register_buffer("scale", torch.tensor(scale))
-        self.register_buffer("shift", torch.tensor(shift))
+        for name, size in (("mean", width), ("shift", outputs)):
+            self.register_buffer(name, torch.zeros(size))
+        for name, size in (("deviation", width), ("scale", outputs)):
+            self.register_buffer(name, torch.ones(size))
 
     def forward(self, images: Tensor) -> Tensor:
         """Outputs `(B, K)` of normalised images `(B, C, H, W)`."""
-        outputs: Tensor = self.head(self.norm(self.network(images)))
+        outputs: Tensor = self.head((self.network(images) - self.mean) / self.deviation)
         return outputs * self.scale + self.shift
 
 
-class Classification(ByClass, stock.Classification):
+class OnPooled(Tuned):
+    """What tasks on pooled features have in common: these are standardised by the training images, once.
+
+    Most of a feature is the same for all images, which a linear layer would first have to learn to overlook; the linear
+    probe of MAE has a batch normalisation there (He et al., CVPR 2022, appendix A.1), which a last batch of one image
+    or several ranks would not bear.
+    """
+
+    def standardised(self, batch: Any) -> Tensor:
+        """Features `(B, D)` of a batch."""
+        features: Tensor = self.model.network(batch["image"])
+        return features.float()
+
+    @torch.no_grad()
+    def on_train_start(self) -> None:
+        """Take mean and deviation over a hundred batches at most, of all ranks, unless an earlier run did."""
+        model, trainer = self.model, self.trainer
+        if bool((model.deviation != 1).any()):
+            return
+        training, found = model.network.training, []
+        model.network.eval()
+        for batch in itertools.islice(trainer.train_dataloader, int(min(100, trainer.num_training_batches))):
+            batch = trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(batch, self.device))
+            with trainer.precision_plugin.forward_context():
+                found.append(self.standardised(batch))
+        model.network.train(training)
+
+        def share(values: Tensor) -> Tensor:
+            total: Tensor = trainer.strategy.reduce(values.sum(0), reduce_op="sum")
+            return total / count
+
+        values = torch.cat(found)
+        count = trainer.strategy.reduce(values.new_tensor(len(values)), reduce_op="sum")
+        mean = share(values)
+        deviation = share((values - mean).square()).sqrt().clamp_min(1e-3)
+        for own, output, measured in ((model.mean, model.shift, mean), (model.deviation, model.scale, deviation)):
+            own.copy_(measured[: len(own)])
+            if len(measured) > len(own):
+                output.copy_(measured[len(own) :])
+
+
+class Classification(OnPooled, ByClass, stock.Classification):
     """The class of an image, or all classes that hold of it.
 
     Batches hold `image` `(B, C, H, W)`, normalised by `contract`, and `label`: `(B,)`, or `(B, K)` of 0 and 1.
@@ -108,27 +148,24 @@ class Classification(ByClass, stock.Classification):
 
     def configure_models(self) -> None:
         """Open the encoder and put a linear layer on it."""
-        count = len(self.hparams["classes"])
-        self.model = Pooled(self.open_encoder(), [1.0] * count, [0.0] * count)
+        self.model = Pooled(self.open_encoder(), len(self.hparams["classes"]))
         self.tune(self.model.network)
 
 
-class Regression(Tuned, stock.Regression):
+class Regression(OnPooled, stock.Regression):
     """Values of an image.
 
-    Batches hold `image` `(B, C, H, W)`, normalised by `contract`, and `label` `(B,)` or `(B, T)`. The loss is in the
-    targets' own units, so the one of the largest numbers counts most.
+    Batches hold `image` `(B, C, H, W)`, normalised by `contract`, and `label` `(B,)` or `(B, T)`. Answers start at the
+    mean of the training labels. The loss is in the targets' own units, so the one of the largest numbers counts most.
 
     Args:
         encoder: What `open_backbone` opens; `sensor`, `bands`, `image_size` and `seed` are for it too.
         targets: Names of the values.
         loss: Squared or absolute error.
-        mean: Of each value over the training images, where answers start; 0 where None.
-        deviation: The same, which a step of the linear layer stands for; 1 where None.
         training: What trains, and how.
 
     Raises:
-        ConfigError: Not one mean and positive deviation a value.
+        ConfigError: A target stands twice, or there is none.
     """
 
     def __init__(
@@ -136,8 +173,6 @@ class Regression(Tuned, stock.Regression):
         encoder: str,
         targets: list[str],
         loss: Literal["mse", "mae"] = "mse",
-        mean: list[float] | None = None,
-        deviation: list[float] | None = None,
         sensor: str | None = None,
         bands: list[str] | None = None,
         image_size: int | None = None,
@@ -145,16 +180,17 @@ class Regression(Tuned, stock.Regression):
         training: Training = Training(),  # noqa: B008  # frozen
     ) -> None:
         check_classes(targets, least=1)
-        for name, given in (("mean", mean), ("deviation", deviation)):
-            if given and (len(given) != len(targets) or (name == "deviation" and min(given) <= 0)):
-                raise ConfigError(f"{name}: expected one a target, deviations above 0; given {given} for {targets}")
         super().__init__(model=encoder, num_outputs=len(targets), loss=loss)
 
     def configure_models(self) -> None:
         """Open the encoder and put a linear layer on it."""
-        own, count = self.hparams, len(self.hparams["targets"])
-        self.model = Pooled(self.open_encoder(), own["deviation"] or [1.0] * count, own["mean"] or [0.0] * count)
+        self.model = Pooled(self.open_encoder(), len(self.hparams["targets"]))
         self.tune(self.model.network)
+
+    def standardised(self, batch: Any) -> Tensor:
+        """Features `(B, D)` of a batch, and its labels beside them."""
+        features = super().standardised(batch)
+        return torch.cat((features, batch["label"].float().reshape(len(features), -1)), 1)
 
     def configure_metrics(self) -> None:
         """Torchgeo's, and the values that figures are made of."""

@@ -40,7 +40,7 @@ class Training:
 
     freeze: Literal["none", "all", "first"] = "none"
     lora: int = 0
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     layer_decay: float = 0.75
     weight_decay: float = 0.05
     warmup: float = 0.05

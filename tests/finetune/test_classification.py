@@ -112,13 +112,25 @@ def test_figures_of_values():
 
 def test_values_start_at_their_mean_and_are_learnt(tmp_path: Any):
     tall = batch([[300.0, 0.1], [310.0, 0.3], [290.0, 0.2], [305.0, 0.4]])
-    own: dict[str, Any] = {"mean": [301.0, 0.25], "deviation": [8.0, 0.1], "training": QUICK}
-    task = Regression(**TINY, targets=["height", "share"], loss="mae", **own)
-    torch.testing.assert_close(task(tall["image"]).mean(0), torch.tensor([301.0, 0.25]), rtol=0, atol=2.0)
+    task = Regression(**TINY, targets=["height", "share"], loss="mae", training=QUICK)
     rows = rows_of(fitted(task, [tall], 60), tall)
+    torch.testing.assert_close(task.model.shift, tall["label"].mean(0))
+    torch.testing.assert_close(task.model.scale, tall["label"].std(0, correction=0), rtol=1e-2, atol=1e-3)
     assert rows["height", "R2"]["value"] > 0.8 and rows["height", "RMSE"]["floor"] == pytest.approx(7.395, abs=1e-3)
     (said,) = trainer().predict(task, loader(tall))
     assert torch.equal(reloaded(task, tmp_path)(tall["image"]), said["prediction"]) and said["id"] == tall["id"]
+
+
+def test_features_are_standardised_by_the_training_images_once():
+    halves = [{name: EIGHT[name][part] for name in ("image", "label")} for part in (slice(0, 7), slice(7, 8))]
+    task = fitted(Classification(**TINY, classes=CLASSES, training=Training(freeze="all")), halves, 1)
+    with torch.no_grad():
+        features = task.model.network(EIGHT["image"])
+    torch.testing.assert_close(task.model.mean, features.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(task.model.deviation, features.std(0, correction=0), rtol=1e-2, atol=1e-3)
+    before = task.model.mean.clone()
+    fitted(task, halves[:1], 1)  # a head has learnt what these features are
+    assert torch.equal(task.model.mean, before)
 
 
 @pytest.mark.parametrize(
@@ -133,11 +145,6 @@ def test_values_start_at_their_mean_and_are_learnt(tmp_path: Any):
 def test_classes_that_cannot_be_meant_are_refused(given: dict[str, Any], said: str):
     with pytest.raises(ConfigError, match=said):
         Classification(encoder="nowhere", **given)  # before the encoder is looked for
-
-
-def test_means_that_do_not_fit_are_refused():
-    with pytest.raises(ConfigError, match="deviation: expected one a target"):
-        Regression(encoder="nowhere", targets=["height"], deviation=[0.0])
 
 
 def test_figures_before_a_test_are_refused():

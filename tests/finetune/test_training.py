@@ -101,7 +101,7 @@ def test_backbone_moves_from_its_step_on():
     sums, moods, rate = zip(*task.seen, strict=True)
     assert moods == (False, False, True, True, True)
     assert len(set(sums[:3])) == 1 and len(set(sums[2:])) == 3
-    assert rate[:2] == (0, 0) and rate[2] == max(rate) == pytest.approx(5e-4 * 0.75)
+    assert rate[:2] == (0, 0) and rate[2] == max(rate) == pytest.approx(1e-3 * 0.75)
 
 
 def test_rate_rises_and_falls_in_steps():
