@@ -121,7 +121,7 @@ class Decoder(nn.Module):
 
     Args:
         name: `upernet`, `dpt`, `unet` or `segformer`.
-        channels: Width of the pyramid and of the decoder; a U-Net halves it, down to 16, with each doubling of the sides.
+        channels: Width of the pyramid and of the decoder; a U-Net halves it with each doubling, down to 16.
         classes: Number of classes.
     """
 
