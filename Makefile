@@ -4,11 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.ready-peers
+PYTHON312 ?= python3.12
+VENV312 ?= .venv312
 
-.PHONY: help setup demo test lint bench notebooks clean
+.PHONY: help setup demo test test-torchgeo010 lint bench notebooks clean
 help:
 	@echo "make demo       scenes -> corpus -> encoder -> scores and map; opens with demo/report/index.html"
 	@echo "make test       lint, types, layers and tests: what CI runs"
+	@echo "make test-torchgeo010  backbones in torchgeo 0.10, in an environment of Python 3.12 beside"
 	@echo "make bench      speed beside peers (an idle machine, please)"
 	@echo "make notebooks  run every notebook from the start"
 
@@ -38,6 +41,15 @@ lint: $(READY)
 test: $(READY) lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+$(VENV312)/.ready: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV312): Python 3.12 and torchgeo 0.10, about 8 GB, once."
+	@test -x $(VENV312)/bin/python || $(PYTHON312) -m venv $(VENV312)
+	@$(VENV312)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,finetune]' pytest
+	@touch $@
+
+test-torchgeo010: $(VENV312)/.ready
+	$(VENV312)/bin/python -m pytest tests/finetune/test_backbones.py tests/finetune/test_registry.py tests/finetune/test_check.py
+
 bench: $(PEERS)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(BENCH) || exit 1; done
 
@@ -45,4 +57,4 @@ notebooks: $(READY)
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=1800 notebooks
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(VENV312) build dist

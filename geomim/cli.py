@@ -54,6 +54,9 @@ VERBS = {
     "evaluate": Verb("geomim.verbs.evaluate:evaluate", "train", "how good a frozen encoder is, beside its floors"),
     "evaluate-text": Verb("geomim.verbs.language:evaluate_text", "language", "what a model of images and text can do"),
     "export": Verb("geomim.models.export:export", "train", "an encoder becomes a folder that plain timm loads"),
+    "check-backbone": Verb(
+        "geomim.verbs.check_backbone:check_backbone", "finetune", "what torchgeo's tasks do with some weights"
+    ),
     "show": Verb("geomim.verbs.show:show", "train", "where weights come from: recipe, corpora, bands, scores"),
     "predict": Verb("geomim.maps.predict:predict", "maps", "an encoder, a probe and a scene become a map of classes"),
     "query": Verb("geomim.maps.query:query", "maps", "a typed question to a scene becomes a raster of where it fits"),
@@ -116,7 +119,7 @@ def _dispatch(arguments: list[str], alone: bool) -> int:
         name = " ".join(arguments[:words])
         if name in VERBS:
             helping = alone and bool({"-h", "--help"} & {*arguments})
-            with standing_in(_absent(helping) if alone else lambda _: False):
+            with standing_in(_absent(helping, VERBS[name].extra) if alone else lambda _: False):
                 call = _load(name)
             if VERBS[name].target.endswith(":run"):
                 call(arguments[words:])
@@ -135,13 +138,14 @@ def _dispatch(arguments: list[str], alone: bool) -> int:
     raise ConfigError(f"unknown verb '{arguments[0]}'{nearest(arguments[0], {verb.split()[0] for verb in VERBS})}")
 
 
-def _absent(helping: bool) -> Callable[[str], bool]:
+def _absent(helping: bool, extra: str) -> Callable[[str], bool]:
     """Which libraries are left out: of help, whose pages come from signatures alone, all but the core's.
 
-    Of work torchmetrics and torchvision, and what they bring: Lightning and timm import them for what nothing asks.
+    Of work torchmetrics and torchvision, and what they bring: Lightning and timm import them for what nothing asks but
+    torchgeo's tasks.
     """
     if not helping:
-        return {"torchmetrics", "torchvision"}.__contains__
+        return {"torchmetrics", "torchvision"}.__contains__ if extra != "finetune" else lambda _: False
     import jsonargparse  # noqa: F401  # finds the libraries that it can use itself
 
     core = {"geomim", "numpy", "yaml", "rich"} | {name.partition(".")[0] for name in sys.modules}

@@ -25,7 +25,7 @@ from geomim.models.weights import (
     pictures_said,
     read_encoder,
 )
-from geomim.sensors import BandContract, Sensor, get_sensor, stated_contract
+from geomim.sensors import BandContract, Sensor, find_band, get_sensor, stated_contract
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def open_backbone(
     """Open an encoder as a model of timm.
 
     A spectral encoder is baked for the sensor. A plain one keeps its own bands where the sensor has them all; for
-    fewer or other bands its first kernels are shared out by name or nearest wavelength, and statistics of bands that
+    fewer or other ones its first kernels are shared out by name or nearest wavelength, and statistics of bands that
     it never saw are those of the nearest one of the same unit.
 
     Args:
@@ -70,74 +70,68 @@ def open_backbone(
         BandError: A band is like none of the encoder's, or it names no bands and is not for three.
         ConfigError: The images do not divide into its patches.
     """
-    network, (contract, notes), fits = (_timm if source.startswith("timm:") else _geomim)(source, sensor, bands, seed)
-    if not fits:
-        contract, said = _refit(network, contract, sensor, bands)
-        notes = (*notes, *said)
-    if image_size is not None:
-        _resize(network, image_size)
-    name = source if source.startswith("timm:") else checkpoint_of(source)[1]
-    if seed is not None:
-        name = f"{name}, random initialisation"
-    return Backbone(network.eval(), contract, notes, name)
+    if source.startswith("timm:"):
+        name, (network, contract, notes) = source, _timm(source, seed)
+        contract, notes = _refit(network, contract, notes, sensor, bands)
+    else:
+        path, name = checkpoint_of(source)
+        loaded = read_encoder(path)
+        spectral = bool(loaded.encoder.config.get("spectral"))
+        contract, notes = _spectral(loaded, source, sensor, bands) if spectral else contract_of(loaded, source)
+        if loaded.encoder.config.get("gsd_positions"):
+            gsd = contract.sensor.gsd
+            notes = (*notes, f"its positions are made for {'unknown metres' if gsd is None else f'{gsd:g} m'} a pixel")
+        own = fitted(loaded.encoder, contract)
+        network = as_timm(own if seed is None else random_like(own, seed))
+        if not spectral:
+            contract, notes = _refit(network, contract, notes, sensor, bands)
+    if image_size is not None and hasattr(network, "set_input_size"):
+        patch = network.patch_embed.patch_size
+        if image_size < 1 or any(image_size % side for side in patch):
+            raise ConfigError(f"image_size {image_size}: expected a multiple of the patches' sides {patch}")
+        network.set_input_size(img_size=(image_size, image_size))
+    return Backbone(network.eval(), contract, notes, name if seed is None else f"{name}, random initialisation")
 
 
 def checkpoint_of(source: str) -> tuple[str, str]:
-    """The file or exported folder that a path means, which may be a run's folder, and what to call it."""
+    """The file or exported folder that a path means, which may be a run's folder, and what to call it.
+
+    Raises:
+        CheckpointError: There is nothing.
+    """
     path = Path(source)
-    last = path / "checkpoints" / "last.ckpt"
-    if last.is_file():
-        return str(last), path.resolve().name
     if not path.exists():
         raise CheckpointError(
             f"'{source}' does not exist: expected a run folder, a checkpoint, an exported folder, or timm:NAME"
         )
-    inside = path.parent.name == "checkpoints" and path.suffix == ".ckpt"
-    return source, path.resolve().parent.parent.name if inside else path.resolve().stem
-
-
-Opened = tuple[Any, Chosen, bool]
-"""The model, its contract with notes, and whether that is the one that was asked for."""
-
-
-def _geomim(source: str, sensor: Sensor | str | None, bands: Sequence[str] | None, seed: int | None) -> Opened:
-    loaded = read_encoder(checkpoint_of(source)[0])
-    spectral = bool(loaded.encoder.config.get("spectral"))
-    contract, notes = _spectral(loaded, source, sensor, bands) if spectral else contract_of(loaded, source)
-    if loaded.encoder.config.get("gsd_positions"):
-        gsd = contract.sensor.gsd
-        notes = (*notes, f"its positions are made for {'unknown metres' if gsd is None else f'{gsd:g} m'} a pixel")
-    own = fitted(loaded.encoder, contract)
-    if seed is not None:
-        own = random_like(own, seed)
-    return as_timm(own), (contract, notes), spectral
+    last, inside = path / "checkpoints" / "last.ckpt", path.parent.name == "checkpoints"
+    named = path.resolve().parent.parent if inside else path.resolve()
+    return str(last) if last.is_file() else source, named.stem if named.is_file() else named.name
 
 
 def _spectral(loaded: Loaded, source: str, sensor: Sensor | str | None, bands: Sequence[str] | None) -> Chosen:
     """What a spectral encoder is baked for."""
     if isinstance(sensor, Sensor):
-        images = sensor.select(bands) if bands else sensor
-        return contract_for(loaded, source, images, all_bands=bool(bands))
+        return contract_for(loaded, source, sensor.select(bands) if bands else sensor, all_bands=bool(bands))
     return named_contract(loaded, source, sensor, bands)
 
 
-def _timm(source: str, sensor: Sensor | str | None, bands: Sequence[str] | None, seed: int | None) -> Opened:
+def _timm(source: str, seed: int | None) -> tuple[Any, BandContract, tuple[str, ...]]:
     name = source.removeprefix("timm:")
-    with torch.random.fork_rng(devices=[]) if seed is not None else nullcontext():
+    with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.manual_seed(seed)
         network = create(name, pretrained=seed is None)
-    contract, notes = exported_contract(name), tuple[str, ...]()
-    if contract is None:
-        channels = first_conv(network).in_channels
-        if channels != 3:
-            raise BandError(f"'{source}' has {channels} channels and names no bands: expected a band contract, or RGB")
-        contract = picture_contract(network.pretrained_cfg)
-        notes = (pictures_said(contract),)
-    return network, (contract, notes), False
+    if contract := exported_contract(name):
+        return network, contract, ()
+    channels = first_conv(network).in_channels
+    if channels != 3:
+        raise BandError(f"'{source}' has {channels} channels and names no bands: expected a band contract, or RGB")
+    contract = picture_contract(network.pretrained_cfg)
+    return network, contract, (pictures_said(contract),)
 
 
-def create(name: str, **arguments: Any) -> Any:
+def create(name: str, pretrained: bool) -> Any:
     """A model of timm without a head, for images of any size where it can be.
 
     Raises:
@@ -145,9 +139,9 @@ def create(name: str, **arguments: Any) -> Any:
     """
     try:
         try:
-            return timm.create_model(name, num_classes=0, dynamic_img_size=True, **arguments)
+            return timm.create_model(name, pretrained, num_classes=0, dynamic_img_size=True)
         except TypeError:  # only transformers know that argument
-            return timm.create_model(name, num_classes=0, **arguments)
+            return timm.create_model(name, pretrained, num_classes=0)
     except Exception as error:  # unknown name, no network, other weights: timm raises many kinds
         raise CheckpointError(f"timm cannot give '{name}' ({' '.join(str(error).split())[:200]})") from error
 
@@ -165,47 +159,30 @@ def first_conv(network: Any) -> nn.Conv2d:
     return conv
 
 
-def _refit(network: Any, contract: BandContract, sensor: Sensor | str | None, bands: Sequence[str] | None) -> Chosen:
+def _refit(
+    network: Any,
+    contract: BandContract,
+    notes: tuple[str, ...],
+    sensor: Sensor | str | None,
+    bands: Sequence[str] | None,
+) -> Chosen:
     """Give a plain model other bands, in place, where its own are not what is asked for."""
+    own, said = contract.sensor, ""
     if sensor is None:
-        other, notes = (contract.select(bands) if bands else contract), tuple[str, ...]()
+        other = contract.select(bands) if bands else contract
     else:
         given = sensor if isinstance(sensor, Sensor) else get_sensor(sensor)
-        if not bands and _has_all(contract, given):
-            return contract, ()
-        stated = None if isinstance(sensor, Sensor) else stated_contract(sensor, bands)
-        other, notes = (stated, ()) if stated else _like(contract, given.select(bands) if bands else given)
-    if other == contract:
-        return contract, ()
-    own, wanted = contract.sensor, other.sensor
-    taken, said = inflation(own, wanted, "nearest")
-    shares, conv = share_out(taken, own, wanted), first_conv(network)
+        if not bands and all(find_band(band, given.bands) is not None for band in own.bands):
+            return contract, notes
+        given, stated = given.select(bands) if bands else given, None
+        if isinstance(sensor, str):
+            stated = stated_contract(sensor, bands)
+        other, said = (stated, "") if stated else borrowed({own.name: contract}, given)
+    if other.sensor == own:
+        return contract, notes
+    taken, words = inflation(own, other.sensor, "nearest")
+    shares, conv = share_out(taken, own, other.sensor), first_conv(network)
     conv.weight = nn.Parameter(torch.einsum("cs,dshw->dchw", shares, conv.weight.detach()))
-    conv.in_channels = len(wanted.bands)
-    return replace(other, licences=contract.licences, attributions=contract.attributions, corpora=contract.corpora), (
-        *notes,
-        *said,
-        *shares_said(shares, own, wanted),
-    )
-
-
-def _has_all(contract: BandContract, given: Sensor) -> bool:
-    try:
-        return bool(contract.indices(given.bands))
-    except BandError:
-        return False
-
-
-def _like(contract: BandContract, given: Sensor) -> Chosen:
-    """A contract for other bands, with statistics of those that are most like them."""
-    other, said = borrowed({contract.sensor.name: contract}, given)
-    return other, (f"never trained on just {', '.join(given.names)} of '{given.name}': {said}",)
-
-
-def _resize(network: Any, side: int) -> None:
-    """Resample the positions of a transformer to images of another size; convolutions need nothing."""
-    if not hasattr(network, "set_input_size"):
-        return
-    if side < 1 or any(side % patch for patch in network.patch_embed.patch_size):
-        raise ConfigError(f"image_size {side}: expected a multiple of the patches' {network.patch_embed.patch_size} px")
-    network.set_input_size(img_size=(side, side))
+    conv.in_channels = len(other.names)
+    rights = {key: getattr(contract, key) for key in ("licences", "attributions", "corpora")}
+    return replace(other, **rights), (*notes, *[said] * bool(said), *words, *shares_said(shares, own, other.sensor))

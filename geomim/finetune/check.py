@@ -1,4 +1,4 @@
-"""What the installed torchgeo does with some weights: every task of it built, filled and stepped once, no promises."""
+"""What the installed torchgeo does with some weights: every task of it built, filled and trained for one step."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import math
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,344 +18,248 @@ from typing import Any
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 from torchgeo.models import get_model, get_weight
 
 from geomim.errors import CheckpointError, InputError
 from geomim.finetune.backbones import create, first_conv
-from geomim.finetune.registry import FolderWeights, Registered, lightning_checkpoint, register
+from geomim.finetune.registry import FolderWeights, fit, lightning_checkpoint, register
 from geomim.finetune.stock import Change, Classification, Detection, Regression, Segmentation
 from geomim.models.weights import read_checkpoint
 
 ALONE, REGISTERED, WEIGHTS = "torchgeo alone", "registered", "weights"
-"""The ways: as others would, by a name of `geomim.finetune.register`, and no task at all."""
+"""The ways: as others would name the weights, by a name of `geomim.finetune.register`, and without a task."""
 
-HEADS = ("unet", "deeplabv3+", "upernet", "segformer", "dpt", "fcn")
-CHANGES = (*HEADS, "fcsiamdiff", "fcsiamconc", "changevit", "btc")
-
-_REFUSED = ("detection faster-rcnn", "segmentation fcn", "change fcn", "change btc")
-"""What torchgeo has for encoders of its own alone, or for none."""
+_HEADS = ("unet", "deeplabv3+", "upernet", "segformer", "dpt", "fcn")
+_CHANGES = (*_HEADS, "fcsiamdiff", "fcsiamconc", "changevit", "btc")
+_FOREIGN = ("detection faster-rcnn", "segmentation fcn", "change fcn", "change btc")
+"""What torchgeo has for encoders of its own, or for none."""
 _ALONE = ("classification", "regression", "segmentation dpt")
-"""What a plain transformer can do there without `geomim.finetune`."""
+"""What it does with an exported transformer that nobody registered."""
 _WHY = (
-    (r"Backbone type", "its detector takes torchvision's ResNets alone; geomim's own detection task takes any encoder"),
+    (r"Backbone type", "its detector takes torchvision's ResNets alone; geomim's own task takes any encoder"),
     (r"downsampling pattern", "smp's 'tu-' encoders need maps of several strides, and a plain transformer has one"),
     (r"swin size", "btc takes torchgeo's own Swin alone"),
-    (r"Only Timm encoders", "dpt takes 'tu-' names alone"),
-    (r"no attribute 'encoder'|none of the weights", "the model has no such encoder, and leaves the weights out"),
-    (r"oading state_dict", "it is loaded strictly, and the names or shapes are others"),
+    (r"no attribute 'encoder'|none of the weights", "this model has no such encoder: it leaves the weights out"),
+    (r"oading state_dict", "they are loaded strictly, and names or shapes are others"),
 )
 
 
 @dataclass(frozen=True)
 class Line:
-    """One thing that was tried.
+    """One thing to try with some weights.
 
     Attributes:
         what: Task and model.
         way: `ALONE`, `REGISTERED` or `WEIGHTS`.
-        passed: Built, filled with the very weights, and stepped once.
+        run: Says what it found, or raises.
         promised: Whether it has to pass.
+        passed: None as long as it was not tried.
         said: What was found, or why not, in a sentence.
     """
 
     what: str
     way: str
-    passed: bool
-    promised: bool
-    said: str
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Something to be tried; `run` says what it found, or raises."""
-
-    what: str
-    way: str
-    promised: bool
     run: Callable[[], str]
+    promised: bool = False
+    passed: bool | None = None
+    said: str = ""
 
-    def line(self) -> Line:
-        """Try it."""
+    def tried(self) -> Line:
+        """The same, with what came of it."""
         try:
             with _quiet():
-                said, passed = self.run(), True
+                return replace(self, passed=True, said=self.run())
         except Exception as error:  # the libraries behind it raise whatever they like
             text = " ".join(str(error).split())
-            why = next((why for pattern, why in _WHY if re.search(pattern, text)), "")
-            said, passed = f"{why}{why and ': '}{type(error).__name__}, {text[:160]}", False
-        return Line(self.what, self.way, passed, self.promised, said)
+            why = next((f"{why}: " for pattern, why in _WHY if re.search(pattern, text)), "")
+            return replace(self, passed=False, said=f"{why}{type(error).__name__}, {text[:160]}")
 
 
 @dataclass(frozen=True)
-class Given:
-    """Weights, and by which names torchgeo's tasks are given them.
-
-    Attributes:
-        way: As of `Line`.
-        state: What has to be in a task afterwards.
-        channels: Bands.
-        side: Of the images, in pixels.
-        model: For `timm.create_model`.
-        backbone: For segmentation_models_pytorch.
-        weights: Of both.
-        dpt: Backbone and weights of `dpt`.
-        changevit: Weights of `changevit`: with True it fetches those of another model, too.
-        promised: What has to pass.
-    """
+class _Given:
+    """Weights, which have to be in a task; size of the images; and by what torchgeo is given them."""
 
     way: str
     state: Mapping[str, Tensor]
     channels: int
     side: int
-    model: str
-    backbone: str
+    model: str  # of timm
+    backbone: str  # of smp
     weights: Any
-    dpt: tuple[str, Any]
-    changevit: Any = None
-    promised: Sequence[str] = field(default_factory=tuple)
+    dpt: Any  # weights, which it loads through timm
 
 
-def probes(source: str) -> list[Probe]:
-    """What can be tried with some weights.
+def lines(source: str) -> list[Line]:
+    """What can be tried with some weights; of none but exported folders more is promised than to be numbers.
 
     Args:
         source: An exported folder, `timm:NAME`, or torchgeo's name of some weights.
 
     Raises:
         InputError: It is none of them.
+        CheckpointError: It cannot be read.
     """
     if Path(source, "config.json").is_file():
         return _of_folder(Path(source))
     if source.startswith("timm:"):
-        name = source.removeprefix("timm:")
-        network = create(name, pretrained=True)
-        state, channels = network.state_dict(), first_conv(network).in_channels
-        side = network.pretrained_cfg["input_size"][-1]
-        alone = Given(ALONE, state, channels, side, name, f"tu-{name}", True, (f"tu-{name}", True))
-        return [_numbers(state), *_tasks(alone), *_registered(source, side)]
+        name, network = source.removeprefix("timm:"), create(source.removeprefix("timm:"), pretrained=True)
+        size = (first_conv(network).in_channels, network.pretrained_cfg["input_size"][-1])
+        alone = _Given(ALONE, network.state_dict(), *size, name, f"tu-{name}", True, True)
+        return [_finite(alone.state), *_tasks(alone), *_registered(source, size[1])]
     try:
         member: Any = get_weight(source)
     except ValueError as error:
         raise InputError(
             f"'{source}': expected an exported folder (geomim export), timm:NAME, or torchgeo's name of some weights"
         ) from error
-    state, meta = member.get_state_dict(progress=False), member.meta
-    side = 64 if isinstance(member, FolderWeights) else meta.get("img_size", 224)
+    meta, state = member.meta, member.get_state_dict(progress=False)
+    size = (meta.get("in_chans", 3), 64 if isinstance(member, FolderWeights) else meta.get("img_size", 224))
     backbone = meta["model"] if meta["model"] in smp.encoders.encoders else f"tu-{meta['model']}"
-    given = Given(
-        ALONE, state, meta.get("in_chans", 3), side, meta["model"], backbone, source, (backbone, source), source
-    )
-    return [_numbers(state), *_names(member, given, promised=False), *_tasks(given)]
+    given = _Given(ALONE, state, *size, meta["model"], backbone, source, source)
+    return [_finite(state), Line("names and transforms", ALONE, partial(_named, given)), *_tasks(given)]
 
 
-def check(source: str) -> list[Line]:
-    """Try everything; arguments and errors as of `probes`."""
-    return [probe.line() for probe in probes(source)]
-
-
-def _of_folder(folder: Path) -> list[Probe]:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    state = read_checkpoint(folder / "model.safetensors")
-    entry, stated = config.get("geomim") or {}, config["pretrained_cfg"]
+def _of_folder(folder: Path) -> list[Line]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        stated, arguments, entry = config["pretrained_cfg"], config["model_args"], config.get("geomim") or {}
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"'{folder}/config.json' is none that geomim export writes ({error!r})") from error
+    state, side = read_checkpoint(folder / "model.safetensors"), stated["input_size"][-1]
     kernel = state.get(f"{stated['first_conv']}.weight")
     channels = stated["input_size"][0] if kernel is None else kernel.shape[1]
-    side = stated["input_size"][-1]
-    if not stated.get("fixed_input_size"):
-        side = math.lcm(64, config.get("model_args", {}).get("patch_size", 16))
+    side = side if stated.get("fixed_input_size") else math.lcm(64, arguments["patch_size"])
     name = f"local-dir:{folder.absolute()}"
-    alone = Given(ALONE, state, channels, side, name, f"tu-{name}", True, (f"tu-{name}", True), None, _ALONE)
 
     def contract() -> str:
-        bands = ((entry.get("contract") or {}).get("sensor") or {}).get("bands")
-        if not bands:
-            raise CheckpointError("it names no bands: whoever uses it has to guess what the channels are")
+        bands = ((entry.get("contract") or {}).get("sensor") or {}).get("bands", [])
         if len(bands) != channels:
-            raise CheckpointError(f"it names {len(bands)} bands and has {channels} channels")
+            raise CheckpointError(f"it names {len(bands)} bands, and the encoder reads {channels}")
         return ", ".join(band["name"] for band in bands)
 
-    tokens = "cls_token" in state
+    alone = _tasks(_Given(ALONE, state, channels, side, name, f"tu-{name}", True, True))
+    # changevit cuts one token off in front, whatever it is
+    other = _FOREIGN if "cls_token" in state else (*_FOREIGN, "change changevit")
     return [
-        _numbers(state),
-        Probe("band contract", WEIGHTS, True, contract),
-        *_tasks(alone),
-        *_registered(str(folder), side, ([*_promised(tokens)])),
+        _finite(state),
+        Line("band contract", WEIGHTS, contract, True),
+        *(replace(line, promised=line.what in _ALONE) for line in alone),
+        *(replace(line, promised=line.what not in other) for line in _registered(str(folder), side)),
     ]
 
 
-def _promised(class_token: bool) -> Iterator[str]:
-    """All but what torchgeo keeps for itself; changevit cuts one token off in front, whatever it is."""
-    every = ["classification", "regression", *(f"segmentation {one}" for one in HEADS)]
-    for what in (*every, *(f"change {one}" for one in CHANGES)):
-        if what not in _REFUSED and (class_token or what != "change changevit"):
-            yield what
-
-
-def _numbers(state: Mapping[str, Tensor]) -> Probe:
+def _finite(state: Mapping[str, Tensor]) -> Line:
     def run() -> str:
         broken = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
         if broken:
             raise CheckpointError(f"{len(broken)} of {len(state)} tensors hold NaN or infinity, first {broken[0]}")
-        return f"{len(state)} tensors, all finite"
+        return f"{len(state)} tensors"
 
-    return Probe("weights are numbers", WEIGHTS, True, run)
+    return Line("weights are numbers", WEIGHTS, run, True)
 
 
-def _registered(source: str, side: int, promised: Sequence[str] = ()) -> list[Probe]:
+def _registered(source: str, side: int) -> list[Line]:
     """By a name of geomim's; where it cannot be registered, every line says why."""
+    given, refuse, path = _Given(REGISTERED, {}, 3, side, "", "", "", ""), None, ""
     try:
         with _quiet():
             one = register(source)
-    except Exception as error:  # said in each line
-        fault = error
-
-        def refuse() -> str:
-            raise fault
-
-        empty = Given(REGISTERED, {}, 3, side, "", "", "", ("", ""), "", promised)
-        lines = [*_names(None, empty, bool(promised)), *_paths(None, empty), *_tasks(empty)]
-        return [Probe(line.what, line.way, line.promised, refuse) for line in lines]
-    assert one.contract is not None
-    names, dpt = (one.name, one.name, one.weights), (f"tu-{one.name}", True)
-    given = Given(REGISTERED, one.state, len(one.contract.names), side, *names, dpt, one.weights, promised)
-    member = get_weight(one.weights)
-    return [*_names(member, given, bool(promised)), *_paths(one, given), *_tasks(given)]
+        channels = get_weight(one.weights).meta["in_chans"]
+        given = _Given(REGISTERED, one.state, channels, side, one.name, one.name, one.weights, True)
+        path = partial(lightning_checkpoint, one)
+    except Exception as error:  # as in `Line.tried`
+        refuse = partial(_raise, error)
+    paths = replace(given, weights=path, dpt=path and partial(path, dpt=True))
+    tried = ("classification", "segmentation unet", "segmentation dpt")
+    found = [Line("names and transforms", REGISTERED, partial(_named, given)), *_tasks(given)]
+    found += [replace(line, what=f"{line.what}, a path") for line in _tasks(paths) if line.what in tried]
+    return [replace(line, run=refuse) for line in found] if refuse else found
 
 
-def _names(member: Any, given: Given, promised: bool) -> list[Probe]:
-    """What stands behind the names themselves."""
+def _raise(error: Exception) -> str:
+    raise error
 
-    def bands() -> str:
-        named = member.meta["bands"]
-        if len(named) != member.meta["in_chans"]:
-            raise CheckpointError(f"meta names {len(named)} bands and in_chans is {member.meta['in_chans']}")
-        return ", ".join(map(str, named))
 
-    def transforms() -> str:
-        image = member.transforms({"image": torch.ones(given.channels, 224, 224)})["image"]
-        if image.shape[-3] != given.channels or not bool(torch.isfinite(image).all()):
-            raise CheckpointError(f"a sample of {given.channels} bands becomes {tuple(image.shape)}")
-        return f"take a dictionary with 'image', and give {tuple(image.shape)}"
-
-    def model() -> str:
-        return f"{_compare(get_model(given.model, weights=member), given.state)[1]} tensors as given"
-
-    def maps() -> str:
-        network: Any = timm.create_model(given.model, pretrained=True, features_only=True, in_chans=given.channels)
-        found = network(torch.randn(1, given.channels, given.side, given.side))
-        return f"{len(found)} maps, the last {tuple(found[-1].shape)}"
-
-    lines = {"meta names its bands": bands, "transforms": transforms, "get_model": model}
+def _named(given: _Given) -> str:
+    """What stands behind torchgeo's name of weights, and timm's of a registered model."""
+    member: Any = get_weight(given.weights)
+    bands, count = member.meta["bands"], member.meta["in_chans"]
+    image = member.transforms({"image": torch.ones(count, 224, 224)})["image"]
+    if not len(bands) == count == image.shape[-3] == given.channels:
+        raise CheckpointError(f"of {given.channels} bands, meta names {len(bands)} and says {count}: {image.shape}")
+    _compare(get_model(given.model, weights=member), given.state)
     if given.way == REGISTERED:
-        lines["timm features_only"] = maps
-    return [Probe(what, given.way, promised, run) for what, run in lines.items()]
+        maps: Any = timm.create_model(given.model, pretrained=True, features_only=True)
+        maps(torch.randn(1, count, given.side, given.side))
+    return ", ".join(map(str, bands))
 
 
-def _paths(one: Registered | None, given: Given) -> list[Probe]:
-    """Weights as a path."""
-
-    def run(task: Any, model: str, deep: bool, **arguments: Any) -> str:
-        assert one is not None
-        with tempfile.TemporaryDirectory() as folder:
-            path = str(lightning_checkpoint(one, Path(folder, "weights.ckpt"), deep))
-            return _step(given, task, _batch(given, task), model=model, weights=path, **arguments)
-
-    return [
-        Probe(what, given.way, bool(given.promised), call)
-        for what, call in {
-            "classification, a path": partial(run, Classification, given.model, False, num_classes=3),
-            "segmentation unet, a path": partial(
-                run, Segmentation, "unet", False, backbone=given.backbone, num_classes=3
-            ),
-            "segmentation dpt, a path": partial(run, Segmentation, "dpt", True, backbone=given.dpt[0], num_classes=3),
-        }.items()
-    ]
-
-
-def _tasks(given: Given) -> list[Probe]:
+def _tasks(given: _Given) -> list[Line]:
     """Every task of torchgeo, with every model of it."""
     whole = {"model": given.model, "weights": given.weights}
     calls: dict[str, tuple[Any, dict[str, Any]]] = {
         "classification": (Classification, {**whole, "num_classes": 3}),
         "regression": (Regression, {**whole, "num_outputs": 1}),
     }
-    for task, family, models in ((Segmentation, "segmentation", HEADS), (Change, "change", CHANGES)):
+    for task, family, models in ((Segmentation, "segmentation", _HEADS), (Change, "change", _CHANGES)):
         for model in models:
-            backbone, weights = given.dpt if model == "dpt" else (given.backbone, given.weights)
-            if model == "changevit":
-                backbone, weights = given.model, given.changevit
-            values = {"model": model, "backbone": backbone, "weights": weights}
+            values = {"model": model, "backbone": given.backbone, "weights": given.weights}
+            if model == "dpt":
+                values |= {"backbone": f"tu-{given.model}", "weights": given.dpt}
+            if model == "changevit":  # with True it would fetch a ResNet, too
+                values |= {"backbone": given.model, "weights": None if given.weights is True else given.weights}
             calls[f"{family} {model}"] = task, values | ({"num_classes": 3} if task is Segmentation else {})
-    # its `weights` are torchvision's own, whatever is given: none, so that nothing is fetched
+    # its `weights` are torchvision's own, whatever is given: left out, so that nothing is fetched
     calls["detection faster-rcnn"] = Detection, {"backbone": given.model, "num_classes": 2}
-    return [
-        Probe(what, given.way, what in given.promised, partial(_try, given, task, values))
-        for what, (task, values) in calls.items()
-    ]
+    return [Line(what, given.way, partial(_step, given, *call)) for what, call in calls.items()]
 
 
-def _try(given: Given, task: Any, values: Mapping[str, Any]) -> str:
-    return _step(given, task, _batch(given, task), **values)
-
-
-def _batch(given: Given, task: Any) -> dict[str, Any]:
+def _batch(given: _Given, task: Any) -> dict[str, Any]:
     """Two random samples as the task takes them."""
     side, dates = given.side, (2,) if task is Change else ()
     batch: dict[str, Any] = {"image": torch.randn(2, *dates, given.channels, side, side)}
-    if task is Classification:
-        return {**batch, "label": torch.tensor([0, 2])}
-    if task is Regression:
-        return {**batch, "label": torch.tensor([0.5, -0.5])}
+    if task in (Classification, Regression):
+        return {**batch, "label": torch.tensor([0, 1])}
     if task is Detection:
-        box = torch.tensor([[4.0, 4.0, side / 2, side / 2]])
-        return {**batch, "bbox_xyxy": [box, box], "label": [torch.tensor([1]), torch.tensor([1])]}
-    mask = torch.zeros(2, side, side, dtype=torch.long)
-    mask[:, : side // 2] = 1
+        return {**batch, "bbox_xyxy": [torch.tensor([[4.0, 4.0, 30.0, 20.0]])] * 2, "label": [torch.tensor([1])] * 2}
+    mask = (torch.arange(side) >= side // 2).long().expand(2, side, side)
     return {**batch, "mask": mask[:, None] if task is Change else mask}
 
 
-def _step(given: Given, task: Any, batch: dict[str, Any], **arguments: Any) -> str:
+def _step(given: _Given, task: Any, values: Mapping[str, Any]) -> str:
     """Build a task, find the very weights in it, and train it for one step."""
-    built = task(in_channels=given.channels, **arguments)
-    mark, count = _compare(built.model, given.state)
-    loss = built.training_step(batch, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        if callable(values.get("weights")):
+            values = {**values, "weights": values["weights"](out=Path(folder, "weights.ckpt"))}
+        built = task(in_channels=given.channels, **values)
+    kernel = _compare(built.model, given.state)
+    loss = built.training_step(_batch(given, task), 0)
     if not bool(torch.isfinite(loss)):
         raise CheckpointError(f"the loss of one step is {float(loss.detach())}")
     loss.backward()
-    gradient = built.model.get_parameter(mark).grad
+    gradient = built.model.get_parameter(kernel).grad
     if gradient is None or not bool(gradient.any()):
-        raise CheckpointError(f"no gradient reaches {mark}")
-    found: Any = built.configure_optimizers()
-    found["optimizer"].step()
-    return f"{count} tensors as given, loss {float(loss.detach()):.2f}"
+        raise CheckpointError(f"no gradient reaches {kernel}")
+    built.configure_optimizers()["optimizer"].step()
+    return f"{len(given.state)} tensors as given, loss {float(loss.detach()):.2f}"
 
 
-def _compare(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, int]:
-    """Find an encoder in a model, every tensor of it as given: the name of its first kernel there, and their number."""
+def _compare(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """Find an encoder in a model, every tensor of it as given, but for the size: the name of its first kernel there."""
     own, first = model.state_dict(), next((key for key, value in state.items() if value.ndim == 4), "")
     places = [name.removesuffix(first) for name in own if first and f".{name}".endswith(f".{first}")]
     if not places:
         raise CheckpointError("none of the weights is in it")
     place = max(places, key=lambda one: sum(one + key in own for key in state))
-    other = [key for key, value in state.items() if not _same(own.get(place + key), value)]
+    wanted, network = dict(state), model.get_submodule(place.removesuffix("."))
+    if hasattr(network, "pretrained_cfg"):  # is one of timm's
+        fit(network, wanted, "")
+    pairs = {key: (own.get(place + key), value.nan_to_num()) for key, value in wanted.items()}
+    other = [key for key, (one, two) in pairs.items() if one is None or not torch.equal(one.nan_to_num(), two)]
     if other:
         raise CheckpointError(f"{len(other)} of {len(state)} tensors are random or others', first {other[0]}")
-    return place + first, len(state)
-
-
-def _same(own: Tensor | None, given: Tensor) -> bool:
-    """Whether weights are the given ones; positions may be resampled, and kernels shared by two dates."""
-    if own is None:
-        return False
-    if own.shape != given.shape and given.ndim == 3:
-        fits = [n for n in range(6) if math.isqrt(own.shape[1] - n) ** 2 == own.shape[1] - n]
-        fits = [n for n in fits if math.isqrt(given.shape[1] - n) ** 2 == given.shape[1] - n]
-        side = math.isqrt(own.shape[1] - fits[0]) if fits else 0
-        given = resample_abs_pos_embed(given, [side, side], num_prefix_tokens=fits[0]) if fits else given
-    if given.ndim == 4 and own.ndim == 4 and own.shape[1] == 2 * given.shape[1]:
-        given = given.repeat(1, 2, 1, 1) / 2
-    return own.shape == given.shape and torch.equal(own.nan_to_num(), given.nan_to_num())
+    return place + first
 
 
 @contextmanager

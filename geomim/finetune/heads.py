@@ -121,7 +121,7 @@ class Decoder(nn.Module):
 
     Args:
         name: `upernet`, `dpt`, `unet` or `segformer`.
-        channels: Width of the pyramid and of the decoder; a U-Net halves it with each doubling of the sides.
+        channels: Width of the pyramid and of the decoder; a U-Net halves it with each doubling, down to 16.
         classes: Number of classes.
     """
 
@@ -134,7 +134,7 @@ class Decoder(nn.Module):
         elif name == "segformer":
             decoder = SegformerDecoder(given, segmentation_channels=channels)
         elif name == "unet":
-            halves = [max(1, channels // 2**step) for step in range(5)]
+            halves = [max(16, channels // 2**step) for step in range(5)]
             decoder, width, self.stride = UnetDecoder(given, halves), halves[-1], 1
         else:
             four = (channels,) * 4

@@ -71,10 +71,19 @@ class Depths(nn.Module):
 
         Returns:
             `(B, width, H'/stride, W'/stride)` each, with the padded sides H' and W'.
+
+        Raises:
+            ConfigError: The model is for images of other sides alone.
         """
         height, width = images.shape[-2:]
         order = sorted(set(self.depths))
         images = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
+        embed = getattr(self.network, "patch_embed", None)
+        if getattr(embed, "strict_img_size", False) and embed.img_size != (sides := tuple(images.shape[-2:])):
+            raise ConfigError(
+                f"encoder {type(self.network).__name__} is for images of {_sides(embed.img_size)} alone; given "
+                f"{_sides((height, width))}, in multiples of {self.multiple} {_sides(sides)}: set image_size to these"
+            )
         maps = self.network.forward_intermediates(
             images, indices=order, norm=True, output_fmt="NCHW", intermediates_only=True
         )
@@ -117,6 +126,10 @@ class Pyramid(Depths):
         height, width = images.shape[-2:]
         levels = zip(self.levels, super().forward(images), self.strides, strict=True)
         return [level(one)[..., : -(-height // s), : -(-width // s)] for level, one, s in levels]
+
+
+def _sides(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]} pixels"
 
 
 def _told(network: Any) -> list[dict[str, Any]]:

@@ -1,7 +1,5 @@
 """Torchgeo's own tasks under one name, whichever version is installed: the only module that imports them."""
 
-from __future__ import annotations
-
 from importlib.metadata import version
 
 try:  # torchgeo 0.10, of Python 3.12 and later

@@ -11,7 +11,7 @@ from geomim.finetune.necks import Depths, Pyramid, taps
 def vit(patch: int = 8, size: int = 32, depth: int = 2, **arguments) -> VisionTransformer:
     torch.manual_seed(0)
     fixed = {"patch_size": patch, "img_size": size // patch * patch, "embed_dim": 32, "depth": depth, "num_heads": 2}
-    return VisionTransformer(**fixed, num_classes=0, dynamic_img_size=True, **arguments)
+    return VisionTransformer(**fixed, num_classes=0, **({"dynamic_img_size": True} | arguments))
 
 
 def resnet() -> nn.Module:
@@ -129,3 +129,10 @@ def test_depths_are_the_normalised_maps_of_the_model() -> None:
 def test_a_model_without_maps_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="Identity: expected a timm model"):
         Pyramid(nn.Identity())
+
+
+def test_a_model_for_one_size_says_which() -> None:
+    network = vit(16, dynamic_img_size=False)
+    assert Depths(network, (0,))(torch.randn(1, 3, 30, 32))[0].shape == (1, 32, 2, 2)
+    with pytest.raises(ConfigError, match=r"32 x 32 pixels alone; given 50 x 32 pixels, in multiples of 16 64 x 32"):
+        Depths(network, (0,))(torch.randn(1, 3, 50, 32))
