@@ -1,0 +1,224 @@
+"""Images to classes or to values: torchgeo's tasks on any backbone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import CatMetric
+from torchmetrics.classification import ConfusionMatrix
+
+from geomim.errors import ConfigError
+from geomim.finetune import stock
+from geomim.finetune.figures import class_figures, value_figures
+from geomim.finetune.training import Training, Tuned
+
+
+class ByClass(Tuned):
+    """What tasks that tell classes apart have in common: what they count, say and predict."""
+
+    target = "label"
+
+    def configure_metrics(self) -> None:
+        """Torchgeo's, and the confusion that figures are made of."""
+        super().configure_metrics()  # type: ignore[misc]
+        names = ("task", "num_classes", "num_labels", "ignore_index")
+        self.tally = ConfusionMatrix(**{name: self.hparams.get(name) for name in names})
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Torchgeo's, and count."""
+        super().test_step(batch, batch_idx)
+        said = self.said.sigmoid() if self.hparams["num_labels"] else self.said.argmax(1)
+        self.tally.update(said, batch[self.target].reshape(said.shape))  # torchgeo's datasets have masks `(B, 1, H, W)`
+
+    def figures(self) -> list[dict[str, Any]]:
+        """Figures by class of the test that ran last; see `class_figures`."""
+        return class_figures(self.tally.compute(), self.hparams["classes"])
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """`probability` `(B, K, ...)`, `prediction` without K, or 0 and 1 with it where several hold, and the `id`."""
+        probability = super().predict_step(batch, batch_idx)
+        prediction = (probability >= 0.5).long() if self.hparams["num_labels"] else probability.argmax(1)
+        return {"id": batch.get("id"), "probability": probability, "prediction": prediction}
+
+
+class Pooled(nn.Module):
+    """A backbone, and a linear layer on the features that it pools, less their mean and over their deviation.
+
+    Args:
+        network: A timm model without a head.
+        outputs: How many; each is scaled and shifted after.
+    """
+
+    def __init__(self, network: Any, outputs: int) -> None:
+        super().__init__()
+        width = int(getattr(network, "head_hidden_size", None) or network.num_features)
+        self.network, self.head = network, nn.Linear(width, outputs)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        for name, size in (("mean", width), ("shift", outputs)):
+            self.register_buffer(name, torch.zeros(size))
+        for name, size in (("deviation", width), ("scale", outputs)):
+            self.register_buffer(name, torch.ones(size))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Outputs `(B, K)` of normalised images `(B, C, H, W)`."""
+        outputs: Tensor = self.head((self.network(images) - self.mean) / self.deviation)
+        return outputs * self.scale + self.shift
+
+
+class OnPooled(Tuned):
+    """What tasks on pooled features have in common: these are standardised by the training images, once.
+
+    Most of a feature is the same for all images, which a linear layer would first have to learn to overlook; the linear
+    probe of MAE has a batch normalisation there (He et al., CVPR 2022, appendix A.1), which a last batch of one image
+    or several ranks would not bear.
+    """
+
+    def standardised(self, batch: Any) -> Tensor:
+        """Features `(B, D)` of a batch."""
+        features: Tensor = self.model.network(batch["image"])
+        return features.float()
+
+    @torch.no_grad()
+    def on_train_start(self) -> None:
+        """Take mean and deviation over a hundred batches at most, of all ranks, unless an earlier run did."""
+        model, trainer = self.model, self.trainer
+        if bool((model.deviation != 1).any()):
+            return
+        training, found = model.network.training, []
+        model.network.eval()
+        for batch in itertools.islice(trainer.train_dataloader, int(min(100, trainer.num_training_batches))):
+            batch = trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(batch, self.device))
+            with trainer.precision_plugin.forward_context():
+                found.append(self.standardised(batch))
+        model.network.train(training)
+
+        def share(values: Tensor) -> Tensor:
+            total: Tensor = trainer.strategy.reduce(values.sum(0), reduce_op="sum")
+            return total / count
+
+        values = torch.cat(found)
+        count = trainer.strategy.reduce(values.new_tensor(len(values)), reduce_op="sum")
+        mean = share(values)
+        deviation = share((values - mean).square()).sqrt().clamp_min(1e-3)
+        for own, output, measured in ((model.mean, model.shift, mean), (model.deviation, model.scale, deviation)):
+            own.copy_(measured[: len(own)])
+            if len(measured) > len(own):
+                output.copy_(measured[len(own) :])
+
+
+class Classification(OnPooled, ByClass, stock.Classification):
+    """The class of an image, or all classes that hold of it.
+
+    Batches hold `image` `(B, C, H, W)`, normalised by `contract`, and `label`: `(B,)`, or `(B, K)` of 0 and 1.
+
+    Args:
+        encoder: What `open_backbone` opens; `sensor`, `bands`, `image_size` and `seed` are for it too.
+        classes: Names, in the order of the labels.
+        several: Whether several classes may hold at once.
+        class_weights: Of the loss, one a class; not where several hold.
+        training: What trains, and how.
+
+    Raises:
+        ConfigError: Classes or their weights cannot be meant.
+    """
+
+    def __init__(
+        self,
+        encoder: str,
+        classes: list[str],
+        several: bool = False,
+        class_weights: list[float] | None = None,
+        sensor: str | None = None,
+        bands: list[str] | None = None,
+        image_size: int | None = None,
+        seed: int | None = None,
+        training: Training = Training(),  # noqa: B008  # frozen
+    ) -> None:
+        check_classes(classes, class_weights)
+        if several and class_weights:
+            raise ConfigError("class_weights: not where several classes hold at once; leave one of the two out")
+        count, task, loss = len(classes), *(("multilabel", "bce") if several else ("multiclass", "ce"))
+        both = {"num_classes": None if several else count, "num_labels": count if several else None}
+        super().__init__(model=encoder, task=task, loss=loss, class_weights=class_weights, **both)
+
+    def configure_models(self) -> None:
+        """Open the encoder and put a linear layer on it."""
+        self.model = Pooled(self.open_encoder(), len(self.hparams["classes"]))
+        self.tune(self.model.network)
+
+
+class Regression(OnPooled, stock.Regression):
+    """Values of an image.
+
+    Batches hold `image` `(B, C, H, W)`, normalised by `contract`, and `label` `(B,)` or `(B, T)`. Answers start at the
+    mean of the training labels. The loss is in the targets' own units, so the one of the largest numbers counts most.
+
+    Args:
+        encoder: What `open_backbone` opens; `sensor`, `bands`, `image_size` and `seed` are for it too.
+        targets: Names of the values.
+        loss: Squared or absolute error.
+        training: What trains, and how.
+
+    Raises:
+        ConfigError: A target stands twice, or there is none.
+    """
+
+    def __init__(
+        self,
+        encoder: str,
+        targets: list[str],
+        loss: Literal["mse", "mae"] = "mse",
+        sensor: str | None = None,
+        bands: list[str] | None = None,
+        image_size: int | None = None,
+        seed: int | None = None,
+        training: Training = Training(),  # noqa: B008  # frozen
+    ) -> None:
+        check_classes(targets, least=1)
+        super().__init__(model=encoder, num_outputs=len(targets), loss=loss)
+
+    def configure_models(self) -> None:
+        """Open the encoder and put a linear layer on it."""
+        self.model = Pooled(self.open_encoder(), len(self.hparams["targets"]))
+        self.tune(self.model.network)
+
+    def standardised(self, batch: Any) -> Tensor:
+        """Features `(B, D)` of a batch, and its labels beside them."""
+        features = super().standardised(batch)
+        return torch.cat((features, batch["label"].float().reshape(len(features), -1)), 1)
+
+    def configure_metrics(self) -> None:
+        """Torchgeo's, and the values that figures are made of."""
+        super().configure_metrics()
+        self.tally = CatMetric(nan_strategy="disable")  # the others would drop single values
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Torchgeo's, and keep what is true and what was said."""
+        super().test_step(batch, batch_idx)
+        self.tally.update(torch.stack((batch["label"].float().reshape(self.said.shape), self.said), 1))
+
+    def figures(self) -> list[dict[str, Any]]:
+        """Figures by target of the test that ran last; see `value_figures`."""
+        pairs = torch.as_tensor(self.tally.compute()).reshape(-1, 2, len(self.hparams["targets"]))
+        return value_figures(pairs[:, 0], pairs[:, 1], self.hparams["targets"])
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """The `prediction` `(B, T)` and the batch's `id`."""
+        return {"id": batch.get("id"), "prediction": self(batch["image"])}
+
+
+def check_classes(names: Sequence[str], weights: Sequence[float] | None = None, least: int = 2) -> None:
+    """Refuse names of classes or targets that stand twice or are too few, and weights that are not one a class.
+
+    Raises:
+        ConfigError: With the names.
+    """
+    if len(set(names)) < max(least, len(names)):
+        raise ConfigError(f"expected at least {least} names of classes or targets, each once; given {', '.join(names)}")
+    if weights is not None and (len(weights) != len(names) or min(weights) < 0 or not sum(weights)):
+        raise ConfigError(f"class_weights: expected one a class, none below 0; given {weights} for {', '.join(names)}")
