@@ -44,6 +44,17 @@ def corners(boxes: Tensor) -> Tensor:
     return centre + torch.stack([x * cos - y * sin, x * sin + y * cos], -1)
 
 
+def in_frame(points: Tensor, angle: Tensor) -> Tensor:
+    """Points `(..., 2)`, given from a box's centre, along its w and its h.
+
+    Args:
+        points: x, y.
+        angle: `(...)` that of the box.
+    """
+    (x, y), cos, sin = points.unbind(-1), angle.cos(), angle.sin()
+    return torch.stack([x * cos + y * sin, y * cos - x * sin], -1)
+
+
 def from_corners(points: Tensor) -> Tensor:
     """The rectangles of least area around four points each, as canonical boxes.
 
@@ -99,9 +110,7 @@ def _shared_area(a: Tensor, b: Tensor) -> Tensor:
     intersection inside it and nothing else, so its area is the integral of x dy along the pulled outline. Each edge has
     at most three pieces where that is linear. No points are sorted and no tolerance is needed.
     """
-    dx, dy = (corners(a) - b[:, None, :2]).unbind(-1)
-    cos, sin = b[:, 4:].cos(), b[:, 4:].sin()
-    x, y = dx * cos + dy * sin, dy * cos - dx * sin
+    x, y = in_frame(corners(a) - b[:, None, :2], b[:, 4:]).unbind(-1)
     dx, dy = x.roll(-1, 1) - x, y.roll(-1, 1) - y
     right, down = b[:, 2:3] / 2, b[:, 3:4] / 2
 

@@ -33,7 +33,7 @@ def test_corners_of_a_box_turned_clockwise_on_screen():
 def test_canonical_keeps_the_rectangle_and_bounds_the_angle(dtype):
     edges = torch.tensor([-math.pi / 2, math.pi / 2, -math.pi / 2 - 1e-17, 0.0, math.pi, 1e-17, -1e-17], dtype=dtype)
     same = edges.new_tensor([[3.0, 4.0, 5.0, 2.0]]).expand(len(edges), -1)
-    given = torch.cat([boxes(500, 0).to(dtype), torch.cat([same, edges[:, None]], 1)])
+    given = torch.cat([boxes(100, 0).to(dtype), torch.cat([same, edges[:, None]], 1)])
     found = canonical(given)
     assert (found[:, 2] >= found[:, 3]).all()
     assert (found[:, 4] < torch.tensor(math.pi / 2, dtype=dtype)).all() and (found[:, 4] >= -math.pi / 2 - 1e-6).all()
@@ -42,7 +42,7 @@ def test_canonical_keeps_the_rectangle_and_bounds_the_angle(dtype):
 
 
 def test_corners_in_any_order_give_the_box_back():
-    given = canonical(boxes(300, 1))
+    given = canonical(boxes(100, 1))
     for order in ([0, 1, 2, 3], [2, 0, 3, 1], [3, 2, 1, 0]):
         found = from_corners(corners(given)[:, order])
         assert box_iou(found, given).diagonal().min() > 1 - 1e-9
@@ -67,7 +67,7 @@ def test_corners_on_a_line_or_a_point_have_no_area():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_overlap_is_that_of_shapely(dtype):
-    first, second = boxes(120, 3).to(dtype), boxes(150, 4).to(dtype)
+    first, second = boxes(60, 3).to(dtype), boxes(80, 4).to(dtype)
     found = box_iou(first, second)
     assert 0.1 < found.count_nonzero() / found.numel() < 0.9
     np.testing.assert_allclose(found, by_shapely(first, second), atol=1e-6)

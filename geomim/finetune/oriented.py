@@ -1,0 +1,238 @@
+"""Detection of rotated boxes without anchors, on a pyramid of maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import repeat
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
+
+from geomim.finetune.necks import Pyramid
+from geomim.finetune.rotated import canonical, in_frame, nms
+
+_PRIOR = 0.01
+_CANDIDATES = 1000
+_SCORE, _OVERLAP, _MOST = 0.05, 0.1, 300
+
+
+class OrientedDetector(nn.Module):
+    """A class, a rotated box and how central it lies, at each position of each level.
+
+    After FCOS (Tian et al., ICCV 2019): positions near the centre of a box answer for it, on the level that its size
+    belongs to, and scores are weighed by a predicted centreness. Two things are other than there. A box is its centre
+    and its sides, not four distances, which would trade places where a square turns past 45 degrees. A level is chosen
+    by the root of the area, not by the longest distance, so that long thin boxes keep a grid that is fine enough.
+
+    An angle is two unit vectors, of twice and of four times the angle (the dual-frequency code of PSC, Yu and Da, CVPR
+    2023, with sine and cosine for its phases). Neither jumps anywhere: the second tells a direction and its
+    perpendicular not apart, which is all that a square has, the first does for boxes that are longer than wide.
+
+    The loss of a box is the divergence D of Gaussians (Yang et al., NeurIPS 2021) as 1 - 1 / (1 + ln(1 + D)), that of
+    its angle 1 less the cosine of four times the difference. Losses are means over images, so that they do not depend
+    on how a batch is divided.
+
+    Args:
+        pyramid: Maps of equal width, the finest first.
+        classes: How many classes there are.
+        convolutions: How many in each of the two towers before the answers.
+    """
+
+    def __init__(self, pyramid: Pyramid, classes: int, convolutions: int = 4) -> None:
+        super().__init__()
+        self.pyramid, self.classes = pyramid, classes
+        self.class_tower, self.box_tower = (_tower(pyramid.channels, convolutions) for _ in range(2))
+        self.class_logits = nn.Conv2d(pyramid.channels, classes, 3, padding=1)
+        self.box_values = nn.Conv2d(pyramid.channels, 9, 3, padding=1)  # centre 2, sides 2, angle 2 + 2, centreness
+        for layer in (self.class_logits, self.box_values):
+            nn.init.normal_(layer.weight, std=0.01)
+        nn.init.constant_(self.class_logits.bias, math.log(_PRIOR / (1 - _PRIOR)))
+        self.box_values.bias.data = torch.tensor([0.0, 0, 0, 0, 1, 0, 1, 0, 0])
+
+    def forward(
+        self, images: Tensor, targets: Sequence[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses by name in training, else the detections of each image, as torchvision's detectors.
+
+        Args:
+            images: `(B, C, H, W)`.
+            targets: Of each image `boxes (N, 5)` and `labels (N,)`, which may be empty; needed in training.
+
+        Returns:
+            Detections have `boxes (K, 5)`, `scores (K,)` and `labels (K,)`, by falling score.
+        """
+        step = max(self.pyramid.strides)
+        maps = self.pyramid(F.pad(images, (0, -images.shape[-1] % step, 0, -images.shape[-2] % step)))
+        logits = _rows([self.class_logits(self.class_tower(one)) for one in maps])
+        values = _rows([self.box_values(self.box_tower(one)) for one in maps])
+        grid = Grid([one.shape[-2:] for one in maps], self.pyramid.strides, images.device)
+        if self.training:
+            return losses(logits, values, *_stack(targets or []), grid)
+        return [self._detect(one, its, grid) for one, its in zip(logits, values, strict=True)]
+
+    def _detect(self, logits: Tensor, values: Tensor, grid: Grid) -> dict[str, Tensor]:
+        scores = (logits.sigmoid() * values[:, 8:].sigmoid()).sqrt().flatten()
+        scores, chosen = scores.topk(min(_CANDIDATES, len(scores)))
+        places, labels = chosen // self.classes, chosen % self.classes
+        boxes = decode(values[places], grid.places[places], grid.strides[places])
+        kept = nms(boxes, scores, labels, _OVERLAP)[:_MOST]
+        kept = kept[scores[kept] > _SCORE]
+        return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}
+
+
+class Grid:
+    """The positions of all levels in a row.
+
+    Args:
+        shapes: Rows and columns of each level, the finest first.
+        strides: Pixels between its positions.
+        device: Where to put them.
+
+    Attributes:
+        places: `(L, 2)` x, y of each position in pixels, the middle of what it covers.
+        strides: `(L,)` its stride.
+        least: `(L,)` root of the area of the smallest boxes that its level answers for.
+        beyond: `(L,)` that of the smallest ones which are too large.
+    """
+
+    def __init__(self, shapes: Sequence[Sequence[int]], strides: Sequence[int], device: torch.device | str) -> None:
+        edges = [0.0, *(4.0 * stride for stride in strides[1:]), math.inf]
+        places, values = [], []
+        for (rows, columns), stride, least, beyond in zip(shapes, strides, edges, edges[1:], strict=False):
+            y, x = ((torch.arange(count, device=device) + 0.5) * stride for count in (rows, columns))
+            places.append(torch.cartesian_prod(y, x).flip(1))
+            values.append(torch.tensor([stride, least, beyond], device=device).expand(rows * columns, 3))
+        self.places = torch.cat(places)
+        self.strides, self.least, self.beyond = torch.cat(values).unbind(1)
+
+
+def assign(boxes: Tensor, labels: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """Which box of one image each position answers for: of those that fit it, the smallest.
+
+    A position fits a box that its level is for, if it lies in it and not over 1.5 strides from its centre, along
+    either side. A box narrower than its grid counts as 1.5 strides wide, which holds a position in any direction.
+
+    Args:
+        boxes: `(M, 5)` boxes.
+        labels: `(M,)` classes, -1 where there is no box.
+        grid: The positions.
+
+    Returns:
+        `(L,)` index of the box, `(L,)` whether there is one, and `(L,)` centreness: 1 at the centre, 0 at the border.
+    """
+    away = in_frame(grid.places[:, None] - boxes[:, :2], boxes[:, 4]).abs()  # (L, M, 2)
+    stride = grid.strides[:, None, None]
+    reach = torch.maximum(boxes[:, 2:4] / 2, 0.75 * stride)
+    size = boxes[:, 2:4].prod(-1).sqrt()
+    level = (size >= grid.least[:, None]) & (size < grid.beyond[:, None])
+    fits = (away < reach.clamp(max=1.5 * stride)).all(-1) & level & (labels >= 0)
+    smallest, index = size.where(fits, math.inf).min(1)
+    away, reach = (one.take_along_dim(index[:, None, None], 1).squeeze(1) for one in (away, reach))
+    return index, smallest.isfinite(), ((reach - away) / (reach + away)).clamp(min=0).prod(-1).sqrt()
+
+
+def losses(logits: Tensor, values: Tensor, boxes: Tensor, labels: Tensor, grid: Grid) -> dict[str, Tensor]:
+    """Losses of a batch by name, each the mean over images of the mean over positions that answer for a box.
+
+    Args:
+        logits: `(B, L, classes)`.
+        values: `(B, L, 9)`.
+        boxes: `(B, M, 5)` boxes.
+        labels: `(B, M)` classes, -1 where there is no box.
+        grid: The positions.
+    """
+    index, answers, central = (torch.stack(one) for one in zip(*map(assign, boxes, labels, repeat(grid)), strict=True))
+    true = boxes.take_along_dim(index[..., None], 1)
+    kinds = labels.take_along_dim(index, 1)[..., None] == torch.arange(logits.shape[-1], device=labels.device)
+    focal = sigmoid_focal_loss(logits, (kinds & answers[..., None]).float(), reduction="none").sum(-1)
+    away = in_frame(grid.places + values[..., :2] * grid.strides[:, None] - true[..., :2], true[..., 4])
+    twice, fourfold = ((_unit(values[..., at : at + 2]) * _code(true[..., 4], by)).sum(-1) for at, by in _ANGLES)
+    apart = divergence(away, _sides(values, grid.strides), twice, true[..., 2:4])
+    parts = {
+        "box": 1 - 1 / (1 + apart.clamp(min=0).log1p()),
+        "angle": 1 - fourfold,
+        "centreness": F.binary_cross_entropy_with_logits(values[..., 8], central, reduction="none"),
+    }
+    parts = {"classification": focal} | {name: part.where(answers, 0) for name, part in parts.items()}
+    count = answers.sum(1).clamp(min=1)
+    return {name: (part.sum(1) / count).mean() for name, part in parts.items()}
+
+
+def divergence(away: Tensor, sides: Tensor, cosine: Tensor, true: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of boxes as Gaussians from true ones (Yang et al., NeurIPS 2021).
+
+    The standard deviation along a side is half of it.
+
+    Args:
+        away: `(..., 2)` from the true centre to that of the box, along the true w and h.
+        sides: `(..., 2)` w and h.
+        cosine: `(...)` cosine of twice the angle between the two.
+        true: `(..., 2)` the true w and h.
+    """
+    squares = sides.square()
+    total, excess = squares.sum(-1), (squares[..., 0] - squares[..., 1]) * cosine
+    spread = (total + excess) / true[..., 0].square() + (total - excess) / true[..., 1].square()
+    return 2 * (away / true).square().sum(-1) + spread / 4 + (true / sides).log().sum(-1) - 1
+
+
+def decode(values: Tensor, places: Tensor, strides: Tensor) -> Tensor:
+    """Boxes that positions answer with.
+
+    Args:
+        values: `(..., 9)` centre from the position in strides, logarithms of w and h over four strides, the codes of
+            twice and of four times the angle, and a centreness, which is not read.
+        places: `(..., 2)` x, y of the positions.
+        strides: `(...)` their strides.
+
+    Returns:
+        `(..., 5)` canonical boxes.
+    """
+    coarse, fine = (torch.atan2(values[..., at + 1], values[..., at]) / by for at, by in _ANGLES)
+    angle = fine + ((coarse - fine) / (math.pi / 2)).round() * (math.pi / 2)
+    centre = places + values[..., :2] * strides[..., None]
+    return canonical(torch.cat([centre, _sides(values, strides), angle[..., None]], -1))
+
+
+_ANGLES = ((4, 2), (6, 4))
+"""Where the two codes of an angle lie, and what multiple of it each holds."""
+
+
+def _sides(values: Tensor, strides: Tensor) -> Tensor:
+    return 4 * strides[..., None] * values[..., 2:4].clamp(-8, 8).exp()
+
+
+def _code(angle: Tensor, times: int) -> Tensor:
+    return torch.stack([(angle * times).cos(), (angle * times).sin()], -1)
+
+
+def _unit(code: Tensor) -> Tensor:
+    return code / (code.square().sum(-1, keepdim=True) + 1e-6).sqrt()  # its gradient is bounded, at 0 too
+
+
+def _tower(channels: int, convolutions: int) -> nn.Sequential:
+    groups = math.gcd(32, channels)
+    one = [
+        (nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(groups, channels), nn.ReLU())
+        for _ in range(convolutions)
+    ]
+    return nn.Sequential(*(layer for layers in one for layer in layers))
+
+
+def _rows(maps: Sequence[Tensor]) -> Tensor:
+    """`(B, L, K)` float32, all positions of all levels in a row."""
+    return torch.cat([one.flatten(2).mT.float() for one in maps], 1)
+
+
+def _stack(targets: Sequence[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    """`(B, M, 5)` boxes and `(B, M)` labels, -1 where there is none; M is a multiple of 32, for few shapes."""
+    most = -(-max(1, *(len(one["boxes"]) for one in targets)) // 32) * 32
+    first = targets[0]["boxes"]
+    boxes = first.new_tensor([0.0, 0, 1, 1, 0]).repeat(len(targets), most, 1)
+    labels = torch.full((len(targets), most), -1, device=first.device)
+    for one, row, kinds in zip(targets, boxes, labels, strict=True):
+        row[: len(one["boxes"])] = one["boxes"]
+        kinds[: len(one["labels"])] = one["labels"]
+    return boxes, labels
