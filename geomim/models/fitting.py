@@ -103,11 +103,11 @@ def _never_seen(loaded: Loaded, sensor: Sensor, own: BandContract | None, source
     contracts = loaded.contracts
     just = "just these bands of " if any(one.sensor.name == sensor.name for one in contracts.values()) else ""
     said = f"never trained on {just}'{sensor.name}' ({', '.join(sensor.names)}), only on {', '.join(contracts)}"
-    contract, borrowed = (own, f"its mean and std are those of {source}") if own else _borrowed(contracts, sensor)
-    return contract, (*loaded.notes, f"{said}: its kernels are made from wavelengths, {borrowed}")
+    contract, statistics = (own, f"its mean and std are those of {source}") if own else borrowed(contracts, sensor)
+    return contract, (*loaded.notes, f"{said}: its kernels are made from wavelengths, {statistics}")
 
 
-def _borrowed(contracts: Mapping[str, BandContract], sensor: Sensor) -> tuple[BandContract, str]:
+def borrowed(contracts: Mapping[str, BandContract], sensor: Sensor) -> tuple[BandContract, str]:
     """Statistics of the same band of one unit, or of the nearest in wavelength."""
     known = [(key, contract, place) for key, contract in contracts.items() for place in range(len(contract.names))]
     mean, std, said = [], [], []

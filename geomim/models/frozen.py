@@ -15,6 +15,7 @@ from torch import Tensor
 from geomim.errors import BandError, CheckpointError, GeomimError
 from geomim.models.clip import image_tower, is_clip, read_clip
 from geomim.models.fitting import fitted
+from geomim.models.hierarchical import Encoder, Hierarchical
 from geomim.models.vit import ViT
 from geomim.models.weights import contract_of, exported_contract, picture_contract, read_encoder
 from geomim.sensors import BandContract
@@ -98,13 +99,14 @@ def _geomim(path: str) -> tuple[Any, BandContract]:
         said = "unknown metres a pixel" if gsd is None else f"{gsd:g} m a pixel, as its sensor has"
         _log.warning("teacher %s: its positions are made for %s, whatever the images have", path, said)
     own = fitted(loaded.encoder, contract)
-    return (_as_timm(own) if isinstance(own, ViT) else own), contract
+    return as_timm(own), contract
 
 
-def _as_timm(own: ViT) -> Any:
+def as_timm(own: Encoder) -> Any:
+    """A plain encoder as the model of timm that its export is."""
     name, arguments = own.timm_arguments()
     network: Any = timm.create_model(name, num_classes=0, **arguments)
-    network.load_state_dict(own.state_dict())
+    network.load_state_dict((own.network if isinstance(own, Hierarchical) else own).state_dict())
     return network
 
 
@@ -113,4 +115,4 @@ def _clip(source: str, quickgelu: bool | None) -> tuple[Any, BandContract]:
     for note in clip.notes:
         _log.warning("teacher %s: %s", source, note)
     own, visual = image_tower(clip)[0].encoder, clip.model.visual
-    return _as_timm(own) if isinstance(own, ViT) else getattr(visual, "trunk", visual), clip.contract
+    return as_timm(own) if isinstance(own, ViT) else getattr(visual, "trunk", visual), clip.contract

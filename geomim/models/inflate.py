@@ -91,7 +91,7 @@ def _kernels(
         said.append(f"the kernels made for {', '.join(own.names)} differ by {residual:.1g} of their size")
         return {**biases, _BASIS: basis}, said
     shares = taken[0] if fill == "zero" else share_out(taken[0], own, sensors[0])
-    said += _shares_said(shares, own, sensors[0])
+    said += shares_said(shares, own, sensors[0])
     inflated = (shares @ kernels).view(-1, encoder.width, *pixels).transpose(0, 1)
     return {**biases, "patch_embed.proj.weight": inflated}, said
 
@@ -150,7 +150,7 @@ def share_out(taken: Tensor, own: Sensor, wanted: Sensor) -> Tensor:
     return (parts / (sums * (sums > 0).sum(0)).clamp(min=1e-12)).sum(0)
 
 
-def _shares_said(shares: Tensor, own: Sensor, wanted: Sensor) -> list[str]:
+def shares_said(shares: Tensor, own: Sensor, wanted: Sensor) -> list[str]:
     """What a plain encoder's kernels are, and which ones of the weights it has no use for."""
     rows = [
         f"{band.name} = {' + '.join(f'{x:.2g} {name}' for x, name in zip(row, own.names, strict=True) if x)}"

@@ -1,0 +1,221 @@
+"""How a backbone is tuned under its head: what of it trains, from which step on, and how fast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from timm.optim import param_groups_layer_decay
+from torch import nn
+from torchmetrics import Metric
+
+from geomim.errors import ConfigError, MissingExtraError, nearest
+from geomim.finetune.backbones import open_backbone
+from geomim.pretrain.optimisation import Optimisation
+from geomim.sensors import BandContract
+
+
+@dataclass(frozen=True)
+class Training:
+    """AdamW with warm-up and cosine counted in steps, and what of the backbone it moves. Heads always train.
+
+    Args:
+        freeze: `none` trains the whole backbone, `all` leaves it as it is, `first` trains the head alone for a share
+            of the steps and everything after.
+        lora: Rank of low-rank matrices beside every matrix of attention and MLP (Hu et al., ICLR 2022), which train in
+            place of the backbone; 0 for none.
+        learning_rate: Highest learning rate, of the head.
+        layer_decay: A block's learning rate over that of the block behind it (BEiT, Bao et al., ICLR 2022).
+        weight_decay: Decay of matrices; biases, norms, tokens and positions have none.
+        warmup: Share of the steps over which the learning rate rises.
+        epochs: Times that the labelled images are seen.
+        head_first: Share of the steps in which the head trains alone, of `freeze: first`.
+
+    Raises:
+        ConfigError: A value is out of its range, or two exclude each other.
+    """
+
+    freeze: Literal["none", "all", "first"] = "none"
+    lora: int = 0
+    learning_rate: float = 5e-4
+    layer_decay: float = 0.75
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    epochs: int = 50
+    head_first: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.freeze not in ("none", "all", "first"):
+            raise ConfigError(
+                f"training: unknown freeze '{self.freeze}'{nearest(self.freeze, ('none', 'all', 'first'))}"
+            )
+        shares = 0 <= self.warmup < 1 and 0 < self.layer_decay <= 1 and 0 < self.head_first < 1
+        if not shares or self.learning_rate <= 0 or min(self.weight_decay, self.lora) < 0 or self.epochs < 1:
+            raise ConfigError(
+                "training: expected warmup in [0, 1), layer_decay in (0, 1], head_first in (0, 1), learning_rate above "
+                f"0, weight_decay and lora at least 0 and epochs at least 1; given {self}"
+            )
+        if self.freeze == "all" and self.lora:
+            raise ConfigError(
+                f"training: freeze 'all' trains nothing of the backbone and lora {self.lora} trains a part of it: "
+                "leave one of them out"
+            )
+
+
+class Tuned(LightningModule):
+    """What a task of torchgeo needs to be tuned on a backbone; stands before it among the bases of a task.
+
+    The task's `configure_models` begins with `open_encoder` and ends with `tune`. All that is in the task and not in
+    the backbone is its head. Its hyperparameters have `training` and what `open_backbone` takes.
+
+    Attributes:
+        contract: Bands and numbers that images are to be given in.
+        notes: What was assumed of the encoder, in sentences.
+        said: What the model answered last; torchgeo's test steps keep it to themselves.
+        tally: What a test counts, over all ranks, for the task's figures.
+    """
+
+    contract: BandContract
+    notes: tuple[str, ...]
+    said: Any
+    tally: Metric
+
+    def open_encoder(self) -> nn.Module:
+        """The backbone, a timm model."""
+        names = ("sensor", "bands", "image_size", "seed")
+        backbone = open_backbone(self.hparams["encoder"], **{name: self.hparams[name] for name in names})
+        self.contract, self.notes = backbone.contract, backbone.notes
+        return backbone.network
+
+    def tune(self, network: nn.Module) -> None:
+        """Prepare a backbone that stands in the task; `training` is left as plain values.
+
+        Raises:
+            ConfigError: Low-rank matrices find nothing to stand beside.
+        """
+        given = self.hparams["training"]
+        self.tuning = Training(**given) if isinstance(given, Mapping) else given
+        self.hparams["training"] = asdict(self.tuning)
+        if self.tuning.lora:
+            add_lora(network, self.tuning.lora)
+        elif self.tuning.freeze == "all":
+            network.requires_grad_(False)
+        self._tuned = [one for one in network.parameters() if one.requires_grad]
+        self._backbone = (network,)  # a tuple: no second name in the state
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameters that train, with their learning rate and weight decay; `backbone` tells where they are.
+
+        Block `i` of `n` has `layer_decay ** (n - i)` of the learning rate, what embeds comes one further below, and
+        the head has all of it.
+        """
+        own, network = self.tuning, self._backbone[0]
+        skip = getattr(network, "no_weight_decay", set)()
+        inside = param_groups_layer_decay(network, own.weight_decay, skip, layer_decay=own.layer_decay)
+        for group in inside:  # timm's last block has a scale of 1
+            group |= {"lr": own.learning_rate * own.layer_decay * group.pop("lr_scale"), "backbone": True}
+        known = {id(one) for one in network.parameters()}
+        head = [one for one in self.parameters() if one.requires_grad and id(one) not in known]
+        outside = [
+            {"params": some, "lr": own.learning_rate, "weight_decay": matrix * own.weight_decay, "backbone": False}
+            for matrix in (True, False)
+            if (some := [one for one in head if (one.ndim > 1) == matrix])
+        ]
+        return inside + outside
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, and a schedule by step in which the backbone's begins with its first.
+
+        Raises:
+            ConfigError: The trainer has no end to lay a schedule to, or its ranks would not agree on gradients.
+        """
+        first, strategy = self.tuning.freeze == "first", getattr(self.trainer.strategy, "_ddp_kwargs", {})
+        if first and self.trainer.world_size > 1 and not strategy.get("find_unused_parameters"):
+            raise ConfigError("training: freeze 'first' on several ranks needs ddp_find_unused_parameters_true")
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ConfigError("training: the learning rate falls to the last step: give max_epochs or max_steps")
+
+        def factor(start: int) -> Any:
+            shape = Optimisation(warmup=self.tuning.warmup)
+            return lambda step: shape.factor(step - start, int(steps) - start) if step >= start else 0.0
+
+        self._start, self._moves = round(self.tuning.head_first * steps) if first else 0, None
+        for parameter in self._tuned:  # an earlier run may have ended before its backbone moved
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.AdamW(groups := self.groups())
+        factors = [factor(self._start if group["backbone"] else 0) for group in groups]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Hold the backbone still, its running statistics too, or let it go."""
+        moves = bool(self._tuned) and self.trainer.global_step >= self._start
+        if moves != self._moves:
+            self._moves = moves
+            self._backbone[0].train(moves)
+            for parameter in self._tuned:
+                parameter.requires_grad_(moves)
+
+    def on_after_backward(self) -> None:
+        """Refuse low-rank matrices that the network goes around, as EVA's attention does.
+
+        Raises:
+            ConfigError: Some have no gradient.
+        """
+        if self.tuning.lora and self._moves and any(one.grad is None for one in self._tuned):
+            raise ConfigError(
+                f"training: lora {self.tuning.lora} has no effect on {type(self._backbone[0]).__name__}, which reads "
+                "its matrices past it: set lora to 0"
+            )
+
+    def forward(self, *given: Any) -> Any:
+        """What the model answers."""
+        answer = self.model(*given)
+        self.said = answer.detach() if isinstance(answer, torch.Tensor) else None
+        return answer
+
+    def on_test_start(self) -> None:
+        """Count from nothing."""
+        self.tally.reset()
+
+    def on_test_epoch_end(self) -> None:
+        """Bring the counts of all ranks together."""
+        super().on_test_epoch_end()
+        self.tally.compute()
+
+
+def add_lora(network: nn.Module, rank: int) -> None:
+    """Put low-rank matrices beside all of attention and MLP, in place; they add nothing before they are trained.
+
+    Args:
+        network: A timm model; all else in it stops training.
+        rank: Their rank; the scale of what they add is 1.
+
+    Raises:
+        ConfigError: It has no such matrix, as convolutional networks.
+        MissingExtraError: peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise MissingExtraError("lora needs peft: pip install 'geomim[finetune]'") from error
+    linear = (name for name, module in network.named_modules() if isinstance(module, nn.Linear))
+    names = [name for name in linear if {"attn", "attention", "mlp"} & set(name.split("."))]
+    if not names:
+        raise ConfigError(f"training: lora finds no attention and no MLP in {type(network).__name__}: set lora to 0")
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=names), network)
+
+
+def merge_lora(network: nn.Module) -> None:
+    """Add what low-rank matrices have learned to those beside them, in place: the timm model from before is back."""
+    from peft.tuners.lora import LoraLayer
+
+    found = [(name, module) for name, module in network.named_modules() if isinstance(module, LoraLayer)]
+    for name, module in found:
+        module.merge()  # type: ignore[operator]
+        network.set_submodule(name, module.get_base_layer())
+    network.requires_grad_(True)

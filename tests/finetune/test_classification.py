@@ -1,0 +1,140 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from tiny_tasks import TINY, fitted, loader, reloaded, tested, trainer
+
+from geomim.errors import ConfigError, InputError
+from geomim.finetune.classification import Classification, Regression
+from geomim.finetune.figures import class_figures, value_figures
+from geomim.finetune.training import Training
+
+CLASSES = ["field", "town", "water"]
+QUICK = Training(learning_rate=2e-3, layer_decay=0.9)
+
+
+def batch(labels: list[Any]) -> dict[str, Any]:
+    torch.manual_seed(3)
+    images = torch.randn(len(labels), 3, 32, 32)
+    return {"image": images, "label": torch.tensor(labels), "id": [str(i) for i in range(len(labels))]}
+
+
+EIGHT = batch([0, 1, 1, 0, 1, 1, 0, 1])  # no water
+
+
+@pytest.fixture(scope="module")
+def task() -> Classification:
+    torch.manual_seed(1)
+    return fitted(Classification(**TINY, classes=CLASSES, training=QUICK), [EIGHT], 40)
+
+
+def test_eight_images_are_learnt_and_figured_by_class(task: Classification):
+    rows = tested(task, EIGHT)
+    assert rows["all", "accuracy"]["value"] == 1 and rows["all", "accuracy"]["floor"] == 5 / 8
+    assert rows["all", "mean IoU"]["value"] == 1 and rows["all", "mean IoU"]["floor"] == pytest.approx(5 / 16)
+    assert [rows[name]["count"] for name in (("field", "F1"), ("town", "F1"), ("all", "accuracy"))] == [3, 5, 8]
+    assert rows["water", "recall"]["count"] == 0 and math.isnan(rows["water", "recall"]["value"])
+
+
+def test_a_second_test_counts_from_nothing(task: Classification):
+    assert tested(task, EIGHT)["all", "accuracy"]["count"] == tested(task, EIGHT)["all", "accuracy"]["count"] == 8
+
+
+def test_checkpoint_reloads_to_the_same_from_plain_values(task: Classification, tmp_path: Any):
+    again = reloaded(task, tmp_path)
+    task.eval()
+    assert torch.equal(again(EIGHT["image"]), task(EIGHT["image"]))
+    assert again.hparams["training"] == task.hparams["training"] and isinstance(again.hparams["training"], dict)
+
+
+def test_predictions_carry_their_images_names(task: Classification):
+    (said,) = trainer().predict(task, loader(EIGHT))
+    assert said["id"] == EIGHT["id"] and torch.equal(said["prediction"], EIGHT["label"])
+    torch.testing.assert_close(said["probability"].sum(1), torch.ones(8))
+
+
+def test_reloads_with_its_low_rank_matrices(tmp_path: Any):
+    task = fitted(Classification(**TINY, classes=CLASSES, training=Training(lora=2, learning_rate=0.01)), [EIGHT], 2)
+    again = reloaded(task, tmp_path)
+    assert torch.equal(again(EIGHT["image"]), task.eval()(EIGHT["image"]))
+
+
+def test_several_classes_at_once():
+    some = batch([[1, 0, 1], [0, 0, 1], [1, 1, 0], [0, 0, 0]])
+    task = fitted(Classification(**TINY, classes=CLASSES, several=True, training=QUICK), [some], 40)
+    rows = tested(task, some)
+    assert rows["all", "micro F1"]["value"] == 1 and rows["water", "F1"]["count"] == 2
+    (said,) = trainer().predict(task, loader(some))
+    assert torch.equal(said["prediction"], some["label"])
+
+
+def test_says_what_it_expects_of_images():
+    task = Classification(**TINY, classes=CLASSES)
+    assert len(task.contract.names) == 3 and task.notes
+    every = {name for name, one in task.named_parameters() if one.requires_grad}
+    task(EIGHT["image"]).square().sum().backward()
+    assert {name for name, one in task.named_parameters() if one.grad is not None} == every
+
+
+def test_figures_of_a_confusion():
+    confusion = torch.tensor([[3, 1, 0], [2, 4, 0], [0, 0, 0]])
+    rows = {(row["class"], row["metric"]): (row["value"], row["floor"]) for row in class_figures(confusion, CLASSES)}
+    assert rows["all", "accuracy"] == (0.7, 0.6) and rows["field", "precision"] == (
+        0.6,
+        pytest.approx(math.nan, nan_ok=True),
+    )
+    assert rows["field", "recall"] == (0.75, 0) and rows["town", "recall"] == (pytest.approx(2 / 3), 1)
+    assert rows["town", "IoU"] == (pytest.approx(4 / 7), 0.6) and rows["field", "IoU"] == (0.5, 0)
+    assert rows["all", "mean IoU"] == (pytest.approx((0.5 + 4 / 7) / 2), 0.3)  # water is nowhere
+    both = torch.tensor([[[5, 1], [1, 3]], [[2, 0], [4, 4]]])  # of each class: no and yes, truth down
+    rows = {(row["class"], row["metric"]): row for row in class_figures(both, CLASSES[:2])}
+    assert (
+        rows["field", "F1"]["value"] == 0.75 and rows["field", "F1"]["floor"] == 0 and rows["field", "F1"]["count"] == 4
+    )
+    assert rows["town", "F1"]["value"] == pytest.approx(2 / 3) and rows["town", "F1"]["floor"] == pytest.approx(16 / 18)
+    assert rows["all", "micro F1"]["value"] == pytest.approx(14 / 20)
+
+
+def test_figures_of_values():
+    truth, said = torch.tensor([[1.0], [2.0], [6.0]]), torch.tensor([[1.0], [3.0], [6.0]])
+    rows = {row["metric"]: (row["value"], row["floor"]) for row in value_figures(truth, said, ["height"])}
+    assert rows["MAE"] == pytest.approx((1 / 3, 2)) and rows["RMSE"] == pytest.approx(
+        (math.sqrt(1 / 3), math.sqrt(14 / 3))
+    )
+    assert rows["R2"] == pytest.approx((1 - 1 / 14, 0))
+
+
+def test_values_start_at_their_mean_and_are_learnt(tmp_path: Any):
+    tall = batch([[300.0, 0.1], [310.0, 0.3], [290.0, 0.2], [305.0, 0.4]])
+    own: dict[str, Any] = {"mean": [301.0, 0.25], "deviation": [8.0, 0.1], "training": QUICK}
+    task = Regression(**TINY, targets=["height", "share"], loss="mae", **own)
+    torch.testing.assert_close(task(tall["image"]).mean(0), torch.tensor([301.0, 0.25]), rtol=0, atol=2.0)
+    rows = tested(fitted(task, [tall], 60), tall)
+    assert rows["height", "R2"]["value"] > 0.8 and rows["height", "RMSE"]["floor"] == pytest.approx(7.395, abs=1e-3)
+    (said,) = trainer().predict(task, loader(tall))
+    assert torch.equal(reloaded(task, tmp_path)(tall["image"]), said["prediction"]) and said["id"] == tall["id"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"classes": ["a", "b", "a"]}, "each once; given a, b, a"),
+        ({"classes": ["a"]}, "at least 2"),
+        ({"classes": ["a", "b"], "class_weights": [1.0]}, "one a class"),
+        ({"classes": ["a", "b"], "class_weights": [1.0, 2.0], "several": True}, "several classes"),
+    ],
+)
+def test_classes_that_cannot_be_meant_are_refused(given: dict[str, Any], said: str):
+    with pytest.raises(ConfigError, match=said):
+        Classification(encoder="nowhere", **given)  # before the encoder is looked for
+
+
+def test_means_that_do_not_fit_are_refused():
+    with pytest.raises(ConfigError, match="deviation: expected one a target"):
+        Regression(encoder="nowhere", targets=["height"], deviation=[0.0])
+
+
+def test_figures_before_a_test_are_refused():
+    with pytest.raises(InputError, match="none was counted"):
+        class_figures(torch.zeros(2, 2), ["a", "b"])
