@@ -60,21 +60,35 @@ class AveragePrecision(Metric):
         return torch.stack([_average(one, count) for one, count in zip(hits, self.counts.tolist(), strict=True)])
 
     def compute(self) -> dict[str, Tensor]:
-        """`map` over all thresholds, `map_50` and `map_75`; -1 where nothing was to be found."""
-        mean = self.per_class().nanmean(0).nan_to_num(nan=-1.0).float()
-        return {"map": mean.mean(), "map_50": mean[0], "map_75": mean[5]}
+        """`map` over all thresholds, `map_50` and `map_75`, -1 where there was nothing to find; `per_class`, `counts`.
+
+        `per_class` is `(classes, 10)`, by threshold, NaN for a class that does not occur, and `counts` how often each
+        does.
+        """
+        rows = torch.cat(list(self.found)).cpu() if len(self.found) else torch.zeros(0, 12, dtype=torch.float64)
+        rows = rows[rows[:, 1].argsort(descending=True, stable=True)]
+        hits = [rows[rows[:, 0] == label, 2:] for label in range(self.classes)]
+        each = torch.stack([_average(one, count) for one, count in zip(hits, self.counts.tolist(), strict=True)])
+        mean = each.nanmean(0).nan_to_num(nan=-1.0).float()
+        summary = {"map": mean.mean(), "map_50": mean[0], "map_75": mean[5]}
+        return summary | {"per_class": each, "counts": self.counts.clone()}
 
     def figures(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """AP50 and AP of each class, with how often it occurs; a class that does not has the value None.
+        """AP50 and AP of each class, NaN for one that does not occur; what is over all comes last, as class `all`.
 
         Args:
             names: Names of the classes.
+
+        Returns:
+            `class`, `metric`, `value`, `count` of its boxes, and as `floor` 0, which is for finding none.
         """
-        columns = {"AP50": self.per_class()[:, 0], "AP": self.per_class().mean(1)}
+        each, counts = (self.compute()[key] for key in ("per_class", "counts"))
+        rows = torch.cat([each, each.nanmean(0, keepdim=True)])
+        counts = [*counts.tolist(), int(counts.sum())]
         return [
-            {"class": name, "metric": metric, "value": None if value.isnan() else float(value), "count": int(count)}
-            for metric, values in columns.items()
-            for name, value, count in zip(names, values, self.counts, strict=True)
+            {"class": name, "metric": metric, "value": float(value), "count": count, "floor": 0.0}
+            for name, row, count in zip([*names, "all"], rows, counts, strict=True)
+            for metric, value in (("AP50", row[0]), ("AP", row.mean()))
         ]
 
 
