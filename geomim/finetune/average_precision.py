@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchmetrics import Metric
 from torchvision.ops import box_iou
 
 Boxes = Sequence[dict[str, Tensor]]
+"""An image each: `boxes`, `labels`, and of detections `scores`."""
 
 
 class AveragePrecision(Metric):
@@ -36,69 +38,52 @@ class AveragePrecision(Metric):
         self.add_state("counts", torch.zeros(classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, preds: Boxes, target: Boxes) -> None:
-        """Match the detections of images.
-
-        Args:
-            preds: An image each: `boxes`, `scores` and `labels`.
-            target: An image each: `boxes` and `labels`.
-        """
+        """Match the detections of images with their boxes."""
         for answer, truth in zip(preds, target, strict=True):
-            boxes, scores, labels = (answer[key].detach().cpu() for key in ("boxes", "scores", "labels"))
-            true, kinds = truth["boxes"].cpu(), truth["labels"].cpu()
-            self.counts += torch.bincount(kinds, minlength=self.classes).to(self.counts.device)
-            order = scores.argsort(descending=True, stable=True)
-            boxes, scores, labels = boxes[order], scores[order], labels[order]
-            overlap = self.iou(boxes.double(), true.double()).where(labels[:, None] == kinds, -1)
-            rows = torch.cat([torch.stack([labels, scores], 1).double(), _matches(overlap, self.thresholds)], 1)
+            order = answer["scores"].cpu().argsort(descending=True, stable=True)
+            boxes, scores, labels = (
+                answer[key].detach().cpu().double()[order] for key in ("boxes", "scores", "labels")
+            )
+            true, kinds = truth["boxes"].cpu().double(), truth["labels"].cpu()
+            overlap = self.iou(boxes, true).where(labels[:, None] == kinds, -1)
+            rows = torch.cat([labels[:, None], scores[:, None], _matches(overlap, self.thresholds)], 1)
             self.found.append(rows.to(self.counts.device))
-
-    def per_class(self) -> Tensor:
-        """`(classes, 10)` average precision of each class at each threshold; nan for classes that do not occur."""
-        rows = torch.cat(list(self.found)).cpu() if len(self.found) else torch.zeros(0, 12, dtype=torch.float64)
-        rows = rows[rows[:, 1].argsort(descending=True, stable=True)]
-        hits = [rows[rows[:, 0] == label, 2:] for label in range(self.classes)]
-        return torch.stack([_average(one, count) for one, count in zip(hits, self.counts.tolist(), strict=True)])
+            self.counts += kinds.bincount(minlength=self.classes).to(self.counts.device)
 
     def compute(self) -> dict[str, Tensor]:
         """`map` over all thresholds, `map_50` and `map_75`, -1 where there was nothing to find; `per_class`, `counts`.
 
-        `per_class` is `(classes, 10)`, by threshold, NaN for a class that does not occur, and `counts` how often each
+        `per_class` is `(classes, 10)`, by threshold, NaN for a class that does not occur; `counts` is how often each
         does.
         """
-        rows = torch.cat(list(self.found)).cpu() if len(self.found) else torch.zeros(0, 12, dtype=torch.float64)
+        rows = torch.cat([torch.zeros(0, 12).double(), *(one.cpu() for one in self.found)])
         rows = rows[rows[:, 1].argsort(descending=True, stable=True)]
-        hits = [rows[rows[:, 0] == label, 2:] for label in range(self.classes)]
-        each = torch.stack([_average(one, count) for one, count in zip(hits, self.counts.tolist(), strict=True)])
+        counts = enumerate(self.counts.tolist())
+        each = torch.stack([_average(rows[rows[:, 0] == label, 2:], count) for label, count in counts])
         mean = each.nanmean(0).nan_to_num(nan=-1.0).float()
         summary = {"map": mean.mean(), "map_50": mean[0], "map_75": mean[5]}
         return summary | {"per_class": each, "counts": self.counts.clone()}
 
     def figures(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """AP50 and AP of each class, NaN for one that does not occur; what is over all comes last, as class `all`.
-
-        Args:
-            names: Names of the classes.
+        """AP50 and AP of each class of these names, and last their means over classes that occur, as class `all`.
 
         Returns:
-            `class`, `metric`, `value`, `count` of its boxes, and as `floor` 0, which is for finding none.
+            `class`, `metric`, `value`, NaN where there is no box, `count` of boxes, and as `floor` 0: none are found.
         """
         each, counts = (self.compute()[key] for key in ("per_class", "counts"))
-        rows = torch.cat([each, each.nanmean(0, keepdim=True)])
-        counts = [*counts.tolist(), int(counts.sum())]
+        rows, counts = torch.cat([each, each.nanmean(0)[None]]), torch.cat([counts, counts.sum()[None]])
         return [
-            {"class": name, "metric": metric, "value": float(value), "count": count, "floor": 0.0}
+            {"class": name, "metric": metric, "value": float(value), "count": int(count), "floor": 0.0}
             for name, row, count in zip([*names, "all"], rows, counts, strict=True)
             for metric, value in (("AP50", row[0]), ("AP", row.mean()))
         ]
 
 
 def _matches(overlap: Tensor, thresholds: Tensor) -> Tensor:
-    """`(N, T)` whether each of N detections finds one of M boxes that was free, for `(N, M)` overlaps."""
+    """`(N, T)` whether each of N detections, the surest first, finds a free one of M boxes, for `(N, M)` overlaps."""
     found = torch.zeros(len(overlap), len(thresholds), dtype=torch.float64)
-    if not overlap.numel():
-        return found
     free = torch.ones(len(thresholds), overlap.shape[1], dtype=torch.bool)
-    for place, row in enumerate(overlap):
+    for place, row in enumerate(overlap if overlap.numel() else ()):
         best, column = row.where(free & (row >= thresholds[:, None]), -1).max(1)
         found[place] = best >= 0
         free[torch.arange(len(thresholds)), column] &= best < 0
@@ -109,9 +94,7 @@ def _average(hits: Tensor, count: int) -> Tensor:
     """`(T,)` average precision of `(N, T)` hits by falling score, for `count` boxes to find."""
     if not count:
         return hits.new_full(hits.shape[1:], float("nan"))
-    true = hits.cumsum(0).T.contiguous()
-    precision = true / torch.arange(1, len(hits) + 1)
-    precision = precision.flip(1).cummax(1).values.flip(1) if len(hits) else precision
+    true = F.pad(hits.cumsum(0).T, (0, 1))  # behind the last one precision is 0
+    precision = (true / torch.arange(1, len(hits) + 2)).flip(1).cummax(1).values.flip(1)
     levels = torch.linspace(0, 1, 101, dtype=torch.float64).expand(len(true), -1).contiguous()
-    places = torch.searchsorted(true / count, levels)
-    return torch.nn.functional.pad(precision, (0, 1)).gather(1, places).mean(1)
+    return precision.gather(1, torch.searchsorted((true[:, :-1] / count).contiguous(), levels)).mean(1)

@@ -70,15 +70,7 @@ class TorchvisionDetector(nn.Module):
         self.model.transform = _AsGiven(1, 1, [0.0], [1.0], size_divisible=max(strides))
 
     def forward(self, images: Tensor, targets: Boxes | None = None) -> dict[str, Tensor] | Boxes:
-        """Losses by name in training, else the detections of each image.
-
-        Args:
-            images: `(B, C, H, W)`.
-            targets: Of each image `boxes (N, 4)` x1, y1, x2, y2 and `labels (N,)`, which may be empty.
-
-        Returns:
-            Detections have `boxes (K, 4)`, `scores (K,)` and `labels (K,)`, by falling score.
-        """
+        """As `OrientedDetector`, but for boxes x1, y1, x2, y2."""
         if targets is not None:
             targets = [one | {"labels": one["labels"] + self.background} for one in targets]
         kind = images.device.type

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import repeat
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import chain, pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import sigmoid_focal_loss
 
 from geomim.finetune.necks import Pyramid
 from geomim.finetune.rotated import canonical, in_frame, nms
 
-_PRIOR = 0.01
-_CANDIDATES = 1000
+_PRIOR, _CANDIDATES = 0.01, 1000
 _SCORE, _OVERLAP, _MOST = 0.05, 0.1, 300
 
 
@@ -52,25 +54,20 @@ class OrientedDetector(nn.Module):
         nn.init.constant_(self.class_logits.bias, math.log(_PRIOR / (1 - _PRIOR)))
         self.box_values.bias.data = torch.tensor([0.0, 0, 0, 0, 1, 0, 1, 0, 0])
 
-    def forward(
-        self, images: Tensor, targets: Sequence[dict[str, Tensor]] | None = None
-    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses by name in training, else the detections of each image, as torchvision's detectors.
+    def forward(self, images: Tensor, targets: Sequence[dict[str, Tensor]] | None = None) -> Any:
+        """In training the losses by name, else of each image `boxes`, `scores` and `labels`, by falling score.
 
         Args:
             images: `(B, C, H, W)`.
-            targets: Of each image `boxes (N, 5)` and `labels (N,)`, which may be empty; needed in training.
-
-        Returns:
-            Detections have `boxes (K, 5)`, `scores (K,)` and `labels (K,)`, by falling score.
+            targets: Of each image `boxes` `(N, 5)` and `labels` `(N,)`, needed in training.
         """
         step = max(self.pyramid.strides)
         maps = self.pyramid(F.pad(images, (0, -images.shape[-1] % step, 0, -images.shape[-2] % step)))
-        logits = _rows([self.class_logits(self.class_tower(one)) for one in maps])
-        values = _rows([self.box_values(self.box_tower(one)) for one in maps])
-        grid = Grid([one.shape[-2:] for one in maps], self.pyramid.strides, images.device)
+        logits = _rows(self.class_logits(self.class_tower(one)) for one in maps)
+        values = _rows(self.box_values(self.box_tower(one)) for one in maps)
+        grid = grid_of([one.shape[-2:] for one in maps], self.pyramid.strides, images.device)
         if self.training:
-            return losses(logits, values, *_stack(targets or []), grid)
+            return losses(logits, values, *_stack(targets or ()), grid, self.pyramid.strides)
         return [self._detect(one, its, grid) for one, its in zip(logits, values, strict=True)]
 
     def _detect(self, logits: Tensor, values: Tensor, grid: Grid) -> dict[str, Tensor]:
@@ -83,73 +80,63 @@ class OrientedDetector(nn.Module):
         return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}
 
 
-class Grid:
-    """The positions of all levels in a row.
+class Grid(NamedTuple):
+    """Positions of all levels in a row: `(L, 2)` x and y in the middle of what each covers, and its `(L,)` stride."""
 
-    Args:
-        shapes: Rows and columns of each level, the finest first.
-        strides: Pixels between its positions.
-        device: Where to put them.
-
-    Attributes:
-        places: `(L, 2)` x, y of each position in pixels, the middle of what it covers.
-        strides: `(L,)` its stride.
-        least: `(L,)` root of the area of the smallest boxes that its level answers for.
-        beyond: `(L,)` that of the smallest ones which are too large.
-    """
-
-    def __init__(self, shapes: Sequence[Sequence[int]], strides: Sequence[int], device: torch.device | str) -> None:
-        edges = [0.0, *(4.0 * stride for stride in strides[1:]), math.inf]
-        places, values = [], []
-        for (rows, columns), stride, least, beyond in zip(shapes, strides, edges, edges[1:], strict=False):
-            y, x = ((torch.arange(count, device=device) + 0.5) * stride for count in (rows, columns))
-            places.append(torch.cartesian_prod(y, x).flip(1))
-            values.append(torch.tensor([stride, least, beyond], device=device).expand(rows * columns, 3))
-        self.places = torch.cat(places)
-        self.strides, self.least, self.beyond = torch.cat(values).unbind(1)
+    places: Tensor
+    strides: Tensor
 
 
-def assign(boxes: Tensor, labels: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+def grid_of(shapes: Sequence[Sequence[int]], strides: Sequence[int], device: torch.device | str = "cpu") -> Grid:
+    """Positions of levels with these rows and columns, and these strides."""
+    sides = [
+        [torch.arange(0.5, side, device=device) * stride for side in shape]
+        for shape, stride in zip(shapes, strides, strict=True)
+    ]
+    places = [torch.cartesian_prod(*both).flip(1) for both in sides]
+    return Grid(
+        torch.cat(places),
+        torch.cat([torch.full_like(one[:, 0], stride) for one, stride in zip(places, strides, strict=True)]),
+    )
+
+
+def assign(boxes: Tensor, labels: Tensor, grid: Grid, strides: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Which box of one image each position answers for: of those that fit it, the smallest.
 
-    A position fits a box that its level is for, if it lies in it and not over 1.5 strides from its centre, along
-    either side. A box narrower than its grid counts as 1.5 strides wide, which holds a position in any direction.
+    The root of a box's area is 4 to 8 strides of its level, or what is beyond of the first and the last. A position of
+    that level fits if it lies in the box and within 1.5 strides of its centre along w and h. A side shorter than 1.5
+    strides counts as so long, since that holds a position whatever the angle.
 
     Args:
         boxes: `(M, 5)` boxes.
         labels: `(M,)` classes, -1 where there is no box.
         grid: The positions.
+        strides: Those of the levels, ascending.
 
     Returns:
         `(L,)` index of the box, `(L,)` whether there is one, and `(L,)` centreness: 1 at the centre, 0 at the border.
     """
     away = in_frame(grid.places[:, None] - boxes[:, :2], boxes[:, 4]).abs()  # (L, M, 2)
-    stride = grid.strides[:, None, None]
+    size, stride = boxes[:, 2:4].prod(-1).sqrt(), grid.strides[:, None, None]
+    own = strides[0] + sum((size >= 4 * after) * (after - before) for before, after in pairwise(strides))
     reach = torch.maximum(boxes[:, 2:4] / 2, 0.75 * stride)
-    size = boxes[:, 2:4].prod(-1).sqrt()
-    level = (size >= grid.least[:, None]) & (size < grid.beyond[:, None])
-    fits = (away < reach.clamp(max=1.5 * stride)).all(-1) & level & (labels >= 0)
+    fits = (away < reach.clamp(max=1.5 * stride)).all(-1) & (grid.strides[:, None] == own) & (labels >= 0)
     smallest, index = size.where(fits, math.inf).min(1)
     away, reach = (one.take_along_dim(index[:, None, None], 1).squeeze(1) for one in (away, reach))
     return index, smallest.isfinite(), ((reach - away) / (reach + away)).clamp(min=0).prod(-1).sqrt()
 
 
-def losses(logits: Tensor, values: Tensor, boxes: Tensor, labels: Tensor, grid: Grid) -> dict[str, Tensor]:
-    """Losses of a batch by name, each the mean over images of the mean over positions that answer for a box.
-
-    Args:
-        logits: `(B, L, classes)`.
-        values: `(B, L, 9)`.
-        boxes: `(B, M, 5)` boxes.
-        labels: `(B, M)` classes, -1 where there is no box.
-        grid: The positions.
-    """
-    index, answers, central = (torch.stack(one) for one in zip(*map(assign, boxes, labels, repeat(grid)), strict=True))
+def losses(
+    logits: Tensor, values: Tensor, boxes: Tensor, labels: Tensor, grid: Grid, strides: Sequence[int]
+) -> dict[str, Tensor]:
+    """Losses by name of `(B, L, classes)` and `(B, L, 9)` answers, for `(B, M, 5)` boxes; the rest as for `assign`."""
+    assigned = (assign(*one, grid, strides) for one in zip(boxes, labels, strict=True))
+    index, answers, central = (torch.stack(one) for one in zip(*assigned, strict=True))
     true = boxes.take_along_dim(index[..., None], 1)
     kinds = labels.take_along_dim(index, 1)[..., None] == torch.arange(logits.shape[-1], device=labels.device)
     focal = sigmoid_focal_loss(logits, (kinds & answers[..., None]).float(), reduction="none").sum(-1)
     away = in_frame(grid.places + values[..., :2] * grid.strides[:, None] - true[..., :2], true[..., 4])
-    twice, fourfold = ((_unit(values[..., at : at + 2]) * _code(true[..., 4], by)).sum(-1) for at, by in _ANGLES)
+    twice, fourfold = (_cosine(values[..., at : at + 2], true[..., 4] * by) for at, by in _ANGLES)
     apart = divergence(away, _sides(values, grid.strides), twice, true[..., 2:4])
     parts = {
         "box": 1 - 1 / (1 + apart.clamp(min=0).log1p()),
@@ -162,9 +149,7 @@ def losses(logits: Tensor, values: Tensor, boxes: Tensor, labels: Tensor, grid: 
 
 
 def divergence(away: Tensor, sides: Tensor, cosine: Tensor, true: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of boxes as Gaussians from true ones (Yang et al., NeurIPS 2021).
-
-    The standard deviation along a side is half of it.
+    """Kullback-Leibler divergence of boxes from true ones, as Gaussians whose deviation along a side is half of it.
 
     Args:
         away: `(..., 2)` from the true centre to that of the box, along the true w and h.
@@ -179,16 +164,11 @@ def divergence(away: Tensor, sides: Tensor, cosine: Tensor, true: Tensor) -> Ten
 
 
 def decode(values: Tensor, places: Tensor, strides: Tensor) -> Tensor:
-    """Boxes that positions answer with.
+    """Canonical boxes `(..., 5)` that positions `(..., 2)` with these strides `(...)` answer with.
 
     Args:
         values: `(..., 9)` centre from the position in strides, logarithms of w and h over four strides, the codes of
             twice and of four times the angle, and a centreness, which is not read.
-        places: `(..., 2)` x, y of the positions.
-        strides: `(...)` their strides.
-
-    Returns:
-        `(..., 5)` canonical boxes.
     """
     coarse, fine = (torch.atan2(values[..., at + 1], values[..., at]) / by for at, by in _ANGLES)
     angle = fine + ((coarse - fine) / (math.pi / 2)).round() * (math.pi / 2)
@@ -200,28 +180,23 @@ _ANGLES = ((4, 2), (6, 4))
 """Where the two codes of an angle lie, and what multiple of it each holds."""
 
 
+def _cosine(code: Tensor, angle: Tensor) -> Tensor:
+    """Of the difference between the angle of a code and another; its gradient is bounded, at a code of 0 too."""
+    length = (code.square().sum(-1) + 1e-6).sqrt()
+    return (code[..., 0] * angle.cos() + code[..., 1] * angle.sin()) / length
+
+
 def _sides(values: Tensor, strides: Tensor) -> Tensor:
     return 4 * strides[..., None] * values[..., 2:4].clamp(-8, 8).exp()
 
 
-def _code(angle: Tensor, times: int) -> Tensor:
-    return torch.stack([(angle * times).cos(), (angle * times).sin()], -1)
-
-
-def _unit(code: Tensor) -> Tensor:
-    return code / (code.square().sum(-1, keepdim=True) + 1e-6).sqrt()  # its gradient is bounded, at 0 too
-
-
 def _tower(channels: int, convolutions: int) -> nn.Sequential:
-    groups = math.gcd(32, channels)
-    one = [
-        (nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(groups, channels), nn.ReLU())
-        for _ in range(convolutions)
-    ]
-    return nn.Sequential(*(layer for layers in one for layer in layers))
+    norm = partial(nn.GroupNorm, math.gcd(32, channels), channels)
+    layers = [(nn.Conv2d(channels, channels, 3, padding=1), norm(), nn.ReLU()) for _ in range(convolutions)]
+    return nn.Sequential(*chain(*layers))
 
 
-def _rows(maps: Sequence[Tensor]) -> Tensor:
+def _rows(maps: Iterable[Tensor]) -> Tensor:
     """`(B, L, K)` float32, all positions of all levels in a row."""
     return torch.cat([one.flatten(2).mT.float() for one in maps], 1)
 
@@ -229,10 +204,6 @@ def _rows(maps: Sequence[Tensor]) -> Tensor:
 def _stack(targets: Sequence[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
     """`(B, M, 5)` boxes and `(B, M)` labels, -1 where there is none; M is a multiple of 32, for few shapes."""
     most = -(-max(1, *(len(one["boxes"]) for one in targets)) // 32) * 32
-    first = targets[0]["boxes"]
-    boxes = first.new_tensor([0.0, 0, 1, 1, 0]).repeat(len(targets), most, 1)
-    labels = torch.full((len(targets), most), -1, device=first.device)
-    for one, row, kinds in zip(targets, boxes, labels, strict=True):
-        row[: len(one["boxes"])] = one["boxes"]
-        kinds[: len(one["labels"])] = one["labels"]
-    return boxes, labels
+    boxes, labels = ([one[key] for one in targets] for key in ("boxes", "labels"))
+    boxes, labels = [*boxes, boxes[0].new_ones(most, 5)], [*labels, labels[0].new_full((most,), -1)]
+    return pad_sequence(boxes, True, 1.0)[:-1], pad_sequence(labels, True, -1)[:-1]

@@ -2,7 +2,7 @@
 
 Centre and sides are in pixels, x to the right and y down, and the first pixel covers 0..1. The angle is in radians: how
 far the side w is turned from the x axis towards the y axis, so a growing angle turns clockwise on screen. A box turned
-by pi is the same box, and so is one turned by pi / 2 with w and h exchanged. `canonical` keeps one of them.
+by pi is the same box, and so is one turned by pi / 2 with w and h exchanged; `canonical` chooses one of them.
 """
 
 from __future__ import annotations
@@ -17,79 +17,49 @@ _BLOCK = 512
 
 
 def canonical(boxes: Tensor) -> Tensor:
-    """Each box as w >= h with its angle in [-pi/2, pi/2); the angle of a square may lie anywhere there.
-
-    Args:
-        boxes: `(..., 5)` boxes.
-    """
+    """Boxes `(..., 5)` with w >= h and the angle in [-pi/2, pi/2), where that of a square may lie anywhere."""
     cx, cy, w, h, angle = boxes.unbind(-1)
     angle = torch.where(w < h, angle + math.pi / 2, angle)
     angle = torch.remainder(angle + math.pi / 2, math.pi) - math.pi / 2
-    angle = torch.where(angle >= math.pi / 2, angle - math.pi, angle)  # a remainder rounds up to its divisor
+    angle = torch.where(angle >= math.pi / 2, angle - math.pi, angle)  # a remainder may round up to its divisor
     return torch.stack([cx, cy, torch.maximum(w, h), torch.minimum(w, h), angle], -1)
 
 
 def corners(boxes: Tensor) -> Tensor:
-    """The four corners of boxes, clockwise on screen, the upper left one of an unturned box first.
-
-    Args:
-        boxes: `(..., 5)` boxes.
-
-    Returns:
-        `(..., 4, 2)` points x, y.
-    """
+    """Corners `(..., 4, 2)` of boxes `(..., 5)`, clockwise on screen, the upper left of an unturned one first."""
     centre, sides, angle = boxes[..., None, :2], boxes[..., None, 2:4], boxes[..., None, 4]
-    x, y = (sides / 2 * sides.new_tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]])).unbind(-1)
-    cos, sin = angle.cos(), angle.sin()
-    return centre + torch.stack([x * cos - y * sin, x * sin + y * cos], -1)
+    halves = sides / 2 * sides.new_tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    return centre + in_frame(halves, -angle)
 
 
 def in_frame(points: Tensor, angle: Tensor) -> Tensor:
-    """Points `(..., 2)`, given from a box's centre, along its w and its h.
-
-    Args:
-        points: x, y.
-        angle: `(...)` that of the box.
-    """
+    """Points `(..., 2)`, x and y from a box's centre, along w and h of a box with this angle `(...)`."""
     (x, y), cos, sin = points.unbind(-1), angle.cos(), angle.sin()
     return torch.stack([x * cos + y * sin, y * cos - x * sin], -1)
 
 
 def from_corners(points: Tensor) -> Tensor:
-    """The rectangles of least area around four points each, as canonical boxes.
+    """The rectangles of least area around four points each, as canonical boxes `(..., 5)`.
 
-    A side of the least rectangle lies on the line through two of its points, so all six pairs are tried.
+    A side of the least rectangle lies on the line through two of the points, so all six pairs are tried.
 
     Args:
-        points: `(..., 4, 2)` points x, y in any order; quadrilaterals (DOTA) need not be rectangles.
-
-    Returns:
-        `(..., 5)` boxes. Points on one line give h = 0.
+        points: `(..., 4, 2)` in any order; those of a quadrilateral (DOTA), or on a line, which gives h = 0.
     """
     exact = points.double()
     first, second = torch.triu_indices(4, 4, 1, device=points.device)
     along = exact[..., second, :] - exact[..., first, :]
-    angle = torch.atan2(along[..., 1], along[..., 0])  # (..., 6); 0 for equal points, which is a direction as any
-    axes = torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], -1).unflatten(-1, (2, 2))
-    places = exact[..., None, :, :] @ axes.mT  # (..., 6, 4, 2): the points in the frame of each direction
+    angle = torch.atan2(along[..., 1], along[..., 0])  # (..., 6); 0 for equal points, which is as good as any
+    places = in_frame(exact[..., None, :, :], angle[..., None])  # (..., 6, 4, 2)
     low, high = places.amin(-2), places.amax(-2)
-    best = (high - low).prod(-1).argmin(-1)[..., None, None]
-    low, high = (side.take_along_dim(best, -2) for side in (low, high))
-    centre = ((low + high) / 2) @ axes.take_along_dim(best[..., None], -3).squeeze(-3)
-    found = torch.cat([centre, high - low, angle.take_along_dim(best.squeeze(-1), -1)[..., None]], -1)
-    return canonical(found.squeeze(-2)).to(points.dtype)
+    middle, sides = (low + high) / 2, high - low
+    found = torch.cat([in_frame(middle, -angle), sides, angle[..., None]], -1)  # (..., 6, 5)
+    best = sides.prod(-1).argmin(-1)[..., None, None]
+    return canonical(found.take_along_dim(best, -2).squeeze(-2)).to(points.dtype)
 
 
 def box_iou(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of all pairs, exact; 0 for boxes without area.
-
-    Args:
-        first: `(N, 5)` boxes.
-        second: `(M, 5)` boxes.
-
-    Returns:
-        `(N, M)` float64 in 0..1.
-    """
+    """Exact intersection over union `(N, M)`, float64, of boxes `(N, 5)` and `(M, 5)`; 0 for those without area."""
     a, b = first.double(), second.double()
     result = a.new_zeros(len(a), len(b))
     distance = torch.cdist(a[:, :2], b[:, :2], compute_mode="donot_use_mm_for_euclid_dist")
@@ -98,7 +68,7 @@ def box_iou(first: Tensor, second: Tensor) -> Tensor:
     for row, column in zip(rows.split(_PAIRS), columns.split(_PAIRS), strict=True):
         one, other = a[row], b[column]
         shared = _shared_area(one, other)
-        union = one[:, 2] * one[:, 3] + other[:, 2] * other[:, 3] - shared
+        union = one[:, 2:4].prod(1) + other[:, 2:4].prod(1) - shared
         result[row, column] = (shared / union.clamp(min=1e-300)).clamp(0, 1)
     return result
 
@@ -127,28 +97,30 @@ def _shared_area(a: Tensor, b: Tensor) -> Tensor:
 
 
 def nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Keep of overlapping boxes of one class the one with the highest score (greedy, class by class).
+    """Of boxes of one class that overlap keep the one with the highest score (greedy, class by class).
 
     Args:
         boxes: `(N, 5)` boxes.
         scores: `(N,)` scores.
         labels: `(N,)` classes.
-        threshold: A box goes when its intersection over union with one that stays is above.
+        threshold: A box goes whose intersection over union with one that stays is above.
 
     Returns:
-        `(K,)` indices that stay, by falling score.
+        `(K,)` indices of those that stay, by falling score.
     """
-    apart = boxes.double()
-    centre, reach = apart[:, :2], apart[:, 2:4].norm(dim=1, keepdim=True)
-    span = ((centre + reach).amax() - (centre - reach).amin()) if len(boxes) else 0
-    apart = torch.cat([centre + (labels * span)[:, None], apart[:, 2:]], 1)  # classes do not meet
     kept = labels.new_zeros(0, dtype=torch.int64)
     for block in scores.argsort(descending=True, stable=True).split(_BLOCK):
-        block = block[~(box_iou(apart[block], apart[kept]) > threshold).any(1)]
-        overlap = (box_iou(apart[block], apart[block]) > threshold).cpu()
-        alive = torch.ones(len(block), dtype=torch.bool)
+        block = block[~_repeats(boxes, labels, block, kept, threshold).any(1)]
+        repeats, alive = (
+            _repeats(boxes, labels, block, block, threshold).cpu(),
+            torch.ones(len(block), dtype=torch.bool),
+        )
         for place in range(len(block)):
             if alive[place]:
-                alive[place + 1 :] &= ~overlap[place, place + 1 :]
+                alive[place + 1 :] &= ~repeats[place, place + 1 :]
         kept = torch.cat([kept, block[alive.to(block.device)]])
     return kept
+
+
+def _repeats(boxes: Tensor, labels: Tensor, first: Tensor, second: Tensor, threshold: float) -> Tensor:
+    return (box_iou(boxes[first], boxes[second]) > threshold) & (labels[first, None] == labels[second])

@@ -52,7 +52,7 @@ def test_every_trained_parameter_has_a_finite_gradient_without_boxes_too(head: s
         assert not silent
 
 
-@pytest.mark.parametrize("head", ["faster-rcnn", "oriented"])
+@pytest.mark.parametrize("head", ["fcos", "oriented"])
 def test_it_learns(head: str, tmp_path: Any):
     torch.manual_seed(0)
     batch = scene(turned=head == "oriented")

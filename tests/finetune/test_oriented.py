@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from geomim.finetune.average_precision import AveragePrecision
-from geomim.finetune.oriented import Grid, OrientedDetector, assign, decode, divergence, losses
+from geomim.finetune.oriented import OrientedDetector, assign, decode, divergence, grid_of, losses
 from geomim.finetune.rotated import box_iou, canonical, in_frame
 
 SIDE = 64
@@ -81,12 +81,15 @@ def test_it_learns_rectangles_and_squares_and_their_mirrored_and_turned_images()
     assert not (found[3]["scores"] > 0.5).any()
 
 
-def grid(strides=(4, 8, 16)):
-    return Grid([(SIDE // stride, SIDE // stride) for stride in strides], strides, "cpu")
+LEVELS = (4, 8, 16)
+
+
+def grid(strides=LEVELS):
+    return grid_of([(SIDE // stride, SIDE // stride) for stride in strides], strides)
 
 
 def test_positions_are_the_middle_of_what_they_cover():
-    found = Grid([(2, 3), (1, 2)], (4, 8), "cpu")
+    found = grid_of([(2, 3), (1, 2)], (4, 8))
     expected = [[2, 2], [6, 2], [10, 2], [2, 6], [6, 6], [10, 6], [4, 4], [12, 4]]
     assert found.places.tolist() == expected
     assert found.strides.tolist() == [4] * 6 + [8] * 2
@@ -95,7 +98,7 @@ def test_positions_are_the_middle_of_what_they_cover():
 def test_a_box_belongs_to_the_level_of_its_size_and_to_positions_near_its_centre():
     boxes = torch.tensor([[32.0, 32.0, 20.0, 20.0, 0.4], [32.0, 32.0, 40.0, 40.0, 0.4], [0.0, 0.0, 1.0, 1.0, 0.0]])
     where = grid()
-    index, answers, central = assign(boxes, torch.tensor([0, 1, -1]), where)
+    index, answers, central = assign(boxes, torch.tensor([0, 1, -1]), where, LEVELS)
     assert set(index[answers & (where.strides == 4)].tolist()) == {0}
     assert set(index[answers & (where.strides == 8)].tolist()) == {1}
     assert not answers[where.strides == 16].any()
@@ -111,13 +114,13 @@ def test_no_box_is_too_thin_or_too_small_for_the_grid(angle):
         centre = torch.rand(20, 2, generator=draw) * (SIDE - 8) + 4
         boxes = torch.cat([centre, torch.tensor([*sides, angle]).expand(20, 3)], 1)
         for box in boxes:
-            _, answers, central = assign(box[None], torch.tensor([0]), grid())
+            _, answers, central = assign(box[None], torch.tensor([0]), grid(), LEVELS)
             assert answers.any() and central[answers].max() > 0
 
 
 def test_the_smallest_of_nested_boxes_is_answered_for():
     boxes = torch.tensor([[32.0, 32.0, 30.0, 30.0, 0.0], [36.0, 32.0, 8.0, 8.0, 0.0]])
-    index, answers, _ = assign(boxes, torch.tensor([0, 1]), grid((4,)))
+    index, answers, _ = assign(boxes, torch.tensor([0, 1]), grid((4,)), (4,))
     inside = (grid((4,)).places - boxes[1, :2]).abs().amax(1) < 4
     assert (index[inside] == 1).all() and (index[answers & ~inside] == 0).all() and (answers & ~inside).any()
 
@@ -125,9 +128,9 @@ def test_the_smallest_of_nested_boxes_is_answered_for():
 @pytest.mark.parametrize("change", [mirrored, turned])
 def test_a_changed_image_is_assigned_its_changed_boxes(change):
     cells = SIDE // 4
-    index, answers, central = (one.view(cells, cells) for one in assign(BOXES, LABELS, grid((4,))))
+    index, answers, central = (one.view(cells, cells) for one in assign(BOXES, LABELS, grid((4,)), (4,)))
     expected = [one.flip(1) if change is mirrored else torch.rot90(one, 1, (0, 1)) for one in (index, answers, central)]
-    found = [one.view(cells, cells) for one in assign(change(BOXES), LABELS, grid((4,)))]
+    found = [one.view(cells, cells) for one in assign(change(BOXES), LABELS, grid((4,)), (4,))]
     assert torch.equal(found[1], expected[1])
     assert torch.equal(found[0].where(found[1], 0), expected[0].where(expected[1], 0))
     torch.testing.assert_close(found[2].where(found[1], 0), expected[2].where(expected[1], 0), atol=1e-4, rtol=0)
@@ -186,18 +189,21 @@ def test_losses_are_means_over_images_and_right_answers_lose_nothing():
     labels = torch.stack([LABELS, torch.tensor([0, -1, -1, -1])])
     torch.manual_seed(0)
     logits, values = torch.randn(2, len(where.places), 3), torch.randn(2, len(where.places), 9)
-    both = losses(logits, values, boxes, labels, where)
-    alone = [losses(logits[i : i + 1], values[i : i + 1], boxes[i : i + 1], labels[i : i + 1], where) for i in range(2)]
+    both = losses(logits, values, boxes, labels, where, LEVELS)
+    alone = [
+        losses(logits[i : i + 1], values[i : i + 1], boxes[i : i + 1], labels[i : i + 1], where, LEVELS)
+        for i in range(2)
+    ]
     for name, value in both.items():
         torch.testing.assert_close(value, (alone[0][name] + alone[1][name]) / 2)
-    index, answers, central = assign(BOXES, LABELS, where)
+    index, answers, central = assign(BOXES, LABELS, where, LEVELS)
     right = encoded(BOXES[index], where.places, where.strides)
     right[:, 8] = central.logit(eps=1e-6)
     kinds = torch.nn.functional.one_hot(LABELS[index], 3) * answers[:, None]
-    found = losses(kinds[None] * 40.0 - 20, right[None], BOXES[None], LABELS[None], where)
+    found = losses(kinds[None] * 40.0 - 20, right[None], BOXES[None], LABELS[None], where, LEVELS)
     assert {name for name, value in found.items() if value > 1e-3} == {"centreness"}  # its least is an entropy
     swapped = BOXES[:, [0, 1, 3, 2, 4]] + torch.tensor([0, 0, 0, 0, math.pi / 2])
-    again = losses(kinds[None] * 40.0 - 20, right[None], swapped[None], LABELS[None], where)
+    again = losses(kinds[None] * 40.0 - 20, right[None], swapped[None], LABELS[None], where, LEVELS)
     for name, value in again.items():
         torch.testing.assert_close(value, found[name], atol=1e-4, rtol=1e-3)
 
