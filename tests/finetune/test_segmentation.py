@@ -1,0 +1,125 @@
+from typing import Any, get_args
+
+import pytest
+import torch
+from tiny_tasks import TINY, fitted, loader, reloaded, trainer
+from tiny_tasks import tested as rows_of
+from torch.nn import functional as F
+
+from geomim.errors import ConfigError
+from geomim.finetune.heads import Head
+from geomim.finetune.segmentation import LabelledCrossEntropy, Segmentation
+from geomim.finetune.training import Training
+
+CLASSES = ["field", "road", "roof"]
+SMALL: dict[str, Any] = {**TINY, "classes": CLASSES, "channels": 16}
+QUICK = Training(learning_rate=5e-3, layer_decay=0.9, epochs=1)
+
+
+def batch(count: int = 4, side: int = 32) -> dict[str, Any]:
+    """Halves of two colours, road on the left or the right; the last row has no label and no roof is anywhere."""
+    torch.manual_seed(3)
+    mask = torch.zeros(count, side, side, dtype=torch.long)
+    for i in range(count):
+        mask[i, :, side // 2 * (i % 2) : side // 2 * (i % 2 + 1)] = 1
+    images = 0.2 * torch.randn(count, 3, side, side) + 2 * mask[:, None]
+    mask[:, -1] = -1
+    return {"image": images, "mask": mask, "id": [str(i) for i in range(count)]}
+
+
+@pytest.fixture(scope="module")
+def task() -> Segmentation:
+    torch.manual_seed(1)
+    return fitted(Segmentation(**SMALL, head="linear", training=QUICK), [batch()], 40)
+
+
+def test_figures_of_each_class_stand_beside_the_most_frequent_one(task: Segmentation):
+    rows = rows_of(task, batch())
+    assert rows["all", "accuracy"]["value"] > 0.95 and rows["all", "accuracy"]["floor"] == 0.5
+    assert rows["all", "mean IoU"]["floor"] == 0.25 and rows["road", "IoU"]["value"] > 0.9
+    labelled = 4 * 31 * 32
+    assert [rows[name, "recall"]["count"] for name in (*CLASSES, "all")[:3]] == [labelled // 2, labelled // 2, 0]
+    assert rows["all", "accuracy"]["count"] == labelled
+    assert torch.isnan(torch.tensor(rows["roof", "F1"]["value"]))
+
+
+def test_torchgeo_s_own_metrics_are_kept(task: Segmentation):
+    (logged,) = trainer().test(task, loader(batch()), verbose=False)
+    rows = {(row["class"], row["metric"]): row["value"] for row in task.figures()}
+    accuracy = next(value for name, value in logged.items() if "Accuracy" in name)
+    assert accuracy == pytest.approx(rows["all", "accuracy"])
+    assert any("Jaccard" in name for name in logged) and "test_loss" in logged
+
+
+def test_checkpoint_reloads_to_the_same_from_plain_values(task: Segmentation, tmp_path: Any):
+    again = reloaded(task, tmp_path)
+    assert torch.equal(again(batch()["image"]), task.eval()(batch()["image"]))
+    assert again.hparams["head"] == "linear" and isinstance(again.hparams["training"], dict)
+
+
+def test_predictions_carry_their_images_names(task: Segmentation):
+    four = batch()
+    (said,) = trainer().predict(task, loader(four))
+    assert said["id"] == four["id"] and said["probability"].shape == (4, 3, 32, 32)
+    assert torch.equal(said["prediction"], said["probability"].argmax(1))
+    assert said["prediction"][:, :-1].eq(four["mask"][:, :-1]).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("head", get_args(Head))
+def test_torchgeo_s_steps_run_with_every_head(head: str):
+    torch.manual_seed(0)
+    task = Segmentation(**SMALL, head=head, training=QUICK)
+    loss = task.training_step(batch(2, 40), 0)
+    loss.backward()
+    assert loss.isfinite() and [name for name, one in task.named_parameters() if one.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("training", "moves"),
+    [(Training(freeze="all"), "none"), (Training(lora=2), "lora_"), (Training(freeze="first"), "all")],
+)
+def test_what_trains_gets_a_gradient_and_nothing_else_trains(training: Training, moves: str):
+    task = Segmentation(**SMALL, head="upernet", training=training)
+    task.training_step(batch(2), 0).backward()
+    named = dict(task.named_parameters())
+    inside = {name for name in named if name.startswith("model.encoder.network.")}
+    trained = {name for name, one in named.items() if one.grad is not None}
+    assert trained == {name for name, one in named.items() if one.requires_grad}
+    assert trained - inside == set(named) - inside
+    expected = {"none": set(), "all": inside, "lora_": {name for name in inside if "lora_" in name}}[moves]
+    assert trained & inside == expected
+
+
+def test_loss_is_that_of_labelled_pixels():
+    torch.manual_seed(0)
+    logits, mask = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randint(-1, 3, (2, 8, 8))
+    for weights in (None, [1.0, 0.5, 4.0]):
+        tensor = None if weights is None else torch.tensor(weights)
+        expected = F.cross_entropy(logits, mask, tensor, ignore_index=-1)
+        torch.testing.assert_close(LabelledCrossEntropy(weights)(logits, mask), expected)
+    nothing = LabelledCrossEntropy()(logits, torch.full_like(mask, -1))
+    nothing.backward()
+    assert nothing == 0 and not logits.grad.any()
+    assert LabelledCrossEntropy()(logits * torch.nan, mask).isnan()
+
+
+def test_an_epoch_of_windows_without_labels_does_no_harm():
+    empty = batch(2) | {"mask": torch.full((2, 32, 32), -1)}
+    task = fitted(Segmentation(**SMALL, head="linear", training=QUICK), [empty, batch(2)], 1)
+    assert all(one.isfinite().all() for one in task.parameters())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"head": "upernett"}, "unknown head 'upernett'; did you mean 'upernet'?"),
+        ({"neck": "fpn"}, "unknown neck 'fpn'; valid: simple, taps"),
+        ({"head": "efficient", "neck": "simple"}, "expected neck taps, given simple"),
+        ({"classes": ["road", "road"]}, "each once; given road, road"),
+        ({"classes": ["road"]}, "at least 2"),
+        ({"class_weights": [1.0, 2.0]}, "one a class"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(given: dict[str, Any], said: str):
+    with pytest.raises(ConfigError, match=said.replace("?", r"\?")):
+        Segmentation(**(SMALL | given))
