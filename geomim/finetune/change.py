@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from geomim.errors import ConfigError, nearest
 from geomim.finetune import stock
 from geomim.finetune.classification import ByClass, check_classes
-from geomim.finetune.heads import Linear, Segmenter
+from geomim.finetune.heads import Efficient, Head, Linear, Segmenter
 from geomim.finetune.necks import Neck
+from geomim.finetune.segmentation import LabelledCrossEntropy
 from geomim.finetune.training import Training
 
 Join = Literal["difference", "concatenation"]
@@ -22,18 +24,25 @@ class Siamese(nn.Module):
     Args:
         network: A timm model; it is taken over.
         classes: Number of classes.
-        head: See `Segmenter`, also for `neck` and `channels`; the `linear` one does not normalise again what is joined,
+        head: As `neck` and `channels`, see `Segmenter`; but `linear` and `efficient` do not normalise what is joined,
             for how much differs is what counts.
         join: `difference` takes the absolute difference, so the order of the dates makes no difference;
             `concatenation` lets a 1x1 convolution choose from both dates and that.
+
+    Raises:
+        ConfigError: As `Segmenter`, or there is no such join.
     """
 
-    def __init__(self, network: nn.Module, classes: int, head: Any, neck: Neck, channels: int, join: Join) -> None:
+    def __init__(self, network: nn.Module, classes: int, head: Head, neck: Neck, channels: int, join: Join) -> None:
         super().__init__()
+        if join not in get_args(Join):
+            raise ConfigError(f"unknown join '{join}'{nearest(join, get_args(Join))}")
         one = Segmenter(network, classes, head, neck, channels)
         self.encoder, self.head = one.encoder, one.head
         if isinstance(self.head, Linear):
             self.head.norms = nn.ModuleList(nn.Identity() for _ in self.head.norms)
+        elif isinstance(self.head, Efficient):
+            self.head.norm = nn.Identity()
         widths = self.encoder.widths if join == "concatenation" else ()
         self.joins = nn.ModuleList(nn.Conv2d(3 * width, width, 1) for width in widths)
 
@@ -62,7 +71,7 @@ class Change(ByClass, stock.Change):
         training: What trains, and how.
 
     Raises:
-        ConfigError: Classes or their weights cannot be meant.
+        ConfigError: Classes, their weights, head, neck or join cannot be meant.
     """
 
     target = "mask"
@@ -71,7 +80,7 @@ class Change(ByClass, stock.Change):
         self,
         encoder: str,
         classes: list[str],
-        head: Literal["linear", "upernet", "dpt", "unet", "segformer"] = "upernet",
+        head: Head = "upernet",
         neck: Neck = "taps",
         channels: int = 256,
         join: Join = "concatenation",
@@ -99,3 +108,7 @@ class Change(ByClass, stock.Change):
         names = ("head", "neck", "channels", "join")
         self.model = Siamese(network, len(own["classes"]), **{name: own[name] for name in names})
         self.tune(network)
+
+    def configure_losses(self) -> None:
+        """Cross entropy that bears windows without a label."""
+        self.criterion = LabelledCrossEntropy(self.hparams["class_weights"])

@@ -104,7 +104,7 @@ class Tuned(LightningModule):
         elif self.tuning.freeze == "all":
             network.requires_grad_(False)
         self._tuned = [one for one in network.parameters() if one.requires_grad]
-        self._backbone = (network,)  # a tuple: no second name in the state
+        self._backbone = (network.train(),)  # a tuple: no second name in the state
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameters that train, with their learning rate and weight decay; `backbone` tells where they are.

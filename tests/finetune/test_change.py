@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_tasks import TINY, fitted, loader, reloaded, tested, trainer
+from tiny_tasks import TINY, fitted, loader, reloaded, trainer
+from tiny_tasks import tested as rows_of
 
 from geomim.errors import ConfigError
 from geomim.finetune.change import Change
@@ -46,10 +47,11 @@ def test_equal_dates_differ_by_nothing_whatever_they_show(head: str):
     assert not torch.allclose(*logits("concatenation", images[:2], head).unbind(), atol=1e-2)
 
 
-def test_linear_head_sees_how_much_differs():
+@pytest.mark.parametrize("head", ["linear", "efficient"])
+def test_probes_see_how_much_differs(head: str):
     before = torch.randn(1, 3, 32, 32)
     dates = [torch.stack((before, before + by * torch.ones(1, 1, 32, 32)), 1) for by in (0.0, 0.01, 1.0)]
-    none, little, much = (logits("difference", one, "linear") for one in dates)
+    none, little, much = (logits("difference", one, head) for one in dates)
     assert (little - none).abs().mean() < 0.2 * (much - none).abs().mean()
 
 
@@ -58,7 +60,7 @@ def test_eight_pairs_are_learnt(join: str, tmp_path: Any):
     torch.manual_seed(1)
     eight, training = pairs(), Training(learning_rate=3e-3, layer_decay=0.9)
     task = fitted(Change(**SMALL, join=join, training=training), [eight], 40)
-    rows = tested(task, eight)
+    rows = rows_of(task, eight)
     assert rows["changed", "F1"]["value"] > 0.9 and rows["changed", "F1"]["floor"] == 0
     assert rows["changed", "F1"]["count"] == int((eight["mask"] == 1).sum())
     assert rows["all", "accuracy"]["count"] == 8 * 31 * 32  # what is not labelled counts for nothing
@@ -73,6 +75,7 @@ def test_pixels_without_a_label_teach_nothing():
     said = task(two["image"]).detach().requires_grad_()
     task.criterion(said, two["mask"]).backward()
     assert (said.grad[:, :, -1] == 0).all() and (said.grad[:, :, :-1] != 0).all()
+    assert task.criterion(said, torch.full_like(two["mask"], -1)) == 0
 
 
 def test_every_trained_parameter_has_a_gradient():
@@ -86,3 +89,8 @@ def test_every_trained_parameter_has_a_gradient():
 def test_one_class_is_refused():
     with pytest.raises(ConfigError, match="at least 2 names"):
         Change(encoder="nowhere", classes=["changed"])
+
+
+def test_unknown_join_is_named():
+    with pytest.raises(ConfigError, match="unknown join 'differences'; did you mean 'difference'"):
+        Change(**SMALL, join="differences")

@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_tasks import TINY, fitted, loader, reloaded, tested, trainer
+from tiny_tasks import TINY, fitted, loader, reloaded, trainer
+from tiny_tasks import tested as rows_of
 
 from geomim.errors import ConfigError, InputError
 from geomim.finetune.classification import Classification, Regression
@@ -30,7 +31,7 @@ def task() -> Classification:
 
 
 def test_eight_images_are_learnt_and_figured_by_class(task: Classification):
-    rows = tested(task, EIGHT)
+    rows = rows_of(task, EIGHT)
     assert rows["all", "accuracy"]["value"] == 1 and rows["all", "accuracy"]["floor"] == 5 / 8
     assert rows["all", "mean IoU"]["value"] == 1 and rows["all", "mean IoU"]["floor"] == pytest.approx(5 / 16)
     assert [rows[name]["count"] for name in (("field", "F1"), ("town", "F1"), ("all", "accuracy"))] == [3, 5, 8]
@@ -38,7 +39,7 @@ def test_eight_images_are_learnt_and_figured_by_class(task: Classification):
 
 
 def test_a_second_test_counts_from_nothing(task: Classification):
-    assert tested(task, EIGHT)["all", "accuracy"]["count"] == tested(task, EIGHT)["all", "accuracy"]["count"] == 8
+    assert rows_of(task, EIGHT)["all", "accuracy"]["count"] == rows_of(task, EIGHT)["all", "accuracy"]["count"] == 8
 
 
 def test_checkpoint_reloads_to_the_same_from_plain_values(task: Classification, tmp_path: Any):
@@ -63,7 +64,7 @@ def test_reloads_with_its_low_rank_matrices(tmp_path: Any):
 def test_several_classes_at_once():
     some = batch([[1, 0, 1], [0, 0, 1], [1, 1, 0], [0, 0, 0]])
     task = fitted(Classification(**TINY, classes=CLASSES, several=True, training=QUICK), [some], 40)
-    rows = tested(task, some)
+    rows = rows_of(task, some)
     assert rows["all", "micro F1"]["value"] == 1 and rows["water", "F1"]["count"] == 2
     (said,) = trainer().predict(task, loader(some))
     assert torch.equal(said["prediction"], some["label"])
@@ -110,7 +111,7 @@ def test_values_start_at_their_mean_and_are_learnt(tmp_path: Any):
     own: dict[str, Any] = {"mean": [301.0, 0.25], "deviation": [8.0, 0.1], "training": QUICK}
     task = Regression(**TINY, targets=["height", "share"], loss="mae", **own)
     torch.testing.assert_close(task(tall["image"]).mean(0), torch.tensor([301.0, 0.25]), rtol=0, atol=2.0)
-    rows = tested(fitted(task, [tall], 60), tall)
+    rows = rows_of(fitted(task, [tall], 60), tall)
     assert rows["height", "R2"]["value"] > 0.8 and rows["height", "RMSE"]["floor"] == pytest.approx(7.395, abs=1e-3)
     (said,) = trainer().predict(task, loader(tall))
     assert torch.equal(reloaded(task, tmp_path)(tall["image"]), said["prediction"]) and said["id"] == tall["id"]
