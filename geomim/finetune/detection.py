@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign, box_iou
 
-from geomim.errors import ConfigError, InputError
+from geomim.errors import ConfigError, InputError, nearest
 from geomim.finetune import rotated, stock
 from geomim.finetune.average_precision import AveragePrecision
 from geomim.finetune.classification import check_classes
@@ -23,17 +23,16 @@ from geomim.finetune.necks import Neck, Pyramid
 from geomim.finetune.oriented import OrientedDetector
 from geomim.finetune.training import Training, Tuned
 
-Head = Literal["faster-rcnn", "fcos", "retinanet"]
+Head = Literal["faster-rcnn", "fcos", "retinanet", "oriented"]
 Boxes = list[dict[str, Tensor]]
 
 
-class TorchvisionDetector(nn.Module):
+class UprightDetector(nn.Module):
     """A detector of torchvision on a pyramid, for images as they are given.
 
-    Anchors grow with the strides: 8 strides for Faster R-CNN, 4 with two sizes between for RetinaNet, as in their
-    papers, and one place a stride for FCOS. All keep what scores above 0.05, up to 300 boxes an image. Labels begin at
-    0; the background that Faster R-CNN counts as a class is added within. Only the pyramid runs at half precision,
-    which cannot hold the coordinates of boxes.
+    Anchors have 8 strides for Faster R-CNN and 4, 5 and 6.3 for RetinaNet, as in their papers. All keep up to 300 boxes
+    an image that score above 0.05. Labels begin at 0; Faster R-CNN's class of background is added within. Only the
+    pyramid runs at half precision, which cannot hold the coordinates of boxes.
 
     Args:
         head: Which detector.
@@ -41,35 +40,30 @@ class TorchvisionDetector(nn.Module):
         classes: How many classes there are.
 
     Raises:
-        ConfigError: The heads of FCOS and RetinaNet normalise groups that the channels do not divide into.
+        ConfigError: The head normalises groups that the channels do not divide into.
     """
 
     def __init__(self, head: Head, pyramid: Pyramid, classes: int) -> None:
         super().__init__()
-        strides, channels = pyramid.strides, pyramid.channels
-        if head != "faster-rcnn" and channels % 32:
+        strides, channels, self.background = pyramid.strides, pyramid.channels, int(head == "faster-rcnn")
+        if channels % 32 and not self.background:
             raise ConfigError(f"channels: expected a multiple of 32 for the head {head}; given {channels}")
-        self.background = int(head == "faster-rcnn")
-        maps, ratios, kept = _Named(pyramid), ((0.5, 1.0, 2.0),) * len(strides), 300
+        times = {"faster-rcnn": (8.0,), "fcos": (1.0,), "retinanet": (4.0, 4 * 2 ** (1 / 3), 4 * 2 ** (2 / 3))}[head]
+        sizes = tuple(tuple(round(stride * one) for one in times) for stride in strides)
+        anchors = AnchorGenerator(sizes, ((1.0,) if head == "fcos" else (0.5, 1.0, 2.0),) * len(strides))
+        maps = _Named(pyramid)
         if head == "faster-rcnn":
-            self.model: nn.Module = FasterRCNN(
-                maps,
-                classes + 1,
-                rpn_anchor_generator=AnchorGenerator(tuple((8 * stride,) for stride in strides), ratios),
-                box_roi_pool=MultiScaleRoIAlign([str(level) for level in range(len(strides))], 7, 2),
-                box_detections_per_img=kept,
-            )
+            pool = MultiScaleRoIAlign([str(level) for level in range(len(strides))], output_size=7, sampling_ratio=2)
+            parts: dict[str, Any] = {"rpn_anchor_generator": anchors, "box_roi_pool": pool}
+            self.model: nn.Module = FasterRCNN(maps, classes + 1, box_detections_per_img=300, **parts)
         elif head == "fcos":
-            anchors = AnchorGenerator(tuple((stride,) for stride in strides), ((1.0,),) * len(strides))
-            self.model = FCOS(maps, classes, anchor_generator=anchors, score_thresh=0.05, detections_per_img=kept)
+            self.model = FCOS(maps, classes, anchor_generator=anchors, score_thresh=0.05, detections_per_img=300)
         else:
-            sizes = tuple(tuple(round(4 * stride * 2 ** (part / 3)) for part in range(3)) for stride in strides)
             answers = RetinaNetHead(channels, 9, classes, norm_layer=partial(nn.GroupNorm, 32))
-            anchors = AnchorGenerator(sizes, ratios)
-            self.model = RetinaNet(maps, classes, anchor_generator=anchors, head=answers, detections_per_img=kept)
+            self.model = RetinaNet(maps, classes, anchor_generator=anchors, head=answers, detections_per_img=300)
         self.model.transform = _AsGiven(1, 1, [0.0], [1.0], size_divisible=max(strides))
 
-    def forward(self, images: Tensor, targets: Boxes | None = None) -> dict[str, Tensor] | Boxes:
+    def forward(self, images: Tensor, targets: Boxes | None = None) -> Any:
         """As `OrientedDetector`, but for boxes x1, y1, x2, y2."""
         if targets is not None:
             targets = [one | {"labels": one["labels"] + self.background} for one in targets]
@@ -77,9 +71,7 @@ class TorchvisionDetector(nn.Module):
         self.model.backbone.half = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
         with torch.autocast(kind, enabled=False):
             found = self.model(images.float(), targets)
-        if self.training:
-            return found
-        return [one | {"labels": one["labels"] - self.background} for one in found]
+        return found if self.training else [one | {"labels": one["labels"] - self.background} for one in found]
 
 
 class _Named(nn.Module):
@@ -98,13 +90,10 @@ class _Named(nn.Module):
 
 
 class _AsGiven(GeneralizedRCNNTransform):
-    """Neither resizes nor normalises; sides are filled up with 0 to a multiple of the coarsest stride."""
+    """Does not resize; sides are filled up with 0 to a multiple of the coarsest stride."""
 
     def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
         return image, target
-
-    def normalize(self, image: Tensor) -> Tensor:
-        return image
 
 
 class Detection(Tuned, stock.Detection):
@@ -117,19 +106,19 @@ class Detection(Tuned, stock.Detection):
     Args:
         encoder: What `open_backbone` opens; `sensor`, `bands`, `image_size` and `seed` are for it too.
         classes: Names, in the order of the labels, without a background.
-        head: See `TorchvisionDetector`, and for `oriented` `OrientedDetector`.
+        head: `oriented` for rotated boxes, see `OrientedDetector`; for the others see `UprightDetector`.
         neck: As `channels`, see `Pyramid`.
         training: What trains, and how.
 
     Raises:
-        ConfigError: Classes cannot be meant, or the channels do not fit the head.
+        ConfigError: Classes, head or neck cannot be meant, or the channels do not fit the head.
     """
 
     def __init__(
         self,
         encoder: str,
         classes: list[str],
-        head: Literal["faster-rcnn", "fcos", "retinanet", "oriented"] = "faster-rcnn",
+        head: Head = "faster-rcnn",
         neck: Neck = "simple",
         channels: int = 256,
         sensor: str | None = None,
@@ -139,6 +128,9 @@ class Detection(Tuned, stock.Detection):
         training: Training = Training(),  # noqa: B008  # frozen
     ) -> None:
         check_classes(classes, least=1)
+        for name, given, known in (("head", head, get_args(Head)), ("neck", neck, get_args(Neck))):
+            if given not in known:
+                raise ConfigError(f"unknown {name} '{given}'{nearest(given, known)}")
         super().__init__(model=head, backbone=encoder, num_classes=len(classes))
 
     def configure_models(self) -> None:
@@ -147,9 +139,7 @@ class Detection(Tuned, stock.Detection):
         pyramid, count = Pyramid(network, own["neck"], own["channels"]), len(own["classes"])
         self.rotated = own["head"] == "oriented"
         self.key = "obox" if self.rotated else "bbox_xyxy"
-        self.model = (
-            OrientedDetector(pyramid, count) if self.rotated else TorchvisionDetector(own["head"], pyramid, count)
-        )
+        self.model = OrientedDetector(pyramid, count) if self.rotated else UprightDetector(own["head"], pyramid, count)
         self.tune(network)
 
     def configure_metrics(self) -> None:

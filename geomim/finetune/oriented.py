@@ -17,41 +17,37 @@ from torchvision.ops import sigmoid_focal_loss
 from geomim.finetune.necks import Pyramid
 from geomim.finetune.rotated import canonical, in_frame, nms
 
-_PRIOR, _CANDIDATES = 0.01, 1000
-_SCORE, _OVERLAP, _MOST = 0.05, 0.1, 300
+_CANDIDATES, _OVERLAP, _SCORE, _MOST = 1000, 0.1, 0.05, 300
 
 
 class OrientedDetector(nn.Module):
     """A class, a rotated box and how central it lies, at each position of each level.
 
-    After FCOS (Tian et al., ICCV 2019): positions near the centre of a box answer for it, on the level that its size
-    belongs to, and scores are weighed by a predicted centreness. Two things are other than there. A box is its centre
-    and its sides, not four distances, which would trade places where a square turns past 45 degrees. A level is chosen
-    by the root of the area, not by the longest distance, so that long thin boxes keep a grid that is fine enough.
+    After FCOS (Tian et al., ICCV 2019), but for two things: a box is its centre and its sides, not four distances,
+    which would trade places where a square turns past 45 degrees; and its level is that of the root of its area, not of
+    the longest distance, so that long thin boxes keep a grid that is fine enough.
 
-    An angle is two unit vectors, of twice and of four times the angle (the dual-frequency code of PSC, Yu and Da, CVPR
-    2023, with sine and cosine for its phases). Neither jumps anywhere: the second tells a direction and its
-    perpendicular not apart, which is all that a square has, the first does for boxes that are longer than wide.
+    An angle is two vectors, of twice and of four times the angle (the dual frequency of PSC, Yu and Da, CVPR 2023, with
+    sine and cosine for its phases). Neither jumps anywhere. The second does not tell w from h, which a square does not
+    either; the first does.
 
     The loss of a box is the divergence D of Gaussians (Yang et al., NeurIPS 2021) as 1 - 1 / (1 + ln(1 + D)), that of
-    its angle 1 less the cosine of four times the difference. Losses are means over images, so that they do not depend
-    on how a batch is divided.
+    its angle 1 less the cosine of four times the difference. Losses are means over images, however a batch is divided.
 
     Args:
         pyramid: Maps of equal width, the finest first.
         classes: How many classes there are.
-        convolutions: How many in each of the two towers before the answers.
     """
 
-    def __init__(self, pyramid: Pyramid, classes: int, convolutions: int = 4) -> None:
+    def __init__(self, pyramid: Pyramid, classes: int) -> None:
         super().__init__()
         self.pyramid, self.classes = pyramid, classes
-        self.class_tower, self.box_tower = (_tower(pyramid.channels, convolutions) for _ in range(2))
+        self.class_tower, self.box_tower = (_tower(pyramid.channels) for _ in range(2))
         self.class_logits = nn.Conv2d(pyramid.channels, classes, 3, padding=1)
         self.box_values = nn.Conv2d(pyramid.channels, 9, 3, padding=1)  # centre 2, sides 2, angle 2 + 2, centreness
         for layer in (self.class_logits, self.box_values):
             nn.init.normal_(layer.weight, std=0.01)
-        nn.init.constant_(self.class_logits.bias, math.log(_PRIOR / (1 - _PRIOR)))
+        nn.init.constant_(self.class_logits.bias, math.log(0.01 / 0.99))
         self.box_values.bias.data = torch.tensor([0.0, 0, 0, 0, 1, 0, 1, 0, 0])
 
     def forward(self, images: Tensor, targets: Sequence[dict[str, Tensor]] | None = None) -> Any:
@@ -67,7 +63,7 @@ class OrientedDetector(nn.Module):
         values = _rows(self.box_values(self.box_tower(one)) for one in maps)
         grid = grid_of([one.shape[-2:] for one in maps], self.pyramid.strides, images.device)
         if self.training:
-            return losses(logits, values, *_stack(targets or ()), grid, self.pyramid.strides)
+            return losses(logits, values, *_stack(targets or ()), grid)
         return [self._detect(one, its, grid) for one, its in zip(logits, values, strict=True)]
 
     def _detect(self, logits: Tensor, values: Tensor, grid: Grid) -> dict[str, Tensor]:
@@ -81,26 +77,24 @@ class OrientedDetector(nn.Module):
 
 
 class Grid(NamedTuple):
-    """Positions of all levels in a row: `(L, 2)` x and y in the middle of what each covers, and its `(L,)` stride."""
+    """Positions of all levels in a row: the middle of each, `(L, 2)` x, y, and its `(L,)` stride; strides of levels."""
 
     places: Tensor
     strides: Tensor
+    levels: tuple[int, ...]
 
 
-def grid_of(shapes: Sequence[Sequence[int]], strides: Sequence[int], device: torch.device | str = "cpu") -> Grid:
-    """Positions of levels with these rows and columns, and these strides."""
-    sides = [
-        [torch.arange(0.5, side, device=device) * stride for side in shape]
-        for shape, stride in zip(shapes, strides, strict=True)
-    ]
-    places = [torch.cartesian_prod(*both).flip(1) for both in sides]
-    return Grid(
-        torch.cat(places),
-        torch.cat([torch.full_like(one[:, 0], stride) for one, stride in zip(places, strides, strict=True)]),
-    )
+def grid_of(shapes: Iterable[Sequence[int]], levels: tuple[int, ...], device: torch.device | str = "cpu") -> Grid:
+    """Positions of levels with these rows and columns and these ascending strides."""
+    places, strides = [], []
+    for (rows, columns), stride in zip(shapes, levels, strict=True):
+        y, x = (torch.arange(0.5, count, device=device) * stride for count in (rows, columns))
+        places.append(torch.cartesian_prod(y, x).flip(1))
+        strides.append(torch.full_like(places[-1][:, 0], stride))
+    return Grid(torch.cat(places), torch.cat(strides), levels)
 
 
-def assign(boxes: Tensor, labels: Tensor, grid: Grid, strides: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+def assign(boxes: Tensor, labels: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     """Which box of one image each position answers for: of those that fit it, the smallest.
 
     The root of a box's area is 4 to 8 strides of its level, or what is beyond of the first and the last. A position of
@@ -111,14 +105,13 @@ def assign(boxes: Tensor, labels: Tensor, grid: Grid, strides: Sequence[int]) ->
         boxes: `(M, 5)` boxes.
         labels: `(M,)` classes, -1 where there is no box.
         grid: The positions.
-        strides: Those of the levels, ascending.
 
     Returns:
         `(L,)` index of the box, `(L,)` whether there is one, and `(L,)` centreness: 1 at the centre, 0 at the border.
     """
     away = in_frame(grid.places[:, None] - boxes[:, :2], boxes[:, 4]).abs()  # (L, M, 2)
     size, stride = boxes[:, 2:4].prod(-1).sqrt(), grid.strides[:, None, None]
-    own = strides[0] + sum((size >= 4 * after) * (after - before) for before, after in pairwise(strides))
+    own = grid.levels[0] + sum((size >= 4 * after) * (after - before) for before, after in pairwise(grid.levels))
     reach = torch.maximum(boxes[:, 2:4] / 2, 0.75 * stride)
     fits = (away < reach.clamp(max=1.5 * stride)).all(-1) & (grid.strides[:, None] == own) & (labels >= 0)
     smallest, index = size.where(fits, math.inf).min(1)
@@ -126,11 +119,9 @@ def assign(boxes: Tensor, labels: Tensor, grid: Grid, strides: Sequence[int]) ->
     return index, smallest.isfinite(), ((reach - away) / (reach + away)).clamp(min=0).prod(-1).sqrt()
 
 
-def losses(
-    logits: Tensor, values: Tensor, boxes: Tensor, labels: Tensor, grid: Grid, strides: Sequence[int]
-) -> dict[str, Tensor]:
-    """Losses by name of `(B, L, classes)` and `(B, L, 9)` answers, for `(B, M, 5)` boxes; the rest as for `assign`."""
-    assigned = (assign(*one, grid, strides) for one in zip(boxes, labels, strict=True))
+def losses(logits: Tensor, values: Tensor, boxes: Tensor, labels: Tensor, grid: Grid) -> dict[str, Tensor]:
+    """Losses by name of answers `(B, L, classes)` and `(B, L, 9)`; boxes `(B, M, 5)` and labels are as for `assign`."""
+    assigned = (assign(*one, grid) for one in zip(boxes, labels, strict=True))
     index, answers, central = (torch.stack(one) for one in zip(*assigned, strict=True))
     true = boxes.take_along_dim(index[..., None], 1)
     kinds = labels.take_along_dim(index, 1)[..., None] == torch.arange(logits.shape[-1], device=labels.device)
@@ -166,9 +157,8 @@ def divergence(away: Tensor, sides: Tensor, cosine: Tensor, true: Tensor) -> Ten
 def decode(values: Tensor, places: Tensor, strides: Tensor) -> Tensor:
     """Canonical boxes `(..., 5)` that positions `(..., 2)` with these strides `(...)` answer with.
 
-    Args:
-        values: `(..., 9)` centre from the position in strides, logarithms of w and h over four strides, the codes of
-            twice and of four times the angle, and a centreness, which is not read.
+    Values `(..., 9)` are the centre from the position in strides, the logarithms of w and h over four strides, the
+    codes of twice and of four times the angle, and a centreness, which is not read.
     """
     coarse, fine = (torch.atan2(values[..., at + 1], values[..., at]) / by for at, by in _ANGLES)
     angle = fine + ((coarse - fine) / (math.pi / 2)).round() * (math.pi / 2)
@@ -190,10 +180,9 @@ def _sides(values: Tensor, strides: Tensor) -> Tensor:
     return 4 * strides[..., None] * values[..., 2:4].clamp(-8, 8).exp()
 
 
-def _tower(channels: int, convolutions: int) -> nn.Sequential:
+def _tower(channels: int) -> nn.Sequential:
     norm = partial(nn.GroupNorm, math.gcd(32, channels), channels)
-    layers = [(nn.Conv2d(channels, channels, 3, padding=1), norm(), nn.ReLU()) for _ in range(convolutions)]
-    return nn.Sequential(*chain(*layers))
+    return nn.Sequential(*chain(*((nn.Conv2d(channels, channels, 3, padding=1), norm(), nn.ReLU()) for _ in range(4))))
 
 
 def _rows(maps: Iterable[Tensor]) -> Tensor:

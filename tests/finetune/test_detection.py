@@ -126,6 +126,8 @@ def test_bad_boxes_are_refused_with_image_and_box(turned: bool, column: int, val
 def test_classes_and_channels_that_cannot_be_meant():
     with pytest.raises(ConfigError, match="each once"):
         Detection(encoder="nowhere", classes=["ship", "ship"])
+    with pytest.raises(ConfigError, match="unknown head 'orientated'; did you mean 'oriented'"):
+        Detection(encoder="nowhere", classes=["ship"], head="orientated")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="multiple of 32 for the head retinanet; given 20"):
         Detection(**{**SMALL, "channels": 20}, head="retinanet")
 

@@ -63,8 +63,8 @@ def test_it_learns_rectangles_and_squares_and_their_mirrored_and_turned_images()
     images = torch.stack([image, image.flip(2), torch.rot90(image, 1, (1, 2)), torch.zeros(3, SIDE, SIDE)])
     truth = [{"boxes": boxes, "labels": LABELS} for boxes in (BOXES, mirrored(BOXES), turned(BOXES))]
     truth.append({"boxes": torch.zeros(0, 5), "labels": torch.zeros(0, dtype=torch.int64)})
-    model = OrientedDetector(Convolutions(), 3, convolutions=2)
-    steps = 120
+    model = OrientedDetector(Convolutions(), 3)
+    steps = 80
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, steps)
     for _ in range(steps):
@@ -98,7 +98,7 @@ def test_positions_are_the_middle_of_what_they_cover():
 def test_a_box_belongs_to_the_level_of_its_size_and_to_positions_near_its_centre():
     boxes = torch.tensor([[32.0, 32.0, 20.0, 20.0, 0.4], [32.0, 32.0, 40.0, 40.0, 0.4], [0.0, 0.0, 1.0, 1.0, 0.0]])
     where = grid()
-    index, answers, central = assign(boxes, torch.tensor([0, 1, -1]), where, LEVELS)
+    index, answers, central = assign(boxes, torch.tensor([0, 1, -1]), where)
     assert set(index[answers & (where.strides == 4)].tolist()) == {0}
     assert set(index[answers & (where.strides == 8)].tolist()) == {1}
     assert not answers[where.strides == 16].any()
@@ -114,13 +114,13 @@ def test_no_box_is_too_thin_or_too_small_for_the_grid(angle):
         centre = torch.rand(20, 2, generator=draw) * (SIDE - 8) + 4
         boxes = torch.cat([centre, torch.tensor([*sides, angle]).expand(20, 3)], 1)
         for box in boxes:
-            _, answers, central = assign(box[None], torch.tensor([0]), grid(), LEVELS)
+            _, answers, central = assign(box[None], torch.tensor([0]), grid())
             assert answers.any() and central[answers].max() > 0
 
 
 def test_the_smallest_of_nested_boxes_is_answered_for():
     boxes = torch.tensor([[32.0, 32.0, 30.0, 30.0, 0.0], [36.0, 32.0, 8.0, 8.0, 0.0]])
-    index, answers, _ = assign(boxes, torch.tensor([0, 1]), grid((4,)), (4,))
+    index, answers, _ = assign(boxes, torch.tensor([0, 1]), grid((4,)))
     inside = (grid((4,)).places - boxes[1, :2]).abs().amax(1) < 4
     assert (index[inside] == 1).all() and (index[answers & ~inside] == 0).all() and (answers & ~inside).any()
 
@@ -128,9 +128,9 @@ def test_the_smallest_of_nested_boxes_is_answered_for():
 @pytest.mark.parametrize("change", [mirrored, turned])
 def test_a_changed_image_is_assigned_its_changed_boxes(change):
     cells = SIDE // 4
-    index, answers, central = (one.view(cells, cells) for one in assign(BOXES, LABELS, grid((4,)), (4,)))
+    index, answers, central = (one.view(cells, cells) for one in assign(BOXES, LABELS, grid((4,))))
     expected = [one.flip(1) if change is mirrored else torch.rot90(one, 1, (0, 1)) for one in (index, answers, central)]
-    found = [one.view(cells, cells) for one in assign(change(BOXES), LABELS, grid((4,)), (4,))]
+    found = [one.view(cells, cells) for one in assign(change(BOXES), LABELS, grid((4,)))]
     assert torch.equal(found[1], expected[1])
     assert torch.equal(found[0].where(found[1], 0), expected[0].where(expected[1], 0))
     torch.testing.assert_close(found[2].where(found[1], 0), expected[2].where(expected[1], 0), atol=1e-4, rtol=0)
@@ -189,27 +189,24 @@ def test_losses_are_means_over_images_and_right_answers_lose_nothing():
     labels = torch.stack([LABELS, torch.tensor([0, -1, -1, -1])])
     torch.manual_seed(0)
     logits, values = torch.randn(2, len(where.places), 3), torch.randn(2, len(where.places), 9)
-    both = losses(logits, values, boxes, labels, where, LEVELS)
-    alone = [
-        losses(logits[i : i + 1], values[i : i + 1], boxes[i : i + 1], labels[i : i + 1], where, LEVELS)
-        for i in range(2)
-    ]
+    both = losses(logits, values, boxes, labels, where)
+    alone = [losses(logits[i : i + 1], values[i : i + 1], boxes[i : i + 1], labels[i : i + 1], where) for i in range(2)]
     for name, value in both.items():
         torch.testing.assert_close(value, (alone[0][name] + alone[1][name]) / 2)
-    index, answers, central = assign(BOXES, LABELS, where, LEVELS)
+    index, answers, central = assign(BOXES, LABELS, where)
     right = encoded(BOXES[index], where.places, where.strides)
     right[:, 8] = central.logit(eps=1e-6)
     kinds = torch.nn.functional.one_hot(LABELS[index], 3) * answers[:, None]
-    found = losses(kinds[None] * 40.0 - 20, right[None], BOXES[None], LABELS[None], where, LEVELS)
+    found = losses(kinds[None] * 40.0 - 20, right[None], BOXES[None], LABELS[None], where)
     assert {name for name, value in found.items() if value > 1e-3} == {"centreness"}  # its least is an entropy
     swapped = BOXES[:, [0, 1, 3, 2, 4]] + torch.tensor([0, 0, 0, 0, math.pi / 2])
-    again = losses(kinds[None] * 40.0 - 20, right[None], swapped[None], LABELS[None], where, LEVELS)
+    again = losses(kinds[None] * 40.0 - 20, right[None], swapped[None], LABELS[None], where)
     for name, value in again.items():
         torch.testing.assert_close(value, found[name], atol=1e-4, rtol=1e-3)
 
 
 def test_gradients_are_finite_for_images_without_boxes_and_codes_of_nothing():
-    model = OrientedDetector(Convolutions(), 3, convolutions=1)
+    model = OrientedDetector(Convolutions(), 3)
     nn.init.zeros_(model.box_values.weight)
     nn.init.zeros_(model.box_values.bias)
     empty = {"boxes": torch.zeros(0, 5), "labels": torch.zeros(0, dtype=torch.int64)}
