@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 from torchvision.ops import box_iou
-
-Boxes = Sequence[dict[str, Tensor]]
-"""An image each: `boxes`, `labels`, and of detections `scores`."""
 
 
 class AveragePrecision(Metric):
@@ -22,7 +20,7 @@ class AveragePrecision(Metric):
     first, takes the free box of its class that it overlaps most.
 
     Args:
-        classes: How many classes there are; labels are 0 to `classes` - 1.
+        classes: How many there are; labels count from 0.
         iou: Overlap of two sets of boxes, `(N, ...), (M, ...) -> (N, M)`.
     """
 
@@ -37,8 +35,8 @@ class AveragePrecision(Metric):
         self.add_state("found", [], dist_reduce_fx="cat")  # a row a detection: label, score, right at each threshold
         self.add_state("counts", torch.zeros(classes, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, preds: Boxes, target: Boxes) -> None:
-        """Match the detections of images with their boxes."""
+    def update(self, preds: Sequence[dict[str, Tensor]], target: Sequence[dict[str, Tensor]]) -> None:
+        """Match `boxes`, `scores` and `labels` that were found in images with the true `boxes` and `labels`."""
         for answer, truth in zip(preds, target, strict=True):
             order = answer["scores"].cpu().argsort(descending=True, stable=True)
             boxes, scores, labels = (
@@ -51,12 +49,11 @@ class AveragePrecision(Metric):
             self.counts += kinds.bincount(minlength=self.classes).to(self.counts.device)
 
     def compute(self) -> dict[str, Tensor]:
-        """`map` over all thresholds, `map_50` and `map_75`, -1 where there was nothing to find; `per_class`, `counts`.
+        """`map` over all thresholds, `map_50` and `map_75`, -1 where there was nothing to find; and of each class.
 
-        `per_class` is `(classes, 10)`, by threshold, NaN for a class that does not occur; `counts` is how often each
-        does.
+        `per_class` is `(classes, 10)`, by threshold, NaN where `counts`, how often a class occurs, is 0.
         """
-        rows = torch.cat([torch.zeros(0, 12).double(), *(one.cpu() for one in self.found)])
+        rows = dim_zero_cat(self.found).cpu() if len(self.found) else torch.zeros(0, 12)  # not a list after ranks meet
         rows = rows[rows[:, 1].argsort(descending=True, stable=True)]
         counts = enumerate(self.counts.tolist())
         each = torch.stack([_average(rows[rows[:, 0] == label, 2:], count) for label, count in counts])
@@ -67,8 +64,7 @@ class AveragePrecision(Metric):
     def figures(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """AP50 and AP of each class of these names, and last their means over classes that occur, as class `all`.
 
-        Returns:
-            `class`, `metric`, `value`, NaN where there is no box, `count` of boxes, and as `floor` 0: none are found.
+        `value` is NaN where `count`, that of boxes, is 0; the `floor` of 0 is for finding nothing.
         """
         each, counts = (self.compute()[key] for key in ("per_class", "counts"))
         rows, counts = torch.cat([each, each.nanmean(0)[None]]), torch.cat([counts, counts.sum()[None]])

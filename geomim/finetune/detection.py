@@ -28,19 +28,11 @@ Boxes = list[dict[str, Tensor]]
 
 
 class UprightDetector(nn.Module):
-    """A detector of torchvision on a pyramid, for images as they are given.
+    """A detector of torchvision on a pyramid, the finest map first, for images as they are given.
 
     Anchors have 8 strides for Faster R-CNN and 4, 5 and 6.3 for RetinaNet, as in their papers. All keep up to 300 boxes
     an image that score above 0.05. Labels begin at 0; Faster R-CNN's class of background is added within. Only the
     pyramid runs at half precision, which cannot hold the coordinates of boxes.
-
-    Args:
-        head: Which detector.
-        pyramid: Maps of equal width, the finest first.
-        classes: How many classes there are.
-
-    Raises:
-        ConfigError: The head normalises groups that the channels do not divide into.
     """
 
     def __init__(self, head: Head, pyramid: Pyramid, classes: int) -> None:
@@ -55,7 +47,7 @@ class UprightDetector(nn.Module):
         if head == "faster-rcnn":
             pool = MultiScaleRoIAlign([str(level) for level in range(len(strides))], output_size=7, sampling_ratio=2)
             parts: dict[str, Any] = {"rpn_anchor_generator": anchors, "box_roi_pool": pool}
-            self.model: nn.Module = FasterRCNN(maps, classes + 1, box_detections_per_img=300, **parts)
+            self.model: Any = FasterRCNN(maps, classes + 1, box_detections_per_img=300, **parts)
         elif head == "fcos":
             self.model = FCOS(maps, classes, anchor_generator=anchors, score_thresh=0.05, detections_per_img=300)
         else:
@@ -68,7 +60,7 @@ class UprightDetector(nn.Module):
         if targets is not None:
             targets = [one | {"labels": one["labels"] + self.background} for one in targets]
         kind = images.device.type
-        self.model.backbone.half = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+        self.model.backbone.ambient = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
         with torch.autocast(kind, enabled=False):
             found = self.model(images.float(), targets)
         return found if self.training else [one | {"labels": one["labels"] - self.background} for one in found]
@@ -77,14 +69,14 @@ class UprightDetector(nn.Module):
 class _Named(nn.Module):
     """Maps by name, in single precision, as torchvision's detectors read them."""
 
-    half = (False, torch.bfloat16)
+    ambient = (False, torch.bfloat16)
 
     def __init__(self, pyramid: Pyramid) -> None:
         super().__init__()
         self.pyramid, self.out_channels = pyramid, pyramid.channels
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        with torch.autocast(images.device.type, enabled=self.half[0], dtype=self.half[1]):
+        with torch.autocast(images.device.type, enabled=self.ambient[0], dtype=self.ambient[1]):
             maps = self.pyramid(images)
         return OrderedDict((str(level), one.float()) for level, one in enumerate(maps))
 
@@ -166,7 +158,13 @@ class Detection(Tuned, stock.Detection):
         return batch
 
     def targets(self, batch: Any) -> Boxes:
-        """What is true of the images of a batch, as detectors take it."""
+        """What is true of the images of a batch, as detectors take it.
+
+        Raises:
+            InputError: The batch has boxes of another kind.
+        """
+        if self.key not in batch:
+            raise InputError(f"the head {self.hparams['head']} learns {self.key}; the batch has {', '.join(batch)}")
         pairs, size = zip(batch[self.key], batch["label"], strict=True), 5 if self.rotated else 4
         return [{"boxes": boxes.float().reshape(-1, size), "labels": labels.long()} for boxes, labels in pairs]
 
@@ -187,14 +185,14 @@ class Detection(Tuned, stock.Detection):
 
     def on_validation_epoch_end(self) -> None:
         """Log `val_map`, `val_map_50` and `val_map_75`."""
-        self._log("val", self.val_metrics)
+        self._say("val", self.val_metrics)
         self.val_metrics.reset()
 
     def on_test_epoch_end(self) -> None:
         """Log `test_map`, `test_map_50` and `test_map_75`."""
-        self._log("test", self.tally)
+        self._say("test", self.tally)
 
-    def _log(self, stage: str, metric: AveragePrecision) -> None:
+    def _say(self, stage: str, metric: AveragePrecision) -> None:
         self.log_dict({f"{stage}_{name}": value for name, value in metric.compute().items() if name.startswith("map")})
 
     def figures(self) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ _CANDIDATES, _OVERLAP, _SCORE, _MOST = 1000, 0.1, 0.05, 300
 
 
 class OrientedDetector(nn.Module):
-    """A class, a rotated box and how central it lies, at each position of each level.
+    """A class, a rotated box and how central it lies, at each position of each map of a pyramid, the finest first.
 
     After FCOS (Tian et al., ICCV 2019), but for two things: a box is its centre and its sides, not four distances,
     which would trade places where a square turns past 45 degrees; and its level is that of the root of its area, not of
@@ -33,10 +33,6 @@ class OrientedDetector(nn.Module):
 
     The loss of a box is the divergence D of Gaussians (Yang et al., NeurIPS 2021) as 1 - 1 / (1 + ln(1 + D)), that of
     its angle 1 less the cosine of four times the difference. Losses are means over images, however a batch is divided.
-
-    Args:
-        pyramid: Maps of equal width, the finest first.
-        classes: How many classes there are.
     """
 
     def __init__(self, pyramid: Pyramid, classes: int) -> None:
@@ -101,13 +97,8 @@ def assign(boxes: Tensor, labels: Tensor, grid: Grid) -> tuple[Tensor, Tensor, T
     that level fits if it lies in the box and within 1.5 strides of its centre along w and h. A side shorter than 1.5
     strides counts as so long, since that holds a position whatever the angle.
 
-    Args:
-        boxes: `(M, 5)` boxes.
-        labels: `(M,)` classes, -1 where there is no box.
-        grid: The positions.
-
-    Returns:
-        `(L,)` index of the box, `(L,)` whether there is one, and `(L,)` centreness: 1 at the centre, 0 at the border.
+    Labels `(M,)` of boxes `(M, 5)` are -1 where there is no box. What is returned is `(L,)` the index of the box, whether
+    there is one, and its centreness: 1 at the centre, 0 at the border.
     """
     away = in_frame(grid.places[:, None] - boxes[:, :2], boxes[:, 4]).abs()  # (L, M, 2)
     size, stride = boxes[:, 2:4].prod(-1).sqrt(), grid.strides[:, None, None]
@@ -142,11 +133,8 @@ def losses(logits: Tensor, values: Tensor, boxes: Tensor, labels: Tensor, grid: 
 def divergence(away: Tensor, sides: Tensor, cosine: Tensor, true: Tensor) -> Tensor:
     """Kullback-Leibler divergence of boxes from true ones, as Gaussians whose deviation along a side is half of it.
 
-    Args:
-        away: `(..., 2)` from the true centre to that of the box, along the true w and h.
-        sides: `(..., 2)` w and h.
-        cosine: `(...)` cosine of twice the angle between the two.
-        true: `(..., 2)` the true w and h.
+    What they are `away` is from the true centre, along the true w and h, all `(..., 2)` as their sides and the true
+    ones are; the cosine `(...)` is that of twice the angle between the two.
     """
     squares = sides.square()
     total, excess = squares.sum(-1), (squares[..., 0] - squares[..., 1]) * cosine

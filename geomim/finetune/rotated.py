@@ -39,12 +39,10 @@ def in_frame(points: Tensor, angle: Tensor) -> Tensor:
 
 
 def from_corners(points: Tensor) -> Tensor:
-    """The rectangles of least area around four points each, as canonical boxes `(..., 5)`.
+    """The rectangles of least area around four points `(..., 4, 2)` in any order, as canonical boxes `(..., 5)`.
 
-    A side of the least rectangle lies on the line through two of the points, so all six pairs are tried.
-
-    Args:
-        points: `(..., 4, 2)` in any order; those of a quadrilateral (DOTA), or on a line, which gives h = 0.
+    The points may be those of a quadrilateral (DOTA), or on a line, which gives h = 0. A side of the least rectangle
+    lies on the line through two of them, so all six pairs are tried.
     """
     exact = points.double()
     first, second = torch.triu_indices(4, 4, 1, device=points.device)
@@ -97,16 +95,9 @@ def _shared_area(a: Tensor, b: Tensor) -> Tensor:
 
 
 def nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Of boxes of one class that overlap keep the one with the highest score (greedy, class by class).
+    """Indices of boxes `(N, 5)` that stay, by falling score: greedily, those that repeat none of their class.
 
-    Args:
-        boxes: `(N, 5)` boxes.
-        scores: `(N,)` scores.
-        labels: `(N,)` classes.
-        threshold: A box goes whose intersection over union with one that stays is above.
-
-    Returns:
-        `(K,)` indices of those that stay, by falling score.
+    One repeats another when their intersection over union is above the threshold. Scores and labels are `(N,)`.
     """
     kept = labels.new_zeros(0, dtype=torch.int64)
     for block in scores.argsort(descending=True, stable=True).split(_BLOCK):

@@ -61,6 +61,13 @@ def test_figures_name_classes_and_counts():
     assert found[2]["value"] == found[4]["value"] == pytest.approx(51 / 101)  # planes do not occur
 
 
+def test_ranks_count_together():
+    metric = measure(image([HERE], [0], [0.9]), image([HERE, THERE], [0, 0]))
+    metric.distributed_available_fn, metric.dist_sync_fn = lambda: True, lambda tensor, group: [tensor, tensor]
+    found = metric.compute()
+    assert found["counts"].tolist() == [4, 0] and found["map_50"].item() == pytest.approx(51 / 101)
+
+
 def test_unturned_boxes_score_as_with_pycocotools():
     draw = torch.Generator().manual_seed(0)
     ours, theirs = AveragePrecision(4), MeanAveragePrecision()

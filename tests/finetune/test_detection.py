@@ -123,6 +123,11 @@ def test_bad_boxes_are_refused_with_image_and_box(turned: bool, column: int, val
         trainer().fit(task, loader(batch))
 
 
+def test_boxes_of_another_kind_are_refused():
+    with pytest.raises(InputError, match="the head oriented learns obox; the batch has image, bbox_xyxy"):
+        Detection(**SMALL, head="oriented").training_step(scene(), 0)
+
+
 def test_classes_and_channels_that_cannot_be_meant():
     with pytest.raises(ConfigError, match="each once"):
         Detection(encoder="nowhere", classes=["ship", "ship"])
