@@ -24,7 +24,6 @@ from geomim.finetune.oriented import OrientedDetector
 from geomim.finetune.training import Training, Tuned
 
 Head = Literal["faster-rcnn", "fcos", "retinanet", "oriented"]
-Boxes = list[dict[str, Tensor]]
 
 
 class UprightDetector(nn.Module):
@@ -55,7 +54,7 @@ class UprightDetector(nn.Module):
             self.model = RetinaNet(maps, classes, anchor_generator=anchors, head=answers, detections_per_img=300)
         self.model.transform = _AsGiven(1, 1, [0.0], [1.0], size_divisible=max(strides))
 
-    def forward(self, images: Tensor, targets: Boxes | None = None) -> Any:
+    def forward(self, images: Tensor, targets: list[dict[str, Tensor]] | None = None) -> Any:
         """As `OrientedDetector`, but for boxes x1, y1, x2, y2."""
         if targets is not None:
             targets = [one | {"labels": one["labels"] + self.background} for one in targets]
@@ -157,7 +156,7 @@ class Detection(Tuned, stock.Detection):
                     raise InputError(f"{said}, {classes[label]}, has no area: mend it, or leave it out")
         return batch
 
-    def targets(self, batch: Any) -> Boxes:
+    def targets(self, batch: Any) -> list[dict[str, Tensor]]:
         """What is true of the images of a batch, as detectors take it.
 
         Raises:

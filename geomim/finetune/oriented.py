@@ -49,9 +49,7 @@ class OrientedDetector(nn.Module):
     def forward(self, images: Tensor, targets: Sequence[dict[str, Tensor]] | None = None) -> Any:
         """In training the losses by name, else of each image `boxes`, `scores` and `labels`, by falling score.
 
-        Args:
-            images: `(B, C, H, W)`.
-            targets: Of each image `boxes` `(N, 5)` and `labels` `(N,)`, needed in training.
+        Targets, which training needs, are of each image `boxes` `(N, 5)` and `labels` `(N,)`.
         """
         step = max(self.pyramid.strides)
         maps = self.pyramid(F.pad(images, (0, -images.shape[-1] % step, 0, -images.shape[-2] % step)))
@@ -97,8 +95,8 @@ def assign(boxes: Tensor, labels: Tensor, grid: Grid) -> tuple[Tensor, Tensor, T
     that level fits if it lies in the box and within 1.5 strides of its centre along w and h. A side shorter than 1.5
     strides counts as so long, since that holds a position whatever the angle.
 
-    Labels `(M,)` of boxes `(M, 5)` are -1 where there is no box. What is returned is `(L,)` the index of the box, whether
-    there is one, and its centreness: 1 at the centre, 0 at the border.
+    Labels `(M,)` of boxes `(M, 5)` are -1 where there is no box. Returned are, `(L,)` each, the index of the box,
+    whether there is one, and how central the position is: 1 at the centre, 0 at the border.
     """
     away = in_frame(grid.places[:, None] - boxes[:, :2], boxes[:, 4]).abs()  # (L, M, 2)
     size, stride = boxes[:, 2:4].prod(-1).sqrt(), grid.strides[:, None, None]

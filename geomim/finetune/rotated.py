@@ -12,8 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-_PAIRS = 1 << 16
-_BLOCK = 512
+_PAIRS, _BLOCK = 1 << 16, 512
 
 
 def canonical(boxes: Tensor) -> Tensor:
