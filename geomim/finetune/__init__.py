@@ -1,0 +1,1 @@
+"""Torchgeo's tasks on any encoder: registration, necks and heads, labels, fine-tuning."""
