@@ -17,7 +17,7 @@ from geomim.errors import InputError
 from geomim.finetune.labels.items import Item, some
 
 _BLOCKS = (8, 4, 2, 1)  # sides of a block of ground, in windows
-_MANY = 10  # places that there are at least, if blocks may be that large
+_MANY = 10  # places that there are at least, where blocks may be that large
 _METRES = 111_320.0  # of a degree of latitude
 
 
@@ -29,7 +29,7 @@ class Split:
         test: Images or folders that are the test; else what lies in folders called so; else one of the folds.
         folds: Parts that places are shared out to, each with each class where possible.
         fold: Which of them is the test; the next one is for validation.
-        val: Hold a part out for validation; where labels are few all others may train.
+        val: Hold out a part for validation; where labels are few, all others may train.
     """
 
     test: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ def outlines_of(item: Item, scene: Scene, windows: Sequence[Window]) -> tuple[st
 
 
 def _content(path: str) -> str:
-    """What equal files have in common, whatever they are called: copies are one place."""
+    """What copies of a file have in common, whatever they are called: they are one place."""
     if not os.path.isfile(path):
         return path
     with open(path, "rb") as file:
@@ -70,14 +70,14 @@ def _content(path: str) -> str:
 
 
 def ground_of(frames: Sequence[str], outlines: Sequence[shapely.Geometry]) -> Ground:
-    """The ground of windows, by what `outlines_of` says of each; many images are each a place, few are divided."""
+    """The ground of windows, by what `outlines_of` says of each; of many images each is a place, few are divided."""
     names, shapes = np.array(frames), np.array(outlines, object)
     earth = names == "earth"
     if earth.any():
-        middle = np.radians(shapely.get_coordinates(shapely.centroid(shapes[earth]))[:, 1].mean())
-        shapes[earth] = shapely.transform(shapes[earth], lambda xy: xy * _METRES * [np.cos(middle), 1])
-    alone = len(set(names[~earth].tolist())) >= _MANY
-    return Ground(names, shapes, np.char.startswith(names, "place ") | (~earth & alone))
+        north = np.radians(shapely.get_coordinates(shapely.centroid(shapes[earth]))[:, 1].mean())
+        shapes[earth] = shapely.transform(shapes[earth], lambda xy: xy * _METRES * [np.cos(north), 1])
+    many = len({*names[~earth].tolist()}) >= _MANY
+    return Ground(names, shapes, np.char.startswith(names, "place ") | (~earth & many))
 
 
 def divide(
@@ -97,90 +97,93 @@ def divide(
         what is to be said.
 
     Raises:
-        InputError: There is one place only, or nothing is left to train on.
+        InputError: There is one place only, or no label is left to train on.
     """
-    parts, said = told.copy(), []
-    free = parts == ""
-    parts[free] = "train"
-    if not (told == "test").any() or (split.val and not (told == "val").any()):
-        places, what = _places(ground, split.folds)
-        count = len(np.unique(places[free]))
-        folds = min(split.folds, count)
-        if folds < 2:
-            raise InputError(
-                "all labels lie in one place, and a test needs another: give more scenes, or smaller windows"
-            )
+    free, given = told == "", {*told.tolist()}
+    parts, said = np.where(free, "train", told), []
+    places, what = _places(ground, split.folds)
+    count = len({*places[free & counts.any(1)].tolist()})
+    folds = min(split.folds, count)
+    if "test" not in given and folds < 2:
+        raise InputError(
+            "all labels lie in one place, and the test needs another: give more scenes, or smaller windows"
+        )
+    if folds > 1:
         fold = _balanced(places, np.where(free[:, None], counts, 0), folds)
-        if not (told == "test").any():
+        if "test" not in given:
             parts[free & (fold == split.fold % folds)] = "test"
-        if split.val and folds > 2 and not (told == "val").any():
-            parts[free & (fold == (split.fold + 1) % folds)] = "val"
-        said.append(f"{count} places ({what}) are shared out to {folds} folds; the test is fold {split.fold % folds}")
-    parts, near = _apart(ground, parts, counts, (told == "test").any())
-    said += near
+            said = [
+                f"{count} places with labels ({what}) are shared out to {folds} folds; the test is {split.fold % folds}"
+            ]
+        held = np.where(free & (fold == (split.fold + 1) % folds) & (parts == "train"), "val", parts)
+        if split.val and "val" not in given:
+            if _lost(counts, parts == "train", _apart(ground, held, counts, True)[0] == "train"):
+                said.append("no part is held out for validation: a class would be lost to training")
+            else:
+                parts = held
+    parts, near = _apart(ground, parts, counts, "test" in given)
     for part in ("train", "test"):
         lost = [name for name, n in zip(classes, counts[parts == part].sum(0), strict=True) if not n]
-        said += [f"{part} holds no label of {some(lost)}: places of it are too few to be on both sides"] if lost else []
-    return parts, said
+        if len(lost) == len(classes):
+            why = "train and test are of one place, or labels are of too few"
+            raise InputError(f"no label is left for {part}: {why}; give more scenes, or a test from elsewhere")
+        near += [f"{part} holds no label of {some(lost)}, which too few places have"] if lost else []
+    return parts, said + near
 
 
 def _places(ground: Ground, folds: int) -> tuple[np.ndarray, str]:
-    """`(N,)` number of the place of each window, and what places are: as large blocks as there are enough of."""
-    sides = np.sqrt(shapely.area(ground.outlines))
-    for frame in np.unique(ground.frames):
+    """`(N,)` number of the place of each window, and what places are: blocks as large as there are enough of."""
+    sides, middles = np.sqrt(shapely.area(ground.outlines)), shapely.get_coordinates(shapely.centroid(ground.outlines))
+    for frame in np.unique(ground.frames[~ground.whole]):
         sides[ground.frames == frame] = np.median(sides[ground.frames == frame])
-    middles = shapely.get_coordinates(shapely.centroid(ground.outlines))
     for block in _BLOCKS:
         cells = np.where(ground.whole[:, None], 0, middles // (block * sides[:, None]))
         keys = [f"{frame} {x:g} {y:g}" for frame, (x, y) in zip(ground.frames, cells.tolist(), strict=True)]
         places = np.unique(keys, return_inverse=True)[1]
-        if len(set(places.tolist())) >= max(_MANY, 2 * folds):
+        if places.max() + 1 >= max(_MANY, 2 * folds):
             break
     return places, "whole images" if ground.whole.all() else f"blocks of {block} x {block} windows"
 
 
 def _balanced(places: np.ndarray, counts: np.ndarray, folds: int) -> np.ndarray:
-    """`(N,)` fold of each window: places of rare classes first, each to the fold that lacks its classes most."""
+    """`(N,)` fold of each window: places of rare classes first, each to the fold that lacks its classes most.
+
+    The first one of a class goes to what trains where fold 0 is the test, the second one to fold 0.
+    """
     number = np.zeros((places.max() + 1, counts.shape[1]))
     np.add.at(number, places, counts)
-    share = number / number.sum(0).clip(1)
-    size = np.bincount(places) / len(places)
-    filled, sizes, fold = np.zeros((folds, counts.shape[1])), np.zeros(folds), np.zeros(len(number), int)
-    for place in np.lexsort((np.arange(len(size)), -size, -share.max(1, initial=0))):
-        fold[place] = np.lexsort((sizes, (filled * share[place]).sum(1).round(9)))[0]
+    share = np.c_[number / number.sum(0).clip(1), 0.1 * np.bincount(places) / len(places)]  # and of all windows
+    filled, fold = np.zeros((folds, share.shape[1])), np.zeros(len(share), int)
+    first = np.argsort([2 % folds, *(one for one in range(folds) if one != 2 % folds)])
+    for place in np.argsort(-share.max(1), kind="stable"):
+        fold[place] = np.lexsort((first, (filled @ share[place]).round(9)))[0]
         filled[fold[place]] += share[place]
-        sizes[fold[place]] += size[place]
     return fold[places]
+
+
+def _lost(counts: np.ndarray, before: np.ndarray, after: np.ndarray) -> bool:
+    return bool((counts[before].any(0) & ~counts[after].any(0)).any())
 
 
 def _apart(ground: Ground, parts: np.ndarray, counts: np.ndarray, told: bool) -> tuple[np.ndarray, list[str]]:
     """Leave out windows that share ground with those of test or validation, and those less than a window away.
 
-    The latter stay where the user says what the test is, or where training would lose a class or half of its windows.
+    The latter stay where somebody says what the test is, or where training would lose a class or half of its windows.
     """
-    found, said = parts.copy(), []
-    side = np.sqrt(shapely.area(ground.outlines))
-    for windows, why in (((-0.01,), "share ground with"), ((1.0,), "lie less than a window from")):
+    side, said = np.sqrt(shapely.area(ground.outlines)), []
+    for distance, what in ((-0.01, "share ground with"), (1.0, "lie less than a window from")):
         tried = parts.copy()
         for part, others in (("test", ("train", "val")), ("val", ("train",))):
-            near = _near(ground, np.isin(tried, others), tried == part, windows[0] * side)
-            tried[near] = "near"
+            tried[_near(ground, np.isin(tried, others), tried == part, distance * side)] = "near"
         train = tried == "train"
-        lost = ((counts[parts == "train"].sum(0) > 0) & (counts[train].sum(0) == 0)).any()
-        gone = int((tried == "near").sum())
-        if why.startswith("share"):
-            if not train.any():
-                raise InputError(
-                    f"all {gone} windows of train share ground with the test: train and test are of one place; give a test from elsewhere"
-                )
-        elif told or lost or train.sum() < 0.5 * (parts == "train").sum():
-            said += (
-                [] if told else ["windows of train stay that lie beside those of the test: too few are farther away"]
-            )
-            break
-        found = tried
-        said = [f"{gone} of {len(parts)} windows {why} windows of another part, and are left out"] if gone else said
-    return found, said
+        if distance < 0:
+            sharing = tried
+        elif told or _lost(counts, sharing == "train", train) or 2 * train.sum() < (parts == "train").sum():
+            said += [] if told else ["windows beside those of another part stay, as too few are farther away"]
+            return sharing, said
+        if gone := int((tried == "near").sum()):
+            said = [f"{gone} of {len(parts)} windows are left out, as they {what} those of test or validation"]
+    return tried, said
 
 
 def _near(ground: Ground, these: np.ndarray, those: np.ndarray, distance: np.ndarray) -> np.ndarray:
@@ -189,7 +192,7 @@ def _near(ground: Ground, these: np.ndarray, those: np.ndarray, distance: np.nda
     for frame in np.intersect1d(ground.frames[these], ground.frames[those]):
         here = ground.frames == frame
         one, two = np.flatnonzero(these & here), np.flatnonzero(those & here)
-        grown = shapely.buffer(ground.outlines[two], distance[two], cap_style="square", join_style="mitre")
+        grown = shapely.buffer(ground.outlines[two], distance[two], join_style="mitre")
         hits = shapely.STRtree(ground.outlines[one]).query(grown, "intersects")[1]
-        near[one if ground.whole[here][0] else one[np.unique(hits)]] = True
+        near[one if ground.whole[one[0]] else one[np.unique(hits)]] = True
     return near

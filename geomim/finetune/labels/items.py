@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -12,62 +12,52 @@ from typing import Literal
 
 import numpy as np
 
-from geomim.corpus.labels import SPLIT_WORDS, SPLITS
+from geomim.corpus.labels import SPLITS, SYNONYMS
 from geomim.corpus.scenes import Scene, open_scene
 from geomim.corpus.scenes.files import open_dataset
 from geomim.errors import BandError, InputError
 from geomim.sensors import get_sensor
 
 Kind = Literal["class", "mask", "boxes", "oboxes", "change"]
+Outside = Literal["auto", "unlabelled", "background"]
+Refused = list[tuple[str, str]]
+"""Images and label files that are left out, each with the reason."""
 UNLABELLED = -1
 """In a mask: nobody says what the pixel is."""
 
 
 @dataclass(frozen=True)
-class Codes:
-    """How the numbers of label rasters name classes.
+class Asked:
+    """What a user says of images and labels; see `open_labels`."""
 
-    Attributes:
-        numbers: Number of each class, in their order; of a raster of three bands, colours as `red << 16 | green << 8 |
-            blue`. All others are not labelled.
-        threshold: Grey levels: numbers at least so high are the second class, all others the first.
-    """
-
-    numbers: tuple[int, ...]
-    threshold: float | None = None
-
-    def places(self, raster: np.ndarray) -> np.ndarray:
-        """Numbers of a label raster `(H, W)` as places in the classes, int64; -1 where there is none."""
-        if self.threshold is not None:
-            return (raster >= self.threshold).astype(np.int64)
-        order = np.argsort(self.numbers)
-        known = np.array(self.numbers)[order]
-        at = np.searchsorted(known, raster).clip(max=len(known) - 1)
-        return np.where(known[at] == raster, order[at], UNLABELLED)
+    class_column: str | None = None
+    outside: Outside = "auto"
+    sensor: str | None = None
+    bands: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image and its labels. Coordinates are pixels of the image, x from left, y from top; pixel 0 covers 0..1.
+    """One image and its labels. Coordinates are pixels of the image, x from left, y from top; the first covers 0..1.
 
     Attributes:
         image: Path or address of the scene.
         height: Its rows.
         width: Its columns.
-        label: Place of its class; kind `class`.
-        after: The later image of the same place; kind `change`.
-        mask: Label raster; kinds `mask` and `change`.
-        corners: `(N, 4, 2)` corners of boxes, upright ones too; kinds `boxes` and `oboxes`.
-        shapes: `(N,)` geometries, smaller ones later, which lie on top; kind `mask`.
+        label: Place of its class.
+        after: The later image of a pair.
+        mask: Label raster.
+        corners: `(N, 4, 2)` corners of boxes, upright ones too.
+        shapes: `(N,)` geometries, a later one on top; None of other kinds.
         labels: `(N,)` places of the classes of boxes or shapes.
-        outside: Place of the class of what no shape covers, -1 where that is unknown.
+        outside: Place of the class of what no shape covers; -1 where that is unknown.
         split: `train`, `val` or `test` where a folder or file is called so.
         place: Equal for images of one place, by the user's word.
     """
 
     image: str
-    height: int
-    width: int
+    height: int = 0
+    width: int = 0
     label: int = UNLABELLED
     after: str | None = None
     mask: str | None = None
@@ -80,17 +70,6 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a user says of images and labels; see `open_labels`."""
-
-    kind: Kind | None = None
-    class_column: str | None = None
-    outside: Literal["auto", "unlabelled", "background"] = "auto"
-    sensor: str | None = None
-    bands: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True)
 class Labels:
     """Images with labels of one kind.
 
@@ -100,7 +79,8 @@ class Labels:
         items: The images.
         notes: What was guessed, left out or mended, in sentences with counts.
         refused: Images and label files that are left out, each with the reason.
-        codes: Of label rasters.
+        numbers: Of label rasters: the number of each class, all others being unlabelled.
+        threshold: Of grey label rasters: from this number on a pixel is of the second class, else of the first.
         asked: What the user said when they were opened.
     """
 
@@ -109,64 +89,52 @@ class Labels:
     items: tuple[Item, ...]
     notes: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
-    codes: Codes | None = None
+    numbers: tuple[int, ...] = ()
+    threshold: int | None = None
     asked: Asked = Asked()
 
 
-@lru_cache(16)  # windows of a scene are often read one after another
-def open_image(uri: str, sensor: str | None, bands: tuple[str, ...] | None) -> Scene:
-    """A scene, by its bands' names where there are such: labels can be looked at without; kept open for a while."""
+@lru_cache(16)
+def open_image(uri: str, asked: Asked) -> Scene:
+    """A scene, kept open for a while; where nothing names its bands they are numbered: labels need no names."""
     try:
-        return open_scene(uri, get_sensor(sensor) if sensor else None, bands)
+        return open_scene(uri, get_sensor(asked.sensor) if asked.sensor else None, asked.bands)
     except BandError:
-        if sensor or bands:
+        if asked.sensor or asked.bands:
             raise
         with open_dataset(uri) as raster:
             names = [f"channel {number}" for number in range(1, raster.count + 1)]
         return open_scene(uri, None, names)
 
 
-def size_of(uri: str, asked: Asked) -> tuple[int, int]:
-    """Rows and columns of a scene."""
-    scene = open_image(uri, asked.sensor, asked.bands)
-    return scene.height, scene.width
-
-
-def split_of(path: str, roots: Iterable[str]) -> str | None:
-    """The split that a folder below one of the roots, or a word of the file's name, says."""
-    inside = next((path[len(root) :] for root in sorted(roots, key=len, reverse=True) if path.startswith(root)), "")
-    words = [SPLIT_WORDS.get(word, word) for word in re.split(r"[\W_\d]+", inside.lower())]
+def split_of(path: str | Path, roots: Iterable[str]) -> str | None:
+    """The split that a word of a path below one of the roots says."""
+    below = [str(path)[len(root) :] for root in sorted(roots, key=len) if str(path).startswith(root)]
+    words = [SYNONYMS.get(word, word) for word in re.split(r"[\W_\d]+", (below or [""])[-1].lower())]
     return next((word for word in words if word in SPLITS), None)
 
 
-_KIND = re.compile(r"_(labels?|masks?|gt|sat|images?|img)$")
-
-
-def paired(images: Sequence[str], files: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """The label file of each image that is called as it is; where several are, the one with most folders in common.
-
-    Returns:
-        Files by image, and what of both is left out, with the reason.
-    """
-    named: Mapping[str, list[str]] = defaultdict(list)
+def paired(images: Sequence[str], files: Sequence[str]) -> tuple[dict[str, str], Refused]:
+    """The label file of each image that is called as it is; of several the one with most folders in common."""
+    named: dict[str, list[str]] = defaultdict(list)
     for file in files:
-        named[_KIND.sub("", Path(file).stem.casefold())].append(file)
+        named[_plain(file)].append(file)
     found, refused = {}, []
     for image in images:
-        near = Counter({file: len({*Path(file).parts} & {*Path(image).parts}) for file in _of(named, image)})
-        first, *others = near.most_common(2) or [("", 0)]
-        if not first[0]:
-            refused.append((image, "no label file is called as it is"))
-        elif others and others[0][1] == first[1]:
-            refused.append((image, f"several label files are called as it is ({first[0]}, {others[0][0]}): give one"))
+        common = {file: len({*Path(file).parts} & {*Path(image).parts}) for file in named.get(_plain(image), ())}
+        near = [file for file, count in common.items() if count == max(common.values())]
+        if len(near) == 1:
+            found[image] = near[0]
         else:
-            found[image] = first[0]
-    lost = sorted({*files} - {file for image in images for file in _of(named, image)})
-    return found, refused + [(file, "no image is called as this label file is") for file in lost]
+            refused.append(
+                (image, f"several label files are called so ({some(near)})" if near else "it has no label file")
+            )
+    called = {_plain(image) for image in images}
+    return found, refused + [(file, "no image is called so") for file in files if _plain(file) not in called]
 
 
-def _of(named: Mapping[str, list[str]], image: str) -> list[str]:
-    return named.get(_KIND.sub("", Path(image).stem.casefold()), [])
+def _plain(path: str) -> str:
+    return re.sub(r"_(labels?|masks?|gt|sat|images?|img)$", "", Path(path).stem.casefold())
 
 
 def some(words: Iterable[object], most: int = 5) -> str:
@@ -175,12 +143,8 @@ def some(words: Iterable[object], most: int = 5) -> str:
     return ", ".join(given[:most]) + (f" and {len(given) - most} more" if len(given) > most else "")
 
 
-def need(items: Sequence[Item], refused: Sequence[tuple[str, str]], what: str) -> None:
-    """Refuse labels of no image.
-
-    Raises:
-        InputError: There is none.
-    """
+def need(items: Sequence[object], refused: Refused, what: str) -> None:
+    """Refuse labels of no image, with the reasons."""
     if not items:
         why = some((f"'{name}': {reason}" for name, reason in refused), 3)
-        raise InputError(f"{what}: none of it could be used" + (f" ({why})" if why else ""))
+        raise InputError(f"{what}: no image is left" + (f" ({why})" if why else ""))

@@ -16,51 +16,56 @@ from rasterio.windows import Window
 from geomim.corpus.labels import class_folders, class_names
 from geomim.corpus.scenes.files import open_dataset
 from geomim.errors import InputError
-from geomim.finetune.labels.items import UNLABELLED, Asked, Codes, Item, Labels, need, paired, size_of, some, split_of
+from geomim.finetune.labels.items import (
+    UNLABELLED,
+    Asked,
+    Item,
+    Labels,
+    Refused,
+    need,
+    open_image,
+    paired,
+    some,
+    split_of,
+)  # fmt: skip
 
 _MOST = 64  # different numbers of a mask of classes
-_EDGE = 40  # grey levels around black and white that compression or smoothing makes of them
+_WHITE = 0xFFFFFF
+_FEW = 16  # more may be two, in greys that compression or smoothing made
+_EDGE = 40  # such greys from black or white
+_SPLIT = re.compile(r"/(train|training|val|valid|validation|test|testing)(?=/[^/]+/[^/]+$)", re.IGNORECASE)
 
 
 def from_masks(files: Sequence[str], images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels:
     """A label raster an image, called as it is, of its size."""
     pairs, refused = paired(images, files)
-    items = [
-        Item(image, 0, 0, mask=mask, split=split_of(str(Path(image).parent), roots)) for image, mask in pairs.items()
-    ]
-    return _named("mask", items, refused, ("background", "foreground"), asked)
+    items = [Item(image, mask=mask, split=split_of(Path(image).parent, roots)) for image, mask in pairs.items()]
+    return _of_masks("mask", items, refused, ("background", "foreground"), asked)
 
 
-def from_change(
-    before: Sequence[str], after: Sequence[str], files: Sequence[str], roots: Sequence[str], asked: Asked
-) -> Labels:
-    """Two images of a place, and a label raster of what changed between them, all called the same."""
+def from_change(folders: Sequence[Sequence[str]], roots: Sequence[str], asked: Asked) -> Labels:
+    """Images before and after, and label rasters of what changed between them, called the same."""
+    before, after, files = folders
     pairs, refused = paired(before, files)
     later, lost = paired(list(pairs), after)
-    items = [
-        Item(image, 0, 0, mask=pairs[image], after=other, split=split_of(str(Path(image).parent), roots))
-        for image, other in later.items()
-    ]  # fmt: skip
-    return _named("change", items, refused + lost, ("no change", "change"), asked)
+    both = [(image, pairs[image], other, split_of(Path(image).parent, roots)) for image, other in later.items()]
+    items = [Item(image, mask=mask, after=other, split=split) for image, mask, other, split in both]
+    return _of_masks("change", items, refused + lost, ("no change", "change"), asked)
 
 
 def from_folders(images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels | None:
     """Images in a folder a class; None where folders are not called as classes."""
-    splits = [split_of(str(Path(image).parent), roots) for image in images]
-    plain = [_SPLIT.sub("/", image) for image in images]
-    classes = class_folders(plain)
+    classes = class_folders([_SPLIT.sub("", image) for image in images])
     if len(classes) < 2:
         return None
-    items, refused = [], []
-    for image, split in zip(images, splits, strict=True):
+    items = []
+    for image in images:
         if (name := Path(image).parent.name) in classes:
-            items.append(Item(image, *size_of(image, asked), label=classes.index(name), split=split))
-        else:
-            refused.append((image, f"its folder, {name}, is no class"))
-    return Labels("class", tuple(classes), tuple(items), (f"folders are classes: {some(classes)}",), tuple(refused))
-
-
-_SPLIT = re.compile(r"/(train|training|val|valid|validation|test|testing)(?=/[^/]+/[^/]+$)", re.IGNORECASE)
+            scene, split = open_image(image, asked), split_of(Path(image).parent.parent, roots)
+            items.append(Item(image, scene.height, scene.width, label=classes.index(name), split=split))
+    named = {item.image for item in items}
+    refused = tuple((image, "its folder is no class") for image in images if image not in named)
+    return Labels("class", tuple(classes), tuple(items), (f"folders are classes: {some(classes)}",), refused)
 
 
 def read_mask(labels: Labels, item: Item, top: int, left: int, side: int) -> np.ndarray:
@@ -69,20 +74,20 @@ def read_mask(labels: Labels, item: Item, top: int, left: int, side: int) -> np.
     Returns:
         `(side, side)` int64 places in the classes, -1 where nothing is known.
     """
-    if item.mask is None:
-        found = np.full((side, side), item.outside, np.int64)
-        _outside(found, item, top, left)
-        if item.shapes is not None and len(item.shapes):
-            pairs = zip(item.shapes, item.labels.tolist(), strict=True)
-            rasterize(pairs, out=found, transform=Affine.translation(left, top), all_touched=False)
-            _outside(found, item, top, left)
-        return found
     found = np.full((side, side), UNLABELLED, np.int64)
-    assert labels.codes is not None
-    bottom, right = min(top + side, item.height), min(left + side, item.width)
-    found[: bottom - top, : right - left] = labels.codes.places(
-        _read(item.mask, Window(left, top, right - left, bottom - top))
-    )
+    inner = found[: max(item.height - top, 0), : max(item.width - left, 0)]
+    if item.mask is not None:
+        numbers = _read(item.mask, Window(left, top, inner.shape[1], inner.shape[0]))
+        order = np.argsort(labels.numbers)
+        known = np.array(labels.numbers)[order]
+        at = np.searchsorted(known, numbers).clip(max=len(known) - 1)
+        grey = labels.threshold is not None
+        inner[:] = numbers >= labels.threshold if grey else np.where(known[at] == numbers, order[at], UNLABELLED)
+    else:
+        inner[:] = item.outside
+        if item.shapes is not None and len(item.shapes):
+            pairs, burnt = zip(item.shapes, item.labels.tolist(), strict=True), inner.copy()
+            inner[:] = rasterize(pairs, out=burnt, transform=Affine.translation(left, top), all_touched=False)
     return found
 
 
@@ -103,102 +108,81 @@ def inside(item: Item, top: int, left: int, side: int) -> np.ndarray:
     return ((middle >= 0) & (middle < side)).all(1)
 
 
-def _outside(mask: np.ndarray, item: Item, top: int, left: int) -> None:
-    mask[max(item.height - top, 0) :] = UNLABELLED
-    mask[:, max(item.width - left, 0) :] = UNLABELLED
-
-
 def _read(file: str, window: Window | None = None) -> np.ndarray:
-    """Numbers of a label raster, int64 or floating; its nodata is -1. Colours become one number."""
+    """Numbers of a label raster, int64; its nodata and NaN are -1, colours are `red << 16 | green << 8 | blue`."""
     with open_dataset(file) as raster:
-        numbers = raster.read(window=window)
-        nodata = raster.nodata
+        numbers, nodata = raster.read(window=window), raster.nodata
     if len(numbers) not in (1, 3, 4):
         raise InputError(
             f"label raster '{file}' has {len(numbers)} bands; expected 1 of class numbers, or 3 of colours"
         )
     if numbers.dtype.kind == "f" and (numbers[np.isfinite(numbers)] % 1).any():
         raise InputError(f"label raster '{file}' holds numbers with fractions; expected whole ones of classes")
-    numbers = np.nan_to_num(numbers, nan=-1).astype(np.int64)
-    red, *others = numbers[:3]
-    if nodata is not None:
-        red = np.where(red == nodata, -1, red)
-    return (red << 16) | (others[0] << 8) | others[1] if others and (others[0] != red).any() else red
+    first, *others = np.nan_to_num(numbers, nan=-1).astype(np.int64)
+    first = first if nodata is None else np.where(first == nodata, -1, first)
+    return (first << 16) | (others[0] << 8) | others[1] if others else first
 
 
-def _named(kind, items: list[Item], refused: list[tuple[str, str]], two: tuple[str, str], asked: Asked) -> Labels:
-    """What the numbers of all masks say, and what is wrong with some of them."""
+def _of_masks(kind: str, items: list[Item], refused: Refused, two: tuple[str, str], asked: Asked) -> Labels:
+    """What the numbers of all masks say; masks that do not fit their image are left out."""
     counts, single, good = Counter[int](), 0, []
     for item in items:
         try:
-            height, width = size_of(item.image, asked)
             numbers = _read(item.mask or "")
-            sizes = {numbers.shape, (height, width), *([size_of(item.after, asked)] if item.after else ())}
-            if len(sizes) > 1:
-                said = ", ".join(f"{rows} x {columns}" for rows, columns in sorted(sizes))
+            shapes = [
+                (scene.height, scene.width)
+                for scene in (open_image(uri, asked) for uri in (item.image, item.after) if uri)
+            ]
+            if {*shapes} != {numbers.shape}:
+                said = ", ".join(f"{rows} x {columns}" for rows, columns in (*shapes, numbers.shape))
                 raise InputError(f"image and label raster differ in size ({said} pixels)")
-            good.append(replace(item, height=height, width=width))
-            own = dict(zip(*(part.tolist() for part in np.unique(numbers, return_counts=True)), strict=True))
-            single += len(own.keys() - {-1}) < 2
-            counts.update(own)
         except InputError as error:
             refused.append((item.image, str(error)))
+            continue
+        good.append(replace(item, height=numbers.shape[0], width=numbers.shape[1]))
+        own = dict(zip(*(part.tolist() for part in np.unique(numbers[numbers != -1], return_counts=True)), strict=True))
+        single += len(own) < 2
+        counts.update(own)
     need(good, refused, "label rasters")
-    counts.pop(-1, None)
-    codes, classes, notes = _classes(Path(good[0].mask or ""), counts, two)
-    if len(classes) < 2 or sum(counts[number] > 0 for number in counts) < 2:
+    labels = _classes(Labels(kind, (), tuple(good), (), tuple(refused)), counts, two)
+    held = counts if labels.threshold is not None else [number for number in labels.numbers if counts[number]]
+    if len(held) < 2:
         raise InputError(
-            f"all {len(good)} label rasters hold one class, {some(classes) or 'none'} (number {some(counts)}): nothing can "
-            "be told apart; give masks that hold what is not of it as well"
+            f"all {len(good)} label rasters hold one class, number {some(held) or 'none'}: nothing can be told apart; "
+            "give masks that hold what is not of it, too"
         )
-    if single:
-        notes.append(f"{single} of {len(good)} label rasters hold one class alone")
-    if codes.threshold is None and (
-        empty := [n for n, code in zip(classes, codes.numbers, strict=True) if not counts[code]]
-    ):
-        notes.append(f"no pixel is of {some(empty)}: empty classes are kept, and cannot be learned")
-    return Labels(kind, classes, tuple(good), tuple(notes), tuple(refused), codes)
+    empty = [name for name, number in zip(labels.classes, labels.numbers, strict=False) if number not in held]
+    notes = [f"no pixel is of {some(empty)}: empty classes are kept, and cannot be learned"] if empty else []
+    notes += [f"{single} of {len(good)} label rasters hold one class alone"] if single else []
+    return replace(labels, notes=(*labels.notes, *notes))
 
 
-def _classes(mask: Path, counts: Counter[int], two: tuple[str, str]) -> tuple[Codes, tuple[str, ...], list[str]]:
-    """Classes by their numbers: from `classes.json` beside the masks or above, else guessed, which is said."""
-    told = next(
-        (one for one in (mask.parent / "classes.json", mask.parent.parent / "classes.json") if one.exists()), None
-    )
+def _classes(labels: Labels, counts: Counter[int], two: tuple[str, str]) -> Labels:
+    """Classes by their numbers: from `classes.json` beside the masks or above, or a tag; else guessed, and said."""
+    mask, found = Path(labels.items[0].mask or ""), sorted(counts)
+    told = [one for one in (mask.parent / "classes.json", mask.parent.parent / "classes.json") if one.exists()]
     with open_dataset(str(mask)) as raster:
         tagged = "CLASSES" in raster.tags()
     if told or tagged:
-        numbers, names = class_names(told or mask.parent / "classes.json", mask)
-        lost = {number: count for number, count in counts.items() if number not in numbers}
-        said = (
-            [f"{sum(lost.values())} pixels of numbers {some(lost)} have no name: they are not labelled"] if lost else []
-        )
-        return Codes(tuple(numbers)), tuple(names), said
-    found = sorted(counts)
-    if (found and set(found) <= {0, 1}) or set(found) <= {0, 255}:
-        return (
-            Codes((0, found[-1] or 1)),
-            two,
-            [f"masks hold {some(found)}: 0 is {two[0]}, {found[-1] or 1} is {two[1]}"],
-        )
-    if len(found) > 2 and found[-1] <= 255 and len(found) > 16:
-        ends = sum(count for number, count in counts.items() if min(number, 255 - number) < _EDGE)
-        if ends >= 0.9 * sum(counts.values()):
-            return Codes((), 128), two, [f"masks are grey ({len(found)} levels): from 128 on a pixel is {two[1]}"]
+        numbers, names = class_names((told or [mask.parent / "classes.json"])[0], mask)
+        lost = [number for number in found if number not in numbers]
+        gone = sum(counts[number] for number in lost)
+        said = [f"{gone} pixels of numbers {some(lost)}, which have no name, are not labelled"]
+        return replace(labels, classes=tuple(names), numbers=tuple(numbers), notes=tuple(said if lost else ()))
+    if (top := max([*found, 1])) in (1, 255, _WHITE) and {*found} <= {0, top}:
+        said = f"in masks 0 is '{two[0]}' and {'white' if top == _WHITE else top} is '{two[1]}'"
+        return replace(labels, classes=two, numbers=(0, top), notes=(said,))
+    ends = sum(count for number, count in counts.items() if min(number, 255 - number) < _EDGE)
+    if len(found) > _FEW and found[-1] <= 255 and ends >= 0.9 * counts.total():
+        said = f"masks are grey ({len(found)} levels): from 128 on a pixel is '{two[1]}'"
+        return replace(labels, classes=two, numbers=(0, 255), threshold=128, notes=(said,))
     if len(found) > _MOST:
         raise InputError(
-            f"masks hold {len(found)} different numbers, such as {some(found)}; expected at most {_MOST} classes: pictures "
-            "or measurements are no masks. Name the numbers that are classes in a file classes.json beside them"
+            f"masks hold {len(found)} different numbers ({some(found)}), and expected are at most {_MOST} classes: "
+            "name those that are some in a file classes.json beside the masks"
         )
-    notes = []
-    if found[-1] == 255 and len(found) > 2:
-        found, notes = found[:-1], ["255 is taken as not labelled"]
-    names = tuple(f"#{number:06x}" if max(found) > 65535 else str(number) for number in found)
-    return (
-        Codes(tuple(found)),
-        names,
-        [
-            *notes,
-            f"classes are called by their numbers ({some(names)}): classes.json beside the masks names them, and leaves others out",
-        ],
-    )
+    notes = ["classes are called by their numbers: classes.json beside the masks names them, and leaves others out"]
+    if found[-1] == 255:
+        found, notes = found[:-1], ["in masks 255 is taken as not labelled", *notes]
+    names = tuple(f"#{number:06x}" if found[-1] > 0xFFFF else str(number) for number in found)
+    return replace(labels, classes=names, numbers=tuple(found), notes=tuple(notes))
