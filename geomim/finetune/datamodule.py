@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from geomim.corpus.scenes import Scene
 from geomim.errors import InputError
 from geomim.finetune.labels import UNLABELLED, Item, Labels
-from geomim.finetune.labels.items import some
+from geomim.finetune.labels.items import Asked, some
 from geomim.finetune.labels.rasters import counted, inside, read_mask
 from geomim.finetune.places import Split, divide, ground_of, outlines_of
 from geomim.finetune.rotated import from_corners
@@ -83,52 +83,43 @@ class Windows(pl.LightningDataModule):
         self.labels, self.contract, self.size, self.batch_size = labels, contract, size, batch_size
         self.workers, self.turn, self.seed = workers, turn, seed
         self.prepare_data_per_node = False
-        cuts: list[Cut] = []
-        counts, frames, outlines, gsds = [], [], [], []
-        for number, item in enumerate(labels.items):
-            scene, prepare = self.open(item.image)
-            own = self._cuts(number, item)
-            if not number:
-                check_scene(scene, prepare, [one[1:3] for one in own], own[0].side)
-            labelled = [(one, counted(labels, item, *one[1:])) for one in own]
-            labelled = [(one, count) for one, count in labelled if labels.kind != "mask" or count.any()]
-            frame, shapes = outlines_of(
-                item, scene, [Window(one.left, one.top, one.side, one.side) for one, _ in labelled]
-            )
-            cuts += [one for one, _ in labelled]
-            counts += [count for _, count in labelled]
-            frames += [frame] * len(labelled)
-            outlines += list(shapes)
-            gsds.append((scene.gsd or np.nan) * own[0].side / size)
-        if not cuts:
-            raise InputError(
-                f"no pixel of {len(labels.items)} scenes is labelled: polygons may be smaller than a pixel"
-            )
+        rows = [row for number, item in enumerate(labels.items) for row in self._survey(number, item)]
+        if not rows:
+            raise InputError(f"no pixel of {len(labels.items)} scenes is labelled: polygons may be smaller than one")
+        cuts, counts, frames, outlines, gsds = map(list, zip(*rows, strict=True))
         told = [self._told(item, split.test) for item in labels.items]
         if split.test and "test" not in told:
-            first = labels.items[0].image
-            raise InputError(
-                f"none of {len(told)} images, such as '{first}', is in {some(split.test)}: name test images"
-            )
-        held, number = np.array([told[one.item] for one in cuts]), np.array(counts)
+            said = f"none of {len(told)} images, such as '{labels.items[0].image}'"
+            raise InputError(f"{said}, is in {some(split.test)}: name images or folders of the test")
+        held, number = np.array([told[cut.item] for cut in cuts]), np.array(counts)
         parts, said = divide(ground_of(frames, outlines), number, held, split, labels.classes)
         if labels.kind in ("boxes", "oboxes"):
             parts = self._fewer(parts, number.any(1), empty)
         self.parts = {part: [cuts[at] for at in np.flatnonzero(parts == part)] for part in ("train", "val", "test")}
         who = "you say" if split.test else "their folder says"
-        tested = [f"{told.count('test')} of {len(told)} images are the test, as {who}"]
+        tested = [f"{told.count('test')} of {len(told)} images are the test, as {who}"] if "test" in told else []
         sizes = ", ".join(f"{len(own)} {part}" for part, own in self.parts.items())
-        self.notes = [*labels.notes, *self._far(np.array(gsds)), *(tested if "test" in told else ()), *said]
-        self.notes.append(f"windows of {size} x {size} pixels: {sizes}")
+        sizes = f"windows of {size} x {size} pixels: {sizes}"
+        self.notes = [*labels.notes, *self._far(float(np.nanmedian([*gsds, np.nan]))), *tested, *said, sizes]
+
+    def _survey(self, number: int, item: Item) -> list[tuple[Cut, np.ndarray, str, Any, float]]:
+        """Windows of an image, of each the labels a class, frame and outline on the ground, and metres a pixel."""
+        scene, prepare = self.open(item.image)
+        if self.labels.kind == "class":
+            cuts = [Cut(number, 0, 0, max(item.height, item.width))]
+        else:
+            cuts = [Cut(number, *at, self.size) for at in Walk(item.height, item.width, 1, self.size, 0).places]
+        if not number:
+            check_scene(scene, prepare, [cut[1:3] for cut in cuts], cuts[0].side)
+        counts = {cut: counted(self.labels, item, *cut[1:]) for cut in cuts}
+        kept = [cut for cut in cuts if self.labels.kind != "mask" or counts[cut].any()]
+        frame, shapes = outlines_of(item, scene, [Window(cut.left, cut.top, cut.side, cut.side) for cut in kept])
+        gsd = (scene.gsd or np.nan) * cuts[0].side / self.size
+        return [(cut, counts[cut], frame, shape, gsd) for cut, shape in zip(kept, shapes, strict=True)]
 
     def open(self, uri: str) -> tuple[Scene, ContractInput]:
         """A scene, and what brings it to the contract."""
-        return _open(self.contract, uri, self.labels.asked.sensor, self.labels.asked.bands)
-
-    def _cuts(self, number: int, item: Item) -> list[Cut]:
-        if self.labels.kind == "class":
-            return [Cut(number, 0, 0, max(item.height, item.width))]
-        return [Cut(number, *at, self.size) for at in Walk(item.height, item.width, 1, self.size, 0).places]
+        return _open(self.contract, uri, self.labels.asked, os.getpid())
 
     def _told(self, item: Item, test: Sequence[str]) -> str:
         """The part that an image is said to be of."""
@@ -138,17 +129,16 @@ class Windows(pl.LightningDataModule):
         inside_ = any((path + "/").startswith(os.path.abspath(one) + "/") for one in test)
         return "test" if inside_ or os.path.basename(path) in test else ""
 
-    def _fewer(self, parts: np.ndarray, some_: np.ndarray, empty: float) -> np.ndarray:
+    def _fewer(self, parts: np.ndarray, held: np.ndarray, empty: float) -> np.ndarray:
         """Training windows without boxes as many as their greatest share allows."""
-        none = np.random.default_rng(self.seed).permutation(np.flatnonzero((parts == "train") & ~some_))
-        most = int(((parts == "train") & some_).sum() * empty / max(1 - empty, 1e-9))
+        none = np.random.default_rng(self.seed).permutation(np.flatnonzero((parts == "train") & ~held))
+        most = int(((parts == "train") & held).sum() * empty / max(1 - empty, 1e-9))
         parts[none[most:]] = "spare"
         return parts
 
-    def _far(self, gsds: np.ndarray) -> list[str]:
+    def _far(self, gsd: float) -> list[str]:
         usual = self.contract.sensor.gsd
-        gsd = float(np.nanmedian(gsds)) if np.isfinite(gsds).any() else usual
-        if usual is None or gsd is None or 1 / _FAR <= gsd / usual <= _FAR:
+        if not usual or not np.isfinite(gsd) or 1 / _FAR <= gsd / usual <= _FAR:
             return []
         said = f"images have {gsd:.3g} m a pixel, and the encoder was trained at {usual:.3g} m"
         return [f"{said}: it may not know what things look like here"]
@@ -198,10 +188,9 @@ class Windows(pl.LightningDataModule):
 
 
 @lru_cache(16)  # windows of a scene are often read one after another
-def _open(
-    contract: BandContract, uri: str, sensor: str | None, bands: Sequence[str] | None
-) -> tuple[Scene, ContractInput]:
-    return open_for(contract, uri, get_sensor(sensor) if sensor else None, bands)
+def _open(contract: BandContract, uri: str, asked: Asked, process: int) -> tuple[Scene, ContractInput]:
+    """Open a scene; a process does not read by what another one opened."""
+    return open_for(contract, uri, get_sensor(asked.sensor) if asked.sensor else None, asked.bands)
 
 
 class Order(Sampler[int]):
@@ -230,6 +219,9 @@ class Samples(Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         return len(self.cuts)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return map(self.__getitem__, range(len(self)))  # one epoch: positions have no end
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         sample = self.windows.sample(self.cuts[position % len(self.cuts)])

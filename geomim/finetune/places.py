@@ -105,16 +105,12 @@ def divide(
     count = len({*places[free & counts.any(1)].tolist()})
     folds = min(split.folds, count)
     if "test" not in given and folds < 2:
-        raise InputError(
-            "all labels lie in one place, and the test needs another: give more scenes, or smaller windows"
-        )
+        raise InputError("all labels lie in one place, and a test needs another: give more scenes, or smaller windows")
     if folds > 1:
         fold = _balanced(places, np.where(free[:, None], counts, 0), folds)
         if "test" not in given:
             parts[free & (fold == split.fold % folds)] = "test"
-            said = [
-                f"{count} places with labels ({what}) are shared out to {folds} folds; the test is {split.fold % folds}"
-            ]
+            said = [f"{count} places with labels ({what}) are shared out to {folds} folds, test: {split.fold % folds}"]
         held = np.where(free & (fold == (split.fold + 1) % folds) & (parts == "train"), "val", parts)
         if split.val and "val" not in given:
             if _lost(counts, parts == "train", _apart(ground, held, counts, True)[0] == "train"):
@@ -138,7 +134,7 @@ def _places(ground: Ground, folds: int) -> tuple[np.ndarray, str]:
         sides[ground.frames == frame] = np.median(sides[ground.frames == frame])
     for block in _BLOCKS:
         cells = np.where(ground.whole[:, None], 0, middles // (block * sides[:, None]))
-        keys = [f"{frame} {x:g} {y:g}" for frame, (x, y) in zip(ground.frames, cells.tolist(), strict=True)]
+        keys = [f"{frame} {x:.0f} {y:.0f}" for frame, (x, y) in zip(ground.frames, cells.tolist(), strict=True)]
         places = np.unique(keys, return_inverse=True)[1]
         if places.max() + 1 >= max(_MANY, 2 * folds):
             break

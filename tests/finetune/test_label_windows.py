@@ -2,6 +2,7 @@
 
 import shutil
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import rasterio
@@ -171,7 +172,7 @@ def test_the_users_test_counts_and_one_of_the_same_ground_is_refused(tmp_path):
     same = Labels("mask", each[0].classes, (each[0].items[0], each[2].items[0]))
     with pytest.raises(InputError, match="no label is left for train: train and test are of one place"):
         Windows(same, RGB, 20, Split(test=(str(tmp_path / "same"),), val=False))
-    with pytest.raises(InputError, match=r"none of 2 images, such as .* is in three"):
+    with pytest.raises(InputError, match=r"none of 2 images, such as .*, is in three"):
         Windows(two, RGB, 20, Split(test=("three",)))
     single = polygons(uris[0], [(3, 3, "field"), (10, 10, "lake")])
     with pytest.raises(InputError, match="all labels lie in one place"):
@@ -249,3 +250,38 @@ def test_metres_far_from_the_encoders_are_said_with_both_numbers_and_other_bands
     near = BandContract(get_sensor("sentinel2", [*sensor.names, "B08"]), (500.0,) * 4, (300.0,) * 4)
     with pytest.raises(BandError, match="B08"):
         Windows(labels, near, 20)
+
+
+class Counts(pl.LightningModule):
+    """Remembers which windows it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen = torch.nn.Parameter(torch.zeros(1)), []
+
+    def training_step(self, batch, _):
+        self.seen.append((batch["id"], batch["image"].mean((1, 2, 3)), batch["image"][:, 0, 0, 0]))
+        return (self.weight * batch["image"]).mean()
+
+    def validation_step(self, batch, _):
+        raise AssertionError("there is no part for validation")
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_lightning_trains_without_a_validation_part_and_each_epoch_is_another(tmp_path):
+    windows = Windows(scattered(scene(tmp_path / "scene.tif")), RGB, 20, Split(val=False), batch_size=4)
+    module = Counts()
+    trainer = pl.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, windows)
+    steps = len(module.seen) // 2
+    epochs = [[name for names, _, _ in module.seen[at : at + steps] for name in names] for at in (0, steps)]
+    assert steps >= 2 and epochs[0] != epochs[1] and len({*epochs[0]}) == len(epochs[0])

@@ -15,6 +15,7 @@ WEST, NORTH, METRES, SIDE = 500_000, 4_000_000, 10, 60
 
 
 def scene(path, east=0, crs="EPSG:32633"):
+    path.parent.mkdir(exist_ok=True)
     place = from_origin(WEST + east, NORTH, METRES, METRES)
     options = {"height": SIDE, "width": SIDE, "count": 3, "dtype": "uint8", "crs": crs, "transform": place}
     with rasterio.open(path, "w", driver="GTiff", photometric="RGB", **options) as raster:
@@ -149,3 +150,18 @@ def test_a_scene_without_a_place_is_told(tmp_path):
     assert open_labels([image, bare], file).refused[0][0] == bare
     with pytest.raises(InputError, match=r"no image is left .*it has no place on Earth"):
         open_labels([bare], file)
+
+
+def test_a_label_raster_of_another_place_is_refused(tmp_path):
+    for name, east in (("same", 0), ("away", 500)):
+        image = scene(tmp_path / "images" / f"{name}.tif")
+        mask_file = tmp_path / "masks" / f"{name}.tif"
+        mask_file.parent.mkdir(exist_ok=True)
+        with rasterio.open(image) as raster:
+            profile = raster.profile | {"count": 1, "transform": from_origin(WEST + east, NORTH, METRES, METRES)}
+        profile.pop("photometric", None)
+        with rasterio.open(mask_file, "w", **profile) as raster:
+            raster.write(np.eye(SIDE, dtype=np.uint8), 1)
+    labels = open_labels([str(tmp_path / "images")], str(tmp_path / "masks"))
+    assert len(labels.items) == 1
+    assert labels.refused[0][1] == "its label raster lies at column 50, row 0 of it: bring it to the image's grid"

@@ -58,9 +58,8 @@ def from_tables(form: str, files: Sequence[str], images: Sequence[str], roots: S
         refused += [(row.name, f"'{file}' names it, and no image is called so") for row in joined.unmatched]
         names, notes = names + own, notes + said
     refused += [(image, "no row names it") for image in images if image not in found]
-    return _labels(
-        form, [(image, own, splits[image]) for image, own in found.items()], names, notes, refused, roots, asked
-    )
+    given = [(image, own, splits[image]) for image, own in found.items()]
+    return _labels(form, given, names, notes, refused, roots, asked)
 
 
 def from_files(form: str, files: Sequence[str], images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels:
@@ -74,9 +73,8 @@ def from_files(form: str, files: Sequence[str], images: Sequence[str], roots: Se
             boxes = _text(Path(file), form, names) if form in ("YOLO", "DOTA") else _xml(Path(file))
             if form == "YOLO":
                 scene = open_image(image, asked)
-                boxes = [
-                    one._replace(corners=[(x * scene.width, y * scene.height) for x, y in one.corners]) for one in boxes
-                ]
+                whole = [[(x * scene.width, y * scene.height) for x, y in one.corners] for one in boxes]
+                boxes = [one._replace(corners=corners) for one, corners in zip(boxes, whole, strict=True)]
             given.append((image, boxes, split_of(Path(file).parent, roots)))
         except (ValueError, OSError, ElementTree.ParseError) as error:
             refused.append((file, f"it is no {form} ({error})"))
@@ -104,24 +102,18 @@ def _labels(
             refused.append((image, str(error)))
             continue
         corners, size = np.array([one.corners for one in boxes], float).reshape(-1, 4, 2), [scene.width, scene.height]
-        hulls = shapely.convex_hull(shapely.multipoints(corners))
-        flat = ~(shapely.area(hulls) >= _LEAST)
-        use = ~flat & shapely.intersects(hulls, shapely.box(0, 0, *size))
+        flat = ~(shapely.area(shapely.convex_hull(shapely.multipoints(corners))) >= _LEAST)
+        inner = corners.clip(0, size) if kind == "boxes" else corners
+        middle = inner.mean(1)
+        use = ~flat & ((middle > 0) & (middle < size)).all(1)
         said["boxes of no area are left out"] += int(flat.sum())
         said["boxes are left out, as they lie outside their image"] += int((~use & ~flat).sum())
-        if kind == "boxes":
-            low, high = corners.min(1).clip(0, size), corners.max(1).clip(0, size)
-            said["boxes are cut off at the border of their image"] += int(
-                (((corners < 0) | (corners > size)).any((1, 2)) & use).sum()
-            )
-            corners = np.stack(
-                [low, np.stack([high[:, 0], low[:, 1]], 1), high, np.stack([low[:, 0], high[:, 1]], 1)], 1
-            )
+        said["boxes are cut off at the border of their image"] += int(((inner != corners).any((1, 2)) & use).sum())
         kept = [one.name for one, keep in zip(boxes, use, strict=True) if keep]
         counts.update(kept)
         places = np.array([classes.index(name) for name in kept], np.int64)
         split = split or split_of(Path(image).parent, roots)
-        items.append(Item(image, scene.height, scene.width, corners=corners[use], labels=places, split=split))
+        items.append(Item(image, scene.height, scene.width, corners=inner[use], labels=places, split=split))
     need(items, refused, f"{form} labels")
     if empty := [name for name in classes if not counts[name]]:
         notes.append(f"no box is of {some(empty)}: empty classes are kept, and cannot be learned")

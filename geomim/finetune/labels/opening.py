@@ -90,10 +90,11 @@ def _opened(source: Path, scenes: Sequence[str], asked: Asked) -> Labels:
         return from_masks(masks, [uri for uri in images if uri not in {*masks}], roots, asked)
     if labels := from_folders(images, roots, asked):
         return labels
-    known = ", ".join(
-        ("a folder labels/ of rasters", "A/ B/ label/", "a folder a class", *(form for form, _, _ in _SIGNS if form))
+    known = ", ".join(dict.fromkeys(form for form, _, _ in _SIGNS if form))
+    raise InputError(
+        f"no labels are recognised in '{source}': looked for rasters in a folder labels/ or masks/, A/ B/ label/, a "
+        f"folder a class, {known}"
     )
-    raise InputError(f"no labels are recognised in '{source}': looked for {known}")
 
 
 def _files(source: Path) -> list[Path]:
@@ -107,10 +108,8 @@ def _forms(source: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = defaultdict(list)
     for path in _files(source):
         signs = [(form, sign) for form, ending, sign in _SIGNS if re.fullmatch(ending, path.suffix[1:].lower())]
-        head = ""
-        if signs:
-            with path.open(encoding="utf-8-sig", errors="replace") as file:
-                head = file.read(1 << 16)
+        with path.open("rb") as file:
+            head = file.read(1 << 16 if signs else 0).decode("utf-8-sig", "replace")
         for form in [form for form, sign in signs if re.search(sign, head, re.IGNORECASE)][:1]:
             found[form].append(str(path))
     for empty in found.pop("", []):

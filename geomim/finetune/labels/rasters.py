@@ -14,6 +14,7 @@ from rasterio.features import rasterize
 from rasterio.windows import Window
 
 from geomim.corpus.labels import class_folders, class_names
+from geomim.corpus.scenes import Scene
 from geomim.corpus.scenes.files import open_dataset
 from geomim.errors import InputError
 from geomim.finetune.labels.items import (
@@ -113,9 +114,7 @@ def _read(file: str, window: Window | None = None) -> np.ndarray:
     with open_dataset(file) as raster:
         numbers, nodata = raster.read(window=window), raster.nodata
     if len(numbers) not in (1, 3, 4):
-        raise InputError(
-            f"label raster '{file}' has {len(numbers)} bands; expected 1 of class numbers, or 3 of colours"
-        )
+        raise InputError(f"label raster '{file}' has {len(numbers)} bands; expected class numbers, or 3 of colours")
     if numbers.dtype.kind == "f" and (numbers[np.isfinite(numbers)] % 1).any():
         raise InputError(f"label raster '{file}' holds numbers with fractions; expected whole ones of classes")
     first, *others = np.nan_to_num(numbers, nan=-1).astype(np.int64)
@@ -129,13 +128,12 @@ def _of_masks(kind: str, items: list[Item], refused: Refused, two: tuple[str, st
     for item in items:
         try:
             numbers = _read(item.mask or "")
-            shapes = [
-                (scene.height, scene.width)
-                for scene in (open_image(uri, asked) for uri in (item.image, item.after) if uri)
-            ]
-            if {*shapes} != {numbers.shape}:
-                said = ", ".join(f"{rows} x {columns}" for rows, columns in (*shapes, numbers.shape))
+            scenes = [open_image(uri, asked) for uri in (item.image, item.after) if uri]
+            sizes = [*((scene.height, scene.width) for scene in scenes), numbers.shape]
+            if len({*sizes}) > 1:
+                said = ", ".join(f"{rows} x {columns}" for rows, columns in sizes)
                 raise InputError(f"image and label raster differ in size ({said} pixels)")
+            _check_place(scenes[0], item.mask or "")
         except InputError as error:
             refused.append((item.image, str(error)))
             continue
@@ -155,6 +153,19 @@ def _of_masks(kind: str, items: list[Item], refused: Refused, two: tuple[str, st
     notes = [f"no pixel is of {some(empty)}: empty classes are kept, and cannot be learned"] if empty else []
     notes += [f"{single} of {len(good)} label rasters hold one class alone"] if single else []
     return replace(labels, notes=(*labels.notes, *notes))
+
+
+def _check_place(scene: Scene, mask: str) -> None:
+    """Refuse a label raster that says it lies elsewhere than its image."""
+    with open_dataset(mask) as raster:
+        if raster.crs is None or scene.crs is None or scene.transform is None:
+            return
+        corner = ~scene.transform * (raster.transform * (0, 0)) if raster.crs == scene.crs else None
+    if corner is None or max(map(abs, corner)) > 0.5:
+        where = (
+            f"at column {corner[0]:.6g}, row {corner[1]:.6g} of it" if corner else f"in {raster.crs.to_string():.40}"
+        )
+        raise InputError(f"its label raster lies {where}: bring it to the image's grid")
 
 
 def _classes(labels: Labels, counts: Counter[int], two: tuple[str, str]) -> Labels:

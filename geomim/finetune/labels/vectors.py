@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import shapely
-from affine import Affine
 
 from geomim.corpus.captions.vector import classes_in, open_table
 from geomim.corpus.scenes import Scene
@@ -42,13 +41,11 @@ def from_vector(file: str, images: Sequence[str], roots: Sequence[str], asked: A
     notes += [f"classes are {some(classes, 12)} ({how})", *said]
     if asked.outside == "background" or (asked.outside == "auto" and len(classes) == 1):
         if (shapely.get_dimensions(table.geometry.to_numpy()[good]) < 2).all():
-            said = f"'{file}' holds points or lines of one class, {classes[0]}"
-            raise InputError(f"{said}: nothing says what is not of it; give polygons, or further classes")
+            told = f"'{file}' holds points or lines of one class, {classes[0]}"
+            raise InputError(f"{told}: nothing says what is not of it; give polygons, or further classes")
         outside, classes = 0, ["background", *classes]
         notes.append("what no polygon covers is 'background': --outside unlabelled says otherwise")
-    places = np.array(
-        [classes.index(str(value)) if use else UNLABELLED for value, use in zip(values, good, strict=True)]
-    )
+    places = np.array([classes.index(str(one)) if use else -1 for one, use in zip(values, good, strict=True)])
     items, seen = [], np.zeros(len(places), bool)
     for uri, scene in scenes.items():
         pixels = _pixels(table, scene)
@@ -74,21 +71,16 @@ def from_vector(file: str, images: Sequence[str], roots: Sequence[str], asked: A
 
 def _pixels(table: Any, scene: Scene) -> np.ndarray:
     """Geometries in a scene's columns and rows."""
-    inverse: Affine = ~scene.transform
-    return shapely.transform(
-        table.geometry.to_crs(scene.crs.to_wkt()).to_numpy(), lambda xy: np.stack(inverse * xy.T, 1)
-    )
+    inverse, shapes = ~scene.transform, table.geometry.to_crs(scene.crs.to_wkt()).to_numpy()
+    return shapely.transform(shapes, lambda xy: np.stack(inverse * xy.T, 1))
 
 
 def _check_values(column: str, values: set[str]) -> None:
     """Refuse a column that holds words and numbers, measurements, or nothing."""
     numbers = sorted(value for value in values if value.replace(".", "", 1).replace("-", "", 1).isdigit())
     words = sorted(values - {*numbers})
-    wrong = (
-        f"numbers ({some(numbers, 3)}) and words ({some(words, 3)}), and a class is one of them"
-        if words and numbers
-        else ""
-    )
+    both = f"numbers ({some(numbers, 3)}) and words ({some(words, 3)}), and a class is one of them"
+    wrong = both if words and numbers else ""
     if any(float(number) % 1 for number in numbers):
         wrong = f"measurements ({some(numbers, 3)}), and no classes"
     if wrong or not values:
@@ -134,11 +126,8 @@ def _mended(table: Any, values: Sequence[str | None]) -> tuple[Any, np.ndarray, 
         "points label the pixel that they lie in": good & (dimensions == 0),
         "lines label a line of pixels": good & (dimensions == 1),
     }
-    return (
-        table.set_geometry(shapes, crs=table.crs),
-        good,
-        [f"{which.sum()} {what}" for what, which in said.items() if which.any()],
-    )
+    told = [f"{which.sum()} {what}" for what, which in said.items() if which.any()]
+    return table.set_geometry(shapes, crs=table.crs), good, told
 
 
 def _holed(shapes: np.ndarray) -> np.ndarray:
