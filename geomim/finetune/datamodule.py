@@ -100,7 +100,7 @@ class Windows(pl.LightningDataModule):
         tested = [f"{told.count('test')} of {len(told)} images are the test, as {who}"] if "test" in told else []
         sizes = ", ".join(f"{len(own)} {part}" for part, own in self.parts.items())
         sizes = f"windows of {size} x {size} pixels: {sizes}"
-        self.notes = [*labels.notes, *self._far(float(np.nanmedian([*gsds, np.nan]))), *tested, *said, sizes]
+        self.notes = [*labels.notes, *self._far(gsds), *tested, *said, sizes]
 
     def _survey(self, number: int, item: Item) -> list[tuple[Cut, np.ndarray, str, Any, float]]:
         """Windows of an image, of each the labels a class, frame and outline on the ground, and metres a pixel."""
@@ -136,9 +136,10 @@ class Windows(pl.LightningDataModule):
         parts[none[most:]] = "spare"
         return parts
 
-    def _far(self, gsd: float) -> list[str]:
-        usual = self.contract.sensor.gsd
-        if not usual or not np.isfinite(gsd) or 1 / _FAR <= gsd / usual <= _FAR:
+    def _far(self, gsds: Sequence[float]) -> list[str]:
+        usual, known = self.contract.sensor.gsd, [gsd for gsd in gsds if np.isfinite(gsd)]
+        gsd = float(np.median(known)) if known else usual
+        if not usual or not gsd or 1 / _FAR <= gsd / usual <= _FAR:
             return []
         said = f"images have {gsd:.3g} m a pixel, and the encoder was trained at {usual:.3g} m"
         return [f"{said}: it may not know what things look like here"]

@@ -142,18 +142,22 @@ def _places(ground: Ground, folds: int) -> tuple[np.ndarray, str]:
 
 
 def _balanced(places: np.ndarray, counts: np.ndarray, folds: int) -> np.ndarray:
-    """`(N,)` fold of each window: places of rare classes first, each to the fold that lacks its classes most.
+    """`(N,)` fold of each window: the places of rare classes first, each to the fold that lacks the class most.
 
-    The first one of a class goes to what trains where fold 0 is the test, the second one to fold 0.
+    This is iterative stratification (Sechidis et al., ECML PKDD 2011) of places. The first place of a class goes to
+    what trains where fold 0 is the test, the second one to fold 0.
     """
     number = np.zeros((places.max() + 1, counts.shape[1]))
     np.add.at(number, places, counts)
-    share = np.c_[number / number.sum(0).clip(1), 0.1 * np.bincount(places) / len(places)]  # and of all windows
-    filled, fold = np.zeros((folds, share.shape[1])), np.zeros(len(share), int)
+    share = np.c_[number / number.sum(0).clip(1), np.bincount(places) / len(places)]  # and of all windows, at last
+    filled, fold = np.zeros((folds, share.shape[1])), np.full(len(share), -1)
     first = np.argsort([2 % folds, *(one for one in range(folds) if one != 2 % folds)])
-    for place in np.argsort(-share.max(1), kind="stable"):
-        fold[place] = np.lexsort((first, (filled @ share[place]).round(9)))[0]
-        filled[fold[place]] += share[place]
+    for kind in [*np.argsort((number > 0).sum(0), kind="stable"), -1]:
+        for place in np.argsort(-share[:, kind], kind="stable"):
+            if fold[place] < 0 and share[place, kind] > 0:
+                lacking = filled[:, kind].round(9), (filled @ share[place]).round(9)
+                fold[place] = np.lexsort((first, *lacking[::-1]))[0]
+                filled[fold[place]] += share[place]
     return fold[places]
 
 
