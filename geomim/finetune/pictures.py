@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from matplotlib import colormaps
+from matplotlib.colors import TABLEAU_COLORS
 from PIL import Image, ImageDraw
 
 from geomim.finetune.rotated import corners
@@ -16,6 +17,7 @@ from geomim.finetune.rotated import corners
 Drawn = np.ndarray | tuple[np.ndarray, np.ndarray] | str
 """A mask `(H, W)` of places of classes, -1 where nothing is known; boxes and their places of classes `(N,)`, boxes
 being `(N, 4)` x1, y1, x2, y2, `(N, 5)` cx, cy, w, h, angle, or `(N, 4, 2)` corners; or a word."""
+_NAMES = [name.removeprefix("tab:") for name in TABLEAU_COLORS]
 COLOURS = (np.array(colormaps["tab10"].colors) * 255).astype(np.uint8)
 """Of classes, one after another, again and again."""
 
@@ -44,10 +46,15 @@ def best_and_worst(path: Path, shown: Sequence[Shown], classes: Sequence[str], c
     order = sorted(shown, key=lambda one: -one.score)
     best = min(count, -(-len(order) // 2))
     groups = (("best", order[:best]), ("worst", order[best:][: -count - 1 : -1]))
-    named = ", ".join(classes)
+    named = legend(classes)
     contact_sheet(
         path, [(f"{what}: {named}", [panel for one in own for panel in _panels(one)]) for what, own in groups if own]
     )
+
+
+def legend(classes: Sequence[str]) -> str:
+    """Classes, each with its colour."""
+    return ", ".join(f"{name} ({_NAMES[at % len(_NAMES)]})" for at, name in enumerate(classes))
 
 
 def _panels(one: Shown) -> list[tuple[np.ndarray, str]]:

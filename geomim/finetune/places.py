@@ -11,6 +11,8 @@ import numpy as np
 import shapely
 import xxhash
 from rasterio.windows import Window
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from geomim.corpus.scenes import Scene
 from geomim.errors import InputError
@@ -118,13 +120,19 @@ def divide(
             else:
                 parts = held
     parts, near = _apart(ground, parts, counts, "test" in given)
+    return parts, [*said, *near, *_missing(parts, counts, classes)]
+
+
+def _missing(parts: np.ndarray, counts: np.ndarray, classes: Sequence[str]) -> list[str]:
+    """Which classes a side lacks; all of them is refused."""
+    said = []
     for part in ("train", "test"):
         lost = [name for name, n in zip(classes, counts[parts == part].sum(0), strict=True) if not n]
         if len(lost) == len(classes):
             why = "train and test are of one place, or labels are of too few"
             raise InputError(f"no label is left for {part}: {why}; give more scenes, or a test from elsewhere")
-        near += [f"{part} holds no label of {some(lost)}, which too few places have"] if lost else []
-    return parts, said + near
+        said += [f"{part} holds no label of {some(lost)}, which too few places have"] if lost else []
+    return said
 
 
 def _places(ground: Ground, folds: int) -> tuple[np.ndarray, str]:
@@ -138,6 +146,12 @@ def _places(ground: Ground, folds: int) -> tuple[np.ndarray, str]:
         places = np.unique(keys, return_inverse=True)[1]
         if places.max() + 1 >= max(_MANY, 2 * folds):
             break
+    if block == 1:  # windows that were moved inside share ground with their neighbours: one place, if enough stay
+        one, two = shapely.STRtree(ground.outlines).query(shapely.buffer(ground.outlines, -0.01 * sides), "intersects")
+        same = (ground.frames[one] == ground.frames[two]) & ~ground.whole[one]
+        pairs = coo_array((same, (places[one], places[two])), (places.max() + 1,) * 2)
+        count, joined = connected_components(pairs)
+        places = joined[places] if count >= folds else places
     return places, "whole images" if ground.whole.all() else f"blocks of {block} x {block} windows"
 
 

@@ -31,7 +31,7 @@ def test_the_best_and_the_worst_are_on_the_page_once(tmp_path, monkeypatch):
     shown = [Shown(image, mask, mask, score, f"{score}") for score in (0.1, 0.9, 0.5, 0.2, 0.7)]
     best_and_worst(tmp_path / "page.png", shown, ["a", "b"], count=2)
     names = {title: [said for _, said in panels][::3] for title, panels in seen.items()}
-    assert names == {"best: a, b": ["0.9", "0.7"], "worst: a, b": ["0.1", "0.2"]}
+    assert names == {"best: a (blue), b (orange)": ["0.9", "0.7"], "worst: a (blue), b (orange)": ["0.1", "0.2"]}
 
 
 def test_pages_of_change_and_of_classes_are_written(tmp_path):

@@ -14,7 +14,7 @@ from geomim.corpus.report.pictures import composite
 from geomim.finetune.labels.items import Item, Labels, Outside, open_image
 from geomim.finetune.labels.opening import open_labels
 from geomim.finetune.labels.rasters import counted, read_mask
-from geomim.finetune.pictures import draw
+from geomim.finetune.pictures import draw, legend
 from geomim.maps.pictures import contact_sheet
 
 _MOST, _EDGE = 12, 1024
@@ -59,9 +59,7 @@ def check(
     for one in said:
         console.print(one, soft_wrap=True)
     chosen = [opened.items[at] for at in np.unique(np.linspace(0, len(counts) - 1, _MOST).astype(int))]
-    contact_sheet(
-        Path(out), [(", ".join(opened.classes), [panel for item in chosen for panel in _panels(opened, item)])]
-    )
+    contact_sheet(Path(out), [(legend(opened.classes), [panel for item in chosen for panel in _panels(opened, item)])])
     print(f"wrote {out}")
     return opened
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from affine import Affine
@@ -17,18 +18,7 @@ from geomim.corpus.labels import class_folders, class_names
 from geomim.corpus.scenes import Scene
 from geomim.corpus.scenes.files import open_dataset
 from geomim.errors import InputError
-from geomim.finetune.labels.items import (
-    UNLABELLED,
-    Asked,
-    Item,
-    Labels,
-    Refused,
-    need,
-    open_image,
-    paired,
-    some,
-    split_of,
-)  # fmt: skip
+from geomim.finetune.labels.items import UNLABELLED, Asked, Item, Labels, need, open_image, paired, some, split_of
 
 _MOST = 64  # different numbers of a mask of classes
 _WHITE = 0xFFFFFF
@@ -122,7 +112,7 @@ def _read(file: str, window: Window | None = None) -> np.ndarray:
     return (first << 16) | (others[0] << 8) | others[1] if others else first
 
 
-def _of_masks(kind: str, items: list[Item], refused: Refused, two: tuple[str, str], asked: Asked) -> Labels:
+def _of_masks(kind: Any, items: list[Item], refused: list[Any], two: tuple[str, str], asked: Asked) -> Labels:
     """What the numbers of all masks say; masks that do not fit their image are left out."""
     counts, single, good = Counter[int](), 0, []
     for item in items:

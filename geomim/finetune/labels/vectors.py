@@ -46,27 +46,32 @@ def from_vector(file: str, images: Sequence[str], roots: Sequence[str], asked: A
         outside, classes = 0, ["background", *classes]
         notes.append("what no polygon covers is 'background': --outside unlabelled says otherwise")
     places = np.array([classes.index(str(one)) if use else -1 for one, use in zip(values, good, strict=True)])
-    items, seen = [], np.zeros(len(places), bool)
-    for uri, scene in scenes.items():
-        pixels = _pixels(table, scene)
-        here = good & shapely.intersects(pixels, shapely.box(0, 0, scene.width, scene.height))
-        seen |= here
-        if here.any():
-            order = np.flatnonzero(here)[np.argsort(-shapely.area(pixels[here]), kind="stable")]
-            own = {"shapes": pixels[order], "labels": places[order], "outside": outside, "split": split_of(uri, roots)}
-            items.append(Item(uri, scene.height, scene.width, **own))
-        else:
-            refused.append((uri, "no label lies on it"))
-    if not items:
-        uri, scene = next(iter(scenes.items()))
-        where, size = _said(shapely.total_bounds(_pixels(table, scene))), f"{scene.width} x {scene.height}"
-        raise InputError(
-            f"none of the {len(table)} geometries of '{file}' lies on a scene: in columns and rows of '{uri}', of "
-            f"{size}, they lie in {where}; give the scenes that were labelled"
-        )
+    items = {uri: _item(table, places, scene, outside, split_of(uri, roots)) for uri, scene in scenes.items()}
+    seen = np.logical_or.reduce([here for _, here in items.values()])
+    if not seen.any():
+        raise InputError(_nowhere(file, table, *next(iter(scenes.items()))))
+    refused += [(uri, "no label lies on it") for uri, (_, here) in items.items() if not here.any()]
+    kept = tuple(item for item, here in items.values() if here.any())
     beside = int((good & ~seen).sum())
     notes += [f"{beside} of {good.sum()} geometries lie on no scene, and are left out"] if beside else []
-    return Labels("mask", tuple(classes), tuple(items), (*notes, *_overlaps(items)), tuple(refused))
+    return Labels("mask", tuple(classes), kept, (*notes, *_overlaps(kept)), tuple(refused))
+
+
+def _item(table: Any, places: np.ndarray, scene: Scene, outside: int, split: str | None) -> tuple[Item, np.ndarray]:
+    """A scene with the geometries that lie on it, large ones first, and which those are."""
+    pixels = _pixels(table, scene)
+    here = (places >= 0) & shapely.intersects(pixels, shapely.box(0, 0, scene.width, scene.height))
+    order = np.flatnonzero(here)[np.argsort(-shapely.area(pixels[here]), kind="stable")]
+    own: dict[str, Any] = {"shapes": pixels[order], "labels": places[order], "outside": outside, "split": split}
+    return Item(scene.uri, scene.height, scene.width, **own), here
+
+
+def _nowhere(file: str, table: Any, uri: str, scene: Scene) -> str:
+    where = _said(shapely.total_bounds(_pixels(table, scene)))
+    return (
+        f"none of the {len(table)} geometries of '{file}' lies on a scene: in columns and rows of '{uri}', of "
+        f"{scene.width} x {scene.height}, they lie in {where}; give the scenes that were labelled"
+    )
 
 
 def _pixels(table: Any, scene: Scene) -> np.ndarray:
