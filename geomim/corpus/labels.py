@@ -48,7 +48,7 @@ def by_tables(
         joined.append(join(labels, read_rows(labels, ("label", "class")), uris, "they have no class").check())
         columns["label"] = joined[-1].values
     if split:
-        said = [(row.name, _SAID.get(row.value.lower(), row.value.lower())) for row in read_rows(split, ["split"])]
+        said = [(row.name, SYNONYMS.get(row.value.lower(), row.value.lower())) for row in read_rows(split, ["split"])]
         if unknown := sorted({name for _, name in said} - set(SPLITS)):
             raise InputError(f"'{split}' names splits {', '.join(unknown)}; expected {', '.join(SPLITS)}")
         rows = [Row(file, name, held_out=name != "train") for file, name in said]
@@ -57,7 +57,7 @@ def by_tables(
     return columns, joined
 
 
-_SAID = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
+SYNONYMS = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
 
 
 def draw_splits(uris: Sequence[str], test_share: float) -> list[str]:

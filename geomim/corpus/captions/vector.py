@@ -169,18 +169,8 @@ def _size(shape: Any, dimension: int) -> float:
 
 def _read(file: str, column: str | None) -> tuple[list[str | None], np.ndarray, str]:
     """Classes and geometries of a file in longitude and latitude, and what is to be said of it."""
-    table, layer = _table(file)
-    known = [name for name in table.columns if name != table.geometry.name]
-    if column is not None and column not in known:
-        raise InputError(f"vector layer '{file}' has no column '{column}'{nearest(column, known)}")
-    lower = {
-        name.lower(): name
-        for name in known
-        if name.lower() in COLUMNS and any(_class(name, value, layer) for value in table[name])
-    }
-    column = column or next((lower[name] for name in COLUMNS if name in lower), None)
-    cells = table[column or table.geometry.name]
-    values = [layer if column is None else _class(column, value, layer) for value in cells]
+    table, layer = open_table(file)
+    values, column = classes_in(file, table, layer, column)
     try:
         shapes = shapely.make_valid(table.geometry.to_crs("OGC:CRS84").to_numpy())
     except pyproj.exceptions.ProjError as error:
@@ -200,6 +190,21 @@ def _read(file: str, column: str | None) -> tuple[list[str | None], np.ndarray, 
     return values, shapes, f"'{file}': classes are {found}; it lies in {west}..{east} E, {south}..{north} N"
 
 
+def classes_in(file: str, table: Any, layer: str, column: str | None) -> tuple[list[str | None], str | None]:
+    """The class of each geometry, and the column that holds it: see `Layer`."""
+    known = [name for name in table.columns if name != table.geometry.name]
+    if column is not None and column not in known:
+        raise InputError(f"vector layer '{file}' has no column '{column}'{nearest(column, known)}")
+    lower = {
+        name.lower(): name
+        for name in known
+        if name.lower() in COLUMNS and any(_class(name, value, layer) for value in table[name])
+    }
+    column = column or next((lower[name] for name in COLUMNS if name in lower), None)
+    cells = table[column or table.geometry.name]
+    return [layer if column is None else _class(column, value, layer) for value in cells], column
+
+
 def _class(column: str, value: Any, layer: str) -> str | None:
     """What a cell says of a geometry's class; `yes` in a column such as `type` says no more than the layer's name."""
     if value is None or value != value or not str(value).strip():
@@ -216,8 +221,8 @@ def file_of(given: str) -> tuple[str, str]:
     return (given, "") if Path(given).exists() or not path else (path, layer)
 
 
-def _table(file: str) -> tuple[Any, str]:
-    """The table of a layer, and its name."""
+def open_table(file: str, placed: bool = True) -> tuple[Any, str]:
+    """The table of a layer, and its name; `placed` refuses one that tells no coordinate reference system."""
     import geopandas
     from pyogrio.errors import DataSourceError
 
@@ -239,7 +244,7 @@ def _table(file: str) -> tuple[Any, str]:
         raise InputError(f"vector file '{file}' cannot be read ({error})") from error
     if not isinstance(table, geopandas.GeoDataFrame) or not len(table):
         raise InputError(f"vector file '{file}' holds no geometry")
-    if table.crs is None:
+    if placed and table.crs is None:
         raise InputError(f"vector layer '{file}' tells no coordinate reference system: write it with one")
     return table, layer or (Path(path).stem if len(layers) == 1 else layers[0])
 
