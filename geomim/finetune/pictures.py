@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from matplotlib.colors import TABLEAU_COLORS
 from PIL import Image, ImageDraw
 
@@ -18,8 +17,9 @@ Drawn = np.ndarray | tuple[np.ndarray, np.ndarray] | str
 """A mask `(H, W)` of places of classes, -1 where nothing is known; boxes and their places of classes `(N,)`, boxes
 being `(N, 4)` x1, y1, x2, y2, `(N, 5)` cx, cy, w, h, angle, or `(N, 4, 2)` corners; or a word."""
 _NAMES = [name.removeprefix("tab:") for name in TABLEAU_COLORS]
-COLOURS = (np.array(colormaps["tab10"].colors) * 255).astype(np.uint8)
-"""Of classes, one after another, again and again."""
+COLOURS = np.frombuffer(bytes.fromhex("1f77b4ff7f0e2ca02cd627289467bd8c564be377c27f7f7fbcbd2217becf"), np.uint8)
+COLOURS = COLOURS.reshape(-1, 3)
+"""Of classes, one after another, again and again: those of `_NAMES`."""
 
 
 class Shown(NamedTuple):
