@@ -132,6 +132,15 @@ class Setting:
         method |= METHODS.get(recipe, {}) | own
         return recipe, method, {key: value for key, value in encoder.items() if key != "image_size"}
 
+    @property
+    def other(self) -> str:
+        """What names of files have behind them where another split than the test split is scored."""
+        return "" if self.test_split == "test" else f"-{self.test_split}"
+
+    def folder(self, recipe: str, seed: int) -> Path:
+        """Where a run goes."""
+        return self.out / f"{recipe}-{self.minutes:g}min-{seed}{self.other}"
+
     def data(self, seed: int) -> TileDataModule:
         given = self.config.data.as_dict() | {"corpus": self.corpus}
         return TileDataModule(**given, image_size=self.config.encoder.image_size, seed=seed)
@@ -226,7 +235,7 @@ def key(recipe: str, seed: int, minutes: float) -> tuple[str, str, str]:
 def run(setting: Setting, recipe: str, seed: int, table: Path, floors: bool) -> None:
     """One run: trained, probed, and written down."""
     steps = setting.steps(recipe)
-    folder = setting.out / f"{recipe}-{setting.minutes:g}min-{seed}"
+    folder = setting.folder(recipe, seed)
     last = setting.train(recipe, seed, steps, folder)[0]
     with contextlib.redirect_stdout(io.StringIO()):
         scores = evaluate(
@@ -280,13 +289,13 @@ def figures(table: Path, minutes: float) -> Iterator[str]:
 
 def draw(setting: Setting, recipes: Sequence[str], seed: int) -> Path | None:
     """KNN and linear probe over the minutes of the runs of one seed that were looked at, over their floors."""
-    folders = {recipe: setting.out / f"{recipe}-{setting.minutes:g}min-{seed}" for recipe in recipes}
-    runs = {recipe: read_figures(folder / "metrics.csv", "steps") for recipe, folder in folders.items()}
+    tables = {recipe: setting.folder(recipe, seed) / "metrics.csv" for recipe in recipes}
+    runs = {recipe: read_figures(table, "steps") for recipe, table in tables.items() if table.is_file()}
     runs = {recipe: run for recipe, run in runs.items() if "knn" in run}
     if not runs:
         return None
     figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
-    colours = dict(zip(runs, colormaps["tab10"].colors, strict=False))
+    colours = {recipe: colormaps["tab20"](place % 20) for place, recipe in enumerate(runs)}
     for axes, probe in zip(figure.subplots(1, 2), ("knn", "linear"), strict=True):
         for recipe, run in runs.items():
             steps, values = run[probe]
@@ -368,7 +377,7 @@ def compare(given: argparse.Namespace) -> None:
     if given.quick:
         setting = replace(setting, calibration=4)
     given.out.mkdir(parents=True, exist_ok=True)
-    table = given.out / "recipes.csv"
+    table = given.out / f"recipes{setting.other}.csv"
     chosen = given.recipes or list(RECIPES)
     reasons = {recipe: usable(setting, recipe) for recipe in chosen}
     for recipe, reason in reasons.items():
@@ -388,8 +397,9 @@ def compare(given: argparse.Namespace) -> None:
             run(setting, recipe, seed, table, floors)
     print(f"machine: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
     print(f"tables: {setting.out / 'calibration.csv'}, {table}")
-    if given.looks and given.minutes and (picture := draw(setting, chosen, given.seeds[0])):
-        print(f"curves of seed {given.seeds[0]}: {picture}")
+    if given.looks and given.minutes:
+        picture = draw(setting, chosen, given.seeds[0])
+        print(f"curves of seed {given.seeds[0]}: {picture or 'none; runs that are done were not looked at'}")
     for line in figures(table, given.minutes):
         print(line)
 
