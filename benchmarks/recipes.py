@@ -74,8 +74,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 METHODS: dict[str, dict[str, Any]] = {
     "simmim": {"unit": 16},
-    "latent_mim": {"projector_width": 1024},
-    "selective_latent": {"projector_width": 1024},
+    "selective_mae": {"visible": 0.4, "score": "published"},
+    "latent_mim": {"visible": 0.25, "projector_width": 1024},
+    "selective_latent": {"visible": 0.25, "projector_width": 1024},
     "rils": {"decoder_depth": 1, "decoder_width": 192},
 }
 WORDS = {
@@ -89,8 +90,9 @@ WORDS = {
 ENCODERS: dict[str, dict[str, Any]] = {
     "satvision": {"family": "swinv2", "patch_size": 4, "width": 48, "depth": 2, "heads": 3}
 }
-"""What a recipe has besides the config's: units of two patches; a projector five times as wide as the encoder, as
-published; a decoder as wide as the encoder, as published; a Swin, which answers by 32 px."""
+"""What a recipe has besides the config's: units of two patches; shares of 64 patches that are as many as the published
+ones of 196, as the config says; a projector five times as wide as the encoder, as published; a decoder as wide as the
+encoder, as published; a Swin, which answers by 32 px."""
 
 
 @dataclass(frozen=True)
