@@ -6,6 +6,7 @@ None of it draws anything, and none of it is sure of what was seen without excep
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -19,8 +20,11 @@ INTERVALS = (
     "squared and added"
 )
 TEST = f"McNemar's exact test of accuracy on the same test images, {100 * LEVEL:g} % level, in every seed"
-TILE_INTERVALS = f"{INTERVALS}; drawing whole tiles, as the patches of one are not independent"
-TILE_TEST = f"z test of how many more patches of a test tile are right, {100 * LEVEL:g} % level, in every seed"
+TILE_INTERVALS = (
+    "95 %: Wilson's of as many patches as the variance of drawing whole tiles is that of, as the patches of a tile are "
+    "not independent; fewer where tiles are few (Student's t) or seeds differ"
+)
+TILE_TEST = f"t test of how many more patches of a test tile are right, {100 * LEVEL:g} % level, in every seed"
 
 
 def wilson(share: float, count: float) -> tuple[float, float]:
@@ -39,25 +43,39 @@ def interval(correct: Tensor, groups: Tensor | None = None) -> tuple[float, floa
     24, 1998). So the interval holds the luck of the test images and that of the probe's training. It does not hold
     the luck of pretraining, for which encoders would have to be trained again.
 
-    Patches of a tile are not independent: their variance is that of drawing whole tiles, as in a bootstrap of tiles;
-    where nothing differs, a tile counts once.
+    Patches of a tile are not independent: their variance is that of drawing whole tiles. Of few tiles it is itself
+    unsure, for which Korn and Graubard reduce the number by the square of z / t; where no tile differs, each counts
+    once.
 
     Args:
         correct: `(S, N)`, whether each seed classified each test image rightly, or weights whose mean is a share.
-        groups: `(N,)` int64, the tile of each, where they are patches.
+        groups: `(N,)` int64, the tile of each, numbered from 0 without a gap, where they are patches.
     """
-    seeds, images = correct.shape
     right = correct.double()
-    share = min(max(float(right.mean()), 0.0), 1.0)
-    each, count = right.mean(0), images
     if groups is not None:
-        tiles = groups.unique(return_inverse=True)[1]  # type: ignore[no-untyped-call]
-        count = int(tiles.max()) + 1
-        each = each.new_zeros(count).index_add(0, tiles, each - each.mean()) * count / images
-    variance = float(each.var(correction=0)) / count
-    variance += float(right.mean(1).var()) / seeds if seeds > 1 else 0.0
-    binomial = share * (1 - share) / images
-    return wilson(share, images * min(1.0, binomial / variance) if binomial and variance else count)
+        return _of_tiles(right, torch.full_like(right[0], 1 / right.shape[1]), right.mean(), groups)
+    images = right.shape[1]
+    share = min(max(float(right.mean()), 0.0), 1.0)
+    variance, binomial = float(right.mean(0).var(correction=0)) / images + _of_seeds(right.mean(1)), share * (1 - share)
+    return wilson(share, min(images, binomial / variance) if binomial and variance else images)
+
+
+def _of_tiles(right: Tensor, weights: Tensor, centres: Tensor, groups: Tensor) -> tuple[float, float]:
+    """Interval of the sum of `right (S, N)` by `weights (N,)`, linear around `centres`, the mean that each is of."""
+    seeds, count = right @ weights, int(groups.max()) + 1
+    share = min(max(float(seeds.mean()), 0.0), 1.0)
+    parts = weights.new_zeros(count).index_add(0, groups, (right.mean(0) - centres) * weights)
+    binomial, number = share * (1 - share), float(count)
+    squares = float(parts.square().sum())
+    if count > 1 and squares > 1e-12 * binomial:  # more than rounding
+        variance = count / (count - 1) * squares
+        number = min(len(groups), binomial / variance) * (_Z / _t_quantile(count - 1)) ** 2
+    return wilson(share, binomial / (binomial / number + _of_seeds(seeds)) if binomial else number)
+
+
+def _of_seeds(shares: Tensor) -> float:
+    """Variance of the mean over seeds of `shares (S,)`, as far as they make it."""
+    return float(shares.var()) / len(shares) if len(shares) > 1 else 0.0
 
 
 def balanced_interval(correct: Tensor, labels: Tensor, groups: Tensor | None = None) -> tuple[float, float]:
@@ -66,14 +84,21 @@ def balanced_interval(correct: Tensor, labels: Tensor, groups: Tensor | None = N
     Both arms of it are the root of the summed squares of the classes' arms (Newcombe, Statistics in Medicine 17, 1998;
     as a sum of any number, MOVER of Zou and Donner, ibid. 27, 2008). Of one class it is `interval`.
 
+    Classes of patches share tiles, so their recalls are not independent: of them it is the interval of a mean over
+    tiles in which a class weighs as much as another.
+
     Args:
         correct: `(S, N)` bool.
         labels: `(N,)` int64; classes without an image count nothing.
         groups: As for `interval`.
     """
-    own = [labels == label for label in set(labels.tolist())]
-    parts = [(correct[:, rows], None if groups is None else groups[rows]) for rows in own]
-    ends = torch.tensor([(float(part[0].double().mean()), *interval(*part)) for part in parts], dtype=torch.float64)
+    if groups is not None:
+        kinds, counts = labels.unique(return_inverse=True, return_counts=True)[1:]  # type: ignore[no-untyped-call]
+        right = correct.double()
+        recalls = right.new_zeros(len(counts)).index_add(0, kinds, right.mean(0)) / counts
+        return _of_tiles(right, 1.0 / (len(counts) * counts[kinds].double()), recalls[kinds], groups)
+    parts = [correct[:, labels == label] for label in set(labels.tolist())]
+    ends = torch.tensor([(float(part.double().mean()), *interval(part)) for part in parts], dtype=torch.float64)
     middle, low, high = ends.T
     arms = [float((middle - end).norm()) / len(parts) for end in (low, high)]
     return float(middle.mean()) - arms[0], float(middle.mean()) + arms[1]
@@ -95,14 +120,38 @@ def mcnemar(one: Tensor, other: Tensor) -> float:
 
 
 def tile_test(one: Tensor, other: Tensor) -> float:
-    """Two-sided p of a z test that two classifiers have equally many patches right, were other tiles drawn.
+    """Two-sided p of a t test that two classifiers have equally many patches right, were other tiles drawn.
+
+    It is never below that of a sign test, `2**(1 - T)`: so few tiles may agree by chance.
 
     Both are `(S, T)` int64, how many patches of each tile each seed has right; seeds are joined as in `mcnemar`.
     """
     apart = (one - other).double()
-    apart = apart if apart.mean() >= 0 else -apart
-    z = apart.mean(1) * (apart.shape[1] - 1) ** 0.5 / apart.std(1, correction=0)
-    return min(1.0, float(torch.erfc(z.nan_to_num(0.0) / 2**0.5).max()))  # no number where no tile or only one differs
+    apart, tiles = apart if apart.mean() >= 0 else -apart, apart.shape[1]
+    t = apart.mean(1) * (tiles - 1) ** 0.5 / apart.std(1, correction=0)
+    least = float(t.nan_to_num(0.0, math.inf, -math.inf).min())  # no number where there is one tile, or none differs
+    return max(2.0 ** (1 - tiles), _t_beyond(max(least, 0.0), tiles - 1))
+
+
+@cache
+def _t_quantile(degrees: int) -> float:
+    """Two-sided 95 % of Student's t distribution."""
+    low, high = 0.0, 16.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_beyond(middle, degrees) > 0.05 else (low, middle)
+    return high
+
+
+def _t_beyond(t: float, degrees: int) -> float:
+    """Probability that Student's t is farther from 0 (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    angle, odd = math.atan2(t, degrees**0.5), degrees % 2
+    term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
+    for step in range(1 + odd, degrees, 2):
+        total += term
+        term *= step / (step + 1) * math.cos(angle) ** 2
+    within = math.sin(angle) * total
+    return max(0.0, 1 - (2 / math.pi * (angle + within) if odd else within))
 
 
 def _tail(most: int, count: int) -> float:
