@@ -6,7 +6,7 @@ None of it draws anything, and none of it is sure of what was seen without excep
 from __future__ import annotations
 
 import math
-from functools import cache
+from bisect import bisect
 
 import torch
 from torch import Tensor
@@ -20,10 +20,7 @@ INTERVALS = (
     "squared and added"
 )
 TEST = f"McNemar's exact test of accuracy on the same test images, {100 * LEVEL:g} % level, in every seed"
-TILE_INTERVALS = (
-    "95 %: Wilson's of as many patches as the variance of drawing whole tiles is that of, as the patches of a tile are "
-    "not independent; fewer where tiles are few (Student's t) or seeds differ"
-)
+TILE_INTERVALS = "95 %: Wilson's, its patches as many as drawing whole tiles and seeds makes of them, by Student's t"
 TILE_TEST = f"t test of how many more patches of a test tile are right, {100 * LEVEL:g} % level, in every seed"
 
 
@@ -43,39 +40,21 @@ def interval(correct: Tensor, groups: Tensor | None = None) -> tuple[float, floa
     24, 1998). So the interval holds the luck of the test images and that of the probe's training. It does not hold
     the luck of pretraining, for which encoders would have to be trained again.
 
-    Patches of a tile are not independent: their variance is that of drawing whole tiles. Of few tiles it is itself
-    unsure, for which Korn and Graubard reduce the number by the square of z / t; where no tile differs, each counts
-    once.
+    Patches of a tile are not independent, see `balanced_interval`.
 
     Args:
         correct: `(S, N)`, whether each seed classified each test image rightly, or weights whose mean is a share.
-        groups: `(N,)` int64, the tile of each, numbered from 0 without a gap, where they are patches.
+        groups: `(N,)` int64, the tile of each, from 0 without a gap, where they are patches.
     """
-    right = correct.double()
     if groups is not None:
-        return _of_tiles(right, torch.full_like(right[0], 1 / right.shape[1]), right.mean(), groups)
-    images = right.shape[1]
+        return balanced_interval(correct, torch.zeros_like(groups), groups)
+    seeds, images = correct.shape
+    right = correct.double()
     share = min(max(float(right.mean()), 0.0), 1.0)
-    variance, binomial = float(right.mean(0).var(correction=0)) / images + _of_seeds(right.mean(1)), share * (1 - share)
-    return wilson(share, min(images, binomial / variance) if binomial and variance else images)
-
-
-def _of_tiles(right: Tensor, weights: Tensor, centres: Tensor, groups: Tensor) -> tuple[float, float]:
-    """Interval of the sum of `right (S, N)` by `weights (N,)`, linear around `centres`, the mean that each is of."""
-    seeds, count = right @ weights, int(groups.max()) + 1
-    share = min(max(float(seeds.mean()), 0.0), 1.0)
-    parts = weights.new_zeros(count).index_add(0, groups, (right.mean(0) - centres) * weights)
-    binomial, number = share * (1 - share), float(count)
-    squares = float(parts.square().sum())
-    if count > 1 and squares > 1e-12 * binomial:  # more than rounding
-        variance = count / (count - 1) * squares
-        number = min(len(groups), binomial / variance) * (_Z / _t_quantile(count - 1)) ** 2
-    return wilson(share, binomial / (binomial / number + _of_seeds(seeds)) if binomial else number)
-
-
-def _of_seeds(shares: Tensor) -> float:
-    """Variance of the mean over seeds of `shares (S,)`, as far as they make it."""
-    return float(shares.var()) / len(shares) if len(shares) > 1 else 0.0
+    variance = float(right.mean(0).var(correction=0)) / images
+    variance += float(right.mean(1).var()) / seeds if seeds > 1 else 0.0
+    binomial = share * (1 - share) / images
+    return wilson(share, images * min(1.0, binomial / variance) if binomial and variance else images)
 
 
 def balanced_interval(correct: Tensor, labels: Tensor, groups: Tensor | None = None) -> tuple[float, float]:
@@ -84,8 +63,9 @@ def balanced_interval(correct: Tensor, labels: Tensor, groups: Tensor | None = N
     Both arms of it are the root of the summed squares of the classes' arms (Newcombe, Statistics in Medicine 17, 1998;
     as a sum of any number, MOVER of Zou and Donner, ibid. 27, 2008). Of one class it is `interval`.
 
-    Classes of patches share tiles, so their recalls are not independent: of them it is the interval of a mean over
-    tiles in which a class weighs as much as another.
+    Classes of patches share tiles, so it is Wilson's interval with the variance of drawing whole tiles. Of few tiles
+    that is unsure itself, for which Korn and Graubard divide the number by (t / z)^2; where no tile differs, each
+    counts once.
 
     Args:
         correct: `(S, N)` bool.
@@ -93,15 +73,27 @@ def balanced_interval(correct: Tensor, labels: Tensor, groups: Tensor | None = N
         groups: As for `interval`.
     """
     if groups is not None:
-        kinds, counts = labels.unique(return_inverse=True, return_counts=True)[1:]  # type: ignore[no-untyped-call]
-        right = correct.double()
-        recalls = right.new_zeros(len(counts)).index_add(0, kinds, right.mean(0)) / counts
-        return _of_tiles(right, 1.0 / (len(counts) * counts[kinds].double()), recalls[kinds], groups)
+        return _of_tiles(correct.double(), labels, groups)
     parts = [correct[:, labels == label] for label in set(labels.tolist())]
     ends = torch.tensor([(float(part.double().mean()), *interval(part)) for part in parts], dtype=torch.float64)
     middle, low, high = ends.T
     arms = [float((middle - end).norm()) / len(parts) for end in (low, high)]
     return float(middle.mean()) - arms[0], float(middle.mean()) + arms[1]
+
+
+def _of_tiles(right: Tensor, labels: Tensor, groups: Tensor) -> tuple[float, float]:
+    """Interval of the mean of the classes' recall, linear in what each tile adds to it."""
+    counts, each = labels.bincount(), right.mean(0)
+    weights = 1.0 / (counts.count_nonzero() * counts[labels].double())
+    parts = groups.bincount((each - (labels.bincount(each) / counts)[labels]) * weights)
+    seeds, count, squares = right @ weights, len(parts), float(parts.square().sum())
+    share = min(max(float(seeds.mean()), 0.0), 1.0)
+    binomial, number = share * (1 - share), float(count)
+    if count > 1 and squares > 1e-12 * binomial:  # more than rounding
+        number = min(len(labels), binomial * (count - 1) / (count * squares))
+        number *= (1e4 * _Z / bisect(range(200_000), -0.05, key=lambda t: -_t_beyond(t / 1e4, count - 1))) ** 2
+    unsure = float(seeds.var()) / len(seeds) if len(seeds) > 1 else 0.0
+    return wilson(share, binomial / (binomial / number + unsure) if binomial else number)
 
 
 def mcnemar(one: Tensor, other: Tensor) -> float:
@@ -119,37 +111,25 @@ def mcnemar(one: Tensor, other: Tensor) -> float:
     return max(min(1.0, 2 * _tail(lost, won + lost)) for won, lost in zip(more, less, strict=True))
 
 
-def tile_test(one: Tensor, other: Tensor) -> float:
-    """Two-sided p of a t test that two classifiers have equally many patches right, were other tiles drawn.
+def tile_test(one: Tensor, other: Tensor, groups: Tensor) -> float:
+    """Two-sided p of a t test that two classifiers have equally many patches of a tile right.
 
-    It is never below that of a sign test, `2**(1 - T)`: so few tiles may agree by chance.
-
-    Both are `(S, T)` int64, how many patches of each tile each seed has right; seeds are joined as in `mcnemar`.
+    It is at least `2**(1 - T)`, as T tiles agree so often by chance. Arguments as of `mcnemar` and `interval`; seeds
+    are joined as in the former.
     """
-    apart = (one - other).double()
-    apart, tiles = apart if apart.mean() >= 0 else -apart, apart.shape[1]
-    t = apart.mean(1) * (tiles - 1) ** 0.5 / apart.std(1, correction=0)
-    least = float(t.nan_to_num(0.0, math.inf, -math.inf).min())  # no number where there is one tile, or none differs
-    return max(2.0 ** (1 - tiles), _t_beyond(max(least, 0.0), tiles - 1))
-
-
-@cache
-def _t_quantile(degrees: int) -> float:
-    """Two-sided 95 % of Student's t distribution."""
-    low, high = 0.0, 16.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_beyond(middle, degrees) > 0.05 else (low, middle)
-    return high
+    apart = torch.stack([groups.bincount(seed) for seed in one.double() - other.double()])
+    apart, count = apart if apart.mean() >= 0 else -apart, apart.shape[1]
+    t = apart.mean(1) * (count - 1) ** 0.5 / apart.std(1, correction=0)
+    least = float(t.nan_to_num(0.0, math.inf, -math.inf).min())  # no number where no tile differs
+    return max(2.0 ** (1 - count), _t_beyond(max(least, 0.0), count - 1))
 
 
 def _t_beyond(t: float, degrees: int) -> float:
     """Probability that Student's t is farther from 0 (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
     angle, odd = math.atan2(t, degrees**0.5), degrees % 2
-    term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
+    term, total = math.cos(angle) if odd else 1.0, 0.0
     for step in range(1 + odd, degrees, 2):
-        total += term
-        term *= step / (step + 1) * math.cos(angle) ** 2
+        total, term = total + term, term * step / (step + 1) * math.cos(angle) ** 2
     within = math.sin(angle) * total
     return max(0.0, 1 - (2 / math.pi * (angle + within) if odd else within))
 

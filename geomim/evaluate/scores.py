@@ -36,7 +36,7 @@ class Row:
         balanced_high: Upper end.
         answers: `(S, N)` int64 predicted classes of each seed, where they are known.
         labels: `(N,)` int64, where they are known.
-        groups: `(N,)` int64, the tile of each, from 0 without a gap, where patches were scored in place of images.
+        groups: `(N,)` int64, the tile of each, where patches were scored in place of images.
     """
 
     encoder: str
@@ -59,17 +59,8 @@ class Row:
 
     @property
     def correct(self) -> Tensor | None:
-        """`(S, N)` bool, whether each seed has each test image or patch right."""
+        """`(S, N)` bool, whether each seed has each test image right."""
         return None if self.answers is None or self.labels is None else self.answers.eq(self.labels)
-
-    @property
-    def correct_by_tile(self) -> Tensor | None:
-        """`(S, T)` int64, how many patches of each tile each seed has right, where patches were scored."""
-        right = self.correct
-        if right is None or self.groups is None:
-            return None
-        tiles = right.new_zeros(len(right), int(self.groups.max()) + 1, dtype=torch.int64)
-        return tiles.index_add(1, self.groups, right.long())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -118,8 +109,9 @@ class Scores:
         for row in self.rows:
             for floor in (RANDOM, PIXELS, MAJORITY) if row.encoder not in (RANDOM, PIXELS) else ():
                 other = self.find(floor, row.probe)
-                p = _differ(row, other) if other else None
-                if other and p is not None:
+                if other and row.correct is not None and other.correct is not None:
+                    both = row.correct, other.correct
+                    p = mcnemar(*both) if row.groups is None else tile_test(*both, row.groups)
                     sign = "~" if p >= LEVEL else "<" if row.accuracy < other.accuracy else ">"
                     names = {"encoder": row.encoder, "floor": floor, "probe": row.probe}
                     found.append(names | {"accuracy": row.accuracy, "other": other.accuracy, "p": p, "sign": sign})
@@ -173,15 +165,6 @@ class Scores:
         for line in lines:
             table.add_row(*line, end_section=not line[0])
         return table
-
-
-def _differ(one: Row, other: Row) -> float | None:
-    """P of the paired test that fits two rows of the same images or patches, where their answers are known."""
-    if one.correct is None or other.correct is None:
-        return None
-    if one.correct_by_tile is not None and other.correct_by_tile is not None:
-        return tile_test(one.correct_by_tile, other.correct_by_tile)
-    return mcnemar(one.correct, other.correct)
 
 
 def row(encoder: str, probe: str, predictions: Sequence[Tensor], labels: Tensor, groups: Tensor | None = None) -> Row:
@@ -257,7 +240,8 @@ def probe_features(
         nearest = knn(train.pooled, train.labels, test.pooled, classes)
         result.add(encoder, "knn", [nearest], test.labels)
     if "linear" in probes:
-        fits = [fit_linear(train.pooled, train.labels, classes, seed, groups=train.groups) for seed in seeds]
+        data = train.pooled, train.labels, classes
+        fits = [fit_linear(*data, seed, groups=train.groups, counts=train.counts) for seed in seeds]
         result.add(encoder, "linear", [fit.probe(test.pooled).softmax(1) for fit in fits], test.labels, test.groups)
         result.fits["linear"] = max(fits, key=lambda fit: fit.held_out)
     if "efficient" in probes and train.tokens is not None and test.tokens is not None:

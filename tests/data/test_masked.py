@@ -67,7 +67,7 @@ def test_what_has_no_masks_is_refused(tmp_path):
     for path in (write_corpus(tmp_path / "plain"), tmp_path):
         with pytest.raises(CorpusError, match=r"has no masks: .*--masks"):
             open_masked(str(path), "train", "val", None)
-    with pytest.raises(CorpusError, match=r"no tile in split 'test': name others, it has train, val"):
+    with pytest.raises(CorpusError, match=r"no tile in split 'test': choose .--test-split. of what it has, train, val"):
         open_masked(str(masked(tmp_path / "corpus")), "train", "test", None)
     with pytest.raises(InputError, match="both 'train'"):
         open_masked(str(tmp_path / "corpus"), "train", "train", None)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -5,7 +7,7 @@ from torch.nn import functional as F
 from geomim.evaluate.features import extract_all, frozen, pixel_statistics
 from geomim.evaluate.intervals import balanced_interval, interval, tile_test, wilson
 from geomim.evaluate.probes import fit_linear
-from geomim.evaluate.scores import Scores, row
+from geomim.evaluate.scores import PIXELS, Scores, row
 from geomim.models.vit import ViT
 
 
@@ -104,32 +106,33 @@ def test_one_tile_counts_once_whatever_its_seeds():
     assert spans[1] > spans[0]  # of seeds that differ
 
 
-def test_few_tiles_show_little():
-    one, none = torch.tensor([[9, 12]]), torch.zeros(1, 2, dtype=torch.int64)
-    assert tile_test(one, none) == 0.5 and tile_test(one[:, :1], none[:, :1]) == 1.0  # as likely by chance
-    assert tile_test(torch.full((1, 5), 7), torch.full((1, 5), 3)) == 2**-4  # all differ alike
-    apart, zero = torch.tensor([[3, 1, 4]]), torch.zeros(1, 3, dtype=torch.int64)
-    assert tile_test(apart, zero) == 0.25 and tile_test(apart - 2, zero) == pytest.approx(0.5286, abs=1e-4)
-    apart = torch.tensor([[5, -1, 2, 3, 0, 4, 1, 2]])  # t = 2.8284 of 7 degrees
-    assert tile_test(apart, torch.zeros_like(apart)) == pytest.approx(0.025449, abs=1e-4)
-
-
 def test_patches_are_compared_a_tile_at_a_time():
     """One tile where all 40 patches differ shows nothing; many where some do differ show something."""
     labels, tiles = torch.zeros(60, dtype=torch.int64), torch.cat([torch.zeros(40), torch.arange(1, 21)]).long()
     bad = torch.cat([torch.ones(40), torch.zeros(20)]).long()
     answers = {"good": labels, "bad": bad, "worse": (tiles > 8).long()}
     rows = {name: row(name, "linear", [each], labels, tiles) for name, each in answers.items()}
-    right = {name: one.correct_by_tile for name, one in rows.items()}
-    assert rows["good"].correct.shape == (1, 60)
-    assert right["good"].tolist() == [[40] + [1] * 20] and right["bad"].tolist() == [[0] + [1] * 20]
-    assert tile_test(right["good"], right["bad"]) == tile_test(right["bad"], right["good"]) > 0.3
-    assert tile_test(right["good"], right["worse"]) < 0.001
-    assert tile_test(right["good"], right["good"]) == tile_test(right["good"][:, :1], right["bad"][:, :1]) == 1.0
+    right = {name: one.correct for name, one in rows.items()}
+    assert all(one.shape == (1, 60) and one.dtype == torch.bool for one in right.values())
+    assert tile_test(right["good"], right["bad"], tiles) == tile_test(right["bad"], right["good"], tiles) > 0.3
+    assert tile_test(right["good"], right["worse"], tiles) < 0.001
+    assert tile_test(right["good"], right["good"], tiles) == 1.0
     seeds = torch.cat([right["good"], right["bad"]])
-    assert tile_test(seeds, right["worse"]) >= tile_test(right["good"], right["worse"])  # the seed that shows least
+    least = tile_test(right["good"], right["worse"], tiles)
+    assert tile_test(seeds, right["worse"], tiles) >= least  # the seed that shows least
     values = Scores("data", {}, (rows["good"],)).to_dict()["rows"][0]
     assert "groups" not in values and values["accuracy"] == 1.0
+    both = Scores("data", {}, (rows["good"], replace(rows["worse"], encoder=PIXELS)))
+    assert [one["p"] for one in both.comparisons()] == [least]
+
+
+def of_tiles(*apart: int) -> float:
+    """P of tiles in which one classifier has so many more patches right than another."""
+    tiles = torch.arange(len(apart)).repeat_interleave(2 * 9)
+    first, second = torch.zeros(2, len(tiles), dtype=torch.bool)
+    for tile, more in enumerate(apart):
+        (first if more > 0 else second)[18 * tile : 18 * tile + abs(more)] = True
+    return tile_test(first[None], second[None], tiles)
 
 
 def test_the_p_of_tiles_is_what_drawing_them_again_gives():
@@ -137,7 +140,14 @@ def test_the_p_of_tiles_is_what_drawing_them_again_gives():
     apart = torch.randint(-3, 5, (80,))
     drawn = apart.double()[torch.randint(80, (20000, 80))].mean(1)
     beyond = 2 * float((drawn - drawn.mean() >= apart.double().mean()).double().mean())
-    assert abs(tile_test(apart[None], torch.zeros(1, 80, dtype=torch.int64)) - beyond) < 0.01
+    assert abs(of_tiles(*apart.tolist()) - beyond) < 0.01
+
+
+def test_few_tiles_show_little():
+    assert of_tiles(9) == 1.0 and of_tiles(9, 12) == 0.5 and of_tiles(3, 1, 4) == 0.25  # as likely by chance
+    assert of_tiles(4, 4, 4, 4, 4) == of_tiles(-4, -4, -4, -4, -4) == 2**-4  # all differ alike
+    assert of_tiles(1, -1, 2) == pytest.approx(0.528595, abs=1e-6)  # t = 0.7559 of 2 degrees
+    assert of_tiles(5, -1, 2, 3, 0, 4, 1, 2) == pytest.approx(0.025464, abs=1e-6)  # t = 2.8284 of 7
 
 
 def test_a_strength_is_chosen_on_whole_groups():
