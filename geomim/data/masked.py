@@ -44,7 +44,7 @@ def open_masked(path: str, train_split: str, test_split: str, size: int | None) 
         if not len(rows):
             offered = ", ".join(sorted(set(tiles.splits.tolist())))
             raise CorpusError(
-                f"'{path}' has no tile in split '{name}': choose (--test-split) of what it has, {offered}"
+                f"'{path}' has no tile in split '{name}': name others (--train-split, --test-split) of {offered}"
             )
         parts.append(rows[spread(len(rows), TILES, [sources[rows]])])
         if len(rows) > TILES:

@@ -150,6 +150,19 @@ def test_few_tiles_show_little():
     assert of_tiles(5, -1, 2, 3, 0, 4, 1, 2) == pytest.approx(0.025464, abs=1e-6)  # t = 2.8284 of 7
 
 
+def test_a_probe_of_an_even_choice_answers_as_often_as_classes_are():
+    torch.manual_seed(0)
+    labels = torch.arange(400) % 2
+    vectors = torch.randn(400, 1) + labels[:, None]
+    fit = [fit_linear(vectors, labels, 3, counts=counts).probe for counts in (None, torch.tensor([9000, 1000, 0]))]
+    torch.testing.assert_close(fit[1].weight, fit[0].weight)
+    shift = fit[1].bias - fit[0].bias
+    torch.testing.assert_close(shift[0] - shift[1], torch.tensor(9.0).log(), rtol=1e-4, atol=1e-5)
+    assert shift[2] == 0 and fit[1].bias.isfinite().all()
+    alike = (vectors - 0.5).abs()[:, 0] < 0.3  # where either class is as likely in an even choice
+    assert fit[1](vectors[alike]).argmax(1).eq(0).all()
+
+
 def test_a_strength_is_chosen_on_whole_groups():
     """What tells classes apart within a group says nothing of another one: then the strongest penalty stays."""
     torch.manual_seed(0)
