@@ -125,7 +125,7 @@ def fit_linear(
     probe = _logistic(vectors, labels, classes, chosen, found)
     if counts is not None:
         # 0 for a class that there is not
-        probe.bias += (counts / labels.bincount(minlength=classes)).log().nan_to_num(0.0, 0.0, 0.0)
+        probe.bias.add_((counts / labels.bincount(minlength=classes)).log().nan_to_num(0.0, 0.0, 0.0))
     return Fit(probe, chosen, best)
 
 

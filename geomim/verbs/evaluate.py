@@ -367,9 +367,9 @@ def _beside(candidate: Candidate, classes: Sequence[str], probed: Probed, train:
         notes.append(f"{PIXELS} have no patches to attend to, so no efficient probe to hold one against")
     if share > 2 / np.count_nonzero(counts) or share > 0.75:
         notes.append(f"{share:.0%} of the test {unit} are {largest}: look at balanced accuracy")
-    if train.counts is not None and test.counts is not None and (test.counts > 0)[train.counts == 0].any():
-        lacking = [classes[kind] for kind in ((train.counts == 0) & (test.counts > 0)).nonzero()]
-        notes.append(f"test patches of {', '.join(lacking)} are not scored: no training patch is of it")
+    if train.counts is not None and test.counts is not None:
+        lacking = [classes[kind] for kind in (test.counts * (train.counts == 0)).nonzero()]
+        notes += [f"test patches of {one} are not scored: no training patch is of it" for one in lacking]
     for row in (row for row in probed.rows if row.encoder == candidate.name):
         unfound = [classes[label] for label, found in row.recall.items() if found == 0]
         if unfound:
