@@ -74,8 +74,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 METHODS: dict[str, dict[str, Any]] = {
     "simmim": {"unit": 16},
-    "latent_mim": {"projector_width": 1024},
-    "selective_latent": {"projector_width": 1024},
+    "selective_mae": {"visible": 0.4, "score": "published"},
+    "latent_mim": {"visible": 0.25, "projector_width": 1024},
+    "selective_latent": {"visible": 0.25, "projector_width": 1024},
     "rils": {"decoder_depth": 1, "decoder_width": 192},
 }
 WORDS = {
@@ -89,8 +90,9 @@ WORDS = {
 ENCODERS: dict[str, dict[str, Any]] = {
     "satvision": {"family": "swinv2", "patch_size": 4, "width": 48, "depth": 2, "heads": 3}
 }
-"""What a recipe has besides the config's: units of two patches; a projector five times as wide as the encoder, as
-published; a decoder as wide as the encoder, as published; a Swin, which answers by 32 px."""
+"""What a recipe has besides the config's: units of two patches; shares of 64 patches that are as many as the published
+ones of 196, as the config says; a projector five times as wide as the encoder, as published; a decoder as wide as the
+encoder, as published; a Swin, which answers by 32 px."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,15 @@ class Setting:
         encoder = ENCODERS.get(recipe) or self.config.encoder.as_dict()
         method |= METHODS.get(recipe, {}) | own
         return recipe, method, {key: value for key, value in encoder.items() if key != "image_size"}
+
+    @property
+    def other(self) -> str:
+        """What names of files have behind them where another split than the test split is scored."""
+        return "" if self.test_split == "test" else f"-{self.test_split}"
+
+    def folder(self, recipe: str, seed: int) -> Path:
+        """Where a run goes."""
+        return self.out / f"{recipe}-{self.minutes:g}min-{seed}{self.other}"
 
     def data(self, seed: int) -> TileDataModule:
         given = self.config.data.as_dict() | {"corpus": self.corpus}
@@ -226,7 +237,7 @@ def key(recipe: str, seed: int, minutes: float) -> tuple[str, str, str]:
 def run(setting: Setting, recipe: str, seed: int, table: Path, floors: bool) -> None:
     """One run: trained, probed, and written down."""
     steps = setting.steps(recipe)
-    folder = setting.out / f"{recipe}-{setting.minutes:g}min-{seed}"
+    folder = setting.folder(recipe, seed)
     last = setting.train(recipe, seed, steps, folder)[0]
     with contextlib.redirect_stdout(io.StringIO()):
         scores = evaluate(
@@ -280,13 +291,13 @@ def figures(table: Path, minutes: float) -> Iterator[str]:
 
 def draw(setting: Setting, recipes: Sequence[str], seed: int) -> Path | None:
     """KNN and linear probe over the minutes of the runs of one seed that were looked at, over their floors."""
-    folders = {recipe: setting.out / f"{recipe}-{setting.minutes:g}min-{seed}" for recipe in recipes}
-    runs = {recipe: read_figures(folder / "metrics.csv", "steps") for recipe, folder in folders.items()}
+    tables = {recipe: setting.folder(recipe, seed) / "metrics.csv" for recipe in recipes}
+    runs = {recipe: read_figures(table, "steps") for recipe, table in tables.items() if table.is_file()}
     runs = {recipe: run for recipe, run in runs.items() if "knn" in run}
     if not runs:
         return None
     figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
-    colours = dict(zip(runs, colormaps["tab10"].colors, strict=False))
+    colours = {recipe: colormaps["tab20"](place % 20) for place, recipe in enumerate(runs)}
     for axes, probe in zip(figure.subplots(1, 2), ("knn", "linear"), strict=True):
         for recipe, run in runs.items():
             steps, values = run[probe]
@@ -368,7 +379,7 @@ def compare(given: argparse.Namespace) -> None:
     if given.quick:
         setting = replace(setting, calibration=4)
     given.out.mkdir(parents=True, exist_ok=True)
-    table = given.out / "recipes.csv"
+    table = given.out / f"recipes{setting.other}.csv"
     chosen = given.recipes or list(RECIPES)
     reasons = {recipe: usable(setting, recipe) for recipe in chosen}
     for recipe, reason in reasons.items():
@@ -388,8 +399,9 @@ def compare(given: argparse.Namespace) -> None:
             run(setting, recipe, seed, table, floors)
     print(f"machine: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
     print(f"tables: {setting.out / 'calibration.csv'}, {table}")
-    if given.looks and given.minutes and (picture := draw(setting, chosen, given.seeds[0])):
-        print(f"curves of seed {given.seeds[0]}: {picture}")
+    if given.looks and given.minutes:
+        picture = draw(setting, chosen, given.seeds[0])
+        print(f"curves of seed {given.seeds[0]}: {picture or 'none; runs that are done were not looked at'}")
     for line in figures(table, given.minutes):
         print(line)
 

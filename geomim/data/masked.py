@@ -17,7 +17,7 @@ from geomim.data.labelled import Labelled, LabelledData, of_corpus
 from geomim.errors import CorpusError, InputError
 
 TILES, PATCHES = 8192, 20_000
-"""Of a split, at most; with them memory and time are bounded, however large a corpus is."""
+"""Of a split, at most; with them the pixels read and the features kept are bounded, however large a corpus is."""
 
 
 def open_masked(path: str, train_split: str, test_split: str, size: int | None) -> LabelledData:
@@ -36,14 +36,19 @@ def open_masked(path: str, train_split: str, test_split: str, size: int | None) 
     if corpus is None or corpus.array("mask", side) is None:
         raise CorpusError(f"'{path}' has no masks: --dense needs a corpus of `geomim corpus build --masks FOLDER`")
     tiles, where = corpus.tiles(side), pc.field("kept") & (pc.field("size") == side)
-    names = corpus.table(["source"], where)["source"].combine_chunks().dictionary_encode()
-    sources, parts = names.indices.to_numpy().astype(np.int64), []
+    # as numbers first: strings of 2 GiB do not fit into one array
+    names = pc.dictionary_encode(corpus.table(["source"], where)["source"]).combine_chunks()
+    sources, parts, cut = names.indices.to_numpy().astype(np.int64), [], []
     for name in (train_split, test_split):
         rows = np.flatnonzero(tiles.splits == name)
         if not len(rows):
             offered = ", ".join(sorted(set(tiles.splits.tolist())))
-            raise CorpusError(f"'{path}' has no tile in split '{name}': name others, it has {offered}")
+            raise CorpusError(
+                f"'{path}' has no tile in split '{name}': name others (--train-split, --test-split) of {offered}"
+            )
         parts.append(rows[spread(len(rows), TILES, [sources[rows]])])
+        if len(rows) > TILES:
+            cut.append(f"of the {len(rows):,} tiles of '{name}' {TILES:,} are used, in which scenes share evenly")
 
     def masked(part: Labelled, rows: np.ndarray) -> Labelled:
         def read(wanted: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -54,43 +59,53 @@ def open_masked(path: str, train_split: str, test_split: str, size: int | None) 
 
     data = of_corpus(corpus, side, *parts, corpus.classes)
     train, test = masked(data.train, parts[0]), masked(data.test, parts[1])
-    return replace(data, name=f"patches of {data.name}", train=train, test=test)
+    return replace(data, name=f"patches of {data.name}", train=train, test=test, notes=(*data.notes, *cut))
 
 
-def choose_patches(images: LabelledData, grid: tuple[int, int]) -> dict[str, tuple[Tensor, Tensor]]:
+def choose_patches(images: LabelledData, grid: tuple[int, int]) -> dict[str, tuple[Tensor, ...]]:
     """Patches to fit on, in which classes share evenly and of each the scenes, and patches to score, as they come.
+
+    Of a class that no patch to fit on is of, none is scored.
 
     Args:
         images: From `open_masked`.
         grid: Rows and columns of patches.
 
     Returns:
-        By split `(N, L)` int64 labels, -1 where a patch is not chosen; and `(P,)` int64 groups of the chosen ones:
-        their tiles, but to fit on their scenes where there are several.
+        By split `(N, L)` int64 labels, -1 where a patch is not chosen; `(P,)` int64 groups of the chosen ones, from 0
+        without a gap: their tiles, but to fit on their scenes where there are several; and `(C,)` int64, how many
+        patches of each class there were.
 
     Raises:
-        InputError: No patch of a split has a class, or all of train have one.
+        InputError: No patch of a split has a class, or all of train have one or are of one tile.
     """
-    chosen = {}
+    chosen: dict[str, tuple[Tensor, ...]] = {}
+    advice = "choose others with --train-split and --test-split, or divide the corpus again (geomim corpus split)"
     for name, part in (("train", images.train), ("test", images.test)):
         assert part.masks is not None and part.sources is not None
         some = np.split(np.arange(len(part)), range(256, len(part), 256))
         labels = torch.cat([patch_labels(*part.masks(rows), grid, len(images.classes)) for rows in some])
+        counts = labels[labels >= 0].bincount(minlength=len(images.classes))
+        if name == "test":
+            labels[chosen["train"][2][labels] == 0] = -1  # where there was -1 it stays
         at = (labels >= 0).nonzero()
         kinds, sources = labels[labels >= 0].numpy(), part.sources[at[:, 0]]
         if len(shown := [images.classes[kind] for kind in np.unique(kinds)]) < (2 if name == "train" else 1):
-            given = f"{shown[0]} alone" if shown else "no class"
-            raise InputError(f"masks of {images.name}, {name}, show {given}: expected patches of several classes")
+            given = f"{shown[0]} alone" if shown else "no class to score" if name == "test" else "no class"
+            raise InputError(f"masks of {images.name}, {name}, show {given}: expected several classes; {advice}")
         kept = spread(len(kinds), PATCHES, [kinds, sources] if name == "train" else [])
-        alone = name == "test" or len(np.unique(sources[kept])) < 2
-        groups = at[kept, 0] if alone else torch.from_numpy(sources[kept])
         rows, places = at[kept].T
-        chosen[name] = torch.full_like(labels, -1).index_put((rows, places), labels[rows, places]), groups
+        alone = name == "test" or len(np.unique(sources[kept])) < 2
+        groups = np.unique(rows if alone else sources[kept], return_inverse=True)[1]
+        if name == "train" and not groups.any():
+            raise InputError(f"all labelled patches of {images.name}, train, are of one tile: expected two; {advice}")
+        left = torch.full_like(labels, -1).index_put((rows, places), labels[rows, places])
+        chosen[name] = left, torch.from_numpy(groups), counts
     return chosen
 
 
 def patch_labels(masks: Tensor, valid: Tensor, grid: tuple[int, int], classes: int) -> Tensor:
-    """The class of each patch: the one that covers at least half of its valid pixels that have a class.
+    """The class of each patch: the only one that covers at least half of its valid pixels that have a class.
 
     Args:
         masks: `(B, H, W)` places in the class list; any other number means that the pixel has none.
@@ -99,11 +114,11 @@ def patch_labels(masks: Tensor, valid: Tensor, grid: tuple[int, int], classes: i
         classes: Number of classes.
 
     Returns:
-        `(B, L)` int64 in raster order; -1 where no class covers half, or the patch holds more nodata than image.
+        `(B, L)` int64 in raster order; -1 where none or two do, or the patch holds more nodata than image.
     """
     covers = [F.adaptive_avg_pool2d(((masks == place) & valid).float(), grid) for place in range(classes)]
     share, kind = torch.stack(covers, 1).max(1)
-    clear = (share > 0) & (2 * share >= sum(covers) - 1e-6)  # rounding
+    clear = (share > 0) & (sum(2 * cover >= sum(covers) - 1e-6 for cover in covers) == 1)  # rounding
     seen = F.adaptive_avg_pool2d(valid.float(), grid) >= 0.5
     return torch.where(clear & seen, kind, -1).flatten(1)
 

@@ -241,7 +241,8 @@ class _Sections:
             f"table has it on {about['test_patches']:,} patches of the held-out scenes, beside the same on random "
             f"weights and on statistics of a patch's pixels. Intervals: {about['interval']}. p: {about['test']}."
         )
-        return _paragraphs([text]) + html_table(head, rows) + _paragraphs(f"{one}." for one in scores.sentences())
+        said = (f"{one}." for one in [*scores.sentences(), *scores.notes])
+        return _paragraphs([text]) + html_table(head, rows) + _paragraphs(said)
 
     def _legend(self) -> str:
         present = [number for number in np.unique(self.made.ids) if number < len(self.made.names)]

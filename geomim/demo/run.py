@@ -35,6 +35,8 @@ from geomim.verbs.plot import read_figures
 from geomim.verbs.pretrain import Training, train
 from geomim.verbs.watching import Watching
 
+DRAWN = (12, 704)
+"""Scenes, and their side in pixels. Sun, haze and season differ by scene: of few, little is learned for another one."""
 IMAGE = 64
 """Side of the training image in pixels."""
 ENCODER = {"width": 192, "depth": 4, "heads": 3, "patch_size": 8}
@@ -107,7 +109,7 @@ def demo(
     sensor: list[str] | None = None,
     bands: list[str] | None = None,
     out: str = "demo",
-    steps: int = 400,
+    steps: int = 370,
     tile: int = IMAGE,
     seed: int = 0,
 ) -> Path:
@@ -147,7 +149,7 @@ def demo(
     drawn = None
     if scenes is None:
         console.print("[bold]Drawing scenes[/bold] of twelve kinds of land cover")
-        drawn = write_scenes(folder / "drawn", seed=seed)
+        drawn = write_scenes(folder / "drawn", *DRAWN, seed=seed)
         labels = str(drawn.labels[0].parent)
         groups = [Group(drawn.sensor.name, [str(path) for path in drawn.scenes])]
     else:
@@ -263,7 +265,7 @@ def _train(chapter: Chapter, steps: int, seed: int, console: Console) -> None:
         data = TileDataModule(corpus, batch_size=BATCH, image_size=IMAGE, **how)
         run = chapter.runs[recipe] = chapter.folder / recipe
         watch = Watching(every=max(1, steps // LOOKS), data=corpus if labels else None)
-        model = (recipe, METHOD, ENCODER, Optimisation(base_learning_rate=4e-3), training, seed)
+        model = (recipe, METHOD, ENCODER, Optimisation(base_learning_rate=3e-3), training, seed)
         try:
             train(data, run, *model, resume="last", watch=watch)
         except Interrupted as stop:

@@ -37,12 +37,14 @@ class Features:
         labels: `(N,)` int64.
         tokens: `(N, L, D)` float16 patch tokens, where they were asked for.
         groups: `(N,)` int64 where patches stand in place of images: those of one number are not independent.
+        counts: `(C,)` int64, how many patches of each class there were, where N are a choice of them.
     """
 
     pooled: Tensor
     labels: Tensor
     tokens: Tensor | None = None
     groups: Tensor | None = None
+    counts: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -85,6 +85,7 @@ def fit_linear(
     strengths: Sequence[float] = L2_STRENGTHS,
     held_out: tuple[Tensor, Tensor] | None = None,
     groups: Tensor | None = None,
+    counts: Tensor | None = None,
 ) -> Fit:
     """Multinomial logistic regression on standardised features, by L-BFGS.
 
@@ -99,6 +100,8 @@ def fit_linear(
         strengths: Factors of half the squared weights, strongest first.
         held_out: Other features and labels to choose on; then none of `vectors` is set aside.
         groups: `(N,)` int64, a fifth of which is set aside, each as a whole: scenes or tiles that patches are of.
+        counts: `(classes,)` how many there are of each class, where N were chosen to be more alike: once fitted, the
+            probe is moved to these frequencies (Saerens et al., Neural Computation 14, 2002).
 
     Returns:
         A `LinearProbe` and the strength chosen.
@@ -119,7 +122,11 @@ def fit_linear(
         score = accuracy(start(others[0]), others[1])
         if score > best:  # at equal accuracy the stronger penalty stays
             chosen, best, found = strength, score, start
-    return Fit(_logistic(vectors, labels, classes, chosen, found), chosen, best)
+    probe = _logistic(vectors, labels, classes, chosen, found)
+    if counts is not None:
+        # 0 for a class that there is not
+        probe.bias.add_((counts / labels.bincount(minlength=classes)).log().nan_to_num(0.0, 0.0, 0.0))
+    return Fit(probe, chosen, best)
 
 
 def _logistic(vectors: Tensor, labels: Tensor, classes: int, strength: float, start: LinearProbe | None) -> LinearProbe:

@@ -59,12 +59,8 @@ class Row:
 
     @property
     def correct(self) -> Tensor | None:
-        """`(S, N)` bool, whether each seed has each test image right; of patches `(S, T)`, how many of each tile."""
-        right = None if self.answers is None or self.labels is None else self.answers.eq(self.labels)
-        if right is None or self.groups is None:
-            return right
-        tiles = right.new_zeros(len(right), int(self.groups.max()) + 1, dtype=torch.int64)
-        return tiles.index_add(1, self.groups, right.long())
+        """`(S, N)` bool, whether each seed has each test image right."""
+        return None if self.answers is None or self.labels is None else self.answers.eq(self.labels)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -114,7 +110,8 @@ class Scores:
             for floor in (RANDOM, PIXELS, MAJORITY) if row.encoder not in (RANDOM, PIXELS) else ():
                 other = self.find(floor, row.probe)
                 if other and row.correct is not None and other.correct is not None:
-                    p = (mcnemar if row.groups is None else tile_test)(row.correct, other.correct)
+                    both = row.correct, other.correct
+                    p = mcnemar(*both) if row.groups is None else tile_test(*both, row.groups)
                     sign = "~" if p >= LEVEL else "<" if row.accuracy < other.accuracy else ">"
                     names = {"encoder": row.encoder, "floor": floor, "probe": row.probe}
                     found.append(names | {"accuracy": row.accuracy, "other": other.accuracy, "p": p, "sign": sign})
@@ -243,7 +240,8 @@ def probe_features(
         nearest = knn(train.pooled, train.labels, test.pooled, classes)
         result.add(encoder, "knn", [nearest], test.labels)
     if "linear" in probes:
-        fits = [fit_linear(train.pooled, train.labels, classes, seed, groups=train.groups) for seed in seeds]
+        data = train.pooled, train.labels, classes
+        fits = [fit_linear(*data, seed, groups=train.groups, counts=train.counts) for seed in seeds]
         result.add(encoder, "linear", [fit.probe(test.pooled).softmax(1) for fit in fits], test.labels, test.groups)
         result.fits["linear"] = max(fits, key=lambda fit: fit.held_out)
     if "efficient" in probes and train.tokens is not None and test.tokens is not None:

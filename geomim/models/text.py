@@ -40,9 +40,11 @@ class TextTower(nn.Module):
         context_length: Most tokens of a sentence; the rest is cut off.
         causal: Tokens see no later ones, so that what stands behind the end of a sentence need not be computed.
         notes: What was assumed of its weights, in sentences.
+        rights: Of weights that it started from, as an encoder has them.
     """
 
     notes: tuple[str, ...] = ()
+    rights: tuple[dict[str, Any], ...] = ()
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -237,6 +239,7 @@ def text_tower(clip: Clip) -> TextTower:
     state = {name: value for name, value in theirs.items() if name in tower.network.state_dict()}
     fill(clip.source, tower.network, state, "a text tower")
     tower.notes = (f"text tower started from {clip.source}, {clip.notes[-1]}",)
+    tower.rights = ({"weights": clip.source, "licences": [], "attributions": []},)  # such files state none
     return tower
 
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import timm
@@ -122,8 +122,8 @@ def evaluate(
     accuracy, both with 95 % intervals; what stands above or falls below a floor is what a paired test shows.
 
     With --dense a linear probe is fitted and scored on single patches, which maps are made of. A patch is of the class
-    that covers at least half of its labelled pixels. At most 20,000 are fitted on, in which classes and scenes share
-    evenly. Intervals are those of drawing whole tiles.
+    that alone covers at least half of its labelled pixels. At most 20,000 are fitted on, in which classes and scenes
+    share evenly; then the probe is moved to the classes' natural shares. Intervals are those of drawing whole tiles.
 
     Args:
         checkpoint: A geomim checkpoint, an exported folder, a published MAE or SelectiveMAE file, or `timm:NAME` for
@@ -155,7 +155,7 @@ def evaluate(
         BandError: The images lack bands that the encoder needs.
         InputError: There are no labelled images, or their numbers are far from those the encoder was trained on.
     """
-    if dense and (pool != "mean" or "linear" not in probes):
+    if dense and (pool != "mean" or probes not in ([*get_args(Probe)], ["linear"])):
         raise ConfigError("--dense fits the linear probe on patches: leave out --pool and --probes")
     if seeds < 1 or not probes:
         raise ConfigError(f"expected at least one seed and one probe; given {seeds} and {probes}")
@@ -170,13 +170,14 @@ def evaluate(
     parts = {"train": images.train, "test": images.test}
     ranges = [check_range(prepare, part.sample(), f"{images.name}, {name}") for name, part in parts.items()]
     seen = seen_in_training(candidate.details, images, data, given)
-    chosen, probes = (choose_patches(images, _grid(candidate)), ["linear"]) if dense else (None, probes)
-    features = _features(candidate, parts, prepare, "efficient" in probes, floors, pool, target, chosen)
+    grid, probes = (_grid(candidate), ["linear"]) if dense else ((1, 1), probes)
+    chosen = choose_patches(images, grid) if dense else None
+    features = _features(candidate, parts, prepare, "efficient" in probes, floors, pool, target, chosen, grid)
     train, test = features[candidate.name]
     probed = _probe(candidate, features, len(images.classes), probes, range(seeds), target)
-    beside = _beside(candidate, images.classes, probed, test)
+    beside = _beside(candidate, images.classes, probed, train, test)
     notes = (*images.notes, *seen, *candidate.notes, *itertools.chain(*ranges), *beside)
-    floor = majority(train.labels, test.labels, test.groups)
+    floor = majority(train.labels if train.counts is None else train.counts.argmax()[None], test.labels, test.groups)
     about = {"checkpoint": checkpoint, **_protocol(candidate, images, probed), "pool": pool, "seeds": [*range(seeds)]}
     if dense:
         about |= {"pool": "patch", "train_patches": len(train), "test_patches": len(test)}
@@ -288,21 +289,22 @@ def _features(
     floors: bool,
     pool: Pool,
     device: torch.device,
-    chosen: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    chosen: Mapping[str, tuple[Tensor, ...]] | None = None,
+    grid: tuple[int, int] = (1, 1),
 ) -> dict[str, tuple[Features, Features]]:
     """Features of the encoder and of its floors on both splits, or of `chosen` patches, decoding every image once."""
     half = fast_half(device)
     extractors = {candidate.name: frozen(candidate.encoder.to(device), pool, tokens, half)}
     if floors:
         extractors[RANDOM] = frozen(candidate.fresh(0).to(device), pool, tokens, half)
-        extractors[PIXELS] = pixel_statistics(_grid(candidate) if chosen else (1, 1))
+        extractors[PIXELS] = pixel_statistics(grid)
     parts = []
     for split, part in images.items():
         batches = Batches(part, prepare, candidate.image_size)
         shown = track(batches, f"features of {len(part)} {split} images", total=len(batches), transient=True)
-        patches, groups = chosen[split] if chosen else (None, None)
+        patches, groups, counts = chosen[split] if chosen else (None, None, None)
         found = extract_all(extractors, shown, device, len(part), patches)
-        parts.append({name: replace(one, groups=groups) for name, one in found.items()})
+        parts.append({name: replace(one, groups=groups, counts=counts) for name, one in found.items()})
     return {name: (parts[0][name], parts[1][name]) for name in extractors}
 
 
@@ -312,7 +314,7 @@ def _grid(candidate: Candidate) -> tuple[int, int]:
     side, device = candidate.image_size, next(candidate.encoder.parameters()).device
     grid = encode(candidate.encoder, torch.zeros(1, len(candidate.contract.names), side, side, device=device))[2]
     if side % grid[0] or side % grid[1]:
-        raise ConfigError(f"--dense: expected images of a multiple of {grid[0]} pixels; given --image_size {side}")
+        raise ConfigError(f"--dense: expected images of a multiple of {grid[0]} pixels, not {side}: give --image_size")
     return grid
 
 
@@ -356,7 +358,7 @@ def _protocol(candidate: Candidate, images: LabelledData, probed: Probed) -> dic
     }
 
 
-def _beside(candidate: Candidate, classes: Sequence[str], probed: Probed, test: Features) -> list[str]:
+def _beside(candidate: Candidate, classes: Sequence[str], probed: Probed, train: Features, test: Features) -> list[str]:
     """What the table does not compare, and what accuracy hides where classes are of very different sizes."""
     counts = np.bincount(test.labels)
     share, largest = counts.max() / counts.sum(), classes[counts.argmax()]
@@ -365,6 +367,9 @@ def _beside(candidate: Candidate, classes: Sequence[str], probed: Probed, test: 
         notes.append(f"{PIXELS} have no patches to attend to, so no efficient probe to hold one against")
     if share > 2 / np.count_nonzero(counts) or share > 0.75:
         notes.append(f"{share:.0%} of the test {unit} are {largest}: look at balanced accuracy")
+    if train.counts is not None and test.counts is not None:
+        lacking = [classes[kind] for kind in (test.counts * (train.counts == 0)).nonzero()]
+        notes += [f"test patches of {one} are not scored: no training patch is of it" for one in lacking]
     for row in (row for row in probed.rows if row.encoder == candidate.name):
         unfound = [classes[label] for label, found in row.recall.items() if found == 0]
         if unfound:

@@ -289,7 +289,10 @@ def build(
     if resumed and "text" in signature(RECIPES[recipe]).parameters:
         given = stored(given, resumed)
     model = RECIPES[recipe](network, **given)
-    network.notes += model.joint.text.notes if model.joint else ()
+    if model.joint:
+        network.notes += model.joint.text.notes
+        known = {one["weights"] for one in network.rights}  # encoder and tower may start from one file
+        network.rights += tuple(one for one in model.joint.text.rights if one["weights"] not in known)
     if training.checkpointing:
         recompute(model)
     settings = {

@@ -3,14 +3,17 @@ import json
 import re
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from geomim.corpus.synthetic import write_scenes
+from geomim.demo.page import _Sections
 from geomim.demo.run import demo, group_by_sensor
 from geomim.errors import InputError, MissingExtraError
+from geomim.evaluate.scores import Row, Scores
 from geomim.models.weights import read_checkpoint
 from geomim.verbs.plot import read_figures
 
@@ -23,6 +26,12 @@ def made(tmp_path_factory):
     out = root / "out"
     page = demo(scenes=[str(drawn.scenes[0].parent)], labels=str(drawn.labels[0].parent), out=str(out), steps=12)
     return page, out, drawn
+
+
+def test_the_notes_of_the_maps_probe_are_shown():
+    protocol = {"train_patches": 5, "test_patches": 6, "interval": "", "test": ""}
+    scores = Scores("data", protocol, (Row("mae", "linear", 0.9, 0.8, 1.0, (0.9,)),), ("no patch is of <sea>",))
+    assert "no patch is of &lt;sea&gt;." in _Sections._fitted(SimpleNamespace(chapter=SimpleNamespace(patches=scores)))
 
 
 def test_every_room_left_its_result_and_every_picture_is_there(made):

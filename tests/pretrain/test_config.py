@@ -69,9 +69,9 @@ def test_help_lists_a_recipes_own_arguments_and_no_zoo(recipe, capsys):
 
 def test_the_last_recipe_named_wins():
     small = str(CONFIGS / "small_cpu.yaml")
-    assert read_config(["--config", small]).recipe == "selective_mae"
-    config = read_config(["--config", small, "--recipe", "mae", "--training.max_steps", "7"])
-    assert config.recipe == "mae" and "score" not in config.method and config.training.max_steps == 7
+    assert read_config(["--config", small]).recipe == "mae"
+    config = read_config(["--config", small, "--recipe", "selective_mae", "--training.max_steps", "7"])
+    assert config.recipe == "selective_mae" and "score" in config.method and config.training.max_steps == 7
     assert config.method.decoder_depth == 2  # what both recipes take is kept
 
 

@@ -97,6 +97,7 @@ def test_an_export_says_what_it_learned_from_and_answers_alike(here: nn.Module) 
     assert main([*FLAGS, *BOTH, "--recipe", "remote_clip", "--training.max_steps", "1", "--name", "run"]) == 0
     assert main("export runs/run/checkpoints/last.ckpt --out out --sensor sentinel2".split()) == 0
     card = Path("out/README.md").read_text()
+    assert card.count("- `remoteclip:clip.pt`: unknown") == 1  # the licence of weights of both towers, said once
     for words in (
         "text tower started from remoteclip:clip.pt, activation QuickGELU",
         "'weights': 'remoteclip:clip.pt'",
@@ -128,6 +129,15 @@ def test_a_resumed_run_does_not_read_what_its_towers_started_from(here: nn.Modul
     entries = [torch.load(one, weights_only=True)["geomim"] for one in ends]
     assert entries[0]["joint"] == entries[1]["joint"] and entries[0]["joint"]["text"]["quick_gelu"]
     assert entries[0]["provenance"]["start"] == entries[1]["provenance"]["start"]
+
+
+def test_the_licence_of_a_text_towers_weights_goes_on_without_those_of_an_encoder(here: nn.Module) -> None:
+    alone = FLAGS[: (at := FLAGS.index("--encoder.weights"))] + FLAGS[at + 2 :]
+    for resume in ([], ["--resume", "last"]):  # a resumed run does not read them again
+        flags = [*alone, "--data.corpus", "rgb", "--recipe", "remote_clip", "--name", "run", *resume]
+        assert main([*flags, "--training.max_steps", "1"]) == 0
+        provenance = torch.load("runs/run/checkpoints/last.ckpt", weights_only=True)["geomim"]["provenance"]
+        assert [one["weights"] for one in provenance["rights"]] == ["remoteclip:clip.pt"]
 
 
 def test_a_frozen_tower_is_no_part_of_the_optimiser_and_stays_as_in_evaluation() -> None:

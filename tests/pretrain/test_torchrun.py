@@ -18,7 +18,7 @@ from geomim.models.weights import read_encoder
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "geomim.cli"]
 FLAGS = [
-    *("pretrain", "--config", str(REPOSITORY / "configs/pretrain/small_cpu.yaml")),
+    *("pretrain", "--config", str(REPOSITORY / "configs/pretrain/small_cpu.yaml"), "--recipe", "selective_mae"),
     *"--method.decoder_depth 1 --method.decoder_width 16 --method.decoder_heads 2 --encoder.image_size 16".split(),
     *"--encoder.patch_size 4 --encoder.width 24 --encoder.depth 1 --encoder.heads 2 --training.max_steps 6".split(),
     *"--training.milestones 6 --training.progress_bar false --training.accelerator cpu".split(),

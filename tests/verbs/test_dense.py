@@ -11,7 +11,9 @@ from tiny_corpus import NAMES, write_corpus
 from whole_arrays import write_array
 
 from geomim.corpus.shards import write_groups
+from geomim.data import masked as room
 from geomim.errors import ConfigError, CorpusError
+from geomim.evaluate.intervals import interval
 from geomim.evaluate.saved import load_probe
 from geomim.evaluate.scores import PIXELS, RANDOM
 from geomim.maps.predict import predict
@@ -67,13 +69,14 @@ def test_patches_are_scored_beside_their_floors(made):
     assert 0.4 < scores.majority.accuracy < 0.75
     values = json.loads((root / "out" / "evaluation.json").read_text())
     assert values["protocol"]["train_patches"] == 24 * 12 and values["protocol"]["test_patches"] == 8 * 12
-    assert "whole tiles" in values["protocol"]["interval"] and "z test" in values["protocol"]["test"]
+    assert "whole tiles" in values["protocol"]["interval"] and "t test" in values["protocol"]["test"]
     assert values["data"] == "patches of corpus corpus"
     rows = list(csv.DictReader((root / "out" / "classes.csv").open()))
     assert [row["class"] for row in rows] == ["field", "forest"] and all(float(row["iou"]) > 0.8 for row in rows)
     assert "of the test patches right" in (root / "out" / "index.html").read_text()
     row = scores.find("a", "linear")
-    assert row.high - row.low > 0 and row.correct.shape == (2, 8)
+    low, high = interval(row.correct)
+    assert row.correct.shape == (2, 96) and row.high - row.low > high - low  # as if patches were independent
 
 
 def test_predict_makes_a_map_with_it(made, tmp_path):
@@ -94,7 +97,26 @@ def test_what_cannot_be_fitted_is_refused_with_a_sentence(made, tmp_path):
     root, path, _ = made
     with pytest.raises(CorpusError, match="has no masks"):
         evaluate(path, str(write_corpus(tmp_path / "plain")), str(tmp_path / "o"), dense=True)
-    for wrong in ({"pool": "class"}, {"probes": ["knn"]}):
+    for wrong in ({"pool": "class"}, {"probes": ["knn"]}, {"probes": ["knn", "linear"]}):
         with pytest.raises(ConfigError, match="--dense fits the linear probe"):
             evaluate(path, str(root / "corpus"), str(tmp_path / "o"), dense=True, **wrong)
     assert not (tmp_path / "o").exists()
+
+
+def test_the_floor_is_the_class_that_training_patches_are_most_often_of(made, tmp_path, monkeypatch):
+    """Classes are fitted on evenly, of which none is the most frequent; what only test tiles show is not scored."""
+    monkeypatch.setattr(room, "PATCHES", 48)
+    corpus = write_corpus(tmp_path / "corpus", count=32, size=16)
+    kinds = np.random.default_rng(1).random((32, 4, 4)).repeat(4, 1).repeat(4, 2) < 0.8
+    masks = kinds.astype(np.uint8)
+    masks[-1, :8] = 2
+    for name, values, names in (("image", pixels(masks % 2), NAMES), ("mask", masks, (NAMES[0], *NAMES[2:]))):
+        write_array(corpus / "tiles.zarr" / "16" / name, values, names)
+    write_groups(corpus / "tiles.zarr")
+    about = json.loads((corpus / "corpus.json").read_text()) | {"classes": ["field", "forest", "town"]}
+    (corpus / "corpus.json").write_text(json.dumps(about))
+    scores = evaluate(made[1], str(corpus), str(tmp_path / "o"), seeds=1, test_split="val", dense=True, device="cpu")
+    labels = scores.find("a", "linear").labels
+    assert scores.protocol["train_patches"] == 48 and set(labels.tolist()) == {0, 1}
+    assert scores.majority.accuracy == float(labels.double().mean()) > 0.6
+    assert "test patches of town are not scored: no training patch is of it" in scores.notes
