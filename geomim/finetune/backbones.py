@@ -66,7 +66,7 @@ def open_backbone(
     Raises:
         CheckpointError: The source cannot be read, or is of several sensors and none is named.
         BandError: A band is like none of the encoder's, or it names no bands and is not for three.
-        ConfigError: The images do not divide into its patches.
+        ConfigError: The images do not divide into its patches, or it takes those of one size alone.
     """
     foreign = source.startswith("timm:")
     name = source if foreign else checkpoint_of(source)[1]
@@ -82,6 +82,10 @@ def open_backbone(
         if image_size < 1 or any(image_size % side for side in patch):
             raise ConfigError(f"image_size {image_size}: expected a multiple of the patches' sides {patch}")
         network.set_input_size(img_size=(image_size, image_size))
+    elif image_size is not None and network.pretrained_cfg.get("fixed_input_size"):
+        side = network.pretrained_cfg["input_size"][-1]
+        if image_size != side:
+            raise ConfigError(f"image_size {image_size}: '{source}' takes images of {side} pixels alone; leave it out")
     return Backbone(network.eval(), contract, notes, name if seed is None else f"{name}, random initialisation")
 
 

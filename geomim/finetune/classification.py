@@ -41,7 +41,7 @@ class ByClass(Tuned):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """`probability` `(B, K, ...)`, `prediction` without K, or 0 and 1 with it where several hold, and the `id`."""
         probability = super().predict_step(batch, batch_idx)
-        prediction = (probability >= 0.5).long() if self.hparams["num_labels"] else probability.argmax(1)
+        prediction = (probability > 0.5).long() if self.hparams["num_labels"] else probability.argmax(1)
         return {"id": batch.get("id"), "probability": probability, "prediction": prediction}
 
 

@@ -75,6 +75,7 @@ class _Named(nn.Module):
         self.pyramid, self.out_channels = pyramid, pyramid.channels
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """The pyramid's maps, the finest first, made in the precision around the detector."""
         with torch.autocast(images.device.type, enabled=self.ambient[0], dtype=self.ambient[1]):
             maps = self.pyramid(images)
         return OrderedDict((str(level), one.float()) for level, one in enumerate(maps))
@@ -84,6 +85,7 @@ class _AsGiven(GeneralizedRCNNTransform):
     """Does not resize; sides are filled up with 0 to a multiple of the coarsest stride."""
 
     def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
+        """Both as they are."""
         return image, target
 
 

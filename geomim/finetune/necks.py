@@ -166,4 +166,5 @@ class _Resize(nn.Module):
         self.factor = factor
 
     def forward(self, maps: Tensor) -> Tensor:
+        """Maps with sides longer by the factor, and some more where they are cut."""
         return F.interpolate(F.pad(maps, (0, 2, 0, 2), mode="replicate"), scale_factor=self.factor, mode="bilinear")

@@ -139,7 +139,8 @@ class Tuned(LightningModule):
             shape = Optimisation(warmup=self.tuning.warmup)
             return lambda step: shape.factor(step - start, int(steps) - start) if step >= start else 0.0
 
-        self._start, self._moves = round(self.tuning.head_first * steps) if first else 0, None
+        alone = min(max(1, round(self.tuning.head_first * steps)), int(steps) - 1)  # both have one, of two
+        self._start, self._moves = alone if first else 0, None
         for parameter in self._tuned:  # an earlier run may have ended before its backbone moved
             parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW(groups := self.groups())

@@ -124,6 +124,8 @@ def test_positions_follow_the_size_of_the_images(tmp_path: Path) -> None:
     alike(tokens(larger, images), tokens(plain, images))
     with pytest.raises(ConfigError, match="image_size 65: expected a multiple"):
         open_backbone(str(tmp_path / "a.ckpt"), image_size=65)
+    with pytest.raises(ConfigError, match="image_size 64: 'timm:mixer_s32_224' takes images of 224 pixels alone"):
+        open_backbone("timm:mixer_s32_224", seed=0, image_size=64)
 
 
 def test_what_cannot_be_opened_says_so(tmp_path: Path) -> None:

@@ -104,6 +104,12 @@ def test_backbone_moves_from_its_step_on():
     assert rate[:2] == (0, 0) and rate[2] == max(rate) == pytest.approx(1e-3 * 0.75)
 
 
+@pytest.mark.parametrize(("share", "moods"), [(0.99, (False, False, True)), (0.01, (False, True, True))])
+def test_the_head_goes_first_and_the_backbone_follows_however_few_the_steps(share, moods):
+    seen = fit(Task(vit(), freeze="first", head_first=share), 3).seen
+    assert tuple(mood for _, mood, _ in seen) == moods
+
+
 def test_rate_rises_and_falls_in_steps():
     task = Task(vit(), warmup=0.5, layer_decay=1.0, learning_rate=1.0)
     assert [seen[2] for seen in fit(task, 4).seen] == pytest.approx([0.5, 1.0, 1.0, 0.5])
