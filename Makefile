@@ -11,7 +11,7 @@ VENV312 ?= .venv312
 help:
 	@echo "make demo       scenes -> corpus -> encoder -> scores and map; opens with demo/report/index.html"
 	@echo "make test       lint, types, layers and tests: what CI runs"
-	@echo "make test-torchgeo010  backbones in torchgeo 0.10, in an environment of Python 3.12 beside"
+	@echo "make test-torchgeo010  backbones and tasks in torchgeo 0.10, in an environment of Python 3.12 beside"
 	@echo "make bench      speed beside peers (an idle machine, please)"
 	@echo "make notebooks  run every notebook from the start"
 
@@ -48,7 +48,7 @@ $(VENV312)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 test-torchgeo010: $(VENV312)/.ready
-	$(VENV312)/bin/python -m pytest tests/finetune/test_backbones.py tests/finetune/test_registry.py tests/finetune/test_check.py
+	$(VENV312)/bin/python -m pytest tests/finetune
 
 bench: $(PEERS)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(BENCH) || exit 1; done

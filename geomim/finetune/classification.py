@@ -40,7 +40,8 @@ class ByClass(Tuned):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """`probability` `(B, K, ...)`, `prediction` without K, or 0 and 1 with it where several hold, and the `id`."""
-        probability = super().predict_step(batch, batch_idx)
+        found = super().predict_step(batch, batch_idx)
+        probability = found["probabilities"] if isinstance(found, dict) else found  # of segmentation, from torchgeo 0.9
         prediction = (probability > 0.5).long() if self.hparams["num_labels"] else probability.argmax(1)
         return {"id": batch.get("id"), "probability": probability, "prediction": prediction}
 
