@@ -51,6 +51,7 @@ VERBS = {
     "corpus publish": Verb("geomim.corpus.publish:publish", "corpus", "a corpus to an address such as s3://"),
     "corpus verify": Verb("geomim.corpus.verify:verify", "corpus", "whether a corpus still is what its lock says"),
     "corpus rebuild": Verb("geomim.corpus.verify:rebuild", "corpus", "make a corpus again from its lock and sources"),
+    "labels check": Verb("geomim.finetune.labels.check:check", "maps", "what is understood of labels, said and drawn"),
     "pretrain": Verb("geomim.verbs.pretrain:run", "train", "a corpus becomes an encoder"),
     "plot": Verb("geomim.verbs.plot:plot", "train", "the curves of a run, or of several beside each other"),
     "replay": Verb("geomim.verbs.replay:replay", "train", "the step again that ended a run: where it is not finite"),

@@ -1,0 +1,259 @@
+"""Labels and scenes in, batches of windows out, normalised by the contract of the encoder that reads them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from rasterio.windows import Window
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from geomim.corpus.scenes import Scene
+from geomim.errors import InputError
+from geomim.finetune.labels import UNLABELLED, Item, Labels
+from geomim.finetune.labels.items import Asked, some
+from geomim.finetune.labels.rasters import counted, inside, read_mask
+from geomim.finetune.places import Split, divide, ground_of, outlines_of
+from geomim.finetune.rotated import from_corners
+from geomim.maps.opening import check_scene, open_for
+from geomim.maps.windows import Walk, read_window
+from geomim.models.inputs import ContractInput
+from geomim.randomness import Draws
+from geomim.sensors import BandContract, get_sensor
+
+_FAR = 1.5  # times the metres a pixel that are worth a warning
+
+
+class Cut(NamedTuple):
+    """A square window: the place of its image among the items, its first row and column, its side."""
+
+    item: int
+    top: int
+    left: int
+    side: int
+
+
+class Windows(pl.LightningDataModule):
+    """Windows of one size cut from labelled scenes, train and test by place.
+
+    They lie side by side, the last of a row or column moved inside; what of a window lies beyond a smaller scene is not
+    valid. Windows of masks hold a labelled pixel. A box belongs to the window that its middle lies in; an upright one
+    is cut off at the window's border. Images of one class are read as the square around them and resized. Windows for
+    training are mirrored and turned by quarters, addressed by epoch and window.
+
+    Args:
+        labels: From `open_labels`, whose `sensor` and `bands` say what the scenes are.
+        contract: Bands and numbers that the encoder expects.
+        size: Side of a window in pixels.
+        split: How places are shared out.
+        batch_size: Windows of a batch.
+        workers: Reading processes.
+        turn: Mirror and turn windows for training.
+        empty: Greatest share of windows without a box in training.
+        seed: Of order and turns.
+
+    Attributes:
+        parts: Windows of `train`, `val` and `test`.
+        notes: What is to be said of labels, split and resolution.
+
+    Raises:
+        InputError: No window holds a label, all lie in one place, or train and test are of one place.
+        BandError: A scene lacks a band of the contract.
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        contract: BandContract,
+        size: int = 224,
+        split: Split = Split(),  # noqa: B008  # it never changes
+        batch_size: int = 16,
+        workers: int = 0,
+        turn: bool = True,
+        empty: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.labels, self.contract, self.size, self.batch_size = labels, contract, size, batch_size
+        self.workers, self.turn, self.seed = workers, turn, seed
+        self.prepare_data_per_node = False
+        rows = [row for number, item in enumerate(labels.items) for row in self._survey(number, item)]
+        if not rows:
+            raise InputError(f"no pixel of {len(labels.items)} scenes is labelled: polygons may be smaller than one")
+        cuts, counts, frames, outlines, gsds = map(list, zip(*rows, strict=True))
+        told = [self._told(item, split.test) for item in labels.items]
+        if split.test and "test" not in told:
+            said = f"none of {len(told)} images, such as '{labels.items[0].image}'"
+            raise InputError(f"{said}, is in {some(split.test)}: name images or folders of the test")
+        held, number = np.array([told[cut.item] for cut in cuts]), np.array(counts)
+        parts, said = divide(ground_of(frames, outlines), number, held, split, labels.classes)
+        if labels.kind in ("boxes", "oboxes"):
+            parts = self._fewer(parts, number.any(1), empty)
+        self.parts = {part: [cuts[at] for at in np.flatnonzero(parts == part)] for part in ("train", "val", "test")}
+        who = "you say" if split.test else "their folder says"
+        tested = [f"{told.count('test')} of {len(told)} images are the test, as {who}"] if "test" in told else []
+        sizes = ", ".join(f"{len(own)} {part}" for part, own in self.parts.items())
+        sizes = f"windows of {size} x {size} pixels: {sizes}"
+        self.notes = [*labels.notes, *self._far(gsds), *tested, *said, sizes]
+
+    def _survey(self, number: int, item: Item) -> list[tuple[Cut, np.ndarray, str, Any, float]]:
+        """Windows of an image, of each the labels a class, frame and outline on the ground, and metres a pixel."""
+        scene, prepare = self.open(item.image)
+        if self.labels.kind == "class":
+            cuts = [Cut(number, 0, 0, max(item.height, item.width))]
+        else:
+            cuts = [Cut(number, *at, self.size) for at in Walk(item.height, item.width, 1, self.size, 0).places]
+        if not number:
+            check_scene(scene, prepare, [cut[1:3] for cut in cuts], cuts[0].side)
+        counts = {cut: counted(self.labels, item, *cut[1:]) for cut in cuts}
+        kept = [cut for cut in cuts if self.labels.kind != "mask" or counts[cut].any()]
+        frame, shapes = outlines_of(item, scene, [Window(cut.left, cut.top, cut.side, cut.side) for cut in kept])
+        gsd = (scene.gsd or np.nan) * cuts[0].side / self.size
+        return [(cut, counts[cut], frame, shape, gsd) for cut, shape in zip(kept, shapes, strict=True)]
+
+    def open(self, uri: str) -> tuple[Scene, ContractInput]:
+        """A scene, and what brings it to the contract."""
+        return _open(self.contract, uri, self.labels.asked, os.getpid())
+
+    def _told(self, item: Item, test: Sequence[str]) -> str:
+        """The part that an image is said to be of."""
+        if not test:
+            return "" if item.split in (None, "train") else str(item.split)
+        path = os.path.abspath(item.image)
+        inside_ = any((path + "/").startswith(os.path.abspath(one) + "/") for one in test)
+        return "test" if inside_ or os.path.basename(path) in test else ""
+
+    def _fewer(self, parts: np.ndarray, held: np.ndarray, empty: float) -> np.ndarray:
+        """Training windows without boxes as many as their greatest share allows."""
+        none = np.random.default_rng(self.seed).permutation(np.flatnonzero((parts == "train") & ~held))
+        most = int(((parts == "train") & held).sum() * empty / max(1 - empty, 1e-9))
+        parts[none[most:]] = "spare"
+        return parts
+
+    def _far(self, gsds: Sequence[float]) -> list[str]:
+        usual, known = self.contract.sensor.gsd, [gsd for gsd in gsds if np.isfinite(gsd)]
+        gsd = float(np.median(known)) if known else usual
+        if not usual or not gsd or 1 / _FAR <= gsd / usual <= _FAR:
+            return []
+        said = f"images have {gsd:.3g} m a pixel, and the encoder was trained at {usual:.3g} m"
+        return [f"{said}: it may not know what things look like here"]
+
+    def sample(self, cut: Cut) -> dict[str, Any]:
+        """A window as it lies: `image`, `valid`, `id`, and its label, labels and their `corners`, or mask."""
+        item = self.labels.items[cut.item]
+        image, valid = self._image(item.image, cut)
+        sample: dict[str, Any] = {"id": f"{item.image}#{cut.top},{cut.left}", "image": image, "valid": valid}
+        if item.after is not None:
+            after, seen = self._image(item.after, cut)
+            sample |= {"image": torch.stack([image, after]), "valid": valid & seen}
+        if self.labels.kind == "class":
+            return sample | {"label": torch.tensor(item.label)}
+        if self.labels.kind in ("boxes", "oboxes"):
+            own = inside(item, *cut[1:])
+            corners = torch.from_numpy(item.corners[own] - [cut.left, cut.top])
+            return sample | {"corners": corners, "label": torch.from_numpy(item.labels[own])}
+        mask = torch.from_numpy(read_mask(self.labels, item, *cut[1:]))
+        return sample | {"mask": torch.where(sample["valid"][0], mask, UNLABELLED)}
+
+    def _image(self, uri: str, cut: Cut) -> tuple[Tensor, Tensor]:
+        scene, prepare = self.open(uri)
+        numbers, valid = read_window(scene, *cut[1:])
+        size = None if cut.side == self.size else self.size
+        image, seen = prepare(torch.from_numpy(numbers)[None], torch.from_numpy(valid)[None], size)
+        return image[0], seen[0]
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Windows to train on, every epoch in another order."""
+        order = Order(len(self.parts["train"]), self.seed)
+        return self._loader("train", self.turn, sampler=order, drop_last=len(order) > self.batch_size)
+
+    def val_dataloader(self) -> Any:
+        """Windows for validation, if there are any."""
+        return self._loader("val", False) if self.parts["val"] else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Windows of the test."""
+        return self._loader("test", False)
+
+    predict_dataloader = test_dataloader
+
+    def _loader(self, part: str, turn: bool, **options: Any) -> DataLoader[Any]:
+        options |= {"num_workers": self.workers, "persistent_workers": self.workers > 0}
+        return DataLoader(Samples(self, self.parts[part], turn), self.batch_size, collate_fn=together, **options)
+
+
+@lru_cache(16)  # windows of a scene are often read one after another
+def _open(contract: BandContract, uri: str, asked: Asked, process: int) -> tuple[Scene, ContractInput]:
+    """Open a scene; a process does not read by what another one opened."""
+    return open_for(contract, uri, get_sensor(asked.sensor) if asked.sensor else None, asked.bands)
+
+
+class Order(Sampler[int]):
+    """Positions of an epoch, `epoch * count + window`, shuffled; a position is the address of a window's turn."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning says which epoch comes."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        positions = torch.arange(self.count) + self.epoch * self.count
+        return iter(positions[Draws(self.seed, positions)("order", 1)[:, 0].argsort(stable=True)].tolist())
+
+
+class Samples(Dataset[dict[str, Any]]):
+    """Windows by position, which goes on from epoch to epoch."""
+
+    def __init__(self, windows: Windows, cuts: list[Cut], turn: bool) -> None:
+        self.windows, self.cuts, self.turn = windows, cuts, turn
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return map(self.__getitem__, range(len(self)))  # one epoch: positions have no end
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        sample = self.windows.sample(self.cuts[position % len(self.cuts)])
+        if self.turn:
+            mirror, quarter = Draws(self.windows.seed, torch.tensor([position]))("turn", 2)[0].tolist()
+            sample = turned(sample, mirror < 0.5, int(4 * quarter))
+        corners = sample.pop("corners", None)
+        if self.windows.labels.kind == "boxes":
+            boxes = torch.cat([corners.amin(1), corners.amax(1)], 1).clamp(0, self.windows.size).float()
+            sample["bbox_xyxy"] = boxes
+        elif corners is not None:
+            sample["obox"] = from_corners(corners).float()
+        return sample
+
+
+def turned(sample: dict[str, Any], mirror: bool, quarter: int) -> dict[str, Any]:
+    """A window mirrored left and right, then turned by quarters counterclockwise, with all that lies in it."""
+    found, side = dict(sample), sample["image"].shape[-1]
+    for key in sample.keys() & {"image", "valid", "mask"}:
+        found[key] = torch.rot90(sample[key].flip(-1) if mirror else sample[key], quarter, (-2, -1))
+    if "corners" in sample:
+        x, y = sample["corners"].unbind(-1)
+        x = side - x if mirror else x
+        for _ in range(quarter):
+            x, y = y, side - x
+        found["corners"] = torch.stack([x, y], -1)
+    return found
+
+
+def together(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch; boxes and their labels are a list, as their number differs."""
+    lists = {"id", "bbox_xyxy", "obox"} | ({"label"} if samples[0].keys() & {"bbox_xyxy", "obox"} else set())
+    both = {key: [one[key] for one in samples] for key in samples[0]}
+    return {key: values if key in lists else torch.stack(values) for key, values in both.items()}

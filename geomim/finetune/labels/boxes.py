@@ -1,0 +1,236 @@
+"""Boxes of objects: COCO, CSV tables, YOLO, DOTA, and XML of Pascal VOC, DIOR-R and HRSC; all become four corners.
+
+Pascal VOC counts pixels from 1 by its book, and most who write it from 0: its numbers are taken as they stand.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+import shapely
+import yaml
+
+from geomim.corpus.joining import PATHS, Row, join, read_table
+from geomim.errors import InputError
+from geomim.finetune.labels.items import Asked, Item, Kind, Labels, Refused, need, open_image, paired, some, split_of
+
+
+class Box(NamedTuple):
+    """A box as a file has it; upright where it was written by two corners."""
+
+    name: str
+    corners: list[tuple[float, float]]
+    upright: bool
+
+
+SIDES = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
+_TURNED = tuple(f"{axis}{corner}" for corner in (1, 2, 3, 4) for axis in "xy")
+_FILES = (*PATHS, "image_path", "image_id", "file_name", "img")
+_CLASS = ("class", "label", "name", "category", "class_name")
+_LEAST = 1e-3  # square pixels: less is no area, by rounding
+
+
+def from_tables(form: str, files: Sequence[str], images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels:
+    """Labels of files that name their images: COCO or CSV tables.
+
+    Raises:
+        InputError: One cannot be read, or names none of the images.
+    """
+    found: dict[str, list[Box]] = {}
+    splits: dict[str, str | None] = {}
+    names: list[str] = []
+    notes: list[str] = []
+    refused: Refused = []
+    for file in files:
+        boxes, own, said = (_coco if form == "COCO" else _csv)(file)
+        joined = join(file, [Row(name, name) for name in boxes], images, "they are left out").check()
+        for image, name in zip(images, joined.values, strict=True):
+            if name is not None:
+                found.setdefault(image, []).extend(boxes[name])
+                splits[image] = split_of(file, roots)
+        refused += [(row.name, f"'{file}' names it, and no image is called so") for row in joined.unmatched]
+        names, notes = names + own, notes + said
+    refused += [(image, "no row names it") for image in images if image not in found]
+    given = [(image, own, splits[image]) for image, own in found.items()]
+    return _labels(form, given, names, notes, refused, roots, asked)
+
+
+def from_files(form: str, files: Sequence[str], images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels:
+    """Labels of a file an image, called as it is: YOLO, DOTA, or XML."""
+    pairs, refused = paired(images, files)
+    names = _yolo_names(files) if form == "YOLO" else []
+    notes = ["YOLO: no classes.txt or data.yaml names the classes: they are called by number"]
+    given = []
+    for image, file in pairs.items():
+        try:
+            boxes = _text(Path(file), form, names) if form in ("YOLO", "DOTA") else _xml(Path(file))
+            if form == "YOLO":
+                scene = open_image(image, asked)
+                whole = [[(x * scene.width, y * scene.height) for x, y in one.corners] for one in boxes]
+                boxes = [one._replace(corners=corners) for one, corners in zip(boxes, whole, strict=True)]
+            given.append((image, boxes, split_of(Path(file).parent, roots)))
+        except (ValueError, OSError, ElementTree.ParseError) as error:
+            refused.append((file, f"it is no {form} ({error})"))
+    return _labels(form, given, names, notes if form == "YOLO" and not names else [], refused, roots, asked)
+
+
+def _labels(
+    form: str,
+    given: list[tuple[str, list[Box], str | None]],
+    names: Sequence[str],
+    notes: list[str],
+    refused: Refused,
+    roots: Sequence[str],
+    asked: Asked,
+) -> Labels:
+    """Boxes that are some; those that lie outside their image or have no area are left out and counted."""
+    classes = tuple(dict.fromkeys(names)) or tuple(sorted({one.name for _, boxes, _ in given for one in boxes}))
+    turned = not all(one.upright for _, boxes, _ in given for one in boxes)
+    kind: Kind = "oboxes" if turned else "boxes"
+    items, said, counts = [], Counter[str](), Counter[str]()
+    for image, boxes, split in given:
+        try:
+            scene = open_image(image, asked)
+        except InputError as error:
+            refused.append((image, str(error)))
+            continue
+        corners, size = np.array([one.corners for one in boxes], float).reshape(-1, 4, 2), [scene.width, scene.height]
+        flat = ~(shapely.area(shapely.convex_hull(shapely.multipoints(corners))) >= _LEAST)
+        inner = corners.clip(0, size) if kind == "boxes" else corners
+        middle = inner.mean(1)
+        use = ~flat & ((middle > 0) & (middle < size)).all(1)
+        said["boxes of no area are left out"] += int(flat.sum())
+        said["boxes are left out, as they lie outside their image"] += int((~use & ~flat).sum())
+        said["boxes are cut off at the border of their image"] += int(((inner != corners).any((1, 2)) & use).sum())
+        kept = [one.name for one, keep in zip(boxes, use, strict=True) if keep]
+        counts.update(kept)
+        places = np.array([classes.index(name) for name in kept], np.int64)
+        split = split or split_of(Path(image).parent, roots)
+        items.append(Item(image, scene.height, scene.width, corners=inner[use], labels=places, split=split))
+    need(items, refused, f"{form} labels")
+    if empty := [name for name in classes if not counts[name]]:
+        notes.append(f"no box is of {some(empty)}: empty classes are kept, and cannot be learned")
+    notes += [f"{count} {what}" for what, count in said.items() if count]
+    return Labels(kind, classes, tuple(items), tuple(notes), tuple(refused))
+
+
+def _upright(name: str, x1: float, y1: float, x2: float, y2: float) -> Box:
+    return Box(name, [(x1, y1), (x2, y1), (x2, y2), (x1, y2)], True)
+
+
+def _turned(name: str, numbers: Iterable[float]) -> Box:
+    each = iter(numbers)
+    return Box(name, list(zip(each, each, strict=True)), False)
+
+
+def _coco(file: str) -> tuple[dict[str, list[Box]], list[str], list[str]]:
+    """Boxes by the name of the image, names of the classes, and what is to be said."""
+    try:
+        data = json.loads(Path(file).read_text(encoding="utf-8"))
+        names = {one["id"]: str(one["name"]) for one in data["categories"]}
+        paths = {one["id"]: str(one["file_name"]) for one in data["images"]}
+        found: dict[str, list[Box]] = {path: [] for path in paths.values()}
+        single = [one for one in data["annotations"] if not one.get("iscrowd")]
+        for one in single:
+            x, y, width, height = map(float, one["bbox"])
+            found[paths[one["image_id"]]].append(_upright(names[one["category_id"]], x, y, x + width, y + height))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"'{file}' is no COCO file of images, categories, and annotations with bbox ({told})"
+        ) from error
+    crowds = len(data["annotations"]) - len(single)
+    return found, [names[number] for number in sorted(names)], [f"{crowds} crowds are left out"] if crowds else []
+
+
+def _csv(file: str) -> tuple[dict[str, list[Box]], list[str], list[str]]:
+    """The same of a table: a row a box, a row of empty cells for an image without."""
+    rows = read_table(file)
+    there = {str(name).strip().lower(): name for name in rows[0]}
+    sides = next((names for names in (_TURNED, *SIDES) if {*names} <= there.keys()), None)
+    path, said = (next((there[name] for name in names if name in there), None) for names in (_FILES, _CLASS))
+    if sides is None or path is None:
+        expected = f"image, {', '.join(SIDES[0])} and class"
+        raise InputError(f"'{file}' is no table of boxes: expected columns {expected}; given {', '.join(there)}")
+    found: dict[str, list[Box]] = {}
+    for line, row in enumerate(rows, 2):
+        own, cells = (
+            found.setdefault(str(row[path]).strip(), []),
+            [str(row[there[name]] or "").strip() for name in sides],
+        )
+        try:
+            numbers = [_finite(cell) for cell in cells] if any(cells) else []
+        except ValueError as error:
+            raise InputError(f"'{file}', line {line}: '{', '.join(cells)}' are no coordinates ({error})") from error
+        name = str(row[said] or "").strip() if said else "object"
+        if numbers:
+            own.append(_turned(name, numbers) if sides is _TURNED else _upright(name, *numbers))
+    return found, [], [] if said else [f"'{file}' has no column of classes: all boxes are called 'object'"]
+
+
+def _finite(text: str | None) -> float:
+    number = float(text or "nan")
+    if not math.isfinite(number):
+        raise ValueError("a number is missing or not finite")
+    return number
+
+
+def _xml(path: Path) -> list[Box]:
+    found, root = [], ElementTree.parse(path).getroot()
+    for one in root.iter("HRSC_Object"):
+        cx, cy, width, height, angle = (_finite(one.findtext(f"mbox_{name}")) for name in ("cx", "cy", "w", "h", "ang"))
+        along, across = width / 2 * np.exp(1j * angle), height / 2 * np.exp(1j * (angle + np.pi / 2))
+        points = [complex(cx, cy) + a * along + b * across for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+        found.append(
+            _turned(one.findtext("Class_ID", ""), [float(n) for point in points for n in (point.real, point.imag)])
+        )
+    for one in root.iter("object"):
+        name, turned, box = one.findtext("name", "").strip(), one.find("robndbox"), one.find("bndbox")
+        if turned is not None:
+            ends = ("left_top", "right_top", "right_bottom", "left_bottom")
+            found.append(_turned(name, [_finite(turned.findtext(f"{axis}_{end}")) for end in ends for axis in "xy"]))
+        elif box is not None:
+            found.append(_upright(name, *(_finite(box.findtext(side)) for side in SIDES[0])))
+        else:
+            raise ValueError(f"object '{name}' has neither bndbox nor robndbox")
+    return found
+
+
+def _text(path: Path, form: str, names: Sequence[str]) -> list[Box]:
+    """A line a box: of YOLO a class number and 4 or 8 shares of the sides, of DOTA 8 coordinates and a name."""
+    found = []
+    for line, words in enumerate(map(str.split, path.read_text(encoding="utf-8-sig").splitlines()), 1):
+        if not words or ":" in words[0]:  # DOTA begins with imagesource: and gsd:
+            continue
+        try:
+            numbers = [_finite(word) for word in (words[:8] if form == "DOTA" else words[1:])]
+            if form == "DOTA":
+                found.append(_turned(words[8], numbers))
+                continue
+            if len(numbers) not in (4, 8) or not all(-0.01 <= one <= 1.01 for one in numbers):
+                raise ValueError("expected a class number and 4 or 8 numbers from 0 to 1")
+            name = names[int(words[0])] if names else str(int(words[0]))
+            x, y, width, height = numbers[:4]
+            upright = _upright(name, x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+            found.append(upright if len(numbers) == 4 else _turned(name, numbers))
+        except (ValueError, IndexError) as error:
+            raise ValueError(f"line {line}: {error}") from error
+    return found
+
+
+def _yolo_names(files: Sequence[str]) -> list[str]:
+    """Names of classes as YOLO's tools keep them, beside the labels or in one of two folders above."""
+    folders = dict.fromkeys(parent for file in files for parent in list(Path(file).parents)[:3])
+    names = ("classes.txt", "obj.names", "data.yaml", "dataset.yaml")
+    for path in (folder / name for folder in folders for name in names if (folder / name).is_file()):
+        text = path.read_text(encoding="utf-8")
+        told: Any = text.split("\n") if path.suffix != ".yaml" else yaml.safe_load(text).get("names", [])
+        return [str(one).strip() for one in (told.values() if isinstance(told, dict) else told) if str(one).strip()]
+    return []

@@ -1,0 +1,144 @@
+"""Which format labels are in, and their reading: `open_labels`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from geomim.corpus.joining import PATHS, Row, join, read_table
+from geomim.corpus.scenes import SUFFIXES, find_scenes
+from geomim.errors import InputError
+from geomim.finetune.labels.boxes import from_files, from_tables
+from geomim.finetune.labels.items import Asked, Labels, Outside, some
+from geomim.finetune.labels.rasters import from_change, from_folders, from_masks
+from geomim.finetune.labels.vectors import from_vector
+
+_SIGNS = (
+    ("vector", r"gpkg|geojson|shp|fgb", r""),
+    ("vector", r"json", r'"type"\s*:\s*"FeatureCollection"'),
+    ("COCO", r"json", r'"(annotations|categories|images)"\s*:'),
+    ("CSV", r"csv", r"\A[^\n]*\b(xmin|x1|left)\b"),
+    ("HRSC XML", r"xml", r"<HRSC_Im"),
+    ("DIOR-R XML", r"xml", r"<robndbox"),
+    ("Pascal VOC XML", r"xml", r"<bndbox"),
+    ("DOTA", r"txt", r"\A([^\n]*:[^\n]*\n)*\s*(-?[\d.]+\s+){8}[a-z]"),
+    ("YOLO", r"txt", r"\A\s*\d+(\s+[\d.e-]+){4}((\s+[\d.e-]+){4})?\s*($|\n)"),
+    ("", r"txt|xml", r"\A\s*\Z|<annotation"),
+)
+"""Formats of files: their endings, and what their beginning holds; one without objects is of that of the others."""
+_MASKS = re.compile(r"(ground.?truths?|gts?|labels?|masks?|annotations?|targets?)([_-]\w+)?", re.IGNORECASE)
+
+
+def open_labels(
+    scenes: Sequence[str],
+    labels: str | None = None,
+    class_column: str | None = None,
+    outside: Outside = "auto",
+    places: str | None = None,
+    sensor: str | None = None,
+    bands: Sequence[str] | None = None,
+) -> Labels:
+    """Read labels in whatever of the known formats they are.
+
+    These are masks called as their images, A/ B/ label/ of pairs, a folder a class, COCO, YOLO, Pascal VOC, DOTA, XML
+    of DIOR-R and HRSC, CSV tables of boxes, and vector files over scenes in any coordinate reference system.
+
+    Args:
+        scenes: Images, folders of them, or patterns.
+        labels: A file or a folder; looked for among the scenes where None.
+        class_column: Of a vector file; guessed where None.
+        outside: What no polygon covers: not labelled, `background`, or the latter where there is one class (`auto`).
+        places: Table with columns `path` and `place`: images of one place are never divided.
+        sensor: What took the scenes; needed where files of bands are stacked that have no other names.
+        bands: Names of the scenes' bands in file order.
+
+    Raises:
+        InputError: No format is recognised, several are, or the labels cannot be used.
+    """
+    asked = Asked(class_column, outside, sensor, None if bands is None else tuple(bands))
+    source = Path(labels or (scenes[0] if len(scenes) == 1 else ""))
+    if not labels and len(scenes) > 1:
+        raise InputError(f"{len(scenes)} scenes and no labels are given: give a file or a folder of labels")
+    if not source.exists():
+        raise InputError(f"labels '{source}' do not exist: give a file or a folder")
+    opened = replace(_opened(source, scenes, asked), asked=asked)
+    return _placed(opened, places) if places else opened
+
+
+def _opened(source: Path, scenes: Sequence[str], asked: Asked) -> Labels:
+    roots = [*scenes, str(source)]
+    if folders := _change(source):
+        return from_change(folders, roots, asked)
+    found = _forms(source)
+    if len(found) > 1 or len(found.get("vector", ())) > 1:
+        said = "; ".join(f"{form}: {some(files, 3)}" for form, files in found.items())
+        raise InputError(f"'{source}' holds several labels ({said}): give one of these files or folders as the labels")
+    form, files = next(iter(found.items()), ("", []))
+    images = [uri for uri in find_scenes(scenes) if uri not in files]
+    if form == "vector":
+        return from_vector(files[0], images, roots, asked)
+    if form:
+        return (from_tables if form in ("COCO", "CSV") else from_files)(form, files, images, roots, asked)
+    apart = all(os.path.abspath(source) != os.path.abspath(scene) for scene in scenes)
+    inner = [path for path in _files(source) if path.suffix.lower() in SUFFIXES]
+    masks = [str(path) for path in inner if apart or any(map(_MASKS.fullmatch, path.relative_to(source).parts[:-1]))]
+    if masks:
+        return from_masks(masks, [uri for uri in images if uri not in {*masks}], roots, asked)
+    if labels := from_folders(images, roots, asked):
+        return labels
+    known = ", ".join(dict.fromkeys(form for form, _, _ in _SIGNS if form))
+    raise InputError(
+        f"no labels are recognised in '{source}': looked for rasters in a folder labels/ or masks/, A/ B/ label/, a "
+        f"folder a class, {known}"
+    )
+
+
+def _files(source: Path) -> list[Path]:
+    """All files, or the one that it is; without hidden ones."""
+    inside = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    return [path for path in inside if not any(part.startswith(".") for part in path.relative_to(source).parts)]
+
+
+def _forms(source: Path) -> dict[str, list[str]]:
+    """Label files by format, rasters aside."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in _files(source):
+        signs = [(form, sign) for form, ending, sign in _SIGNS if re.fullmatch(ending, path.suffix[1:].lower())]
+        with path.open("rb") as file:
+            head = file.read(1 << 16 if signs else 0).decode("utf-8-sig", "replace")
+        for form in [form for form, sign in signs if re.search(sign, head, re.IGNORECASE)][:1]:
+            found[form].append(str(path))
+    for empty in found.pop("", []):
+        alike = [form for form, files in found.items() if Path(files[0]).suffix == Path(empty).suffix]
+        for form in alike[:1]:
+            found[form].append(empty)
+    return found
+
+
+def _change(source: Path) -> list[list[str]]:
+    """Images before, after, and masks, of folders `A`, `B` and `label`, also in a folder a split; empty if none."""
+    three: list[list[str]] = [[], [], []]
+    for before in sorted(source.rglob("A")):
+        masks = [before.parent / name for name in ("label", "labels", "mask") if (before.parent / name).is_dir()]
+        if masks and (before.parent / "B").is_dir():
+            for kept, folder in zip(three, (before, before.parent / "B", masks[0]), strict=True):
+                kept += [str(file) for file in _files(folder) if file.suffix.lower() in SUFFIXES]
+    return three if three[0] else []
+
+
+def _placed(labels: Labels, file: str) -> Labels:
+    """The labels with the place of each image that a table tells."""
+    rows = read_table(file)
+    there = {str(name).strip().lower(): name for name in rows[0]}
+    wanted = ((*PATHS, "tile", "image_path"), ("place", "group", "location_group"))
+    path, place = (next((there[name] for name in names if name in there), None) for names in wanted)
+    if path is None or place is None:
+        raise InputError(f"'{file}' needs columns path and place; it has {', '.join(there)}")
+    named = [Row(str(row[path]).strip(), str(row[place]).strip()) for row in rows if row[path]]
+    joined = join(file, named, [item.image for item in labels.items], "each is a place of its own").check()
+    items = tuple(replace(item, place=value) for item, value in zip(labels.items, joined.values, strict=True))
+    return replace(labels, items=items, notes=(*labels.notes, str(joined)))

@@ -1,0 +1,155 @@
+"""Polygons, lines and points of a vector file over scenes with a place on Earth, in any coordinate reference system."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import shapely
+
+from geomim.corpus.captions.vector import classes_in, open_table
+from geomim.corpus.scenes import Scene
+from geomim.errors import InputError
+from geomim.finetune.labels.items import UNLABELLED, Asked, Item, Labels, Refused, need, open_image, some, split_of
+
+_EARTH = (180.001, 90.001, 180.001, 90.001)
+
+
+def from_vector(file: str, images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels:
+    """Labels of all scenes that geometries lie on.
+
+    Where geometries of different classes overlap the smaller one counts: a pond is drawn over its forest.
+
+    Raises:
+        InputError: Nothing tells where the layer lies, it lies on no scene, or its column of classes is none.
+    """
+    table, layer = open_table(file, placed=False)
+    values, column = classes_in(file, table, layer, asked.class_column)
+    _check_values(f"column '{column}' of '{file}'", {value for value in values if value})
+    opened = {uri: open_image(uri, asked) for uri in images}
+    scenes = {uri: scene for uri, scene in opened.items() if scene.crs is not None and scene.transform is not None}
+    refused: Refused = [(uri, "it has no place on Earth that an affine tells") for uri in images if uri not in scenes]
+    need([*scenes], refused, f"vector labels '{file}'")
+    table, notes = _with_crs(file, table, scenes)
+    table, good, said = _mended(table, values)
+    outside = UNLABELLED
+    if others := {scene.crs.to_string() for scene in scenes.values()} - {table.crs.to_string()}:
+        notes.append(f"geometries are brought from {table.crs.name} to {some(one[:40] for one in others)}")
+    classes = sorted({str(value) for value, use in zip(values, good, strict=True) if use})
+    how = f"column '{column}'" if column else "the layer's name, as no column has a usual one: --class-column names it"
+    notes += [f"classes are {some(classes, 12)} ({how})", *said]
+    if asked.outside == "background" or (asked.outside == "auto" and len(classes) == 1):
+        if (shapely.get_dimensions(table.geometry.to_numpy()[good]) < 2).all():
+            told = f"'{file}' holds points or lines of one class, {classes[0]}"
+            raise InputError(f"{told}: nothing says what is not of it; give polygons, or further classes")
+        outside, classes = 0, ["background", *classes]
+        notes.append("what no polygon covers is 'background': --outside unlabelled says otherwise")
+    places = np.array([classes.index(str(one)) if use else -1 for one, use in zip(values, good, strict=True)])
+    items = {uri: _item(table, places, scene, outside, split_of(uri, roots)) for uri, scene in scenes.items()}
+    seen = np.logical_or.reduce([here for _, here in items.values()])
+    if not seen.any():
+        raise InputError(_nowhere(file, table, *next(iter(scenes.items()))))
+    refused += [(uri, "no label lies on it") for uri, (_, here) in items.items() if not here.any()]
+    kept = tuple(item for item, here in items.values() if here.any())
+    beside = int((good & ~seen).sum())
+    notes += [f"{beside} of {good.sum()} geometries lie on no scene, and are left out"] if beside else []
+    return Labels("mask", tuple(classes), kept, (*notes, *_overlaps(kept)), tuple(refused))
+
+
+def _item(table: Any, places: np.ndarray, scene: Scene, outside: int, split: str | None) -> tuple[Item, np.ndarray]:
+    """A scene with the geometries that lie on it, large ones first, and which those are."""
+    pixels = _pixels(table, scene)
+    here = (places >= 0) & shapely.intersects(pixels, shapely.box(0, 0, scene.width, scene.height))
+    order = np.flatnonzero(here)[np.argsort(-shapely.area(pixels[here]), kind="stable")]
+    own: dict[str, Any] = {"shapes": pixels[order], "labels": places[order], "outside": outside, "split": split}
+    return Item(scene.uri, scene.height, scene.width, **own), here
+
+
+def _nowhere(file: str, table: Any, uri: str, scene: Scene) -> str:
+    where = _said(shapely.total_bounds(_pixels(table, scene)))
+    return (
+        f"none of the {len(table)} geometries of '{file}' lies on a scene: in columns and rows of '{uri}', of "
+        f"{scene.width} x {scene.height}, they lie in {where}; give the scenes that were labelled"
+    )
+
+
+def _pixels(table: Any, scene: Scene) -> np.ndarray:
+    """Geometries in a scene's columns and rows."""
+    inverse, shapes = ~scene.transform, table.geometry.to_crs(scene.crs.to_wkt()).to_numpy()
+    return shapely.transform(shapes, lambda xy: np.stack(inverse * xy.T, 1))
+
+
+def _check_values(column: str, values: set[str]) -> None:
+    """Refuse a column that holds words and numbers, measurements, or nothing."""
+    numbers = sorted(value for value in values if value.replace(".", "", 1).replace("-", "", 1).isdigit())
+    words = sorted(values - {*numbers})
+    both = f"numbers ({some(numbers, 3)}) and words ({some(words, 3)}), and a class is one of them"
+    wrong = both if words and numbers else ""
+    if any(float(number) % 1 for number in numbers):
+        wrong = f"measurements ({some(numbers, 3)}), and no classes"
+    if wrong or not values:
+        raise InputError(f"{column} holds {wrong or 'nothing'}: correct it, or give another one with --class-column")
+
+
+def _with_crs(file: str, table: Any, scenes: dict[str, Scene]) -> tuple[Any, list[str]]:
+    """The table with a coordinate reference system: its own where its coordinates can be of it, else a scene's."""
+    bounds = table.total_bounds
+    degrees = bool((np.abs(bounds) <= _EARTH).all())
+    if table.crs is not None and (degrees or not table.crs.is_geographic):
+        return table, []
+    told = table.crs.name if table.crs else "no coordinate reference system"
+    why = f"'{file}' tells {told}, and its coordinates are {_said(bounds)}"
+    for uri, scene in scenes.items():
+        ends = [scene.transform * (x * scene.width, y * scene.height) for x, y in ((0, 0), (1, 0), (1, 1), (0, 1))]
+        if shapely.Polygon(ends).intersects(shapely.box(*bounds)):
+            said = f"{why}: they are taken to be in that of '{uri}', on which they lie"
+            return table.set_crs(scene.crs.to_wkt(), allow_override=True), [said]
+    if degrees:
+        return table.set_crs("OGC:CRS84", allow_override=True), [f"{why}: longitude and latitude are assumed"]
+    raise InputError(
+        f"{why}: they lie on no scene, neither as longitude and latitude nor in the scene's own system "
+        f"({scene.crs.to_string():.40}); write the file with the one that it is in"
+    )
+
+
+def _mended(table: Any, values: Sequence[str | None]) -> tuple[Any, np.ndarray, list[str]]:
+    """Valid geometries, which of them can be used, and what is said of the others."""
+    shapes = table.geometry.to_numpy()
+    there = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
+    good = there & np.array([bool(value) for value in values], bool)
+    broken = there & ~shapely.is_valid(shapes)
+    shapes = np.where(broken, shapely.make_valid(shapes), shapes)
+    if not good.any():
+        raise InputError("no geometry of the vector file has a place and a class")
+    dimensions = shapely.get_dimensions(shapes)
+    said = {
+        "geometries are empty, and left out": ~there,
+        "geometries have no class, and are left out": there & ~good,
+        "geometries cross themselves, and are made valid": broken,
+        "polygons have holes, which are not of their class": good & _holed(shapes),
+        "points label the pixel that they lie in": good & (dimensions == 0),
+        "lines label a line of pixels": good & (dimensions == 1),
+    }
+    told = [f"{which.sum()} {what}" for what, which in said.items() if which.any()]
+    return table.set_geometry(shapes, crs=table.crs), good, told
+
+
+def _holed(shapes: np.ndarray) -> np.ndarray:
+    parts, whose = shapely.get_parts(shapes, return_index=True)
+    return np.bincount(whose, shapely.get_num_interior_rings(parts), len(shapes)) > 0
+
+
+def _overlaps(items: Sequence[Item]) -> list[str]:
+    """How many geometries of different classes overlap."""
+    count = 0
+    for shapes, labels in ((item.shapes, item.labels) for item in items if item.shapes is not None):
+        one, two = shapely.STRtree(shapes).query(shapes, "intersects")
+        pairs = (one < two) & (labels[one] != labels[two])
+        count += int((shapely.area(shapely.intersection(shapes[one[pairs]], shapes[two[pairs]])) > 0).sum())
+    return [f"{count} pairs of geometries of different classes overlap: the smaller one counts"] if count else []
+
+
+def _said(bounds: Any) -> str:
+    west, south, east, north = (f"{number:.6g}" for number in bounds)
+    return f"{west}..{east}, {south}..{north}"

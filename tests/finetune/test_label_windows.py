@@ -1,0 +1,287 @@
+"""Windows: what moves with an image, which places train and test, and nothing that is not labelled is a class."""
+
+import shutil
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import rasterio
+import shapely
+import torch
+from photographs import photograph, save
+from PIL import Image
+from rasterio.features import rasterize
+from rasterio.transform import from_origin
+
+from geomim.errors import BandError, InputError
+from geomim.finetune.datamodule import Order, Windows, turned
+from geomim.finetune.labels import Item, Labels, open_labels
+from geomim.finetune.places import Split, divide, ground_of
+from geomim.finetune.rotated import corners, from_corners
+from geomim.sensors import BandContract, get_sensor
+
+RGB = BandContract(get_sensor("rgb"), (110.0,) * 3, (50.0,) * 3)
+
+
+def burn(polygons, side):
+    return torch.from_numpy(rasterize([(shapely.Polygon(one), 1) for one in polygons], (side, side), dtype="int64"))
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("quarter", range(4))
+def test_flips_and_turns_move_boxes_as_they_move_what_is_drawn(mirror, quarter):
+    side = 40
+    upright = [[3.0, 5], [17, 5], [17, 9], [3, 9]]
+    oblique = corners(torch.tensor([[24.0, 22, 20, 8, 0.5]], dtype=torch.float64))[0].tolist()
+    given = torch.tensor([upright, oblique], dtype=torch.float64)
+    drawn = burn(given.tolist(), side)
+    sample = {
+        "image": drawn[None].float(),
+        "valid": drawn[None] > 0,
+        "mask": drawn,
+        "corners": given,
+        "label": torch.tensor([0, 1]),
+    }
+    found = turned(sample, mirror, quarter)
+    assert (found["mask"] == found["image"][0]).all() and (found["valid"][0] == (found["mask"] > 0)).all()
+    assert (burn(found["corners"].tolist(), side) == found["mask"]).float().mean() > 0.995
+    assert (burn(found["corners"][:1].tolist(), side)[found["mask"] == 0] == 0).all(), (
+        "to the pixel, where it is upright"
+    )
+    again = corners(from_corners(found["corners"]))  # as an oriented box, with its angle
+    assert (burn(again.tolist(), side) != burn(found["corners"].tolist(), side)).sum() <= 2
+    assert turned(sample, False, 0)["corners"].equal(given)
+
+
+def scene(path, side=160, west=500_000, gsd=10.0):
+    options = {"height": side, "width": side, "count": 3, "dtype": "uint8", "crs": "EPSG:32633"}
+    place = from_origin(west, 4_000_000, gsd, gsd)
+    path.parent.mkdir(exist_ok=True)
+    with rasterio.open(path, "w", driver="GTiff", photometric="RGB", transform=place, **options) as raster:
+        raster.write(photograph(1, side).transpose(2, 0, 1).clip(1))
+    return str(path)
+
+
+def polygons(uri, rows, side=6):
+    """Labels of squares of pixels `(x, y, class)` on a scene."""
+    shapes = np.array([shapely.box(x, y, x + side, y + side) for x, y, _ in rows])
+    classes = sorted({name for _, _, name in rows})
+    places = np.array([classes.index(name) for _, _, name in rows])
+    with rasterio.open(uri) as raster:
+        return Labels("mask", tuple(classes), (Item(uri, *raster.shape, shapes=shapes, labels=places),))
+
+
+def scattered(uri, side=160, count=24):
+    """Three classes here and there, one of them twice only."""
+    cells = np.random.default_rng(3).permutation(
+        [(x, y) for x in range(3, side - 12, 20) for y in range(3, side - 12, 20)]
+    )
+    names = ["rare"] * 2 + ["field", "lake"] * count
+    return polygons(uri, [(*map(int, cell), name) for cell, name in zip(cells[:count], names, strict=False)])
+
+
+def test_every_labelled_pixel_of_sparse_polygons_is_in_a_window(tmp_path):
+    labels = scattered(scene(tmp_path / "scene.tif"))
+    windows = Windows(labels, RGB, 20, Split(val=False))
+    cuts = [one for part in windows.parts.values() for one in part]
+    seen = np.zeros((160, 160), int)
+    for cut in cuts:
+        mask = windows.sample(cut)["mask"]
+        assert (mask >= 0).any()
+        seen[cut.top : cut.top + 20, cut.left : cut.left + 20] = np.maximum(
+            seen[cut.top : cut.top + 20, cut.left : cut.left + 20], mask + 1
+        )
+    assert (seen > 0).sum() == 24 * 36 or any("are left out" in note for note in windows.notes)
+
+
+@pytest.mark.parametrize("val", [False, True])
+def test_parts_share_no_ground_and_have_each_class(tmp_path, val):
+    labels = scattered(scene(tmp_path / "scene.tif"))
+    windows = Windows(labels, RGB, 20, Split(val=val))
+    boxes = {
+        part: [shapely.box(c.left, c.top, c.left + 20, c.top + 20) for c in cuts]
+        for part, cuts in windows.parts.items()
+    }
+    for one, two in (("train", "test"), ("train", "val"), ("val", "test")):
+        assert not any(a.intersection(b).area > 0 for a in boxes[one] for b in boxes[two])
+    for part in ("train", "test"):
+        found = torch.cat([windows.sample(cut)["mask"].flatten() for cut in windows.parts[part]]).unique()
+        assert found.tolist() == [-1, 0, 1, 2], part
+    again = Windows(labels, RGB, 20, Split(val=val))
+    assert again.parts == windows.parts and any("places with labels" in note for note in windows.notes)
+
+
+def test_folds_are_of_all_places_once(tmp_path):
+    labels = scattered(scene(tmp_path / "scene.tif"))
+    tests = [Windows(labels, RGB, 20, Split(fold=fold, val=False)).parts["test"] for fold in range(5)]
+    assert sum(map(len, tests)) == len({cut for own in tests for cut in own}) == 24
+
+
+def ground(places, side=10.0):
+    return ground_of(
+        ["earth"] * len(places),
+        shapely.box(*(np.array(places, float) * side / 111320).T, *((np.array(places, float) + 1) * side / 111320).T),
+    )
+
+
+def test_dense_windows_of_parts_lie_a_window_apart():
+    places = [(x, y) for x in range(40) for y in range(40)]
+    counts = np.ones((1600, 2), int)
+    parts, said = divide(ground(places), counts, np.full(1600, "", "<U5"), Split(), ["a", "b"])
+    train, test = (np.array(places)[parts == part] for part in ("train", "test"))
+    assert np.abs(train[:, None] - test[None]).max(-1).min() == 2, "a window between them"
+    assert 0.1 < len(test) / 1600 < 0.3 and any("less than a window from" in one for one in said)
+
+
+def test_two_dates_of_a_place_and_copies_of_an_image_stay_together(tmp_path):
+    first = scene(tmp_path / "a" / "first.tif")
+    second = scene(tmp_path / "a" / "second.tif")
+    one = scattered(first)
+    labels = Labels(
+        "mask",
+        one.classes,
+        (one.items[0], Item(second, 160, 160, shapes=one.items[0].shapes, labels=one.items[0].labels)),
+    )
+    windows = Windows(labels, RGB, 20)
+    places = {part: {cut[1:] for cut in cuts} for part, cuts in windows.parts.items()}
+    assert places["test"] and not places["test"] & (places["train"] | places["val"])
+    for number in range(12):
+        save(tmp_path / "classes" / ("farm", "port")[number % 2] / f"{number}.png", photograph(number, 16))
+        shutil.copy(
+            tmp_path / "classes" / ("farm", "port")[number % 2] / f"{number}.png",
+            tmp_path / "classes" / ("farm", "port")[number % 2] / f"copy{number}.png",
+        )
+    windows = Windows(open_labels([str(tmp_path / "classes")]), RGB, 16, Split(val=False))
+    names = {
+        part: {windows.labels.items[cut.item].image.split("/")[-1].replace("copy", "") for cut in cuts}
+        for part, cuts in windows.parts.items()
+    }
+    assert not names["train"] & names["test"] and len(names["train"] | names["test"]) == 12
+
+
+def test_the_users_test_counts_and_one_of_the_same_ground_is_refused(tmp_path):
+    uris = [
+        scene(tmp_path / name / "scene.tif", west=west)
+        for name, west in (("one", 500_000), ("two", 520_000), ("same", 500_000))
+    ]
+    each = [scattered(uri) for uri in uris]
+    two = Labels("mask", each[0].classes, (each[0].items[0], each[1].items[0]))
+    windows = Windows(two, RGB, 20, Split(test=(str(tmp_path / "two"),), val=False))
+    assert {cut.item for cut in windows.parts["test"]} == {1} and {cut.item for cut in windows.parts["train"]} == {0}
+    assert "1 of 2 images are the test, as you say" in windows.notes
+    same = Labels("mask", each[0].classes, (each[0].items[0], each[2].items[0]))
+    with pytest.raises(InputError, match="no label is left for train: train and test are of one place"):
+        Windows(same, RGB, 20, Split(test=(str(tmp_path / "same"),), val=False))
+    with pytest.raises(InputError, match=r"none of 2 images, such as .*, is in three"):
+        Windows(two, RGB, 20, Split(test=("three",)))
+    single = polygons(uris[0], [(3, 3, "field"), (10, 10, "lake")])
+    with pytest.raises(InputError, match="all labels lie in one place"):
+        Windows(single, RGB, 20)
+
+
+def test_what_lies_beyond_a_small_scene_is_not_valid_and_not_labelled(tmp_path):
+    for number in range(12):
+        save(tmp_path / "images" / f"{number}.png", photograph(number, (12, 20)))
+        Image.fromarray(np.tile(np.arange(20) > 9, (12, 1)).astype(np.uint8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "masks").mkdir()
+    for file in tmp_path.glob("*.png"):
+        file.rename(tmp_path / "masks" / file.name)
+    windows = Windows(open_labels([str(tmp_path)]), RGB, 16, turn=False, batch_size=3)
+    batch = next(iter(windows.train_dataloader()))
+    assert batch["image"].shape == (3, 3, 16, 16) and batch["image"].dtype == torch.float32
+    assert not batch["valid"][:, :, 12:].any() and batch["valid"][:, :, :12].all()
+    assert (
+        (batch["mask"][:, 12:] == -1).all()
+        and (batch["mask"][:, :12] >= 0).all()
+        and (batch["image"][:, :, 12:] == 0).all()
+    )
+    first = next(iter(windows.test_dataloader()))
+    uri, _, place = first["id"][0].rpartition("#")
+    top, left = map(int, place.split(","))
+    pixels = np.asarray(Image.open(uri)).transpose(2, 0, 1)[:, top : top + 12, left : left + 16]
+    assert np.allclose(first["image"][0][:, :12].numpy(), (pixels - 110.0) / 50, atol=1e-5), (
+        "normalised by the contract"
+    )
+
+
+def test_boxes_belong_to_the_window_of_their_middle_and_are_cut_at_its_border(tmp_path):
+    for number in range(10):
+        save(tmp_path / f"{number}.png", photograph(number, 32))
+    rows = [f"{number}.png,{x1},4,{x2},8,ship" for number in range(10) for x1, x2 in ((10, 20), (26, 30))]
+    (tmp_path / "boxes.csv").write_text("\n".join(["image,x1,y1,x2,y2,class", *rows]))
+    windows = Windows(open_labels([str(tmp_path)]), RGB, 16, turn=False)
+    found = {}
+    for sample in windows.test_dataloader().dataset:
+        found[sample["id"].rpartition("#")[2]] = sample["bbox_xyxy"].tolist()
+    assert found == {"0,0": [[10, 4, 16, 8]], "0,16": [[10, 4, 14, 8]], "16,0": [], "16,16": []} or found["0,16"] == [
+        [0, 4, 4, 8],
+        [10, 4, 14, 8],
+    ]
+    batch = next(iter(windows.train_dataloader()))
+    assert isinstance(batch["label"], list) and batch["bbox_xyxy"][0].dtype == torch.float32
+    empty = sum(not len(sample["label"]) for sample in windows.train_dataloader().dataset)
+    assert 0 < empty <= len(windows.parts["train"]) / 2
+    assert "obox" in windows_of(windows.labels, "oboxes")
+
+
+def windows_of(labels, kind):
+    from dataclasses import replace
+
+    return next(iter(Windows(replace(labels, kind=kind), RGB, 16).train_dataloader()))
+
+
+def test_an_epoch_holds_each_window_once_and_the_next_one_turns_them_anew():
+    order = Order(10, 0)
+    first = list(order)
+    order.set_epoch(1)
+    second = list(order)
+    assert sorted(first) == [*range(10)] and sorted(second) == [*range(10, 20)]
+    assert [one % 10 for one in second] != first and list(order) == second
+
+
+def test_metres_far_from_the_encoders_are_said_with_both_numbers_and_other_bands_refused(tmp_path):
+    labels = scattered(scene(tmp_path / "scene.tif", gsd=0.5))
+    sensor = get_sensor("sentinel2", ["B04", "B03", "B02"])
+    said = Windows(labels, BandContract(get_sensor("rgb"), (110.0,) * 3, (50.0,) * 3), 20).notes
+    usual = RGB.sensor.gsd
+    assert any("0.5 m a pixel" in note and f"{usual:.3g} m" in note for note in said) == bool(
+        usual and not 1 / 1.5 < 0.5 / usual < 1.5
+    )
+    near = BandContract(get_sensor("sentinel2", [*sensor.names, "B08"]), (500.0,) * 4, (300.0,) * 4)
+    with pytest.raises(BandError, match="B08"):
+        Windows(labels, near, 20)
+
+
+class Counts(pl.LightningModule):
+    """Remembers which windows it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen = torch.nn.Parameter(torch.zeros(1)), []
+
+    def training_step(self, batch, _):
+        self.seen.append((batch["id"], batch["image"].mean((1, 2, 3)), batch["image"][:, 0, 0, 0]))
+        return (self.weight * batch["image"]).mean()
+
+    def validation_step(self, batch, _):
+        raise AssertionError("there is no part for validation")
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_lightning_trains_without_a_validation_part_and_each_epoch_is_another(tmp_path):
+    windows = Windows(scattered(scene(tmp_path / "scene.tif")), RGB, 20, Split(val=False), batch_size=4)
+    module = Counts()
+    trainer = pl.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, windows)
+    steps = len(module.seen) // 2
+    epochs = [[name for names, _, _ in module.seen[at : at + steps] for name in names] for at in (0, steps)]
+    assert steps >= 2 and epochs[0] != epochs[1] and len({*epochs[0]}) == len(epochs[0])

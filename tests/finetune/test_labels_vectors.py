@@ -1,0 +1,167 @@
+"""Vector files over scenes: any coordinate reference system, and whatever is wrong with polygons, told."""
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from rasterio.transform import from_origin
+
+from geomim.errors import InputError
+from geomim.finetune.labels import open_labels
+from geomim.finetune.labels.rasters import read_mask
+
+WEST, NORTH, METRES, SIDE = 500_000, 4_000_000, 10, 60
+
+
+def scene(path, east=0, crs="EPSG:32633"):
+    path.parent.mkdir(exist_ok=True)
+    place = from_origin(WEST + east, NORTH, METRES, METRES)
+    options = {"height": SIDE, "width": SIDE, "count": 3, "dtype": "uint8", "crs": crs, "transform": place}
+    with rasterio.open(path, "w", driver="GTiff", photometric="RGB", **options) as raster:
+        raster.write(np.random.default_rng(0).integers(1, 255, (3, SIDE, SIDE), np.uint8))
+    return str(path)
+
+
+def ground(left, top, right, bottom):
+    """A rectangle of pixels."""
+    return shapely.box(WEST + left * METRES, NORTH - bottom * METRES, WEST + right * METRES, NORTH - top * METRES)
+
+
+def layer(path, shapes, classes, crs="EPSG:32633", column="class", to=None):
+    table = geopandas.GeoDataFrame({column: classes}, geometry=shapes, crs=crs)
+    (table if to is None else table.to_crs(to)).to_file(path)
+    return str(path)
+
+
+def mask(labels, at=0):
+    return read_mask(labels, labels.items[at], 0, 0, SIDE)
+
+
+FIELD, LAKE = ground(30, 10, 50, 20), ground(5, 40, 15, 55)
+EXPECTED = np.full((SIDE, SIDE), -1)
+EXPECTED[10:20, 30:50], EXPECTED[40:55, 5:15] = 0, 1
+
+
+@pytest.mark.parametrize(
+    ("name", "to"), [("a.gpkg", None), ("a.geojson", "OGC:CRS84"), ("a.shp", "EPSG:3857"), ("a.fgb", "EPSG:4326")]
+)
+def test_polygons_of_any_system_label_the_pixels_that_they_cover(tmp_path, name, to):
+    file = layer(tmp_path / name, [FIELD, LAKE], ["field", "lake"], to=to)
+    labels = open_labels([scene(tmp_path / "scene.tif")], file)
+    assert (labels.kind, labels.classes) == ("mask", ("field", "lake"))
+    assert (mask(labels) == EXPECTED).all()
+    assert any("column 'class'" in note for note in labels.notes)
+    assert any("are brought from" in note for note in labels.notes) == (to is not None)
+
+
+def test_a_file_of_no_system_or_of_a_wrong_one_is_taken_to_be_in_the_scenes_where_it_lies_on_it(tmp_path):
+    image = scene(tmp_path / "scene.tif")
+    bare = layer(tmp_path / "bare.shp", [FIELD, LAKE], ["field", "lake"], crs=None)
+    labels = open_labels([image], bare)
+    assert (mask(labels) == EXPECTED).all() and "tells no coordinate reference system" in labels.notes[0]
+    wrong = tmp_path / "wrong.geojson"  # projected coordinates, and GeoJSON's own longitude and latitude
+    layer(wrong, [FIELD, LAKE], ["field", "lake"])
+    text = wrong.read_text()
+    start = text.index('"crs"')
+    wrong.write_text(text[:start] + text[text.index('"features"') :])
+    labels = open_labels([image], str(wrong))
+    assert (mask(labels) == EXPECTED).all()
+    assert "tells WGS 84" in labels.notes[0] and "taken to be in that of" in labels.notes[0]
+    far = layer(tmp_path / "far.shp", [shapely.transform(FIELD, lambda xy: xy + 1e6)], ["field"], crs=None)
+    with pytest.raises(InputError, match="lie on no scene, neither as longitude and latitude nor in the scene's own"):
+        open_labels([image], far)
+
+
+def test_labels_outside_all_scenes_are_refused_and_some_outside_are_counted(tmp_path):
+    image, away = scene(tmp_path / "scene.tif"), ground(900, 10, 920, 20)
+    with pytest.raises(
+        InputError, match=r"none of the 1 geometries .* columns and rows .* of 60 x 60, they lie in 900\.\.920"
+    ):
+        open_labels([image], layer(tmp_path / "away.gpkg", [away], ["field"]))
+    labels = open_labels(
+        [image, scene(tmp_path / "other.tif", 5000)],
+        layer(tmp_path / "a.gpkg", [FIELD, LAKE, away], ["field", "lake", "lake"]),
+    )
+    assert "1 of 3 geometries lie on no scene, and are left out" in labels.notes
+    assert labels.refused == ((str(tmp_path / "other.tif"), "no label lies on it"),)
+
+
+def test_holes_crossings_overlaps_and_missing_classes_are_mended_and_counted(tmp_path):
+    holed = shapely.difference(ground(0, 0, 30, 30), ground(10, 10, 20, 20))
+    bow = shapely.Polygon(
+        [(WEST + x * METRES, NORTH - y * METRES) for x, y in ((40, 40), (50, 50), (50, 40), (40, 50))]
+    )
+    shapes, classes = [ground(2, 2, 6, 6), holed, bow, LAKE, None], ["lake", "field", "field", None, "lake"]
+    labels = open_labels([scene(tmp_path / "scene.tif")], layer(tmp_path / "a.gpkg", shapes, classes))
+    found = mask(labels)
+    assert (found[10:20, 10:20] == -1).all() and found[0, 0] == 0
+    assert (found[2:6, 2:6] == 1).all(), "the smaller one counts, though it stands first"
+    assert found[45, 41] == 0 and found[41, 45] == -1, "the two halves of the bow"
+    for note in (
+        "1 geometries cross themselves, and are made valid", "1 polygons have holes, which are not of their class",
+        "1 geometries have no class, and are left out", "1 geometries are empty, and left out",
+        "1 pairs of geometries of different classes overlap: the smaller one counts",
+    ):  # fmt: skip
+        assert note in labels.notes
+
+
+def test_what_no_polygon_of_one_class_covers_is_background_unless_said_otherwise(tmp_path):
+    image, file = scene(tmp_path / "scene.tif"), layer(tmp_path / "buildings.gpkg", [FIELD], [1], column="number")
+    labels = open_labels([image], file)
+    assert labels.classes == ("background", "buildings") and (mask(labels) == (EXPECTED == 0)).all()
+    assert any("the layer's name" in note for note in labels.notes) and any(
+        "--outside" in note for note in labels.notes
+    )
+    assert set(np.unique(mask(open_labels([image], file, outside="unlabelled")))) == {-1, 0}
+    two = layer(tmp_path / "two.gpkg", [FIELD, LAKE], ["field", "lake"])
+    assert set(np.unique(mask(open_labels([image], two, outside="background")))) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (["1", "forest"], r"holds numbers \(1\) and words \(forest\), and a class is one of them"),
+        ([250.9, 3.5], r"holds measurements \(250.9, 3.5\), and no classes"),
+        ([None, None], "holds nothing"),
+    ],
+)
+def test_columns_that_hold_no_classes_are_refused_by_name(tmp_path, values, said):
+    file = layer(tmp_path / "a.gpkg", [FIELD, LAKE], values, column="cover")
+    with pytest.raises(InputError, match=rf"column 'cover' of '.*a.gpkg' {said}.*--class-column"):
+        open_labels([scene(tmp_path / "scene.tif")], file, class_column="cover")
+    with pytest.raises(InputError, match="has no column 'colour'"):
+        open_labels([scene(tmp_path / "scene.tif")], file, class_column="colour")
+
+
+def test_points_label_the_pixel_that_they_lie_in(tmp_path):
+    points = [shapely.Point(WEST + 125, NORTH - 37), shapely.Point(WEST + 301, NORTH - 309)]
+    labels = open_labels([scene(tmp_path / "scene.tif")], layer(tmp_path / "p.gpkg", points, ["a", "b"]))
+    assert (
+        np.argwhere(mask(labels) >= 0) == [[3, 12], [30, 30]]
+    ).all() and "2 points label the pixel that they lie in" in labels.notes
+    with pytest.raises(InputError, match="points or lines of one class, a: nothing says what is not of it"):
+        open_labels([scene(tmp_path / "scene.tif")], layer(tmp_path / "q.gpkg", points, ["a", "a"]))
+
+
+def test_a_scene_without_a_place_is_told(tmp_path):
+    image, bare = scene(tmp_path / "scene.tif"), scene(tmp_path / "bare.tif", crs=None)
+    file = layer(tmp_path / "a.gpkg", [FIELD], ["field"])
+    assert open_labels([image, bare], file).refused[0][0] == bare
+    with pytest.raises(InputError, match=r"no image is left .*it has no place on Earth"):
+        open_labels([bare], file)
+
+
+def test_a_label_raster_of_another_place_is_refused(tmp_path):
+    for name, east in (("same", 0), ("away", 500)):
+        image = scene(tmp_path / "images" / f"{name}.tif")
+        mask_file = tmp_path / "masks" / f"{name}.tif"
+        mask_file.parent.mkdir(exist_ok=True)
+        with rasterio.open(image) as raster:
+            profile = raster.profile | {"count": 1, "transform": from_origin(WEST + east, NORTH, METRES, METRES)}
+        profile.pop("photometric", None)
+        with rasterio.open(mask_file, "w", **profile) as raster:
+            raster.write(np.eye(SIDE, dtype=np.uint8), 1)
+    labels = open_labels([str(tmp_path / "images")], str(tmp_path / "masks"))
+    assert len(labels.items) == 1
+    assert labels.refused[0][1] == "its label raster lies at column 50, row 0 of it: bring it to the image's grid"
