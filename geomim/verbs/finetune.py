@@ -78,12 +78,12 @@ class Job:
     task: Literal["auto", "classification", "segmentation", "detection", "change"] = "auto"
     seed: int = 0
     places: str | None = None
-    model: Model = Model()
-    training: Training = Training()
-    reading: Asked = Asked()
-    split: Split = Split()
-    windows: Cutting = Cutting()
-    run: Running = Running()
+    model: Model = Model()  # noqa: RUF009  # frozen
+    training: Training = Training()  # noqa: RUF009  # frozen
+    reading: Asked = Asked()  # noqa: RUF009  # frozen
+    split: Split = Split()  # noqa: RUF009  # frozen
+    windows: Cutting = Cutting()  # frozen
+    run: Running = Running()  # noqa: RUF009  # frozen
 
 
 class _Opened:
