@@ -64,9 +64,9 @@ VERBS = {
     "finetune": Verb(
         "geomim.verbs.finetune:finetune", "finetune", "scenes and labels become a tuned task, beside random weights"
     ),
-    "finetune fit": Verb("geomim.verbs.finetune:fit", "finetune", "tune an encoder as a config says"),
-    "finetune test": Verb("geomim.verbs.finetune:test", "finetune", "how good a tuned task is, by class"),
-    "finetune predict": Verb("geomim.verbs.finetune:predict", "finetune", "what a tuned task says of scenes"),
+    "finetune fit": Verb("geomim.verbs.finetune_stages:fit", "finetune", "tune an encoder as a config says"),
+    "finetune test": Verb("geomim.verbs.finetune_stages:test", "finetune", "how good a tuned task is, by class"),
+    "finetune predict": Verb("geomim.verbs.finetune_stages:predict", "finetune", "what a tuned task says of scenes"),
     "show": Verb("geomim.verbs.show:show", "train", "where weights come from: recipe, corpora, bands, scores"),
     "predict": Verb("geomim.maps.predict:predict", "maps", "an encoder, a probe and a scene become a map of classes"),
     "query": Verb(

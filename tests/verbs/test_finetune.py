@@ -15,8 +15,9 @@ from geomim.errors import ConfigError, InputError
 from geomim.finetune.backbones import open_backbone
 from geomim.finetune.run import TASKS, Model, Running, Tuning
 from geomim.sensors import BandContract, get_sensor
-from geomim.verbs.finetune import Cutting, finetune, fit, predict
-from geomim.verbs.finetune import test as scored
+from geomim.verbs.finetune import finetune
+from geomim.verbs.finetune_stages import Cutting, fit, predict
+from geomim.verbs.finetune_stages import test as scored
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "finetune").glob("*.yaml"))
 RGB = BandContract(get_sensor("rgb"), (110.0,) * 3, (50.0,) * 3)
