@@ -1,19 +1,28 @@
 """From labels of each kind to a tuned task, its figures and its files; what cannot be meant is refused before."""
 
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import geopandas
 import numpy as np
 import pytest
 import rasterio
+import shapely
 import yaml
 from photographs import photograph, save
+from rasterio.transform import from_origin
 from tiny_encoder import checkpoint
 
 from geomim.cli import main, parse
 from geomim.errors import ConfigError, InputError
+from geomim.finetune import run
 from geomim.finetune.backbones import open_backbone
+from geomim.finetune.datamodule import Windows
+from geomim.finetune.labels import open_labels
 from geomim.finetune.run import TASKS, Model, Running, Tuning
+from geomim.finetune.training import Training
 from geomim.sensors import BandContract, get_sensor
 from geomim.verbs.finetune import finetune
 from geomim.verbs.finetune_stages import Cutting, fit, predict
@@ -110,6 +119,41 @@ def test_one_line_tests_each_label_once_beside_random_weights_and_keeps_a_task(k
     }
     assert (out / "confusion.csv").exists() == (kind not in ("boxes", "oboxes"))
     assert len(json.loads((out / "trained.json").read_text())) == COUNT, "what is kept has seen all"
+
+
+def test_polygons_over_a_scene_are_folds_of_ground(encoder: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    side, place = 128, from_origin(500_000, 4_000_000, 10, 10)
+    options = {"height": side, "width": side, "count": 3, "dtype": "uint8", "crs": "EPSG:32633", "transform": place}
+    with rasterio.open(tmp_path / "scene.tif", "w", driver="GTiff", photometric="RGB", **options) as raster:
+        raster.write(photograph(1, side).transpose(2, 0, 1).clip(1))
+    cells = [(x, y) for x in range(4, side, 16) for y in range(4, side, 16)]
+    west, north = 500_000, 4_000_000
+    squares = [shapely.box(west + 10 * x, north - 10 * (y + 8), west + 10 * (x + 8), north - 10 * y) for x, y in cells]
+    table = {"kind": ["lake", "field", "road"] * (len(cells) // 3) + ["lake"] * (len(cells) % 3)}
+    geopandas.GeoDataFrame(table, geometry=squares, crs="EPSG:32633").to_crs(4326).to_file(tmp_path / "own.gpkg")
+    monkeypatch.setattr(Tuning, "steps", lambda *_: 2)
+    scene, labels = str(tmp_path / "scene.tif"), str(tmp_path / "own.gpkg")
+    own, _ = finetune(scene, labels, encoder, str(tmp_path / "out"), folds=3).values()
+    counted = {row["class"]: row["count"] for row in own.figures}
+    assert counted["all"] == pytest.approx(64 * len(cells), rel=0.02) and {*counted} == {"all", *table["kind"]}
+    said = " ".join(capsys.readouterr().out.split())
+    assert "16 labelled windows are fewer than 200" in said and "3 folds by place take turns as the test" in said
+    weights = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["model"]["class_weights"]
+    assert weights == pytest.approx([1, 1, 1], abs=0.05), "classes are as frequent as each other"
+
+
+def test_minutes_are_as_many_steps_as_fill_them(encoder: str, tmp_path: Path, monkeypatch) -> None:
+    mask(tmp_path)
+    labels = open_labels([str(tmp_path / "images")], str(tmp_path / "labels"))
+    windows = Windows(labels, open_backbone(encoder).contract, SIDE, batch_size=4)
+    arguments = {"encoder": encoder, "classes": ["a", "b"], "head": "linear", "training": Training("all")}
+    clock = itertools.count(step=2)
+    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=lambda: next(clock)))  # two seconds a step
+    assert Tuning("mask", arguments, Running(minutes=1), 0).steps(windows) == 30
+    with pytest.raises(ConfigError, match="a step takes 2 s here: give more minutes"):
+        Tuning("mask", arguments, Running(minutes=0.02), 0).steps(windows)
+    batches = len(windows.train_dataloader())
+    assert Tuning("mask", arguments, Running(accumulate=2), 0).steps(windows) == -(-batches // 2) * Training().epochs
 
 
 @pytest.mark.parametrize("kind", ["mask", "class", "boxes", "oboxes"])
