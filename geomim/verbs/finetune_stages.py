@@ -96,15 +96,19 @@ class Opened:
             raise ConfigError(f"task {job.task}: the labels are of kind {self.labels.kind}, which is for {self.task}")
         self.backbone = open_backbone(job.encoder, job.model.sensor, job.model.bands, job.model.image_size)
         embed = getattr(self.backbone.network, "patch_embed", None)
-        made = getattr(embed, "img_size", None) or (224,)
+        made, patch = getattr(embed, "img_size", None) or (224,), getattr(embed, "patch_size", (1,))
         self.size = job.windows.size or int(made[0])
+        divides = not any(self.size % side for side in patch)
+        if self.labels.kind == "class" and not divides:
+            raise ConfigError(f"size {self.size}: the encoder reads images whole: expected a multiple of {patch}")
+        self.resized = {"image_size": self.size} if divides and self.size != made[0] else {}
         self.cutting = asdict(job.windows) | {"size": self.size, "seed": job.seed}
         self.tuning = Tuning(self.labels.kind, self.arguments(job), job.run, job.seed)
 
     def arguments(self, job: Job) -> dict[str, Any]:
         """What the task of a job is made with."""
         given = {"encoder": job.encoder, "classes": list(self.labels.classes), "training": job.training}
-        return job.model.arguments(self.labels.kind) | given
+        return self.resized | job.model.arguments(self.labels.kind) | given
 
     def windows(self, split: Split) -> Windows:
         """The windows, shared out as a split says."""

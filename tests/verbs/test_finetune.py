@@ -25,7 +25,7 @@ from geomim.finetune.run import TASKS, Model, Running, Tuning
 from geomim.finetune.training import Training
 from geomim.sensors import BandContract, get_sensor
 from geomim.verbs.finetune import finetune
-from geomim.verbs.finetune_stages import Cutting, fit, predict
+from geomim.verbs.finetune_stages import fit, predict
 from geomim.verbs.finetune_stages import test as scored
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "finetune").glob("*.yaml"))
@@ -220,6 +220,9 @@ def test_what_cannot_be_meant_is_refused_by_name(encoder: str, tmp_path: Path) -
     mask(tmp_path)
     with pytest.raises(ConfigError, match="task detection: the labels are of kind mask"):
         fit(scenes=[str(tmp_path / "images")], labels=str(tmp_path / "labels"), encoder=encoder, task="detection")
+    classes(tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"size 30: .*multiple of \(8, 8\)"):
+        finetune(str(tmp_path / "other" / "images"), str(tmp_path / "other" / "images"), encoder, size=30)
     with pytest.raises(ConfigError, match="folds"):
         finetune("a", "b", encoder, folds=1)
-    assert Cutting().size is None and open_backbone(encoder).name == "tiny"
+    assert not Path("finetuned").exists()
