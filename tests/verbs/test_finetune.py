@@ -142,6 +142,18 @@ def test_polygons_over_a_scene_are_folds_of_ground(encoder: str, tmp_path: Path,
     assert weights == pytest.approx([1, 1, 1], abs=0.05), "classes are as frequent as each other"
 
 
+def test_folders_may_tell_the_test_and_then_it_can_be_tested_again(encoder: str, tmp_path: Path, monkeypatch) -> None:
+    for number in range(COUNT):
+        part, name = "test" if number < 4 else "train", "lake field".split()[number % 2]
+        save(tmp_path / "images" / part / name / f"{number:02}.png", photograph(number, SIDE))
+    monkeypatch.setattr(Tuning, "steps", lambda *_: 2)
+    images, out = str(tmp_path / "images"), tmp_path / "out"
+    own, _ = finetune(images, images, encoder, str(out)).values()
+    assert next(row["count"] for row in own.figures if row["class"] == "all") == 4
+    again = scored(**parse(scored, ["--config", str(out / "config.yaml")], "finetune test"))
+    assert [row["value"] for row in again.figures] == pytest.approx([row["value"] for row in own.figures], nan_ok=True)
+
+
 def test_minutes_are_as_many_steps_as_fill_them(encoder: str, tmp_path: Path, monkeypatch) -> None:
     mask(tmp_path)
     labels = open_labels([str(tmp_path / "images")], str(tmp_path / "labels"))
