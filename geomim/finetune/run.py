@@ -192,10 +192,11 @@ class Tuning:
         loader = DataLoader(samples, windows.batch_size, collate_fn=together)
         answers: Any = self.running.trainer().predict(task, loader)
         each = [{key: v[i] for key, v in one.items()} for one in answers for i in range(len(one["id"]))]
-        return [
+        found = [
             Shown(picture(windows, cut), *judged(sample, answer, windows.labels), name(windows, cut))
             for cut, sample, answer in zip(some, map(samples.__getitem__, range(len(some))), each, strict=True)
         ]
+        return [one for one in found if not math.isnan(one.score)]
 
 
 class _Stopwatch(pl.Callback):
@@ -231,8 +232,8 @@ def name(windows: Windows, cut: Cut) -> str:
 def judged(sample: Mapping[str, Any], answer: Mapping[str, Any], labels: Labels) -> tuple[Drawn, Drawn, float]:
     """What is true of a window, what was predicted, and how good that is, from 0 to 1.
 
-    That is the probability of the true class, the share of labelled pixels that are right, or F1 of boxes that overlap
-    by half.
+    That is the probability of the true class, the share of labelled pixels that are right (NaN of none), or F1 of boxes
+    that overlap by half.
     """
     if labels.kind == "class":
         truth, said = int(sample["label"]), int(answer["prediction"])
@@ -240,7 +241,7 @@ def judged(sample: Mapping[str, Any], answer: Mapping[str, Any], labels: Labels)
     if "mask" in sample:
         mask, answered = sample["mask"].numpy(), answer["prediction"].numpy()
         known = mask >= 0
-        return mask, answered, float((mask == answered)[known].mean()) if known.any() else 0.0
+        return mask, answered, float((mask == answered)[known].mean()) if known.any() else math.nan
     key, overlap = ("obox", rotated.box_iou) if "obox" in sample else ("bbox_xyxy", box_iou)
     sure = answer["score"] >= _SURE
     boxes, kinds = answer[key][sure].float(), answer["label"][sure]
