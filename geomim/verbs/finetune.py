@@ -20,6 +20,7 @@ from geomim.verbs.finetune_stages import Cutting, Job, Opened, check_free, keep,
 
 FEW = 200
 """Labelled windows from which on one part is the test, and the whole encoder is tuned."""
+_SHORT = 100  # steps below which figures say little
 
 
 def finetune(
@@ -94,14 +95,21 @@ def finetune(
     job, rule = _recipe(job, opened.labels, plans, count)
     words = [*opened.backbone.notes, *plans[0].notes, *lost, rule]
     say(opened, words)
-    again = len(plans) > 1  # what is kept is trained on all
-    tuning = Tuning(
-        opened.labels.kind, opened.arguments(job), Running(minutes=minutes / (2 * len(plans) + again)), seed
-    )
+    return _beside(job, opened, plans, words)
+
+
+def _beside(job: Job, opened: Opened, plans: Sequence[Windows], words: list[str]) -> dict[str, Tested]:
+    """Train and test from the encoder's weights and from random ones, keep a task, and report."""
+    out, minutes, again = job.out, job.run.minutes or 0, len(plans) > 1  # what is kept is trained on all
+    times = 2 * len(plans) + again
+    tuning = Tuning(opened.labels.kind, opened.arguments(job), Running(minutes=minutes / times), job.seed)
     steps = tuning.steps(plans[0])
-    print(f"{minutes:g} minutes of training: {2 * len(plans) + again} times {steps} steps")
+    print(f"{minutes:g} minutes of training: {times} times {steps} steps")
+    if steps < _SHORT:
+        words.append(f"{steps} steps are hardly a training: give more --minutes, a smaller --size or fewer --folds")
+        print(f"note: {words[-1]}")
     own = _crossed(tuning, plans, steps, None)
-    found = {opened.backbone.name: own, RANDOM: _crossed(tuning, plans, steps, seed)}
+    found = {opened.backbone.name: own, RANDOM: _crossed(tuning, plans, steps, job.seed)}
     if again:
         plans[0].parts["train"] = [cut for plan in plans for cut in plan.parts["test"]]
     task = tuning.train(plans[0], steps) if again else own.task

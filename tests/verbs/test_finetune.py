@@ -138,6 +138,7 @@ def test_polygons_over_a_scene_are_folds_of_ground(encoder: str, tmp_path: Path,
     assert counted["all"] == pytest.approx(64 * len(cells), rel=0.02) and {*counted} == {"all", *table["kind"]}
     said = " ".join(capsys.readouterr().out.split())
     assert "16 labelled windows are fewer than 200" in said and "3 folds by place take turns as the test" in said
+    assert "2 steps are hardly a training: give more --minutes" in said
     weights = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["model"]["class_weights"]
     assert weights == pytest.approx([1, 1, 1], abs=0.05), "classes are as frequent as each other"
 
