@@ -115,7 +115,8 @@ def _beside(job: Job, opened: Opened, plans: Sequence[Windows], words: list[str]
     task = tuning.train(plans[0], steps) if again else own.task
     keep(replace(job, windows=replace(job.windows, size=opened.size), run=Running(max_steps=steps)), task, plans[0])
     report(Path(out), opened, found, words)
-    print(f"next: geomim finetune predict --config {out}/config.yaml --scenes NEW_SCENES")
+    alone = opened.labels.kind != "change"  # which is of pairs
+    print(f"next: geomim finetune predict --config {out}/config.yaml --scenes NEW_SCENES" if alone else f"page: {out}")
     return found
 
 
