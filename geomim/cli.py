@@ -61,6 +61,12 @@ VERBS = {
     "check-backbone": Verb(
         "geomim.verbs.check_backbone:check_backbone", "finetune", "what torchgeo's tasks do with some weights"
     ),
+    "finetune": Verb(
+        "geomim.verbs.finetune:finetune", "finetune", "scenes and labels become a tuned task, beside random weights"
+    ),
+    "finetune fit": Verb("geomim.verbs.finetune_stages:fit", "finetune", "tune an encoder as a config says"),
+    "finetune test": Verb("geomim.verbs.finetune_stages:test", "finetune", "how good a tuned task is, by class"),
+    "finetune predict": Verb("geomim.verbs.finetune_stages:predict", "finetune", "what a tuned task says of scenes"),
     "show": Verb("geomim.verbs.show:show", "train", "where weights come from: recipe, corpora, bands, scores"),
     "predict": Verb("geomim.maps.predict:predict", "maps", "an encoder, a probe and a scene become a map of classes"),
     "query": Verb(
@@ -232,9 +238,10 @@ def parse(function: Callable[..., Any], arguments: list[str], verb: str) -> dict
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the arguments below.")
     parser.add_function_arguments(function)
     try:
-        values = parser.parse_args(_spell_out(arguments, parameters, words)).as_dict()
+        values = parser.instantiate(parser.parse_args(_spell_out(arguments, parameters, words))).as_dict()
     except ArgumentError as error:
-        raise ConfigError(_explain(str(error), list(parameters), verb)) from error
+        inside = [action.dest for action in parser._actions if "." in action.dest]
+        raise ConfigError(_explain(str(error), [*parameters, *inside], verb)) from error
     values.pop("config", None)
     return values
 
@@ -303,7 +310,10 @@ def _explain(message: str, names: list[str], verb: str) -> str:
     """One sentence with the nearest valid name instead of the parser's usage dump."""
     unknown = re.search(r"(?:nrecognized arguments: (?:--)?|Option '|Key ')([^\s'=]+)", message)
     if unknown and unknown[1].replace("-", "_") not in names:
-        return f"geomim {verb}: unknown argument '{unknown[1]}'{nearest(unknown[1], [*names, 'config'])}"
+        group, dot, _ = unknown[1].rpartition(".")  # of a nested one, name those beside it
+        beside = [name for name in names if name.rpartition(".")[0] == group] if dot else []
+        near = beside or [*(name for name in names if "." not in name), "config"]
+        return f"geomim {verb}: unknown argument '{unknown[1]}'{nearest(unknown[1], near)}"
     missing = re.search(r"(?:arguments are required|Option) ?:? '?([\w, ]+?)'?(?: is required|$)", message)
     if missing and "required" in message:
         return f"geomim {verb}: missing {missing[1].strip()}; see geomim {verb} --help"

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.colors import TABLEAU_COLORS
 from PIL import Image, ImageDraw
 
 from geomim.finetune.rotated import corners
@@ -16,10 +15,10 @@ from geomim.finetune.rotated import corners
 Drawn = np.ndarray | tuple[np.ndarray, np.ndarray] | str
 """A mask `(H, W)` of places of classes, -1 where nothing is known; boxes and their places of classes `(N,)`, boxes
 being `(N, 4)` x1, y1, x2, y2, `(N, 5)` cx, cy, w, h, angle, or `(N, 4, 2)` corners; or a word."""
-_NAMES = [name.removeprefix("tab:") for name in TABLEAU_COLORS]
-COLOURS = np.frombuffer(bytes.fromhex("1f77b4ff7f0e2ca02cd627289467bd8c564be377c27f7f7fbcbd2217becf"), np.uint8)
-COLOURS = COLOURS.reshape(-1, 3)
-"""Of classes, one after another, again and again: those of `_NAMES`."""
+_NAMES = ["blue", "orange", "green", "red", "purple", "brown", "pink", "gray", "olive", "cyan"]
+_TAB10 = "1f77b4 ff7f0e 2ca02c d62728 9467bd 8c564b e377c2 7f7f7f bcbd22 17becf"  # matplotlib's
+COLOURS = np.array([[*bytes.fromhex(one)] for one in _TAB10.split()], np.uint8)
+"""Of classes, one after another, again and again."""
 
 
 class Shown(NamedTuple):

@@ -48,9 +48,9 @@ def write_page(out: Path, scores: Scores, shares: dict[str, Tensor], images: Lab
         each[one.probe] = class_scores(counts[one.probe], overlap=one.groups is not None)
     row = next((one for one in rows if one.probe == "linear"), rows[0])
     found = ((probe, *line) for probe, lists in each.items() for line in zip(names, *lists.values(), strict=True))
-    _write_csv(out / "classes.csv", ["probe", "class", *each[row.probe]], found)
+    write_csv(out / "classes.csv", ["probe", "class", *each[row.probe]], found)
     called = ((probe, name, *line) for probe, n in counts.items() for name, line in zip(names, n.tolist(), strict=True))
-    _write_csv(out / "confusion.csv", ["probe", "class", *(f"called {name}" for name in names)], called)
+    write_csv(out / "confusion.csv", ["probe", "class", *(f"called {name}" for name in names)], called)
     picture = draw_confusion(counts[row.probe].numpy(), names)
     with aside(out / "confusion.png") as file:
         file.write(picture)
@@ -58,12 +58,12 @@ def write_page(out: Path, scores: Scores, shares: dict[str, Tensor], images: Lab
     of = f"({row.probe} probe)"
     sections = [
         ("In short", "".join(f"<p>{html.escape(one)}.</p>" for one in [_answer(row, scores), *scores.sentences()])),
-        ("To know beside it", _list(scores.notes)),
-        ("Scores beside their floors", _table(*scores.cells())),
+        ("To know beside it", bullets(scores.notes)),
+        ("Scores beside their floors", wide_table(*scores.cells())),
         (f"What is taken for what {of}", _confused(counts[row.probe], names, picture)),
-        (f"Class by class {of}", _table(["class", *each[row.probe]], *per_class)),
+        (f"Class by class {of}", wide_table(["class", *each[row.probe]], *per_class)),
         *(_examples(shares[row.probe], images) if row.groups is None else ()),
-        ("How", _table((), *((key, str(value)) for key, value in scores.protocol.items()))),
+        ("How", wide_table((), *((key, str(value)) for key, value in scores.protocol.items()))),
     ]
     write_text(out / "index.html", html_page(f"{row.encoder} on {scores.data}", sections))
 
@@ -81,22 +81,26 @@ def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else f"{value:,}"
 
 
-def _table(head: Sequence[str], *rows: Sequence[str]) -> str:
+def wide_table(head: Sequence[str], *rows: Sequence[str]) -> str:
+    """A table that scrolls on its own."""
     return f'<div style="overflow-x: auto">{html_table(head, rows)}</div>'
 
 
-def _list(lines: Iterable[str]) -> str:
+def bullets(lines: Iterable[str]) -> str:
+    """Sentences as a list, if there are any."""
     said = "".join(f"<li>{html.escape(one)}</li>" for one in lines)
     return f"<ul>{said}</ul>" if said else ""
 
 
-def _write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows under a head, aside first."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([head, *rows])
     write_text(path, text.getvalue())
 
 
-def _embedded(picture: bytes) -> str:
+def embedded(picture: bytes) -> str:
+    """A PNG inside a page."""
     return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
 
 
@@ -128,14 +132,20 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str]) -> bytes:
 
 def _confused(counts: Tensor, names: Sequence[str], picture: bytes) -> str:
     """The picture, and the most common confusions in words."""
+    shown = html_figure("Shares of a row's class, mean over seeds.", embedded(picture))
+    return shown.replace("<figure>", "<figure class=strip>") + bullets(confusions(counts, names))
+
+
+def confusions(counts: Tensor, names: Sequence[str]) -> list[str]:
+    """The most common confusions in words, of counts `(C, C)`, a row a true class."""
     most = (counts - counts.diag().diag()).flatten().topk(min(_SHOWN, counts.numel()))
     said = []
     for value, place in zip(most.values.tolist(), most.indices.tolist(), strict=True):
         true, called = divmod(place, len(names))
         if value:
-            said.append(f"{names[true]} called {names[called]}: {value:.3g} of {counts[true].sum():.0f}")
-    shown = html_figure("Shares of a row's class, mean over seeds.", _embedded(picture))
-    return shown.replace("<figure>", "<figure class=strip>") + _list(said)
+            number = f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+            said.append(f"{names[true]} called {names[called]}: {number} of {counts[true].sum():,.0f}")
+    return said
 
 
 def _examples(shares: Tensor, images: LabelledData) -> list[tuple[str, str]]:
@@ -150,7 +160,7 @@ def _examples(shares: Tensor, images: LabelledData) -> list[tuple[str, str]]:
         words += ", right" if called[place] == labels[place] else f", is {images.classes[labels[place]]}"
         [(numbers, valid)] = images.test.read(np.array([place]))
         drawn = thumbnail(numbers[0].numpy(), None if valid is None else valid[0].numpy(), images.sensor)
-        return html_figure(words, _embedded(drawn))
+        return html_figure(words, embedded(drawn))
 
     ends = (("Worst test images", order[~right][:_SHOWN]), ("Best test images", order[right][::-1][:_SHOWN]))
     return [(title, f"{_GRID}{''.join(map(shown, ids))}</div>" if len(ids) else "") for title, ids in ends]

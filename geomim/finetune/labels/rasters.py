@@ -139,7 +139,8 @@ def _of_masks(kind: Any, items: list[Item], refused: list[Any], two: tuple[str, 
             f"all {len(good)} label rasters hold one class, number {some(held) or 'none'}: nothing can be told apart; "
             "give masks that hold what is not of it, too"
         )
-    empty = [name for name, number in zip(labels.classes, labels.numbers, strict=False) if number not in held]
+    known = zip(labels.classes, labels.numbers, strict=False) if labels.threshold is None else ()
+    empty = [name for name, number in known if number not in held]
     notes = [f"no pixel is of {some(empty)}: empty classes are kept, and cannot be learned"] if empty else []
     notes += [f"{single} of {len(good)} label rasters hold one class alone"] if single else []
     return replace(labels, notes=(*labels.notes, *notes))

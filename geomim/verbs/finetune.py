@@ -1,0 +1,170 @@
+"""`geomim finetune SCENES LABELS --encoder PATH`: the task that labels are for, tuned beside random weights."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from geomim.addresses import split_list
+from geomim.errors import ConfigError, InputError
+from geomim.finetune.datamodule import Windows
+from geomim.finetune.labels import Labels
+from geomim.finetune.labels.items import Asked, Outside
+from geomim.finetune.labels.rasters import counted
+from geomim.finetune.places import Split
+from geomim.finetune.run import Model, Running, Tuning
+from geomim.finetune.training import Training
+from geomim.verbs.finetune_page import RANDOM, Tested
+from geomim.verbs.finetune_stages import Cutting, Job, Opened, check_free, keep, report, say
+
+FEW = 200
+"""Labelled windows from which on one part is the test, and the whole encoder is tuned."""
+_SHORT = 100  # steps below which figures say little
+
+
+def finetune(
+    scenes: str,
+    labels: str,
+    encoder: str,
+    out: str = "finetuned",
+    minutes: float = 5.0,
+    size: int | None = None,
+    folds: int = 5,
+    class_column: str | None = None,
+    outside: Outside = "auto",
+    places: str | None = None,
+    sensor: str | None = None,
+    bands: list[str] | None = None,
+    batch_size: int = 16,
+    workers: int = 0,
+    seed: int = 0,
+) -> dict[str, Tested]:
+    """Tune an encoder on labels, and say what that is worth beside the same from random weights.
+
+    Task and head follow from the labels: masks and polygons give segmentation, boxes Faster R-CNN, rotated boxes an
+    oriented detector, a folder a class classification, pairs change. Train and test are of different places.
+
+    Of fewer than 200 labelled windows the encoder stays as it is under a small head, and folds by place take turns as
+    the test, so that each label is tested once; what is kept is trained on all of them. Of more the whole encoder is
+    tuned, and one fold is the test.
+
+    Args:
+        scenes: An image, a folder, or a pattern; several between commas.
+        labels: A file or a folder of labels.
+        encoder: A run folder, a checkpoint, an exported folder, or `timm:NAME`.
+        out: Folder to write: the task, its config, figures, pictures and a page.
+        minutes: Time of training, for both sides and all folds together; reading once and testing come on top.
+        size: Side of windows in pixels; that of the images which the encoder was made for if not given.
+        folds: Parts that places are shared out to.
+        class_column: Column of a vector file that holds the class.
+        outside: What no polygon covers: `unlabelled`, `background`, or the latter where there is one class (`auto`).
+        places: Table of columns `path` and `place`: images of one place are never divided.
+        sensor: What took the scenes.
+        bands: Names of their bands in file order.
+        batch_size: Windows of a batch.
+        workers: Reading processes.
+        seed: Of head, order and random weights.
+
+    Returns:
+        What was tested, by the name of the encoder's weights.
+
+    Raises:
+        ConfigError: A value is out of its range, or the folder holds a run.
+        InputError: Scenes or labels cannot be used; the sentence says why.
+    """
+    if folds < 2:
+        raise ConfigError(f"folds: expected at least 2; given {folds}")
+    check_free(out)
+    job = Job(
+        scenes=[scenes] if Path(scenes).exists() else split_list(scenes),
+        encoder=encoder,
+        labels=labels,
+        out=out,
+        seed=seed,
+        places=places,
+        model=Model(sensor=sensor),
+        reading=Asked(class_column, outside, sensor, None if bands is None else tuple(bands)),
+        split=Split(folds=folds, val=False),
+        windows=Cutting(size, batch_size, workers),
+        run=Running(minutes=minutes),
+    )
+    opened = Opened(job)
+    plans, lost = _plans(opened, job.split)
+    count = sum(map(len, plans[0].parts.values()))
+    job, rule = _recipe(job, opened.labels, plans, count)
+    words = [*opened.backbone.notes, *plans[0].notes, *lost, rule]
+    say(opened, words)
+    return _beside(job, opened, plans, words)
+
+
+def _beside(job: Job, opened: Opened, plans: Sequence[Windows], words: list[str]) -> dict[str, Tested]:
+    """Train and test from the encoder's weights and from random ones, keep a task, and report."""
+    out, minutes, again = job.out, job.run.minutes or 0, len(plans) > 1  # what is kept is trained on all
+    times = 2 * len(plans) + again
+    tuning = Tuning(opened.labels.kind, opened.arguments(job), Running(minutes=minutes / times), job.seed)
+    steps = tuning.steps(plans[0])
+    print(f"{minutes:g} minutes of training: {times} times {steps} steps")
+    if steps < _SHORT:
+        words.append(f"{steps} steps are hardly a training: give more --minutes, a smaller --size or fewer --folds")
+        print(f"note: {words[-1]}")
+    own = _crossed(tuning, plans, steps, None)
+    found = {opened.backbone.name: own, RANDOM: _crossed(tuning, plans, steps, job.seed)}
+    if again:
+        plans[0].parts["train"] = [cut for plan in plans for cut in plan.parts["test"]]
+    task = tuning.train(plans[0], steps) if again else own.task
+    keep(replace(job, windows=replace(job.windows, size=opened.size), run=Running(max_steps=steps)), task, plans[0])
+    report(Path(out), opened, found, words)
+    alone = opened.labels.kind != "change"  # which is of pairs
+    print(f"next: geomim finetune predict --config {out}/config.yaml --scenes NEW_SCENES" if alone else f"page: {out}")
+    return found
+
+
+def _recipe(job: Job, labels: Labels, plans: Sequence[Windows], count: int) -> tuple[Job, str]:
+    """The job with head and training by how many labels there are, and that in a sentence."""
+    said = f"{count} labelled windows are {'fewer than' if count < FEW else 'at least'} {FEW}: "
+    tested = f"{len(plans)} folds by place take turns as the test" if len(plans) > 1 else "one part is the test"
+    if count >= FEW:
+        return replace(job, training=Training("none", learning_rate=5e-4)), f"{said}the encoder is tuned; {tested}"
+    said += f"the encoder stays as it is under a head that trains; {tested}"
+    if labels.kind in ("boxes", "oboxes"):
+        return replace(job, training=Training("all")), said
+    cuts = [cut for part in plans[0].parts.values() for cut in part]
+    counts = np.sum([counted(labels, labels.items[cut.item], *cut[1:]) for cut in cuts], 0)
+    weights = np.where(counts > 0, counts.clip(1) ** -0.5, 0)
+    weights = (weights * (weights > 0).sum() / weights.sum()).round(3).tolist()
+    head = None if labels.kind == "class" else "linear"
+    model = replace(job.model, head=head, class_weights=weights)
+    return replace(job, model=model, training=Training("all", learning_rate=1e-2)), f"{said}; rare classes weigh more"
+
+
+def _plans(opened: Opened, split: Split) -> tuple[list[Windows], list[str]]:
+    """Windows of each fold, or of the one test that folders tell or that many labels need; what folds cannot be."""
+    plans, lost = [opened.windows(split)], list[str]()
+    if sum(map(len, plans[0].parts.values())) >= FEW or any(item.split == "test" for item in opened.labels.items):
+        return plans, lost
+    for fold in range(1, split.folds):
+        try:
+            plan = opened.windows(replace(split, fold=fold))
+        except InputError as error:
+            lost.append(f"fold {fold} is left out: {error}")
+            continue
+        if plan.parts["test"] == plans[0].parts["test"]:
+            break  # there are fewer places than folds, and it begins again
+        plans.append(plan)
+    return plans, lost
+
+
+def _crossed(tuning: Tuning, plans: Sequence[Windows], steps: int, seed: int | None) -> Tested:
+    """Trained and tested on each fold, and counted as one test."""
+    first, shown = None, []
+    for windows in plans:
+        task = tuning.train(windows, steps, seed)
+        tuning.test(task, windows.test_dataloader())
+        shown += tuning.shown(task, windows, windows.parts["test"], -(-24 // len(plans))) if seed is None else []
+        if first is None:
+            first = task
+        else:
+            first.tally.merge_state(task.tally)
+            first.tally._computed = None  # merging keeps the answer from before
+    return Tested(first, first.figures(), shown)

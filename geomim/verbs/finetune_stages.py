@@ -1,0 +1,252 @@
+"""`geomim finetune fit`, `test` and `predict`: a tuned task as a config says, its figures, and what it says."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from inspect import signature
+from pathlib import Path
+from textwrap import dedent
+from typing import Any, Literal
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from geomim.corpus.scenes import find_scenes
+from geomim.corpus.store import write_text
+from geomim.errors import CheckpointError, ConfigError, InputError
+from geomim.finetune.backbones import open_backbone
+from geomim.finetune.datamodule import Cut, Windows
+from geomim.finetune.labels import open_labels
+from geomim.finetune.labels.items import Asked
+from geomim.finetune.places import Split
+from geomim.finetune.predict import predicted
+from geomim.finetune.run import TASK_OF, TASKS, Model, Running, Tuning
+from geomim.finetune.training import Training
+from geomim.sensors import get_sensor
+from geomim.verbs.finetune_page import Tested, rows_of, write_page
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """Windows that scenes are cut to; see `geomim.finetune.datamodule.Windows`.
+
+    Args:
+        size: Side in pixels; that of the images which the encoder was made for where not given.
+        batch_size: Windows of a batch.
+        workers: Reading processes.
+        turn: Mirror and turn windows for training.
+        empty: Greatest share of windows without a box in training.
+    """
+
+    size: int | None = None
+    batch_size: int = 16
+    workers: int = 0
+    turn: bool = True
+    empty: float = 0.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `fit`, `test` and `predict` are given.
+
+    Args:
+        scenes: Images, folders of them, or patterns.
+        encoder: A run folder, a checkpoint, an exported folder, or `timm:NAME`.
+        labels: A file or a folder of labels; looked for among the scenes if not given.
+        out: Folder of the run.
+        task: What is to be learned; the kind of the labels says so, and must not say otherwise.
+        seed: Of the head, of the order, and of all that is drawn.
+        places: Table of columns `path` and `place`: images of one place are never divided.
+        model: The head, and what the encoder is given.
+        training: What trains, and how.
+        reading: What is to be known of scenes and labels.
+        split: How places are shared out to train, val and test.
+        windows: What scenes are cut to.
+        run: How long, and on what.
+    """
+
+    scenes: list[str]
+    encoder: str
+    labels: str | None = None
+    out: str = "finetuned"
+    task: Literal["auto", "classification", "segmentation", "detection", "change"] = "auto"
+    seed: int = 0
+    places: str | None = None
+    model: Model = Model()  # noqa: RUF009  # frozen
+    training: Training = Training()  # noqa: RUF009  # frozen
+    reading: Asked = Asked()  # noqa: RUF009  # frozen
+    split: Split = Split()  # noqa: RUF009  # frozen
+    windows: Cutting = Cutting()  # frozen
+    run: Running = Running()  # noqa: RUF009  # frozen
+
+
+class Opened:
+    """Labels, encoder and windows of a job."""
+
+    def __init__(self, job: Job) -> None:
+        own = job.reading
+        self.labels = open_labels(
+            job.scenes, job.labels, own.class_column, own.outside, job.places, own.sensor, own.bands
+        )
+        self.task = TASK_OF[self.labels.kind]
+        if job.task not in ("auto", self.task):
+            raise ConfigError(f"task {job.task}: the labels are of kind {self.labels.kind}, which is for {self.task}")
+        self.backbone = open_backbone(job.encoder, job.model.sensor, job.model.bands, job.model.image_size)
+        embed = getattr(self.backbone.network, "patch_embed", None)
+        made, patch = getattr(embed, "img_size", None) or (224,), getattr(embed, "patch_size", (1,))
+        self.size = job.windows.size or int(made[0])
+        divides = not any(self.size % side for side in patch)
+        if self.labels.kind == "class" and not divides:
+            raise ConfigError(f"size {self.size}: the encoder reads images whole: expected a multiple of {patch}")
+        self.resized = {"image_size": self.size} if divides and self.size != made[0] else {}
+        self.cutting = asdict(job.windows) | {"size": self.size, "seed": job.seed}
+        self.tuning = Tuning(self.labels.kind, self.arguments(job), job.run, job.seed)
+
+    def arguments(self, job: Job) -> dict[str, Any]:
+        """What the task of a job is made with."""
+        given = {"encoder": job.encoder, "classes": list(self.labels.classes), "training": job.training}
+        return self.resized | job.model.arguments(self.labels.kind) | given
+
+    def windows(self, split: Split) -> Windows:
+        """The windows, shared out as a split says."""
+        return Windows(self.labels, self.backbone.contract, split=split, **self.cutting)
+
+
+def _staged(stage: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a stage the fields of a job for its arguments."""
+    stage.__signature__ = signature(Job)  # type: ignore[attr-defined]
+    stage.__annotations__ = dict(Job.__annotations__)
+    stage.__doc__ = f"{stage.__doc__}\n\n{dedent(str(Job.__doc__)).partition(chr(10))[2].strip()}\n"
+    return stage
+
+
+@_staged
+def fit(**given: Any) -> Any:
+    """Tune an encoder on labels as a config says, and score it on the places that are held out for validation."""
+    job = Job(**given)
+    check_free(job.out)
+    opened = Opened(job)
+    windows = opened.windows(job.split)
+    words = [*opened.backbone.notes, *windows.notes]
+    say(opened, words)
+    steps = opened.tuning.steps(windows)
+    print(f"training: {steps} steps")
+    task = opened.tuning.train(windows, steps)
+    keep(replace(job, windows=replace(job.windows, size=opened.size)), task, windows)
+    if windows.parts["val"]:
+        _scored(opened, task, windows, "val", Path(job.out) / "val", words)
+    print(f"next: geomim finetune test --config {job.out}/config.yaml")
+    return task
+
+
+@_staged
+def test(**given: Any) -> Any:
+    """Score what `fit` left in its folder on the places of the test, which must be none that it was trained on."""
+    job = Job(**given)
+    opened = Opened(job)
+    task = _stored(job, opened.task)
+    if [*opened.labels.classes] != (own := [*task.hparams["classes"]]):
+        raise InputError(f"the labels are of {', '.join(opened.labels.classes)}; the task knows {', '.join(own)}")
+    windows = opened.windows(job.split)
+    _check_unseen(job, windows)
+    words = [*opened.backbone.notes, *windows.notes]
+    say(opened, words)
+    return _scored(opened, task, windows, "test", Path(job.out) / "test", words)
+
+
+@_staged
+def predict(**given: Any) -> list[str]:
+    """Write what the task of a folder says of scenes: maps of classes as GeoTIFF, boxes or classes as CSV."""
+    job = Job(**given)
+    task = _stored(job)
+    own, out = job.reading, Path(job.out) / "predicted"
+    uris = find_scenes(job.scenes)
+    sensor = get_sensor(own.sensor) if own.sensor else None
+    files = predicted(task, uris, out, job.windows.size or 224, sensor, own.bands)
+    print("\n".join(f"wrote {file}" for file in files))
+    return files
+
+
+def _stored(job: Job, task: str | None = None) -> Any:
+    """The task that a folder holds."""
+    path = Path(job.out) / "task.ckpt"
+    if not path.is_file():
+        raise CheckpointError(f"'{path}' does not exist: run geomim finetune fit first, or give its --out")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    name = state["geomim_task"]
+    if task not in (None, name):
+        raise ConfigError(f"'{path}' is of {name}; the labels are for {task}")
+    return TASKS[name].load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+
+
+def _check_unseen(job: Job, windows: Windows) -> None:
+    """Refuse a test on ground that was trained on."""
+    seen: dict[str, list[list[int]]] = {}
+    for image, *place in json.loads((Path(job.out) / "trained.json").read_text()):
+        seen.setdefault(os.path.abspath(image), []).append(place)
+
+    def touches(cut: Cut) -> bool:
+        there = seen.get(os.path.abspath(windows.labels.items[cut.item].image), ())
+        near = (top < cut.top + cut.side and cut.top < top + side and left < cut.left + cut.side
+                and cut.left < left + side for top, left, side in there)  # fmt: skip
+        return any(near)
+
+    if count := sum(map(touches, windows.parts["test"])):
+        raise InputError(
+            f"{count} of {len(windows.parts['test'])} windows of the test were trained on: give --scenes and --labels "
+            "of other places, or the split that it was trained with"
+        )
+
+
+def _scored(opened: Opened, task: Any, windows: Windows, part: str, out: Path, words: Sequence[str]) -> Tested:
+    loader = windows.test_dataloader() if part == "test" else windows.val_dataloader()
+    opened.tuning.test(task, loader)
+    shown = opened.tuning.shown(task, windows, windows.parts[part])
+    tested = Tested(task, task.figures(), shown)
+    report(out, opened, {opened.backbone.name: tested}, words)
+    return tested
+
+
+def check_free(out: str) -> None:
+    """Refuse a folder that holds a run."""
+    if (Path(out) / "config.yaml").exists():
+        raise ConfigError(f"'{out}' holds a run already: give another --out")
+
+
+def say(opened: Opened, words: Sequence[str]) -> None:
+    """Print what labels are, and what is to be known."""
+    console = Console(highlight=False, markup=False)
+    console.print(f"{opened.labels.kind} labels of {len(opened.labels.items)} images: {opened.task}", soft_wrap=True)
+    for one in words:
+        console.print(f"note: {one}", soft_wrap=True)
+
+
+def keep(job: Job, task: Any, windows: Windows) -> None:
+    """Write the task, how it came to be, and which windows it saw."""
+    out = Path(job.out)
+    out.mkdir(parents=True, exist_ok=True)
+    task.trainer.save_checkpoint(part := out / ".task.part")
+    state = torch.load(part, map_location="cpu", weights_only=True)
+    kept = {key: state[key] for key in ("state_dict", "hyper_parameters", "pytorch-lightning_version") if key in state}
+    torch.save(kept | {"geomim_task": TASK_OF[windows.labels.kind]}, part)
+    part.replace(out / "task.ckpt")
+    seen = [[windows.labels.items[cut.item].image, *cut[1:]] for cut in windows.parts["train"]]
+    write_text(out / "trained.json", json.dumps(seen))
+    plain = json.loads(json.dumps(asdict(job)))
+    write_text(out / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
+
+
+def report(out: Path, opened: Opened, found: Mapping[str, Tested], words: Sequence[str]) -> None:
+    """Print figures and write the page."""
+    head, *rows = rows_of(opened.labels.kind, found)
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, markup=False).print(table)
+    notes = [*words, *(f"'{name}' is left out: {why}" for name, why in opened.labels.refused)]
+    for one in write_page(out, opened.labels, found, notes):
+        print(one)
+    print(f"wrote {out}/index.html, {out}/figures.csv")

@@ -1,0 +1,241 @@
+"""From labels of each kind to a tuned task, its figures and its files; what cannot be meant is refused before."""
+
+import itertools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import shapely
+import yaml
+from photographs import photograph, save
+from rasterio.transform import from_origin
+from tiny_encoder import checkpoint
+
+from geomim.cli import main, parse
+from geomim.errors import ConfigError, InputError
+from geomim.finetune import run
+from geomim.finetune.backbones import open_backbone
+from geomim.finetune.datamodule import Windows
+from geomim.finetune.labels import open_labels
+from geomim.finetune.run import TASKS, Model, Running, Tuning
+from geomim.finetune.training import Training
+from geomim.sensors import BandContract, get_sensor
+from geomim.verbs.finetune import finetune
+from geomim.verbs.finetune_stages import fit, predict
+from geomim.verbs.finetune_stages import test as scored
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "finetune").glob("*.yaml"))
+RGB = BandContract(get_sensor("rgb"), (110.0,) * 3, (50.0,) * 3)
+COUNT, SIDE = 12, 32
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("encoder") / "tiny.ckpt"
+    checkpoint(path, RGB, image_size=SIDE, patch_size=8, width=32, depth=4, heads=2)
+    return str(path)
+
+
+def images(folder: Path, seed: int = 0) -> None:
+    for number in range(COUNT):
+        save(folder / f"{number:02}.png", photograph(seed + number, SIDE))
+
+
+def mask(folder: Path) -> None:
+    images(folder / "images")
+    for number in range(COUNT):
+        values = np.zeros((SIDE, SIDE), np.uint8)
+        values[:, SIDE // 2 :] = 1
+        save(folder / "labels" / f"{number:02}.png", values)
+
+
+def classes(folder: Path) -> None:
+    for number in range(COUNT):
+        save(folder / "images" / "lake field".split()[number % 2] / f"{number:02}.png", photograph(number, SIDE))
+
+
+def boxes(folder: Path) -> None:
+    images(folder / "images")
+    (folder / "labels").mkdir()
+    rows = [f"{number:02}.png,4,4,{20 + number % 3},18,{'ship car'.split()[number % 2]}" for number in range(COUNT)]
+    (folder / "labels" / "boxes.csv").write_text("\n".join(["image,x1,y1,x2,y2,class", *rows]))
+
+
+def oboxes(folder: Path) -> None:
+    images(folder / "images")
+    (folder / "labels").mkdir()
+    for number in range(COUNT):
+        row = f"8 4 24 8 22 16 6 12 {'ship car'.split()[number % 2]} 0\n"
+        (folder / "labels" / f"{number:02}.txt").write_text(row)
+
+
+def change(folder: Path) -> None:
+    images(folder / "images" / "A")
+    images(folder / "images" / "B", 50)
+    for number in range(COUNT):
+        values = np.zeros((SIDE, SIDE), np.uint8)
+        values[8:16, 8:16] = 255
+        save(folder / "images" / "label" / f"{number:02}.png", values)
+
+
+KINDS = {"mask": mask, "class": classes, "boxes": boxes, "oboxes": oboxes, "change": change}
+COUNTED = {"mask": COUNT * SIDE**2, "class": COUNT, "boxes": COUNT, "oboxes": COUNT, "change": COUNT * SIDE**2}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, encoder: str):
+    """A finished run of each kind, by one line."""
+    done = {}
+
+    def make(kind: str):
+        if kind not in done:
+            folder = tmp_path_factory.mktemp(kind)
+            KINDS[kind](folder)
+            labels = folder / "labels" if (folder / "labels").exists() else folder / "images"
+            with pytest.MonkeyPatch.context() as patch:  # no time is taken
+                patch.setattr(Tuning, "steps", lambda *_: 2)
+                found = finetune(str(folder / "images"), str(labels), encoder, str(folder / "out"), folds=2)
+            done[kind] = folder, found
+        return done[kind]
+
+    return make
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_line_tests_each_label_once_beside_random_weights_and_keeps_a_task(kind: str, made) -> None:
+    folder, found = made(kind)
+    out, (own, random) = folder / "out", found.values()
+    assert list(found) == ["tiny", "random initialisation"]
+    for side in (own, random):
+        assert next(row["count"] for row in side.figures if row["class"] == "all") == COUNTED[kind]
+    assert len(own.shown) == COUNT and not random.shown
+    assert random.task.hparams["seed"] == 0 and own.task.hparams["seed"] is None
+    assert {"config.yaml", "task.ckpt", "figures.csv", "predictions.png", "index.html"} <= {
+        p.name for p in out.iterdir()
+    }
+    assert (out / "confusion.csv").exists() == (kind not in ("boxes", "oboxes"))
+    assert len(json.loads((out / "trained.json").read_text())) == COUNT, "what is kept has seen all"
+
+
+def test_polygons_over_a_scene_are_folds_of_ground(encoder: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    side, place = 128, from_origin(500_000, 4_000_000, 10, 10)
+    options = {"height": side, "width": side, "count": 3, "dtype": "uint8", "crs": "EPSG:32633", "transform": place}
+    with rasterio.open(tmp_path / "scene.tif", "w", driver="GTiff", photometric="RGB", **options) as raster:
+        raster.write(photograph(1, side).transpose(2, 0, 1).clip(1))
+    cells = [(x, y) for x in range(4, side, 16) for y in range(4, side, 16)]
+    west, north = 500_000, 4_000_000
+    squares = [shapely.box(west + 10 * x, north - 10 * (y + 8), west + 10 * (x + 8), north - 10 * y) for x, y in cells]
+    table = {"kind": ["lake", "field", "road"] * (len(cells) // 3) + ["lake"] * (len(cells) % 3)}
+    geopandas.GeoDataFrame(table, geometry=squares, crs="EPSG:32633").to_crs(4326).to_file(tmp_path / "own.gpkg")
+    monkeypatch.setattr(Tuning, "steps", lambda *_: 2)
+    scene, labels = str(tmp_path / "scene.tif"), str(tmp_path / "own.gpkg")
+    own, _ = finetune(scene, labels, encoder, str(tmp_path / "out"), folds=3).values()
+    counted = {row["class"]: row["count"] for row in own.figures}
+    assert counted["all"] == pytest.approx(64 * len(cells), rel=0.02) and {*counted} == {"all", *table["kind"]}
+    said = " ".join(capsys.readouterr().out.split())
+    assert "16 labelled windows are fewer than 200" in said and "3 folds by place take turns as the test" in said
+    assert "2 steps are hardly a training: give more --minutes" in said
+    weights = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["model"]["class_weights"]
+    assert weights == pytest.approx([1, 1, 1], abs=0.05), "classes are as frequent as each other"
+
+
+def test_folders_may_tell_the_test_and_then_it_can_be_tested_again(encoder: str, tmp_path: Path, monkeypatch) -> None:
+    for number in range(COUNT):
+        part, name = "test" if number < 4 else "train", "lake field".split()[number % 2]
+        save(tmp_path / "images" / part / name / f"{number:02}.png", photograph(number, SIDE))
+    monkeypatch.setattr(Tuning, "steps", lambda *_: 2)
+    images, out = str(tmp_path / "images"), tmp_path / "out"
+    own, _ = finetune(images, images, encoder, str(out)).values()
+    assert next(row["count"] for row in own.figures if row["class"] == "all") == 4
+    again = scored(**parse(scored, ["--config", str(out / "config.yaml")], "finetune test"))
+    assert [row["value"] for row in again.figures] == pytest.approx([row["value"] for row in own.figures], nan_ok=True)
+
+
+def test_minutes_are_as_many_steps_as_fill_them(encoder: str, tmp_path: Path, monkeypatch) -> None:
+    mask(tmp_path)
+    labels = open_labels([str(tmp_path / "images")], str(tmp_path / "labels"))
+    windows = Windows(labels, open_backbone(encoder).contract, SIDE, batch_size=4)
+    arguments = {"encoder": encoder, "classes": ["a", "b"], "head": "linear", "training": Training("all")}
+    clock = itertools.count(step=2)
+    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=lambda: next(clock)))  # two seconds a step
+    assert Tuning("mask", arguments, Running(minutes=1), 0).steps(windows) == 30
+    with pytest.raises(ConfigError, match="a step takes 2 s here: give more minutes"):
+        Tuning("mask", arguments, Running(minutes=0.02), 0).steps(windows)
+    batches = len(windows.train_dataloader())
+    assert Tuning("mask", arguments, Running(accumulate=2), 0).steps(windows) == -(-batches // 2) * Training().epochs
+
+
+@pytest.mark.parametrize("kind", ["mask", "class", "boxes", "oboxes"])
+def test_what_is_kept_reads_new_scenes_and_refuses_to_be_tested_on_what_it_saw(kind: str, made, tmp_path) -> None:
+    folder, _ = made(kind)
+    new = save(tmp_path / "new.png", photograph(99, (40, 56)))
+    config = ["--config", str(folder / "out" / "config.yaml")]
+    [file] = predict(**parse(predict, [*config, "--scenes", str(new)], "finetune predict"))
+    if kind == "mask":
+        with rasterio.open(file) as raster:
+            assert raster.shape == (40, 56) and {*np.unique(raster.read(1)).tolist()} <= {0, 1}
+    else:
+        head = Path(file).read_text().splitlines()[0]
+        assert head.startswith("image,class")
+    with pytest.raises(InputError, match=f"{6} of 6 windows of the test were trained on"):
+        scored(**parse(scored, [*config, "--split.folds", "2"], "finetune test"))
+
+
+def test_a_config_trains_scores_val_and_then_the_test(encoder: str, tmp_path: Path, capsys) -> None:
+    mask(tmp_path)
+    written = {
+        "task": "segmentation", "scenes": [str(tmp_path / "images")], "labels": str(tmp_path / "labels"),
+        "encoder": encoder, "out": str(tmp_path / "out"), "model": {"head": "linear"}, "split": {"folds": 3},
+        "run": {"max_steps": 2},
+    }  # fmt: skip
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(written))
+    assert main(["finetune", "fit", "--config", str(tmp_path / "job.yaml")]) == 0
+    kept = tmp_path / "out" / "config.yaml"
+    assert main(["finetune", "test", "--config", str(kept)]) == 0
+    for part in ("val", "test"):
+        assert f"{4 * SIDE**2}" in (tmp_path / "out" / part / "figures.csv").read_text()
+    assert main(["finetune", "fit", "--config", str(kept)]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_published_protocols_parse_and_build_their_task(config: Path, encoder: str) -> None:
+    given = ["--config", str(config), "--scenes", "a", "--encoder", encoder, "--split.test", "[b]"]
+    job = parse(fit, given, "finetune fit")
+    kind = {"classification": "class", "segmentation": "mask"}.get(job["task"], "boxes")
+    kind = "oboxes" if job["model"].head == "oriented" else kind
+    arguments = job["model"].arguments(kind) | {"encoder": encoder, "classes": ["a", "b"], "training": job["training"]}
+    task = Tuning(kind, arguments, job["run"], 0).make()
+    assert isinstance(task, TASKS[job["task"]]) and task.tuning == job["training"] and job["split"].test == ("b",)
+    assert "Not as published" in config.read_text()
+
+
+def test_what_cannot_be_meant_is_refused_by_name(encoder: str, tmp_path: Path) -> None:
+    given = ["--scenes", "a", "--encoder", encoder]
+    for words, said in (
+        (["--training.learnin_rate", "1"], r"'training.learnin_rate'.*training.learning_rate"),
+        (["--modle.head", "linear"], "unknown argument 'modle.head'"),
+        (["--training.freeze", "some"], "training.freeze"),
+        (["--run.minutes", "1", "--run.max_steps", "3"], "give one"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            parse(fit, [*given, *words], "finetune fit")
+    with pytest.raises(ConfigError, match=r"model.join: segmentation has none"):
+        Model(join="difference").arguments("mask")
+    with pytest.raises(ConfigError, match="upright boxes"):
+        Model(head="oriented").arguments("boxes")
+    with pytest.raises(ConfigError, match=r"run\.minutes"):
+        Running(minutes=0)
+    mask(tmp_path)
+    with pytest.raises(ConfigError, match="task detection: the labels are of kind mask"):
+        fit(scenes=[str(tmp_path / "images")], labels=str(tmp_path / "labels"), encoder=encoder, task="detection")
+    classes(tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"size 30: .*multiple of \(8, 8\)"):
+        finetune(str(tmp_path / "other" / "images"), str(tmp_path / "other" / "images"), encoder, size=30)
+    with pytest.raises(ConfigError, match="folds"):
+        finetune("a", "b", encoder, folds=1)
+    assert not Path("finetuned").exists()
