@@ -73,8 +73,8 @@ SCALES = {"airbus": 0.25, "water": 2, "landsat7": 4, "obb": 2}
 is smaller than a patch; cars are of 9 x 20 px."""
 MOVES, STILL = Training(learning_rate=1e-3, layer_decay=0.9), Training("all", learning_rate=1e-2)
 WATER = ("coastal", "blue", "green", "red", "nir", "swir1", "swir2", *"-" * 5)
-LANDSAT = ("B1", "B2", "B3", "B4", "B5", "B7", "-", "-")
-PAN = "name: pan\nbands:\n  - {name: pan, wavelength: 675, bandwidth: 450, mean: 457, std: 250}\n"
+PAN = "name: pan\nbands:\n  - {name: pan, wavelength: 675, bandwidth: 450}\nmean: [457]\nstd: [250]\n"
+"""Statistics of the scene itself: an encoder of pictures knows none of such numbers."""
 _WARM, _TIMED = 3, 6
 
 
@@ -137,12 +137,14 @@ def rescaled(source: Path, target: Path, scale: float, nearest: bool = False) ->
     how = Resampling.nearest if nearest else Resampling.average if scale < 1 else Resampling.bilinear
     with rasterio.open(source) as scene:
         shape = round(scene.height * scale), round(scene.width * scale)
+        names = scene.descriptions
         numbers = scene.read(out_shape=(scene.count, *shape), resampling=how)
         where = {"transform": scene.transform @ scene.transform.scale(1 / scale)} if scene.crs else {}
         profile = {"count": scene.count, "dtype": numbers.dtype, "nodata": scene.nodata, "crs": scene.crs, **where}
     target.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(target, "w", driver="GTiff", height=shape[0], width=shape[1], **profile) as copy:
         copy.write(numbers)
+        copy.descriptions = names
     return shape[1], shape[0]
 
 
@@ -248,7 +250,7 @@ def landsat(data: Path, work: Path) -> dict[str, Any]:
 
     polygons = data / "landsat7_polygons" / "training_data.shp"
     given = {"scenes": str(once(work / "landsat7", make)), "labels": str(polygons)}
-    return given | {"sensor": "landsat7", "bands": [*LANDSAT]}
+    return given | {"sensor": "landsat7"}
 
 
 def buildings(data: Path, work: Path) -> dict[str, Any]:
@@ -457,7 +459,7 @@ def main() -> None:
         if given.quick:
             given.data, given.work = random_data(Path(temporary) / "data"), Path(temporary) / "work"
             given.rgb, given.seeds = random_encoder(Path(temporary)), [0]
-            given.rows = ["epfl_roads-upernet-5", "epfl_roads-linear-5", "airbus", "change"]
+            given.rows = ["epfl_roads-upernet-5", "epfl_roads-linear-5", "airbus", "airbus_turned", "change"]
         compare(given)
 
 
