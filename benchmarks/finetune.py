@@ -73,7 +73,7 @@ SCALES = {"airbus": 0.25, "water": 2, "landsat7": 4, "obb": 2}
 is smaller than a patch; cars are of 9 x 20 px."""
 MOVES, STILL = Training(learning_rate=1e-3, layer_decay=0.9), Training("all", learning_rate=1e-2)
 WATER = ("coastal", "blue", "green", "red", "nir", "swir1", "swir2", *"-" * 5)
-PAN = "name: pan\nbands:\n  - {name: pan, wavelength: 675, bandwidth: 450}\nmean: [457]\nstd: [250]\n"
+PAN = "name: pan\nbands:\n  - {name: pan, wavelength: 675, bandwidth: 450}\nmean: [457]\nstd: [263]\n"
 """Statistics of the scene itself: an encoder of pictures knows none of such numbers."""
 _WARM, _TIMED = 3, 6
 
@@ -105,7 +105,7 @@ class Row:
     training: Training = MOVES
     split: str = "fifth"
     images: int | None = None
-    batch_size: int = 8
+    batch_size: int = 4
 
     def opened(self, data: Path, work: Path, encoder: str, seed: int, steps: int | None = None) -> Opened:
         """Labels, encoder and task."""
