@@ -292,7 +292,7 @@ def all_rows(work: Path) -> dict[str, Row]:
         given = (roads, "rgb", ("foreground", "IoU"), 136)
         found[f"epfl_roads-upernet-{images}"] = Row(*given, model=replace(narrow, head="upernet"), **own)
         found[f"epfl_roads-linear-{images}"] = Row(*given, model=Model(head="linear"), training=STILL, **own)
-    found["airbus"] = Row(aircraft, "rgb", aircrafts, 160, 60, narrow)
+    found["airbus"] = Row(aircraft, "rgb", aircrafts, 160, 60, Model(channels=32), batch_size=2)
     found["airbus_turned"] = Row(turned_aircraft, "rgb", aircrafts, 160, 60, replace(narrow, head="oriented"))
     found["change"] = Row(pairs, "rgb", ("change", "F1"), 128, 60, narrow, split="folds")
     sensor = str(work / "water" / "sensor.yaml")
