@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from geomim.corpus.scenes import Scene
 from geomim.errors import InputError
 from geomim.finetune.labels import UNLABELLED, Item, Labels
-from geomim.finetune.labels.items import Asked, some
+from geomim.finetune.labels.items import Asked
 from geomim.finetune.labels.rasters import counted, inside, read_mask
-from geomim.finetune.places import Split, divide, ground_of, outlines_of
+from geomim.finetune.places import Split, divide, ground_of, outlines_of, told_parts
 from geomim.finetune.rotated import from_corners
 from geomim.maps.opening import check_scene, open_for
 from geomim.maps.windows import Walk, read_window
@@ -96,14 +96,11 @@ class Windows(pl.LightningDataModule):
         self.labels, self.contract, self.size, self.batch_size = labels, contract, size, batch_size
         self.workers, self.turn, self.seed = workers, turn, seed
         self.prepare_data_per_node = False
+        told = told_parts(labels.items, split.test)
         rows = [row for number, item in enumerate(labels.items) for row in self._survey(number, item)]
         if not rows:
             raise InputError(f"no pixel of {len(labels.items)} scenes is labelled: polygons may be smaller than one")
         cuts, counts, frames, outlines, gsds = map(list, zip(*rows, strict=True))
-        told = [self._told(item, split.test) for item in labels.items]
-        if split.test and "test" not in told:
-            said = f"none of {len(told)} images, such as '{labels.items[0].image}'"
-            raise InputError(f"{said}, is in {some(split.test)}: name images or folders of the test")
         held, number = np.array([told[cut.item] for cut in cuts]), np.array(counts)
         parts, said = divide(ground_of(frames, outlines), number, held, split, labels.classes)
         if labels.kind in ("boxes", "oboxes"):
@@ -133,14 +130,6 @@ class Windows(pl.LightningDataModule):
     def open(self, uri: str) -> tuple[Scene, ContractInput]:
         """A scene, and what brings it to the contract."""
         return _open(self.contract, uri, self.labels.asked, os.getpid())
-
-    def _told(self, item: Item, test: Sequence[str]) -> str:
-        """The part that an image is said to be of."""
-        if not test:
-            return "" if item.split in (None, "train") else str(item.split)
-        path = os.path.abspath(item.image)
-        inside_ = any((path + "/").startswith(os.path.abspath(one) + "/") for one in test)
-        return "test" if inside_ or os.path.basename(path) in test else ""
 
     def _fewer(self, parts: np.ndarray, held: np.ndarray, empty: float) -> np.ndarray:
         """Training windows without boxes as many as their greatest share allows."""

@@ -13,11 +13,11 @@ from PIL import Image
 from rasterio.features import rasterize
 from rasterio.transform import from_origin
 
-from geomim.errors import BandError, InputError
+from geomim.errors import BandError, ConfigError, InputError
 from geomim.finetune.datamodule import Cut, Order, Windows, turned
 from geomim.finetune.labels import Item, Labels, open_labels
 from geomim.finetune.labels.rasters import read_mask
-from geomim.finetune.places import Split, divide, ground_of
+from geomim.finetune.places import Split, divide, ground_of, told_parts
 from geomim.finetune.rotated import corners, from_corners
 from geomim.maps.windows import Walk
 from geomim.sensors import BandContract, get_sensor
@@ -211,11 +211,57 @@ def test_the_users_test_counts_and_one_of_the_same_ground_is_refused(tmp_path):
     same = Labels("mask", each[0].classes, (each[0].items[0], each[2].items[0]))
     with pytest.raises(InputError, match="no label is left for train: train and test are of one place"):
         Windows(same, RGB, 20, Split(test=(str(tmp_path / "same"),), val=False))
-    with pytest.raises(InputError, match=r"none of 2 images, such as .*, is in three"):
-        Windows(two, RGB, 20, Split(test=("three",)))
+    for test, said in (
+        (("three",), r"'three' is none of 2 images, and no folder of some; valid: scene.tif"),
+        ((str(tmp_path / "two"), "scen.tif"), r"'scen.tif' is none of 2 images.*; did you mean 'scene.tif'\?"),
+        (("scene.tif",), r"'scene.tif' is the name of images of several folders \(.*one.*two.*\): give paths"),
+        ((str(tmp_path / "tw"),), "is none of 2 images"),
+    ):
+        with pytest.raises(InputError, match=said):
+            Windows(two, RGB, 20, Split(test=test))
     single = polygons(uris[0], [(3, 3, "field"), (10, 10, "lake")])
     with pytest.raises(InputError, match="all labels lie in one place"):
         Windows(single, RGB, 20)
+
+
+def test_a_test_may_be_named_by_folder_path_link_or_second_date(tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.png").touch()
+        (tmp_path / name / "same.png").touch()
+    (tmp_path / "linked").symlink_to(tmp_path / "a")
+    (tmp_path / "c" / "away.png").symlink_to(tmp_path / "b" / "b.png")
+    monkeypatch.chdir(tmp_path)
+    names = ["a/a.png", "./a/same.png", str(tmp_path / "b" / "b.png"), "linked/../b/same.png", "c/away.png"]
+    items = [*map(Item, names), Item("d.png", after=str(tmp_path / "c" / "c.png"))]
+    for test, at in (
+        (["a"], [0, 1]), ([str(tmp_path / "linked")], [0, 1]), (["b/same.png", "a.png"], [0, 3]),
+        (["c"], [4, 5]), (["c.png"], [5]), (["b.png"], [2]), ([str(tmp_path)], [*range(6)]),
+    ):  # fmt: skip
+        assert [place for place, part in enumerate(told_parts(items, test)) if part] == at, test
+    split = [Item("a", split="test"), Item("b", split="train"), Item("c")]
+    assert told_parts(split, []) == ["test", "", ""] and told_parts(split, ["b"]) == ["", "test", ""]
+
+
+def test_folds_are_those_that_there_are():
+    for given, said in (({"folds": 1}, "folds: expected at least 2; given 1"), ({"fold": 5}, "0 to 4, of 5; given 5")):
+        with pytest.raises(ConfigError, match=said):
+            Split(**given)
+    three = ground([(0, 0), (100, 0), (0, 100)])
+    counts, told = np.ones((3, 1), int), np.full(3, "", "<U5")
+    parts = [divide(three, counts, told, Split(fold=fold, val=False), ["a"])[0].tolist() for fold in range(3)]
+    assert sorted(own.index("test") for own in parts) == [0, 1, 2]
+    with pytest.raises(InputError, match=r"split.fold 3: labels lie in 3 places .* folds are 0 to 2"):
+        divide(three, counts, told, Split(fold=3), ["a"])
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5])
+def test_the_first_place_of_a_rare_class_trains_where_fold_0_is_the_test(folds):
+    places = [(100 * place, 0) for place in range(folds)]
+    counts = np.array([[5, 5], *[[9, 0]] * (folds - 1)])
+    parts, said = divide(ground(places), counts, np.full(folds, "", "<U5"), Split(folds=folds), ["bg", "road"])
+    assert parts[0] == "train" and sorted({*parts}) == sorted({"train", "test", *(["val"] if folds > 2 else [])})
+    assert [one for one in said if "road" in one] == ["test holds no label of road, which too few places have"]
 
 
 def test_what_lies_beyond_a_small_scene_is_not_valid_and_not_labelled(tmp_path):
