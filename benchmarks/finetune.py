@@ -13,7 +13,7 @@ is not run again. Seeds are of head, order and random weights, and of what is sa
 `name: value` a line: the mean over seeds, and behind it the lowest and the highest.
 
 - `epfl_roads`: IoU of roads; every fifth of 50 images is the test, of the others 5, 10 or 40 train, drawn by seed. All
-  trains under UPerNet; the linear head stands on the encoder as it is.
+  trains under UPerNet; the linear head is fitted on the encoder as it is, by logistic regression, and on pixels alone.
 - `airbus`, `airbus_turned`: AP50 of Faster R-CNN, and of the oriented head on boxes that are rotated ones because each
   image is turned by an angle of its own (so they are as wide as upright ones: the angle of a square is any of four).
   Every fifth of 50 images is the test. Cut-off aircraft count as aircraft.
@@ -21,7 +21,7 @@ is not run again. Seeds are of head, order and random weights, and of what is sa
 - `water`: IoU of water; a third of the places is the test, that third which `twins.py` holds out, too: no encoder of
   its folder of runs has seen them. All bands with one encoder, red, green and blue with its twin.
 - `landsat7`, `buildings`: 30 polygons of five classes on two dates (mean IoU), and 43 buildings on a panchromatic scene
-  (IoU), by the one-line call, `geomim finetune`, which tests each label once, in folds by place.
+  (IoU), by the one-line call, `geomim finetune`, which fits so few at once and tests each once, in folds by place.
 - `obb`, `trees`: 64 rotated and 61 upright boxes on an image each, drawn as `geomim labels check` does and overfitted:
   AP50 on what was trained on.
 
@@ -58,7 +58,7 @@ from geomim.finetune.labels import Labels
 from geomim.finetune.labels.check import check
 from geomim.finetune.labels.items import Asked
 from geomim.finetune.places import Split
-from geomim.finetune.run import Model, Running
+from geomim.finetune.run import PIXELS, RANDOM, Model, Running
 from geomim.finetune.training import Training
 from geomim.pretrain.module import Optimisation
 from geomim.verbs.finetune import finetune
@@ -71,7 +71,8 @@ RATES = ("row", "seconds_a_step")
 SCALES = {"airbus": 0.25, "water": 2, "landsat7": 4, "obb": 2}
 """Aircraft of 80 to 140 px become 20 to 35; tiles of water were pretrained on at twice their size; a field of Landsat
 is smaller than a patch; cars are of 9 x 20 px."""
-MOVES, STILL = Training(learning_rate=1e-3, layer_decay=0.9), Training("all", learning_rate=1e-2)
+SIDES = ("pretrained", "random", "pixels")
+MOVES, STILL = Training(learning_rate=1e-3, layer_decay=0.9), Training("all")
 WATER = ("coastal", "blue", "green", "red", "nir", "swir1", "swir2", *"-" * 5)
 PAN = "name: pan\nbands:\n  - {name: pan, wavelength: 675, bandwidth: 450}\nmean: [457]\nstd: [263]\n"
 """Statistics of the scene itself: an encoder of pictures knows none of such numbers."""
@@ -94,6 +95,7 @@ class Row:
             all windows train, and all are the test; `verb`: all is left to `geomim finetune`.
         images: So many of the images train.
         batch_size: Windows of a step.
+        probe: A linear head is fitted by logistic regression, in place of steps; then the pixels alone are scored, too.
     """
 
     data: Callable[[Path, Path], dict[str, Any]]
@@ -106,10 +108,11 @@ class Row:
     split: str = "fifth"
     images: int | None = None
     batch_size: int = 4
+    probe: bool = False
 
-    def opened(self, data: Path, work: Path, encoder: str, seed: int, steps: int | None = None) -> Opened:
+    def opened(self, data: Path, work: Path, encoder: str, seed: int) -> Opened:
         """Labels, encoder and task."""
-        cutting, running = Cutting(self.size, self.batch_size, empty=0.2), Running(max_steps=steps)
+        cutting, running = Cutting(self.size, self.batch_size, empty=0.2), Running(probe=self.probe)
         given = {"encoder": encoder, "seed": seed, "model": self.model, "training": self.training}
         return Opened(Job(**given | self.data(data, work), windows=cutting, run=running))
 
@@ -288,10 +291,10 @@ def all_rows(work: Path) -> dict[str, Row]:
     """Every row by its name, which begins with the name of its set."""
     found, narrow, aircrafts = {}, Model(channels=64), ("aircraft", "AP50")
     for images in (10, 5, 40):
-        own: dict[str, Any] = {"images": images, "seconds": 30}
-        given = (roads, "rgb", ("foreground", "IoU"), 136)
-        found[f"epfl_roads-upernet-{images}"] = Row(*given, model=replace(narrow, head="upernet"), **own)
-        found[f"epfl_roads-linear-{images}"] = Row(*given, model=Model(head="linear"), training=STILL, **own)
+        given: Any = (roads, "rgb", ("foreground", "IoU"), 136)
+        found[f"epfl_roads-upernet-{images}"] = Row(*given, 45, replace(narrow, head="upernet"), images=images)
+        linear: dict[str, Any] = {"model": Model(head="linear"), "training": STILL, "probe": True}
+        found[f"epfl_roads-linear-{images}"] = Row(*given, 0, images=images, **linear)
     found["airbus"] = Row(aircraft, "rgb", aircrafts, 160, 60, Model(channels=32), batch_size=2)
     found["airbus_turned"] = Row(turned_aircraft, "rgb", aircrafts, 160, 60, replace(narrow, head="oriented"))
     found["change"] = Row(pairs, "rgb", ("change", "F1"), 128, 60, narrow, split="folds")
@@ -299,8 +302,8 @@ def all_rows(work: Path) -> dict[str, Row]:
     for encoder, bands in (("all_bands", None), ("only_rgb", ["red", "green", "blue"])):
         model = replace(narrow, sensor=sensor, bands=bands)
         found[f"water-{encoder}"] = Row(water, encoder, ("foreground", "IoU"), 128, 45, model, split="folders")
-    found["landsat7"] = Row(landsat, "all_bands", ("all", "mean IoU"), 128, 10, split="verb")
-    found["buildings"] = Row(buildings, "rgb", ("building", "IoU"), 152, 10, split="verb")
+    found["landsat7"] = Row(landsat, "all_bands", ("all", "mean IoU"), 128, 0, split="verb")
+    found["buildings"] = Row(buildings, "rgb", ("building", "IoU"), 152, 0, split="verb")
     found["obb"] = Row(vehicles, "rgb", ("all", "AP50"), 256, 60, replace(narrow, head="oriented"), split="none")
     found["trees"] = Row(trees, "rgb", ("Tree", "AP50"), 200, 60, narrow, split="none")
     return found
@@ -327,8 +330,8 @@ class Bench:
     def steps(self, name: str, row: Row, opened: Opened, windows: Windows) -> int:
         """How many fill the seconds, by the row's rate: as timed before, or by a few steps that are thrown away."""
         table = self.work / "calibration.csv"
-        if self.quick:
-            return 2
+        if row.probe or self.quick:
+            return 0 if row.probe else 2
         rates = [float(one["seconds_a_step"]) for one in rows_of(table) if one["row"] == name]
         if not rates:
             print(f"{name}: timing {_TIMED} steps", flush=True)
@@ -351,38 +354,29 @@ class Bench:
                 return
             if row.split == "none":
                 check(**row.data(self.data, self.work), out=str(self.work / f"{name}.png"))
-            found = [self.trained(row, opened, windows, steps, one) for one in (None, seed)]
-        for weights, own in zip(("pretrained", "random"), found, strict=True):
+            starts = ("", RANDOM, PIXELS)[: 3 if row.probe else 2]
+            found = [self.trained(row, opened, windows, steps, start) for start in starts]
+        for weights, own in zip(SIDES, found, strict=False):
             about = {"row": name, "weights": weights, "seed": seed, "encoder": encoder}
             append(self.work / "finetune.csv", COLUMNS, about | own)
             print(f"{name}, seed {seed}, {weights}: {own['value']}", flush=True)
 
-    def trained(self, row: Row, opened: Opened, windows: Windows, steps: int, seed: int | None) -> dict[str, Any]:
+    def trained(self, row: Row, opened: Opened, windows: Windows, steps: int, start: str) -> dict[str, Any]:
         """Figure and seconds of a side."""
-        task, spent = cpu(lambda: opened.tuning.train(windows, steps, seed))
+        task, spent = cpu(lambda: opened.tuning.train(windows, steps, start))
         _, tested = cpu(lambda: opened.tuning.test(task, windows.test_dataloader()))
         seconds = {"train_seconds": f"{spent:.1f}", "test_seconds": f"{tested:.1f}"}
         return {"steps": steps, "value": picked(task.figures(), row.figure), **seconds}
 
     def called(self, name: str, row: Row, encoder: str, seed: int) -> list[dict[str, Any]]:
-        """The same of both sides by the one-line call; it divides its minutes by twice its folds, and one more."""
+        """The same of all sides by the one-line call, which fits so few labels at once."""
         out = self.work / f"{name}-{seed}"
         shutil.rmtree(out, ignore_errors=True)
-        seconds = 0.5 if self.quick else self.seconds or row.seconds
-        given: dict[str, Any] = {
-            "minutes": 11 * seconds / 60,
-            "size": row.size,
-            "seed": seed,
-            "batch_size": row.batch_size,
-        }
-        given |= {"encoder": encoder, "out": str(out), "size": row.size, "seed": seed}
+        given: dict[str, Any] = {"encoder": encoder, "out": str(out), "size": row.size, "seed": seed}
         given |= row.data(self.data, self.work)
         found, spent = cpu(lambda: finetune(**given))
-        each = {"train_seconds": f"{spent / 2:.1f}"}
-        return [
-            {"steps": one.task.trainer.max_steps, "value": picked(one.figures, row.figure), **each}
-            for one in found.values()
-        ]
+        seconds = {"train_seconds": f"{spent / len(found):.1f}"}
+        return [{"steps": 0, "value": picked(one.figures, row.figure), **seconds} for one in found.values()]
 
 
 def picked(figures: list[dict[str, Any]], figure: tuple[str, str]) -> str:
@@ -405,7 +399,7 @@ def figures(table: Path) -> Iterator[str]:
             yield f"{name}_{weights}: {spread(list(values.values()))}"
         both = sides["pretrained"].keys() & sides.get("random", {}).keys()
         if both:
-            yield f"{name}_ahead: {spread([sides['pretrained'][seed] - sides['random'][seed] for seed in both])}"
+            yield f"{name}_ahead_of_random: {spread([sides['pretrained'][one] - sides['random'][one] for one in both])}"
 
 
 def spread(values: list[float]) -> str:
