@@ -26,7 +26,7 @@ is not run again. Seeds are of head, order and random weights, and of what is sa
   AP50 on what was trained on, from the encoder's weights alone.
 
 Objects are to be a few patches of 8 px large, for encoders of 64 px images. So some scenes are brought to another size,
-by `SCALES`, into the folder of runs; the others are read where they lie. Windows are 128 to 256 px.
+by `SCALES`, into the folder of runs; the others are read where they lie. Windows are 128 to 200 px.
 
 Needs the images of $GEOMIM_TEST_DATA (or ../shared/data).
 """
