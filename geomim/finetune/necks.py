@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geomim.errors import ConfigError
+from geomim.errors import ConfigError, nearest
 
 Neck = Literal["simple", "taps"]
+
+
+def check_name(what: str, given: str, kinds: Any) -> None:
+    """Refuse what is none of a `Literal`.
+
+    Raises:
+        ConfigError: With the nearest one.
+    """
+    if given not in get_args(kinds):
+        raise ConfigError(f"unknown {what} '{given}'{nearest(given, get_args(kinds))}")
 
 
 def taps(network: nn.Module, count: int = 4) -> tuple[int, ...]:
@@ -115,8 +125,8 @@ class Pyramid(Depths):
     ) -> None:
         own = [one["reduction"] for one in _told(network)]
         last = neck == "simple" and not is_hierarchical(network)
-        nearest = [min(range(len(own)), key=lambda i: (abs(math.log2(own[i] / s)), -i)) for s in strides]
-        super().__init__(network, nearest if last or is_hierarchical(network) else taps(network, len(strides)))
+        near = [min(range(len(own)), key=lambda i: (abs(math.log2(own[i] / s)), -i)) for s in strides]
+        super().__init__(network, near if last or is_hierarchical(network) else taps(network, len(strides)))
         levels = [_level(*one, channels, last) for one in zip(self.widths, self.strides, strides, strict=True)]
         self.levels = nn.ModuleList(levels)
         self.channels, self.strides, self.widths = channels, tuple(strides), (channels,) * len(strides)

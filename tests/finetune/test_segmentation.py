@@ -1,14 +1,17 @@
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
 import torch
+from lightning import LightningDataModule
 from tiny_tasks import TINY, fitted, loader, reloaded, trainer
 from tiny_tasks import tested as rows_of
 from torch.nn import functional as F
 
-from geomim.errors import ConfigError
+from geomim.errors import ConfigError, InputError
+from geomim.finetune.classification import CrossEntropy
 from geomim.finetune.heads import Head
-from geomim.finetune.segmentation import LabelledCrossEntropy, Segmentation
+from geomim.finetune.segmentation import Segmentation
 from geomim.finetune.training import Training
 
 CLASSES = ["field", "road", "roof"]
@@ -90,23 +93,61 @@ def test_what_trains_gets_a_gradient_and_nothing_else_trains(training: Training,
     assert trained & inside == expected
 
 
-def test_loss_is_that_of_labelled_pixels():
+def test_loss_is_that_of_labelled_pixels_however_a_batch_is_divided():
     torch.manual_seed(0)
     logits, mask = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randint(-1, 3, (2, 8, 8))
+    mask[1, 1:] = -1
     for weights in (None, [1.0, 0.5, 4.0]):
-        tensor = None if weights is None else torch.tensor(weights)
-        expected = F.cross_entropy(logits, mask, tensor, ignore_index=-1)
-        torch.testing.assert_close(LabelledCrossEntropy(weights)(logits, mask), expected)
-    nothing = LabelledCrossEntropy()(logits, torch.full_like(mask, -1))
+        loss = CrossEntropy(weights)
+        each = F.cross_entropy(logits, mask, reduction="none", ignore_index=-1)
+        each = each if weights is None else each * torch.tensor(weights)[mask.clamp_min(0)]
+        torch.testing.assert_close(loss(logits, mask), each.mean())
+        halves = [loss(logits[at : at + 1], mask[at : at + 1]) for at in range(2)]
+        torch.testing.assert_close(sum(halves) / 2, loss(logits, mask))
+        assert loss(logits.bfloat16(), mask).dtype == torch.float32
+    nothing = CrossEntropy()(logits, torch.full_like(mask, -1))
     nothing.backward()
     assert nothing == 0 and not logits.grad.any()
-    assert LabelledCrossEntropy()(logits * torch.nan, mask).isnan()
+    assert CrossEntropy()(logits * torch.nan, mask).isnan()
 
 
 def test_an_epoch_of_windows_without_labels_does_no_harm():
     empty = batch(2) | {"mask": torch.full((2, 32, 32), -1)}
     task = fitted(Segmentation(**SMALL, head="linear", training=QUICK), [empty, batch(2)], 1)
     assert all(one.isfinite().all() for one in task.parameters())
+
+
+@pytest.mark.parametrize("value", [-2, 3, 255])
+def test_masks_of_no_class_are_refused_with_their_image(value: int):
+    bad = batch()
+    bad["mask"][2, 5, 5] = value
+    said = f"mask of image 2: expected 0 to 2, places in field, road, roof, or -1 for .*; given {value}"
+    for stage in (trainer().fit, trainer().test):
+        with pytest.raises(InputError, match=said):
+            stage(Segmentation(**SMALL, head="linear", training=QUICK), loader(bad))
+
+
+def test_images_that_are_not_in_the_contract_are_refused_or_said(caplog: Any):
+    task, images = Segmentation(**SMALL, head="linear"), batch()["image"]
+    with pytest.raises(InputError, match=r"images of 3 bands \(red, green, blue\); given 4"):
+        task(images[:, [0, 1, 2, 0]])
+    task(images)
+    assert not caplog.records
+    for stored in (images.sigmoid(), 100 * images):  # as torchgeo's datamodules give them, and as they are
+        Segmentation(**SMALL, head="linear")(stored)
+        assert "hardly are normalised" in caplog.text
+        caplog.clear()
+
+    class Windows(LightningDataModule):
+        contract = replace(task.contract, mean=(1.0, 2.0, 3.0))
+
+        def train_dataloader(self) -> Any:
+            return loader(batch())
+
+    with pytest.raises(ConfigError, match=r"normalised for red, green, blue of mean \(1.0, 2.0, 3.0\)"):
+        trainer().fit(task, datamodule=Windows())
+    Windows.contract = task.contract
+    trainer().fit(task, datamodule=Windows())
 
 
 @pytest.mark.parametrize(
