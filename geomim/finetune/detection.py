@@ -95,7 +95,8 @@ class Detection(Tuned, stock.Detection):
 
     Batches hold `image` `(B, C, H, W)`, normalised by `contract`, and of each image `label` `(N,)`, places in `classes`
     from 0, and `bbox_xyxy` `(N, 4)`, or for the head `oriented` `obox` `(N, 5)` as `rotated` describes them. An image
-    may have no box. Other than torchgeo's, average precision is that of the whole set, not the mean of batches'.
+    may have no box. A test may have `beside`, see `Windows`. Other than torchgeo's, average precision is that of the
+    whole set, not the mean of batches'.
 
     Args:
         encoder: What is opened; a source alone will do.
@@ -165,6 +166,18 @@ class Detection(Tuned, stock.Detection):
         pairs, size = zip(batch[self.key], batch["label"], strict=True), 5 if self.rotated else 4
         return [{"boxes": boxes.float().reshape(-1, size), "labels": labels.long()} for boxes, labels in pairs]
 
+    def judged(self, batch: Any) -> list[dict[str, Tensor]]:
+        """What is found, but for boxes whose middle lies in what another window answers for and that fit none here."""
+        found, overlap = self(batch["image"]), rotated.box_iou if self.rotated else box_iou
+        each = zip(found, self.targets(batch), batch.get("beside", ()), strict=False)
+        for place, (answer, truth, beside) in enumerate(each):
+            boxes = answer["boxes"]
+            middle = boxes[:, None, :2] if self.rotated else (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
+            fits = (overlap(boxes, truth["boxes"]) >= 0.5).any(1)
+            kept = fits | ~((middle >= beside[:, :2]) & (middle < beside[:, 2:])).all(-1).any(1)
+            found[place] = {key: value[kept] for key, value in answer.items()}
+        return found
+
     def training_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """The sum of the detector's losses."""
         losses = self(batch["image"], self.targets(batch))
@@ -174,11 +187,11 @@ class Detection(Tuned, stock.Detection):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Match the boxes of a batch."""
-        self.val_metrics.update(self(batch["image"]), self.targets(batch))
+        self.val_metrics.update(self.judged(batch), self.targets(batch))
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Match the boxes of a batch."""
-        self.tally.update(self(batch["image"]), self.targets(batch))
+        self.tally.update(self.judged(batch), self.targets(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log `val_map`, `val_map_50` and `val_map_75`."""
