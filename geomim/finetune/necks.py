@@ -46,6 +46,13 @@ def is_hierarchical(network: nn.Module) -> bool:
     return len({one["reduction"] for one in _told(network)}) > 1
 
 
+def maps_of(network: Any, images: Tensor, depths: Sequence[int]) -> list[Tensor]:
+    """Maps `(B, D, h, w)` of some depths, behind the last norm where the model does that; one may stand twice."""
+    order = sorted(set(depths))
+    maps = network.forward_intermediates(images, indices=order, norm=True, output_fmt="NCHW", intermediates_only=True)
+    return [maps[order.index(one)] for one in depths]
+
+
 class Depths(nn.Module):
     """Maps of several depths of a timm model, normalised by its last norm where the model does that.
 
@@ -86,18 +93,16 @@ class Depths(nn.Module):
             ConfigError: The model is for images of other sides alone.
         """
         height, width = images.shape[-2:]
-        order = sorted(set(self.depths))
         images = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
-        embed = getattr(self.network, "patch_embed", None)
+        embed = getattr(self.network, "patch_embed", None) or getattr(self.network, "stem", None)  # of mixers
         if getattr(embed, "strict_img_size", False) and embed.img_size != (sides := tuple(images.shape[-2:])):
+            own = _sides(embed.img_size)
+            do = "set image_size to these" if hasattr(self.network, "set_input_size") else f"give {own}"
             raise ConfigError(
-                f"encoder {type(self.network).__name__} is for images of {_sides(embed.img_size)} alone; given "
-                f"{_sides((height, width))}, in multiples of {self.multiple} {_sides(sides)}: set image_size to these"
+                f"encoder {type(self.network).__name__} is for images of {own} alone; given {_sides((height, width))}, "
+                f"in multiples of {self.multiple} {_sides(sides)}: {do}"
             )
-        maps = self.network.forward_intermediates(
-            images, indices=order, norm=True, output_fmt="NCHW", intermediates_only=True
-        )
-        return [maps[order.index(one)] for one in self.depths]
+        return maps_of(self.network, images, self.depths)
 
 
 class Pyramid(Depths):

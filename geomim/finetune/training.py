@@ -117,11 +117,8 @@ class Tuned(LightningModule):
         Raises:
             ConfigError: Its contract has other bands or other statistics.
         """
-        given = getattr(getattr(self.trainer, "datamodule", None), "contract", None)
-        if given is None:
-            return
-        own = self.contract
-        if (given.names, given.mean, given.divisor) != (own.names, own.mean, own.divisor):
+        own, given = (getattr(one, "contract", None) for one in (self, getattr(self.trainer, "datamodule", None)))
+        if own and given and (own.names, own.mean, own.divisor) != (given.names, given.mean, given.divisor):
             raise ConfigError(
                 f"the windows are normalised for {', '.join(given.names)} of mean {given.mean}, and the encoder is for "
                 f"{', '.join(own.names)} of mean {own.mean}: make them with the task's `contract`"
@@ -139,7 +136,7 @@ class Tuned(LightningModule):
         if not self._looked:  # the one time that it waits for a device
             self._looked = True
             low, high = images.min().item(), images.max().item()
-            if low >= 0 or high > _HIGH:
+            if 0 <= low < high or high > _HIGH:
                 _log.warning(
                     "the first images have values from %.3g to %.3g, which hardly are normalised by the encoder's mean "
                     "and deviation: bring stored numbers to them by geomim.finetune.registry.Normalise(task.contract)",
