@@ -48,7 +48,7 @@ class ByClass(Tuned):
 
     lowest = 0
 
-    def range(self) -> tuple[float, float, str]:
+    def allowed(self) -> tuple[float, float, str]:
         """From the first to the last class, or of each 0 and 1."""
         names = self.hparams["classes"]
         if self.hparams["num_labels"]:
@@ -217,7 +217,7 @@ class Regression(OnPooled, stock.Regression):
         check_classes(targets, least=1)
         super().__init__(model="encoder", num_outputs=len(targets), loss=loss)
 
-    def range(self) -> tuple[float, float, str]:
+    def allowed(self) -> tuple[float, float, str]:
         """All that is finite."""
         most = torch.finfo(torch.float32).max
         return -most, most, f"finite values of {', '.join(self.hparams['targets'])}"

@@ -32,7 +32,8 @@ class UprightDetector(nn.Module):
 
     Anchors have 8 strides for Faster R-CNN and 4, 5 and 6.3 for RetinaNet, as in their papers. All keep up to 300 boxes
     an image that score above 0.05. Labels begin at 0; Faster R-CNN's class of background is added within. Only the
-    pyramid runs at half precision, which cannot hold the coordinates of boxes.
+    pyramid runs at half precision, which cannot hold the coordinates of boxes. Losses of Faster R-CNN and FCOS are
+    means over what is sampled in a batch, as published: divided over devices they differ by a little.
     """
 
     def __init__(self, head: Head, pyramid: Pyramid, classes: int) -> None:

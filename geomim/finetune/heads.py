@@ -88,10 +88,7 @@ class Efficient(nn.Module):
     the patches of an image: each query weighs the depths anew for its slice of the channels. Maps are normalised
     without weights; where their widths differ, as in a hierarchical model, a 1x1 convolution makes them alike.
 
-    Args:
-        widths: Channels of each map.
-        strides: Pixels at a side of a position of each map, ascending; coarser maps are interpolated to the finest.
-        classes: Number of classes.
+    What it is made from is as of `Linear`.
     """
 
     def __init__(self, widths: Sequence[int], strides: Sequence[int], classes: int) -> None:

@@ -78,7 +78,7 @@ class Tuned(LightningModule):
     Attributes:
         contract: Bands and numbers that images are to be given in.
         notes: What was assumed of the encoder, in sentences.
-        target: What batches call the labels, see `range`.
+        target: What batches call the labels, see `allowed`.
         said: What the model answered last; torchgeo's test steps keep it to themselves.
         tally: What a test counts, over all ranks, for the task's figures.
     """
@@ -91,7 +91,7 @@ class Tuned(LightningModule):
     _moves: bool | None = None
     _looked = False
 
-    def range(self) -> tuple[float, float, str]:
+    def allowed(self) -> tuple[float, float, str]:
         """Lowest and highest label, and both in words."""
         return -math.inf, math.inf, "numbers"
 
@@ -103,7 +103,7 @@ class Tuned(LightningModule):
         """
         labels = batch.get(self.target) if isinstance(batch, Mapping) else None
         if labels is not None:
-            low, high, said = self.range()
+            low, high, said = self.allowed()
             if bool((wrong := ~((labels >= low) & (labels <= high))).any()):
                 places = wrong.reshape(len(labels), -1).any(1).nonzero()[:3, 0].tolist()
                 images = ", ".join(str(batch["id"][at]) if "id" in batch else f"{at} of the batch" for at in places)

@@ -163,6 +163,18 @@ def test_features_are_standardised_by_the_training_images_once():
     assert torch.equal(task.model.mean, before)
 
 
+def test_standardising_draws_nothing_which_a_resumed_run_would_not():
+    class Watched(Classification):
+        def on_train_start(self) -> None:
+            before = torch.get_rng_state()
+            super().on_train_start()
+            assert self.model.mean.any() and torch.equal(before, torch.get_rng_state())
+
+    rows = [{name: EIGHT[name][at] for name in ("image", "label")} for at in range(8)]
+    task = Watched(**TINY, classes=CLASSES, training=Training(freeze="all"))
+    trainer().fit(task, torch.utils.data.DataLoader(rows, 4, shuffle=True))
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
