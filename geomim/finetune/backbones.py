@@ -52,14 +52,9 @@ class Backbone:
     def to_dict(self) -> dict[str, Any]:
         """All but the weights, as plain values."""
         network: Any = self.network
-        made = get_model_args(network) | {"in_chans": len(self.contract.names)}
-        made = {"architecture": network.pretrained_cfg["architecture"], "arguments": made}
-        return made | {
-            "contract": self.contract.to_dict(),
-            "notes": [*self.notes],
-            "name": self.name,
-            "config": self.config,
-        }
+        arguments = get_model_args(network) | {"in_chans": len(self.contract.names)}
+        said = {"contract": self.contract.to_dict(), "notes": [*self.notes], "name": self.name, "config": self.config}
+        return {"architecture": network.pretrained_cfg["architecture"], "arguments": arguments} | said
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Backbone:

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchmetrics import CatMetric
 from torchmetrics.classification import ConfusionMatrix
 
@@ -19,7 +18,7 @@ from geomim.finetune.figures import class_figures, value_figures
 from geomim.finetune.training import Training, Tuned
 
 
-class CrossEntropy(nn.Module):
+class CrossEntropy(nn.CrossEntropyLoss):
     """Cross entropy of what has a label, its class's weight times it, over all images or pixels, labelled or not.
 
     So each label counts alike, however few a window has, and a mean over ranks, micro-batches or validation batches is
@@ -27,34 +26,26 @@ class CrossEntropy(nn.Module):
 
     Args:
         weights: One a class; 1 where None.
-        ignored: What stands for no label.
     """
 
-    weights: Tensor | None
-
-    def __init__(self, weights: Sequence[float] | None = None, ignored: int = -1) -> None:
-        super().__init__()
-        self.register_buffer("weights", None if weights is None else torch.tensor(weights), persistent=False)
-        self.ignored = ignored
+    def __init__(self, weights: Sequence[float] | None = None) -> None:
+        super().__init__(None if weights is None else torch.tensor(weights), ignore_index=-1, reduction="sum")
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of logits `(B, K, ...)` for labels `(B, ...)` int64."""
-        total = F.cross_entropy(logits.float(), labels, self.weights, ignore_index=self.ignored, reduction="sum")
-        return total / labels.numel()
+        """The loss of logits `(B, K, ...)` for labels `(B, ...)` int64, -1 where there is none."""
+        return super().forward(logits.float(), labels) / labels.numel()
 
 
 class ByClass(Tuned):
     """What tasks that tell classes apart have in common: their loss, what they count, say and predict."""
-
-    lowest = 0
 
     def allowed(self) -> tuple[float, float, str]:
         """From the first to the last class, or of each 0 and 1."""
         names = self.hparams["classes"]
         if self.hparams["num_labels"]:
             return 0, 1, f"0 or 1 of each of {', '.join(names)}"
-        said = f"0 to {len(names) - 1}, places in {', '.join(names)}"
-        return self.lowest, len(names) - 1, said + ", or -1 for what nobody knows" * (self.lowest < 0)
+        said, masks = f"0 to {len(names) - 1}, places in {', '.join(names)}", self.target == "mask"
+        return -int(masks), len(names) - 1, said + ", or -1 for what nobody knows" * masks
 
     def configure_losses(self) -> None:
         """Torchgeo's where several classes hold, else cross entropy that bears what has no label."""

@@ -15,7 +15,7 @@ from geomim.finetune.training import Training
 class ByPixel(ByClass):
     """What tasks that tell the classes of pixels have in common; -1 is what nobody knows."""
 
-    target, lowest = "mask", -1
+    target = "mask"
     kind: Any = Segmenter
 
     def configure_models(self) -> None:

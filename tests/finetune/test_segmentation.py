@@ -3,12 +3,14 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from lightning import LightningDataModule
 from tiny_tasks import TINY, fitted, loader, reloaded, trainer
 from tiny_tasks import tested as rows_of
 from torch.nn import functional as F
 
 from geomim.errors import ConfigError, InputError
+from geomim.finetune.backbones import Encoder
 from geomim.finetune.classification import CrossEntropy
 from geomim.finetune.heads import Head
 from geomim.finetune.segmentation import Segmentation
@@ -164,3 +166,16 @@ def test_images_that_are_not_in_the_contract_are_refused_or_said(caplog: Any):
 def test_what_cannot_be_meant_is_refused(given: dict[str, Any], said: str):
     with pytest.raises(ConfigError, match=said.replace("?", r"\?")):
         Segmentation(**(SMALL | given))
+
+
+def test_an_encoder_is_a_source_or_its_arguments_in_a_config_too():
+    parser = ArgumentParser()
+    parser.add_class_arguments(Segmentation, "model")
+    for given, size in (("timm:resnet10t", None), ("{source: timm:test_vit, image_size: 32, seed: 0}", 32)):
+        found = parser.parse_args([f"--model.encoder={given}", "--model.classes=[field, road]"])
+        encoder = found.model.encoder
+        assert (encoder, size) == (given, None) or Encoder(**vars(encoder)) == Encoder(
+            "timm:test_vit", image_size=32, seed=0
+        )
+    task = parser.instantiate_classes(found).model
+    assert task.hparams["encoder"]["image_size"] == 32 and len(task.contract.names) == 3
