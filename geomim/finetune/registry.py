@@ -192,7 +192,7 @@ class Normalise(nn.Module):
     def forward(self, sample: Any) -> Any:
         """An image `(..., C, H, W)`, or a sample, of which all but `image` is left as it is."""
         if isinstance(sample, Tensor):
-            return (sample - self.mean) / self.std
+            return (sample - self.mean.to(sample)) / self.std.to(sample)  # a datamodule does not move it
         return {**sample, "image": self(sample["image"])}
 
 

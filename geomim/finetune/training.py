@@ -139,7 +139,8 @@ class Tuned(LightningModule):
             if 0 <= low < high or high > _HIGH:
                 _log.warning(
                     "the first images have values from %.3g to %.3g, which hardly are normalised by the encoder's mean "
-                    "and deviation: bring stored numbers to them by geomim.finetune.registry.Normalise(task.contract)",
+                    "and deviation: use geomim.finetune.registry.Normalise(task.contract) on stored numbers, as `aug` "
+                    "of torchgeo's datamodules",
                     low,
                     high,
                 )

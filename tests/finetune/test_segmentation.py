@@ -8,11 +8,14 @@ from lightning import LightningDataModule
 from tiny_tasks import TINY, fitted, loader, reloaded, trainer
 from tiny_tasks import tested as rows_of
 from torch.nn import functional as F
+from torchgeo.datamodules import NonGeoDataModule
+from torchgeo.datasets import NonGeoDataset
 
 from geomim.errors import ConfigError, InputError
 from geomim.finetune.backbones import Encoder
 from geomim.finetune.classification import CrossEntropy
 from geomim.finetune.heads import Head
+from geomim.finetune.registry import Normalise
 from geomim.finetune.segmentation import Segmentation
 from geomim.finetune.training import Training
 
@@ -150,6 +153,35 @@ def test_images_that_are_not_in_the_contract_are_refused_or_said(caplog: Any):
         trainer().fit(task, datamodule=Windows())
     Windows.contract = task.contract
     trainer().fit(task, datamodule=Windows())
+
+
+class Stored(NonGeoDataset):
+    """Numbers from 0 to 255, as torchgeo's datasets have them."""
+
+    def __init__(self, split: str = "train") -> None:
+        self.images, self.masks = (batch()[key] for key in ("image", "mask"))
+        self.images = (128 + 30 * self.images).clamp(0, 255)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.images[index], "mask": self.masks[index]}
+
+
+def test_torchgeo_s_datamodules_are_told_and_can_be_brought_to_the_contract(caplog: Any):
+    for own in (False, True):
+        task, data = Segmentation(**SMALL, head="linear", training=QUICK), NonGeoDataModule(Stored, 4, 0)
+        if own:
+            data.aug = Normalise(task.contract)
+        seen: list[torch.Tensor] = []
+        task.model.register_forward_pre_hook(lambda module, given, seen=seen: seen.append(given[0]))
+        trainer().fit(task, datamodule=data)
+        assert ("as `aug` of torchgeo's datamodules" in caplog.text) == (not own)
+        mean, std = (torch.tensor(one)[:, None, None] for one in (task.contract.mean, task.contract.std))
+        expected = (Stored().images - mean) / std if own else Stored().images / 255
+        torch.testing.assert_close(seen[-1].sum((0, 2, 3)), expected.sum((0, 2, 3)), rtol=1e-4, atol=1e-2)
+        caplog.clear()
 
 
 @pytest.mark.parametrize(
