@@ -9,6 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -22,7 +23,6 @@ from geomim.errors import InputError
 from geomim.finetune.labels.items import (
     Asked,
     Item,
-    Kind,
     Labels,
     Refused,
     home_of,
@@ -94,28 +94,25 @@ def _named(
 def from_files(form: str, files: Sequence[str], images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels:
     """Labels of a file an image, called as it is: YOLO, DOTA, or XML."""
     pairs, refused = paired(images, files, roots)
-    folders = {Path(file).parent for file in pairs.values()} if form == "YOLO" else ()
-    names = {folder: _yolo_names(folder) for folder in folders}
-    lists = {tuple(sorted(own.items())) for own in names.values() if own}
+    named = cache(_yolo_names)
+    names = {file: named(Path(file).parent) for file in pairs.values() if form == "YOLO"}
+    lists = {tuple(own.items()) for own in names.values() if own}
     given = []
     for image, file in pairs.items():
         try:
             if form == "YOLO":
-                own = names[Path(file).parent]
-                if not own and len(lists) > 1:
+                if not names[file] and len(lists) > 1:
                     raise ValueError("classes.txt or data.yaml differ between folders, and none is of this one")
                 scene = open_image(image, asked)
-                boxes = _text(Path(file), form, own or dict(*lists))
-                whole = [[(x * scene.width, y * scene.height) for x, y in one.corners] for one in boxes]
-                boxes = [one._replace(corners=corners) for one, corners in zip(boxes, whole, strict=True)]
+                boxes = _text(Path(file), names[file] or dict(*lists), (scene.width, scene.height))
             else:
-                boxes = _text(Path(file), form, {}) if form == "DOTA" else _xml(Path(file))
+                boxes = _text(Path(file)) if form == "DOTA" else _xml(Path(file))
             given.append((image, boxes, split_of(image, roots) or split_of(file, roots)))
         except (ValueError, OSError, ElementTree.ParseError) as error:
             refused.append((file, f"it is no {form} ({error})"))
-    notes = ["YOLO: no classes.txt or data.yaml names the classes: they are called by number"]
+    number = ["YOLO: no classes.txt or data.yaml names the classes: they are called by number"]
     classes = [name for own in sorted(lists) for _, name in own]
-    return _labels(form, given, classes, notes if form == "YOLO" and not lists else [], refused, asked)
+    return _labels(form, given, classes, number if form == "YOLO" and not lists else [], refused, asked)
 
 
 def _labels(
@@ -129,7 +126,6 @@ def _labels(
     """Boxes that are some; those that lie outside their image or have no area are left out and counted."""
     classes = tuple(dict.fromkeys(names)) or tuple(sorted({one.name for _, boxes, _ in given for one in boxes}))
     turned = not all(one.upright for _, boxes, _ in given for one in boxes)
-    kind: Kind = "oboxes" if turned else "boxes"
     items, said, counts = [], Counter[str](), Counter[str]()
     for image, boxes, split in given:
         try:
@@ -139,15 +135,14 @@ def _labels(
             continue
         corners, size = np.array([one.corners for one in boxes], float).reshape(-1, 4, 2), [scene.width, scene.height]
         flat = ~(shapely.area(shapely.convex_hull(shapely.multipoints(corners))) >= _LEAST)
-        inner = corners.clip(0, size) if kind == "boxes" else corners
+        inner = corners if turned else corners.clip(0, size)
         middle = inner.mean(1)
         use = ~flat & ((middle > 0) & (middle < size)).all(1)
         said["boxes of no area are left out"] += int(flat.sum())
         said["boxes are left out, as they lie outside their image"] += int((~use & ~flat).sum())
         said["boxes are cut off at the border of their image"] += int(((inner != corners).any((1, 2)) & use).sum())
-        said["boxes are marked difficult: they count as all others, and official scores leave them out"] += sum(
-            one.difficult for one in boxes
-        )
+        hard = "boxes are marked difficult: they count as all others, and official scores leave them out"
+        said[hard] += sum(one.difficult for one in boxes)
         kept = [one.name for one, keep in zip(boxes, use, strict=True) if keep]
         counts.update(kept)
         places = np.array([classes.index(name) for name in kept], np.int64)
@@ -156,7 +151,7 @@ def _labels(
     if empty := [name for name in classes if not counts[name]]:
         notes.append(f"no box is of {some(empty)}: empty classes are kept, and cannot be learned")
     notes += [f"{count} {what}" for what, count in said.items() if count]
-    return Labels(kind, classes, tuple(items), tuple(notes), tuple(refused))
+    return Labels("oboxes" if turned else "boxes", classes, tuple(items), tuple(notes), tuple(refused))
 
 
 def _upright(name: str, x1: float, y1: float, x2: float, y2: float) -> Box:
@@ -199,10 +194,8 @@ def _csv(file: str) -> tuple[dict[str, list[Box]], list[str], list[str]]:
         raise InputError(f"'{file}' is no table of boxes: expected columns {expected}; given {', '.join(there)}")
     found: dict[str, list[Box]] = {}
     for line, row in enumerate(rows, 2):
-        own, cells = (
-            found.setdefault(str(row[path]).strip(), []),
-            [str(row[there[name]] or "").strip() for name in sides],
-        )
+        own = found.setdefault(str(row[path]).strip(), [])
+        cells = [str(row[there[name]] or "").strip() for name in sides]
         try:
             numbers = [_finite(cell) for cell in cells] if any(cells) else []
         except ValueError as error:
@@ -242,22 +235,22 @@ def _xml(path: Path) -> list[Box]:
     return found
 
 
-def _text(path: Path, form: str, names: Mapping[int, str]) -> list[Box]:
-    """A line a box: of YOLO a class number and 4 or 8 shares of the sides, of DOTA 8 coordinates and a name."""
+def _text(path: Path, names: Mapping[int, str] | None = None, size: tuple[int, int] = (1, 1)) -> list[Box]:
+    """A line a box: of YOLO a class number and 4 or 8 shares of the sides; else, of DOTA, 8 coordinates and a name."""
     found = []
     for line, words in enumerate(map(str.split, path.read_text(encoding="utf-8-sig").splitlines()), 1):
         if not words or ":" in words[0]:  # DOTA begins with imagesource: and gsd:
             continue
         try:
-            numbers = [_finite(word) for word in (words[:8] if form == "DOTA" else words[1:])]
-            if form == "DOTA":
+            numbers = [_finite(word) for word in (words[:8] if names is None else words[1:])]
+            if names is None:
                 found.append(_turned(words[8], numbers)._replace(difficult=words[9:10] not in ([], ["0"])))
                 continue
             if len(numbers) not in (4, 8) or not all(-0.01 <= one <= 1.01 for one in numbers):
                 raise ValueError("expected a class number and 4 or 8 numbers from 0 to 1")
             if (number := int(words[0])) < 0 or (names and number not in names):
                 raise ValueError(f"class {number} has no name")
-            name = names.get(number, str(number))
+            name, numbers = names.get(number, str(number)), [one * size[at % 2] for at, one in enumerate(numbers)]
             x, y, width, height = numbers[:4]
             upright = _upright(name, x - width / 2, y - height / 2, x + width / 2, y + height / 2)
             found.append(upright if len(numbers) == 4 else _turned(name, numbers))
@@ -275,7 +268,7 @@ def _yolo_names(folder: Path) -> dict[int, str]:
             text = path.read_text(encoding="utf-8-sig")
             told = text.split("\n") if path.suffix != ".yaml" else (yaml.safe_load(text) or {}).get("names", [])
             pairs: Any = told.items() if isinstance(told, dict) else enumerate(told)
-            found = {int(number): str(name).strip() for number, name in pairs if str(name).strip()}
+            found = {int(number): str(name).strip() for number, name in sorted(pairs) if str(name).strip()}
         except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
             raise InputError(f"'{path}' does not give names of classes, in a list or by number ({error})") from error
         if found:

@@ -152,10 +152,10 @@ def paired(images: Sequence[str], files: Sequence[str], roots: Sequence[str]) ->
 
     def near(image: str, file: str) -> int:
         one, two = homes[image], homes[file]
-        if one == two:
-            return len(one) + 1
-        apart = one in shared or two in shared or len({split_of(image, roots), split_of(file, roots)} - {None}) > 1
-        return -1 if apart else len({*one} & {*two})
+        splits = {split_of(image, roots), split_of(file, roots)} - {None}
+        if one != two and (len(splits) > 1 or shared & {one, two}):
+            return -1
+        return len({*one} & {*two}) + (one == two)
 
     found, refused = {}, []
     for image in images:
@@ -164,9 +164,8 @@ def paired(images: Sequence[str], files: Sequence[str], roots: Sequence[str]) ->
         best = [file for file in called if score[file] == max(score.values()) >= 0]
         if len(best) == 1 and all(near(one, best[0]) < score[best[0]] for one in rivals if one != image):
             found[image] = best[0]
-        else:
-            why = f"folders do not tell whose {some(called, 3)} is" if called else "it has no label file"
-            refused.append((image, why))
+            continue
+        refused.append((image, f"folders do not tell whose {some(called, 3)} is" if called else "it has no label file"))
     taken = {*found.values()}
     return found, refused + [(file, "no image is called so, or not clearly") for file in files if file not in taken]
 
