@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from torchvision.ops import box_iou
 from geomim.corpus.report.pictures import composite
 from geomim.errors import ConfigError
 from geomim.finetune import rotated
+from geomim.finetune.backbones import Encoder
 from geomim.finetune.change import Change, Join
 from geomim.finetune.classification import Classification
 from geomim.finetune.datamodule import Cut, Samples, Windows, together
@@ -75,7 +76,8 @@ class Model:
         Raises:
             ConfigError: It takes no such argument, or its head is for another kind of boxes.
         """
-        given = {name: value for name, value in asdict(self).items() if value is not None}
+        opens = {field.name for field in fields(Encoder)}
+        given = {name: value for name, value in asdict(self).items() if value is not None and name not in opens}
         if kind == "oboxes":
             given.setdefault("head", "oriented")
         if kind in ("boxes", "oboxes") and "head" in given and (given["head"] == "oriented") != (kind == "oboxes"):
@@ -142,7 +144,7 @@ class Tuning:
 
     Args:
         kind: Of the labels.
-        arguments: Of the task, see `Model.arguments`, with `encoder`, `classes` and `training`.
+        arguments: Of the task, see `Model.arguments`, with `encoder` (an `Encoder`), `classes` and `training`.
         running: How long and on what.
         seed: Of the head, and of all that is drawn in training.
     """
@@ -150,10 +152,10 @@ class Tuning:
     def __init__(self, kind: str, arguments: Mapping[str, Any], running: Running, seed: int) -> None:
         self.kind, self.arguments, self.running, self.seed = kind, dict(arguments), running, seed
 
-    def make(self, **other: Any) -> Any:
-        """A task that is not trained; `other` arguments outrank those of all."""
+    def make(self, seed: int | None = None) -> Any:
+        """A task that is not trained, from weights that `seed` draws, or from the encoder's own."""
         torch.manual_seed(self.seed)
-        return TASKS[TASK_OF[self.kind]](**self.arguments | other)
+        return TASKS[TASK_OF[self.kind]](**self.arguments | {"encoder": replace(self.arguments["encoder"], seed=seed)})
 
     def steps(self, windows: Windows) -> int:
         """How many fill the time that is given.
@@ -175,7 +177,7 @@ class Tuning:
 
     def train(self, windows: Windows, steps: int, seed: int | None = None) -> Any:
         """A task after so many steps, from the encoder's weights, or from random ones drawn by `seed`."""
-        task = self.make() if seed is None else self.make(seed=seed)
+        task = self.make(seed)
         trainer = self.running.trainer(steps)
         trainer.fit(task, windows.train_dataloader())
         return task

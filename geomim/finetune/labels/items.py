@@ -7,11 +7,12 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import shapely
 
 from geomim.corpus.labels import SPLITS, SYNONYMS
 from geomim.corpus.scenes import Scene, open_scene
@@ -74,6 +75,12 @@ class Item:
     outside: int = UNLABELLED
     split: str | None = None
     place: str | None = None
+
+    @cached_property
+    def tree(self) -> shapely.STRtree:
+        """Of the shapes, or the outlines of the boxes: what lies in a window is found without asking all."""
+        boxes = shapely.convex_hull(shapely.multipoints(self.corners)) if self.shapes is None else self.shapes
+        return shapely.STRtree(boxes)
 
 
 @dataclass(frozen=True)

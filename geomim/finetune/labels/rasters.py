@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
 from affine import Affine
 from rasterio.features import rasterize
 from rasterio.windows import Window
@@ -80,27 +81,42 @@ def read_mask(labels: Labels, item: Item, top: int, left: int, side: int) -> np.
             inner[:] = _places(labels, _numbers(raster, window))
     else:
         inner[:] = item.outside
-        if item.shapes is not None and len(item.shapes):
-            pairs, burnt = zip(item.shapes, item.labels.tolist(), strict=True), inner.copy()
-            inner[:] = rasterize(pairs, out=burnt, transform=Affine.translation(left, top), all_touched=False)
+        if item.shapes is not None and inner.size:
+            inner[:] = _burnt(item, inner, top, left)
     return found
 
 
-def counted(labels: Labels, item: Item, top: int, left: int, side: int) -> np.ndarray:
-    """`(K,)` how many pixels, boxes or images of each class there are in a window."""
+def _burnt(item: Item, under: np.ndarray, top: int, left: int) -> np.ndarray:
+    """A window with the classes of the shapes that reach into it over what is `under` them, large ones first."""
+    sides = left, top, left + under.shape[1], top + under.shape[0]
+    rows = np.sort(item.tree.query(shapely.box(*sides)))
+    shapes, around = np.asarray(item.shapes)[rows], np.add(sides, (-1, -1, 1, 1))
+    areas = shapely.get_dimensions(shapes) == 2  # a line that is cut off takes other pixels
+    shapes[areas] = shapely.clip_by_rect(shapes[areas], *around)  # a coast is not drawn whole in each window
+    pairs = [pair for pair in zip(shapes, item.labels[rows].tolist(), strict=True) if not pair[0].is_empty]
+    if not pairs:
+        return under
+    return rasterize(pairs, out=under.copy(), transform=Affine.translation(left, top), all_touched=False)
+
+
+def counted(labels: Labels, item: Item, top: int, left: int, height: int, width: int | None = None) -> np.ndarray:
+    """`(K,)` how many pixels, boxes or images of each class there are in a rectangle; a square without a width."""
     if labels.kind == "class":
         places = np.array([item.label])
     elif labels.kind in ("boxes", "oboxes"):
-        places = item.labels[inside(item, top, left, side)]
+        places = item.labels[inside(item, top, left, height, width)]
     else:
-        places = read_mask(labels, item, top, left, side).ravel()
+        width = width or height
+        places = read_mask(labels, item, top, left, max(height, width))[:height, :width]
     return np.bincount(places[places >= 0], minlength=len(labels.classes))
 
 
-def inside(item: Item, top: int, left: int, side: int) -> np.ndarray:
-    """`(N,)` which boxes have their middle in a window."""
-    middle = item.corners.mean(1) - [left, top]
-    return ((middle >= 0) & (middle < side)).all(1)
+def inside(item: Item, top: int, left: int, height: int, width: int | None = None) -> np.ndarray:
+    """`(N,)` places of the boxes that have their middle in such a rectangle."""
+    bottom, right = top + height, left + (width or height)
+    rows = np.sort(item.tree.query(shapely.box(left, top, right, bottom)))
+    x, y = item.corners[rows].mean(1).T
+    return rows[(x >= left) & (x < right) & (y >= top) & (y < bottom)]
 
 
 def _places(labels: Labels, numbers: np.ndarray) -> np.ndarray:
