@@ -20,18 +20,7 @@ import yaml
 
 from geomim.corpus.joining import PATHS, Row, join, read_table
 from geomim.errors import InputError
-from geomim.finetune.labels.items import (
-    Asked,
-    Item,
-    Labels,
-    Refused,
-    home_of,
-    need,
-    open_image,
-    paired,
-    some,
-    split_of,
-)
+from geomim.finetune.labels.items import Asked, Item, Labels, Refused, home_of, need, open_image, paired, some, split_of
 
 
 class Box(NamedTuple):
