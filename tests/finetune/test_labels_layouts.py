@@ -129,7 +129,7 @@ def test_an_image_without_labels_does_not_have_those_of_another_folder(tmp_path,
         form(Path(labels.format("train").replace("1.png", f"{name}.png")), 10)
     opened = open_labels([str(tmp_path)])
     assert sizes(opened) == {pictures.format("train").replace("1.", f"{name}."): [10.0] for name in "12"}
-    assert len(opened.refused) == 3 and all("folders do not tell" in why for _, why in opened.refused[:2])
+    assert len(opened.refused) == 3 and {why for _, why in opened.refused[:2]} == {"no label file is called so"}
 
 
 def test_images_in_folders_that_share_one_of_labels_are_taken_where_their_names_are_their_own(tmp_path):
@@ -197,6 +197,22 @@ def test_tables_name_images_of_their_own_split(tmp_path, table):
         coco(tmp_path / table.format(place), {"1.png": size})
     opened = open_labels([str(tmp_path)])
     assert sorted((item.split, *sizes(opened)[item.image]) for item in opened.items) == [("train", 10.0), ("val", 20.0)]
+
+
+@pytest.mark.parametrize(("one", "two"), [("train", "test"), ("Train/Urban", "Train/Rural")])
+def test_a_table_of_another_folder_names_no_image_of_this_one(tmp_path, one, two):
+    for name in "12":
+        image(tmp_path / one / f"{name}.png")
+    image(tmp_path / two / "1.png")
+    coco(tmp_path / one / "boxes.json", {"1.png": 10})
+    coco(tmp_path / two / "boxes.json", {"1.png": 15, "2.png": 20})
+    expected = {str(tmp_path / one / "1.png"): [10.0], str(tmp_path / two / "1.png"): [15.0]}
+    assert sizes(open_labels([str(tmp_path)])) == expected
+    alone = open_labels([str(tmp_path / one)], str(tmp_path))
+    assert sizes(alone) == {str(tmp_path / one / "1.png"): [10.0]}
+    assert (str(tmp_path / one / "2.png"), "no row names it") in alone.refused
+    elsewhere = open_labels([str(tmp_path / one)], str(tmp_path / two))
+    assert len(elsewhere.items) == 2, "what is asked for so is taken so"
 
 
 def test_tables_that_do_not_tell_which_image_they_name_are_refused(tmp_path):

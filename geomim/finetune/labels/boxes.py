@@ -20,7 +20,19 @@ import yaml
 
 from geomim.corpus.joining import PATHS, Row, join, read_table
 from geomim.errors import InputError
-from geomim.finetune.labels.items import Asked, Item, Labels, Refused, home_of, need, open_image, paired, some, split_of
+from geomim.finetune.labels.items import (
+    Asked,
+    Item,
+    Labels,
+    Refused,
+    apart,
+    home_of,
+    need,
+    open_image,
+    paired,
+    some,
+    split_of,
+)
 
 
 class Box(NamedTuple):
@@ -32,6 +44,7 @@ class Box(NamedTuple):
     difficult: bool = False
 
 
+_Given = list[tuple[str, list[Box], str | None]]  # an image, its boxes, and its split
 SIDES = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
 _TURNED = tuple(f"{axis}{corner}" for corner in (1, 2, 3, 4) for axis in "xy")
 _FILES = (*PATHS, "image_id", "file_name", "img")
@@ -45,39 +58,43 @@ def from_tables(form: str, files: Sequence[str], images: Sequence[str], roots: S
     Raises:
         InputError: One cannot be read, or names none of the images.
     """
-    splits = {image: split_of(image, roots) for image in images}
+    homes = {home_of(file) for file in files}
+    owner = {}  # the innermost folder with a table that an image lies in
+    for image in images:
+        above = [home_of(image)[:depth] for depth in range(len(home_of(image)), -1, -1)]
+        owner[image] = next((home for home in above if home in homes), None)
     found: dict[str, tuple[str, list[Box], str | None]] = {}
     why, names, notes = dict[str, str](), list[str](), list[str]()
     refused: Refused = []
     for file in files:
         boxes, own, said = (_coco if form == "COCO" else _csv)(file)
-        names, notes, split = names + own, notes + said, split_of(f"{file}/name", roots)  # its name tells, too
-        called, lost = _named(file, [*boxes], splits, split)
-        refused += [(row.name, f"'{file}' names it, and no image is called so") for row in lost]
+        names, notes = names + own, notes + said
+        called = _named(file, [*boxes], owner, roots)
         times = Counter(called.values())
+        refused += [
+            (one, f"'{file}' names it, and no image of its own is called so") for one in boxes if not times[one]
+        ]
         for image, name in called.items():
             if times[name] > 1:
                 why[image] = f"'{name}' of '{file}' may be each of {times[name]} images: give folders with names"
             elif image in found:
                 why[image] = f"both '{found[image][0]}' and '{file}' name it: give one of them as the labels"
-            found[image] = (file, boxes[name], splits[image] or split)
+            found[image] = (file, boxes[name], split_of(image, roots) or split_of(f"{file}/name", roots))
     refused += [(image, why.get(image, "no row names it")) for image in images if image in why or image not in found]
-    given = [(image, *own[1:]) for image, own in found.items() if image not in why]
-    return _labels(form, given, names, notes, refused, asked)
+    good = [(image, *own[1:]) for image, own in found.items() if image not in why]
+    return _labels(form, good, names, notes, refused, asked)
 
 
-def _named(
-    file: str, names: list[str], splits: dict[str, str | None], split: str | None
-) -> tuple[dict[str, str], list[Row]]:
-    """Images with their names in a table, those of its own folder and split if it names any; and rows of no image."""
-    home, rows = home_of(file), [Row(name, name) for name in names]
-    alike = [image for image, own in splits.items() if None in (own, split) or own == split]
-    for images in ([image for image in alike if home_of(image)[: len(home)] == home], alike, [*splits]):
-        joined = join(file, rows, images, "they are left out")
-        if len(joined.without) < len(images):
+def _named(file: str, names: Sequence[str], owner: Mapping[str, Any], roots: Sequence[str]) -> dict[str, str]:
+    """The names in a table of images of its own folder where it names any, else of those of no table's folder."""
+    near = [image for image in owner if not apart(image, f"{file}/name", roots)]  # the file's own name tells, too
+    for homes in ([home_of(file)], [None], [*owner.values()]):
+        images = [image for image in near if owner[image] in homes]
+        joined = join(file, [Row(name, name) for name in names], images, "they are left out")
+        if any(joined.values):
             break
     called = zip(images, joined.check().values, strict=True)
-    return {image: name for image, name in called if name is not None}, joined.unmatched
+    return {image: name for image, name in called if name and owner[image] in (home_of(file), None)}
 
 
 def from_files(form: str, files: Sequence[str], images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels:
@@ -104,14 +121,7 @@ def from_files(form: str, files: Sequence[str], images: Sequence[str], roots: Se
     return _labels(form, given, classes, number if form == "YOLO" and not lists else [], refused, asked)
 
 
-def _labels(
-    form: str,
-    given: list[tuple[str, list[Box], str | None]],
-    names: Sequence[str],
-    notes: list[str],
-    refused: Refused,
-    asked: Asked,
-) -> Labels:
+def _labels(form: str, given: _Given, names: list[str], notes: list[str], refused: Refused, asked: Asked) -> Labels:
     """Boxes that are some; those that lie outside their image or have no area are left out and counted."""
     classes = tuple(dict.fromkeys(names)) or tuple(sorted({one.name for _, boxes, _ in given for one in boxes}))
     turned = not all(one.upright for _, boxes, _ in given for one in boxes)
@@ -165,9 +175,7 @@ def _coco(file: str) -> tuple[dict[str, list[Box]], list[str], list[str]]:
             found[paths[one["image_id"]]].append(_upright(names[one["category_id"]], x, y, x + width, y + height))
     except (OSError, ValueError, KeyError, TypeError) as error:
         told = f"{type(error).__name__}: {error}"
-        raise InputError(
-            f"'{file}' is no COCO file of images, categories, and annotations with bbox ({told})"
-        ) from error
+        raise InputError(f"'{file}' is no COCO file of images, categories, annotations with bbox ({told})") from error
     crowds = len(data["annotations"]) - len(single)
     return found, [names[number] for number in sorted(names)], [f"{crowds} crowds are left out"] if crowds else []
 
@@ -206,11 +214,9 @@ def _xml(path: Path) -> list[Box]:
     found, root = [], ElementTree.parse(path).getroot()
     for one in root.iter("HRSC_Object"):
         cx, cy, width, height, angle = (_finite(one.findtext(f"mbox_{name}")) for name in ("cx", "cy", "w", "h", "ang"))
-        along, across = width / 2 * np.exp(1j * angle), height / 2 * np.exp(1j * (angle + np.pi / 2))
-        points = [complex(cx, cy) + a * along + b * across for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
-        found.append(
-            _turned(one.findtext("Class_ID", ""), [float(n) for point in points for n in (point.real, point.imag)])
-        )
+        sides = ((a * width + 1j * b * height) / 2 for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1)))
+        points = np.array([complex(cx, cy) + side * np.exp(1j * angle) for side in sides])
+        found.append(_turned(one.findtext("Class_ID", ""), points.view(float).tolist()))
     for one in root.iter("object"):
         name, turned, box = one.findtext("name", "").strip(), one.find("robndbox"), one.find("bndbox")
         if turned is not None:

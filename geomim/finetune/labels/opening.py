@@ -125,7 +125,7 @@ def _forms(source: Path) -> dict[str, list[str]]:
     return found
 
 
-def _change(source: Path) -> list[tuple[Path, Path, Path]]:
+def _change(source: Path) -> list[tuple[Path, ...]]:
     """Folders `A`, `B` and `label` side by side, also in a folder a split."""
     masks = [(one, one.parent / name) for one in sorted(source.rglob("A")) for name in ("mask", "labels", "label")]
     sides = {one: (one, one.parent / "B", mask) for one, mask in masks if mask.is_dir()}

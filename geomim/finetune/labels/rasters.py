@@ -38,7 +38,7 @@ def from_masks(files: Sequence[str], images: Sequence[str], roots: Sequence[str]
 
 
 def from_change(
-    folders: Sequence[tuple[Path, Path, Path]], images: Sequence[str], roots: Sequence[str], asked: Asked
+    folders: Sequence[tuple[Path, ...]], images: Sequence[str], roots: Sequence[str], asked: Asked
 ) -> Labels:
     """Those of the images that are before, with what is after and label rasters called the same, of three folders."""
     items, refused, real = [], [], os.path.realpath
