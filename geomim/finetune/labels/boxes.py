@@ -58,37 +58,36 @@ def from_tables(form: str, files: Sequence[str], images: Sequence[str], roots: S
     Raises:
         InputError: One cannot be read, or names none of the images.
     """
-    homes = {home_of(file) for file in files}
+    homes, names, notes = {home_of(file) for file in files}, list[str](), list[str]()
     owner = {}  # the innermost folder with a table that an image lies in
-    for image in images:
-        above = [home_of(image)[:depth] for depth in range(len(home_of(image)), -1, -1)]
-        owner[image] = next((home for home in above if home in homes), None)
-    found: dict[str, tuple[str, list[Box], str | None]] = {}
-    why, names, notes = dict[str, str](), list[str](), list[str]()
+    for image, own in ((image, home_of(image)) for image in images):
+        owner[image] = max((home for home in homes if own[: len(home)] == home), key=len, default=None)
+    claims: dict[str, list[tuple[str, list[Box]]]] = {image: [] for image in images}
     refused: Refused = []
     for file in files:
-        boxes, own, said = (_coco if form == "COCO" else _csv)(file)
-        names, notes = names + own, notes + said
+        boxes, classes, said = (_coco if form == "COCO" else _csv)(file)
+        names, notes = names + classes, notes + said
         called = _named(file, [*boxes], owner, roots)
         times = Counter(called.values())
-        refused += [
-            (one, f"'{file}' names it, and no image of its own is called so") for one in boxes if not times[one]
-        ]
+        refused += [(one, f"'{file}' names it, and no image is called so") for one in boxes if not times[one]]
         for image, name in called.items():
-            if times[name] > 1:
-                why[image] = f"'{name}' of '{file}' may be each of {times[name]} images: give folders with names"
-            elif image in found:
-                why[image] = f"both '{found[image][0]}' and '{file}' name it: give one of them as the labels"
-            found[image] = (file, boxes[name], split_of(image, roots) or split_of(f"{file}/name", roots))
-    refused += [(image, why.get(image, "no row names it")) for image in images if image in why or image not in found]
-    good = [(image, *own[1:]) for image, own in found.items() if image not in why]
-    return _labels(form, good, names, notes, refused, asked)
+            claims[image] += times[name] * [(file, boxes[name])]
+    given = []
+    for image, own in claims.items():
+        if len(own) == 1:
+            (file, boxes), *_ = own
+            given.append((image, boxes, split_of(image, roots) or split_of(f"{file}/name", roots)))
+        else:
+            tables = some(f"'{file}'" for file in dict(own))
+            why = f"it is named twice, or shares its name, in {tables}: give one table, with folders in its names"
+            refused.append((image, why if own else "no row names it"))
+    return _labels(form, given, names, notes, refused, asked)
 
 
 def _named(file: str, names: Sequence[str], owner: Mapping[str, Any], roots: Sequence[str]) -> dict[str, str]:
     """The names in a table of images of its own folder where it names any, else of those of no table's folder."""
     near = [image for image in owner if not apart(image, f"{file}/name", roots)]  # the file's own name tells, too
-    for homes in ([home_of(file)], [None], [*owner.values()]):
+    for homes in ({home_of(file)}, {None}, {*owner.values()}):
         images = [image for image in near if owner[image] in homes]
         joined = join(file, [Row(name, name) for name in names], images, "they are left out")
         if any(joined.values):
@@ -212,14 +211,16 @@ def _finite(text: str | None) -> float:
 
 def _xml(path: Path) -> list[Box]:
     found, root = [], ElementTree.parse(path).getroot()
-    for one in root.iter("HRSC_Object"):
-        cx, cy, width, height, angle = (_finite(one.findtext(f"mbox_{name}")) for name in ("cx", "cy", "w", "h", "ang"))
-        sides = ((a * width + 1j * b * height) / 2 for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1)))
-        points = np.array([complex(cx, cy) + side * np.exp(1j * angle) for side in sides])
-        found.append(_turned(one.findtext("Class_ID", ""), points.view(float).tolist()))
-    for one in root.iter("object"):
+    for one in root.iter():
         name, turned, box = one.findtext("name", "").strip(), one.find("robndbox"), one.find("bndbox")
-        if turned is not None:
+        if one.tag == "HRSC_Object":
+            x, y, width, height, angle = (_finite(one.findtext(f"mbox_{key}")) for key in ("cx", "cy", "w", "h", "ang"))
+            sides = ((a * width + 1j * b * height) / 2 for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1)))
+            points = np.array([complex(x, y) + side * np.exp(1j * angle) for side in sides])
+            found.append(_turned(one.findtext("Class_ID", ""), points.view(float).tolist()))
+        elif one.tag != "object":
+            continue
+        elif turned is not None:
             ends = ("left_top", "right_top", "right_bottom", "left_bottom")
             found.append(_turned(name, [_finite(turned.findtext(f"{axis}_{end}")) for end in ends for axis in "xy"]))
         elif box is not None:
