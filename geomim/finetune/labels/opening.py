@@ -26,7 +26,7 @@ _SIGNS = (
     ("DIOR-R XML", r"xml", r"<robndbox"),
     ("Pascal VOC XML", r"xml", r"<bndbox"),
     ("DOTA", r"txt", r"\A([^\n]*:[^\n]*\n)*\s*(-?[\d.]+\s+){8}[a-z]"),
-    ("YOLO", r"txt", r"\A\s*\d+(\s+[\d.e-]+){4}((\s+[\d.e-]+){4})?\s*($|\n)"),
+    ("YOLO", r"txt", r"\A\s*\d+([ \t]+[\d.e-]+){4}(([ \t]+[\d.e-]+){4})?\s*($|\n)"),
     ("", r"txt|xml", r"\A\s*\Z|<annotation"),
 )
 """Formats of files: their endings, and what their beginning holds; one without objects is of that of the others."""
