@@ -20,19 +20,7 @@ import yaml
 
 from geomim.corpus.joining import PATHS, Row, join, read_table
 from geomim.errors import InputError
-from geomim.finetune.labels.items import (
-    Asked,
-    Item,
-    Labels,
-    Refused,
-    apart,
-    home_of,
-    need,
-    open_image,
-    paired,
-    some,
-    split_of,
-)
+from geomim.finetune.labels.items import Asked, Item, Labels, apart, home_of, need, open_image, paired, some, split_of
 
 
 class Box(NamedTuple):
@@ -58,12 +46,11 @@ def from_tables(form: str, files: Sequence[str], images: Sequence[str], roots: S
     Raises:
         InputError: One cannot be read, or names none of the images.
     """
-    homes, names, notes = {home_of(file) for file in files}, list[str](), list[str]()
-    owner = {}  # the innermost folder with a table that an image lies in
+    homes, owner = {home_of(file) for file in files}, {}  # the innermost folder with a table that an image lies in
     for image, own in ((image, home_of(image)) for image in images):
         owner[image] = max((home for home in homes if own[: len(home)] == home), key=len, default=None)
     claims: dict[str, list[tuple[str, list[Box]]]] = {image: [] for image in images}
-    refused: Refused = []
+    names, notes, refused, given = list[str](), list[str](), [], []
     for file in files:
         boxes, classes, said = (_coco if form == "COCO" else _csv)(file)
         names, notes = names + classes, notes + said
@@ -72,15 +59,13 @@ def from_tables(form: str, files: Sequence[str], images: Sequence[str], roots: S
         refused += [(one, f"'{file}' names it, and no image is called so") for one in boxes if not times[one]]
         for image, name in called.items():
             claims[image] += times[name] * [(file, boxes[name])]
-    given = []
-    for image, own in claims.items():
-        if len(own) == 1:
-            (file, boxes), *_ = own
-            given.append((image, boxes, split_of(image, roots) or split_of(f"{file}/name", roots)))
+    for image, rows in claims.items():
+        if len(rows) == 1:
+            given.append((image, rows[0][1], split_of(image, roots) or split_of(f"{rows[0][0]}/name", roots)))
         else:
-            tables = some(f"'{file}'" for file in dict(own))
+            tables = some(f"'{file}'" for file in {file: 0 for file, _ in rows})
             why = f"it is named twice, or shares its name, in {tables}: give one table, with folders in its names"
-            refused.append((image, why if own else "no row names it"))
+            refused.append((image, why if rows else "no row names it"))
     return _labels(form, given, names, notes, refused, asked)
 
 
@@ -120,7 +105,7 @@ def from_files(form: str, files: Sequence[str], images: Sequence[str], roots: Se
     return _labels(form, given, classes, number if form == "YOLO" and not lists else [], refused, asked)
 
 
-def _labels(form: str, given: _Given, names: list[str], notes: list[str], refused: Refused, asked: Asked) -> Labels:
+def _labels(form: str, given: _Given, names: list[str], notes: list[str], refused: list[Any], asked: Asked) -> Labels:
     """Boxes that are some; those that lie outside their image or have no area are left out and counted."""
     classes = tuple(dict.fromkeys(names)) or tuple(sorted({one.name for _, boxes, _ in given for one in boxes}))
     turned = not all(one.upright for _, boxes, _ in given for one in boxes)

@@ -145,8 +145,8 @@ def _numbers(raster: Any, window: Window) -> np.ndarray:
     return np.where(bright, _COLOUR | (first << 16) | (others[0] << 8) | others[1], first)
 
 
-def _tally(item: Item, asked: Asked) -> tuple[Counter[int], float | None]:
-    """Pixels of each number of a label raster that fits its images, strip by strip, for memory; and its nodata."""
+def _tally(item: Item, asked: Asked) -> tuple[Item, Counter[int], str]:
+    """Its size, and pixels of each number of a label raster that fits its images, strip by strip; what is not told."""
     total = Counter[int]()
     with open_dataset(item.mask or "") as raster:
         _check_place(raster, [open_image(uri, asked) for uri in (item.image, item.after) if uri])
@@ -154,7 +154,8 @@ def _tally(item: Item, asked: Asked) -> tuple[Counter[int], float | None]:
         for top in range(0, raster.height, rows):
             strip = _numbers(raster, Window(0, top, raster.width, min(rows, raster.height - top)))
             total.update(dict(zip(*(one.tolist() for one in np.unique(strip, return_counts=True)), strict=True)))
-        return total, raster.nodata
+        none = "-1 or NaN" if raster.nodata is None else f"nodata ({raster.nodata:g})"
+        return replace(item, height=raster.height, width=raster.width), total, none
 
 
 def _check_place(raster: Any, scenes: Sequence[Scene]) -> None:
@@ -176,25 +177,23 @@ def _check_place(raster: Any, scenes: Sequence[Scene]) -> None:
 
 def _of_masks(kind: Any, items: list[Item], refused: list[Any], two: tuple[str, str], asked: Asked) -> Labels:
     """What the numbers of all masks say; masks that do not fit their image are left out."""
-    good, tallies, lost = [], [], Counter[float | None]()
+    good, tallies, lost = [], [], Counter[str]()
     for item in items:
         try:
-            own, nodata = _tally(item, asked)
+            whole, own, none = _tally(item, asked)
         except InputError as error:
             refused.append((item.image, str(error)))
             continue
-        scene = open_image(item.image, asked)
-        good.append(replace(item, height=scene.height, width=scene.width))
+        lost[none] += own.pop(UNLABELLED, 0)
+        good.append(whole)
         tallies.append(own)
-        lost[nodata] += own.pop(UNLABELLED, 0)
     need(good, refused, "label rasters")
     labels = _classes(Labels(kind, (), tuple(good), (), tuple(refused)), sum(tallies, Counter[int]()), two)
     counts = np.zeros((len(good), len(labels.classes)), np.int64)
     for row, own in zip(counts, tallies, strict=True):
         at = _places(labels, np.array([*own], np.int64))
         np.add.at(row, at[at >= 0], np.array([*own.values()], np.int64)[at >= 0])
-    what = {value: "-1 or NaN" if value is None else f"nodata ({value:g})" for value in lost}
-    gone = [f"{count} pixels are {what[value]}: not labelled" for value, count in lost.items() if count]
+    gone = [f"{count} pixels are {none}: not labelled" for none, count in lost.items() if count]
     held = counts.any(0)
     if held.sum() < 2:
         number = "; ".join([some(np.array(labels.numbers)[held]) or "none", *gone])
@@ -222,7 +221,7 @@ def _told(masks: Sequence[Path]) -> dict[int, str]:
         own = dict(zip(*class_names(file, mask), strict=True))
         both = names | own
         if both != own | names or len({*both.values()}) < len(both):
-            said = f"classes of '{mask}' are {own}, of others {names or own}"
+            said = f"classes of '{mask}' are {own}, of others {names}"
             raise InputError(f"{said}: give each number one name, and each name one number")
         names = both
     return dict(sorted(names.items()))
