@@ -15,6 +15,8 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from torch.utils.data import DataLoader
 from torchvision.ops import box_iou
 
@@ -43,6 +45,8 @@ TASK_OF = {"class": "classification", "mask": "segmentation", "change": "change"
     ("boxes", "oboxes"), "detection"
 )
 """By the kind of labels, the task that learns them."""
+RANDOM, PIXELS = "random initialisation", "band values alone"
+"""What a task may start from in place of its encoder's weights: the floors."""
 _SURE = 0.3  # score from which on a box is drawn
 
 
@@ -102,6 +106,7 @@ class Running:
         precision: `auto` is `bf16-mixed` where hardware has it, else `32-true`.
         accelerator: `auto` takes a GPU where there is one.
         devices: How many.
+        probe: Fit a linear head on a frozen encoder at once, by logistic regression, in place of steps; not of boxes.
     """
 
     max_steps: int | None = None
@@ -110,6 +115,7 @@ class Running:
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: int = 1
+    probe: bool = False
 
     def __post_init__(self) -> None:
         if self.minutes is not None and self.max_steps is not None:
@@ -120,7 +126,7 @@ class Running:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"run.{name}: expected at least 1; given {value}")
 
-    def trainer(self, steps: int = -1, callback: pl.Callback | None = None) -> pl.Trainer:
+    def trainer(self, steps: int = -1, *callbacks: pl.Callback) -> pl.Trainer:
         """Lightning's, for so many steps; it writes nothing."""
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips are not ours
         warnings.filterwarnings("ignore", module="lightning.*")
@@ -130,7 +136,7 @@ class Running:
             accumulate_grad_batches=self.accumulate,
             accelerator=self.accelerator,
             devices=self.devices,
-            callbacks=callback,
+            callbacks=[_Bar(), *callbacks],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -152,10 +158,11 @@ class Tuning:
     def __init__(self, kind: str, arguments: Mapping[str, Any], running: Running, seed: int) -> None:
         self.kind, self.arguments, self.running, self.seed = kind, dict(arguments), running, seed
 
-    def make(self, seed: int | None = None) -> Any:
-        """A task that is not trained, from weights that `seed` draws, or from the encoder's own."""
+    def make(self, start: str = "") -> Any:
+        """A task that is not trained, on the encoder's weights or on `RANDOM` ones."""
         torch.manual_seed(self.seed)
-        return TASKS[TASK_OF[self.kind]](**self.arguments | {"encoder": replace(self.arguments["encoder"], seed=seed)})
+        drawn = {"encoder": replace(self.arguments["encoder"], seed=self.seed)} if start == RANDOM else {}
+        return TASKS[TASK_OF[self.kind]](**self.arguments | drawn)
 
     def steps(self, windows: Windows) -> int:
         """How many fill the time that is given.
@@ -175,11 +182,10 @@ class Tuning:
             raise ConfigError(f"{own.minutes:.2g} minutes a run: a step takes {seconds:.3g} s here: give more minutes")
         return count
 
-    def train(self, windows: Windows, steps: int, seed: int | None = None) -> Any:
-        """A task after so many steps, from the encoder's weights, or from random ones drawn by `seed`."""
-        task = self.make(seed)
-        trainer = self.running.trainer(steps)
-        trainer.fit(task, windows.train_dataloader())
+    def train(self, windows: Windows, steps: int, start: str = "") -> Any:
+        """A task after so many steps, from the encoder's weights or from `RANDOM` ones."""
+        task = self.make(start)
+        self.running.trainer(steps).fit(task, windows.train_dataloader())
         return task
 
     def test(self, task: Any, loader: DataLoader[Any]) -> Any:
@@ -199,6 +205,27 @@ class Tuning:
             for cut, sample, answer in zip(some, map(samples.__getitem__, range(len(some))), each, strict=True)
         ]
         return [one for one in found if not math.isnan(one.score)]
+
+
+class _Bar(pl.Callback):
+    """How far it is and the time that is left, where a terminal shows it."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        self.bar = Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True)
+        self.bar.start()
+        said = {"fit": "training", "test": "testing"}.get(stage, "drawing")
+        self.task = self.bar.add_task(said, total=max(trainer.max_steps, 0) or None)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.bar.update(self.task, completed=trainer.global_step)
+
+    def on_test_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.bar.update(self.task, advance=1, total=sum(trainer.num_test_batches))
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        self.bar.stop()
+
+    on_exception = teardown
 
 
 class _Stopwatch(pl.Callback):
