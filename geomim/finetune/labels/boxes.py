@@ -40,7 +40,7 @@ _CLASS = ("class", "label", "name", "category", "class_name")
 _LEAST = 1e-3  # square pixels: less is no area, by rounding
 
 
-def from_tables(form: str, files: Sequence[str], images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels:
+def from_tables(form: str, files: Sequence[str], images: Sequence[str], roots: tuple[str, ...], asked: Asked) -> Labels:
     """Labels of files that name their images: COCO or CSV tables; an image that two name is left out.
 
     Raises:
@@ -69,7 +69,7 @@ def from_tables(form: str, files: Sequence[str], images: Sequence[str], roots: S
     return _labels(form, given, names, notes, refused, asked)
 
 
-def _named(file: str, names: Sequence[str], owner: Mapping[str, Any], roots: Sequence[str]) -> dict[str, str]:
+def _named(file: str, names: Sequence[str], owner: Mapping[str, Any], roots: tuple[str, ...]) -> dict[str, str]:
     """The names in a table of images of its own folder where it names any, else of those of no table's folder."""
     near = [image for image in owner if not apart(image, f"{file}/name", roots)]  # the file's own name tells, too
     for homes in ({home_of(file)}, {None}, {*owner.values()}):
@@ -81,7 +81,7 @@ def _named(file: str, names: Sequence[str], owner: Mapping[str, Any], roots: Seq
     return {image: name for image, name in called if name and owner[image] in (home_of(file), None)}
 
 
-def from_files(form: str, files: Sequence[str], images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels:
+def from_files(form: str, files: Sequence[str], images: Sequence[str], roots: tuple[str, ...], asked: Asked) -> Labels:
     """Labels of a file an image, called as it is: YOLO, DOTA, or XML."""
     pairs, refused = paired(images, files, roots)
     named = cache(_yolo_names)

@@ -119,33 +119,34 @@ def open_image(uri: str, asked: Asked) -> Scene:
         return open_scene(uri, None, names)
 
 
-def split_of(path: str | Path, roots: Iterable[str]) -> str | None:
+@lru_cache(1 << 16)  # each of many tables asks for all images
+def split_of(path: str, roots: tuple[str, ...]) -> str | None:
     """The split that a word of the folders of a path says, below the longest of the roots that it lies in."""
     words = [SYNONYMS.get(word, word) for word in re.split(r"[\W_\d]+", _below(path, roots).lower())]
     return next((word for word in words if word in SPLITS), None)
 
 
-def apart(image: str, file: str, roots: Sequence[str]) -> bool:
+def apart(image: str, file: str, roots: tuple[str, ...]) -> bool:
     """Whether folders say that an image and labels are of two splits, also where scenes are one of those of labels."""
     said = ({split_of(path, below) for path in (image, file)} - {None} for below in (roots, roots[-1:]))
     return any(len(splits) > 1 for splits in said)
 
 
-def home_of(path: str | Path, roots: Iterable[str] = ()) -> tuple[str, ...]:
+def home_of(path: str, roots: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The folders of a path without the words for images and labels: equal for `train/images` and `train/labels`."""
     split = (re.split(r"[\W_]+", part) for part in _below(path, roots).casefold().split(os.sep))
     kept = ("_".join(word for word in words if word and not _KINDS.fullmatch(word)) for words in split)
     return tuple(part for part in kept if part)
 
 
-def _below(path: str | Path, roots: Iterable[str]) -> str:
+def _below(path: str, roots: tuple[str, ...]) -> str:
     """The folders of a path, all where there are no roots."""
     folder = os.path.dirname(os.path.abspath(path))
     found = [len(root) for root in roots if (folder + os.sep).startswith(root.rstrip(os.sep) + os.sep)]
     return folder[max(found, default=len(folder) if roots else 0) :]
 
 
-def paired(images: Sequence[str], files: Sequence[str], roots: Sequence[str]) -> tuple[dict[str, str], Refused]:
+def paired(images: Sequence[str], files: Sequence[str], roots: tuple[str, ...]) -> tuple[dict[str, str], Refused]:
     """The label file of each image: called as it is, in a folder called as its own.
 
     Folders are compared by `home_of`, as a whole, or below the roots where no two agree. What lies in none that has a

@@ -99,7 +99,7 @@ def _opened(source: Path, scenes: Sequence[str], asked: Asked) -> Labels:
 
 def _root(scenes: Sequence[str]) -> str:
     """The folder that all scenes lie in."""
-    given = (str(scene) if os.path.isdir(scene) else os.path.dirname(re.split(r"[*?[]", scene)[0]) for scene in scenes)
+    given = (one if os.path.isdir(one) else os.path.dirname(re.split(r"[*?[]", one)[0]) for one in map(str, scenes))
     return os.path.commonpath([os.path.abspath(folder) for folder in given])
 
 

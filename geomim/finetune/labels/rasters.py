@@ -30,7 +30,7 @@ _EDGE = 40  # such greys from black or white
 _SPLIT = re.compile(r"/(train|training|val|valid|validation|test|testing)(?=/[^/]+/[^/]+$)", re.IGNORECASE)
 
 
-def from_masks(files: Sequence[str], images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels:
+def from_masks(files: Sequence[str], images: Sequence[str], roots: tuple[str, ...], asked: Asked) -> Labels:
     """A label raster an image, called as it is, of its size."""
     pairs, refused = paired(images, files, roots)
     items = [Item(image, mask=mask, split=split_of(image, roots)) for image, mask in pairs.items()]
@@ -38,13 +38,13 @@ def from_masks(files: Sequence[str], images: Sequence[str], roots: Sequence[str]
 
 
 def from_change(
-    folders: Sequence[tuple[Path, ...]], images: Sequence[str], roots: Sequence[str], asked: Asked
+    folders: Sequence[tuple[Path, ...]], images: Sequence[str], roots: tuple[str, ...], asked: Asked
 ) -> Labels:
     """Those of the images that are before, with what is after and label rasters called the same, of three folders."""
     items, refused, real = [], [], os.path.realpath
     for three in folders:
         if own := [image for image in images if Path(real(image)).is_relative_to(real(three[0]))]:
-            below = [os.path.abspath(folder) for folder in three]
+            below = tuple(os.path.abspath(folder) for folder in three)
             pairs, lost = paired(own, find_scenes(three[2]), below)
             later, gone = paired([*pairs], find_scenes(three[1]), below)
             refused += lost + gone
@@ -52,7 +52,7 @@ def from_change(
     return _of_masks("change", items, refused, ("no change", "change"), asked)
 
 
-def from_folders(images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels | None:
+def from_folders(images: Sequence[str], roots: tuple[str, ...], asked: Asked) -> Labels | None:
     """Images in a folder a class; None where folders are not called as classes."""
     classes = class_folders([_SPLIT.sub("", image) for image in images])
     if len(classes) < 2:
@@ -60,7 +60,7 @@ def from_folders(images: Sequence[str], roots: Sequence[str], asked: Asked) -> L
     items = []
     for image in images:
         if (name := Path(image).parent.name) in classes:
-            scene, split = open_image(image, asked), split_of(Path(image).parent, roots)
+            scene, split = open_image(image, asked), split_of(os.path.dirname(image), roots)
             items.append(Item(image, scene.height, scene.width, label=classes.index(name), split=split))
     named = {item.image for item in items}
     refused = tuple((image, "its folder is no class") for image in images if image not in named)

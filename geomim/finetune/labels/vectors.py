@@ -16,7 +16,7 @@ from geomim.finetune.labels.items import UNLABELLED, Asked, Item, Labels, Refuse
 _EARTH = (180.001, 90.001, 180.001, 90.001)
 
 
-def from_vector(file: str, images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels:
+def from_vector(file: str, images: Sequence[str], roots: tuple[str, ...], asked: Asked) -> Labels:
     """Labels of all scenes that geometries lie on.
 
     Where geometries of different classes overlap the smaller one counts: a pond is drawn over its forest.
