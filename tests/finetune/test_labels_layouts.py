@@ -22,7 +22,7 @@ SIDE = 40
 
 
 def image(path: Path) -> Path:
-    save(path, photograph(abs(hash(str(path))) % 1000, (SIDE, SIDE)))
+    save(path, photograph(0, (SIDE, SIDE)))
     return path
 
 
@@ -102,8 +102,6 @@ PLACES = {"splits": ("train", "test"), "places": ("Train/Urban", "Train/Rural"),
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("places", PLACES)
 def test_images_called_alike_have_the_labels_of_their_own_folders(tmp_path, form, layout, places):
-    if layout == "train_images" and "/" in PLACES[places][0]:
-        pytest.skip("no folder is called so")
     pictures, labels = (str(tmp_path / one) for one in LAYOUTS[layout])
     if form is mask and "Annotations" not in labels:
         labels = labels.replace("labelTxt", "labels").replace("/labels/", "/masks/")
