@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import shapely
 import xxhash
 from rasterio.windows import Window
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from geomim.corpus.scenes import Scene
 from geomim.errors import ConfigError, InputError, nearest
@@ -20,7 +19,6 @@ from geomim.finetune.labels.items import Item, some
 
 _BLOCKS = (8, 4, 2, 1)  # sides of a block of ground, in windows
 _MANY = 10  # places that there are at least, where blocks may be that large
-_METRES = 111_320.0  # of a degree of latitude
 
 
 @dataclass(frozen=True)
@@ -56,13 +54,12 @@ def told_parts(items: Sequence[Item], test: Sequence[str]) -> list[str]:
         InputError: No image is called as one of the user's words, or images of several folders are.
     """
     parts = ["" if test or item.split in (None, "train") else str(item.split) for item in items]
-    paths = [[_resolved(uri) for uri in (item.image, item.after) if uri] for item in items]
+    paths = [[uri for uri in (item.image, item.after) if uri] for item in items]
     for name in test:
-        where = os.path.join(_resolved(name), "")
-        below = [at for at, own in enumerate(paths) if any(os.path.join(one, "").startswith(where) for one in own)]
+        below = [at for at, own in enumerate(paths) if any(_within(uri, name) for uri in own)]
         called = [at for at, own in enumerate(paths) if name in map(os.path.basename, own)]
         if not below and len(called) != 1:
-            known = {os.path.basename(one) for own in paths for one in own}
+            known = {os.path.basename(uri) for own in paths for uri in own}
             several = f"is the name of images of several folders ({some(items[at].image for at in called)}): give paths"
             none = f"is none of {len(items)} images, and no folder of some{nearest(name, known)}"
             raise InputError(f"split.test: '{name}' {several if called else none}")
@@ -71,23 +68,25 @@ def told_parts(items: Sequence[Item], test: Sequence[str]) -> list[str]:
     return parts
 
 
-def _resolved(path: str) -> str:
-    """A path without the links of its folders; an image that is a link stays where it is called so."""
-    folder, name = os.path.split(path)
-    return os.path.realpath(path) if os.path.isdir(path) else os.path.join(os.path.realpath(folder), name)
+def _within(path: str, where: str) -> bool:
+    """Whether an image is a file, or lies in a folder; links may lead there."""
+    ways = (os.path.abspath, os.path.realpath)
+    return any(Path(one(path)).is_relative_to(other(where)) for one in ways for other in ways)
 
 
 class Ground(NamedTuple):
-    """Where windows lie. On Earth they share a frame, in metres; any other image is a frame of its own, in pixels.
+    """Where windows lie. On Earth they share a frame, in degrees; any other image is a frame of its own, in pixels.
 
     Attributes:
         frames: `(N,)` names.
         outlines: `(N,)` polygons.
+        sizes: `(N, 2)` sides of a square as large as each, along x and y.
         whole: `(N,)` whether the frame is one place, never divided.
     """
 
     frames: np.ndarray
     outlines: np.ndarray
+    sizes: np.ndarray
     whole: np.ndarray
 
 
@@ -97,7 +96,8 @@ def outlines_of(item: Item, scene: Scene, windows: Sequence[Window]) -> tuple[st
     if item.place is None and not shapely.is_missing(outlines).any():
         return "earth", outlines
     boxes = [(one.col_off, one.row_off, one.col_off + one.width, one.row_off + one.height) for one in windows]
-    return f"place {item.place}" if item.place else _content(item.image), shapely.box(*np.array(boxes, float).T)
+    dates = "\n".join(_content(uri) for uri in (item.image, item.after) if uri)
+    return f"place {item.place}" if item.place else dates, shapely.box(*np.array(boxes, float).T)
 
 
 def _content(path: str) -> str:
@@ -110,13 +110,22 @@ def _content(path: str) -> str:
 
 def ground_of(frames: Sequence[str], outlines: Sequence[shapely.Geometry]) -> Ground:
     """The ground of windows, by what `outlines_of` says of each; of many images each is a place, few are divided."""
-    names, shapes = np.array(frames), np.array(outlines, object)
-    earth = names == "earth"
-    if earth.any():
-        north = np.radians(shapely.get_coordinates(shapely.centroid(shapes[earth]))[:, 1].mean())
-        shapes[earth] = shapely.transform(shapes[earth], lambda xy: xy * _METRES * [np.cos(north), 1])
+    names, shapes = np.array(_joined(frames)), np.array(outlines, object)
+    earth, north = names == "earth", np.radians(shapely.get_coordinates(shapely.centroid(shapes))[:, 1])
+    narrow = np.where(earth, np.cos(north), 1).clip(0.01)  # of a degree of longitude against one of latitude
+    sides = np.sqrt(shapely.area(shapes) * narrow)
     many = len({*names[~earth].tolist()}) >= _MANY
-    return Ground(names, shapes, np.char.startswith(names, "place ") | (~earth & many))
+    whole = np.char.startswith(names, "place ") | (~earth & many)
+    return Ground(names, shapes, np.stack([sides / narrow, sides], 1), whole)
+
+
+def _joined(frames: Sequence[str]) -> list[str]:
+    """The same name for frames of pairs, a line a date, that have one in common."""
+    groups: dict[str, set[str]] = {}
+    for dates in (frame.split("\n") for frame in dict.fromkeys(frames)):
+        group = {*dates}.union(*(groups.get(date, ()) for date in dates))
+        groups |= dict.fromkeys(group, group)
+    return [min(groups[frame.split("\n")[0]]) for frame in frames]
 
 
 def divide(
@@ -178,21 +187,15 @@ def _missing(parts: np.ndarray, counts: np.ndarray, classes: Sequence[str]) -> l
 
 def _places(ground: Ground, folds: int) -> tuple[np.ndarray, str]:
     """`(N,)` number of the place of each window, and what places are: blocks as large as there are enough of."""
-    sides, middles = np.sqrt(shapely.area(ground.outlines)), shapely.get_coordinates(shapely.centroid(ground.outlines))
+    sizes, middles = ground.sizes.copy(), shapely.get_coordinates(shapely.centroid(ground.outlines))
     for frame in np.unique(ground.frames[~ground.whole]):
-        sides[ground.frames == frame] = np.median(sides[ground.frames == frame])
+        sizes[ground.frames == frame] = np.median(sizes[ground.frames == frame], 0)
     for block in _BLOCKS:
-        cells = np.where(ground.whole[:, None], 0, middles // (block * sides[:, None]))
+        cells = np.where(ground.whole[:, None], 0, middles // (block * sizes))
         keys = [f"{frame} {x:.0f} {y:.0f}" for frame, (x, y) in zip(ground.frames, cells.tolist(), strict=True)]
         places = np.unique(keys, return_inverse=True)[1]
         if places.max() + 1 >= max(_MANY, 2 * folds):
             break
-    if block == 1:  # windows that were moved inside share ground with their neighbours: one place, if enough stay
-        one, two = shapely.STRtree(ground.outlines).query(shapely.buffer(ground.outlines, -0.01 * sides), "intersects")
-        same = (ground.frames[one] == ground.frames[two]) & ~ground.whole[one]
-        pairs = coo_array((same, (places[one], places[two])), (places.max() + 1,) * 2)
-        count, joined = connected_components(pairs)
-        places = joined[places] if count >= folds else places
     return places, "whole images" if ground.whole.all() else f"blocks of {block} x {block} windows"
 
 
@@ -225,29 +228,34 @@ def _apart(ground: Ground, parts: np.ndarray, counts: np.ndarray, told: bool) ->
 
     The latter stay where somebody says what the test is, or where training would lose a class or half of its windows.
     """
-    side, said = np.sqrt(shapely.area(ground.outlines)), []
-    for distance, what in ((-0.01, "share ground with"), (1.0, "lie less than a window from")):
-        tried = parts.copy()
-        for part, others in (("test", ("train", "val")), ("val", ("train",))):
-            tried[_near(ground, np.isin(tried, others), tried == part, distance * side)] = "near"
-        train = tried == "train"
-        if distance < 0:
-            sharing = tried
-        elif told or _lost(counts, sharing == "train", train) or 2 * train.sum() < (parts == "train").sum():
-            said += [] if told else ["windows beside those of another part stay, as too few are farther away"]
-            return sharing, said
-        if gone := int((tried == "near").sum()):
-            said = [f"{gone} of {len(parts)} windows are left out, as they {what} those of test or validation"]
-    return tried, said
+    (sharing, near), what = (_left(ground, parts, distance) for distance in (-0.01, 0.99)), "share ground with"
+    few = _lost(counts, sharing == "train", near == "train") or 2 * (near == "train").sum() < (parts == "train").sum()
+    said = ["windows beside those of another part stay, as too few are farther away"] if few and not told else []
+    if not few and not told:
+        sharing, what = near, "lie less than a window from"
+    if gone := int((sharing == "near").sum()):
+        said.append(f"{gone} of {len(parts)} windows are left out, as they {what} those of test or validation")
+    return sharing, said
 
 
-def _near(ground: Ground, these: np.ndarray, those: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """Which of `these` windows lie within a distance of `those`, in the same frame."""
-    near = np.zeros(len(these), bool)
-    for frame in np.intersect1d(ground.frames[these], ground.frames[those]):
-        here = ground.frames == frame
-        one, two = np.flatnonzero(these & here), np.flatnonzero(those & here)
-        grown = shapely.buffer(ground.outlines[two], distance[two], join_style="mitre")
-        hits = shapely.STRtree(ground.outlines[one]).query(grown, "intersects")[1]
-        near[one if ground.whole[one[0]] else one[np.unique(hits)]] = True
-    return near
+def _left(ground: Ground, parts: np.ndarray, distance: float) -> np.ndarray:
+    """Parts without windows that lie within so many windows of those of the test, or of validation if they train."""
+    parts = parts.copy()
+    for part, others in (("test", ("train", "val")), ("val", ("train",))):
+        these, those = np.isin(parts, others), parts == part
+        for frame in np.intersect1d(ground.frames[these], ground.frames[those]):
+            one, two = (np.flatnonzero(which & (ground.frames == frame)) for which in (these, those))
+            grown = _grown(ground.outlines[two], ground.sizes[two], distance)
+            hits = shapely.STRtree(ground.outlines[one]).query(grown, "intersects")[1]
+            parts[one if ground.whole[one[0]] else one[hits]] = "near"
+    return parts
+
+
+def _grown(outlines: np.ndarray, sizes: np.ndarray, by: float) -> np.ndarray:
+    """Outlines that reach so many of their sides farther."""
+
+    def scaled(shapes: Any, factors: np.ndarray) -> Any:
+        xy, whose = shapely.get_coordinates(shapes, return_index=True)
+        return shapely.set_coordinates(shapes.copy(), xy * factors[whose])
+
+    return scaled(shapely.buffer(scaled(outlines, 1 / sizes), by, join_style="mitre"), sizes)

@@ -172,6 +172,39 @@ def test_dense_windows_of_parts_lie_a_window_apart():
     assert 0.1 < len(test) / 1600 < 0.3 and any("less than a window from" in one for one in said)
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_pairs_that_share_a_date_are_one_place(tmp_path, many):
+    for number in range(24):
+        save(tmp_path / f"{number}.png", photograph(number, 32))
+    dates = [(0, 1), (2, 3), (1, 4), (5, 2), (4, 5), *((n, n + 1) for n in range(6, 24 if many else 12, 2))]
+    shapes, labels = np.array([shapely.box(0, 0, 16, 32), shapely.box(16, 0, 32, 32)]), np.array([0, 1])
+    items = [
+        Item(str(tmp_path / f"{one}.png"), 32, 32, after=str(tmp_path / f"{two}.png"), shapes=shapes, labels=labels)
+        for one, two in dates
+    ]
+    for fold in range(2):
+        windows = Windows(Labels("change", ("no", "yes"), tuple(items)), RGB, 32, Split(folds=2, fold=fold, val=False))
+        chain = [{cut.item for cut in windows.parts[part]} & {*range(5)} for part in ("train", "test")]
+        assert sorted(map(len, chain)) == [0, 5] and windows.parts["train"] and windows.parts["test"]
+
+
+def test_a_window_between_parts_is_as_wide_in_the_north_as_on_the_equator():
+    north = [0.0, 60.0]
+    places = np.array([(x, y) for x in range(24) for y in range(24)], float) * 0.001
+    corner = [places * [1 / np.cos(np.radians(lat)), 1] + [10, lat] for lat in north]
+    size = [np.array([0.001 / np.cos(np.radians(lat)), 0.001]) for lat in north]
+    shapes = np.concatenate([shapely.box(*one.T, *(one + own).T) for one, own in zip(corner, size, strict=True)])
+    all_ = np.full(len(shapes), "", "<U5")
+    parts, _ = divide(
+        ground_of(["earth"] * len(shapes), shapes), np.ones((len(shapes), 1), int), all_, Split(val=False), ["a"]
+    )
+    for half in (slice(0, 576), slice(576, None)):
+        train, test = ((places[parts[half] == part] * 1000).round() for part in ("train", "test"))
+        away = np.abs(train[:, None] - test[None])
+        for axis in (0, 1):
+            assert away[away[..., 1 - axis] == 0][:, axis].min() == 2, "a window between them, either way"
+
+
 def test_two_dates_of_a_place_and_copies_of_an_image_stay_together(tmp_path):
     first = scene(tmp_path / "a" / "first.tif")
     second = scene(tmp_path / "a" / "second.tif")
@@ -236,7 +269,7 @@ def test_a_test_may_be_named_by_folder_path_link_or_second_date(tmp_path, monkey
     items = [*map(Item, names), Item("d.png", after=str(tmp_path / "c" / "c.png"))]
     for test, at in (
         (["a"], [0, 1]), ([str(tmp_path / "linked")], [0, 1]), (["b/same.png", "a.png"], [0, 3]),
-        (["c"], [4, 5]), (["c.png"], [5]), (["b.png"], [2]), ([str(tmp_path)], [*range(6)]),
+        (["c"], [4, 5]), (["c.png"], [5]), (["b.png"], [2]), (["b"], [2, 3, 4]), ([str(tmp_path)], [*range(6)]),
     ):  # fmt: skip
         assert [place for place, part in enumerate(told_parts(items, test)) if part] == at, test
     split = [Item("a", split="test"), Item("b", split="train"), Item("c")]
