@@ -18,6 +18,7 @@ from torchvision.ops import MultiScaleRoIAlign, box_iou
 from geomim.errors import ConfigError, InputError, nearest
 from geomim.finetune import rotated, stock
 from geomim.finetune.average_precision import AveragePrecision
+from geomim.finetune.backbones import Encoder
 from geomim.finetune.classification import check_classes
 from geomim.finetune.necks import Neck, Pyramid
 from geomim.finetune.oriented import OrientedDetector
@@ -98,7 +99,7 @@ class Detection(Tuned, stock.Detection):
     whole set, not the mean of batches'.
 
     Args:
-        encoder: What `open_backbone` opens; `sensor`, `bands`, `image_size` and `seed` are for it too.
+        encoder: What is opened; a source alone will do.
         classes: Names, in the order of the labels, without a background.
         head: `oriented` for rotated boxes, see `OrientedDetector`; for the others see `UprightDetector`.
         neck: As `channels`, see `Pyramid`.
@@ -110,22 +111,18 @@ class Detection(Tuned, stock.Detection):
 
     def __init__(
         self,
-        encoder: str,
+        encoder: Encoder | str,
         classes: list[str],
         head: Head = "faster-rcnn",
         neck: Neck = "simple",
         channels: int = 256,
-        sensor: str | None = None,
-        bands: list[str] | None = None,
-        image_size: int | None = None,
-        seed: int | None = None,
         training: Training = Training(),  # noqa: B008  # frozen
     ) -> None:
         check_classes(classes, least=1)
         for name, given, known in (("head", head, get_args(Head)), ("neck", neck, get_args(Neck))):
             if given not in known:
                 raise ConfigError(f"unknown {name} '{given}'{nearest(given, known)}")
-        super().__init__(model=head, backbone=encoder, num_classes=len(classes))
+        super().__init__(model=head, backbone="encoder", num_classes=len(classes))
 
     def configure_models(self) -> None:
         """Open the encoder and put a pyramid and the detector on it."""

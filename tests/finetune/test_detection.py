@@ -9,14 +9,13 @@ import torch
 from tiny_tasks import fitted, loader, reloaded, trainer
 
 from geomim.errors import ConfigError, InputError
+from geomim.finetune.backbones import Encoder
 from geomim.finetune.detection import Detection
 from geomim.finetune.training import Training
 
 CLASSES = ["ship", "plane"]
 SMALL: dict[str, Any] = {
-    "encoder": "timm:test_vit",
-    "image_size": 64,
-    "seed": 0,
+    "encoder": Encoder("timm:test_vit", image_size=64, seed=0),
     "classes": CLASSES,
     "channels": 32,
     "training": Training(learning_rate=3e-3, layer_decay=0.9),
