@@ -28,6 +28,7 @@ from geomim.models.inputs import ContractInput
 from geomim.randomness import Draws
 from geomim.sensors import BandContract, get_sensor
 
+_OPEN = 16  # scenes at a time
 _FAR = 1.5  # times the metres a pixel that are worth a warning
 
 
@@ -112,6 +113,9 @@ class Windows(pl.LightningDataModule):
         sizes = f"windows of {size} x {size} pixels: {sizes}"
         self.notes = [*labels.notes, *self._far(gsds), *tested, *said, *self._cut_off(cuts), sizes]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"trainer": None}  # reading processes that are spawned have no use for it
+
     def _survey(self, number: int, item: Item) -> list[tuple[Cut, np.ndarray, str, Any, float]]:
         """Windows of an image, of each the labels a class, frame and outline on the ground, and metres a pixel."""
         scene, prepare = self.open(item.image)
@@ -142,14 +146,13 @@ class Windows(pl.LightningDataModule):
         """How many boxes reach beyond the window that answers for them."""
         if self.labels.kind not in ("boxes", "oboxes"):
             return []
-        beyond = []
-        for cut, item in ((cut, self.labels.items[cut.item]) for cut in cuts):
-            own = item.corners[inside(item, *cut.core(item))] - [cut.left, cut.top]
-            beyond += ((own < 0) | (own > cut.side)).any((1, 2)).tolist()
+        both = [(cut, self.labels.items[cut.item]) for cut in cuts]
+        own = [item.corners[inside(item, *cut.core(item))] - [cut.left, cut.top] for cut, item in both]
+        beyond = np.concatenate([((one < 0) | (one > self.size)).any((1, 2)) for one in own])
         said = (
-            f"{sum(beyond)} of {len(beyond)} boxes reach beyond their window: in a test each is looked for in that one"
+            f"{beyond.sum()} of {len(beyond)} boxes reach beyond their window: in a test each is looked for in that one"
         )
-        return [f"{said}, and its part in another one is neither right nor wrong"] if any(beyond) else []
+        return [f"{said}, and its part in another one is neither right nor wrong"] if beyond.any() else []
 
     def _far(self, gsds: Sequence[float]) -> list[str]:
         usual, known = self.contract.sensor.gsd, [gsd for gsd in gsds if np.isfinite(gsd)]
@@ -189,7 +192,8 @@ class Windows(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Windows to train on, every epoch in another order."""
-        order = Order(len(self.parts["train"]), self.seed)
+        most = _OPEN // 2 if self.labels.kind == "change" else _OPEN
+        order = Order([cut.item for cut in self.parts["train"]], self.seed, most)
         return self._loader("train", True, sampler=order, drop_last=len(order) > self.batch_size)
 
     def val_dataloader(self) -> Any:
@@ -223,38 +227,42 @@ def _core(start: int, side: int, length: int) -> tuple[int, int]:
 def _beside(item: Item, cut: Cut, own: np.ndarray) -> np.ndarray:
     """`(M, 4)` parts of a window around its core, and of the boxes in it that are not its own."""
     top, left, height, width = cut.core(item)
-    sides = cut.left, cut.top, cut.left + cut.side, cut.top + cut.side
-    whole = shapely.box(*sides)
-    others = np.setdiff1d(item.tree.query(whole, "intersects"), own)
-    boxes = shapely.bounds(shapely.intersection(item.tree.geometries[others], whole)).reshape(-1, 4)
-    around = np.tile(sides, (4, 1))
-    around[range(4), (2, 3, 0, 1)] = left, top, left + width, top + height
-    found = np.concatenate([around, boxes]) - [cut.left, cut.top] * 2
+    x, y, x2, y2 = whole = cut.left, cut.top, cut.left + cut.side, cut.top + cut.side
+    around = [(x, y, left, y2), (left + width, y, x2, y2), (x, y, x2, top), (x, top + height, x2, y2)]
+    others = np.setdiff1d(item.tree.query(shapely.box(*whole), "intersects"), own)
+    boxes = shapely.bounds(shapely.clip_by_rect(item.tree.geometries[others], *whole))
+    found = np.concatenate([around, boxes]) - [x, y, x, y]
     return found[(found[:, 2:] > found[:, :2]).all(1)]
 
 
-@lru_cache(16)  # windows of a scene are often read one after another
+@lru_cache(_OPEN)
 def _open(contract: BandContract, uri: str, asked: Asked, process: int) -> tuple[Scene, ContractInput]:
     """Open a scene; a process does not read by what another one opened."""
     return open_for(contract, uri, get_sensor(asked.sensor) if asked.sensor else None, asked.bands)
 
 
 class Order(Sampler[int]):
-    """Positions of an epoch, `epoch * count + window`, shuffled; a position is the address of a window's turn."""
+    """Positions of an epoch, `epoch * count + window`, shuffled; a position is the address of a window's turn.
 
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed, self.epoch = count, seed, 0
+    Images are shuffled, and windows among so many images at a time: an image is opened once an epoch, not for a window.
+    """
+
+    def __init__(self, images: Sequence[int], seed: int, most: int = _OPEN) -> None:
+        self.images, self.seed, self.most, self.epoch = torch.tensor(images), seed, most, 0
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.images)
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning says which epoch comes."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        positions = torch.arange(self.count) + self.epoch * self.count
-        return iter(positions[Draws(self.seed, positions)("order", 1)[:, 0].argsort(stable=True)].tolist())
+        positions = torch.arange(len(self)) + self.epoch * len(self)
+        images = self.images + self.epoch * (int(self.images.max()) + 1)
+        order = Draws(self.seed, positions)("order", 1)[:, 0]
+        groups = Draws(self.seed, images)("images", 1)[:, 0].unique(return_inverse=True)[1] // self.most
+        return iter(positions[np.lexsort((order, groups))].tolist())
 
 
 class Samples(Dataset[dict[str, Any]]):

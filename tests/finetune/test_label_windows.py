@@ -1,6 +1,9 @@
 """Windows: what moves with an image, which places train and test, and nothing that is not labelled is a class."""
 
+import pickle
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import numpy as np
@@ -14,8 +17,10 @@ from rasterio.features import rasterize
 from rasterio.transform import from_origin
 
 from geomim.errors import BandError, ConfigError, InputError
+from geomim.finetune import datamodule
 from geomim.finetune.datamodule import Cut, Order, Windows, turned
 from geomim.finetune.labels import Item, Labels, open_labels
+from geomim.finetune.labels.items import Asked
 from geomim.finetune.labels.rasters import read_mask
 from geomim.finetune.places import Split, divide, ground_of, told_parts
 from geomim.finetune.rotated import corners, from_corners
@@ -344,13 +349,11 @@ def test_boxes_belong_to_the_window_of_their_middle_and_are_cut_at_its_border(tm
 
 
 def windows_of(labels, kind):
-    from dataclasses import replace
-
     return next(iter(Windows(replace(labels, kind=kind), RGB, 16).train_dataloader()))
 
 
 def test_an_epoch_holds_each_window_once_and_the_next_one_turns_them_anew():
-    order = Order(10, 0)
+    order = Order([0] * 4 + [1] * 6, 0)
     first = list(order)
     order.set_epoch(1)
     second = list(order)
@@ -358,14 +361,47 @@ def test_an_epoch_holds_each_window_once_and_the_next_one_turns_them_anew():
     assert [one % 10 for one in second] != first and list(order) == second
 
 
+def test_images_are_shuffled_and_each_is_opened_once_an_epoch(tmp_path, monkeypatch):
+    images = np.arange(50).repeat(6).tolist()
+    order = Order(images, 0, most=8)
+    epochs = []
+    for epoch in range(2):
+        order.set_epoch(epoch)
+        epochs.append([images[one % 300] for one in order])
+        groups = [{*epochs[-1][at : at + 48]} for at in range(0, 300, 48)]
+        assert [len(one) for one in groups] == [8] * 6 + [2] and len(set().union(*groups)) == 50
+        assert epochs[-1][:48] != sorted(epochs[-1][:48]) and len({*epochs[-1][:8]}) > 3
+    assert {*epochs[0][:48]} != {*epochs[1][:48]}
+    for number in range(30):
+        save(tmp_path / f"{number:02}.png", photograph(number, 32))
+    rows = [f"{number:02}.png,{x},4,{x + 8},8,ship" for number in range(30) for x in (4, 20)]
+    (tmp_path / "boxes.csv").write_text("\n".join(["image,x1,y1,x2,y2,class", *rows]))
+    windows = Windows(open_labels([str(tmp_path)]), RGB, 16, Split(val=False), batch_size=4)
+    opened, before = [], datamodule.open_for
+    monkeypatch.setattr(datamodule, "open_for", lambda *given: opened.append(given[1]) or before(*given))
+    datamodule._open.cache_clear()
+    assert sum(len(batch["id"]) for batch in windows.train_dataloader()) > 40
+    assert len(opened) == len({*opened}) == 24
+
+
+def test_reading_processes_may_be_spawned(tmp_path):
+    windows = Windows(scattered(scene(tmp_path / "scene.tif")), RGB, 20)
+    windows.trainer = SimpleNamespace(hook=lambda: None)  # which cannot be pickled
+    samples = windows.train_dataloader().dataset
+    again = pickle.loads(pickle.dumps(samples))
+    assert again.windows.trainer is None and windows.trainer is not None
+    assert all(value.equal(again[5][key]) for key, value in samples[5].items() if key != "id")
+
+
 def test_metres_far_from_the_encoders_are_said_with_both_numbers_and_other_bands_refused(tmp_path):
-    labels = scattered(scene(tmp_path / "scene.tif", gsd=0.5))
     sensor = get_sensor("sentinel2", ["B04", "B03", "B02"])
-    said = Windows(labels, BandContract(get_sensor("rgb"), (110.0,) * 3, (50.0,) * 3), 20).notes
-    usual = RGB.sensor.gsd
-    assert any("0.5 m a pixel" in note and f"{usual:.3g} m" in note for note in said) == bool(
-        usual and not 1 / 1.5 < 0.5 / usual < 1.5
-    )
+    assert sensor.gsd == 10
+    for gsd, far in ((0.5, True), (6.5, True), (7.5, False), (10, False), (14, False), (16, True)):
+        labels = scattered(scene(tmp_path / f"{gsd}.tif", gsd=gsd), count=8)
+        labels = replace(labels, asked=Asked(bands=("red", "green", "blue")))
+        said = Windows(labels, BandContract(sensor, (110.0,) * 3, (50.0,) * 3), 20, Split(folds=2)).notes
+        both = f"images have {gsd:.3g} m a pixel, and the encoder was trained at 10 m"
+        assert any(note.startswith(both) for note in said) == far
     near = BandContract(get_sensor("sentinel2", [*sensor.names, "B08"]), (500.0,) * 4, (300.0,) * 4)
     with pytest.raises(BandError, match="B08"):
         Windows(labels, near, 20)
