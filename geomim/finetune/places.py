@@ -202,19 +202,20 @@ def _places(ground: Ground, folds: int) -> tuple[np.ndarray, str]:
 def _balanced(places: np.ndarray, counts: np.ndarray, folds: int) -> np.ndarray:
     """`(N,)` fold of each window: the places of rare classes first, each to the fold that lacks the class most.
 
-    This is iterative stratification (Sechidis et al., ECML PKDD 2011) of places. The first place of a class goes to the
-    last fold, which trains where fold 0 is the test, the second one to fold 0.
+    This is iterative stratification (Sechidis et al., ECML PKDD 2011) of places. A class of two places is in fold 0 and
+    in what trains where that is the test.
     """
     number = np.zeros((places.max() + 1, counts.shape[1]))
     np.add.at(number, places, counts)
     share = np.c_[number / number.sum(0).clip(1), np.bincount(places) / len(places)]  # and of all windows, at last
     filled, fold = np.zeros((folds, share.shape[1])), np.full(len(share), -1)
-    first = (np.arange(folds) + 1) % folds
+    first = np.arange(folds) + 1
+    first[min(2, folds - 1)] = 0
     for kind in [*np.argsort((number > 0).sum(0), kind="stable"), -1]:
         for place in np.argsort(-share[:, kind], kind="stable"):
             if fold[place] < 0 and share[place, kind] > 0:
-                lacking = filled[:, kind].round(9), (filled @ share[place]).round(9)
-                fold[place] = np.lexsort((first, *lacking[::-1]))[0]
+                own, total = filled[:, kind].round(9), (filled @ share[place]).round(9)
+                fold[place] = np.lexsort((first, total, own.any() & (np.arange(folds) > 0), own))[0]
                 filled[fold[place]] += share[place]
     return fold[places]
 

@@ -302,6 +302,18 @@ def test_the_first_place_of_a_rare_class_trains_where_fold_0_is_the_test(folds):
     assert [one for one in said if "road" in one] == ["test holds no label of road, which too few places have"]
 
 
+def test_a_class_of_two_places_is_in_train_and_in_test():
+    """Places of the second class hold much of the first, which fold 0 has more of than other folds when they come."""
+    counts = np.zeros((16, 5), int)
+    counts[[1, 2], 3] = 16, 114
+    counts[[2, 6, 10, 12], 4] = 16, 6, 6, 4
+    counts[:, 1], counts[[1, 2, 6], 0], counts[[1, 2, 3, 12], 2] = np.arange(16), (8, 30, 10), (22, 38, 64, 22)
+    places = ground([(100 * place, 0) for place in range(16)])
+    parts, said = divide(places, counts, np.full(16, "", "<U5"), Split(val=False), list("abcde"))
+    for part in ("train", "test"):
+        assert counts[parts == part].any(0).all(), (part, said)
+
+
 def test_what_lies_beyond_a_small_scene_is_not_valid_and_not_labelled(tmp_path):
     for number in range(12):
         save(tmp_path / "images" / f"{number}.png", photograph(number, (12, 20)))

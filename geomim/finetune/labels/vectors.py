@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,7 @@ def from_vector(file: str, images: Sequence[str], roots: Sequence[str], asked: A
         here, shapes = _on(scene, trees[scene.crs.to_wkt()], places >= 0)
         seen[here] = True
         if len(here):
-            own: dict[str, Any] = {"outside": outside, "split": split_of(Path(uri).parent, roots)}
+            own: dict[str, Any] = {"outside": outside, "split": split_of(uri, roots)}
             kept.append(Item(uri, scene.height, scene.width, shapes=shapes, labels=places[here], **own))
         else:
             refused.append((uri, "no label lies on it"))
