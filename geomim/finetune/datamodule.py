@@ -144,15 +144,11 @@ class Windows(pl.LightningDataModule):
 
     def _cut_off(self, cuts: Sequence[Cut]) -> list[str]:
         """How many boxes reach beyond the window that answers for them."""
-        if self.labels.kind not in ("boxes", "oboxes"):
-            return []
-        both = [(cut, self.labels.items[cut.item]) for cut in cuts]
+        both = [(cut, self.labels.items[cut.item]) for cut in cuts if self.labels.kind in ("boxes", "oboxes")]
         own = [item.corners[inside(item, *cut.core(item))] - [cut.left, cut.top] for cut, item in both]
-        beyond = np.concatenate([((one < 0) | (one > self.size)).any((1, 2)) for one in own])
-        said = (
-            f"{beyond.sum()} of {len(beyond)} boxes reach beyond their window: in a test each is looked for in that one"
-        )
-        return [f"{said}, and its part in another one is neither right nor wrong"] if beyond.any() else []
+        beyond = sum(int(((one < 0) | (one > self.size)).any((1, 2)).sum()) for one in own)
+        said = f"{beyond} of {sum(map(len, own))} boxes reach beyond their window, in which alone a test has them"
+        return [said] if beyond else []
 
     def _far(self, gsds: Sequence[float]) -> list[str]:
         usual, known = self.contract.sensor.gsd, [gsd for gsd in gsds if np.isfinite(gsd)]
@@ -165,7 +161,7 @@ class Windows(pl.LightningDataModule):
     def sample(self, cut: Cut, train: bool = False) -> dict[str, Any]:
         """A window as it lies: `image`, `valid`, `id`, and its label, labels and their `corners`, or mask."""
         item = self.labels.items[cut.item]
-        top, left, height, width = whole = cut[1:3] + (cut.side,) * 2 if train else cut.core(item)
+        top, left, height, width = core = (cut.top, cut.left, cut.side, cut.side) if train else cut.core(item)
         image, valid = self._image(item.image, cut)
         sample: dict[str, Any] = {"id": f"{item.image}#{cut.top},{cut.left}", "image": image, "valid": valid}
         if item.after is not None:
@@ -174,7 +170,7 @@ class Windows(pl.LightningDataModule):
         if self.labels.kind == "class":
             return sample | {"label": torch.tensor(item.label)}
         if self.labels.kind in ("boxes", "oboxes"):
-            own = inside(item, *whole)
+            own = inside(item, *core)
             corners = torch.from_numpy(item.corners[own] - [cut.left, cut.top])
             sample |= {"corners": corners, "label": torch.from_numpy(item.labels[own])}
             return sample if train else sample | {"beside": torch.from_numpy(_beside(item, cut, own)).float()}
@@ -212,14 +208,10 @@ class Windows(pl.LightningDataModule):
 
 
 def _core(start: int, side: int, length: int) -> tuple[int, int]:
-    """First and number of the rows of a scene that one of its windows answers for, or of the columns.
-
-    Windows begin at multiples of their side, but for the last one, which ends where the scene does; what it shares with
-    the one before is divided in the middle.
-    """
+    """First and number of the rows, or columns, of a scene that one of its windows answers for."""
     last = max(length - side, 0)
-    before = (last - 1) // side * side
-    border = (before + side + last) // 2
+    before = (last - 1) // side * side  # others begin at multiples of their side
+    border = (before + side + last) // 2  # in the middle of what those two share
     first, end = border if start == last else start, border if start == before else start + side
     return first, end - first
 
@@ -273,9 +265,6 @@ class Samples(Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         return len(self.cuts)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return map(self.__getitem__, range(len(self)))  # one epoch: positions have no end
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         sample = self.windows.sample(self.cuts[position % len(self.cuts)], self.train)

@@ -41,10 +41,9 @@ class Split:
     val: bool = True
 
     def __post_init__(self) -> None:
-        if self.folds < 2:
-            raise ConfigError(f"split.folds: expected at least 2; given {self.folds}")
-        if not 0 <= self.fold < self.folds:
-            raise ConfigError(f"split.fold: expected 0 to {self.folds - 1}, of {self.folds}; given {self.fold}")
+        if not 0 <= self.fold < self.folds or self.folds < 2:
+            given = f"split.folds {self.folds}, split.fold {self.fold}"
+            raise ConfigError(f"{given}: expected at least 2 folds, and one of them, counted from 0")
 
 
 def told_parts(items: Sequence[Item], test: Sequence[str]) -> list[str]:
@@ -155,9 +154,7 @@ def divide(
     if "test" not in given and folds < 2:
         raise InputError("all labels lie in one place, and a test needs another: give more scenes, or smaller windows")
     if "test" not in given and split.fold >= folds:
-        raise InputError(
-            f"split.fold {split.fold}: labels lie in {count} places ({what}), so folds are 0 to {folds - 1}"
-        )
+        raise InputError(f"split.fold {split.fold}: labels lie in {count} places, so folds are 0 to {folds - 1}")
     if folds > 1:
         fold = _balanced(places, np.where(free[:, None], counts, 0), folds)
         if "test" not in given:
