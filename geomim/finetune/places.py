@@ -144,17 +144,17 @@ def divide(
         what is to be said.
 
     Raises:
-        InputError: There is one place only, or no label is left to train on.
+        InputError: There is one place only, or not this fold, or no label is left to train on.
     """
     free, given = told == "", {*told.tolist()}
     parts, said = np.where(free, "train", told), []
     places, what = _places(ground, split.folds)
     count = len({*places[free & counts.any(1)].tolist()})
     folds = min(split.folds, count)
-    if "test" not in given and folds < 2:
-        raise InputError("all labels lie in one place, and a test needs another: give more scenes, or smaller windows")
-    if "test" not in given and split.fold >= folds:
-        raise InputError(f"split.fold {split.fold}: labels lie in {count} places, so folds are 0 to {folds - 1}")
+    if "test" not in given and (folds < 2 or split.fold >= folds):
+        few = "all labels lie in one place, and a test needs another: give more scenes, or smaller windows"
+        many = f"split.fold {split.fold}: labels lie in {count} places, so folds are 0 to {folds - 1}"
+        raise InputError(few if folds < 2 else many)
     if folds > 1:
         fold = _balanced(places, np.where(free[:, None], counts, 0), folds)
         if "test" not in given:
@@ -162,10 +162,9 @@ def divide(
             said = [f"{count} places with labels ({what}) are shared out to {folds} folds, test: {split.fold}"]
         held = np.where(free & (fold == (split.fold + 1) % folds) & (parts == "train"), "val", parts)
         if split.val and "val" not in given:
-            if _lost(counts, parts == "train", _apart(ground, held, counts, True)[0] == "train"):
-                said.append("no part is held out for validation: a class would be lost to training")
-            else:
-                parts = held
+            lost = _lost(counts, parts == "train", _apart(ground, held, counts, True)[0] == "train")
+            said += ["no part is held out for validation: a class would be lost to training"] if lost else []
+            parts = parts if lost else held
     parts, near = _apart(ground, parts, counts, "test" in given)
     return parts, [*said, *near, *_missing(parts, counts, classes)]
 
