@@ -42,8 +42,14 @@ class Cut(NamedTuple):
 
     def core(self, item: Item) -> tuple[int, int, int, int]:
         """First row and column, height and width of what no other window of its image answers for."""
-        (top, height), (left, width) = _core(self.top, self.side, item.height), _core(self.left, self.side, item.width)
-        return top, left, height, width
+        firsts, sides = [], []
+        for start, length in ((self.top, item.height), (self.left, item.width)):
+            last = max(length - self.side, 0)
+            before = (last - 1) // self.side * self.side  # others begin at multiples of their side
+            border = (before + self.side + last) // 2  # in the middle of what those two share
+            firsts.append(border if start == last else start)
+            sides.append((border if start == before else start + self.side) - firsts[-1])
+        return firsts[0], firsts[1], sides[0], sides[1]
 
 
 class Windows(pl.LightningDataModule):
@@ -205,15 +211,6 @@ class Windows(pl.LightningDataModule):
     def _loader(self, part: str, train: bool, **options: Any) -> DataLoader[Any]:
         options |= {"num_workers": self.workers, "persistent_workers": self.workers > 0}
         return DataLoader(Samples(self, self.parts[part], train), self.batch_size, collate_fn=together, **options)
-
-
-def _core(start: int, side: int, length: int) -> tuple[int, int]:
-    """First and number of the rows, or columns, of a scene that one of its windows answers for."""
-    last = max(length - side, 0)
-    before = (last - 1) // side * side  # others begin at multiples of their side
-    border = (before + side + last) // 2  # in the middle of what those two share
-    first, end = border if start == last else start, border if start == before else start + side
-    return first, end - first
 
 
 def _beside(item: Item, cut: Cut, own: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import shapely
@@ -79,13 +79,11 @@ class Ground(NamedTuple):
     Attributes:
         frames: `(N,)` names.
         outlines: `(N,)` polygons.
-        sizes: `(N, 2)` sides of a square as large as each, along x and y.
         whole: `(N,)` whether the frame is one place, never divided.
     """
 
     frames: np.ndarray
     outlines: np.ndarray
-    sizes: np.ndarray
     whole: np.ndarray
 
 
@@ -110,12 +108,9 @@ def _content(path: str) -> str:
 def ground_of(frames: Sequence[str], outlines: Sequence[shapely.Geometry]) -> Ground:
     """The ground of windows, by what `outlines_of` says of each; of many images each is a place, few are divided."""
     names, shapes = np.array(_joined(frames)), np.array(outlines, object)
-    earth, north = names == "earth", np.radians(shapely.get_coordinates(shapely.centroid(shapes))[:, 1])
-    narrow = np.where(earth, np.cos(north), 1).clip(0.01)  # of a degree of longitude against one of latitude
-    sides = np.sqrt(shapely.area(shapes) * narrow)
-    many = len({*names[~earth].tolist()}) >= _MANY
-    whole = np.char.startswith(names, "place ") | (~earth & many)
-    return Ground(names, shapes, np.stack([sides / narrow, sides], 1), whole)
+    alone = names != "earth"
+    many = len({*names[alone].tolist()}) >= _MANY
+    return Ground(names, shapes, np.char.startswith(names, "place ") | (alone & many))
 
 
 def _joined(frames: Sequence[str]) -> list[str]:
@@ -183,7 +178,8 @@ def _missing(parts: np.ndarray, counts: np.ndarray, classes: Sequence[str]) -> l
 
 def _places(ground: Ground, folds: int) -> tuple[np.ndarray, str]:
     """`(N,)` number of the place of each window, and what places are: blocks as large as there are enough of."""
-    sizes, middles = ground.sizes.copy(), shapely.get_coordinates(shapely.centroid(ground.outlines))
+    low, high = np.split(shapely.bounds(ground.outlines), 2, 1)
+    middles, sizes = (low + high) / 2, high - low
     for frame in np.unique(ground.frames[~ground.whole]):
         sizes[ground.frames == frame] = np.median(sizes[ground.frames == frame], 0)
     for block in _BLOCKS:
@@ -242,17 +238,14 @@ def _left(ground: Ground, parts: np.ndarray, distance: float) -> np.ndarray:
         these, those = np.isin(parts, others), parts == part
         for frame in np.intersect1d(ground.frames[these], ground.frames[those]):
             one, two = (np.flatnonzero(which & (ground.frames == frame)) for which in (these, those))
-            grown = _grown(ground.outlines[two], ground.sizes[two], distance)
-            hits = shapely.STRtree(ground.outlines[one]).query(grown, "intersects")[1]
+            hits = shapely.STRtree(ground.outlines[one]).query(_grown(ground.outlines[two], distance), "intersects")[1]
             parts[one if ground.whole[one[0]] else one[hits]] = "near"
     return parts
 
 
-def _grown(outlines: np.ndarray, sizes: np.ndarray, by: float) -> np.ndarray:
-    """Outlines that reach so many of their sides farther."""
-
-    def scaled(shapes: Any, factors: np.ndarray) -> Any:
-        xy, whose = shapely.get_coordinates(shapes, return_index=True)
-        return shapely.set_coordinates(shapes.copy(), xy * factors[whose])
-
-    return scaled(shapely.buffer(scaled(outlines, 1 / sizes), by, join_style="mitre"), sizes)
+def _grown(outlines: np.ndarray, by: float) -> np.ndarray:
+    """Outlines that reach so many of their own sides farther, whatever a degree is in metres; parts of one alone."""
+    parts = shapely.get_parts(outlines)
+    xy, whose = shapely.get_coordinates(parts, return_index=True)
+    middles = shapely.get_coordinates(shapely.centroid(parts))[whose]
+    return shapely.set_coordinates(parts, middles + (1 + 2 * by) * (xy - middles))

@@ -214,6 +214,23 @@ def test_a_window_between_parts_is_as_wide_in_the_north_as_on_the_equator():
             assert away[away[..., 1 - axis] == 0][:, axis].min() == 2, "a window between them, either way"
 
 
+def test_windows_over_the_date_line_share_ground_with_each_other_alone():
+    over = shapely.MultiPolygon([shapely.box(179.999, 0, 180, 0.002), shapely.box(-180, 0, -179.999, 0.002)])
+    shapes = [
+        over,
+        over,
+        shapely.box(-179.999, 0, -179.997, 0.002),
+        *(shapely.box(x, 0, x + 0.002, 0.002) for x in (9, 99)),
+    ]
+    told = np.array(["test", "", "", "", ""])
+    parts, _ = divide(ground_of(["earth"] * 5, shapes), np.ones((5, 1), int), told, Split(val=False), ["a"])
+    assert parts.tolist() == ["test", "near", "train", "train", "train"]
+    told[:2], told[2:] = ["", ""], ["", "val", "test"]
+    assert divide(ground_of(["earth"] * 5, shapes), np.ones((5, 1), int), told, Split(), ["a"])[0].tolist() == [
+        "train", "train", "train", "val", "test",
+    ]  # fmt: skip
+
+
 def test_two_dates_of_a_place_and_copies_of_an_image_stay_together(tmp_path):
     first = scene(tmp_path / "a" / "first.tif")
     second = scene(tmp_path / "a" / "second.tif")
