@@ -52,14 +52,9 @@ class Backbone:
     def to_dict(self) -> dict[str, Any]:
         """All but the weights, as plain values."""
         network: Any = self.network
-        made = get_model_args(network) | {"in_chans": len(self.contract.names)}
-        made = {"architecture": network.pretrained_cfg["architecture"], "arguments": made}
-        return made | {
-            "contract": self.contract.to_dict(),
-            "notes": [*self.notes],
-            "name": self.name,
-            "config": self.config,
-        }
+        arguments = get_model_args(network) | {"in_chans": len(self.contract.names)}
+        said = {"contract": self.contract.to_dict(), "notes": [*self.notes], "name": self.name, "config": self.config}
+        return {"architecture": network.pretrained_cfg["architecture"], "arguments": arguments} | said
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Backbone:
@@ -75,11 +70,11 @@ class Encoder:
     """What a task opens by `open_backbone`, as plain values.
 
     Args:
-        source: A run folder, a checkpoint, an exported folder, or `timm:NAME`.
-        sensor: What the images' numbers are: the name of a sensor, or its YAML file.
-        bands: Use these bands alone, in this order.
-        image_size: Side of the images in pixels, which positions are resampled to.
-        seed: Same architecture, with weights it would start from, drawn by this number.
+        source: A run folder, a checkpoint, an exported folder, or `timm:NAME`, also `timm:local-dir:FOLDER`.
+        sensor: What the images' numbers are: the name of a sensor, or its YAML file, which may state mean and std.
+        bands: Use these bands alone, in this order: of the sensor, or of the encoder's own where that is None.
+        image_size: Side of the images in pixels, which positions are resampled to; the encoder's own where None.
+        seed: Same architecture, with weights it would start from, drawn by this number: the floor.
     """
 
     source: str
@@ -102,12 +97,7 @@ def open_backbone(
     fewer or other ones its first kernels are shared out by name or nearest wavelength, and statistics of bands that
     it never saw are those of the nearest one of the same unit.
 
-    Args:
-        source: A run folder, a checkpoint, an exported folder, or `timm:NAME`, also `timm:local-dir:FOLDER`.
-        sensor: What the images' numbers are: a sensor, or its name or YAML file, which may state mean and std.
-        bands: Use these bands alone, in this order: of the sensor, or of the encoder's own where that is None.
-        image_size: Side of the images in pixels, which positions are resampled to; the encoder's own where None.
-        seed: Same architecture, with weights it would start from, drawn by this number: the floor.
+    What is given is as of `Encoder`; a sensor may be made in memory.
 
     Raises:
         CheckpointError: The source cannot be read, or is of several sensors and none is named.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from torchvision.models._api import Weights, WeightsEnum
 
 from geomim.errors import BandError, CheckpointError, ConfigError
 from geomim.finetune.backbones import first_conv, open_backbone
+from geomim.finetune.necks import is_hierarchical, maps_of, taps
 from geomim.models.vit import SIZES
 from geomim.sensors import BandContract, Sensor
 
@@ -192,7 +192,7 @@ class Normalise(nn.Module):
     def forward(self, sample: Any) -> Any:
         """An image `(..., C, H, W)`, or a sample, of which all but `image` is left as it is."""
         if isinstance(sample, Tensor):
-            return (sample - self.mean) / self.std
+            return (sample - self.mean.to(sample)) / self.std.to(sample)  # a datamodule does not move it
         return {**sample, "image": self(sample["image"])}
 
 
@@ -213,7 +213,7 @@ class PlainEncoder(nn.Module, EncoderMixin):
         self._one, self._depth, self._output_stride = one, depth, output_stride
         self.network = one.build(num_classes=0)
         self._in_channels, info = first_conv(self.network).in_channels, self.network.feature_info
-        self._places = _places([each["reduction"] for each in info], depth)
+        self._places = _places(self.network, depth)
         self._out_channels = [self._in_channels, *(info[place]["num_chs"] for place in self._places)]
 
     def set_in_channels(self, in_channels: int, pretrained: bool = True) -> None:
@@ -228,14 +228,13 @@ class PlainEncoder(nn.Module, EncoderMixin):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """The images `(B, C, H, W)`, and a map `(B, D, H/s, W/s)` a stride; stretched to whole patches in between."""
-        (height, width), order = images.shape[-2:], sorted(set(self._places))
+        height, width = images.shape[-2:]
         patch = getattr(getattr(self.network, "patch_embed", None), "patch_size", (1, 1))
         whole = (max(1, round(height / patch[0])) * patch[0], max(1, round(width / patch[1])) * patch[1])
-        arguments = {"indices": order, "norm": True, "output_fmt": "NCHW", "intermediates_only": True}
-        maps = dict(zip(order, self.network.forward_intermediates(_resample(images, whole), **arguments), strict=True))
+        maps = maps_of(self.network, _resample(images, whole), self._places)
         strides = (min(2**level, self._output_stride) for level in range(1, self._depth + 1))
         sizes = ((height // stride, width // stride) for stride in strides)
-        return [images, *(_resample(maps[place], size) for place, size in zip(self._places, sizes, strict=True))]
+        return [images, *(_resample(one, size) for one, size in zip(maps, sizes, strict=True))]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take weights by timm's names, or by its own."""
@@ -244,10 +243,11 @@ class PlainEncoder(nn.Module, EncoderMixin):
         return load(state_dict, strict=strict, assign=assign)
 
 
-def _places(strides: Sequence[int], count: int) -> list[int]:
+def _places(network: nn.Module, count: int) -> Sequence[int]:
     """Which of a model's maps stand for the strides from 2 on: by depth, or the coarsest that is fine enough."""
-    if len(set(strides)) == 1:
-        return [math.ceil(len(strides) * part / count) - 1 for part in range(1, count + 1)]
+    if not is_hierarchical(network):
+        return taps(network, count)
+    strides = [one["reduction"] for one in network.feature_info]  # type: ignore[union-attr]
     fine = [[place for place, own in enumerate(strides) if own <= 2**level] for level in range(1, count + 1)]
     return [places[-1] if places else 0 for places in fine]
 
