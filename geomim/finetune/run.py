@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +15,15 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from torch.utils.data import DataLoader
 from torchvision.ops import box_iou
 
 from geomim.corpus.report.pictures import composite
 from geomim.errors import ConfigError
 from geomim.finetune import rotated
+from geomim.finetune.backbones import Encoder
 from geomim.finetune.change import Change, Join
 from geomim.finetune.classification import Classification
 from geomim.finetune.datamodule import Cut, Samples, Windows, together
@@ -42,6 +45,8 @@ TASK_OF = {"class": "classification", "mask": "segmentation", "change": "change"
     ("boxes", "oboxes"), "detection"
 )
 """By the kind of labels, the task that learns them."""
+RANDOM, PIXELS = "random initialisation", "band values alone"
+"""What a task may start from in place of its encoder's weights: the floors."""
 _SURE = 0.3  # score from which on a box is drawn
 
 
@@ -75,7 +80,8 @@ class Model:
         Raises:
             ConfigError: It takes no such argument, or its head is for another kind of boxes.
         """
-        given = {name: value for name, value in asdict(self).items() if value is not None}
+        opens = {field.name for field in fields(Encoder)}
+        given = {name: value for name, value in asdict(self).items() if value is not None and name not in opens}
         if kind == "oboxes":
             given.setdefault("head", "oriented")
         if kind in ("boxes", "oboxes") and "head" in given and (given["head"] == "oriented") != (kind == "oboxes"):
@@ -100,6 +106,7 @@ class Running:
         precision: `auto` is `bf16-mixed` where hardware has it, else `32-true`.
         accelerator: `auto` takes a GPU where there is one.
         devices: How many.
+        probe: Fit a linear head on a frozen encoder at once, by logistic regression, in place of steps; not of boxes.
     """
 
     max_steps: int | None = None
@@ -108,6 +115,7 @@ class Running:
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: int = 1
+    probe: bool = False
 
     def __post_init__(self) -> None:
         if self.minutes is not None and self.max_steps is not None:
@@ -118,7 +126,7 @@ class Running:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"run.{name}: expected at least 1; given {value}")
 
-    def trainer(self, steps: int = -1, callback: pl.Callback | None = None) -> pl.Trainer:
+    def trainer(self, steps: int = -1, *callbacks: pl.Callback) -> pl.Trainer:
         """Lightning's, for so many steps; it writes nothing."""
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips are not ours
         warnings.filterwarnings("ignore", module="lightning.*")
@@ -128,7 +136,7 @@ class Running:
             accumulate_grad_batches=self.accumulate,
             accelerator=self.accelerator,
             devices=self.devices,
-            callbacks=callback,
+            callbacks=[_Bar(), *callbacks],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -142,7 +150,7 @@ class Tuning:
 
     Args:
         kind: Of the labels.
-        arguments: Of the task, see `Model.arguments`, with `encoder`, `classes` and `training`.
+        arguments: Of the task, see `Model.arguments`, with `encoder` (an `Encoder`), `classes` and `training`.
         running: How long and on what.
         seed: Of the head, and of all that is drawn in training.
     """
@@ -150,10 +158,11 @@ class Tuning:
     def __init__(self, kind: str, arguments: Mapping[str, Any], running: Running, seed: int) -> None:
         self.kind, self.arguments, self.running, self.seed = kind, dict(arguments), running, seed
 
-    def make(self, **other: Any) -> Any:
-        """A task that is not trained; `other` arguments outrank those of all."""
+    def make(self, start: str = "") -> Any:
+        """A task that is not trained, on the encoder's weights or on `RANDOM` ones."""
         torch.manual_seed(self.seed)
-        return TASKS[TASK_OF[self.kind]](**self.arguments | other)
+        drawn = {"encoder": replace(self.arguments["encoder"], seed=self.seed)} if start == RANDOM else {}
+        return TASKS[TASK_OF[self.kind]](**self.arguments | drawn)
 
     def steps(self, windows: Windows) -> int:
         """How many fill the time that is given.
@@ -173,11 +182,10 @@ class Tuning:
             raise ConfigError(f"{own.minutes:.2g} minutes a run: a step takes {seconds:.3g} s here: give more minutes")
         return count
 
-    def train(self, windows: Windows, steps: int, seed: int | None = None) -> Any:
-        """A task after so many steps, from the encoder's weights, or from random ones drawn by `seed`."""
-        task = self.make() if seed is None else self.make(seed=seed)
-        trainer = self.running.trainer(steps)
-        trainer.fit(task, windows.train_dataloader())
+    def train(self, windows: Windows, steps: int, start: str = "") -> Any:
+        """A task after so many steps, from the encoder's weights or from `RANDOM` ones."""
+        task = self.make(start)
+        self.running.trainer(steps).fit(task, windows.train_dataloader())
         return task
 
     def test(self, task: Any, loader: DataLoader[Any]) -> Any:
@@ -197,6 +205,27 @@ class Tuning:
             for cut, sample, answer in zip(some, map(samples.__getitem__, range(len(some))), each, strict=True)
         ]
         return [one for one in found if not math.isnan(one.score)]
+
+
+class _Bar(pl.Callback):
+    """How far it is and the time that is left, where a terminal shows it."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        self.bar = Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True)
+        self.bar.start()
+        said = {"fit": "training", "test": "testing"}.get(stage, "drawing")
+        self.task = self.bar.add_task(said, total=max(trainer.max_steps, 0) or None)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.bar.update(self.task, completed=trainer.global_step)
+
+    def on_test_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.bar.update(self.task, advance=1, total=sum(trainer.num_test_batches))
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        self.bar.stop()
+
+    on_exception = teardown
 
 
 class _Stopwatch(pl.Callback):

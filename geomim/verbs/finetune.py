@@ -1,22 +1,20 @@
 """`geomim finetune SCENES LABELS --encoder PATH`: the task that labels are for, tuned beside random weights."""
 
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from geomim.addresses import split_list
 from geomim.errors import ConfigError, InputError
 from geomim.finetune.datamodule import Windows
 from geomim.finetune.labels import Labels
 from geomim.finetune.labels.items import Asked, Outside
-from geomim.finetune.labels.rasters import counted
 from geomim.finetune.places import Split
-from geomim.finetune.run import Model, Running, Tuning
+from geomim.finetune.run import PIXELS, RANDOM, Model, Running, Tuning
 from geomim.finetune.training import Training
-from geomim.verbs.finetune_page import RANDOM, Tested
-from geomim.verbs.finetune_stages import Cutting, Job, Opened, check_free, keep, report, say
+from geomim.verbs.finetune_page import Tested
+from geomim.verbs.finetune_stages import Cutting, Job, Opened, check_free, close, keep, report, say
 
 FEW = 200
 """Labelled windows from which on one part is the test, and the whole encoder is tuned."""
@@ -99,22 +97,26 @@ def finetune(
 
 
 def _beside(job: Job, opened: Opened, plans: Sequence[Windows], words: list[str]) -> dict[str, Tested]:
-    """Train and test from the encoder's weights and from random ones, keep a task, and report."""
+    """Train and test from the encoder's weights and from its floors, keep a task, and report."""
     out, minutes, again = job.out, job.run.minutes or 0, len(plans) > 1  # what is kept is trained on all
     times = 2 * len(plans) + again
-    tuning = Tuning(opened.labels.kind, opened.arguments(job), Running(minutes=minutes / times), job.seed)
-    steps = tuning.steps(plans[0])
-    print(f"{minutes:g} minutes of training: {times} times {steps} steps")
-    if steps < _SHORT:
+    tuning = opened.tuner(replace(job, run=replace(job.run, minutes=minutes / times)))
+    if steps := tuning.steps(plans[0]):
+        print(f"{minutes:g} minutes of training: {times} times {steps} steps")
+    if 0 < steps < _SHORT:
         words.append(f"{steps} steps are hardly a training: give more --minutes, a smaller --size or fewer --folds")
         print(f"note: {words[-1]}")
-    own = _crossed(tuning, plans, steps, None)
-    found = {opened.backbone.name: own, RANDOM: _crossed(tuning, plans, steps, job.seed)}
+    own = _crossed(tuning, plans, steps)
+    found = {opened.backbone.name: own, RANDOM: _crossed(tuning, plans, steps, RANDOM)}
+    if opened.labels.kind not in ("boxes", "oboxes"):
+        found[PIXELS] = _crossed(opened.tuner(_probed(job, opened.labels.kind)), plans, 0, PIXELS)
     if again:
         plans[0].parts["train"] = [cut for plan in plans for cut in plan.parts["test"]]
     task = tuning.train(plans[0], steps) if again else own.task
-    keep(replace(job, windows=replace(job.windows, size=opened.size), run=Running(max_steps=steps)), task, plans[0])
+    keep(Path(out), task, plans[0])
     report(Path(out), opened, found, words)
+    run = Running(max_steps=steps or None, probe=job.run.probe)
+    close(replace(job, windows=replace(job.windows, size=opened.size), run=run))
     alone = opened.labels.kind != "change"  # which is of pairs
     print(f"next: geomim finetune predict --config {out}/config.yaml --scenes NEW_SCENES" if alone else f"page: {out}")
     return found
@@ -126,16 +128,17 @@ def _recipe(job: Job, labels: Labels, plans: Sequence[Windows], count: int) -> t
     tested = f"{len(plans)} folds by place take turns as the test" if len(plans) > 1 else "one part is the test"
     if count >= FEW:
         return replace(job, training=Training("none", learning_rate=5e-4)), f"{said}the encoder is tuned; {tested}"
-    said += f"the encoder stays as it is under a head that trains; {tested}"
+    said += f"the encoder stays as it is under a head that {{}}; {tested}"
     if labels.kind in ("boxes", "oboxes"):
-        return replace(job, training=Training("all")), said
-    cuts = [cut for part in plans[0].parts.values() for cut in part]
-    counts = np.sum([counted(labels, labels.items[cut.item], *cut[1:]) for cut in cuts], 0)
-    weights = np.where(counts > 0, counts.clip(1) ** -0.5, 0)
-    weights = (weights * (weights > 0).sum() / weights.sum()).round(3).tolist()
-    head = None if labels.kind == "class" else "linear"
-    model = replace(job.model, head=head, class_weights=weights)
-    return replace(job, model=model, training=Training("all", learning_rate=1e-2)), f"{said}; rare classes weigh more"
+        return replace(job, training=Training("all")), said.format("trains")
+    return _probed(job, labels.kind), said.format("logistic regression fits at once, without --minutes")
+
+
+def _probed(job: Job, kind: str) -> Job:
+    """A job whose head is fitted on a frozen encoder."""
+    head = {"mask": {"head": "linear"}, "change": {"head": "linear", "join": "difference"}}.get(kind, {})
+    run = replace(job.run, probe=True)
+    return replace(job, model=replace(job.model, **head), training=Training("all"), run=run)
 
 
 def _plans(opened: Opened, split: Split) -> tuple[list[Windows], list[str]]:
@@ -145,23 +148,22 @@ def _plans(opened: Opened, split: Split) -> tuple[list[Windows], list[str]]:
         return plans, lost
     for fold in range(1, split.folds):
         try:
-            plan = opened.windows(replace(split, fold=fold))
+            with redirect_stdout(None):  # what is to be said of scenes was said
+                plan = opened.windows(replace(split, fold=fold))
         except InputError as error:
             lost.append(f"fold {fold} is left out: {error}")
             continue
-        if plan.parts["test"] == plans[0].parts["test"]:
-            break  # there are fewer places than folds, and it begins again
         plans.append(plan)
     return plans, lost
 
 
-def _crossed(tuning: Tuning, plans: Sequence[Windows], steps: int, seed: int | None) -> Tested:
+def _crossed(tuning: Tuning, plans: Sequence[Windows], steps: int, start: str = "") -> Tested:
     """Trained and tested on each fold, and counted as one test."""
     first, shown = None, []
     for windows in plans:
-        task = tuning.train(windows, steps, seed)
+        task = tuning.train(windows, steps, start)
         tuning.test(task, windows.test_dataloader())
-        shown += tuning.shown(task, windows, windows.parts["test"], -(-24 // len(plans))) if seed is None else []
+        shown += [] if start else tuning.shown(task, windows, windows.parts["test"], -(-24 // len(plans)))
         if first is None:
             first = task
         else:

@@ -12,7 +12,6 @@ from geomim.finetune.labels import Labels
 from geomim.finetune.pictures import Shown, best_and_worst
 from geomim.verbs.scores_page import bullets, confusions, draw_confusion, embedded, wide_table, write_csv
 
-RANDOM = "random initialisation"
 MAIN = {"class": "F1", "mask": "IoU", "change": "F1", "boxes": "AP50", "oboxes": "AP50"}
 """The metric that is shown of each class, by the kind of labels; all are in figures.csv."""
 

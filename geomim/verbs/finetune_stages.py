@@ -9,6 +9,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any, Literal
 
+import lightning.pytorch as pl
 import torch
 import yaml
 from rich.console import Console
@@ -17,12 +18,13 @@ from rich.table import Table
 from geomim.corpus.scenes import find_scenes
 from geomim.corpus.store import write_text
 from geomim.errors import CheckpointError, ConfigError, InputError
-from geomim.finetune.backbones import open_backbone
+from geomim.finetune.backbones import Encoder, open_backbone
 from geomim.finetune.datamodule import Cut, Windows
 from geomim.finetune.labels import open_labels
 from geomim.finetune.labels.items import Asked
 from geomim.finetune.places import Split
 from geomim.finetune.predict import predicted
+from geomim.finetune.probing import Probing
 from geomim.finetune.run import TASK_OF, TASKS, Model, Running, Tuning
 from geomim.finetune.training import Training
 from geomim.sensors import get_sensor
@@ -101,14 +103,29 @@ class Opened:
         divides = not any(self.size % side for side in patch)
         if self.labels.kind == "class" and not divides:
             raise ConfigError(f"size {self.size}: the encoder reads images whole: expected a multiple of {patch}")
-        self.resized = {"image_size": self.size} if divides and self.size != made[0] else {}
+        self.resized = self.size if divides and self.size != made[0] else None
         self.cutting = asdict(job.windows) | {"size": self.size, "seed": job.seed}
-        self.tuning = Tuning(self.labels.kind, self.arguments(job), job.run, job.seed)
+        self.tuning = self.tuner(job)
+
+    def tuner(self, job: Job) -> Tuning:
+        """What tunes the task of a job.
+
+        Raises:
+            ConfigError: A probe is asked for of another head, of boxes, or of an encoder that trains.
+        """
+        given, kind = self.arguments(job), self.labels.kind
+        joined = "difference" if kind == "change" else None
+        linear = kind == "class" or (given.get("head"), given.get("join")) == ("linear", joined)
+        if job.run.probe and not (linear and job.training.freeze == "all"):
+            raise ConfigError("run.probe fits model.head linear on training.freeze all, of change by join difference")
+        return (Probing if job.run.probe else Tuning)(kind, given, job.run, job.seed)
 
     def arguments(self, job: Job) -> dict[str, Any]:
         """What the task of a job is made with."""
-        given = {"encoder": job.encoder, "classes": list(self.labels.classes), "training": job.training}
-        return self.resized | job.model.arguments(self.labels.kind) | given
+        own = job.model
+        encoder = Encoder(job.encoder, own.sensor, own.bands, own.image_size or self.resized)
+        given = {"encoder": encoder, "classes": list(self.labels.classes), "training": job.training}
+        return own.arguments(self.labels.kind) | given
 
     def windows(self, split: Split) -> Windows:
         """The windows, shared out as a split says."""
@@ -133,11 +150,12 @@ def fit(**given: Any) -> Any:
     words = [*opened.backbone.notes, *windows.notes]
     say(opened, words)
     steps = opened.tuning.steps(windows)
-    print(f"training: {steps} steps")
+    print(f"training: {steps or 'at once,'} {'steps' if steps else 'by logistic regression'}")
     task = opened.tuning.train(windows, steps)
-    keep(replace(job, windows=replace(job.windows, size=opened.size)), task, windows)
+    keep(Path(job.out), task, windows)
     if windows.parts["val"]:
         _scored(opened, task, windows, "val", Path(job.out) / "val", words)
+    close(replace(job, windows=replace(job.windows, size=opened.size)))
     print(f"next: geomim finetune test --config {job.out}/config.yaml")
     return task
 
@@ -224,19 +242,27 @@ def say(opened: Opened, words: Sequence[str]) -> None:
         console.print(f"note: {one}", soft_wrap=True)
 
 
-def keep(job: Job, task: Any, windows: Windows) -> None:
-    """Write the task, how it came to be, and which windows it saw."""
-    out = Path(job.out)
+def keep(out: Path, task: Any, windows: Windows) -> None:
+    """Write the task, the encoder where it was tuned, and which windows it saw."""
     out.mkdir(parents=True, exist_ok=True)
-    task.trainer.save_checkpoint(part := out / ".task.part")
-    state = torch.load(part, map_location="cpu", weights_only=True)
-    kept = {key: state[key] for key in ("state_dict", "hyper_parameters", "pytorch-lightning_version") if key in state}
-    torch.save(kept | {"geomim_task": TASK_OF[windows.labels.kind]}, part)
+    kept = {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams)}
+    kept |= {"pytorch-lightning_version": pl.__version__, "geomim_task": TASK_OF[windows.labels.kind]}
+    task.on_save_checkpoint(kept)
+    torch.save(kept, part := out / ".task.part")
     part.replace(out / "task.ckpt")
+    if task.tuning.freeze != "all":
+        try:
+            task.export_encoder(out / "encoder")
+        except ConfigError as error:
+            print(f"note: {error}")
     seen = [[windows.labels.items[cut.item].image, *cut[1:]] for cut in windows.parts["train"]]
     write_text(out / "trained.json", json.dumps(seen))
+
+
+def close(job: Job) -> None:
+    """Write the config, which says that the folder is finished."""
     plain = json.loads(json.dumps(asdict(job)))
-    write_text(out / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
+    write_text(Path(job.out) / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
 
 
 def report(out: Path, opened: Opened, found: Mapping[str, Tested], words: Sequence[str]) -> None:

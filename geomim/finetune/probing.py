@@ -1,0 +1,140 @@
+"""Few labels: what a frozen encoder says of labelled pixels or images, read once, under logistic regression."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from geomim.evaluate.probes import LinearProbe, fit_linear
+from geomim.finetune.datamodule import Cut, Samples, Windows, together
+from geomim.finetune.run import PIXELS, Tuning
+
+DECAYS = (1.0, 0.1, 0.01, 0.001)
+"""Factors of half the squared weights, of which one is chosen for each side."""
+_A_WINDOW, _WINDOWS = 128, 500  # most labelled pixels that are kept of a window, and most windows
+_TRIED, _FITTED = 3000, 12_000  # most rows to choose a decay by, and to fit
+
+
+class Probing(Tuning):
+    """Fits a linear head in place of training it by steps: multinomial logistic regression, the same for all sides.
+
+    The encoder reads each window once, as it lies, and folds share what is kept: `(n, D)` of up to 128 labelled pixels
+    of it, of its classes as many as the roots of their numbers say, or one vector of an image; half precision, of at
+    most 500 windows, which is 100 MB for a width of 192 and four depths. The decay is chosen once a side: in the
+    windows that the first fold trains with each of four parts, which lie one behind the other, is left out in turn.
+    """
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._kept: dict[str, dict[Cut, tuple[Tensor, Tensor]]] = {}
+        self._decay: dict[str, float] = {}
+
+    def steps(self, windows: Windows) -> int:
+        """None."""
+        return 0
+
+    def train(self, windows: Windows, steps: int = 0, start: str = "") -> Any:
+        """A task whose head is fitted on the encoder's maps, on those of `RANDOM` weights, or on `PIXELS`."""
+        task, cuts = self.make(start).eval(), windows.parts["train"]
+        if start == PIXELS:
+            task.model = _Pixels(self.kind)
+        cuts = [cuts[at] for at in np.unique(np.linspace(0, len(cuts) - 1, _WINDOWS).astype(int))]
+        kept = self._kept.setdefault(start, {})
+        kept |= self._read(task, windows, [cut for cut in cuts if cut not in kept], start)
+        columns, labels = (torch.cat(part) for part in zip(*(kept[cut] for cut in cuts), strict=True))
+        parts = torch.cat([torch.full((len(kept[cut][1]),), 4 * at // len(cuts)) for at, cut in enumerate(cuts)])
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.seed))[:_FITTED]
+        rows = columns[order].float(), labels[order], parts[order]
+        count = len(windows.labels.classes)
+        if start not in self._decay:
+            scores = [sum(_left_out(*(one[:_TRIED] for one in rows), count, decay)) for decay in DECAYS]
+            self._decay[start] = DECAYS[int(np.argmax(scores))]
+        _give(task, _fit(*rows[:2], count, self._decay[start]).probe, start)  # type: ignore[arg-type]
+        return task
+
+    @torch.no_grad()
+    def _read(self, task: Any, windows: Windows, cuts: list[Cut], start: str) -> dict[Cut, tuple[Tensor, Tensor]]:
+        """What is kept of some windows."""
+        loader = DataLoader(Samples(windows, cuts, False), windows.batch_size, collate_fn=together)
+        found, draws, stride = list[tuple[Tensor, Tensor]](), np.random.default_rng(self.seed), 1
+        read, head = task.model, getattr(task.model, "head", None)
+        if self.kind == "class" and start != PIXELS:
+            read = task.model.network
+        elif head is not None:  # gives what it reads, where it lies
+            predict, stride, head.predict, head.stride = head.predict, head.stride, nn.Identity(), 1
+        bar = Console(stderr=True)
+        for batch in track(loader, f"reading windows, {start or 'encoder'}", len(loader), console=bar, transient=True):
+            said = read(batch["image"])
+            if self.kind == "class":
+                found += zip(said.half().split(1), batch["label"].split(1), strict=True)
+                continue
+            for maps, mask in zip(said, batch["mask"], strict=True):
+                some = _some(mask, draws)
+                found.append((_at(maps, some, mask.shape, stride), mask.flatten()[some]))
+        if head is not None and read is task.model:
+            head.predict, head.stride = predict, stride
+        return dict(zip(cuts, found, strict=True))
+
+
+class _Pixels(nn.Module):
+    """Of each pixel the bands' values and their products; of images of a class mean and deviation of each band."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`(B, D, H, W)`, or `(B, 2 C)`, of images; of two dates the difference counts."""
+        if self.kind == "class":
+            return torch.cat([images.mean((2, 3)), images.std((2, 3))], 1)
+        images = (images[:, 0] - images[:, 1]).abs() if self.kind == "change" else images
+        one, other = torch.triu_indices(images.shape[1], images.shape[1])
+        return torch.cat([images, images[:, one] * images[:, other]], 1)
+
+
+def _some(mask: Tensor, draws: np.random.Generator) -> Tensor:
+    """Places of some labelled pixels, of each class as many as the root of its number says."""
+    flat = mask.flatten().numpy()
+    kinds, counts = np.unique(flat[flat >= 0], return_counts=True)
+    shares = np.ceil(_A_WINDOW * counts**0.5 / (counts**0.5).sum()).astype(int)
+    each = [np.flatnonzero(flat == kind) for kind in kinds]
+    chosen = [draws.choice(own, min(share, len(own)), replace=False) for own, share in zip(each, shares, strict=True)]
+    return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *chosen]))
+
+
+def _at(maps: Tensor, some: Tensor, size: torch.Size, stride: int) -> Tensor:
+    """Maps `(D, h, w)` interpolated at pixels, `(n, D)`, as the head enlarges its answers."""
+    sides = maps.new_tensor([maps.shape[2], maps.shape[1]]) * stride
+    places = (torch.stack([some % size[1], some // size[1]], 1) + 0.5) / sides * 2 - 1
+    found = F.grid_sample(maps[None], places[None, None], padding_mode="border", align_corners=False)
+    return found[0, :, 0].T.half()
+
+
+def _fit(columns: Tensor, labels: Tensor, classes: int, decay: float, held: tuple[Tensor, Tensor] | None = None) -> Any:
+    return fit_linear(columns, labels, classes, strengths=[decay], held_out=held or (columns[:1], labels[:1]))
+
+
+def _left_out(columns: Tensor, labels: Tensor, parts: Tensor, classes: int, decay: float) -> list[float]:
+    """How many of the rows of each part are right with a fit to the others."""
+    found = []
+    for out in (parts == one for one in parts.unique() if (parts != one).any()):  # type: ignore[no-untyped-call]
+        fit = _fit(columns[~out], labels[~out], classes, decay, (columns[out], labels[out]))
+        found.append(fit.held_out * int(out.sum()))
+    return found
+
+
+@torch.no_grad()
+def _give(task: Any, probe: LinearProbe, start: str) -> None:
+    """Put a fitted probe where the task's head is; over `PIXELS` it is the whole model."""
+    weight, own = probe.state_dict(), task.target == "label"
+    if start == PIXELS:
+        task.model = nn.Sequential(task.model, probe if own else nn.Conv2d(probe.in_features, probe.out_features, 1))
+    head = task.model[-1] if start == PIXELS else task.model.head if own else task.model.head.predict
+    head.load_state_dict({"weight": weight["weight"].reshape(head.weight.shape), "bias": weight["bias"]})
