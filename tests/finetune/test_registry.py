@@ -194,7 +194,7 @@ def test_a_path_fills_an_architecture_of_another_size(dpt: bool, both: tuple[Reg
         assert torch.equal(task.model.encoder.model.patch_embed.proj.weight, wanted)
         return
     for stock in (partial(Classification, num_classes=2), Regression):
-        assert torch.equal(stock(one.name, path, in_channels=4).model.patch_embed.proj.weight, wanted)
+        assert torch.equal(stock(one.name, weights=path, in_channels=4).model.patch_embed.proj.weight, wanted)
     task = Change(model="unet", backbone=one.name, weights=path, in_channels=4)
     kernel = task.model.encoder.network.patch_embed.proj.weight
     assert torch.equal(kernel[:, :4] + kernel[:, 4:], wanted)
