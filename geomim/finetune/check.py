@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -33,7 +34,7 @@ _CHANGES = (*_HEADS, "fcsiamdiff", "fcsiamconc", "changevit", "btc")
 _NAMES = "names and transforms"
 _FOREIGN = ("detection faster-rcnn", "segmentation fcn", "change fcn", "change btc")
 """What torchgeo has for encoders of its own, or for none."""
-_ALONE = ("classification", "regression", "segmentation dpt")
+_ALONE = ("classification", "regression", "segmentation dpt", "change dpt")
 """What it does with an exported transformer that nobody registered."""
 
 
@@ -55,7 +56,7 @@ class Line:
                 return replace(self, passed=True, said=self.run())
         except Exception as error:  # the libraries behind it raise whatever they like
             kind = "" if isinstance(error, GeomimError) else f"{type(error).__name__}: "
-            return replace(self, passed=False, said=kind + " ".join(str(error).split())[:200])
+            return replace(self, passed=False, said=kind + _short(error))
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ def lines(source: str) -> list[Line]:
     try:
         state = member.get_state_dict(progress=False)
     except Exception as error:  # no network, a broken file in its cache: torch raises many kinds
-        raise CheckpointError(f"torchgeo cannot give '{source}' ({' '.join(str(error).split())[:200]})") from error
+        raise CheckpointError(
+            f"torchgeo cannot give '{source}' ({shorten(str(error), 200, placeholder=' ...')})"
+        ) from error
     given = _Given(state, meta.get("in_chans", 3), meta.get("img_size", 224), meta.get("model", ""), source, source)
     return [_finite(state), Line(_NAMES, ALONE, partial(_named, lambda: given)), *_tasks(ALONE, lambda: given)]
 
@@ -227,24 +230,36 @@ def _compare(model: nn.Module, given: _Given) -> tuple[str, str]:
     Returns:
         The name of its first kernel there, and how much of it there is.
     """
-    own, state = model.state_dict(), given.state
+    own, state = model.state_dict(), dict(given.state)
+    there = {_flat(name): name for name in own}
     first = next((key for key, value in state.items() if value.ndim == 4), "")
-    places = [name.removesuffix(first) for name in own if first and f".{name}".endswith(f".{first}")]
+    places = [name.removesuffix(_flat(first)) for name in there if first and f"_{name}".endswith(f"_{_flat(first)}")]
     if not places:
         raise CheckpointError("none of the weights is in it")
-    place = max(places, key=lambda one: sum(one + key in own for key in state))
-    wanted, network = dict(state), model.get_submodule(place.removesuffix("."))
-    if hasattr(network, "pretrained_cfg"):  # is one of timm's
-        fit(network, wanted, "")
-    there = {key: value for key, value in wanted.items() if place + key in own}
-    other = [key for key in there if not torch.equal(own[place + key].nan_to_num(), there[key].nan_to_num())]
+    place = max(places, key=lambda one: sum(one + _flat(key) in there for key in state))
+    kernel = there[place + _flat(first)]
+    inside = kernel.removesuffix(first)
+    if inside != kernel and hasattr(network := model.get_submodule(inside.removesuffix(".")), "pretrained_cfg"):
+        fit(network, state, "")
+    names = {key: there.get(place + _flat(key)) for key in state}
+    pairs = {key: (own[name], state[key]) for key, name in names.items() if name}
+    other = [key for key, (one, two) in pairs.items() if not torch.equal(one.nan_to_num(), two.nan_to_num())]
     if other:
         raise CheckpointError(f"{len(other)} of {len(state)} tensors are random or others', first {other[0]}")
-    cut = [key for key in wanted if key not in there]
+    cut = [key for key, name in names.items() if not name]
     said = f", {len(cut)} left out, first {cut[0]}" if cut else ""
     if cut and given.whole:
-        raise CheckpointError(f"{len(there)} of {len(state)} tensors are in it{said}")
-    return place + first, f"{len(there)} tensors as given{said}"
+        raise CheckpointError(f"{len(pairs)} of {len(state)} tensors are in it{said}")
+    return kernel, f"{len(pairs)} tensors as given{said}"
+
+
+def _flat(name: str) -> str:
+    """As timm calls them in `features_only` models: `stages_0` for `stages.0`."""
+    return name.replace(".", "_")
+
+
+def _short(error: Exception) -> str:
+    return shorten(str(error), 200, placeholder=" ...")
 
 
 @contextmanager

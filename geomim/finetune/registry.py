@@ -80,7 +80,9 @@ class Registered:
             stated = {"mean": mean, "std": std, "input_size": size, "contract": contract.to_dict()}
             model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **stated}
         if pretrained:
-            missing, unknown = network.load_state_dict(self.state, strict=False)
+            own = {key.replace(".", "_"): key for key in network.state_dict()}  # `stages_0` where it is features_only
+            state = {own.get(key.replace(".", "_"), key): value for key, value in self.state.items()}
+            missing, unknown = network.load_state_dict(state, strict=False)
             missing = [key for key in missing if not key.startswith(str(network.pretrained_cfg.get("classifier")))]
             if missing or (unknown and not arguments.get("features_only")):  # which cuts off what it does not need
                 raise CheckpointError(f"'{self.name}' does not fit: missing {missing[:3]}, unknown {unknown[:3]}")
@@ -261,8 +263,8 @@ def fit(network: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
     if own is not None and place in state and state[place].shape != own.shape:
         tokens = 0 if getattr(network, "no_embed_class", False) else network.num_prefix_tokens
         state[place] = resample_abs_pos_embed(state[place], network.patch_embed.grid_size, num_prefix_tokens=tokens)
-    kernel, channels = f"{prefix}{network.pretrained_cfg['first_conv']}.weight", first_conv(network).in_channels
-    if kernel in state and channels == 2 * state[kernel].shape[1]:
+    kernel = f"{prefix}{network.pretrained_cfg['first_conv']}.weight"
+    if kernel in state and (channels := first_conv(network).in_channels) == 2 * state[kernel].shape[1]:
         _log.warning("%d channels are read as two dates of %d bands, which share the kernels", channels, channels // 2)
         state[kernel] = state[kernel].repeat(1, 2, 1, 1) / 2
 

@@ -35,11 +35,14 @@ def check_backbone(source: str) -> list[Line]:
     tried = [line.tried() for line in lines(source)]
     ways = [way for way in dict.fromkeys(line.way for line in tried) if way != WEIGHTS]
     table = Table("", *ways, "", title=f"{source} in torchgeo {VERSION}", title_justify="left")
+    before = ""
     for what in dict.fromkeys(line.what for line in tried):
         row = {line.way: line for line in tried if line.what == what}
-        told = [line.said for line in row.values() if not line.passed] or [line.said for line in row.values()]
+        worst = min(map(_RESULTS.index, map(_result, row.values())))
+        said = "\n".join(dict.fromkeys(line.said for line in row.values() if _result(line) == _RESULTS[worst]))
         results = [_result(row.get(way, row.get(WEIGHTS))) for way in ways]
-        table.add_row(what, *results, escape("\n".join(dict.fromkeys(told))))
+        table.add_row(what, *results, "as above" if said == before else escape(said))
+        before = said
     Console().print(table)
     promised = [line for line in tried if line.promised]
     failed = [f"{line.what} ({line.way})" for line in promised if not line.passed]
@@ -47,6 +50,9 @@ def check_backbone(source: str) -> list[Line]:
         raise CheckpointError(f"{len(failed)} of {len(promised)} promised lines fail: {', '.join(failed)}")
     print(f"all {len(promised)} promised lines pass; {sum(bool(line.passed) for line in tried)} of {len(tried)} in all")
     return tried
+
+
+_RESULTS = ("FAILS", "refused", "passes", "")
 
 
 def _result(line: Line | None) -> str:

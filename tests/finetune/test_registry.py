@@ -142,6 +142,8 @@ def test_what_leads_to_a_head_is_left_out_of_maps(tmp_path: Path) -> None:
     state = task.model.encoder.network.state_dict()
     assert all(torch.equal(value, one.state[key]) for key, value in state.items()) and "stem.0.weight" in state
     assert [name for name, own in task.model.named_parameters() if own.grad is None] == []
+    maps = timm.create_model(one.name, pretrained=True, features_only=True).state_dict()
+    assert torch.equal(maps["stem_0.weight"], state["stem.0.weight"])
 
 
 def test_other_bands_are_registered_by_name(tmp_path: Path) -> None:
