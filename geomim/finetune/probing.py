@@ -6,15 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from geomim.evaluate.probes import LinearProbe, fit_linear
 from geomim.finetune.datamodule import Cut, Samples, Windows, together
-from geomim.finetune.run import PIXELS, Tuning
+from geomim.finetune.run import PIXELS, Tuning, watched
 
 DECAYS = (1.0, 0.1, 0.01, 0.001)
 """Factors of half the squared weights, of which one is chosen for each side."""
@@ -69,8 +67,7 @@ class Probing(Tuning):
             read = task.model.network
         elif head is not None:  # gives what it reads, where it lies
             predict, stride, head.predict, head.stride = head.predict, head.stride, nn.Identity(), 1
-        bar = Console(stderr=True)
-        for batch in track(loader, f"reading windows, {start or 'encoder'}", len(loader), console=bar, transient=True):
+        for batch in watched(loader, f"reading windows, {start or 'encoder'}"):  # type: ignore[arg-type]
             said = read(batch["image"])
             if self.kind == "class":
                 found += zip(said.half().split(1), batch["label"].split(1), strict=True)

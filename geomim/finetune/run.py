@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, track
 from torch.utils.data import DataLoader
 from torchvision.ops import box_iou
 
@@ -204,11 +204,18 @@ class Tuning:
         return [one for one in found if not math.isnan(one.score)]
 
 
+def watched(values: Collection[Any], said: str) -> Iterable[Any]:
+    """The values, with a bar where somebody looks."""
+    console = Console(stderr=True)
+    return track(values, said, len(values), console=console, transient=True, disable=not console.is_terminal)
+
+
 class _Bar(pl.Callback):
     """How far it is and the time that is left, where a terminal shows it."""
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        self.bar = Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True)
+        console = Console(stderr=True)
+        self.bar = Progress(console=console, transient=True, disable=not console.is_terminal)
         self.bar.start()
         said = {"fit": "training", "test": "testing"}.get(stage, "drawing")
         self.task = self.bar.add_task(said, total=max(trainer.max_steps, 0) or None)
@@ -222,7 +229,10 @@ class _Bar(pl.Callback):
     def teardown(self, *_: Any, **__: Any) -> None:
         self.bar.stop()
 
-    on_exception = teardown
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self.bar.stop()
+        if isinstance(exception, KeyboardInterrupt):
+            raise exception  # Lightning would end the process with a code of its own
 
 
 class _Stopwatch(pl.Callback):

@@ -175,14 +175,17 @@ def test(**given: Any) -> Any:
 
 @_staged
 def predict(**given: Any) -> list[str]:
-    """Write what the task of a folder says of scenes: maps of classes as GeoTIFF, boxes or classes as CSV."""
+    """Write what the task of a folder says of scenes that are not done yet: maps, or boxes or classes in tables."""
     job = Job(**given)
     task = _stored(job)
     own, out = job.reading, Path(job.out) / "predicted"
-    uris = find_scenes(job.scenes)
-    sensor = get_sensor(own.sensor) if own.sensor else None
-    files = predicted(task, uris, out, job.windows.size or 224, sensor, own.bands)
-    print("\n".join(f"wrote {file}" for file in files))
+    uris, sensor = find_scenes(job.scenes), get_sensor(own.sensor) if own.sensor else None
+    files, since = list[str](), (Path(job.out) / "task.ckpt").stat().st_mtime
+    for some in predicted(task, uris, out, job.windows.size or 224, sensor, own.bands, since):
+        print(f"wrote {', '.join(some)}")
+        files += some
+    if not files:
+        print(f"'{out}' holds what is said of all {len(uris)} scenes already: take it away to predict them again")
     return files
 
 
