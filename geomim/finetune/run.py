@@ -44,7 +44,7 @@ TASK_OF = {"class": "classification", "mask": "segmentation", "change": "change"
     ("boxes", "oboxes"), "detection"
 )
 """By the kind of labels, the task that learns them."""
-RANDOM, PIXELS = "random initialisation", "band values alone"
+RANDOM, PIXELS = "random weights", "band values"
 """What a task may start from in place of its encoder's weights: the floors."""
 _SURE = 0.3  # score from which on a box is drawn
 
@@ -157,9 +157,10 @@ class Tuning:
         self.kind, self.arguments, self.running, self.seed = kind, dict(arguments), running, seed
 
     def make(self, start: str = "") -> Any:
-        """A task that is not trained, on the encoder's weights or on `RANDOM` ones."""
+        """A task that is not trained, on the encoder's weights, on `RANDOM` ones, or past it on `PIXELS`."""
         torch.manual_seed(self.seed)
-        return TASKS[TASK_OF[self.kind]](**self.arguments | ({"seed": self.seed} if start == RANDOM else {}))
+        other = {RANDOM: {"seed": self.seed}, PIXELS: {} if self.kind == "class" else {"head": "pixels"}}.get(start, {})
+        return TASKS[TASK_OF[self.kind]](**self.arguments | other)
 
     def steps(self, windows: Windows) -> int:
         """How many fill the time that is given.

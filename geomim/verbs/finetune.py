@@ -13,7 +13,7 @@ from geomim.finetune.labels.items import Asked, Outside
 from geomim.finetune.places import Split
 from geomim.finetune.run import PIXELS, RANDOM, Model, Running, Tuning
 from geomim.finetune.training import Training
-from geomim.verbs.finetune_page import Tested
+from geomim.verbs.finetune_page import Tested, means
 from geomim.verbs.finetune_stages import Cutting, Job, Opened, check_free, close, keep, report, say
 
 FEW = 200
@@ -106,13 +106,18 @@ def _beside(job: Job, opened: Opened, plans: Sequence[Windows], words: list[str]
     if 0 < steps < _SHORT:
         words.append(f"{steps} steps are hardly a training: give more --minutes, a smaller --size or fewer --folds")
         print(f"note: {words[-1]}")
-    own = _crossed(tuning, plans, steps)
-    found = {opened.backbone.name: own, RANDOM: _crossed(tuning, plans, steps, RANDOM)}
-    if opened.labels.kind not in ("boxes", "oboxes"):
-        found[PIXELS] = _crossed(opened.tuner(_probed(job, opened.labels.kind)), plans, 0, PIXELS)
+    found = {opened.backbone.name: _crossed(tuning, plans, steps), RANDOM: _crossed(tuning, plans, steps, RANDOM)}
+    kind, start = opened.labels.kind, ""
+    if kind not in ("boxes", "oboxes"):
+        floor = tuning if job.run.probe else opened.tuner(_probed(job, kind))
+        found[PIXELS] = _crossed(floor, plans, 0, PIXELS)
+    score = means(kind, found)
+    if job.run.probe and kind != "class" and score[PIXELS] > score[opened.backbone.name]:
+        start, job = PIXELS, replace(job, model=replace(job.model, head="pixels"))
+        words.append("the task that is kept reads band values alone: they tell more here than the encoder does")
     if again:
         plans[0].parts["train"] = [cut for plan in plans for cut in plan.parts["test"]]
-    task = tuning.train(plans[0], steps) if again else own.task
+    task = tuning.train(plans[0], steps, start) if again else found[start or opened.backbone.name].task
     keep(Path(out), task, plans[0])
     report(Path(out), opened, found, words)
     run = Running(max_steps=steps or None, probe=job.run.probe)

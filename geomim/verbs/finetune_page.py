@@ -28,13 +28,27 @@ class Tested:
 def rows_of(kind: str, found: Mapping[str, Tested]) -> list[list[str]]:
     """A head, and a row a class and one for each figure over all: of each side, and of the most frequent answer."""
     first, main = next(iter(found.values())).figures, MAIN[kind]
-    rows = [["class", "figure", "labels", *found, "always the most frequent"]]
+    rows = [["class", "figure", "labels", *found, "most frequent"]]
     for place, row in enumerate(first):
         if row["metric"] in (main, f"mean {main}", "accuracy"):
             values = [one.figures[place]["value"] for one in found.values()]
             said = [_number(value) for value in (*values, row["floor"])]
             rows.append([row["class"], row["metric"], f"{row['count']:,}", *said])
     return rows
+
+
+def means(kind: str, found: Mapping[str, Tested]) -> dict[str, float]:
+    """Of each side the mean over classes of the metric that is shown."""
+    rows = [(name, row) for name, one in found.items() for row in one.figures if row["class"] == "all"]
+    return {name: row["value"] for name, row in rows if row["metric"].endswith(MAIN[kind])}
+
+
+def verdict(kind: str, found: Mapping[str, Tested]) -> list[str]:
+    """Whether the encoder is ahead of what stands beside it, in a sentence; none where there is nothing beside."""
+    own, *floors = (each := means(kind, found)).values()
+    said = ", ".join(f"{value:.3f} of {name}" for name, value in each.items())
+    pays = "pays" if own > max(floors, default=own) else "does not pay"
+    return [f"mean {MAIN[kind]}: {said}: the encoder {pays} here"] * bool(floors)
 
 
 def _number(value: float) -> str:

@@ -28,7 +28,7 @@ from geomim.finetune.probing import Probing
 from geomim.finetune.run import TASK_OF, TASKS, Model, Running, Tuning
 from geomim.finetune.training import Training
 from geomim.sensors import get_sensor
-from geomim.verbs.finetune_page import Tested, rows_of, write_page
+from geomim.verbs.finetune_page import Tested, rows_of, verdict, write_page
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,11 @@ class Opened:
         """
         given, kind = self.arguments(job), self.labels.kind
         joined = "difference" if kind == "change" else None
-        linear = kind == "class" or (given.get("head"), given.get("join")) == ("linear", joined)
+        linear = kind == "class" or (given.get("head") in ("linear", "pixels") and given.get("join") == joined)
         if job.run.probe and not (linear and job.training.freeze == "all"):
-            raise ConfigError("run.probe fits model.head linear on training.freeze all, of change by join difference")
+            raise ConfigError(
+                "run.probe fits model.head linear or pixels on training.freeze all, of change by join difference"
+            )
         return (Probing if job.run.probe else Tuning)(kind, given, job.run, job.seed)
 
     def arguments(self, job: Job) -> dict[str, Any]:
@@ -268,7 +270,9 @@ def report(out: Path, opened: Opened, found: Mapping[str, Tested], words: Sequen
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, markup=False).print(table)
-    notes = [*words, *(f"'{name}' is left out: {why}" for name, why in opened.labels.refused)]
+    judged = verdict(opened.labels.kind, found)
+    print(*judged, sep="\n", end="\n" * len(judged))
+    notes = [*judged, *words, *(f"'{name}' is left out: {why}" for name, why in opened.labels.refused)]
     for one in write_page(out, opened.labels, found, notes):
         print(one)
     print(f"wrote {out}/index.html, {out}/figures.csv")

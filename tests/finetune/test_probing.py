@@ -54,7 +54,7 @@ def test_the_fitted_task_says_of_kept_pixels_what_the_fit_says(made: tuple[Probi
         assert said.shape == (2, SIDE, SIDE)
         known = sample["mask"] >= 0
         right.append(float((said.argmax(0) == sample["mask"])[known].float().mean()))
-        head = task.model[1] if start == PIXELS else task.model.head.predict
+        head = task.model.head.predict
         kept = F.linear(columns.float(), head.weight[:, :, 0, 0], head.bias).detach()
         of = said.flatten(1).T
         nearest = torch.cdist(kept, of[known.flatten()]).amin(1)
