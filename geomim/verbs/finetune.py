@@ -43,16 +43,16 @@ def finetune(
     Task and head follow from the labels: masks and polygons give segmentation, boxes Faster R-CNN, rotated boxes an
     oriented detector, a folder a class classification, pairs change. Train and test are of different places.
 
-    Of fewer than 200 labelled windows the encoder stays as it is under a small head, and folds by place take turns as
-    the test, so that each label is tested once; what is kept is trained on all of them. Of more the whole encoder is
-    tuned, and one fold is the test.
+    Of fewer than 200 labelled windows the encoder stays as it is under a linear head, and folds by place take turns as
+    the test, so that each label is tested once; what is kept is fitted to all of them, and reads band values alone
+    where these tell more. Of more the whole encoder is tuned, and one fold is the test.
 
     Args:
         scenes: An image, a folder, or a pattern; several between commas.
         labels: A file or a folder of labels.
         encoder: A run folder, a checkpoint, an exported folder, or `timm:NAME`.
         out: Folder to write: the task, its config, figures, pictures and a page.
-        minutes: Time of training, for both sides and all folds together; reading once and testing come on top.
+        minutes: Time of training where it goes by steps, for both sides and all folds together; of linear heads none.
         size: Side of windows in pixels; that of the images which the encoder was made for if not given.
         folds: Parts that places are shared out to.
         class_column: Column of a vector file that holds the class.
@@ -115,6 +115,7 @@ def _beside(job: Job, opened: Opened, plans: Sequence[Windows], words: list[str]
     if job.run.probe and kind != "class" and score[PIXELS] > score[opened.backbone.name]:
         start, job = PIXELS, replace(job, model=replace(job.model, head="pixels"))
         words.append("the task that is kept reads band values alone: they tell more here than the encoder does")
+        print(f"note: {words[-1]}")
     if again:
         plans[0].parts["train"] = [cut for plan in plans for cut in plan.parts["test"]]
     task = tuning.train(plans[0], steps, start) if again else found[start or opened.backbone.name].task

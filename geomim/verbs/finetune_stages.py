@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from geomim.corpus.scenes import find_scenes
 from geomim.corpus.store import write_text
@@ -266,7 +266,7 @@ def close(job: Job) -> None:
 def report(out: Path, opened: Opened, found: Mapping[str, Tested], words: Sequence[str]) -> None:
     """Print figures and write the page."""
     head, *rows = rows_of(opened.labels.kind, found)
-    table = Table(*head)
+    table = Table(*(Column(one, overflow="fold") for one in head))
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, markup=False).print(table)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+import shapely.affinity
 import torch
 import yaml
 from photographs import photograph, save
@@ -125,24 +126,60 @@ def test_one_line_tests_each_label_once_beside_random_weights_and_keeps_a_task(k
     assert len(json.loads((out / "trained.json").read_text())) == COUNT, "what is kept has seen all"
 
 
-def test_polygons_over_a_scene_are_folds_of_ground(encoder: str, tmp_path: Path, monkeypatch, capsys) -> None:
-    side, place = 128, from_origin(500_000, 4_000_000, 10, 10)
-    options = {"height": side, "width": side, "count": 3, "dtype": "uint8", "crs": "EPSG:32633", "transform": place}
-    with rasterio.open(tmp_path / "scene.tif", "w", driver="GTiff", photometric="RGB", **options) as raster:
-        raster.write(photograph(1, side).transpose(2, 0, 1).clip(1))
-    cells = [(x, y) for x in range(4, side, 16) for y in range(4, side, 16)]
-    west, north = 500_000, 4_000_000
-    squares = [shapely.box(west + 10 * x, north - 10 * (y + 8), west + 10 * (x + 8), north - 10 * y) for x, y in cells]
-    table = {"kind": ["lake", "field", "road"] * (len(cells) // 3) + ["lake"] * (len(cells) % 3)}
-    geopandas.GeoDataFrame(table, geometry=squares, crs="EPSG:32633").to_crs(4326).to_file(tmp_path / "own.gpkg")
-    monkeypatch.setattr(Tuning, "steps", lambda *_: 2)
-    scene, labels = str(tmp_path / "scene.tif"), str(tmp_path / "own.gpkg")
-    own, *_ = finetune(scene, labels, encoder, str(tmp_path / "out"), folds=3).values()
+def scene(folder: Path, bands: int = 3, crs: str | None = "EPSG:32633") -> str:
+    """A photograph of 128 pixels of 10 m."""
+    side, place = 128, from_origin(500_000, 4_000_000, 10, 10) if crs else None
+    options = {"height": side, "width": side, "count": bands, "dtype": "uint8", "crs": crs, "transform": place}
+    options["photometric"] = "RGB" if bands == 3 else "MINISBLACK"
+    with rasterio.open(folder / "scene.tif", "w", driver="GTiff", **options) as raster:
+        raster.write(np.resize(photograph(1, side).transpose(2, 0, 1).clip(1), (bands, side, side)))
+    return str(folder / "scene.tif")
+
+
+def squares(folder: Path, every: int = 16, side: int = 8, first: int = 4, east: float = 0) -> str:
+    """Polygons of three classes in a grid over it, in longitude and latitude."""
+    cells = [(x, y) for x in range(first, 128, every) for y in range(first, 128, every)]
+    west, north = 500_000 + east, 4_000_000
+    shapes = [
+        shapely.box(west + 10 * x, north - 10 * (y + side), west + 10 * (x + side), north - 10 * y) for x, y in cells
+    ]
+    table = {"kind": (["lake", "field", "road"] * len(cells))[: len(cells)]}
+    geopandas.GeoDataFrame(table, geometry=shapes, crs="EPSG:32633").to_crs(4326).to_file(folder / "own.gpkg")
+    return str(folder / "own.gpkg")
+
+
+def test_polygons_over_a_scene_are_folds_of_ground(encoder: str, tmp_path: Path, capsys) -> None:
+    given = scene(tmp_path), squares(tmp_path), encoder, str(tmp_path / "out")
+    own, *_ = finetune(*given, folds=3).values()
     counted = {row["class"]: row["count"] for row in own.figures}
-    assert counted["all"] == pytest.approx(64 * len(cells), rel=0.02) and {*counted} == {"all", *table["kind"]}
+    assert counted["all"] == pytest.approx(64 * 64, rel=0.02) and {*counted} == {"all", "lake", "field", "road"}
     said = " ".join(capsys.readouterr().out.split())
     assert "16 labelled windows are fewer than 200" in said and "3 folds by place take turns as the test" in said
-    assert "hardly a training" not in said, "a fit has no steps"
+    assert (
+        "steps" not in said and said.count("the encoder pays here") + said.count("the encoder does not pay here") == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("bands", "crs", "polygons", "flags", "said"),
+    [
+        (4, "EPSG:32633", {}, [], "has 4 bands, all without a name"),
+        (1, "EPSG:32633", {}, [], "missing red, green, blue"),
+        (3, None, {}, [], "it has no place on Earth"),
+        (3, "EPSG:32633", {"east": 1e5}, [], "lies on a scene"),
+        (3, "EPSG:32633", {"every": 200}, [], "all labels lie in one place"),
+        (3, "EPSG:32633", {"every": 64, "side": 0.1, "first": 3}, [], "no pixel of 1 scenes is labelled"),
+        (3, "EPSG:32633", {}, ["--class_column", "kindd"], "has no column 'kindd'; did you mean 'kind'"),
+    ],
+)
+def test_what_cannot_be_used_is_a_sentence_and_leaves_nothing(
+    bands: int, crs: str | None, polygons: dict, flags: list[str], said: str, encoder: str, tmp_path: Path, capsys
+) -> None:
+    given = [scene(tmp_path, bands, crs), squares(tmp_path, **polygons), "--encoder", encoder]
+    assert main(["finetune", *given, "--out", str(tmp_path / "out"), *flags]) == 1
+    error = capsys.readouterr().err
+    assert said in error and "unexpected" not in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_folders_may_tell_the_test_and_then_it_can_be_tested_again(encoder: str, tmp_path: Path, monkeypatch) -> None:
