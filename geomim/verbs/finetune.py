@@ -120,7 +120,7 @@ def _beside(job: Job, opened: Opened, plans: Sequence[Windows], words: list[str]
         plans[0].parts["train"] = [cut for plan in plans for cut in plan.parts["test"]]
     task = tuning.train(plans[0], steps, start) if again else found[start or opened.backbone.name].task
     keep(Path(out), task, plans[0])
-    report(Path(out), opened, found, words)
+    report(Path(out), opened, found, words, start)
     run = Running(max_steps=steps or None, probe=job.run.probe)
     close(replace(job, windows=replace(job.windows, size=opened.size), run=run))
     alone = opened.labels.kind != "change"  # which is of pairs
@@ -171,7 +171,7 @@ def _crossed(tuning: Tuning, plans: Sequence[Windows], steps: int, start: str = 
     for windows in plans:
         task = tuning.train(windows, steps, start)
         tuning.test(task, windows.test_dataloader())
-        shown += [] if start else tuning.shown(task, windows, windows.parts["test"], -(-24 // len(plans)))
+        shown += [] if start == RANDOM else tuning.shown(task, windows, windows.parts["test"], -(-24 // len(plans)))
         if first is None:
             first = task
         else:

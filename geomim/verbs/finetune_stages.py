@@ -263,16 +263,16 @@ def close(job: Job) -> None:
     write_text(Path(job.out) / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
 
 
-def report(out: Path, opened: Opened, found: Mapping[str, Tested], words: Sequence[str]) -> None:
-    """Print figures and write the page."""
+def report(out: Path, opened: Opened, found: Mapping[str, Tested], words: Sequence[str], kept: str = "") -> None:
+    """Print figures and write the page, whose pictures are of the side that is kept, the first if not told."""
     head, *rows = rows_of(opened.labels.kind, found)
     table = Table(*(Column(one, overflow="fold") for one in head))
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, markup=False).print(table)
-    judged = verdict(opened.labels.kind, found)
-    print(*judged, sep="\n", end="\n" * len(judged))
-    notes = [*judged, *words, *(f"'{name}' is left out: {why}" for name, why in opened.labels.refused)]
-    for one in write_page(out, opened.labels, found, notes):
+    for one in verdict(opened.labels.kind, found):
+        print(one)
+    notes = [*words, *(f"'{name}' is left out: {why}" for name, why in opened.labels.refused)]
+    for one in write_page(out, opened.labels, found, notes, kept or next(iter(found))):
         print(one)
     print(f"wrote {out}/index.html, {out}/figures.csv")

@@ -1,5 +1,7 @@
 """Heads fitted on what an encoder said once: the right pixels, each window once, and floors by the same fit."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from geomim.finetune.probing import PIXELS, Probing
 from geomim.finetune.run import RANDOM, Running
 from geomim.finetune.training import Training
 from geomim.sensors import BandContract, get_sensor
+from geomim.verbs.finetune_stages import keep
 
 SIDE, COUNT = 32, 6
 
@@ -84,3 +87,12 @@ def test_pixels_are_read_where_the_head_enlarges_its_answers() -> None:
     some = torch.tensor([0, 36, 500, 29 * 37 + 36])
     found = probing._at(maps, some, torch.Size((30, 37)), 8)
     assert torch.allclose(found.float(), whole.flatten(1)[:, some].T, atol=5e-3)
+
+
+def test_a_task_of_band_values_comes_back_from_its_file(made: tuple[Probing, Windows], tmp_path: Path) -> None:
+    tuning, windows = made
+    task, image = tuning.train(windows, 0, PIXELS), windows.sample(windows.parts["test"][0])["image"][None]
+    keep(tmp_path, task, windows)
+    again = type(task).load_from_checkpoint(tmp_path / "task.ckpt", weights_only=True).eval()
+    with torch.no_grad():
+        assert torch.equal(again(image), task(image)) and again.hparams["head"] == "pixels"
