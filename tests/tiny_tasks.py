@@ -6,7 +6,9 @@ from typing import Any
 import lightning
 from torch.utils.data import DataLoader
 
-TINY: dict[str, Any] = {"encoder": "timm:test_vit", "image_size": 32, "seed": 0}
+from geomim.finetune.backbones import Encoder
+
+TINY: dict[str, Any] = {"encoder": Encoder("timm:test_vit", image_size=32, seed=0)}
 
 
 def trainer(steps: int = 1) -> lightning.Trainer:

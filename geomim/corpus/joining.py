@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from geomim.errors import InputError
 
-PATHS = ("path", "image", "file", "filename", "filepath", "source")
+PATHS = ("path", "image", "file", "filename", "filepath", "source", "image_path", "tile")
 
 
 class Row(NamedTuple):

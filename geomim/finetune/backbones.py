@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.models import get_model_args, save_for_hf
 from torch import nn
 
-from geomim.errors import BandError, CheckpointError, ConfigError
+from geomim.errors import BandError, CheckpointError, ConfigError, InputError
 from geomim.evaluate.features import random_like
+from geomim.models.build import from_config
+from geomim.models.export import write_folder
 from geomim.models.fitting import Chosen, borrowed, contract_for, fitted, named_contract
 from geomim.models.frozen import as_timm
+from geomim.models.hierarchical import Hierarchical
 from geomim.models.inflate import inflation, share_out, shares_said
 from geomim.models.weights import (
+    Loaded,
     contract_of,
     exported_contract,
     picture_contract,
@@ -35,12 +40,53 @@ class Backbone:
         contract: Bands, units, mean and deviation of what it is to be given.
         notes: What was assumed, in sentences for whoever uses it.
         name: What tables call it.
+        config: What geomim says of an encoder of its own; nothing of others.
     """
 
     network: nn.Module
     contract: BandContract
     notes: tuple[str, ...]
     name: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the weights, as plain values."""
+        network: Any = self.network
+        made = get_model_args(network) | {"in_chans": len(self.contract.names)}
+        made = {"architecture": network.pretrained_cfg["architecture"], "arguments": made}
+        return made | {
+            "contract": self.contract.to_dict(),
+            "notes": [*self.notes],
+            "name": self.name,
+            "config": self.config,
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Backbone:
+        """The same with weights that mean nothing, from no file."""
+        with torch.random.fork_rng(devices=[]):
+            network = timm.create_model(stored["architecture"], **stored["arguments"])
+        contract, notes = BandContract.from_dict(stored["contract"]), tuple(stored["notes"])
+        return cls(network.eval(), contract, notes, stored["name"], stored["config"])
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What a task opens by `open_backbone`, as plain values.
+
+    Args:
+        source: A run folder, a checkpoint, an exported folder, or `timm:NAME`.
+        sensor: What the images' numbers are: the name of a sensor, or its YAML file.
+        bands: Use these bands alone, in this order.
+        image_size: Side of the images in pixels, which positions are resampled to.
+        seed: Same architecture, with weights it would start from, drawn by this number.
+    """
+
+    source: str
+    sensor: str | None = None
+    bands: list[str] | None = None
+    image_size: int | None = None
+    seed: int | None = None
 
 
 def open_backbone(
@@ -74,11 +120,11 @@ def open_backbone(
         if seed is not None:
             torch.manual_seed(seed)
         opened = _timm(source, seed) if foreign else _geomim(source, sensor, bands, seed)
-        network, (contract, notes), baked = opened
-    if not baked:
+        network, (contract, notes), config = opened
+    if not config.get("spectral"):
         contract, notes = _refit(network, contract, notes, sensor, bands)
-    if image_size is not None and hasattr(network, "set_input_size"):
-        patch = network.patch_embed.patch_size
+    if image_size is not None and (image_size < 1 or hasattr(network, "set_input_size")):
+        patch = getattr(getattr(network, "patch_embed", None), "patch_size", (1, 1))
         if image_size < 1 or any(image_size % side for side in patch):
             raise ConfigError(f"image_size {image_size}: expected a multiple of the patches' sides {patch}")
         network.set_input_size(img_size=(image_size, image_size))
@@ -86,7 +132,8 @@ def open_backbone(
         side = network.pretrained_cfg["input_size"][-1]
         if image_size != side:
             raise ConfigError(f"image_size {image_size}: '{source}' takes images of {side} pixels alone; leave it out")
-    return Backbone(network.eval(), contract, notes, name if seed is None else f"{name}, random initialisation")
+    name += "" if seed is None else ", random initialisation"
+    return Backbone(network.eval(), contract, notes, name, config)
 
 
 def checkpoint_of(source: str) -> tuple[str, str]:
@@ -105,8 +152,28 @@ def checkpoint_of(source: str) -> tuple[str, str]:
     return str(last) if last.is_file() else source, named.stem if named.is_file() else named.name
 
 
-_Opened = tuple[Any, Chosen, bool]
-"""The model, its contract and notes, and whether it was made for the bands that are asked for."""
+def write_backbone(backbone: Backbone, folder: Path) -> Path:
+    """Write an encoder as `geomim export` does; one that is timm's alone as timm's own, for `timm:local-dir:FOLDER`.
+
+    Raises:
+        InputError: The folder holds something else.
+    """
+    network, contract = backbone.network, backbone.contract
+    if not backbone.config:
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"'{folder}' is not empty: give a new folder")
+        save_for_hf(network, str(folder), {"geomim": {"contract": contract.to_dict()}}, safe_serialization=True)
+        return folder
+    own = {"in_chans": len(contract.names), "image_size": network.patch_embed.img_size[0], "spectral": False}
+    encoder = from_config({**backbone.config, **own})
+    (encoder.network if isinstance(encoder, Hierarchical) else encoder).load_state_dict(network.state_dict())
+    return write_folder(
+        Loaded(encoder, {contract.sensor.name: contract}, "tuned encoder", notes=backbone.notes), folder
+    )
+
+
+_Opened = tuple[Any, Chosen, dict[str, Any]]
+"""The model, its contract and notes, and geomim's configuration: a spectral one is made for the bands asked for."""
 
 
 def _geomim(source: str, sensor: Sensor | str | None, bands: Sequence[str] | None, seed: int | None) -> _Opened:
@@ -123,19 +190,23 @@ def _geomim(source: str, sensor: Sensor | str | None, bands: Sequence[str] | Non
         gsd = contract.sensor.gsd
         notes = (*notes, f"its positions are made for {'unknown metres' if gsd is None else f'{gsd:g} m'} a pixel")
     own = fitted(loaded.encoder, contract)
-    return as_timm(own if seed is None else random_like(own, seed)), (contract, notes), spectral
+    return (
+        as_timm(own if seed is None else random_like(own, seed)),
+        (contract, notes),
+        own.config | {"spectral": spectral},
+    )
 
 
 def _timm(source: str, seed: int | None) -> _Opened:
     name = source.removeprefix("timm:")
     network = create(name, pretrained=seed is None)
     if contract := exported_contract(name):
-        return network, (contract, ()), False
+        return network, (contract, ()), {}
     channels = first_conv(network).in_channels
     if channels != 3:
         raise BandError(f"'{source}' has {channels} channels and names no bands: expected a band contract, or RGB")
     contract = picture_contract(network.pretrained_cfg)
-    return network, (contract, (pictures_said(contract),)), False
+    return network, (contract, (pictures_said(contract),)), {}
 
 
 def create(name: str, pretrained: bool) -> Any:

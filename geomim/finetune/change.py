@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from geomim.errors import ConfigError, nearest
 from geomim.finetune import stock
+from geomim.finetune.backbones import Encoder
 from geomim.finetune.classification import ByClass, check_classes
 from geomim.finetune.heads import Efficient, Head, Linear, Segmenter
 from geomim.finetune.necks import Neck
@@ -63,7 +64,7 @@ class Change(ByClass, stock.Change):
     nobody knows.
 
     Args:
-        encoder: What `open_backbone` opens; `sensor`, `bands`, `image_size` and `seed` are for it too.
+        encoder: What is opened; a source alone will do.
         classes: Names, in the order of the mask's numbers; usually unchanged and changed.
         head: As `neck` and `channels`, see `Segmenter`.
         join: See `Siamese`.
@@ -78,23 +79,19 @@ class Change(ByClass, stock.Change):
 
     def __init__(
         self,
-        encoder: str,
+        encoder: Encoder | str,
         classes: list[str],
         head: Head = "upernet",
         neck: Neck = "taps",
         channels: int = 256,
         join: Join = "concatenation",
         class_weights: list[float] | None = None,
-        sensor: str | None = None,
-        bands: list[str] | None = None,
-        image_size: int | None = None,
-        seed: int | None = None,
         training: Training = Training(),  # noqa: B008  # frozen
     ) -> None:
         check_classes(classes, class_weights)
         super().__init__(
             model="fcsiamdiff",  # torchgeo's steps hand on both dates as they are
-            backbone=encoder,
+            backbone="encoder",
             task="multiclass",
             num_classes=len(classes),
             loss="ce",

@@ -13,6 +13,7 @@ from torchmetrics.classification import ConfusionMatrix
 
 from geomim.errors import ConfigError
 from geomim.finetune import stock
+from geomim.finetune.backbones import Encoder
 from geomim.finetune.figures import class_figures, value_figures
 from geomim.finetune.training import Training, Tuned
 
@@ -118,7 +119,7 @@ class Classification(OnPooled, ByClass, stock.Classification):
     Batches hold `image` `(B, C, H, W)`, normalised by `contract`, and `label`: `(B,)`, or `(B, K)` of 0 and 1.
 
     Args:
-        encoder: What `open_backbone` opens; `sensor`, `bands`, `image_size` and `seed` are for it too.
+        encoder: What is opened; a source alone will do.
         classes: Names, in the order of the labels.
         several: Whether several classes may hold at once.
         class_weights: Of the loss, one a class; not where several hold.
@@ -130,14 +131,10 @@ class Classification(OnPooled, ByClass, stock.Classification):
 
     def __init__(
         self,
-        encoder: str,
+        encoder: Encoder | str,
         classes: list[str],
         several: bool = False,
         class_weights: list[float] | None = None,
-        sensor: str | None = None,
-        bands: list[str] | None = None,
-        image_size: int | None = None,
-        seed: int | None = None,
         training: Training = Training(),  # noqa: B008  # frozen
     ) -> None:
         check_classes(classes, class_weights)
@@ -145,7 +142,7 @@ class Classification(OnPooled, ByClass, stock.Classification):
             raise ConfigError("class_weights: not where several classes hold at once; leave one of the two out")
         count, task, loss = len(classes), *(("multilabel", "bce") if several else ("multiclass", "ce"))
         both = {"num_classes": None if several else count, "num_labels": count if several else None}
-        super().__init__(model=encoder, task=task, loss=loss, class_weights=class_weights, **both)
+        super().__init__(model="encoder", task=task, loss=loss, class_weights=class_weights, **both)
 
     def configure_models(self) -> None:
         """Open the encoder and put a linear layer on it."""
@@ -160,7 +157,7 @@ class Regression(OnPooled, stock.Regression):
     mean of the training labels. The loss is in the targets' own units, so the one of the largest numbers counts most.
 
     Args:
-        encoder: What `open_backbone` opens; `sensor`, `bands`, `image_size` and `seed` are for it too.
+        encoder: What is opened; a source alone will do.
         targets: Names of the values.
         loss: Squared or absolute error.
         training: What trains, and how.
@@ -171,17 +168,13 @@ class Regression(OnPooled, stock.Regression):
 
     def __init__(
         self,
-        encoder: str,
+        encoder: Encoder | str,
         targets: list[str],
         loss: Literal["mse", "mae"] = "mse",
-        sensor: str | None = None,
-        bands: list[str] | None = None,
-        image_size: int | None = None,
-        seed: int | None = None,
         training: Training = Training(),  # noqa: B008  # frozen
     ) -> None:
         check_classes(targets, least=1)
-        super().__init__(model=encoder, num_outputs=len(targets), loss=loss)
+        super().__init__(model="encoder", num_outputs=len(targets), loss=loss)
 
     def configure_models(self) -> None:
         """Open the encoder and put a linear layer on it."""

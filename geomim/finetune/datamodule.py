@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
+import shapely
 import torch
 from rasterio.windows import Window
 from torch import Tensor
@@ -17,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from geomim.corpus.scenes import Scene
 from geomim.errors import InputError
 from geomim.finetune.labels import UNLABELLED, Item, Labels
-from geomim.finetune.labels.items import Asked, some
+from geomim.finetune.labels.items import Asked
 from geomim.finetune.labels.rasters import counted, inside, read_mask
-from geomim.finetune.places import Split, divide, ground_of, outlines_of
+from geomim.finetune.places import Split, divide, ground_of, outlines_of, told_parts
 from geomim.finetune.rotated import from_corners
 from geomim.maps.opening import check_scene, open_for
 from geomim.maps.windows import Walk, read_window
@@ -38,14 +39,26 @@ class Cut(NamedTuple):
     left: int
     side: int
 
+    def core(self, item: Item) -> tuple[int, int, int, int]:
+        """First row and column, height and width of what no other window of its image answers for."""
+        (top, height), (left, width) = _core(self.top, self.side, item.height), _core(self.left, self.side, item.width)
+        return top, left, height, width
+
 
 class Windows(pl.LightningDataModule):
     """Windows of one size cut from labelled scenes, train and test by place.
 
     They lie side by side, the last of a row or column moved inside; what of a window lies beyond a smaller scene is not
-    valid. Windows of masks hold a labelled pixel. A box belongs to the window that its middle lies in; an upright one
-    is cut off at the window's border. Images of one class are read as the square around them and resized. Windows for
-    training are mirrored and turned by quarters, addressed by epoch and window.
+    valid. Images of one class are read as the square around them and resized.
+
+    Each pixel and each box, by its middle, is in the core of one window, where ground that two share is divided. Cores
+    of windows of masks hold a labelled pixel. In a test and in validation a window answers for its core alone: pixels
+    around it are not labelled, and `beside` `(M, 4)` are the upright rectangles, x1, y1, x2, y2, of all that another
+    window answers for, where what is found is neither right nor wrong. In training a window has the labels of all its
+    pixels, and all boxes whose middle lies in it: ground that two windows share is seen in both. An upright box is cut
+    off at the window's border.
+
+    Windows for training are mirrored and turned by quarters, addressed by epoch and window.
 
     Args:
         labels: From `open_labels`, whose `sensor` and `bands` say what the scenes are.
@@ -83,14 +96,11 @@ class Windows(pl.LightningDataModule):
         self.labels, self.contract, self.size, self.batch_size = labels, contract, size, batch_size
         self.workers, self.turn, self.seed = workers, turn, seed
         self.prepare_data_per_node = False
+        told = told_parts(labels.items, split.test)
         rows = [row for number, item in enumerate(labels.items) for row in self._survey(number, item)]
         if not rows:
             raise InputError(f"no pixel of {len(labels.items)} scenes is labelled: polygons may be smaller than one")
         cuts, counts, frames, outlines, gsds = map(list, zip(*rows, strict=True))
-        told = [self._told(item, split.test) for item in labels.items]
-        if split.test and "test" not in told:
-            said = f"none of {len(told)} images, such as '{labels.items[0].image}'"
-            raise InputError(f"{said}, is in {some(split.test)}: name images or folders of the test")
         held, number = np.array([told[cut.item] for cut in cuts]), np.array(counts)
         parts, said = divide(ground_of(frames, outlines), number, held, split, labels.classes)
         if labels.kind in ("boxes", "oboxes"):
@@ -100,7 +110,7 @@ class Windows(pl.LightningDataModule):
         tested = [f"{told.count('test')} of {len(told)} images are the test, as {who}"] if "test" in told else []
         sizes = ", ".join(f"{len(own)} {part}" for part, own in self.parts.items())
         sizes = f"windows of {size} x {size} pixels: {sizes}"
-        self.notes = [*labels.notes, *self._far(gsds), *tested, *said, sizes]
+        self.notes = [*labels.notes, *self._far(gsds), *tested, *said, *self._cut_off(cuts), sizes]
 
     def _survey(self, number: int, item: Item) -> list[tuple[Cut, np.ndarray, str, Any, float]]:
         """Windows of an image, of each the labels a class, frame and outline on the ground, and metres a pixel."""
@@ -111,7 +121,7 @@ class Windows(pl.LightningDataModule):
             cuts = [Cut(number, *at, self.size) for at in Walk(item.height, item.width, 1, self.size, 0).places]
         if not number:
             check_scene(scene, prepare, [cut[1:3] for cut in cuts], cuts[0].side)
-        counts = {cut: counted(self.labels, item, *cut[1:]) for cut in cuts}
+        counts = {cut: counted(self.labels, item, *cut.core(item)) for cut in cuts}
         kept = [cut for cut in cuts if self.labels.kind != "mask" or counts[cut].any()]
         frame, shapes = outlines_of(item, scene, [Window(cut.left, cut.top, cut.side, cut.side) for cut in kept])
         gsd = (scene.gsd or np.nan) * cuts[0].side / self.size
@@ -121,20 +131,25 @@ class Windows(pl.LightningDataModule):
         """A scene, and what brings it to the contract."""
         return _open(self.contract, uri, self.labels.asked, os.getpid())
 
-    def _told(self, item: Item, test: Sequence[str]) -> str:
-        """The part that an image is said to be of."""
-        if not test:
-            return "" if item.split in (None, "train") else str(item.split)
-        path = os.path.abspath(item.image)
-        inside_ = any((path + "/").startswith(os.path.abspath(one) + "/") for one in test)
-        return "test" if inside_ or os.path.basename(path) in test else ""
-
     def _fewer(self, parts: np.ndarray, held: np.ndarray, empty: float) -> np.ndarray:
         """Training windows without boxes as many as their greatest share allows."""
         none = np.random.default_rng(self.seed).permutation(np.flatnonzero((parts == "train") & ~held))
         most = int(((parts == "train") & held).sum() * empty / max(1 - empty, 1e-9))
         parts[none[most:]] = "spare"
         return parts
+
+    def _cut_off(self, cuts: Sequence[Cut]) -> list[str]:
+        """How many boxes reach beyond the window that answers for them."""
+        if self.labels.kind not in ("boxes", "oboxes"):
+            return []
+        beyond = []
+        for cut, item in ((cut, self.labels.items[cut.item]) for cut in cuts):
+            own = item.corners[inside(item, *cut.core(item))] - [cut.left, cut.top]
+            beyond += ((own < 0) | (own > cut.side)).any((1, 2)).tolist()
+        said = (
+            f"{sum(beyond)} of {len(beyond)} boxes reach beyond their window: in a test each is looked for in that one"
+        )
+        return [f"{said}, and its part in another one is neither right nor wrong"] if any(beyond) else []
 
     def _far(self, gsds: Sequence[float]) -> list[str]:
         usual, known = self.contract.sensor.gsd, [gsd for gsd in gsds if np.isfinite(gsd)]
@@ -144,9 +159,10 @@ class Windows(pl.LightningDataModule):
         said = f"images have {gsd:.3g} m a pixel, and the encoder was trained at {usual:.3g} m"
         return [f"{said}: it may not know what things look like here"]
 
-    def sample(self, cut: Cut) -> dict[str, Any]:
+    def sample(self, cut: Cut, train: bool = False) -> dict[str, Any]:
         """A window as it lies: `image`, `valid`, `id`, and its label, labels and their `corners`, or mask."""
         item = self.labels.items[cut.item]
+        top, left, height, width = whole = cut[1:3] + (cut.side,) * 2 if train else cut.core(item)
         image, valid = self._image(item.image, cut)
         sample: dict[str, Any] = {"id": f"{item.image}#{cut.top},{cut.left}", "image": image, "valid": valid}
         if item.after is not None:
@@ -155,10 +171,13 @@ class Windows(pl.LightningDataModule):
         if self.labels.kind == "class":
             return sample | {"label": torch.tensor(item.label)}
         if self.labels.kind in ("boxes", "oboxes"):
-            own = inside(item, *cut[1:])
+            own = inside(item, *whole)
             corners = torch.from_numpy(item.corners[own] - [cut.left, cut.top])
-            return sample | {"corners": corners, "label": torch.from_numpy(item.labels[own])}
-        mask = torch.from_numpy(read_mask(self.labels, item, *cut[1:]))
+            sample |= {"corners": corners, "label": torch.from_numpy(item.labels[own])}
+            return sample if train else sample | {"beside": torch.from_numpy(_beside(item, cut, own)).float()}
+        mask = torch.full((cut.side, cut.side), UNLABELLED)
+        rows, columns = slice(top - cut.top, top - cut.top + height), slice(left - cut.left, left - cut.left + width)
+        mask[rows, columns] = torch.from_numpy(read_mask(self.labels, item, *cut[1:]))[rows, columns]
         return sample | {"mask": torch.where(sample["valid"][0], mask, UNLABELLED)}
 
     def _image(self, uri: str, cut: Cut) -> tuple[Tensor, Tensor]:
@@ -171,7 +190,7 @@ class Windows(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Windows to train on, every epoch in another order."""
         order = Order(len(self.parts["train"]), self.seed)
-        return self._loader("train", self.turn, sampler=order, drop_last=len(order) > self.batch_size)
+        return self._loader("train", True, sampler=order, drop_last=len(order) > self.batch_size)
 
     def val_dataloader(self) -> Any:
         """Windows for validation, if there are any."""
@@ -183,9 +202,35 @@ class Windows(pl.LightningDataModule):
 
     predict_dataloader = test_dataloader
 
-    def _loader(self, part: str, turn: bool, **options: Any) -> DataLoader[Any]:
+    def _loader(self, part: str, train: bool, **options: Any) -> DataLoader[Any]:
         options |= {"num_workers": self.workers, "persistent_workers": self.workers > 0}
-        return DataLoader(Samples(self, self.parts[part], turn), self.batch_size, collate_fn=together, **options)
+        return DataLoader(Samples(self, self.parts[part], train), self.batch_size, collate_fn=together, **options)
+
+
+def _core(start: int, side: int, length: int) -> tuple[int, int]:
+    """First and number of the rows of a scene that one of its windows answers for, or of the columns.
+
+    Windows begin at multiples of their side, but for the last one, which ends where the scene does; what it shares with
+    the one before is divided in the middle.
+    """
+    last = max(length - side, 0)
+    before = (last - 1) // side * side
+    border = (before + side + last) // 2
+    first, end = border if start == last else start, border if start == before else start + side
+    return first, end - first
+
+
+def _beside(item: Item, cut: Cut, own: np.ndarray) -> np.ndarray:
+    """`(M, 4)` parts of a window around its core, and of the boxes in it that are not its own."""
+    top, left, height, width = cut.core(item)
+    sides = cut.left, cut.top, cut.left + cut.side, cut.top + cut.side
+    whole = shapely.box(*sides)
+    others = np.setdiff1d(item.tree.query(whole, "intersects"), own)
+    boxes = shapely.bounds(shapely.intersection(item.tree.geometries[others], whole)).reshape(-1, 4)
+    around = np.tile(sides, (4, 1))
+    around[range(4), (2, 3, 0, 1)] = left, top, left + width, top + height
+    found = np.concatenate([around, boxes]) - [cut.left, cut.top] * 2
+    return found[(found[:, 2:] > found[:, :2]).all(1)]
 
 
 @lru_cache(16)  # windows of a scene are often read one after another
@@ -215,8 +260,8 @@ class Order(Sampler[int]):
 class Samples(Dataset[dict[str, Any]]):
     """Windows by position, which goes on from epoch to epoch."""
 
-    def __init__(self, windows: Windows, cuts: list[Cut], turn: bool) -> None:
-        self.windows, self.cuts, self.turn = windows, cuts, turn
+    def __init__(self, windows: Windows, cuts: list[Cut], train: bool) -> None:
+        self.windows, self.cuts, self.train = windows, cuts, train
 
     def __len__(self) -> int:
         return len(self.cuts)
@@ -225,8 +270,8 @@ class Samples(Dataset[dict[str, Any]]):
         return map(self.__getitem__, range(len(self)))  # one epoch: positions have no end
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        sample = self.windows.sample(self.cuts[position % len(self.cuts)])
-        if self.turn:
+        sample = self.windows.sample(self.cuts[position % len(self.cuts)], self.train)
+        if self.train and self.windows.turn:
             mirror, quarter = Draws(self.windows.seed, torch.tensor([position]))("turn", 2)[0].tolist()
             sample = turned(sample, mirror < 0.5, int(4 * quarter))
         corners = sample.pop("corners", None)
@@ -254,6 +299,6 @@ def turned(sample: dict[str, Any], mirror: bool, quarter: int) -> dict[str, Any]
 
 def together(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """A batch; boxes and their labels are a list, as their number differs."""
-    lists = {"id", "bbox_xyxy", "obox"} | ({"label"} if samples[0].keys() & {"bbox_xyxy", "obox"} else set())
+    lists = {"id", "bbox_xyxy", "obox", "beside"} | ({"label"} if samples[0].keys() & {"bbox_xyxy", "obox"} else set())
     both = {key: [one[key] for one in samples] for key in samples[0]}
     return {key: values if key in lists else torch.stack(values) for key, values in both.items()}

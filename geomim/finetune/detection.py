@@ -18,6 +18,7 @@ from torchvision.ops import MultiScaleRoIAlign, box_iou
 from geomim.errors import ConfigError, InputError, nearest
 from geomim.finetune import rotated, stock
 from geomim.finetune.average_precision import AveragePrecision
+from geomim.finetune.backbones import Encoder
 from geomim.finetune.classification import check_classes
 from geomim.finetune.necks import Neck, Pyramid
 from geomim.finetune.oriented import OrientedDetector
@@ -94,10 +95,11 @@ class Detection(Tuned, stock.Detection):
 
     Batches hold `image` `(B, C, H, W)`, normalised by `contract`, and of each image `label` `(N,)`, places in `classes`
     from 0, and `bbox_xyxy` `(N, 4)`, or for the head `oriented` `obox` `(N, 5)` as `rotated` describes them. An image
-    may have no box. Other than torchgeo's, average precision is that of the whole set, not the mean of batches'.
+    may have no box. A test may have `beside`, see `Windows`. Other than torchgeo's, average precision is that of the
+    whole set, not the mean of batches'.
 
     Args:
-        encoder: What `open_backbone` opens; `sensor`, `bands`, `image_size` and `seed` are for it too.
+        encoder: What is opened; a source alone will do.
         classes: Names, in the order of the labels, without a background.
         head: `oriented` for rotated boxes, see `OrientedDetector`; for the others see `UprightDetector`.
         neck: As `channels`, see `Pyramid`.
@@ -109,22 +111,18 @@ class Detection(Tuned, stock.Detection):
 
     def __init__(
         self,
-        encoder: str,
+        encoder: Encoder | str,
         classes: list[str],
         head: Head = "faster-rcnn",
         neck: Neck = "simple",
         channels: int = 256,
-        sensor: str | None = None,
-        bands: list[str] | None = None,
-        image_size: int | None = None,
-        seed: int | None = None,
         training: Training = Training(),  # noqa: B008  # frozen
     ) -> None:
         check_classes(classes, least=1)
         for name, given, known in (("head", head, get_args(Head)), ("neck", neck, get_args(Neck))):
             if given not in known:
                 raise ConfigError(f"unknown {name} '{given}'{nearest(given, known)}")
-        super().__init__(model=head, backbone=encoder, num_classes=len(classes))
+        super().__init__(model=head, backbone="encoder", num_classes=len(classes))
 
     def configure_models(self) -> None:
         """Open the encoder and put a pyramid and the detector on it."""
@@ -169,6 +167,18 @@ class Detection(Tuned, stock.Detection):
         pairs, size = zip(batch[self.key], batch["label"], strict=True), 5 if self.rotated else 4
         return [{"boxes": boxes.float().reshape(-1, size), "labels": labels.long()} for boxes, labels in pairs]
 
+    def judged(self, batch: Any) -> list[dict[str, Tensor]]:
+        """What is found, but for boxes whose middle lies in what another window answers for and that fit none here."""
+        found, overlap = self(batch["image"]), rotated.box_iou if self.rotated else box_iou
+        each = zip(found, self.targets(batch), batch.get("beside", ()), strict=False)
+        for place, (answer, truth, beside) in enumerate(each):
+            boxes = answer["boxes"]
+            middle = boxes[:, None, :2] if self.rotated else (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
+            fits = (overlap(boxes, truth["boxes"]) >= 0.5).any(1)
+            kept = fits | ~((middle >= beside[:, :2]) & (middle < beside[:, 2:])).all(-1).any(1)
+            found[place] = {key: value[kept] for key, value in answer.items()}
+        return found
+
     def training_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """The sum of the detector's losses."""
         losses = self(batch["image"], self.targets(batch))
@@ -178,11 +188,11 @@ class Detection(Tuned, stock.Detection):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Match the boxes of a batch."""
-        self.val_metrics.update(self(batch["image"]), self.targets(batch))
+        self.val_metrics.update(self.judged(batch), self.targets(batch))
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Match the boxes of a batch."""
-        self.tally.update(self(batch["image"]), self.targets(batch))
+        self.tally.update(self.judged(batch), self.targets(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log `val_map`, `val_map_50` and `val_map_75`."""

@@ -15,7 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from geomim.corpus.scenes import Scene
-from geomim.errors import InputError
+from geomim.errors import ConfigError, InputError, nearest
 from geomim.finetune.labels.items import Item, some
 
 _BLOCKS = (8, 4, 2, 1)  # sides of a block of ground, in windows
@@ -29,15 +29,52 @@ class Split:
 
     Attributes:
         test: Images or folders that are the test; else what lies in folders called so; else one of the folds.
-        folds: Parts that places are shared out to, each with each class where possible.
-        fold: Which of them is the test; the next one is for validation.
+        folds: Parts that places are shared out to, each with each class where possible; as many as places at most.
+        fold: Which of them, from 0, is the test; the next one is for validation.
         val: Hold out a part for validation; where labels are few, all others may train.
+
+    Raises:
+        ConfigError: There are fewer than two folds, or not this one.
     """
 
     test: tuple[str, ...] = ()
     folds: int = 5
     fold: int = 0
     val: bool = True
+
+    def __post_init__(self) -> None:
+        if self.folds < 2:
+            raise ConfigError(f"split.folds: expected at least 2; given {self.folds}")
+        if not 0 <= self.fold < self.folds:
+            raise ConfigError(f"split.fold: expected 0 to {self.folds - 1}, of {self.folds}; given {self.fold}")
+
+
+def told_parts(items: Sequence[Item], test: Sequence[str]) -> list[str]:
+    """The part that each image is said to be of, by the user or else by its folder; empty words where nobody says.
+
+    Raises:
+        InputError: No image is called as one of the user's words, or images of several folders are.
+    """
+    parts = ["" if test or item.split in (None, "train") else str(item.split) for item in items]
+    paths = [[_resolved(uri) for uri in (item.image, item.after) if uri] for item in items]
+    for name in test:
+        where = os.path.join(_resolved(name), "")
+        below = [at for at, own in enumerate(paths) if any(os.path.join(one, "").startswith(where) for one in own)]
+        called = [at for at, own in enumerate(paths) if name in map(os.path.basename, own)]
+        if not below and len(called) != 1:
+            known = {os.path.basename(one) for own in paths for one in own}
+            several = f"is the name of images of several folders ({some(items[at].image for at in called)}): give paths"
+            none = f"is none of {len(items)} images, and no folder of some{nearest(name, known)}"
+            raise InputError(f"split.test: '{name}' {several if called else none}")
+        for at in below or called:
+            parts[at] = "test"
+    return parts
+
+
+def _resolved(path: str) -> str:
+    """A path without the links of its folders; an image that is a link stays where it is called so."""
+    folder, name = os.path.split(path)
+    return os.path.realpath(path) if os.path.isdir(path) else os.path.join(os.path.realpath(folder), name)
 
 
 class Ground(NamedTuple):
@@ -108,11 +145,15 @@ def divide(
     folds = min(split.folds, count)
     if "test" not in given and folds < 2:
         raise InputError("all labels lie in one place, and a test needs another: give more scenes, or smaller windows")
+    if "test" not in given and split.fold >= folds:
+        raise InputError(
+            f"split.fold {split.fold}: labels lie in {count} places ({what}), so folds are 0 to {folds - 1}"
+        )
     if folds > 1:
         fold = _balanced(places, np.where(free[:, None], counts, 0), folds)
         if "test" not in given:
-            parts[free & (fold == split.fold % folds)] = "test"
-            said = [f"{count} places with labels ({what}) are shared out to {folds} folds, test: {split.fold % folds}"]
+            parts[free & (fold == split.fold)] = "test"
+            said = [f"{count} places with labels ({what}) are shared out to {folds} folds, test: {split.fold}"]
         held = np.where(free & (fold == (split.fold + 1) % folds) & (parts == "train"), "val", parts)
         if split.val and "val" not in given:
             if _lost(counts, parts == "train", _apart(ground, held, counts, True)[0] == "train"):
@@ -158,14 +199,14 @@ def _places(ground: Ground, folds: int) -> tuple[np.ndarray, str]:
 def _balanced(places: np.ndarray, counts: np.ndarray, folds: int) -> np.ndarray:
     """`(N,)` fold of each window: the places of rare classes first, each to the fold that lacks the class most.
 
-    This is iterative stratification (Sechidis et al., ECML PKDD 2011) of places. The first place of a class goes to
-    what trains where fold 0 is the test, the second one to fold 0.
+    This is iterative stratification (Sechidis et al., ECML PKDD 2011) of places. The first place of a class goes to the
+    last fold, which trains where fold 0 is the test, the second one to fold 0.
     """
     number = np.zeros((places.max() + 1, counts.shape[1]))
     np.add.at(number, places, counts)
     share = np.c_[number / number.sum(0).clip(1), np.bincount(places) / len(places)]  # and of all windows, at last
     filled, fold = np.zeros((folds, share.shape[1])), np.full(len(share), -1)
-    first = np.argsort([2 % folds, *(one for one in range(folds) if one != 2 % folds)])
+    first = (np.arange(folds) + 1) % folds
     for kind in [*np.argsort((number > 0).sum(0), kind="stable"), -1]:
         for place in np.argsort(-share[:, kind], kind="stable"):
             if fold[place] < 0 and share[place, kind] > 0:

@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from torchvision.ops import box_iou
 from geomim.corpus.report.pictures import composite
 from geomim.errors import ConfigError
 from geomim.finetune import rotated
+from geomim.finetune.backbones import Encoder
 from geomim.finetune.change import Change, Join
 from geomim.finetune.classification import Classification
 from geomim.finetune.datamodule import Cut, Samples, Windows, together
@@ -79,7 +80,8 @@ class Model:
         Raises:
             ConfigError: It takes no such argument, or its head is for another kind of boxes.
         """
-        given = {name: value for name, value in asdict(self).items() if value is not None}
+        opens = {field.name for field in fields(Encoder)}
+        given = {name: value for name, value in asdict(self).items() if value is not None and name not in opens}
         if kind == "oboxes":
             given.setdefault("head", "oriented")
         if kind in ("boxes", "oboxes") and "head" in given and (given["head"] == "oriented") != (kind == "oboxes"):
@@ -148,7 +150,7 @@ class Tuning:
 
     Args:
         kind: Of the labels.
-        arguments: Of the task, see `Model.arguments`, with `encoder`, `classes` and `training`.
+        arguments: Of the task, see `Model.arguments`, with `encoder` (an `Encoder`), `classes` and `training`.
         running: How long and on what.
         seed: Of the head, and of all that is drawn in training.
     """
@@ -159,7 +161,11 @@ class Tuning:
     def make(self, start: str = "") -> Any:
         """A task that is not trained, on the encoder's weights, on `RANDOM` ones, or past it on `PIXELS`."""
         torch.manual_seed(self.seed)
-        other = {RANDOM: {"seed": self.seed}, PIXELS: {} if self.kind == "class" else {"head": "pixels"}}.get(start, {})
+        other: dict[str, Any] = {}
+        if start == RANDOM:
+            other = {"encoder": replace(self.arguments["encoder"], seed=self.seed)}
+        elif start == PIXELS and self.kind != "class":
+            other = {"head": "pixels"}
         return TASKS[TASK_OF[self.kind]](**self.arguments | other)
 
     def steps(self, windows: Windows) -> int:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomim.finetune import stock
+from geomim.finetune.backbones import Encoder
 from geomim.finetune.classification import ByClass, check_classes
 from geomim.finetune.heads import Head, Segmenter
 from geomim.finetune.necks import Neck
@@ -43,7 +44,7 @@ class Segmentation(ByClass, stock.Segmentation):
     nobody knows; their sides need be no multiples of anything.
 
     Args:
-        encoder: What `open_backbone` opens; `sensor`, `bands`, `image_size` and `seed` are for it too.
+        encoder: What is opened; a source alone will do.
         classes: Names, in the order of the mask's numbers.
         head: As `neck` and `channels`, see `Segmenter`.
         class_weights: Of the loss, one a class.
@@ -57,21 +58,17 @@ class Segmentation(ByClass, stock.Segmentation):
 
     def __init__(
         self,
-        encoder: str,
+        encoder: Encoder | str,
         classes: list[str],
         head: Head = "upernet",
         neck: Neck = "taps",
         channels: int = 256,
         class_weights: list[float] | None = None,
-        sensor: str | None = None,
-        bands: list[str] | None = None,
-        image_size: int | None = None,
-        seed: int | None = None,
         training: Training = Training(),  # noqa: B008  # frozen
     ) -> None:
         check_classes(classes, class_weights)
         super().__init__(
-            backbone=encoder,
+            backbone="encoder",
             task="multiclass",
             num_classes=len(classes),
             loss="ce",

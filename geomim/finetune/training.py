@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,7 +16,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from geomim.errors import ConfigError, MissingExtraError, nearest
-from geomim.finetune.backbones import open_backbone
+from geomim.finetune.backbones import Backbone, Encoder, open_backbone, write_backbone
 from geomim.pretrain.optimisation import Optimisation
 from geomim.sensors import BandContract
 
@@ -31,7 +34,7 @@ class Training:
         layer_decay: A block's learning rate over that of the block behind it (BEiT, Bao et al., ICLR 2022).
         weight_decay: Decay of matrices; biases, norms, tokens and positions have none.
         warmup: Share of the steps over which the learning rate rises.
-        epochs: Times that the labelled images are seen.
+        epochs: Times that `geomim finetune fit` shows the labelled images; a trainer of your own has its `max_epochs`.
         head_first: Share of the steps in which the head trains alone, of `freeze: first`.
 
     Raises:
@@ -64,7 +67,7 @@ class Tuned(LightningModule):
     """What a task of torchgeo needs to be tuned on a backbone; stands before it among the bases of a task.
 
     The task's `configure_models` begins with `open_encoder` and ends with `tune`. All that is in the task and not in
-    the backbone is its head. Its hyperparameters have `training` and what `open_backbone` takes.
+    the backbone is its head. Its hyperparameters have `encoder` and `training`.
 
     Attributes:
         contract: Bands and numbers that images are to be given in.
@@ -80,9 +83,13 @@ class Tuned(LightningModule):
     _moves: bool | None = None
 
     def open_encoder(self) -> nn.Module:
-        """The backbone, a timm model."""
-        names = ("sensor", "bands", "image_size", "seed")
-        backbone = open_backbone(self.hparams["encoder"], **{name: self.hparams[name] for name in names})
+        """The backbone, a timm model; of a checkpoint it is made again from what that says, without any file."""
+        given = self.hparams["encoder"]
+        given = Encoder(given) if isinstance(given, str) else given
+        plain = dict(given) if isinstance(given, Mapping) else asdict(given)
+        opened = plain.pop("opened", None)
+        backbone = Backbone.from_dict(opened) if opened else open_backbone(**plain)
+        self.hparams["encoder"] = plain | {"opened": backbone.to_dict()}
         self.contract, self.notes = backbone.contract, backbone.notes
         return backbone.network
 
@@ -175,6 +182,19 @@ class Tuned(LightningModule):
         self.said = answer.detach() if isinstance(answer, torch.Tensor) else None
         return answer
 
+    def export_encoder(self, folder: str | Path) -> Path:
+        """Write the encoder as it is tuned, for all that opens one; see `write_backbone`.
+
+        Raises:
+            ConfigError: The head has cut off a part of it.
+            InputError: The folder holds something else.
+        """
+        whole, tuned = Backbone.from_dict(self.hparams["encoder"]["opened"]), copy.deepcopy(self._backbone[0])
+        merge_lora(tuned)
+        if lost := whole.network.load_state_dict(tuned.state_dict(), strict=False).missing_keys:
+            raise ConfigError(f"'{whole.name}': the head reads it without {', '.join(lost[:6])}, which are cut off")
+        return write_backbone(whole, Path(folder))
+
     def on_test_start(self) -> None:
         """Count from nothing."""
         self.tally.reset()
@@ -209,6 +229,8 @@ def add_lora(network: nn.Module, rank: int) -> None:
 
 def merge_lora(network: nn.Module) -> None:
     """Add what low-rank matrices have learned to those beside them, in place: the timm model from before is back."""
+    if "peft" not in sys.modules:
+        return
     from peft.tuners.lora import LoraLayer
 
     found = [(name, module) for name, module in network.named_modules() if isinstance(module, LoraLayer)]

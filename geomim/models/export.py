@@ -61,7 +61,7 @@ def export(
         print(f"note: {note}")
     if layout == "remoteclip":
         return _write_file(with_text(loaded, checkpoint), Path(out))
-    return _write_folder(loaded, Path(out))
+    return write_folder(loaded, Path(out))
 
 
 def _write_file(both: ImageText, file: Path) -> Path:
@@ -78,8 +78,12 @@ def _write_file(both: ImageText, file: Path) -> Path:
     return file
 
 
-def _write_folder(loaded: Loaded, folder: Path) -> Path:
-    """As timm reads it; aside, then renamed."""
+def write_folder(loaded: Loaded, folder: Path) -> Path:
+    """Write an encoder of one sensor as timm reads it; aside, then renamed.
+
+    Raises:
+        InputError: The folder holds something else.
+    """
     if folder.exists() and not _replaceable(folder):
         raise InputError(f"'{folder}' exists and is no earlier export: give an empty or a new folder")
     config = hub_config(loaded)

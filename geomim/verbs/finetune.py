@@ -159,8 +159,6 @@ def _plans(opened: Opened, split: Split) -> tuple[list[Windows], list[str]]:
         except InputError as error:
             lost.append(f"fold {fold} is left out: {error}")
             continue
-        if plan.parts["test"] == plans[0].parts["test"]:
-            break  # there are fewer places than folds, and it begins again
         plans.append(plan)
     return plans, lost
 

@@ -18,7 +18,7 @@ from rich.table import Column, Table
 from geomim.corpus.scenes import find_scenes
 from geomim.corpus.store import write_text
 from geomim.errors import CheckpointError, ConfigError, InputError
-from geomim.finetune.backbones import open_backbone
+from geomim.finetune.backbones import Encoder, open_backbone
 from geomim.finetune.datamodule import Cut, Windows
 from geomim.finetune.labels import open_labels
 from geomim.finetune.labels.items import Asked
@@ -103,7 +103,7 @@ class Opened:
         divides = not any(self.size % side for side in patch)
         if self.labels.kind == "class" and not divides:
             raise ConfigError(f"size {self.size}: the encoder reads images whole: expected a multiple of {patch}")
-        self.resized = {"image_size": self.size} if divides and self.size != made[0] else {}
+        self.resized = self.size if divides and self.size != made[0] else None
         self.cutting = asdict(job.windows) | {"size": self.size, "seed": job.seed}
         self.tuning = self.tuner(job)
 
@@ -124,8 +124,10 @@ class Opened:
 
     def arguments(self, job: Job) -> dict[str, Any]:
         """What the task of a job is made with."""
-        given = {"encoder": job.encoder, "classes": list(self.labels.classes), "training": job.training}
-        return self.resized | job.model.arguments(self.labels.kind) | given
+        own = job.model
+        encoder = Encoder(job.encoder, own.sensor, own.bands, own.image_size or self.resized)
+        given = {"encoder": encoder, "classes": list(self.labels.classes), "training": job.training}
+        return own.arguments(self.labels.kind) | given
 
     def windows(self, split: Split) -> Windows:
         """The windows, shared out as a split says."""
@@ -246,13 +248,18 @@ def say(opened: Opened, words: Sequence[str]) -> None:
 
 
 def keep(out: Path, task: Any, windows: Windows) -> None:
-    """Write the task and which windows it saw."""
+    """Write the task, the encoder where it was tuned, and which windows it saw."""
     out.mkdir(parents=True, exist_ok=True)
     kept = {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams)}
     kept |= {"pytorch-lightning_version": pl.__version__, "geomim_task": TASK_OF[windows.labels.kind]}
     task.on_save_checkpoint(kept)
     torch.save(kept, part := out / ".task.part")
     part.replace(out / "task.ckpt")
+    if task.tuning.freeze != "all":
+        try:
+            task.export_encoder(out / "encoder")
+        except ConfigError as error:
+            print(f"note: {error}")
     seen = [[windows.labels.items[cut.item].image, *cut[1:]] for cut in windows.parts["train"]]
     write_text(out / "trained.json", json.dumps(seen))
 

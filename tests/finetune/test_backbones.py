@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_encoder import NAIP, S2, checkpoint, exported
 
-from geomim.errors import BandError, CheckpointError, ConfigError
-from geomim.finetune.backbones import open_backbone
+from geomim.errors import BandError, CheckpointError, ConfigError, InputError
+from geomim.finetune.backbones import Backbone, open_backbone, write_backbone
 from geomim.sensors import Band, Sensor, get_sensor
 
 
@@ -126,6 +126,40 @@ def test_positions_follow_the_size_of_the_images(tmp_path: Path) -> None:
         open_backbone(str(tmp_path / "a.ckpt"), image_size=65)
     with pytest.raises(ConfigError, match="image_size 64: 'timm:mixer_s32_224' takes images of 224 pixels alone"):
         open_backbone("timm:mixer_s32_224", seed=0, image_size=64)
+
+
+@pytest.mark.parametrize(
+    ("source", "given"),
+    [
+        ("vit", {"image_size": 96, "bands": ["nir", "red"]}),
+        ("spectral", {"sensor": "naip"}),
+        ("swin", {"bands": ["red"]}),
+        ("timm:resnet10t", {"bands": ["blue"], "seed": 0}),
+        ("timm:test_vit", {"image_size": 48, "seed": 0}),
+    ],
+)
+def test_plain_values_and_weights_make_it_again_and_write_it_without_its_file(tmp_path, source, given) -> None:
+    swin = {"family": "swinv2", "patch_size": 2, "width": 8, "depth": 2, "heads": 1}
+    options = {"vit": {}, "spectral": {"spectral": True, "gsd_positions": True}, "swin": swin}
+    if source in options:
+        checkpoint(file := tmp_path / "a.ckpt", NAIP, **options[source])
+        source = str(file)
+    opened = open_backbone(source, **given)
+    Path(tmp_path / "a.ckpt").unlink(missing_ok=True)
+    torch.save(opened.to_dict(), tmp_path / "plain")
+    again = Backbone.from_dict(torch.load(tmp_path / "plain", weights_only=True))
+    again.network.load_state_dict(opened.network.state_dict())
+    side = given.get("image_size", 64)
+    images = torch.randn(2, len(opened.contract.names), side, side)
+    assert torch.equal(tokens(again.network, images), tokens(opened.network, images))
+    assert (again.contract, again.notes, again.name) == (opened.contract, opened.notes, opened.name)
+    folder = str(write_backbone(again, tmp_path / "out"))
+    for one in (f"timm:local-dir:{folder}", *([folder] if again.config else [])):
+        third = open_backbone(one)
+        assert torch.equal(third.network(images), opened.network(images)) and third.contract == opened.contract
+    with pytest.raises(InputError, match="out"):
+        (tmp_path / "out" / "config.json").write_text("{}")
+        write_backbone(again, tmp_path / "out")
 
 
 def test_what_cannot_be_opened_says_so(tmp_path: Path) -> None:

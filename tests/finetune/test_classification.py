@@ -1,14 +1,18 @@
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_encoder import checkpoint
 from tiny_tasks import TINY, fitted, loader, reloaded, trainer
 from tiny_tasks import tested as rows_of
 
 from geomim.errors import ConfigError, InputError
+from geomim.finetune.backbones import Encoder, open_backbone
 from geomim.finetune.classification import Classification, Regression
 from geomim.finetune.figures import class_figures, value_figures
+from geomim.finetune.segmentation import Segmentation
 from geomim.finetune.training import Training
 
 CLASSES = ["field", "town", "water"]
@@ -59,6 +63,32 @@ def test_reloads_with_its_low_rank_matrices(tmp_path: Any):
     task = fitted(Classification(**TINY, classes=CLASSES, training=Training(lora=2, learning_rate=0.01)), [EIGHT], 2)
     again = reloaded(task, tmp_path)
     assert torch.equal(again(EIGHT["image"]), task.eval()(EIGHT["image"]))
+
+
+@pytest.mark.parametrize("training", [Training(), Training(lora=2, learning_rate=0.01)], ids=["all", "lora"])
+def test_a_tuned_encoder_stays_with_its_task_and_leaves_it_too(training: Training, tmp_path: Any):
+    checkpoint(tmp_path / "a.ckpt", image_size=32)
+    images, file = EIGHT["image"][:, [0, 1]], str(tmp_path / "a.ckpt")
+    task = Classification(Encoder(file, bands=["nir", "red"]), CLASSES, training=training)
+    fitted(task, [EIGHT | {"image": images}], 2)
+    Path(file).unlink()  # as on another machine
+    again = reloaded(task, tmp_path)
+    assert torch.equal(again(images), task.eval()(images))
+    assert (again.contract, again.notes) == (task.contract, task.notes) and again.hparams["encoder"]["source"] == file
+    out = open_backbone(str(again.export_encoder(tmp_path / "out")))
+    torch.testing.assert_close(out.network(images), task.model.network(images), rtol=1e-4, atol=1e-5)
+    assert (
+        out.contract == task.contract
+        and out.network.state_dict().keys()
+        == Classification(str(tmp_path / "out"), CLASSES).model.network.state_dict().keys()
+    )
+
+
+def test_a_part_of_the_encoder_that_the_head_cuts_off_is_not_made_up():
+    task = Segmentation(Encoder("timm:vit_tiny_patch16_224", image_size=32, seed=0), CLASSES, head="linear")
+    task.hparams["encoder"]["opened"]["arguments"] |= {"fc_norm": True, "global_pool": "avg"}
+    with pytest.raises(ConfigError, match=r"the head reads it without .*fc_norm\.weight"):
+        task.export_encoder("nowhere")
 
 
 def test_several_classes_at_once():

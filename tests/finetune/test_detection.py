@@ -9,14 +9,13 @@ import torch
 from tiny_tasks import fitted, loader, reloaded, trainer
 
 from geomim.errors import ConfigError, InputError
+from geomim.finetune.backbones import Encoder
 from geomim.finetune.detection import Detection
 from geomim.finetune.training import Training
 
 CLASSES = ["ship", "plane"]
 SMALL: dict[str, Any] = {
-    "encoder": "timm:test_vit",
-    "image_size": 64,
-    "seed": 0,
+    "encoder": Encoder("timm:test_vit", image_size=64, seed=0),
     "classes": CLASSES,
     "channels": 32,
     "training": Training(learning_rate=3e-3, layer_decay=0.9),
@@ -148,3 +147,24 @@ def test_validation_is_of_the_whole_set():
     halves = [{key: value[place : place + 1] for key, value in batch.items()} for place in range(2)]
     (found,) = trainer().validate(task, loader(*halves), verbose=False)
     assert found == pytest.approx(dict.fromkeys(("val_map", "val_map_50", "val_map_75"), (51 / 101 + 1) / 2))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_is_found_in_what_another_window_answers_for_is_neither_right_nor_wrong(turned: bool, monkeypatch: Any):
+    task = Detection(**SMALL, head="oriented" if turned else "fcos")
+    corners = torch.tensor([[4.0, 4, 20, 20], [40, 0, 64, 12], [44, 2, 52, 10], [24, 40, 36, 52]])
+    sides = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2], torch.zeros(4, 1)], 1)
+    boxes, labels = sides if turned else corners, torch.zeros(4, dtype=torch.int64)
+    monkeypatch.setattr(
+        task, "forward", lambda _: [{"boxes": boxes, "scores": torch.linspace(0.9, 0.6, 4), "labels": labels}]
+    )
+    true = boxes[[0, 2]]  # a part of a large box of another window lies around the second one
+    batch = {"image": torch.zeros(1, 3, 64, 64), task.key: [true], "label": [labels[:2]], "id": ["a"]}
+    task.test_step(batch, 0)
+    assert next(row["value"] for row in task.figures()) == pytest.approx((51 + 50 * 2 / 3) / 101), "the second is wrong"
+    task.tally.reset()
+    task.test_step(batch | {"beside": [torch.tensor([[40.0, 0, 64, 12], [0, 60, 64, 64]])]}, 0)
+    assert next(row["value"] for row in task.figures()) == 1
+    task.tally.reset()
+    task.test_step(batch | {"beside": [torch.zeros(0, 4)], task.key: [boxes[:0]], "label": [labels[:0]]}, 0)
+    assert len(torch.cat(list(task.tally.found))) == 4, "where nothing is beside, all counts"

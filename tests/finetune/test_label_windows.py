@@ -13,11 +13,13 @@ from PIL import Image
 from rasterio.features import rasterize
 from rasterio.transform import from_origin
 
-from geomim.errors import BandError, InputError
-from geomim.finetune.datamodule import Order, Windows, turned
+from geomim.errors import BandError, ConfigError, InputError
+from geomim.finetune.datamodule import Cut, Order, Windows, turned
 from geomim.finetune.labels import Item, Labels, open_labels
-from geomim.finetune.places import Split, divide, ground_of
+from geomim.finetune.labels.rasters import read_mask
+from geomim.finetune.places import Split, divide, ground_of, told_parts
 from geomim.finetune.rotated import corners, from_corners
+from geomim.maps.windows import Walk
 from geomim.sensors import BandContract, get_sensor
 
 RGB = BandContract(get_sensor("rgb"), (110.0,) * 3, (50.0,) * 3)
@@ -80,18 +82,55 @@ def scattered(uri, side=160, count=24):
     return polygons(uri, [(*map(int, cell), name) for cell, name in zip(cells[:count], names, strict=False)])
 
 
-def test_every_labelled_pixel_of_sparse_polygons_is_in_a_window(tmp_path):
+@pytest.mark.parametrize("size", [20, 27])  # 160 is eight times 20, and 25 more than five times 27
+def test_every_labelled_pixel_of_sparse_polygons_is_tested_once_over_all_folds(tmp_path, size):
     labels = scattered(scene(tmp_path / "scene.tif"))
-    windows = Windows(labels, RGB, 20, Split(val=False))
-    cuts = [one for part in windows.parts.values() for one in part]
     seen = np.zeros((160, 160), int)
+    for fold in range(5):
+        windows = Windows(labels, RGB, size, Split(fold=fold, val=False))
+        for cut in windows.parts["test"]:
+            mask = windows.sample(cut)["mask"].numpy()
+            assert (mask >= 0).any()
+            seen[cut.top : cut.top + size, cut.left : cut.left + size] += mask >= 0
+    assert (seen == (read_mask(labels, labels.items[0], 0, 0, 160) >= 0)).all() and seen.sum() == 24 * 36
+
+
+@pytest.mark.parametrize("side", [(30, 30), (16, 40), (47, 33), (12, 16), (65, 64)])
+def test_windows_of_any_scene_have_cores_that_cover_it_once(side):
+    item = Item("", *side)
+    cuts = [Cut(0, *at, 16) for at in Walk(*side, 1, 16, 0).places]
+    seen = np.zeros((80, 80), int)
     for cut in cuts:
-        mask = windows.sample(cut)["mask"]
-        assert (mask >= 0).any()
-        seen[cut.top : cut.top + 20, cut.left : cut.left + 20] = np.maximum(
-            seen[cut.top : cut.top + 20, cut.left : cut.left + 20], mask + 1
-        )
-    assert (seen > 0).sum() == 24 * 36 or any("are left out" in note for note in windows.notes)
+        top, left, height, width = cut.core(item)
+        assert cut.top <= top and top + height <= cut.top + 16 and cut.left <= left and left + width <= cut.left + 16
+        assert min(height, width) >= 8, "half of a window at least"
+        seen[top : top + height, left : left + width] += 1
+    assert (seen[: side[0], : side[1]] == 1).all()
+
+
+def test_a_test_counts_each_box_once_where_windows_overlap_and_training_sees_it_whole(tmp_path):
+    boxes = [(14, 13, 17, 17), (2, 2, 12, 9), (11, 20, 29, 28), (17, 12, 27, 16), (18, 9, 26, 11)]
+    for number in range(10):
+        save(tmp_path / f"{number}.png", photograph(number, 30))
+    rows = [f"{number}.png,{','.join(map(str, box))},ship" for number in range(10) for box in boxes]
+    (tmp_path / "boxes.csv").write_text("\n".join(["image,x1,y1,x2,y2,class", *rows]))
+    windows = Windows(open_labels([str(tmp_path)]), RGB, 20, Split(val=False), turn=False)
+    assert len(windows.parts["test"]) == 8
+    whole = {cut: windows.sample(cut) for cut in windows.parts["test"]}
+    corner = [one["corners"][:, 0] + torch.tensor([cut.left, cut.top]) for cut, one in whole.items()]
+    assert sorted(torch.cat(corner).tolist()) == sorted([[x, y] for x, y, _, _ in boxes] * 2)
+    for cut in windows.parts["train"]:
+        middles = [((x1 + x2) / 2 - cut.left, (y1 + y2) / 2 - cut.top) for x1, y1, x2, y2 in boxes]
+        own = sum(0 <= x < 20 and 0 <= y < 20 for x, y in middles)
+        assert len(windows.sample(cut, train=True)["label"]) == own >= len(windows.sample(cut)["label"])
+    first = next(one for cut, one in whole.items() if (cut.top, cut.left) == (0, 0))
+    assert sorted(first["beside"].tolist()) == sorted(
+        [[15, 0, 20, 20], [0, 15, 20, 20], [14, 13, 17, 17], [17, 12, 20, 16], [18, 9, 20, 11]]
+    ), "ground of other windows, and their boxes as far as they reach in"
+    batch = next(iter(windows.test_dataloader()))
+    assert [len(one) for one in batch["beside"]] == [len(one["beside"]) for one in whole.values()]
+    assert "beside" not in next(iter(windows.train_dataloader()))
+    assert "reach beyond" not in " ".join(windows.notes)
 
 
 @pytest.mark.parametrize("val", [False, True])
@@ -172,11 +211,57 @@ def test_the_users_test_counts_and_one_of_the_same_ground_is_refused(tmp_path):
     same = Labels("mask", each[0].classes, (each[0].items[0], each[2].items[0]))
     with pytest.raises(InputError, match="no label is left for train: train and test are of one place"):
         Windows(same, RGB, 20, Split(test=(str(tmp_path / "same"),), val=False))
-    with pytest.raises(InputError, match=r"none of 2 images, such as .*, is in three"):
-        Windows(two, RGB, 20, Split(test=("three",)))
+    for test, said in (
+        (("three",), r"'three' is none of 2 images, and no folder of some; valid: scene.tif"),
+        ((str(tmp_path / "two"), "scen.tif"), r"'scen.tif' is none of 2 images.*; did you mean 'scene.tif'\?"),
+        (("scene.tif",), r"'scene.tif' is the name of images of several folders \(.*one.*two.*\): give paths"),
+        ((str(tmp_path / "tw"),), "is none of 2 images"),
+    ):
+        with pytest.raises(InputError, match=said):
+            Windows(two, RGB, 20, Split(test=test))
     single = polygons(uris[0], [(3, 3, "field"), (10, 10, "lake")])
     with pytest.raises(InputError, match="all labels lie in one place"):
         Windows(single, RGB, 20)
+
+
+def test_a_test_may_be_named_by_folder_path_link_or_second_date(tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.png").touch()
+        (tmp_path / name / "same.png").touch()
+    (tmp_path / "linked").symlink_to(tmp_path / "a")
+    (tmp_path / "c" / "away.png").symlink_to(tmp_path / "b" / "b.png")
+    monkeypatch.chdir(tmp_path)
+    names = ["a/a.png", "./a/same.png", str(tmp_path / "b" / "b.png"), "linked/../b/same.png", "c/away.png"]
+    items = [*map(Item, names), Item("d.png", after=str(tmp_path / "c" / "c.png"))]
+    for test, at in (
+        (["a"], [0, 1]), ([str(tmp_path / "linked")], [0, 1]), (["b/same.png", "a.png"], [0, 3]),
+        (["c"], [4, 5]), (["c.png"], [5]), (["b.png"], [2]), ([str(tmp_path)], [*range(6)]),
+    ):  # fmt: skip
+        assert [place for place, part in enumerate(told_parts(items, test)) if part] == at, test
+    split = [Item("a", split="test"), Item("b", split="train"), Item("c")]
+    assert told_parts(split, []) == ["test", "", ""] and told_parts(split, ["b"]) == ["", "test", ""]
+
+
+def test_folds_are_those_that_there_are():
+    for given, said in (({"folds": 1}, "folds: expected at least 2; given 1"), ({"fold": 5}, "0 to 4, of 5; given 5")):
+        with pytest.raises(ConfigError, match=said):
+            Split(**given)
+    three = ground([(0, 0), (100, 0), (0, 100)])
+    counts, told = np.ones((3, 1), int), np.full(3, "", "<U5")
+    parts = [divide(three, counts, told, Split(fold=fold, val=False), ["a"])[0].tolist() for fold in range(3)]
+    assert sorted(own.index("test") for own in parts) == [0, 1, 2]
+    with pytest.raises(InputError, match=r"split.fold 3: labels lie in 3 places .* folds are 0 to 2"):
+        divide(three, counts, told, Split(fold=3), ["a"])
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5])
+def test_the_first_place_of_a_rare_class_trains_where_fold_0_is_the_test(folds):
+    places = [(100 * place, 0) for place in range(folds)]
+    counts = np.array([[5, 5], *[[9, 0]] * (folds - 1)])
+    parts, said = divide(ground(places), counts, np.full(folds, "", "<U5"), Split(folds=folds), ["bg", "road"])
+    assert parts[0] == "train" and sorted({*parts}) == sorted({"train", "test", *(["val"] if folds > 2 else [])})
+    assert [one for one in said if "road" in one] == ["test holds no label of road, which too few places have"]
 
 
 def test_what_lies_beyond_a_small_scene_is_not_valid_and_not_labelled(tmp_path):
@@ -213,10 +298,11 @@ def test_boxes_belong_to_the_window_of_their_middle_and_are_cut_at_its_border(tm
     found = {}
     for sample in windows.test_dataloader().dataset:
         found[sample["id"].rpartition("#")[2]] = sample["bbox_xyxy"].tolist()
-    assert found == {"0,0": [[10, 4, 16, 8]], "0,16": [[10, 4, 14, 8]], "16,0": [], "16,16": []} or found["0,16"] == [
-        [0, 4, 4, 8],
-        [10, 4, 14, 8],
-    ]
+    expected = {"0,0": [[10, 4, 16, 8]], "0,16": [[10, 4, 14, 8]], "16,0": [], "16,16": []}
+    assert found == expected and len(windows.parts["test"]) == 8, "of two images"
+    assert any(note.startswith("10 of 20 boxes reach beyond their window") for note in windows.notes)
+    beside = {(c.top, c.left): windows.sample(c)["beside"].tolist() for c in windows.parts["test"]}
+    assert beside == {(0, 0): [], (0, 16): [[0, 4, 4, 8]], (16, 0): [], (16, 16): []}
     batch = next(iter(windows.train_dataloader()))
     assert isinstance(batch["label"], list) and batch["bbox_xyxy"][0].dtype == torch.float32
     empty = sum(not len(sample["label"]) for sample in windows.train_dataloader().dataset)

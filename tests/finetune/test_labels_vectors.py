@@ -8,7 +8,7 @@ import shapely
 from rasterio.transform import from_origin
 
 from geomim.errors import InputError
-from geomim.finetune.labels import open_labels
+from geomim.finetune.labels import Item, Labels, open_labels, rasters, vectors
 from geomim.finetune.labels.rasters import read_mask
 
 WEST, NORTH, METRES, SIDE = 500_000, 4_000_000, 10, 60
@@ -142,6 +142,63 @@ def test_points_label_the_pixel_that_they_lie_in(tmp_path):
     ).all() and "2 points label the pixel that they lie in" in labels.notes
     with pytest.raises(InputError, match="points or lines of one class, a: nothing says what is not of it"):
         open_labels([scene(tmp_path / "scene.tif")], layer(tmp_path / "q.gpkg", points, ["a", "a"]))
+
+
+def test_a_layer_is_reprojected_once_for_all_scenes_of_a_system_and_none_stays_open(tmp_path, monkeypatch):
+    images = [scene(tmp_path / f"{east}.tif", east) for east in range(0, 12_000, 600)]
+    away = [scene(tmp_path / f"zone34_{number}.tif", 600 * number, "EPSG:32634") for number in range(2)]
+    shapes = [ground(60 * number + 10, 10, 60 * number + 20, 20) for number in range(20)]
+    file = layer(tmp_path / "a.gpkg", shapes, ["field"] * 20, to="OGC:CRS84")
+    before, asked = geopandas.GeoSeries.to_crs, []
+    monkeypatch.setattr(geopandas.GeoSeries, "to_crs", lambda self, *a, **k: asked.append(a) or before(self, *a, **k))
+    labels = open_labels([*images, *away], file)
+    assert len(asked) == 2 and len(labels.items) == 20
+    for at in (0, 7, 19):
+        found = np.argwhere(mask(labels, at) == 1)
+        assert (
+            found.min(0).tolist() == [10, 10]
+            and found.max(0).tolist() == [19, 19]
+            and len(labels.items[at].labels) == 1
+        )
+    assert {uri for uri, why in labels.refused} == {*away}
+
+
+def test_a_window_asks_for_the_shapes_that_reach_into_it_alone_and_is_as_of_the_whole(tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    x, y = np.meshgrid(np.arange(2, 56, 4), np.arange(2, 56, 4))
+    at = np.stack([x.flat, y.flat], 1)[:, None] + random.uniform(0, 4, (x.size, 3, 2))
+    fields = [shapely.Polygon(one) for one in at]
+    coast = shapely.Point(30, 30).buffer(27.3, quad_segs=500).difference(shapely.Point(28, 33).buffer(20.2))
+    line, point = shapely.LineString([(-5, 3), (44, 61)]), shapely.Point(33.5, 7.5)
+    shapes = np.array([coast, *fields, line, point])
+    item = Item("", SIDE, SIDE, shapes=shapes, labels=np.arange(len(shapes)) % 5)
+    labels, counts, burn = Labels("mask", tuple("abcde"), (item,)), [], rasters.rasterize
+    whole = burn(zip(shapes, item.labels.tolist(), strict=False), out=np.full((SIDE, SIDE), -1), all_touched=False)
+    monkeypatch.setattr(rasters, "rasterize", lambda pairs, **how: counts.append(pairs) or burn(pairs, **how))
+    found = np.full((SIDE + 4, SIDE + 4), -2)
+    for top in range(0, SIDE, 16):
+        for left in range(0, SIDE, 16):
+            found[top : top + 16, left : left + 16] = read_mask(labels, item, top, left, 16)
+    assert (found[:SIDE, :SIDE] == whole).all() and (found[SIDE:] == -1).all() and len({*whole.flat}) == 6
+    assert max(map(len, counts)) < 40 < len(shapes) / 4, "fields, and not all"
+    corners = [shapely.get_num_coordinates(shape) for pairs in counts for shape, _ in pairs]
+    assert max(corners) < 1000 < shapely.get_num_coordinates(coast), "a coast is cut to the window"
+
+
+def test_the_split_of_a_scene_is_its_folders_word_and_not_its_own(tmp_path):
+    file = layer(tmp_path / "a.gpkg", [FIELD], ["field"])
+    scene(tmp_path / "all" / "area_test.tif")
+    scene(tmp_path / "all" / "val" / "a.tif")
+    labels = open_labels([str(tmp_path / "all")], file)
+    assert [item.split for item in labels.items] == [None, "val"]
+
+
+def test_geometries_that_another_grid_rounds_to_cross_themselves_are_made_valid_again(tmp_path, monkeypatch):
+    bow = shapely.Polygon([(0, 0), (10, 10), (10, 0), (0, 10)])
+    monkeypatch.setattr(vectors, "_pixels", lambda shapes, scene: np.array([bow, shapely.box(0, 0, 6, 6)]))
+    labels = open_labels([scene(tmp_path / "scene.tif")], layer(tmp_path / "a.gpkg", [FIELD, FIELD], ["field", "lake"]))
+    assert shapely.is_valid(labels.items[0].shapes).all()
+    assert "1 pairs of geometries of different classes overlap: the smaller one counts" in labels.notes
 
 
 def test_a_scene_without_a_place_is_told(tmp_path):

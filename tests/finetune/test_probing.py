@@ -10,7 +10,7 @@ from tiny_encoder import checkpoint
 from torch.nn import functional as F
 
 from geomim.finetune import probing
-from geomim.finetune.backbones import open_backbone
+from geomim.finetune.backbones import Encoder, open_backbone
 from geomim.finetune.datamodule import Cut, Windows
 from geomim.finetune.labels import open_labels
 from geomim.finetune.probing import PIXELS, Probing
@@ -37,9 +37,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Probing, Windows]:
         save(folder / "labels" / f"{number}.png", mask)
     (folder / "labels" / "classes.json").write_text('{"0": "light", "1": "dark"}')
     labels = open_labels([str(folder / "images")], str(folder / "labels"))
-    given = {"encoder": str(folder / "tiny.ckpt"), "classes": ["light", "dark"], "training": Training("all")}
+    given = {"encoder": Encoder(str(folder / "tiny.ckpt")), "classes": ["light", "dark"], "training": Training("all")}
     tuning = Probing("mask", given | {"head": "linear"}, Running(probe=True), 0)
-    return tuning, Windows(labels, open_backbone(given["encoder"]).contract or contract, SIDE, batch_size=4)
+    return tuning, Windows(labels, open_backbone(str(folder / "tiny.ckpt")).contract or contract, SIDE, batch_size=4)
 
 
 @pytest.mark.parametrize("start", ["", RANDOM, PIXELS])

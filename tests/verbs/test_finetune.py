@@ -20,7 +20,7 @@ from tiny_encoder import checkpoint
 from geomim.cli import main, parse
 from geomim.errors import ConfigError, InputError
 from geomim.finetune import run
-from geomim.finetune.backbones import open_backbone
+from geomim.finetune.backbones import Encoder, open_backbone
 from geomim.finetune.datamodule import Windows
 from geomim.finetune.detection import Detection
 from geomim.finetune.labels import open_labels
@@ -118,7 +118,7 @@ def test_one_line_tests_each_label_once_beside_random_weights_and_keeps_a_task(k
     for side in (own, random, *rest):
         assert next(row["count"] for row in side.figures if row["class"] == "all") == COUNTED[kind]
     assert len(own.shown) == COUNT and not random.shown
-    assert random.task.hparams["seed"] == 0 and own.task.hparams["seed"] is None
+    assert random.task.hparams["encoder"]["seed"] == 0 and own.task.hparams["encoder"]["seed"] is None
     assert {"config.yaml", "task.ckpt", "figures.csv", "predictions.png", "index.html"} <= {
         p.name for p in out.iterdir()
     }
@@ -236,7 +236,7 @@ def test_minutes_are_as_many_steps_as_fill_them(encoder: str, tmp_path: Path, mo
     mask(tmp_path)
     labels = open_labels([str(tmp_path / "images")], str(tmp_path / "labels"))
     windows = Windows(labels, open_backbone(encoder).contract, SIDE, batch_size=4)
-    arguments = {"encoder": encoder, "classes": ["a", "b"], "head": "linear", "training": Training("all")}
+    arguments = {"encoder": Encoder(encoder), "classes": ["a", "b"], "head": "linear", "training": Training("all")}
     clock = itertools.count(step=2)
     monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=lambda: next(clock)))  # two seconds a step
     assert Tuning("mask", arguments, Running(minutes=1), 0).steps(windows) == 30
@@ -290,8 +290,8 @@ def test_published_protocols_parse_and_build_their_task(config: Path, encoder: s
     job = parse(fit, given, "finetune fit")
     kind = {"classification": "class", "segmentation": "mask"}.get(job["task"], "boxes")
     kind = "oboxes" if job["model"].head == "oriented" else kind
-    arguments = job["model"].arguments(kind) | {"encoder": encoder, "classes": ["a", "b"], "training": job["training"]}
-    task = Tuning(kind, arguments, job["run"], 0).make()
+    own = {"encoder": Encoder(encoder), "classes": ["a", "b"], "training": job["training"]}
+    task = Tuning(kind, job["model"].arguments(kind) | own, job["run"], 0).make()
     assert isinstance(task, TASKS[job["task"]]) and task.tuning == job["training"] and job["split"].test == ("b",)
     assert "Not as published" in config.read_text()
 

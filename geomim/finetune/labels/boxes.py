@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -19,7 +19,19 @@ import yaml
 
 from geomim.corpus.joining import PATHS, Row, join, read_table
 from geomim.errors import InputError
-from geomim.finetune.labels.items import Asked, Item, Kind, Labels, Refused, need, open_image, paired, some, split_of
+from geomim.finetune.labels.items import (
+    Asked,
+    Item,
+    Kind,
+    Labels,
+    Refused,
+    home_of,
+    need,
+    open_image,
+    paired,
+    some,
+    split_of,
+)
 
 
 class Box(NamedTuple):
@@ -28,57 +40,82 @@ class Box(NamedTuple):
     name: str
     corners: list[tuple[float, float]]
     upright: bool
+    difficult: bool = False
 
 
 SIDES = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
 _TURNED = tuple(f"{axis}{corner}" for corner in (1, 2, 3, 4) for axis in "xy")
-_FILES = (*PATHS, "image_path", "image_id", "file_name", "img")
+_FILES = (*PATHS, "image_id", "file_name", "img")
 _CLASS = ("class", "label", "name", "category", "class_name")
 _LEAST = 1e-3  # square pixels: less is no area, by rounding
 
 
 def from_tables(form: str, files: Sequence[str], images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels:
-    """Labels of files that name their images: COCO or CSV tables.
+    """Labels of files that name their images: COCO or CSV tables; an image that two name is left out.
 
     Raises:
         InputError: One cannot be read, or names none of the images.
     """
-    found: dict[str, list[Box]] = {}
-    splits: dict[str, str | None] = {}
-    names: list[str] = []
-    notes: list[str] = []
+    splits = {image: split_of(image, roots) for image in images}
+    found: dict[str, tuple[str, list[Box], str | None]] = {}
+    why, names, notes = dict[str, str](), list[str](), list[str]()
     refused: Refused = []
     for file in files:
         boxes, own, said = (_coco if form == "COCO" else _csv)(file)
-        joined = join(file, [Row(name, name) for name in boxes], images, "they are left out").check()
-        for image, name in zip(images, joined.values, strict=True):
-            if name is not None:
-                found.setdefault(image, []).extend(boxes[name])
-                splits[image] = split_of(file, roots)
-        refused += [(row.name, f"'{file}' names it, and no image is called so") for row in joined.unmatched]
-        names, notes = names + own, notes + said
-    refused += [(image, "no row names it") for image in images if image not in found]
-    given = [(image, own, splits[image]) for image, own in found.items()]
-    return _labels(form, given, names, notes, refused, roots, asked)
+        names, notes, split = names + own, notes + said, split_of(f"{file}/name", roots)  # its name tells, too
+        called, lost = _named(file, [*boxes], splits, split)
+        refused += [(row.name, f"'{file}' names it, and no image is called so") for row in lost]
+        times = Counter(called.values())
+        for image, name in called.items():
+            if times[name] > 1:
+                why[image] = f"'{name}' of '{file}' may be each of {times[name]} images: give folders with names"
+            elif image in found:
+                why[image] = f"both '{found[image][0]}' and '{file}' name it: give one of them as the labels"
+            found[image] = (file, boxes[name], splits[image] or split)
+    refused += [(image, why.get(image, "no row names it")) for image in images if image in why or image not in found]
+    given = [(image, *own[1:]) for image, own in found.items() if image not in why]
+    return _labels(form, given, names, notes, refused, asked)
+
+
+def _named(
+    file: str, names: list[str], splits: dict[str, str | None], split: str | None
+) -> tuple[dict[str, str], list[Row]]:
+    """Images with their names in a table, those of its own folder and split if it names any; and rows of no image."""
+    home, rows = home_of(file), [Row(name, name) for name in names]
+    alike = [image for image, own in splits.items() if None in (own, split) or own == split]
+    for images in ([image for image in alike if home_of(image)[: len(home)] == home], alike, [*splits]):
+        joined = join(file, rows, images, "they are left out")
+        if len(joined.without) < len(images):
+            break
+    called = zip(images, joined.check().values, strict=True)
+    return {image: name for image, name in called if name is not None}, joined.unmatched
 
 
 def from_files(form: str, files: Sequence[str], images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels:
     """Labels of a file an image, called as it is: YOLO, DOTA, or XML."""
-    pairs, refused = paired(images, files)
-    names = _yolo_names(files) if form == "YOLO" else []
-    notes = ["YOLO: no classes.txt or data.yaml names the classes: they are called by number"]
+    pairs, refused = paired(images, files, roots)
+    folders = {Path(file).parent for file in pairs.values()} if form == "YOLO" else ()
+    names = {folder: _yolo_names(folder) for folder in folders}
+    lists = {tuple(sorted(own.items())) for own in names.values() if own}
     given = []
     for image, file in pairs.items():
         try:
-            boxes = _text(Path(file), form, names) if form in ("YOLO", "DOTA") else _xml(Path(file))
             if form == "YOLO":
+                own = names[Path(file).parent]
+                if not own and len(lists) > 1:
+                    raise ValueError("classes.txt or data.yaml differ between folders, and none is of this one")
                 scene = open_image(image, asked)
+                boxes = _text(Path(file), form, own or dict(*lists))
                 whole = [[(x * scene.width, y * scene.height) for x, y in one.corners] for one in boxes]
                 boxes = [one._replace(corners=corners) for one, corners in zip(boxes, whole, strict=True)]
-            given.append((image, boxes, split_of(Path(file).parent, roots)))
+            else:
+                boxes = _text(Path(file), form, {}) if form == "DOTA" else _xml(Path(file))
+            given.append((image, boxes, split_of(image, roots) or split_of(file, roots)))
         except (ValueError, OSError, ElementTree.ParseError) as error:
             refused.append((file, f"it is no {form} ({error})"))
-    return _labels(form, given, names, notes if form == "YOLO" and not names else [], refused, roots, asked)
+    notes = ["YOLO: no classes.txt or data.yaml names the classes: they are called by number"]
+    classes = [name for own in sorted(lists) for _, name in own]
+    return _labels(form, given, classes, notes if form == "YOLO" and not lists else [], refused, asked)
 
 
 def _labels(
@@ -87,7 +124,6 @@ def _labels(
     names: Sequence[str],
     notes: list[str],
     refused: Refused,
-    roots: Sequence[str],
     asked: Asked,
 ) -> Labels:
     """Boxes that are some; those that lie outside their image or have no area are left out and counted."""
@@ -109,10 +145,12 @@ def _labels(
         said["boxes of no area are left out"] += int(flat.sum())
         said["boxes are left out, as they lie outside their image"] += int((~use & ~flat).sum())
         said["boxes are cut off at the border of their image"] += int(((inner != corners).any((1, 2)) & use).sum())
+        said["boxes are marked difficult: they count as all others, and official scores leave them out"] += sum(
+            one.difficult for one in boxes
+        )
         kept = [one.name for one, keep in zip(boxes, use, strict=True) if keep]
         counts.update(kept)
         places = np.array([classes.index(name) for name in kept], np.int64)
-        split = split or split_of(Path(image).parent, roots)
         items.append(Item(image, scene.height, scene.width, corners=inner[use], labels=places, split=split))
     need(items, refused, f"{form} labels")
     if empty := [name for name in classes if not counts[name]]:
@@ -200,10 +238,11 @@ def _xml(path: Path) -> list[Box]:
             found.append(_upright(name, *(_finite(box.findtext(side)) for side in SIDES[0])))
         else:
             raise ValueError(f"object '{name}' has neither bndbox nor robndbox")
+        found[-1] = found[-1]._replace(difficult=one.findtext("difficult", "").strip() == "1")
     return found
 
 
-def _text(path: Path, form: str, names: Sequence[str]) -> list[Box]:
+def _text(path: Path, form: str, names: Mapping[int, str]) -> list[Box]:
     """A line a box: of YOLO a class number and 4 or 8 shares of the sides, of DOTA 8 coordinates and a name."""
     found = []
     for line, words in enumerate(map(str.split, path.read_text(encoding="utf-8-sig").splitlines()), 1):
@@ -212,11 +251,13 @@ def _text(path: Path, form: str, names: Sequence[str]) -> list[Box]:
         try:
             numbers = [_finite(word) for word in (words[:8] if form == "DOTA" else words[1:])]
             if form == "DOTA":
-                found.append(_turned(words[8], numbers))
+                found.append(_turned(words[8], numbers)._replace(difficult=words[9:10] not in ([], ["0"])))
                 continue
             if len(numbers) not in (4, 8) or not all(-0.01 <= one <= 1.01 for one in numbers):
                 raise ValueError("expected a class number and 4 or 8 numbers from 0 to 1")
-            name = names[int(words[0])] if names else str(int(words[0]))
+            if (number := int(words[0])) < 0 or (names and number not in names):
+                raise ValueError(f"class {number} has no name")
+            name = names.get(number, str(number))
             x, y, width, height = numbers[:4]
             upright = _upright(name, x - width / 2, y - height / 2, x + width / 2, y + height / 2)
             found.append(upright if len(numbers) == 4 else _turned(name, numbers))
@@ -225,12 +266,18 @@ def _text(path: Path, form: str, names: Sequence[str]) -> list[Box]:
     return found
 
 
-def _yolo_names(files: Sequence[str]) -> list[str]:
-    """Names of classes as YOLO's tools keep them, beside the labels or in one of two folders above."""
-    folders = dict.fromkeys(parent for file in files for parent in list(Path(file).parents)[:3])
+def _yolo_names(folder: Path) -> dict[int, str]:
+    """Names of classes by number as YOLO's tools keep them, beside the labels or in one of two folders above."""
     names = ("classes.txt", "obj.names", "data.yaml", "dataset.yaml")
-    for path in (folder / name for folder in folders for name in names if (folder / name).is_file()):
-        text = path.read_text(encoding="utf-8")
-        told: Any = text.split("\n") if path.suffix != ".yaml" else yaml.safe_load(text).get("names", [])
-        return [str(one).strip() for one in (told.values() if isinstance(told, dict) else told) if str(one).strip()]
-    return []
+    above = list((folder.absolute() / "any").parents)[:3]
+    for path in (one / name for one in above for name in names if (one / name).is_file()):
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+            told = text.split("\n") if path.suffix != ".yaml" else (yaml.safe_load(text) or {}).get("names", [])
+            pairs: Any = told.items() if isinstance(told, dict) else enumerate(told)
+            found = {int(number): str(name).strip() for number, name in pairs if str(name).strip()}
+        except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+            raise InputError(f"'{path}' does not give names of classes, in a list or by number ({error})") from error
+        if found:
+            return found
+    return {}

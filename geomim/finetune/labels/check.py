@@ -66,7 +66,9 @@ def check(
 
 def _counts(labels: Labels, item: Item) -> np.ndarray:
     """Labels of each class, block by block: a scene may be larger than memory."""
-    if labels.kind not in ("mask", "change"):
+    if item.counts is not None:
+        return item.counts
+    if labels.kind != "mask":
         return counted(labels, item, 0, 0, max(item.height, item.width) + 1)
     places = [(top, left) for top in range(0, item.height, _EDGE) for left in range(0, item.width, _EDGE)]
     return np.sum([counted(labels, item, *place, _EDGE) for place in places], 0)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import shapely
 
 from geomim.corpus.labels import SPLITS, SYNONYMS
 from geomim.corpus.scenes import Scene, open_scene
@@ -24,6 +26,10 @@ Refused = list[tuple[str, str]]
 """Images and label files that are left out, each with the reason."""
 UNLABELLED = -1
 """In a mask: nobody says what the pixel is."""
+_KINDS = re.compile(
+    r"(jpe?g|png|tiff?)?(images?|imgs?)?|labels?(txt|xml)?|masks?|gts?|ground|truths?|annotations?|targets?"
+)
+"""Words of folders that say what is in them, and not of which images it is."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +53,12 @@ class Item:
         label: Place of its class.
         after: The later image of a pair.
         mask: Label raster.
+        counts: `(K,)` how many of its pixels are of each class.
         corners: `(N, 4, 2)` corners of boxes, upright ones too.
         shapes: `(N,)` geometries, a later one on top; None of other kinds.
         labels: `(N,)` places of the classes of boxes or shapes.
         outside: Place of the class of what no shape covers; -1 where that is unknown.
-        split: `train`, `val` or `test` where a folder or file is called so.
+        split: `train`, `val` or `test` where a folder, or a table of labels, is called so.
         place: Equal for images of one place, by the user's word.
     """
 
@@ -61,12 +68,19 @@ class Item:
     label: int = UNLABELLED
     after: str | None = None
     mask: str | None = None
+    counts: np.ndarray | None = None
     corners: np.ndarray = field(default_factory=lambda: np.zeros((0, 4, 2)))
     shapes: np.ndarray | None = None
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     outside: int = UNLABELLED
     split: str | None = None
     place: str | None = None
+
+    @cached_property
+    def tree(self) -> shapely.STRtree:
+        """Of the shapes, or the outlines of the boxes: what lies in a window is found without asking all."""
+        boxes = shapely.convex_hull(shapely.multipoints(self.corners)) if self.shapes is None else self.shapes
+        return shapely.STRtree(boxes)
 
 
 @dataclass(frozen=True)
@@ -108,29 +122,60 @@ def open_image(uri: str, asked: Asked) -> Scene:
 
 
 def split_of(path: str | Path, roots: Iterable[str]) -> str | None:
-    """The split that a word of a path below one of the roots says."""
-    below = [str(path)[len(root) :] for root in sorted(roots, key=len) if str(path).startswith(root)]
-    words = [SYNONYMS.get(word, word) for word in re.split(r"[\W_\d]+", (below or [""])[-1].lower())]
+    """The split that a word of the folders of a path says, below the longest of the roots that it lies in."""
+    words = [SYNONYMS.get(word, word) for word in re.split(r"[\W_\d]+", _below(path, roots).lower())]
     return next((word for word in words if word in SPLITS), None)
 
 
-def paired(images: Sequence[str], files: Sequence[str]) -> tuple[dict[str, str], Refused]:
-    """The label file of each image that is called as it is; of several the one with most folders in common."""
-    named: dict[str, list[str]] = defaultdict(list)
-    for file in files:
-        named[_plain(file)].append(file)
+def home_of(path: str | Path, roots: Iterable[str] = ()) -> tuple[str, ...]:
+    """The folders of a path without the words for images and labels: equal for `train/images` and `train/labels`."""
+    split = (re.split(r"[\W_]+", part) for part in _below(path, roots).casefold().split(os.sep))
+    kept = ("_".join(word for word in words if word and not _KINDS.fullmatch(word)) for words in split)
+    return tuple(part for part in kept if part)
+
+
+def _below(path: str | Path, roots: Iterable[str]) -> str:
+    """The folders of a path, all where there are no roots."""
+    folder = os.path.dirname(os.path.abspath(path))
+    found = [len(root) for root in roots if (folder + os.sep).startswith(root.rstrip(os.sep) + os.sep)]
+    return folder[max(found, default=len(folder) if roots else 0) :]
+
+
+def paired(images: Sequence[str], files: Sequence[str], roots: Sequence[str]) -> tuple[dict[str, str], Refused]:
+    """The label file of each image: called as it is, in a folder called as its own.
+
+    Folders are compared by `home_of`, as a whole, or below the roots where no two agree. What is in none that has a
+    fellow belongs to what has most folders in common with it, if that is one, and not of another split.
+    """
+    for below in ((), roots, ()):
+        homes = {path: home_of(path, below) for path in (*images, *files)}
+        both = ({(homes[path], _plain(path)) for path in paths} for paths in (images, files))
+        if shared := {home for home, _ in set.intersection(*both)}:
+            break
+    alike: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    for at, paths in enumerate((images, files)):
+        for path in paths:
+            alike[_plain(path)][at].append(path)
+
+    def near(image: str, file: str) -> int:
+        one, two = homes[image], homes[file]
+        if one == two:
+            return len(one) + 1
+        apart = one in shared or two in shared or len({split_of(image, roots), split_of(file, roots)} - {None}) > 1
+        return -1 if apart else len({*one} & {*two})
+
     found, refused = {}, []
     for image in images:
-        common = {file: len({*Path(file).parts} & {*Path(image).parts}) for file in named.get(_plain(image), ())}
-        near = [file for file, count in common.items() if count == max(common.values())]
-        if len(near) == 1:
-            found[image] = near[0]
+        rivals, called = alike[_plain(image)]
+        score = {file: near(image, file) for file in called}
+        best = [file for file in called if score[file] == max(score.values()) >= 0]
+        if len(best) == 1 and all(near(one, best[0]) < score[best[0]] for one in rivals if one != image):
+            found[image] = best[0]
         else:
-            refused.append(
-                (image, f"several label files are called so ({some(near)})" if near else "it has no label file")
-            )
-    called = {_plain(image) for image in images}
-    return found, refused + [(file, "no image is called so") for file in files if _plain(file) not in called]
+            why = f"folders do not tell whose {some(called, 3)} is" if called else "it has no label file"
+            refused.append((image, why))
+    taken = {*found.values()}
+    return found, refused + [(file, "no image is called so, or not clearly") for file in files if file not in taken]
 
 
 def _plain(path: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from geomim.corpus.joining import PATHS, Row, join, read_table
+from geomim.corpus.joining import join, read_rows
 from geomim.corpus.scenes import SUFFIXES, find_scenes
 from geomim.errors import InputError
 from geomim.finetune.labels.boxes import from_files, from_tables
@@ -30,7 +30,7 @@ _SIGNS = (
     ("", r"txt|xml", r"\A\s*\Z|<annotation"),
 )
 """Formats of files: their endings, and what their beginning holds; one without objects is of that of the others."""
-_MASKS = re.compile(r"(ground.?truths?|gts?|labels?|masks?|annotations?|targets?)([_-]\w+)?", re.IGNORECASE)
+_MASKS = re.compile(r"(.*[_-])?(ground.?truths?|gts?|labels?|masks?|annotations?|targets?)([_-].*)?", re.IGNORECASE)
 
 
 def open_labels(
@@ -70,24 +70,24 @@ def open_labels(
 
 
 def _opened(source: Path, scenes: Sequence[str], asked: Asked) -> Labels:
-    roots = [*scenes, str(source)]
+    images, roots, real = find_scenes(scenes), (_root(scenes), os.path.abspath(source)), os.path.realpath
     if folders := _change(source):
-        return from_change(folders, roots, asked)
+        return from_change(folders, images, roots, asked)
     found = _forms(source)
     if len(found) > 1 or len(found.get("vector", ())) > 1:
         said = "; ".join(f"{form}: {some(files, 3)}" for form, files in found.items())
         raise InputError(f"'{source}' holds several labels ({said}): give one of these files or folders as the labels")
     form, files = next(iter(found.items()), ("", []))
-    images = [uri for uri in find_scenes(scenes) if uri not in files]
     if form == "vector":
         return from_vector(files[0], images, roots, asked)
     if form:
         return (from_tables if form in ("COCO", "CSV") else from_files)(form, files, images, roots, asked)
-    apart = all(os.path.abspath(source) != os.path.abspath(scene) for scene in scenes)
+    apart = not any((real(scene) + os.sep).startswith(real(source) + os.sep) for scene in scenes)
     inner = [path for path in _files(source) if path.suffix.lower() in SUFFIXES]
     masks = [str(path) for path in inner if apart or any(map(_MASKS.fullmatch, path.relative_to(source).parts[:-1]))]
     if masks:
-        return from_masks(masks, [uri for uri in images if uri not in {*masks}], roots, asked)
+        taken = {real(mask) for mask in masks}
+        return from_masks(masks, [uri for uri in images if real(uri) not in taken], roots, asked)
     if labels := from_folders(images, roots, asked):
         return labels
     known = ", ".join(dict.fromkeys(form for form, _, _ in _SIGNS if form))
@@ -95,6 +95,12 @@ def _opened(source: Path, scenes: Sequence[str], asked: Asked) -> Labels:
         f"no labels are recognised in '{source}': looked for rasters in a folder labels/ or masks/, A/ B/ label/, a "
         f"folder a class, {known}"
     )
+
+
+def _root(scenes: Sequence[str]) -> str:
+    """The folder that all scenes lie in."""
+    given = (str(scene) if os.path.isdir(scene) else os.path.dirname(re.split(r"[*?[]", scene)[0]) for scene in scenes)
+    return os.path.commonpath([os.path.abspath(folder) for folder in given])
 
 
 def _files(source: Path) -> list[Path]:
@@ -113,32 +119,22 @@ def _forms(source: Path) -> dict[str, list[str]]:
         for form in [form for form, sign in signs if re.search(sign, head, re.IGNORECASE)][:1]:
             found[form].append(str(path))
     for empty in found.pop("", []):
-        alike = [form for form, files in found.items() if Path(files[0]).suffix == Path(empty).suffix]
+        alike = [form for form, files in found.items() if Path(files[0]).suffix.lower() == Path(empty).suffix.lower()]
         for form in alike[:1]:
             found[form].append(empty)
     return found
 
 
-def _change(source: Path) -> list[list[str]]:
-    """Images before, after, and masks, of folders `A`, `B` and `label`, also in a folder a split; empty if none."""
-    three: list[list[str]] = [[], [], []]
-    for before in sorted(source.rglob("A")):
-        masks = [before.parent / name for name in ("label", "labels", "mask") if (before.parent / name).is_dir()]
-        if masks and (before.parent / "B").is_dir():
-            for kept, folder in zip(three, (before, before.parent / "B", masks[0]), strict=True):
-                kept += [str(file) for file in _files(folder) if file.suffix.lower() in SUFFIXES]
-    return three if three[0] else []
+def _change(source: Path) -> list[tuple[Path, Path, Path]]:
+    """Folders `A`, `B` and `label` side by side, also in a folder a split."""
+    masks = [(one, one.parent / name) for one in sorted(source.rglob("A")) for name in ("mask", "labels", "label")]
+    sides = {one: (one, one.parent / "B", mask) for one, mask in masks if mask.is_dir()}
+    return [three for three in sides.values() if three[1].is_dir()]
 
 
 def _placed(labels: Labels, file: str) -> Labels:
     """The labels with the place of each image that a table tells."""
-    rows = read_table(file)
-    there = {str(name).strip().lower(): name for name in rows[0]}
-    wanted = ((*PATHS, "tile", "image_path"), ("place", "group", "location_group"))
-    path, place = (next((there[name] for name in names if name in there), None) for names in wanted)
-    if path is None or place is None:
-        raise InputError(f"'{file}' needs columns path and place; it has {', '.join(there)}")
-    named = [Row(str(row[path]).strip(), str(row[place]).strip()) for row in rows if row[path]]
-    joined = join(file, named, [item.image for item in labels.items], "each is a place of its own").check()
+    rows = read_rows(file, ("place", "group", "location_group"))
+    joined = join(file, rows, [item.image for item in labels.items], "each is a place of its own").check()
     items = tuple(replace(item, place=value) for item, value in zip(labels.items, joined.values, strict=True))
     return replace(labels, items=items, notes=(*labels.notes, str(joined)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -10,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
 from affine import Affine
 from rasterio.features import rasterize
 from rasterio.windows import Window
 
 from geomim.corpus.labels import class_folders, class_names
-from geomim.corpus.scenes import Scene
+from geomim.corpus.scenes import find_scenes
 from geomim.corpus.scenes.files import open_dataset
 from geomim.errors import InputError
 from geomim.finetune.labels.items import UNLABELLED, Asked, Item, Labels, need, open_image, paired, some, split_of
 
 _MOST = 64  # different numbers of a mask of classes
-_WHITE = 0xFFFFFF
+_COLOUR = 1 << 24  # and more are colours; greys are their number, in one band or in three
+_STRIP = 1 << 20  # pixels that are read at a time
 _FEW = 16  # more may be two, in greys that compression or smoothing made
 _EDGE = 40  # such greys from black or white
 _SPLIT = re.compile(r"/(train|training|val|valid|validation|test|testing)(?=/[^/]+/[^/]+$)", re.IGNORECASE)
@@ -29,19 +32,24 @@ _SPLIT = re.compile(r"/(train|training|val|valid|validation|test|testing)(?=/[^/
 
 def from_masks(files: Sequence[str], images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels:
     """A label raster an image, called as it is, of its size."""
-    pairs, refused = paired(images, files)
-    items = [Item(image, mask=mask, split=split_of(Path(image).parent, roots)) for image, mask in pairs.items()]
+    pairs, refused = paired(images, files, roots)
+    items = [Item(image, mask=mask, split=split_of(image, roots)) for image, mask in pairs.items()]
     return _of_masks("mask", items, refused, ("background", "foreground"), asked)
 
 
-def from_change(folders: Sequence[Sequence[str]], roots: Sequence[str], asked: Asked) -> Labels:
-    """Images before and after, and label rasters of what changed between them, called the same."""
-    before, after, files = folders
-    pairs, refused = paired(before, files)
-    later, lost = paired(list(pairs), after)
-    both = [(image, pairs[image], other, split_of(Path(image).parent, roots)) for image, other in later.items()]
-    items = [Item(image, mask=mask, after=other, split=split) for image, mask, other, split in both]
-    return _of_masks("change", items, refused + lost, ("no change", "change"), asked)
+def from_change(
+    folders: Sequence[tuple[Path, Path, Path]], images: Sequence[str], roots: Sequence[str], asked: Asked
+) -> Labels:
+    """Those of the images that are before, with what is after and label rasters called the same, of three folders."""
+    items, refused, real = [], [], os.path.realpath
+    for three in folders:
+        if own := [image for image in images if Path(real(image)).is_relative_to(real(three[0]))]:
+            below = [os.path.abspath(folder) for folder in three]
+            pairs, lost = paired(own, find_scenes(three[2]), below)
+            later, gone = paired([*pairs], find_scenes(three[1]), below)
+            refused += lost + gone
+            items += [Item(one, mask=pairs[one], after=later[one], split=split_of(one, roots)) for one in later]
+    return _of_masks("change", items, refused, ("no change", "change"), asked)
 
 
 def from_folders(images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels | None:
@@ -52,7 +60,7 @@ def from_folders(images: Sequence[str], roots: Sequence[str], asked: Asked) -> L
     items = []
     for image in images:
         if (name := Path(image).parent.name) in classes:
-            scene, split = open_image(image, asked), split_of(Path(image).parent.parent, roots)
+            scene, split = open_image(image, asked), split_of(Path(image).parent, roots)
             items.append(Item(image, scene.height, scene.width, label=classes.index(name), split=split))
     named = {item.image for item in items}
     refused = tuple((image, "its folder is no class") for image in images if image not in named)
@@ -73,106 +81,176 @@ def read_mask(labels: Labels, item: Item, top: int, left: int, side: int) -> np.
         known = np.array(labels.numbers)[order]
         at = np.searchsorted(known, numbers).clip(max=len(known) - 1)
         grey = labels.threshold is not None
-        inner[:] = numbers >= labels.threshold if grey else np.where(known[at] == numbers, order[at], UNLABELLED)
+        above = np.where(numbers < 0, UNLABELLED, numbers >= labels.threshold) if grey else None
+        inner[:] = np.where(known[at] == numbers, order[at], UNLABELLED) if above is None else above
     else:
         inner[:] = item.outside
-        if item.shapes is not None and len(item.shapes):
-            pairs, burnt = zip(item.shapes, item.labels.tolist(), strict=True), inner.copy()
-            inner[:] = rasterize(pairs, out=burnt, transform=Affine.translation(left, top), all_touched=False)
+        if item.shapes is not None and inner.size:
+            inner[:] = _burnt(item, inner, top, left)
     return found
 
 
-def counted(labels: Labels, item: Item, top: int, left: int, side: int) -> np.ndarray:
-    """`(K,)` how many pixels, boxes or images of each class there are in a window."""
+def _burnt(item: Item, under: np.ndarray, top: int, left: int) -> np.ndarray:
+    """A window with the classes of the shapes that reach into it over what is `under` them, large ones first."""
+    sides = left, top, left + under.shape[1], top + under.shape[0]
+    rows = np.sort(item.tree.query(shapely.box(*sides)))
+    shapes, around = np.asarray(item.shapes)[rows], np.add(sides, (-1, -1, 1, 1))
+    areas = shapely.get_dimensions(shapes) == 2  # a line that is cut off takes other pixels
+    shapes[areas] = shapely.clip_by_rect(shapes[areas], *around)  # a coast is not drawn whole in each window
+    pairs = [pair for pair in zip(shapes, item.labels[rows].tolist(), strict=True) if not pair[0].is_empty]
+    if not pairs:
+        return under
+    return rasterize(pairs, out=under.copy(), transform=Affine.translation(left, top), all_touched=False)
+
+
+def counted(labels: Labels, item: Item, top: int, left: int, height: int, width: int | None = None) -> np.ndarray:
+    """`(K,)` how many pixels, boxes or images of each class there are in a rectangle; a square without a width."""
     if labels.kind == "class":
         places = np.array([item.label])
     elif labels.kind in ("boxes", "oboxes"):
-        places = item.labels[inside(item, top, left, side)]
+        places = item.labels[inside(item, top, left, height, width)]
     else:
-        places = read_mask(labels, item, top, left, side).ravel()
+        width = width or height
+        places = read_mask(labels, item, top, left, max(height, width))[:height, :width]
     return np.bincount(places[places >= 0], minlength=len(labels.classes))
 
 
-def inside(item: Item, top: int, left: int, side: int) -> np.ndarray:
-    """`(N,)` which boxes have their middle in a window."""
-    middle = item.corners.mean(1) - [left, top]
-    return ((middle >= 0) & (middle < side)).all(1)
+def inside(item: Item, top: int, left: int, height: int, width: int | None = None) -> np.ndarray:
+    """`(N,)` places of the boxes that have their middle in such a rectangle."""
+    bottom, right = top + height, left + (width or height)
+    rows = np.sort(item.tree.query(shapely.box(left, top, right, bottom)))
+    x, y = item.corners[rows].mean(1).T
+    return rows[(x >= left) & (x < right) & (y >= top) & (y < bottom)]
 
 
-def _read(file: str, window: Window | None = None) -> np.ndarray:
-    """Numbers of a label raster, int64; its nodata and NaN are -1, colours are `red << 16 | green << 8 | blue`."""
+def _read(file: str, window: Window) -> np.ndarray:
     with open_dataset(file) as raster:
-        numbers, nodata = raster.read(window=window), raster.nodata
-    if len(numbers) not in (1, 3, 4):
-        raise InputError(f"label raster '{file}' has {len(numbers)} bands; expected class numbers, or 3 of colours")
-    if numbers.dtype.kind == "f" and (numbers[np.isfinite(numbers)] % 1).any():
+        return _numbers(file, raster.read(window=window), raster.nodata)
+
+
+def _numbers(file: str, bands: np.ndarray, nodata: float | None) -> np.ndarray:
+    """Numbers of a label raster, int64; -1 is nodata or NaN in all bands; colours that are no grey are 24 bits more."""
+    if len(bands) not in (1, 3, 4):
+        raise InputError(f"label raster '{file}' has {len(bands)} bands; expected class numbers, or 3 of colours")
+    bands = bands[:3]
+    lost = (~np.isfinite(bands) | (bands == nodata)).all(0)
+    if bands.dtype.kind == "f" and (~np.isfinite(bands) | (bands % 1 != 0))[:, ~lost].any():
         raise InputError(f"label raster '{file}' holds numbers with fractions; expected whole ones of classes")
-    first, *others = np.nan_to_num(numbers, nan=-1).astype(np.int64)
-    first = first if nodata is None else np.where(first == nodata, -1, first)
-    return (first << 16) | (others[0] << 8) | others[1] if others else first
+    first, *others = np.where(lost, UNLABELLED, np.nan_to_num(bands).astype(np.int64))
+    if not others or not (bright := (others != first).any(0)).any():
+        return first
+    if not 0 <= bands[:, bright].min() <= bands[:, bright].max() <= 255:
+        raise InputError(f"label raster '{file}' holds colours beyond 0..255")
+    return np.where(bright, _COLOUR | (first << 16) | (others[0] << 8) | others[1], first)
+
+
+def _tally(file: str) -> tuple[Counter[int], float | None]:
+    """Pixels of each number of a label raster, strip by strip as it may be larger than memory; and its nodata."""
+    total = Counter[int]()
+    with open_dataset(file) as raster:
+        rows = max(1, _STRIP // raster.width)
+        for top in range(0, raster.height, rows):
+            window = Window(0, top, raster.width, min(rows, raster.height - top))
+            numbers = _numbers(file, raster.read(window=window), raster.nodata)
+            total.update(dict(zip(*(one.tolist() for one in np.unique(numbers, return_counts=True)), strict=True)))
+        return total, raster.nodata
 
 
 def _of_masks(kind: Any, items: list[Item], refused: list[Any], two: tuple[str, str], asked: Asked) -> Labels:
     """What the numbers of all masks say; masks that do not fit their image are left out."""
-    counts, single, good = Counter[int](), 0, []
+    good, tallies, nodata, lost = [], [], set(), 0
     for item in items:
         try:
-            numbers = _read(item.mask or "")
-            scenes = [open_image(uri, asked) for uri in (item.image, item.after) if uri]
-            sizes = [*((scene.height, scene.width) for scene in scenes), numbers.shape]
-            if len({*sizes}) > 1:
-                said = ", ".join(f"{rows} x {columns}" for rows, columns in sizes)
-                raise InputError(f"image and label raster differ in size ({said} pixels)")
-            _check_place(scenes[0], item.mask or "")
+            height, width = _check_place(item, asked)
+            own, none = _tally(item.mask or "")
         except InputError as error:
             refused.append((item.image, str(error)))
             continue
-        good.append(replace(item, height=numbers.shape[0], width=numbers.shape[1]))
-        own = dict(zip(*(part.tolist() for part in np.unique(numbers[numbers != -1], return_counts=True)), strict=True))
-        single += len(own) < 2
-        counts.update(own)
+        if gone := own.pop(UNLABELLED, 0):
+            lost += gone
+            nodata.add("NaN or -1" if none is None else f"{none:g}")
+        good.append(replace(item, height=height, width=width))
+        tallies.append(own)
     need(good, refused, "label rasters")
-    labels = _classes(Labels(kind, (), tuple(good), (), tuple(refused)), counts, two)
-    held = counts if labels.threshold is not None else [number for number in labels.numbers if counts[number]]
-    if len(held) < 2:
+    labels = _classes(Labels(kind, (), (), (), tuple(refused)), good, sum(tallies, Counter[int]()), two)
+    nothing = [f"{lost} pixels are nodata ({some(sorted(nodata))}): not labelled"] if lost else []
+    return _with_counts(labels, good, tallies, nothing)
+
+
+def _with_counts(labels: Labels, items: list[Item], tallies: list[Counter[int]], lost: list[str]) -> Labels:
+    """The labels with the pixels of each class in each mask, and what is to be said of them."""
+    edge = labels.threshold
+    place = {number: at for at, number in enumerate(labels.numbers)}
+    counts = np.zeros((len(items), len(place)), np.int64)
+    for row, own in zip(counts, tallies, strict=True):
+        for number, count in own.items():
+            at = place.get(number) if edge is None else int(number >= edge)
+            if at is not None:
+                row[at] += count
+    held = counts.any(0)
+    if held.sum() < 2:
+        number = some(np.array(labels.numbers)[held]) or "none"
         raise InputError(
-            f"all {len(good)} label rasters hold one class, number {some(held) or 'none'}: nothing can be told apart; "
-            "give masks that hold what is not of it, too"
+            f"all {len(items)} label rasters hold one class, number {number}: nothing can be told apart; give masks "
+            f"that hold what is not of it, too{''.join(f' ({one})' for one in lost)}"
         )
-    known = zip(labels.classes, labels.numbers, strict=False) if labels.threshold is None else ()
-    empty = [name for name, number in known if number not in held]
+    empty = [name for name, one in zip(labels.classes, held, strict=True) if not one]
+    single = int((counts.astype(bool).sum(1) < 2).sum())
     notes = [f"no pixel is of {some(empty)}: empty classes are kept, and cannot be learned"] if empty else []
-    notes += [f"{single} of {len(good)} label rasters hold one class alone"] if single else []
-    return replace(labels, notes=(*labels.notes, *notes))
+    notes += [f"{single} of {len(items)} label rasters hold one class alone"] if single else []
+    counted = tuple(replace(item, counts=own) for item, own in zip(items, counts, strict=True))
+    return replace(labels, items=counted, notes=(*labels.notes, *notes, *lost))
 
 
-def _check_place(scene: Scene, mask: str) -> None:
-    """Refuse a label raster that says it lies elsewhere than its image."""
-    with open_dataset(mask) as raster:
+def _check_place(item: Item, asked: Asked) -> tuple[int, int]:
+    """Rows and columns of a label raster; refused where it is of another size than its images, or lies elsewhere."""
+    scenes = [open_image(uri, asked) for uri in (item.image, item.after) if uri]
+    scene = scenes[0]
+    with open_dataset(item.mask or "") as raster:
+        sizes = [*((one.height, one.width) for one in scenes), (raster.height, raster.width)]
+        if len({*sizes}) > 1:
+            said = ", ".join(f"{rows} x {columns}" for rows, columns in sizes)
+            raise InputError(f"image and label raster differ in size ({said} pixels)")
         if raster.crs is None or scene.crs is None or scene.transform is None:
-            return
-        corner = ~scene.transform * (raster.transform * (0, 0)) if raster.crs == scene.crs else None
-    if corner is None or max(map(abs, corner)) > 0.5:
-        where = (
-            f"at column {corner[0]:.6g}, row {corner[1]:.6g} of it" if corner else f"in {raster.crs.to_string():.40}"
-        )
-        raise InputError(f"its label raster lies {where}: bring it to the image's grid")
+            return sizes[0]
+        if raster.crs != scene.crs:
+            raise InputError(f"its label raster lies in {raster.crs.to_string():.40}: bring it to the image's grid")
+        for verb, end in (("lies", (0, 0)), ("ends", (raster.width, raster.height))):
+            column, row = ~scene.transform * (raster.transform * end)
+            if max(abs(column - end[0]), abs(row - end[1])) > 0.5:
+                where = f"at column {column:.6g}, row {row:.6g} of it"
+                raise InputError(f"its label raster {verb} {where}: bring it to the image's grid")
+    return sizes[0]
 
 
-def _classes(labels: Labels, counts: Counter[int], two: tuple[str, str]) -> Labels:
+def _told(masks: Sequence[Path]) -> dict[int, str]:
+    """Classes by number: of `classes.json` beside each mask or above, or of its tag, which must not contradict."""
+    names: dict[int, str] = {}
+    for mask in masks:
+        beside, above = mask.parent / "classes.json", mask.parent.parent / "classes.json"
+        file = above if above.exists() and not beside.exists() else beside
+        with open_dataset(str(mask)) as raster:
+            if not file.exists() and "CLASSES" not in raster.tags():
+                continue
+        own = dict(zip(*class_names(file, mask), strict=True))
+        both = names | own
+        if both != own | names or len({*both.values()}) < len(both):
+            said = f"classes of '{mask}' are {own}, of others {names or own}"
+            raise InputError(f"{said}: give each number one name, and each name one number")
+        names = both
+    return dict(sorted(names.items()))
+
+
+def _classes(labels: Labels, items: Sequence[Item], counts: Counter[int], two: tuple[str, str]) -> Labels:
     """Classes by their numbers: from `classes.json` beside the masks or above, or a tag; else guessed, and said."""
-    mask, found = Path(labels.items[0].mask or ""), sorted(counts)
-    told = [one for one in (mask.parent / "classes.json", mask.parent.parent / "classes.json") if one.exists()]
-    with open_dataset(str(mask)) as raster:
-        tagged = "CLASSES" in raster.tags()
-    if told or tagged:
-        numbers, names = class_names((told or [mask.parent / "classes.json"])[0], mask)
-        lost = [number for number in found if number not in numbers]
+    found = sorted(counts)
+    if names := _told([Path(item.mask or "") for item in items]):
+        lost = [number for number in found if number not in names]
         gone = sum(counts[number] for number in lost)
         said = [f"{gone} pixels of numbers {some(lost)}, which have no name, are not labelled"]
-        return replace(labels, classes=tuple(names), numbers=tuple(numbers), notes=tuple(said if lost else ()))
-    if (top := max([*found, 1])) in (1, 255, _WHITE) and {*found} <= {0, top}:
-        said = f"in masks 0 is '{two[0]}' and {'white' if top == _WHITE else top} is '{two[1]}'"
+        return replace(labels, classes=tuple(names.values()), numbers=tuple(names), notes=tuple(said if lost else ()))
+    if (top := max([*found, 1])) in (1, 255) and {*found} <= {0, top}:
+        said = f"in masks 0 is '{two[0]}' and {top} is '{two[1]}'"
         return replace(labels, classes=two, numbers=(0, top), notes=(said,))
     ends = sum(count for number, count in counts.items() if min(number, 255 - number) < _EDGE)
     if len(found) > _FEW and found[-1] <= 255 and ends >= 0.9 * counts.total():
@@ -186,5 +264,6 @@ def _classes(labels: Labels, counts: Counter[int], two: tuple[str, str]) -> Labe
     notes = ["classes are called by their numbers: classes.json beside the masks names them, and leaves others out"]
     if found[-1] == 255:
         found, notes = found[:-1], ["in masks 255 is taken as not labelled", *notes]
-    names = tuple(f"#{number:06x}" if found[-1] > 0xFFFF else str(number) for number in found)
-    return replace(labels, classes=names, numbers=tuple(found), notes=tuple(notes))
+    hexes = [f"#{number - _COLOUR if number >= _COLOUR else number * 0x10101:06x}" for number in found]
+    called = hexes if found[-1] >= _COLOUR else map(str, found)
+    return replace(labels, classes=tuple(called), numbers=tuple(found), notes=tuple(notes))

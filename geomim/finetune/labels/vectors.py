@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import shapely
 
 from geomim.corpus.captions.vector import classes_in, open_table
-from geomim.corpus.scenes import Scene
+from geomim.corpus.scenes.footprints import Grid
 from geomim.errors import InputError
 from geomim.finetune.labels.items import UNLABELLED, Asked, Item, Labels, Refused, need, open_image, some, split_of
 
@@ -27,8 +28,8 @@ def from_vector(file: str, images: Sequence[str], roots: Sequence[str], asked: A
     table, layer = open_table(file, placed=False)
     values, column = classes_in(file, table, layer, asked.class_column)
     _check_values(f"column '{column}' of '{file}'", {value for value in values if value})
-    opened = {uri: open_image(uri, asked) for uri in images}
-    scenes = {uri: scene for uri, scene in opened.items() if scene.crs is not None and scene.transform is not None}
+    grids = {uri: open_image(uri, asked).grid for uri in images}
+    scenes = {uri: grid for uri, grid in grids.items() if grid is not None and grid.crs is not None}
     refused: Refused = [(uri, "it has no place on Earth that an affine tells") for uri in images if uri not in scenes]
     need([*scenes], refused, f"vector labels '{file}'")
     table, notes = _with_crs(file, table, scenes)
@@ -46,37 +47,55 @@ def from_vector(file: str, images: Sequence[str], roots: Sequence[str], asked: A
         outside, classes = 0, ["background", *classes]
         notes.append("what no polygon covers is 'background': --outside unlabelled says otherwise")
     places = np.array([classes.index(str(one)) if use else -1 for one, use in zip(values, good, strict=True)])
-    items = {uri: _item(table, places, scene, outside, split_of(uri, roots)) for uri, scene in scenes.items()}
-    seen = np.logical_or.reduce([here for _, here in items.values()])
-    if not seen.any():
+    trees = {crs: _tree(table, crs) for crs in {scene.crs.to_wkt() for scene in scenes.values()}}
+    kept, seen = [], np.zeros(len(places), bool)
+    for uri, scene in scenes.items():
+        here, shapes = _on(scene, trees[scene.crs.to_wkt()], places >= 0)
+        seen[here] = True
+        if len(here):
+            own: dict[str, Any] = {"outside": outside, "split": split_of(Path(uri).parent, roots)}
+            kept.append(Item(uri, scene.height, scene.width, shapes=shapes, labels=places[here], **own))
+        else:
+            refused.append((uri, "no label lies on it"))
+    if not kept:
         raise InputError(_nowhere(file, table, *next(iter(scenes.items()))))
-    refused += [(uri, "no label lies on it") for uri, (_, here) in items.items() if not here.any()]
-    kept = tuple(item for item, here in items.values() if here.any())
     beside = int((good & ~seen).sum())
     notes += [f"{beside} of {good.sum()} geometries lie on no scene, and are left out"] if beside else []
-    return Labels("mask", tuple(classes), kept, (*notes, *_overlaps(kept)), tuple(refused))
+    return Labels("mask", tuple(classes), tuple(kept), (*notes, *_overlaps(kept)), tuple(refused))
 
 
-def _item(table: Any, places: np.ndarray, scene: Scene, outside: int, split: str | None) -> tuple[Item, np.ndarray]:
-    """A scene with the geometries that lie on it, large ones first, and which those are."""
-    pixels = _pixels(table, scene)
-    here = (places >= 0) & shapely.intersects(pixels, shapely.box(0, 0, scene.width, scene.height))
-    order = np.flatnonzero(here)[np.argsort(-shapely.area(pixels[here]), kind="stable")]
-    own: dict[str, Any] = {"shapes": pixels[order], "labels": places[order], "outside": outside, "split": split}
-    return Item(scene.uri, scene.height, scene.width, **own), here
+def _tree(table: Any, crs: str) -> shapely.STRtree:
+    """Geometries in another coordinate reference system, without those that it cannot hold."""
+    shapes = table.geometry.to_crs(crs).to_numpy()
+    return shapely.STRtree(np.where(np.isfinite(shapely.bounds(shapes)).all(1), shapes, None))
 
 
-def _nowhere(file: str, table: Any, uri: str, scene: Scene) -> str:
-    where = _said(shapely.total_bounds(_pixels(table, scene)))
+def _on(scene: Grid, tree: shapely.STRtree, use: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which geometries lie on a scene, large ones first, and what they are in its columns and rows."""
+    here = np.sort(tree.query(_outline(scene)))
+    shapes = _pixels(tree.geometries[here], scene)
+    shapes = np.where(shapely.is_valid(shapes), shapes, shapely.make_valid(shapes))  # another grid rounds otherwise
+    order = np.argsort(-shapely.area(shapes), kind="stable")
+    order = order[(use[here] & shapely.intersects(shapes, shapely.box(0, 0, scene.width, scene.height)))[order]]
+    return here[order], shapes[order]
+
+
+def _outline(scene: Grid) -> shapely.Polygon:
+    corners = ((0, 0), (scene.width, 0), (scene.width, scene.height), (0, scene.height))
+    return shapely.Polygon([scene.transform * corner for corner in corners])
+
+
+def _nowhere(file: str, table: Any, uri: str, scene: Grid) -> str:
+    where = _said(shapely.total_bounds(_pixels(table.geometry.to_crs(scene.crs.to_wkt()).to_numpy(), scene)))
     return (
         f"none of the {len(table)} geometries of '{file}' lies on a scene: in columns and rows of '{uri}', of "
         f"{scene.width} x {scene.height}, they lie in {where}; give the scenes that were labelled"
     )
 
 
-def _pixels(table: Any, scene: Scene) -> np.ndarray:
-    """Geometries in a scene's columns and rows."""
-    inverse, shapes = ~scene.transform, table.geometry.to_crs(scene.crs.to_wkt()).to_numpy()
+def _pixels(shapes: np.ndarray, scene: Grid) -> np.ndarray:
+    """Geometries in a scene's columns and rows, from its coordinate reference system."""
+    inverse = ~scene.transform
     return shapely.transform(shapes, lambda xy: np.stack(inverse * xy.T, 1))
 
 
@@ -92,7 +111,7 @@ def _check_values(column: str, values: set[str]) -> None:
         raise InputError(f"{column} holds {wrong or 'nothing'}: correct it, or give another one with --class-column")
 
 
-def _with_crs(file: str, table: Any, scenes: dict[str, Scene]) -> tuple[Any, list[str]]:
+def _with_crs(file: str, table: Any, scenes: dict[str, Grid]) -> tuple[Any, list[str]]:
     """The table with a coordinate reference system: its own where its coordinates can be of it, else a scene's."""
     bounds = table.total_bounds
     degrees = bool((np.abs(bounds) <= _EARTH).all())
@@ -101,8 +120,7 @@ def _with_crs(file: str, table: Any, scenes: dict[str, Scene]) -> tuple[Any, lis
     told = table.crs.name if table.crs else "no coordinate reference system"
     why = f"'{file}' tells {told}, and its coordinates are {_said(bounds)}"
     for uri, scene in scenes.items():
-        ends = [scene.transform * (x * scene.width, y * scene.height) for x, y in ((0, 0), (1, 0), (1, 1), (0, 1))]
-        if shapely.Polygon(ends).intersects(shapely.box(*bounds)):
+        if _outline(scene).intersects(shapely.box(*bounds)):
             said = f"{why}: they are taken to be in that of '{uri}', on which they lie"
             return table.set_crs(scene.crs.to_wkt(), allow_override=True), [said]
     if degrees:
@@ -143,8 +161,8 @@ def _holed(shapes: np.ndarray) -> np.ndarray:
 def _overlaps(items: Sequence[Item]) -> list[str]:
     """How many geometries of different classes overlap."""
     count = 0
-    for shapes, labels in ((item.shapes, item.labels) for item in items if item.shapes is not None):
-        one, two = shapely.STRtree(shapes).query(shapes, "intersects")
+    for shapes, labels, tree in ((item.tree.geometries, item.labels, item.tree) for item in items):
+        one, two = tree.query(shapes, "intersects")
         pairs = (one < two) & (labels[one] != labels[two])
         count += int((shapely.area(shapely.intersection(shapes[one[pairs]], shapes[two[pairs]])) > 0).sum())
     return [f"{count} pairs of geometries of different classes overlap: the smaller one counts"] if count else []
