@@ -45,7 +45,7 @@ TASK_OF = {"class": "classification", "mask": "segmentation", "change": "change"
     ("boxes", "oboxes"), "detection"
 )
 """By the kind of labels, the task that learns them."""
-RANDOM, PIXELS = "random weights", "band values"
+RANDOM, PIXELS = "random initialisation", "pixel statistics"
 """What a task may start from in place of its encoder's weights: the floors."""
 _SURE = 0.3  # score from which on a box is drawn
 

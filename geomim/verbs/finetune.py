@@ -44,7 +44,7 @@ def finetune(
     oriented detector, a folder a class classification, pairs change. Train and test are of different places.
 
     Of fewer than 200 labelled windows the encoder stays as it is under a linear head, and folds by place take turns as
-    the test, so that each label is tested once; what is kept is fitted to all of them, and reads band values alone
+    the test, so that each label is tested once; what is kept is fitted to all of them, and reads pixel statistics
     where these tell more. Of more the whole encoder is tuned, and one fold is the test.
 
     Args:
@@ -114,7 +114,7 @@ def _beside(job: Job, opened: Opened, plans: Sequence[Windows], words: list[str]
     score = means(kind, found)
     if job.run.probe and kind != "class" and score[PIXELS] > score[opened.backbone.name]:
         start, job = PIXELS, replace(job, model=replace(job.model, head="pixels"))
-        words.append("the task that is kept reads band values alone: they tell more here than the encoder does")
+        words.append("the task that is kept reads pixel statistics: they tell more here than the encoder does")
         print(f"note: {words[-1]}")
     if again:
         plans[0].parts["train"] = [cut for plan in plans for cut in plan.parts["test"]]

@@ -113,7 +113,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, encoder: str):
 def test_one_line_tests_each_label_once_beside_random_weights_and_keeps_a_task(kind: str, made) -> None:
     folder, found = made(kind)
     out, (own, random, *rest) = folder / "out", found.values()
-    floors = ["random weights"] + ["band values"] * ("boxes" not in kind)
+    floors = ["random initialisation"] + ["pixel statistics"] * ("boxes" not in kind)
     assert list(found) == ["tiny", *floors]
     for side in (own, random, *rest):
         assert next(row["count"] for row in side.figures if row["class"] == "all") == COUNTED[kind]
