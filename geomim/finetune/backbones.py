@@ -235,22 +235,25 @@ def _refit(
     bands: Sequence[str] | None,
 ) -> Chosen:
     """Give a plain model other bands, in place, where its own are not what is asked for."""
-    own, said = contract.sensor, ""
+    own, said, kept = contract.sensor, "", False
     if sensor is None:
         other = contract.select(bands) if bands else contract
     else:
         given = sensor if isinstance(sensor, Sensor) else get_sensor(sensor)
-        if not bands and all(find_band(band, given.bands) is not None for band in own.bands):
+        kept = not bands and all(find_band(band, given.bands) is not None for band in own.bands)
+        stated = stated_contract(sensor, bands) if isinstance(sensor, str) else None
+        if stated:  # the user's word outranks what it was trained with
+            other, said = stated.select(own.bands) if kept else stated, f"its mean and std are those of '{sensor}'"
+        elif kept:
             return contract, notes
-        given, stated = given.select(bands) if bands else given, None
-        if isinstance(sensor, str):
-            stated = stated_contract(sensor, bands)
-        other, said = (stated, "") if stated else borrowed({own.name: contract}, given)
-    if other.sensor == own:
-        return contract, notes
+        else:
+            other, said = borrowed({own.name: contract}, given.select(bands) if bands else given)
+    rights = {key: getattr(contract, key) for key in ("licences", "attributions", "corpora")}
+    other, notes = replace(other, **rights), (*notes, *[said] * bool(said))
+    if kept or other.sensor == own:
+        return other, notes
     taken, words = inflation(own, other.sensor, "nearest")
     shares, conv = share_out(taken, own, other.sensor), first_conv(network)
     conv.weight = nn.Parameter(torch.einsum("cs,dshw->dchw", shares, conv.weight.detach()))
     conv.in_channels = len(other.names)
-    rights = {key: getattr(contract, key) for key in ("licences", "attributions", "corpora")}
-    return replace(other, **rights), (*notes, *[said] * bool(said), *words, *shares_said(shares, own, other.sensor))
+    return other, (*notes, *words, *shares_said(shares, own, other.sensor))

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from geomim.errors import ConfigError
 from geomim.evaluate.probes import EfficientPooling, queries_for
+from geomim.finetune.backbones import first_conv
 from geomim.finetune.necks import Depths, Neck, Pyramid, check_name, taps
 
-Head = Literal["linear", "efficient", "upernet", "dpt", "unet", "segformer"]
+Head = Literal["linear", "efficient", "pixels", "upernet", "dpt", "unet", "segformer"]
 
 
 class Segmenter(nn.Module):
@@ -29,7 +30,8 @@ class Segmenter(nn.Module):
     Args:
         network: A timm model; it is taken over as `Depths` says.
         classes: Number of classes.
-        head: `linear` and `efficient` read the encoder's own maps; the others a pyramid.
+        head: `linear` and `efficient` read the encoder's own maps; `pixels` reads the images past it, which is a floor,
+            and where labels are few may be the best; the others read a pyramid.
         neck: How the pyramid is made. For the `linear` head, `simple` reads the last map and `taps` four depths.
         channels: Width of the pyramid and of its decoder.
 
@@ -50,6 +52,10 @@ class Segmenter(nn.Module):
         if head in ("linear", "efficient"):
             self.encoder = Depths(network, taps(network, 4 if neck == "taps" else 1))
             self.head = (Linear if head == "linear" else Efficient)(self.encoder.widths, self.encoder.strides, classes)
+        elif head == "pixels":
+            self.encoder = Values(network, taps(network, 1))
+            self.head = Linear(self.encoder.widths, self.encoder.strides, classes)
+            self.head.norms[0] = nn.Identity()
         else:
             self.encoder = Pyramid(network, neck, channels)
             self.head = Decoder(head, channels, classes)
@@ -58,6 +64,20 @@ class Segmenter(nn.Module):
         """Logits `(B, classes, H, W)` of images `(B, C, H, W)`."""
         logits: Tensor = self.head(self.encoder(images), images.shape[-2:])
         return logits
+
+
+class Values(Depths):
+    """The images' bands and all products of two of them, in place of maps."""
+
+    def __init__(self, network: nn.Module, depths: Sequence[int]) -> None:
+        bands = first_conv(network).in_channels
+        super().__init__(network, depths)
+        self.widths, self.strides = (bands + bands * (bands + 1) // 2,), (1,)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """`(B, width, H, W)` of images `(B, C, H, W)`."""
+        one, other = torch.triu_indices(images.shape[1], images.shape[1])
+        return [torch.cat([images, images[:, one] * images[:, other]], 1)]
 
 
 class Linear(nn.Module):

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from geomim.corpus.scenes import find_scenes
 from geomim.corpus.store import write_text
@@ -28,7 +28,7 @@ from geomim.finetune.probing import Probing
 from geomim.finetune.run import TASK_OF, TASKS, Model, Running, Tuning
 from geomim.finetune.training import Training
 from geomim.sensors import get_sensor
-from geomim.verbs.finetune_page import Tested, rows_of, write_page
+from geomim.verbs.finetune_page import Tested, rows_of, verdict, write_page
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,11 @@ class Opened:
         """
         given, kind = self.arguments(job), self.labels.kind
         joined = "difference" if kind == "change" else None
-        linear = kind == "class" or (given.get("head"), given.get("join")) == ("linear", joined)
+        linear = kind == "class" or (given.get("head") in ("linear", "pixels") and given.get("join") == joined)
         if job.run.probe and not (linear and job.training.freeze == "all"):
-            raise ConfigError("run.probe fits model.head linear on training.freeze all, of change by join difference")
+            raise ConfigError(
+                "run.probe fits model.head linear or pixels on training.freeze all, of change by join difference"
+            )
         return (Probing if job.run.probe else Tuning)(kind, given, job.run, job.seed)
 
     def arguments(self, job: Job) -> dict[str, Any]:
@@ -177,14 +179,17 @@ def test(**given: Any) -> Any:
 
 @_staged
 def predict(**given: Any) -> list[str]:
-    """Write what the task of a folder says of scenes: maps of classes as GeoTIFF, boxes or classes as CSV."""
+    """Write what the task of a folder says of scenes that are not done yet: maps, or boxes or classes in tables."""
     job = Job(**given)
     task = _stored(job)
     own, out = job.reading, Path(job.out) / "predicted"
-    uris = find_scenes(job.scenes)
-    sensor = get_sensor(own.sensor) if own.sensor else None
-    files = predicted(task, uris, out, job.windows.size or 224, sensor, own.bands)
-    print("\n".join(f"wrote {file}" for file in files))
+    uris, sensor = find_scenes(job.scenes), get_sensor(own.sensor) if own.sensor else None
+    files, since = list[str](), (Path(job.out) / "task.ckpt").stat().st_mtime
+    for some in predicted(task, uris, out, job.windows.size or 224, sensor, own.bands, since):
+        print(f"wrote {', '.join(some)}")
+        files += some
+    if not files:
+        print(f"'{out}' holds what is said of all {len(uris)} scenes already: take it away to predict them again")
     return files
 
 
@@ -265,14 +270,16 @@ def close(job: Job) -> None:
     write_text(Path(job.out) / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
 
 
-def report(out: Path, opened: Opened, found: Mapping[str, Tested], words: Sequence[str]) -> None:
-    """Print figures and write the page."""
+def report(out: Path, opened: Opened, found: Mapping[str, Tested], words: Sequence[str], kept: str = "") -> None:
+    """Print figures and write the page, whose pictures are of the side that is kept, the first if not told."""
     head, *rows = rows_of(opened.labels.kind, found)
-    table = Table(*head)
+    table = Table(*(Column(one, overflow="fold") for one in head))
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, markup=False).print(table)
+    for one in verdict(opened.labels.kind, found):
+        print(one)
     notes = [*words, *(f"'{name}' is left out: {why}" for name, why in opened.labels.refused)]
-    for one in write_page(out, opened.labels, found, notes):
+    for one in write_page(out, opened.labels, found, notes, kept or next(iter(found))):
         print(one)
     print(f"wrote {out}/index.html, {out}/figures.csv")
