@@ -91,7 +91,7 @@ def lines(source: str) -> list[Line]:
     if Path(source, "config.json").is_file():
         return _of_folder(Path(source))
     if source.startswith("timm:"):
-        name, network = source.removeprefix("timm:"), create(source.removeprefix("timm:"), pretrained=True)
+        network = create(name := source.removeprefix("timm:"), pretrained=True)
         side = network.pretrained_cfg["input_size"][-1]
         given = _Given(network.state_dict(), first_conv(network).in_channels, side, name, True)
         return [_finite(given.state), *_tasks(ALONE, lambda: given), *_registered(source, side)]
@@ -106,9 +106,7 @@ def lines(source: str) -> list[Line]:
     try:
         state = member.get_state_dict(progress=False)
     except Exception as error:  # no network, a broken file in its cache: torch raises many kinds
-        raise CheckpointError(
-            f"torchgeo cannot give '{source}' ({shorten(str(error), 200, placeholder=' ...')})"
-        ) from error
+        raise CheckpointError(f"torchgeo cannot give '{source}' ({_short(error)})") from error
     given = _Given(state, meta.get("in_chans", 3), meta.get("img_size", 224), meta.get("model", ""), source, source)
     return [_finite(state), Line(_NAMES, ALONE, partial(_named, lambda: given)), *_tasks(ALONE, lambda: given)]
 
@@ -119,8 +117,8 @@ def _of_folder(folder: Path) -> list[Line]:
         stated, patch, entry = config["pretrained_cfg"], config["model_args"]["patch_size"], config["geomim"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"'{folder}/config.json' is none that geomim export writes ({error!r}); for a folder that timm wrote give "
-            f"timm:local-dir:{folder}"
+            f"'{folder}/config.json' is none that geomim export writes ({type(error).__name__}, {error}); for a folder "
+            f"that timm wrote give timm:local-dir:{folder}"
         ) from error
     state, side = read_checkpoint(folder / "model.safetensors"), stated["input_size"][-1]
     kernel = state.get(f"{stated['first_conv']}.weight")

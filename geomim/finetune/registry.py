@@ -73,6 +73,9 @@ class Registered:
         model: Any = timm.create_model(self.architecture, **{**self.arguments, **arguments})
         network = getattr(model, "model", model)
         network.register_load_state_dict_pre_hook(fit)
+        *_, head = network.children()
+        if not hasattr(head, "out_features"):  # which torchgeo asks the last part for
+            head.out_features = getattr(network, "num_classes", 0)
         if contract := self.contract:
             unit = 255 if contract.eight_bit else 1  # timm's are of pictures in 0..1
             mean, std = ([value / unit for value in values] for values in (contract.mean, contract.divisor))

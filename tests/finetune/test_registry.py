@@ -132,8 +132,8 @@ def test_changevit_takes_it_at_another_size(both: tuple[Registered, ViT]) -> Non
     assert task.model.encoder.pos_embed.shape[1] == 1 + 32 * 32
 
 
-def test_what_leads_to_a_head_is_left_out_of_maps(tmp_path: Path) -> None:
-    """Else training in parallel would miss its gradient."""
+def test_a_pyramid_of_others_is_taken_too(tmp_path: Path) -> None:
+    """Without what leads to its head where there are maps: training in parallel would miss a gradient."""
     save_for_hf(timm.create_model("test_convnext"), str(tmp_path / "pyramid"), safe_serialization=True)
     one = register(f"timm:local-dir:{tmp_path / 'pyramid'}")
     assert "head.norm.weight" in one.state
@@ -142,6 +142,8 @@ def test_what_leads_to_a_head_is_left_out_of_maps(tmp_path: Path) -> None:
     state = task.model.encoder.network.state_dict()
     assert all(torch.equal(value, one.state[key]) for key, value in state.items()) and "stem.0.weight" in state
     assert [name for name, own in task.model.named_parameters() if own.grad is None] == []
+    task = Classification(one.name, weights=one.weights, in_channels=3, num_classes=2)
+    assert torch.equal(task.model.stem[0].weight, one.state["stem.0.weight"])
     maps = timm.create_model(one.name, pretrained=True, features_only=True).state_dict()
     assert torch.equal(maps["stem_0.weight"], state["stem.0.weight"])
 
