@@ -67,6 +67,7 @@ class AveragePrecision(Metric):
         `value` is NaN where `count`, that of boxes, is 0; the `floor` of 0 is for finding nothing.
         """
         each, counts = (self.compute()[key] for key in ("per_class", "counts"))
+        counts = counts.reshape(-1)  # torchmetrics makes a number of that of one class
         rows, counts = torch.cat([each, each.nanmean(0)[None]]), torch.cat([counts, counts.sum()[None]])
         return [
             {"class": name, "metric": metric, "value": float(value), "count": int(count), "floor": 0.0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
@@ -16,10 +16,10 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geomim.errors import ConfigError, nearest
+from geomim.errors import ConfigError
 from geomim.evaluate.probes import EfficientPooling, queries_for
 from geomim.finetune.backbones import first_conv
-from geomim.finetune.necks import Depths, Neck, Pyramid, taps
+from geomim.finetune.necks import Depths, Neck, Pyramid, check_name, taps
 
 Head = Literal["linear", "efficient", "pixels", "upernet", "dpt", "unet", "segformer"]
 
@@ -43,9 +43,8 @@ class Segmenter(nn.Module):
         self, network: nn.Module, classes: int, head: Head = "upernet", neck: Neck = "taps", channels: int = 256
     ) -> None:
         super().__init__()
-        for name, given, known in (("head", head, get_args(Head)), ("neck", neck, get_args(Neck))):
-            if given not in known:
-                raise ConfigError(f"unknown {name} '{given}'{nearest(given, known)}")
+        check_name("head", head, Head)
+        check_name("neck", neck, Neck)
         if head == "efficient" and neck != "taps":
             raise ConfigError(f"head efficient weighs four depths: expected neck taps, given {neck}")
         self.encoder: Depths
@@ -109,10 +108,7 @@ class Efficient(nn.Module):
     the patches of an image: each query weighs the depths anew for its slice of the channels. Maps are normalised
     without weights; where their widths differ, as in a hierarchical model, a 1x1 convolution makes them alike.
 
-    Args:
-        widths: Channels of each map.
-        strides: Pixels at a side of a position of each map, ascending; coarser maps are interpolated to the finest.
-        classes: Number of classes.
+    What it is made from is as of `Linear`.
     """
 
     def __init__(self, widths: Sequence[int], strides: Sequence[int], classes: int) -> None:

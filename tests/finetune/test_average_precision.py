@@ -53,6 +53,13 @@ def test_nothing_to_find_is_no_number():
     assert math.isnan(first["value"]) and (first["class"], first["metric"], first["count"]) == ("ship", "AP50", 0)
 
 
+def test_one_class_alone_has_figures():
+    found = measure(image([HERE], [0], [0.9]), image([HERE], [0]), classes=1).figures(["ship"])
+    assert [(row["class"], row["metric"], row["value"], row["count"]) for row in found] == [
+        (name, metric, 1.0, 1) for name in ("ship", "all") for metric in ("AP50", "AP")
+    ]
+
+
 def test_figures_name_classes_and_counts():
     found = measure(image([HERE], [1], [0.9]), image([HERE, THERE], [1, 1])).figures(["plane", "ship"])
     counts = [("plane", 0), ("ship", 2), ("all", 2)]

@@ -277,6 +277,7 @@ def test_a_config_trains_scores_val_and_then_the_test(encoder: str, tmp_path: Pa
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(written))
     assert main(["finetune", "fit", "--config", str(tmp_path / "job.yaml")]) == 0
     kept = tmp_path / "out" / "config.yaml"
+    assert open_backbone(str(tmp_path / "out" / "encoder")).contract.names == RGB.names, "as it was tuned"
     assert main(["finetune", "test", "--config", str(kept)]) == 0
     for part in ("val", "test"):
         assert f"{4 * SIDE**2}" in (tmp_path / "out" / part / "figures.csv").read_text()
