@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from geomim.errors import ConfigError
 from geomim.evaluate.probes import EfficientPooling, queries_for
-from geomim.finetune.backbones import first_conv
 from geomim.finetune.necks import Depths, Neck, Pyramid, check_name, taps
 
 Head = Literal["linear", "efficient", "pixels", "upernet", "dpt", "unet", "segformer"]
@@ -70,8 +69,9 @@ class Values(Depths):
     """The images' bands and all products of two of them, in place of maps."""
 
     def __init__(self, network: nn.Module, depths: Sequence[int]) -> None:
-        bands = first_conv(network).in_channels
         super().__init__(network, depths)
+        self.network.requires_grad_(False)  # nothing reads it
+        bands = next(one.in_channels for one in network.modules() if isinstance(one, nn.Conv2d))
         self.widths, self.strides = (bands + bands * (bands + 1) // 2,), (1,)
 
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -43,6 +43,8 @@ class Probing(Tuning):
         task, cuts = self.make(start).eval(), windows.parts["train"]
         if start == PIXELS and self.kind == "class":
             task.model.network, task.model.mean, task.model.deviation = _Moments(), torch.zeros(1), torch.ones(1)
+        if (count := len(cuts)) > _WINDOWS:
+            print(f"note: {_WINDOWS} of {count} windows are read to fit a head on {start or 'the encoder'}")
         cuts = [cuts[at] for at in np.unique(np.linspace(0, len(cuts) - 1, _WINDOWS).astype(int))]
         kept = self._kept.setdefault(start, {})
         kept |= self._read(task, windows, [cut for cut in cuts if cut not in kept], start)
@@ -68,6 +70,7 @@ class Probing(Tuning):
         """What is kept of some windows."""
         loader = DataLoader(Samples(windows, cuts, False), windows.batch_size, collate_fn=together)
         found, draws, stride = list[tuple[Tensor, Tensor]](), np.random.default_rng(self.seed), 1
+        kind = torch.float32 if start == PIXELS else torch.float16  # which squares of odd values leave
         read, head = task.model, task.model.head
         if self.kind == "class":
             read = read.network
@@ -76,11 +79,11 @@ class Probing(Tuning):
         for batch in watched(loader, f"reading windows, {start or 'encoder'}"):  # type: ignore[arg-type]
             said = read(batch["image"])
             if self.kind == "class":
-                found += zip(said.half().split(1), batch["label"].split(1), strict=True)
+                found += zip(said.to(kind).split(1), batch["label"].split(1), strict=True)
                 continue
             for maps, mask in zip(said, batch["mask"], strict=True):
                 some = _some(mask, draws)
-                found.append((_at(maps, some, mask.shape, stride), mask.flatten()[some]))
+                found.append((_at(maps, some, mask.shape, stride).to(kind), mask.flatten()[some]))
         if self.kind != "class":
             head.predict, head.stride = predict, stride
         return dict(zip(cuts, found, strict=True))
@@ -107,7 +110,7 @@ def _at(maps: Tensor, some: Tensor, size: torch.Size, stride: int) -> Tensor:
     sides = maps.new_tensor([maps.shape[2], maps.shape[1]]) * stride
     places = (torch.stack([some % size[1], some // size[1]], 1) + 0.5) / sides * 2 - 1
     found = F.grid_sample(maps[None], places[None, None], padding_mode="border", align_corners=False)
-    return found[0, :, 0].T.half()
+    return found[0, :, 0].T
 
 
 def _fit(columns: Tensor, labels: Tensor, classes: int, decay: float) -> LinearProbe:

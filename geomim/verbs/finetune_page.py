@@ -86,7 +86,8 @@ def write_page(out: Path, labels: Labels, found: Mapping[str, Tested], notes: Se
         ("Predictions", pictures),
         ("To know beside it", bullets(notes)),
     ]
-    write_text(out / "index.html", html_page(f"{next(iter(found))} on {len(labels.items)} labelled images", sections))
+    title = f"{next(iter(found))} on {len(labels.items)} labelled image{'s' * (len(labels.items) > 1)}"
+    write_text(out / "index.html", html_page(title, sections))
     return said
 
 

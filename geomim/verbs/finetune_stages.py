@@ -12,6 +12,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 import yaml
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -202,7 +203,9 @@ def _stored(job: Job, task: str | None = None) -> Any:
     name = state["geomim_task"]
     if task not in (None, name):
         raise ConfigError(f"'{path}' is of {name}; the labels are for {task}")
-    return TASKS[name].load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+    found = TASKS[name].load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+    found._looked = True  # scenes are normalised by its contract, and check_scene tells what is odd
+    return found
 
 
 def _check_unseen(job: Job, windows: Windows) -> None:
@@ -242,7 +245,9 @@ def check_free(out: str) -> None:
 def say(opened: Opened, words: Sequence[str]) -> None:
     """Print what labels are, and what is to be known."""
     console = Console(highlight=False, markup=False)
-    console.print(f"{opened.labels.kind} labels of {len(opened.labels.items)} images: {opened.task}", soft_wrap=True)
+    count = len(opened.labels.items)
+    said = f"{opened.labels.kind} labels of {count} image{'s' * (count > 1)}: {opened.task}"
+    console.print(said, soft_wrap=True)
     for one in words:
         console.print(f"note: {one}", soft_wrap=True)
 
@@ -273,7 +278,8 @@ def close(job: Job) -> None:
 def report(out: Path, opened: Opened, found: Mapping[str, Tested], words: Sequence[str], kept: str = "") -> None:
     """Print figures and write the page, whose pictures are of the side that is kept, the first if not told."""
     head, *rows = rows_of(opened.labels.kind, found)
-    table = Table(*(Column(one, overflow="fold") for one in head))
+    columns = (Column(one, overflow="fold", min_width=max(map(len, one.split()))) for one in head)
+    table = Table(*columns, box=SIMPLE_HEAD, padding=0, show_edge=False)
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, markup=False).print(table)
