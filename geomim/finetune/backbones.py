@@ -52,14 +52,9 @@ class Backbone:
     def to_dict(self) -> dict[str, Any]:
         """All but the weights, as plain values."""
         network: Any = self.network
-        made = get_model_args(network) | {"in_chans": len(self.contract.names)}
-        made = {"architecture": network.pretrained_cfg["architecture"], "arguments": made}
-        return made | {
-            "contract": self.contract.to_dict(),
-            "notes": [*self.notes],
-            "name": self.name,
-            "config": self.config,
-        }
+        arguments = get_model_args(network) | {"in_chans": len(self.contract.names)}
+        said = {"contract": self.contract.to_dict(), "notes": [*self.notes], "name": self.name, "config": self.config}
+        return {"architecture": network.pretrained_cfg["architecture"], "arguments": arguments} | said
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Backbone:
@@ -75,11 +70,11 @@ class Encoder:
     """What a task opens by `open_backbone`, as plain values.
 
     Args:
-        source: A run folder, a checkpoint, an exported folder, or `timm:NAME`.
-        sensor: What the images' numbers are: the name of a sensor, or its YAML file.
-        bands: Use these bands alone, in this order.
-        image_size: Side of the images in pixels, which positions are resampled to.
-        seed: Same architecture, with weights it would start from, drawn by this number.
+        source: A run folder, a checkpoint, an exported folder, or `timm:NAME`, also `timm:local-dir:FOLDER`.
+        sensor: What the images' numbers are: the name of a sensor, or its YAML file, which may state mean and std.
+        bands: Use these bands alone, in this order: of the sensor, or of the encoder's own where that is None.
+        image_size: Side of the images in pixels, which positions are resampled to; the encoder's own where None.
+        seed: Same architecture, with weights it would start from, drawn by this number: the floor.
     """
 
     source: str
@@ -102,12 +97,7 @@ def open_backbone(
     fewer or other ones its first kernels are shared out by name or nearest wavelength, and statistics of bands that
     it never saw are those of the nearest one of the same unit.
 
-    Args:
-        source: A run folder, a checkpoint, an exported folder, or `timm:NAME`, also `timm:local-dir:FOLDER`.
-        sensor: What the images' numbers are: a sensor, or its name or YAML file, which may state mean and std.
-        bands: Use these bands alone, in this order: of the sensor, or of the encoder's own where that is None.
-        image_size: Side of the images in pixels, which positions are resampled to; the encoder's own where None.
-        seed: Same architecture, with weights it would start from, drawn by this number: the floor.
+    What is given is as of `Encoder`; a sensor may be made in memory.
 
     Raises:
         CheckpointError: The source cannot be read, or is of several sensors and none is named.
@@ -245,22 +235,25 @@ def _refit(
     bands: Sequence[str] | None,
 ) -> Chosen:
     """Give a plain model other bands, in place, where its own are not what is asked for."""
-    own, said = contract.sensor, ""
+    own, said, kept = contract.sensor, "", False
     if sensor is None:
         other = contract.select(bands) if bands else contract
     else:
         given = sensor if isinstance(sensor, Sensor) else get_sensor(sensor)
-        if not bands and all(find_band(band, given.bands) is not None for band in own.bands):
+        kept = not bands and all(find_band(band, given.bands) is not None for band in own.bands)
+        stated = stated_contract(sensor, bands) if isinstance(sensor, str) else None
+        if stated:  # the user's word outranks what it was trained with
+            other, said = stated.select(own.bands) if kept else stated, f"its mean and std are those of '{sensor}'"
+        elif kept:
             return contract, notes
-        given, stated = given.select(bands) if bands else given, None
-        if isinstance(sensor, str):
-            stated = stated_contract(sensor, bands)
-        other, said = (stated, "") if stated else borrowed({own.name: contract}, given)
-    if other.sensor == own:
-        return contract, notes
+        else:
+            other, said = borrowed({own.name: contract}, given.select(bands) if bands else given)
+    rights = {key: getattr(contract, key) for key in ("licences", "attributions", "corpora")}
+    other, notes = replace(other, **rights), (*notes, *[said] * bool(said))
+    if kept or other.sensor == own:
+        return other, notes
     taken, words = inflation(own, other.sensor, "nearest")
     shares, conv = share_out(taken, own, other.sensor), first_conv(network)
     conv.weight = nn.Parameter(torch.einsum("cs,dshw->dchw", shares, conv.weight.detach()))
     conv.in_channels = len(other.names)
-    rights = {key: getattr(contract, key) for key in ("licences", "attributions", "corpora")}
-    return replace(other, **rights), (*notes, *[said] * bool(said), *words, *shares_said(shares, own, other.sensor))
+    return other, (*notes, *words, *shares_said(shares, own, other.sensor))

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from geomim.errors import ConfigError, nearest
 from geomim.finetune import stock
 from geomim.finetune.backbones import Encoder
-from geomim.finetune.classification import ByClass, check_classes
+from geomim.finetune.classification import by_class
 from geomim.finetune.heads import Efficient, Head, Linear, Segmenter
-from geomim.finetune.necks import Neck
-from geomim.finetune.segmentation import LabelledCrossEntropy
+from geomim.finetune.necks import Neck, check_name
+from geomim.finetune.segmentation import ByPixel
 from geomim.finetune.training import Training
 
 Join = Literal["difference", "concatenation"]
 
 
-class Siamese(nn.Module):
+class Siamese(Segmenter):
     """One encoder for both dates, whose maps are joined before the head (Daudt et al., ICIP 2018).
 
     Args:
-        network: A timm model; it is taken over.
-        classes: Number of classes.
-        head: As `neck` and `channels`, see `Segmenter`; but `linear` and `efficient` do not normalise what is joined,
-            for how much differs is what counts.
+        network: As `classes`, `head`, `neck` and `channels`, see `Segmenter`; but `linear` and `efficient` do not
+            normalise what is joined, for how much differs is what counts.
         join: `difference` takes the absolute difference, so the order of the dates makes no difference;
             `concatenation` lets a 1x1 convolution choose from both dates and that.
 
@@ -35,11 +32,8 @@ class Siamese(nn.Module):
     """
 
     def __init__(self, network: nn.Module, classes: int, head: Head, neck: Neck, channels: int, join: Join) -> None:
-        super().__init__()
-        if join not in get_args(Join):
-            raise ConfigError(f"unknown join '{join}'{nearest(join, get_args(Join))}")
-        one = Segmenter(network, classes, head, neck, channels)
-        self.encoder, self.head = one.encoder, one.head
+        check_name("join", join, Join)
+        super().__init__(network, classes, head, neck, channels)
         if isinstance(self.head, Linear):
             self.head.norms = nn.ModuleList(nn.Identity() for _ in self.head.norms)
         elif isinstance(self.head, Efficient):
@@ -57,25 +51,16 @@ class Siamese(nn.Module):
         return logits
 
 
-class Change(ByClass, stock.Change):
-    """What has changed between two dates, pixel by pixel.
-
-    Batches hold `image` `(B, 2, C, H, W)`, normalised by `contract`, and `mask` `(B, H, W)` int64 of classes, -1 where
-    nobody knows.
+class Change(ByPixel, stock.Change):
+    """What has changed between two dates, pixel by pixel: `Segmentation` of pairs `image` `(B, 2, C, H, W)`.
 
     Args:
-        encoder: What is opened; a source alone will do.
+        encoder: As all that is not said here, see `Segmentation`.
         classes: Names, in the order of the mask's numbers; usually unchanged and changed.
-        head: As `neck` and `channels`, see `Segmenter`.
         join: See `Siamese`.
-        class_weights: Of the loss, one a class.
-        training: What trains, and how.
-
-    Raises:
-        ConfigError: Classes, their weights, head, neck or join cannot be meant.
     """
 
-    target = "mask"
+    kind = Siamese
 
     def __init__(
         self,
@@ -88,24 +73,5 @@ class Change(ByClass, stock.Change):
         class_weights: list[float] | None = None,
         training: Training = Training(),  # noqa: B008  # frozen
     ) -> None:
-        check_classes(classes, class_weights)
-        super().__init__(
-            model="fcsiamdiff",  # torchgeo's steps hand on both dates as they are
-            backbone="encoder",
-            task="multiclass",
-            num_classes=len(classes),
-            loss="ce",
-            class_weights=class_weights,
-            ignore_index=-1,
-        )
-
-    def configure_models(self) -> None:
-        """Open the encoder and put the head on what it says of both dates."""
-        network, own = self.open_encoder(), self.hparams
-        names = ("head", "neck", "channels", "join")
-        self.model = Siamese(network, len(own["classes"]), **{name: own[name] for name in names})
-        self.tune(network)
-
-    def configure_losses(self) -> None:
-        """Cross entropy that bears windows without a label."""
-        self.criterion = LabelledCrossEntropy(self.hparams["class_weights"])
+        own = by_class(classes, class_weights)  # torchgeo's steps hand on both dates of fcsiamdiff as they are
+        super().__init__(model="fcsiamdiff", backbone="encoder", ignore_index=-1, **own)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -21,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torchgeo.models import get_model, get_weight
 
-from geomim.errors import CheckpointError, InputError
+from geomim.errors import CheckpointError, GeomimError, InputError
 from geomim.finetune.backbones import create, first_conv
-from geomim.finetune.registry import FolderWeights, Registered, fit, lightning_checkpoint, register
+from geomim.finetune.registry import fit, register
 from geomim.finetune.stock import Change, Classification, Detection, Regression, Segmentation
 from geomim.models.weights import read_checkpoint
 
@@ -35,15 +34,8 @@ _CHANGES = (*_HEADS, "fcsiamdiff", "fcsiamconc", "changevit", "btc")
 _NAMES = "names and transforms"
 _FOREIGN = ("detection faster-rcnn", "segmentation fcn", "change fcn", "change btc")
 """What torchgeo has for encoders of its own, or for none."""
-_ALONE = ("classification", "regression", "segmentation dpt")
+_ALONE = ("classification", "regression", "segmentation dpt", "change dpt")
 """What it does with an exported transformer that nobody registered."""
-_WHY = (
-    (r"Backbone type", "its detector takes torchvision's ResNets alone; geomim's own task takes any encoder"),
-    (r"downsampling pattern", "smp's 'tu-' encoders need maps of several strides, and a plain transformer has one"),
-    (r"swin size", "btc takes torchgeo's own Swin alone"),
-    (r"no attribute 'encoder'|none of the weights", "this model has no such encoder: it leaves the weights out"),
-    (r"oading state_dict", "they are loaded strictly, and names or shapes are others"),
-)
 
 
 @dataclass(frozen=True)
@@ -63,23 +55,27 @@ class Line:
             with _quiet():
                 return replace(self, passed=True, said=self.run())
         except Exception as error:  # the libraries behind it raise whatever they like
-            text = " ".join(str(error).split())
-            why = next((f"{why}: " for pattern, why in _WHY if re.search(pattern, text)), "")
-            return replace(self, passed=False, said=f"{why}{type(error).__name__}, {text[:160]}")
+            kind = "" if isinstance(error, GeomimError) else f"{type(error).__name__}: "
+            return replace(self, passed=False, said=kind + _short(error))
 
 
 @dataclass(frozen=True)
 class _Given:
-    """Weights that have to be in a task, size of the images, and by which names torchgeo is given them."""
+    """Weights that have to be in a task, the side of the images, and by which names torchgeo is given them."""
 
     state: Mapping[str, Tensor]
     channels: int
     side: int
-    model: str  # of timm
-    backbone: str  # of smp
+    model: str
     weights: Any
-    dpt: Any  # weights for it, which it loads through timm
-    file: Registered | None = None  # to be written, and given as a path
+    dpt: Any = True  # weights for it, which it loads through timm
+    whole: bool = False  # no tensor may be left out, as a head or what leads to it
+
+    @property
+    def backbone(self) -> str:
+        """By smp's name."""
+        own = self.weights is not True and self.model in smp.encoders.encoders
+        return self.model if own else f"tu-{self.model}"
 
 
 def lines(source: str) -> list[Line]:
@@ -95,36 +91,40 @@ def lines(source: str) -> list[Line]:
     if Path(source, "config.json").is_file():
         return _of_folder(Path(source))
     if source.startswith("timm:"):
-        name, network = source.removeprefix("timm:"), create(source.removeprefix("timm:"), pretrained=True)
+        network = create(name := source.removeprefix("timm:"), pretrained=True)
         side = network.pretrained_cfg["input_size"][-1]
-        alone = _Given(network.state_dict(), first_conv(network).in_channels, side, name, f"tu-{name}", True, True)
-        return [_finite(alone.state), *_tasks(ALONE, lambda: alone), *_registered(source, side)]
+        given = _Given(network.state_dict(), first_conv(network).in_channels, side, name, True)
+        return [_finite(given.state), *_tasks(ALONE, lambda: given), *_registered(source, side)]
     try:
         member: Any = get_weight(source)
     except ValueError as error:
         raise InputError(
-            f"'{source}': expected an exported folder (geomim export), timm:NAME, or torchgeo's name of some weights"
+            f"'{source}': expected an exported folder (geomim export makes one of a checkpoint), timm:NAME, or "
+            "torchgeo's name of some weights, as ViTSmall16_Weights.SENTINEL2_ALL_MOCO"
         ) from error
-    meta, state = member.meta, member.get_state_dict(progress=False)
-    side = 64 if isinstance(member, FolderWeights) else meta.get("img_size", 224)
-    backbone = meta["model"] if meta["model"] in smp.encoders.encoders else f"tu-{meta['model']}"
-    given = _Given(state, meta.get("in_chans", 3), side, meta["model"], backbone, source, source)
-    named = Line(_NAMES, ALONE, partial(_named, lambda: given))
-    return [_finite(state), named, *_tasks(ALONE, lambda: given)]
+    meta: Any = member.meta
+    try:
+        state = member.get_state_dict(progress=False)
+    except Exception as error:  # no network, a broken file in its cache: torch raises many kinds
+        raise CheckpointError(f"torchgeo cannot give '{source}' ({_short(error)})") from error
+    given = _Given(state, meta.get("in_chans", 3), meta.get("img_size", 224), meta.get("model", ""), source, source)
+    return [_finite(state), Line(_NAMES, ALONE, partial(_named, lambda: given)), *_tasks(ALONE, lambda: given)]
 
 
 def _of_folder(folder: Path) -> list[Line]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        stated, arguments, entry = config["pretrained_cfg"], config["model_args"], config.get("geomim") or {}
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"'{folder}/config.json' is none that geomim export writes ({error!r})") from error
+        stated, patch, entry = config["pretrained_cfg"], config["model_args"]["patch_size"], config["geomim"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"'{folder}/config.json' is none that geomim export writes ({type(error).__name__}, {error}); for a folder "
+            f"that timm wrote give timm:local-dir:{folder}"
+        ) from error
     state, side = read_checkpoint(folder / "model.safetensors"), stated["input_size"][-1]
     kernel = state.get(f"{stated['first_conv']}.weight")
     channels = stated["input_size"][0] if kernel is None else kernel.shape[1]
-    side = side if stated.get("fixed_input_size") else math.lcm(64, arguments["patch_size"])
-    name = f"local-dir:{folder.absolute()}"
-    alone = _Given(state, channels, side, name, f"tu-{name}", True, True)
+    side = side if stated.get("fixed_input_size") else math.lcm(64, patch)
+    alone = _Given(state, channels, side, f"local-dir:{folder.absolute()}", True, whole=True)
 
     def contract() -> str:
         bands = ((entry.get("contract") or {}).get("sensor") or {}).get("bands", [])
@@ -158,15 +158,10 @@ def _registered(source: str, side: int) -> list[Line]:
     @cache
     def given() -> _Given:
         one = register(source)
-        channels = get_weight(one.weights).meta["in_chans"]
-        return _Given(one.state, channels, side, one.name, one.name, one.weights, True)
+        channels, whole = get_weight(one.weights).meta["in_chans"], not source.startswith("timm:")
+        return _Given(one.state, channels, side, one.name, one.weights, whole=whole)
 
-    def path() -> _Given:
-        return replace(given(), file=register(source))
-
-    paths = [line for line in _tasks(REGISTERED, path) if line.what in (*_ALONE, "segmentation unet")]
-    found = [Line(_NAMES, REGISTERED, partial(_named, given, True)), *_tasks(REGISTERED, given)]
-    return found + [replace(line, what=f"{line.what}, a path") for line in paths]
+    return [Line(_NAMES, REGISTERED, partial(_named, given, True)), *_tasks(REGISTERED, given)]
 
 
 def _named(of: Callable[[], _Given], maps: bool = False) -> str:
@@ -177,7 +172,7 @@ def _named(of: Callable[[], _Given], maps: bool = False) -> str:
     image = member.transforms({"image": torch.ones(count, 224, 224)})["image"]
     if not len(bands) == count == image.shape[-3] == given.channels:
         raise CheckpointError(f"of {given.channels} bands, meta names {len(bands)} and says {count}: {image.shape}")
-    _compare(get_model(given.model, weights=member), given.state)
+    _compare(get_model(given.model, weights=member), given)
     if maps:
         network: Any = timm.create_model(given.model, pretrained=True, features_only=True)
         network(torch.randn(1, count, given.side, given.side))
@@ -192,27 +187,25 @@ def _tasks(way: str, given: Callable[[], _Given]) -> list[Line]:
     return [Line(what, way, partial(_step, given, task, what)) for what, task in every.items()]
 
 
-def _arguments(given: _Given, task: Any, model: str, folder: str) -> dict[str, Any]:
+def _arguments(given: _Given, task: Any, model: str) -> dict[str, Any]:
     if task is Detection:  # its `weights` are torchvision's own, whatever is given: left out, nothing is fetched
         return {"backbone": given.model, "num_classes": 2}
-    weights = given.dpt if model == "dpt" else given.weights
-    if given.file:
-        weights = lightning_checkpoint(given.file, Path(folder, "weights.ckpt"), dpt=model == "dpt")
+    classes = {} if task is Change else {"num_outputs" if task is Regression else "num_classes": 3}
+    backbone, weights = given.backbone, given.weights
     if not model:
-        return {"model": given.model, "weights": weights, ("num_outputs" if task is Regression else "num_classes"): 3}
-    if model == "changevit":  # with True it would fetch a ResNet, too
-        return {"model": model, "backbone": given.model, "weights": None if weights is True else weights}
-    backbone = f"tu-{given.model}" if model == "dpt" else given.backbone
-    classes = {"num_classes": 3} if task is Segmentation else {}
+        return {"model": given.model, "weights": weights, **classes}
+    if model == "dpt":
+        backbone, weights = f"tu-{given.model}", given.dpt
+    elif model == "changevit":  # with True it would fetch a ResNet, too
+        backbone, weights = given.model, None if weights is True else weights
     return {"model": model, "backbone": backbone, "weights": weights, **classes}
 
 
 def _step(of: Callable[[], _Given], task: Any, what: str) -> str:
     """Build a task, find the very weights in it, and train it for one step on two random samples."""
     given = of()
-    with tempfile.TemporaryDirectory() as folder:
-        built = task(in_channels=given.channels, **_arguments(given, task, what.partition(" ")[2], folder))
-    kernel, side = _compare(built.model, given.state), given.side
+    built = task(in_channels=given.channels, **_arguments(given, task, what.partition(" ")[2]))
+    (kernel, said), side = _compare(built.model, given), given.side
     batch = {"image": torch.randn(2, 2, given.channels, side, side)}  # of two dates
     batch |= {"mask": torch.ones(2, 1, side, side, dtype=torch.long)}
     if task is not Change:
@@ -226,24 +219,45 @@ def _step(of: Callable[[], _Given], task: Any, what: str) -> str:
     if gradient is None or not bool(gradient.any()):
         raise CheckpointError(f"no gradient reaches {kernel}")
     built.configure_optimizers()["optimizer"].step()
-    return f"{len(given.state)} tensors as given, loss {float(loss.detach()):.2f}"
+    return f"{said}, loss {float(loss.detach()):.2f}"
 
 
-def _compare(model: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """Find an encoder in a model, every tensor of it as given, but for the size: the name of its first kernel there."""
-    own, first = model.state_dict(), next((key for key, value in state.items() if value.ndim == 4), "")
-    places = [name.removesuffix(first) for name in own if first and f".{name}".endswith(f".{first}")]
+def _compare(model: nn.Module, given: _Given) -> tuple[str, str]:
+    """Find an encoder in a model, every tensor of it there as given, but for the size.
+
+    Returns:
+        The name of its first kernel there, and how much of it there is.
+    """
+    own, state = model.state_dict(), dict(given.state)
+    there = {_flat(name): name for name in own}
+    first = next((key for key, value in state.items() if value.ndim == 4), "")
+    places = [name.removesuffix(_flat(first)) for name in there if first and f"_{name}".endswith(f"_{_flat(first)}")]
     if not places:
         raise CheckpointError("none of the weights is in it")
-    place = max(places, key=lambda one: sum(one + key in own for key in state))
-    wanted, network = dict(state), model.get_submodule(place.removesuffix("."))
-    if hasattr(network, "pretrained_cfg"):  # is one of timm's
-        fit(network, wanted, "")
-    pairs = {key: (own.get(place + key), value.nan_to_num()) for key, value in wanted.items()}
-    other = [key for key, (one, two) in pairs.items() if one is None or not torch.equal(one.nan_to_num(), two)]
+    place = max(places, key=lambda one: sum(one + _flat(key) in there for key in state))
+    kernel = there[place + _flat(first)]
+    inside = kernel.removesuffix(first)
+    if inside != kernel and hasattr(network := model.get_submodule(inside.removesuffix(".")), "pretrained_cfg"):
+        fit(network, state, "")
+    names = {key: there.get(place + _flat(key)) for key in state}
+    pairs = {key: (own[name], state[key]) for key, name in names.items() if name}
+    other = [key for key, (one, two) in pairs.items() if not torch.equal(one.nan_to_num(), two.nan_to_num())]
     if other:
         raise CheckpointError(f"{len(other)} of {len(state)} tensors are random or others', first {other[0]}")
-    return place + first
+    cut = [key for key, name in names.items() if not name]
+    said = f", {len(cut)} left out, first {cut[0]}" if cut else ""
+    if cut and given.whole:
+        raise CheckpointError(f"{len(pairs)} of {len(state)} tensors are in it{said}")
+    return kernel, f"{len(pairs)} tensors as given{said}"
+
+
+def _flat(name: str) -> str:
+    """As timm calls them in `features_only` models: `stages_0` for `stages.0`."""
+    return name.replace(".", "_")
+
+
+def _short(error: Exception) -> str:
+    return shorten(str(error), 200, placeholder=" ...")
 
 
 @contextmanager

@@ -18,10 +18,40 @@ from geomim.finetune.figures import class_figures, value_figures
 from geomim.finetune.training import Training, Tuned
 
 
-class ByClass(Tuned):
-    """What tasks that tell classes apart have in common: what they count, say and predict."""
+class CrossEntropy(nn.CrossEntropyLoss):
+    """Cross entropy of what has a label, its class's weight times it, over all images or pixels, labelled or not.
 
-    target = "label"
+    So each label counts alike, however few a window has, and a mean over ranks, micro-batches or validation batches is
+    that of all together. Where few pixels are labelled the loss is small, which AdamW makes nothing of.
+
+    Args:
+        weights: One a class; 1 where None.
+    """
+
+    def __init__(self, weights: Sequence[float] | None = None) -> None:
+        super().__init__(None if weights is None else torch.tensor(weights), ignore_index=-1, reduction="sum")
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of logits `(B, K, ...)` for labels `(B, ...)` int64, -1 where there is none."""
+        return super().forward(logits.float(), labels) / labels.numel()
+
+
+class ByClass(Tuned):
+    """What tasks that tell classes apart have in common: their loss, what they count, say and predict."""
+
+    def allowed(self) -> tuple[float, float, str]:
+        """From the first to the last class, or of each 0 and 1."""
+        names = self.hparams["classes"]
+        if self.hparams["num_labels"]:
+            return 0, 1, f"0 or 1 of each of {', '.join(names)}"
+        said, masks = f"0 to {len(names) - 1}, places in {', '.join(names)}", self.target == "mask"
+        return -int(masks), len(names) - 1, said + ", or -1 for what nobody knows" * masks
+
+    def configure_losses(self) -> None:
+        """Torchgeo's where several classes hold, else cross entropy that bears what has no label."""
+        super().configure_losses()  # type: ignore[misc]
+        if self.hparams["loss"] == "ce":
+            self.criterion = CrossEntropy(self.hparams["class_weights"])
 
     def configure_metrics(self) -> None:
         """Torchgeo's, and the confusion that figures are made of."""
@@ -80,8 +110,14 @@ class OnPooled(Tuned):
     or several ranks would not bear.
     """
 
+    def configure_models(self) -> None:
+        """Open the encoder and put a linear layer on it."""
+        self.model = Pooled(self.open_encoder(), len(self.hparams.get("classes") or self.hparams["targets"]))
+        self.tune(self.model.network)
+
     def standardised(self, batch: Any) -> Tensor:
         """Features `(B, D)` of a batch."""
+        self.look(batch["image"])
         features: Tensor = self.model.network(batch["image"])
         return features.float()
 
@@ -93,10 +129,11 @@ class OnPooled(Tuned):
             return
         training, found = model.network.training, []
         model.network.eval()
-        for batch in itertools.islice(trainer.train_dataloader, int(min(100, trainer.num_training_batches))):
-            batch = trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(batch, self.device))
-            with trainer.precision_plugin.forward_context():
-                found.append(self.standardised(batch))
+        with torch.random.fork_rng(devices=[]):  # a resumed run does not draw these
+            for batch in itertools.islice(trainer.train_dataloader, int(min(100, trainer.num_training_batches))):
+                batch = trainer.strategy.batch_to_device(self.on_before_batch_transfer(batch, 0), self.device)
+                with trainer.precision_plugin.forward_context():
+                    found.append(self.standardised(trainer.precision_plugin.convert_input(batch)))
         model.network.train(training)
 
         def share(values: Tensor) -> Tensor:
@@ -137,17 +174,12 @@ class Classification(OnPooled, ByClass, stock.Classification):
         class_weights: list[float] | None = None,
         training: Training = Training(),  # noqa: B008  # frozen
     ) -> None:
-        check_classes(classes, class_weights)
+        own = by_class(classes, class_weights)
         if several and class_weights:
             raise ConfigError("class_weights: not where several classes hold at once; leave one of the two out")
-        count, task, loss = len(classes), *(("multilabel", "bce") if several else ("multiclass", "ce"))
-        both = {"num_classes": None if several else count, "num_labels": count if several else None}
-        super().__init__(model="encoder", task=task, loss=loss, class_weights=class_weights, **both)
-
-    def configure_models(self) -> None:
-        """Open the encoder and put a linear layer on it."""
-        self.model = Pooled(self.open_encoder(), len(self.hparams["classes"]))
-        self.tune(self.model.network)
+        if several:
+            own |= {"task": "multilabel", "loss": "bce", "num_labels": own.pop("num_classes"), "num_classes": None}
+        super().__init__(model="encoder", **own)
 
 
 class Regression(OnPooled, stock.Regression):
@@ -176,10 +208,10 @@ class Regression(OnPooled, stock.Regression):
         check_classes(targets, least=1)
         super().__init__(model="encoder", num_outputs=len(targets), loss=loss)
 
-    def configure_models(self) -> None:
-        """Open the encoder and put a linear layer on it."""
-        self.model = Pooled(self.open_encoder(), len(self.hparams["targets"]))
-        self.tune(self.model.network)
+    def allowed(self) -> tuple[float, float, str]:
+        """All that is finite."""
+        most = torch.finfo(torch.float32).max
+        return -most, most, f"finite values of {', '.join(self.hparams['targets'])}"
 
     def standardised(self, batch: Any) -> Tensor:
         """Features `(B, D)` of a batch, and its labels beside them."""
@@ -204,6 +236,16 @@ class Regression(OnPooled, stock.Regression):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """The `prediction` `(B, T)` and the batch's `id`."""
         return {"id": batch.get("id"), "prediction": self(batch["image"])}
+
+
+def by_class(classes: list[str], weights: list[float] | None) -> dict[str, Any]:
+    """What a task of torchgeo is given to tell these classes apart.
+
+    Raises:
+        ConfigError: As of `check_classes`.
+    """
+    check_classes(classes, weights)
+    return {"task": "multiclass", "num_classes": len(classes), "loss": "ce", "class_weights": weights}
 
 
 def check_classes(names: Sequence[str], weights: Sequence[float] | None = None, least: int = 2) -> None:

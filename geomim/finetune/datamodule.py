@@ -28,6 +28,7 @@ from geomim.models.inputs import ContractInput
 from geomim.randomness import Draws
 from geomim.sensors import BandContract, get_sensor
 
+_OPEN = 16  # scenes at a time
 _FAR = 1.5  # times the metres a pixel that are worth a warning
 
 
@@ -41,8 +42,14 @@ class Cut(NamedTuple):
 
     def core(self, item: Item) -> tuple[int, int, int, int]:
         """First row and column, height and width of what no other window of its image answers for."""
-        (top, height), (left, width) = _core(self.top, self.side, item.height), _core(self.left, self.side, item.width)
-        return top, left, height, width
+        firsts, sides = [], []
+        for start, length in ((self.top, item.height), (self.left, item.width)):
+            last = max(length - self.side, 0)
+            before = (last - 1) // self.side * self.side  # others begin at multiples of their side
+            border = (before + self.side + last) // 2  # in the middle of what those two share
+            firsts.append(border if start == last else start)
+            sides.append((border if start == before else start + self.side) - firsts[-1])
+        return firsts[0], firsts[1], sides[0], sides[1]
 
 
 class Windows(pl.LightningDataModule):
@@ -112,6 +119,9 @@ class Windows(pl.LightningDataModule):
         sizes = f"windows of {size} x {size} pixels: {sizes}"
         self.notes = [*labels.notes, *self._far(gsds), *tested, *said, *self._cut_off(cuts), sizes]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"trainer": None}  # reading processes that are spawned have no use for it
+
     def _survey(self, number: int, item: Item) -> list[tuple[Cut, np.ndarray, str, Any, float]]:
         """Windows of an image, of each the labels a class, frame and outline on the ground, and metres a pixel."""
         scene, prepare = self.open(item.image)
@@ -140,16 +150,11 @@ class Windows(pl.LightningDataModule):
 
     def _cut_off(self, cuts: Sequence[Cut]) -> list[str]:
         """How many boxes reach beyond the window that answers for them."""
-        if self.labels.kind not in ("boxes", "oboxes"):
-            return []
-        beyond = []
-        for cut, item in ((cut, self.labels.items[cut.item]) for cut in cuts):
-            own = item.corners[inside(item, *cut.core(item))] - [cut.left, cut.top]
-            beyond += ((own < 0) | (own > cut.side)).any((1, 2)).tolist()
-        said = (
-            f"{sum(beyond)} of {len(beyond)} boxes reach beyond their window: in a test each is looked for in that one"
-        )
-        return [f"{said}, and its part in another one is neither right nor wrong"] if any(beyond) else []
+        both = [(cut, self.labels.items[cut.item]) for cut in cuts if self.labels.kind in ("boxes", "oboxes")]
+        own = [item.corners[inside(item, *cut.core(item))] - [cut.left, cut.top] for cut, item in both]
+        beyond = sum(int(((one < 0) | (one > self.size)).any((1, 2)).sum()) for one in own)
+        said = f"{beyond} of {sum(map(len, own))} boxes reach beyond their window, in which alone a test has them"
+        return [said] if beyond else []
 
     def _far(self, gsds: Sequence[float]) -> list[str]:
         usual, known = self.contract.sensor.gsd, [gsd for gsd in gsds if np.isfinite(gsd)]
@@ -162,7 +167,7 @@ class Windows(pl.LightningDataModule):
     def sample(self, cut: Cut, train: bool = False) -> dict[str, Any]:
         """A window as it lies: `image`, `valid`, `id`, and its label, labels and their `corners`, or mask."""
         item = self.labels.items[cut.item]
-        top, left, height, width = whole = cut[1:3] + (cut.side,) * 2 if train else cut.core(item)
+        top, left, height, width = core = (cut.top, cut.left, cut.side, cut.side) if train else cut.core(item)
         image, valid = self._image(item.image, cut)
         sample: dict[str, Any] = {"id": f"{item.image}#{cut.top},{cut.left}", "image": image, "valid": valid}
         if item.after is not None:
@@ -171,7 +176,7 @@ class Windows(pl.LightningDataModule):
         if self.labels.kind == "class":
             return sample | {"label": torch.tensor(item.label)}
         if self.labels.kind in ("boxes", "oboxes"):
-            own = inside(item, *whole)
+            own = inside(item, *core)
             corners = torch.from_numpy(item.corners[own] - [cut.left, cut.top])
             sample |= {"corners": corners, "label": torch.from_numpy(item.labels[own])}
             return sample if train else sample | {"beside": torch.from_numpy(_beside(item, cut, own)).float()}
@@ -189,7 +194,8 @@ class Windows(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Windows to train on, every epoch in another order."""
-        order = Order(len(self.parts["train"]), self.seed)
+        most = _OPEN // 2 if self.labels.kind == "change" else _OPEN
+        order = Order([cut.item for cut in self.parts["train"]], self.seed, most)
         return self._loader("train", True, sampler=order, drop_last=len(order) > self.batch_size)
 
     def val_dataloader(self) -> Any:
@@ -207,54 +213,45 @@ class Windows(pl.LightningDataModule):
         return DataLoader(Samples(self, self.parts[part], train), self.batch_size, collate_fn=together, **options)
 
 
-def _core(start: int, side: int, length: int) -> tuple[int, int]:
-    """First and number of the rows of a scene that one of its windows answers for, or of the columns.
-
-    Windows begin at multiples of their side, but for the last one, which ends where the scene does; what it shares with
-    the one before is divided in the middle.
-    """
-    last = max(length - side, 0)
-    before = (last - 1) // side * side
-    border = (before + side + last) // 2
-    first, end = border if start == last else start, border if start == before else start + side
-    return first, end - first
-
-
 def _beside(item: Item, cut: Cut, own: np.ndarray) -> np.ndarray:
     """`(M, 4)` parts of a window around its core, and of the boxes in it that are not its own."""
     top, left, height, width = cut.core(item)
-    sides = cut.left, cut.top, cut.left + cut.side, cut.top + cut.side
-    whole = shapely.box(*sides)
-    others = np.setdiff1d(item.tree.query(whole, "intersects"), own)
-    boxes = shapely.bounds(shapely.intersection(item.tree.geometries[others], whole)).reshape(-1, 4)
-    around = np.tile(sides, (4, 1))
-    around[range(4), (2, 3, 0, 1)] = left, top, left + width, top + height
-    found = np.concatenate([around, boxes]) - [cut.left, cut.top] * 2
+    x, y, x2, y2 = whole = cut.left, cut.top, cut.left + cut.side, cut.top + cut.side
+    around = [(x, y, left, y2), (left + width, y, x2, y2), (x, y, x2, top), (x, top + height, x2, y2)]
+    others = np.setdiff1d(item.tree.query(shapely.box(*whole), "intersects"), own)
+    boxes = shapely.bounds(shapely.clip_by_rect(item.tree.geometries[others], *whole))
+    found = np.concatenate([around, boxes]) - [x, y, x, y]
     return found[(found[:, 2:] > found[:, :2]).all(1)]
 
 
-@lru_cache(16)  # windows of a scene are often read one after another
+@lru_cache(_OPEN)
 def _open(contract: BandContract, uri: str, asked: Asked, process: int) -> tuple[Scene, ContractInput]:
     """Open a scene; a process does not read by what another one opened."""
     return open_for(contract, uri, get_sensor(asked.sensor) if asked.sensor else None, asked.bands)
 
 
 class Order(Sampler[int]):
-    """Positions of an epoch, `epoch * count + window`, shuffled; a position is the address of a window's turn."""
+    """Positions of an epoch, `epoch * count + window`, shuffled; a position is the address of a window's turn.
 
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed, self.epoch = count, seed, 0
+    Images are shuffled, and windows among so many images at a time: an image is opened once an epoch, not for a window.
+    """
+
+    def __init__(self, images: Sequence[int], seed: int, most: int = _OPEN) -> None:
+        self.images, self.seed, self.most, self.epoch = torch.tensor(images), seed, most, 0
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.images)
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning says which epoch comes."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        positions = torch.arange(self.count) + self.epoch * self.count
-        return iter(positions[Draws(self.seed, positions)("order", 1)[:, 0].argsort(stable=True)].tolist())
+        positions = torch.arange(len(self)) + self.epoch * len(self)
+        images = self.images + self.epoch * (int(self.images.max()) + 1)
+        order = Draws(self.seed, positions)("order", 1)[:, 0]
+        groups = Draws(self.seed, images)("images", 1)[:, 0].unique(return_inverse=True)[1] // self.most
+        return iter(positions[np.lexsort((order, groups))].tolist())
 
 
 class Samples(Dataset[dict[str, Any]]):
@@ -265,9 +262,6 @@ class Samples(Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         return len(self.cuts)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return map(self.__getitem__, range(len(self)))  # one epoch: positions have no end
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         sample = self.windows.sample(self.cuts[position % len(self.cuts)], self.train)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,12 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign, box_iou
 
-from geomim.errors import ConfigError, InputError, nearest
+from geomim.errors import ConfigError, InputError
 from geomim.finetune import rotated, stock
 from geomim.finetune.average_precision import AveragePrecision
 from geomim.finetune.backbones import Encoder
 from geomim.finetune.classification import check_classes
-from geomim.finetune.necks import Neck, Pyramid
+from geomim.finetune.necks import Neck, Pyramid, check_name
 from geomim.finetune.oriented import OrientedDetector
 from geomim.finetune.training import Training, Tuned
 
@@ -32,7 +32,8 @@ class UprightDetector(nn.Module):
 
     Anchors have 8 strides for Faster R-CNN and 4, 5 and 6.3 for RetinaNet, as in their papers. All keep up to 300 boxes
     an image that score above 0.05. Labels begin at 0; Faster R-CNN's class of background is added within. Only the
-    pyramid runs at half precision, which cannot hold the coordinates of boxes.
+    pyramid runs at half precision, which cannot hold the coordinates of boxes. Losses of Faster R-CNN and FCOS are
+    means over what is sampled in a batch, as published: divided over devices they differ by a little.
     """
 
     def __init__(self, head: Head, pyramid: Pyramid, classes: int) -> None:
@@ -119,9 +120,8 @@ class Detection(Tuned, stock.Detection):
         training: Training = Training(),  # noqa: B008  # frozen
     ) -> None:
         check_classes(classes, least=1)
-        for name, given, known in (("head", head, get_args(Head)), ("neck", neck, get_args(Neck))):
-            if given not in known:
-                raise ConfigError(f"unknown {name} '{given}'{nearest(given, known)}")
+        check_name("head", head, Head)
+        check_name("neck", neck, Neck)
         super().__init__(model=head, backbone="encoder", num_classes=len(classes))
 
     def configure_models(self) -> None:

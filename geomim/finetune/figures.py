@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from geomim.errors import InputError
+from geomim.evaluate.classes import class_scores
 
+_METRICS = ("precision", "recall", "F1", "IoU")
 _NOTHING = "no figures: expected a test of images with labels; none was counted"
 
 
@@ -35,8 +39,7 @@ def class_figures(confusion: Tensor, classes: Sequence[str]) -> list[dict[str, A
     if not confusion.sum():
         raise InputError(_NOTHING)
     truth = confusion.sum(-1)
-    most = truth.argmax(-1, keepdim=True)[..., None].expand(*truth.shape, 1)
-    floor = torch.zeros_like(confusion).scatter_(-1, most, truth[..., None])
+    floor = truth[..., None] * F.one_hot(truth.argmax(-1), truth.shape[-1])[..., None, :]
     of = truth if confusion.ndim == 2 else truth[:, 1]
     counts = dict(zip([*classes, "all"], [*of.tolist(), float(of.sum())], strict=True))
     floors = _rates(floor, classes)
@@ -47,15 +50,15 @@ def class_figures(confusion: Tensor, classes: Sequence[str]) -> list[dict[str, A
 
 
 def _rates(confusion: Tensor, classes: Sequence[str]) -> dict[tuple[str, str], float]:
-    if single := confusion.ndim == 2:
-        hit, said, truth = confusion.diag(), confusion.sum(0), confusion.sum(1)
-    else:
-        hit, said, truth = confusion[:, 1, 1], confusion[:, :, 1].sum(1), confusion[:, 1].sum(1)
-    either = said + truth
-    rates = {"precision": hit / said, "recall": hit / truth, "F1": 2 * hit / either, "IoU": hit / (either - hit)}
-    over = {"accuracy": hit.sum() / confusion.sum()} if single else {"micro F1": 2 * hit.sum() / either.sum()}
-    over |= {f"mean {metric}": rates[metric].nanmean() for metric in ("recall", "F1", "IoU")}
-    each = {(name, metric): float(rates[metric][i]) for i, name in enumerate(classes) for metric in rates}
+    if confusion.ndim == 2:
+        scores, over = class_scores(confusion, overlap=True), {"accuracy": confusion.trace() / confusion.sum()}
+    else:  # yes is the second of two classes
+        tables = [class_scores(one, overlap=True) for one in confusion]
+        scores = {key: [one[key][1] for one in tables] for key in tables[0]}
+        over = {"micro F1": 2 * confusion[:, 1, 1].sum() / (confusion[:, 1].sum() + confusion[:, :, 1].sum())}
+    rates = {metric: torch.from_numpy(np.array(scores[metric.lower()], float)) for metric in _METRICS}  # None is NaN
+    over |= {f"mean {metric}": rates[metric].nanmean() for metric in _METRICS[1:]}
+    each = {(name, metric): float(rates[metric][i]) for i, name in enumerate(classes) for metric in _METRICS}
     return each | {("all", metric): float(value) for metric, value in over.items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
@@ -16,11 +16,11 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geomim.errors import ConfigError, nearest
+from geomim.errors import ConfigError
 from geomim.evaluate.probes import EfficientPooling, queries_for
-from geomim.finetune.necks import Depths, Neck, Pyramid, taps
+from geomim.finetune.necks import Depths, Neck, Pyramid, check_name, taps
 
-Head = Literal["linear", "efficient", "upernet", "dpt", "unet", "segformer"]
+Head = Literal["linear", "efficient", "pixels", "upernet", "dpt", "unet", "segformer"]
 
 
 class Segmenter(nn.Module):
@@ -29,7 +29,8 @@ class Segmenter(nn.Module):
     Args:
         network: A timm model; it is taken over as `Depths` says.
         classes: Number of classes.
-        head: `linear` and `efficient` read the encoder's own maps; the others a pyramid.
+        head: `linear` and `efficient` read the encoder's own maps; `pixels` reads the images past it, which is a floor,
+            and where labels are few may be the best; the others read a pyramid.
         neck: How the pyramid is made. For the `linear` head, `simple` reads the last map and `taps` four depths.
         channels: Width of the pyramid and of its decoder.
 
@@ -41,9 +42,8 @@ class Segmenter(nn.Module):
         self, network: nn.Module, classes: int, head: Head = "upernet", neck: Neck = "taps", channels: int = 256
     ) -> None:
         super().__init__()
-        for name, given, known in (("head", head, get_args(Head)), ("neck", neck, get_args(Neck))):
-            if given not in known:
-                raise ConfigError(f"unknown {name} '{given}'{nearest(given, known)}")
+        check_name("head", head, Head)
+        check_name("neck", neck, Neck)
         if head == "efficient" and neck != "taps":
             raise ConfigError(f"head efficient weighs four depths: expected neck taps, given {neck}")
         self.encoder: Depths
@@ -51,6 +51,10 @@ class Segmenter(nn.Module):
         if head in ("linear", "efficient"):
             self.encoder = Depths(network, taps(network, 4 if neck == "taps" else 1))
             self.head = (Linear if head == "linear" else Efficient)(self.encoder.widths, self.encoder.strides, classes)
+        elif head == "pixels":
+            self.encoder = Values(network, taps(network, 1))
+            self.head = Linear(self.encoder.widths, self.encoder.strides, classes)
+            self.head.norms[0] = nn.Identity()
         else:
             self.encoder = Pyramid(network, neck, channels)
             self.head = Decoder(head, channels, classes)
@@ -59,6 +63,21 @@ class Segmenter(nn.Module):
         """Logits `(B, classes, H, W)` of images `(B, C, H, W)`."""
         logits: Tensor = self.head(self.encoder(images), images.shape[-2:])
         return logits
+
+
+class Values(Depths):
+    """The images' bands and all products of two of them, in place of maps."""
+
+    def __init__(self, network: nn.Module, depths: Sequence[int]) -> None:
+        super().__init__(network, depths)
+        self.network.requires_grad_(False)  # nothing reads it
+        bands = next(one.in_channels for one in network.modules() if isinstance(one, nn.Conv2d))
+        self.widths, self.strides = (bands + bands * (bands + 1) // 2,), (1,)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """`(B, width, H, W)` of images `(B, C, H, W)`."""
+        one, other = torch.triu_indices(images.shape[1], images.shape[1])
+        return [torch.cat([images, images[:, one] * images[:, other]], 1)]
 
 
 class Linear(nn.Module):
@@ -89,10 +108,7 @@ class Efficient(nn.Module):
     the patches of an image: each query weighs the depths anew for its slice of the channels. Maps are normalised
     without weights; where their widths differ, as in a hierarchical model, a 1x1 convolution makes them alike.
 
-    Args:
-        widths: Channels of each map.
-        strides: Pixels at a side of a position of each map, ascending; coarser maps are interpolated to the finest.
-        classes: Number of classes.
+    What it is made from is as of `Linear`.
     """
 
     def __init__(self, widths: Sequence[int], strides: Sequence[int], classes: int) -> None:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geomim.errors import ConfigError
+from geomim.errors import ConfigError, nearest
 
 Neck = Literal["simple", "taps"]
+
+
+def check_name(what: str, given: str, kinds: Any) -> None:
+    """Refuse what is none of a `Literal`.
+
+    Raises:
+        ConfigError: With the nearest one.
+    """
+    if given not in get_args(kinds):
+        raise ConfigError(f"unknown {what} '{given}'{nearest(given, get_args(kinds))}")
 
 
 def taps(network: nn.Module, count: int = 4) -> tuple[int, ...]:
@@ -34,6 +44,13 @@ def taps(network: nn.Module, count: int = 4) -> tuple[int, ...]:
 def is_hierarchical(network: nn.Module) -> bool:
     """Whether a timm model's maps have several strides."""
     return len({one["reduction"] for one in _told(network)}) > 1
+
+
+def maps_of(network: Any, images: Tensor, depths: Sequence[int]) -> list[Tensor]:
+    """Maps `(B, D, h, w)` of some depths, behind the last norm where the model does that; one may stand twice."""
+    order = sorted(set(depths))
+    maps = network.forward_intermediates(images, indices=order, norm=True, output_fmt="NCHW", intermediates_only=True)
+    return [maps[order.index(one)] for one in depths]
 
 
 class Depths(nn.Module):
@@ -76,18 +93,16 @@ class Depths(nn.Module):
             ConfigError: The model is for images of other sides alone.
         """
         height, width = images.shape[-2:]
-        order = sorted(set(self.depths))
         images = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
-        embed = getattr(self.network, "patch_embed", None)
+        embed = getattr(self.network, "patch_embed", None) or getattr(self.network, "stem", None)  # of mixers
         if getattr(embed, "strict_img_size", False) and embed.img_size != (sides := tuple(images.shape[-2:])):
+            own = _sides(embed.img_size)
+            do = "set image_size to these" if hasattr(self.network, "set_input_size") else f"give {own}"
             raise ConfigError(
-                f"encoder {type(self.network).__name__} is for images of {_sides(embed.img_size)} alone; given "
-                f"{_sides((height, width))}, in multiples of {self.multiple} {_sides(sides)}: set image_size to these"
+                f"encoder {type(self.network).__name__} is for images of {own} alone; given {_sides((height, width))}, "
+                f"in multiples of {self.multiple} {_sides(sides)}: {do}"
             )
-        maps = self.network.forward_intermediates(
-            images, indices=order, norm=True, output_fmt="NCHW", intermediates_only=True
-        )
-        return [maps[order.index(one)] for one in self.depths]
+        return maps_of(self.network, images, self.depths)
 
 
 class Pyramid(Depths):
@@ -115,8 +130,8 @@ class Pyramid(Depths):
     ) -> None:
         own = [one["reduction"] for one in _told(network)]
         last = neck == "simple" and not is_hierarchical(network)
-        nearest = [min(range(len(own)), key=lambda i: (abs(math.log2(own[i] / s)), -i)) for s in strides]
-        super().__init__(network, nearest if last or is_hierarchical(network) else taps(network, len(strides)))
+        near = [min(range(len(own)), key=lambda i: (abs(math.log2(own[i] / s)), -i)) for s in strides]
+        super().__init__(network, near if last or is_hierarchical(network) else taps(network, len(strides)))
         levels = [_level(*one, channels, last) for one in zip(self.widths, self.strides, strides, strict=True)]
         self.levels = nn.ModuleList(levels)
         self.channels, self.strides, self.widths = channels, tuple(strides), (channels,) * len(strides)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
+import shapely
 import torch
 from torchvision.ops import batched_nms
 
@@ -17,6 +19,7 @@ from geomim.finetune import rotated
 from geomim.finetune.change import Change
 from geomim.finetune.classification import Classification
 from geomim.finetune.detection import Detection
+from geomim.finetune.run import watched
 from geomim.maps.opening import open_for
 from geomim.maps.rasters import NODATA, aside, create, name_classes, placed
 from geomim.maps.windows import Walk, blend, read_window
@@ -26,11 +29,22 @@ from geomim.sensors import Sensor
 _OVERLAP = 0.5  # of two boxes of a class, found in neighbouring windows, from which on they are one
 
 
-@torch.inference_mode()
 def predicted(
-    task: Any, uris: Sequence[str], out: Path, size: int, sensor: Sensor | None, bands: Sequence[str] | None
-) -> list[str]:
-    """Write a map of classes for each scene, or one table of boxes or classes for all; scenes are read by windows.
+    task: Any,
+    uris: Sequence[str],
+    out: Path,
+    size: int,
+    sensor: Sensor | None,
+    bands: Sequence[str] | None,
+    since: float = 0.0,
+) -> Iterator[list[str]]:
+    """Write, scene by scene, a map of classes and how sure it is, or a table of boxes; of classes one table for all.
+
+    Scenes are read by windows. Boxes over a scene with a place are polygons of a GeoPackage, too. Each file is whole or
+    not there, and what was written after `since`, a time of the system's clock, stays.
+
+    Yields:
+        Files that were written.
 
     Raises:
         ConfigError: The task is of pairs, or has more classes than a map of bytes can hold.
@@ -41,51 +55,69 @@ def predicted(
         raise ConfigError("predict reads single scenes and up to 255 classes; of pairs use the task from Python")
     if not uris or len({*stems}) < len(stems):
         raise InputError("no scene is found" if not uris else "two scenes have one name: predict them one by one")
-    opened = ((uri, *open_for(task.contract, uri, sensor, bands)) for uri in uris)
     if isinstance(task, Classification):
-        return [_table(out / "classes.csv", ["image", "class", "probability"], _classes(task, opened, size))]
-    if isinstance(task, Detection):
-        head = ["image", "class", "score", *(f"{axis}{n}" for n in range(1, 5) for axis in "xy")]
-        return [_table(out / "boxes.csv", head, _boxes(task, opened, size))]
-    return [_map(task, out / f"{Path(uri).stem}.tif", scene, prepare, size) for uri, scene, prepare in opened]
+        rows = (
+            _class(task, uri, *open_for(task.contract, uri, sensor, bands), size) for uri in watched(uris, "scenes")
+        )
+        yield [_table(out / "classes.csv", ["image", "class", "probability"], rows)]
+        return
+    write, ending = (_boxes, ".csv") if isinstance(task, Detection) else (_map, ".tif")
+    for uri, stem in zip(uris, stems, strict=True):
+        path = out / f"{stem}{ending}"
+        if not path.exists() or path.stat().st_mtime < since:
+            scene, prepare = open_for(task.contract, uri, sensor, bands)
+            with scene, torch.inference_mode():
+                files = write(task, path, scene, prepare, size)
+            yield files
 
 
-def _map(task: Any, path: Path, scene: Scene, prepare: ContractInput, size: int) -> str:
+def _map(task: Any, path: Path, scene: Scene, prepare: ContractInput, size: int) -> list[str]:
     def look(numbers: Any, valid: Any) -> Any:
         image, seen = prepare(numbers, valid)
         return task(image).softmax(1).numpy(), seen[:, 0].numpy()
 
     profile = {"count": 1, "dtype": "uint8", "nodata": NODATA, "height": scene.height, "width": scene.width}
-    with aside(path) as part:
-        with create(part, profile | placed(scene, 1)) as raster:
+    profile |= placed(scene, 1)
+    other = path.with_name(f"{path.stem}_confidence.tif")
+    with aside(path) as part, aside(other) as beside:
+        with create(part, profile) as raster, create(beside, profile) as sure:
             name_classes(raster, task.hparams["classes"])
             for top, values in blend(scene, Walk(scene.height, scene.width, 1, size, size // 4), look):
-                unseen = np.isnan(values[0])
-                named = np.where(unseen, NODATA, np.nan_to_num(values).argmax(0)).astype(np.uint8)
-                raster.write(named, 1, window=((top, top + len(named)), (0, scene.width)))
-    return str(path)
+                unseen, known = np.isnan(values[0]), np.nan_to_num(values)
+                window = ((top, top + len(unseen)), (0, scene.width))
+                for file, numbers in ((raster, known.argmax(0)), (sure, (100 * known.max(0)).round())):
+                    file.write(np.where(unseen, NODATA, numbers).astype(np.uint8), 1, window=window)
+    return [str(path), str(other)]
 
 
-def _classes(task: Any, opened: Iterable[tuple[str, Scene, ContractInput]], size: int) -> Iterable[list[Any]]:
-    for uri, scene, prepare in opened:
+@torch.inference_mode()
+def _class(task: Any, uri: str, scene: Scene, prepare: ContractInput, size: int) -> list[Any]:
+    with scene:
         image, _ = _read(scene, prepare, 0, 0, max(scene.height, scene.width), size)
-        value, place = task(image).softmax(1)[0].max(0)
-        yield [uri, task.hparams["classes"][int(place)], f"{float(value):.4f}"]
+    value, place = task(image).softmax(1)[0].max(0)
+    return [uri, task.hparams["classes"][int(place)], f"{float(value):.4f}"]
 
 
-def _boxes(task: Any, opened: Iterable[tuple[str, Scene, ContractInput]], size: int) -> Iterable[list[Any]]:
-    for uri, scene, prepare in opened:
-        found = []
-        for top, left in Walk(scene.height, scene.width, 1, size, size // 4).places:
-            (one,) = task(_read(scene, prepare, top, left, size, None)[0])
-            shift = torch.tensor([left, top, 0, 0, 0] if task.rotated else [left, top, left, top])
-            found.append((one["boxes"].cpu() + shift, one["scores"].cpu(), one["labels"].cpu()))
-        boxes, scores, labels = map(torch.cat, zip(*found, strict=True))
-        kept = (rotated.nms if task.rotated else batched_nms)(boxes, scores, labels, _OVERLAP)
-        shapes = rotated.corners(boxes) if task.rotated else boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
-        for at in kept.tolist():
-            numbers = [f"{one:.2f}" for one in shapes[at].flatten().tolist()]
-            yield [uri, task.hparams["classes"][int(labels[at])], f"{float(scores[at]):.4f}", *numbers]
+def _boxes(task: Any, path: Path, scene: Scene, prepare: ContractInput, size: int) -> list[str]:
+    found = []
+    for top, left in watched(Walk(scene.height, scene.width, 1, size, size // 4).places, f"looking at {path.stem}"):
+        (one,) = task(_read(scene, prepare, top, left, size, None)[0])
+        shift = torch.tensor([left, top, 0, 0, 0] if task.rotated else [left, top, left, top])
+        found.append((one["boxes"].cpu() + shift, one["scores"].cpu(), one["labels"].cpu()))
+    boxes, scores, labels = map(torch.cat, zip(*found, strict=True))
+    kept = (rotated.nms if task.rotated else batched_nms)(boxes, scores, labels, _OVERLAP)
+    shapes = (rotated.corners(boxes) if task.rotated else boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]])[kept].numpy()
+    table = {"class": [task.hparams["classes"][one] for one in labels[kept].tolist()], "score": scores[kept].tolist()}
+    also = []
+    if scene.transform is not None and scene.crs is not None:
+        ground = shapely.polygons(np.stack(scene.transform * (shapes[..., 0], shapes[..., 1]), -1))
+        frame = geopandas.GeoDataFrame(table, geometry=ground, crs=scene.crs.to_wkt())
+        with aside(path.with_suffix(".gpkg")) as part:
+            frame.to_file(part, driver="GPKG", layer=path.stem, geometry_type="Polygon")
+        also = [str(path.with_suffix(".gpkg"))]
+    rows = zip(table["class"], (f"{one:.4f}" for one in table["score"]), shapes.reshape(-1, 8).round(2), strict=True)
+    head = ["image", "class", "score", *(f"{axis}{n}" for n in range(1, 5) for axis in "xy")]
+    return [_table(path, head, ([scene.uri, kind, score, *corners] for kind, score, corners in rows)), *also]
 
 
 def _read(scene: Scene, prepare: ContractInput, top: int, left: int, side: int, size: int | None) -> Any:

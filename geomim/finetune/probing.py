@@ -6,17 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from geomim.evaluate.probes import LinearProbe, fit_linear
 from geomim.finetune.datamodule import Cut, Samples, Windows, together
-from geomim.finetune.run import PIXELS, Tuning
+from geomim.finetune.run import PIXELS, Tuning, watched
 
-DECAYS = (1.0, 0.1, 0.01, 0.001)
+DECAYS = tuple(10.0**-exponent for exponent in range(6))
 """Factors of half the squared weights, of which one is chosen for each side."""
 _A_WINDOW, _WINDOWS = 128, 500  # most labelled pixels that are kept of a window, and most windows
 _TRIED, _FITTED = 3000, 12_000  # most rows to choose a decay by, and to fit
@@ -43,8 +41,10 @@ class Probing(Tuning):
     def train(self, windows: Windows, steps: int = 0, start: str = "") -> Any:
         """A task whose head is fitted on the encoder's maps, on those of `RANDOM` weights, or on `PIXELS`."""
         task, cuts = self.make(start).eval(), windows.parts["train"]
-        if start == PIXELS:
-            task.model = _Pixels(self.kind)
+        if start == PIXELS and self.kind == "class":
+            task.model.network, task.model.mean, task.model.deviation = _Moments(), torch.zeros(1), torch.ones(1)
+        if (count := len(cuts)) > _WINDOWS:
+            print(f"note: {_WINDOWS} of {count} windows are read to fit a head on {start or 'the encoder'}")
         cuts = [cuts[at] for at in np.unique(np.linspace(0, len(cuts) - 1, _WINDOWS).astype(int))]
         kept = self._kept.setdefault(start, {})
         kept |= self._read(task, windows, [cut for cut in cuts if cut not in kept], start)
@@ -54,9 +54,15 @@ class Probing(Tuning):
         rows = columns[order].float(), labels[order], parts[order]
         count = len(windows.labels.classes)
         if start not in self._decay:
-            scores = [sum(_left_out(*(one[:_TRIED] for one in rows), count, decay)) for decay in DECAYS]
+            scores = [_left_out(*(one[:_TRIED] for one in rows), count, decay) for decay in DECAYS]
             self._decay[start] = DECAYS[int(np.argmax(scores))]
-        _give(task, _fit(*rows[:2], count, self._decay[start]).probe, start)  # type: ignore[arg-type]
+        weights = _fit(*rows[:2], count, self._decay[start]).state_dict()
+        head = task.model.head
+        if self.kind == "class":  # features are standardised within the fit
+            task.model.head = head = nn.Linear(columns.shape[1], count)
+        else:
+            head, weights["weight"] = head.predict, weights["weight"][..., None, None]
+        head.load_state_dict(weights)
         return task
 
     @torch.no_grad()
@@ -64,39 +70,29 @@ class Probing(Tuning):
         """What is kept of some windows."""
         loader = DataLoader(Samples(windows, cuts, False), windows.batch_size, collate_fn=together)
         found, draws, stride = list[tuple[Tensor, Tensor]](), np.random.default_rng(self.seed), 1
-        read, head = task.model, getattr(task.model, "head", None)
-        if self.kind == "class" and start != PIXELS:
-            read = task.model.network
-        elif head is not None:  # gives what it reads, where it lies
+        kind = torch.float32 if start == PIXELS else torch.float16  # which squares of odd values leave
+        read, head = task.model, task.model.head
+        if self.kind == "class":
+            read = read.network
+        else:  # gives what it reads, where it lies
             predict, stride, head.predict, head.stride = head.predict, head.stride, nn.Identity(), 1
-        bar = Console(stderr=True)
-        for batch in track(loader, f"reading windows, {start or 'encoder'}", len(loader), console=bar, transient=True):
+        for batch in watched(loader, f"reading windows, {start or 'encoder'}"):  # type: ignore[arg-type]
             said = read(batch["image"])
             if self.kind == "class":
-                found += zip(said.half().split(1), batch["label"].split(1), strict=True)
+                found += zip(said.to(kind).split(1), batch["label"].split(1), strict=True)
                 continue
             for maps, mask in zip(said, batch["mask"], strict=True):
                 some = _some(mask, draws)
-                found.append((_at(maps, some, mask.shape, stride), mask.flatten()[some]))
-        if head is not None and read is task.model:
+                found.append((_at(maps, some, mask.shape, stride).to(kind), mask.flatten()[some]))
+        if self.kind != "class":
             head.predict, head.stride = predict, stride
         return dict(zip(cuts, found, strict=True))
 
 
-class _Pixels(nn.Module):
-    """Of each pixel the bands' values and their products; of images of a class mean and deviation of each band."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind = kind
-
+class _Moments(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, D, H, W)`, or `(B, 2 C)`, of images; of two dates the difference counts."""
-        if self.kind == "class":
-            return torch.cat([images.mean((2, 3)), images.std((2, 3))], 1)
-        images = (images[:, 0] - images[:, 1]).abs() if self.kind == "change" else images
-        one, other = torch.triu_indices(images.shape[1], images.shape[1])
-        return torch.cat([images, images[:, one] * images[:, other]], 1)
+        """Mean and deviation of each band, `(B, 2 C)`."""
+        return torch.cat([images.mean((2, 3)), images.std((2, 3))], 1)
 
 
 def _some(mask: Tensor, draws: np.random.Generator) -> Tensor:
@@ -114,27 +110,19 @@ def _at(maps: Tensor, some: Tensor, size: torch.Size, stride: int) -> Tensor:
     sides = maps.new_tensor([maps.shape[2], maps.shape[1]]) * stride
     places = (torch.stack([some % size[1], some // size[1]], 1) + 0.5) / sides * 2 - 1
     found = F.grid_sample(maps[None], places[None, None], padding_mode="border", align_corners=False)
-    return found[0, :, 0].T.half()
+    return found[0, :, 0].T
 
 
-def _fit(columns: Tensor, labels: Tensor, classes: int, decay: float, held: tuple[Tensor, Tensor] | None = None) -> Any:
-    return fit_linear(columns, labels, classes, strengths=[decay], held_out=held or (columns[:1], labels[:1]))
+def _fit(columns: Tensor, labels: Tensor, classes: int, decay: float) -> LinearProbe:
+    first = columns[:1], labels[:1]  # the decay is given: there is nothing to choose
+    return fit_linear(columns, labels, classes, strengths=[decay], held_out=first).probe  # type: ignore[return-value]
 
 
-def _left_out(columns: Tensor, labels: Tensor, parts: Tensor, classes: int, decay: float) -> list[float]:
-    """How many of the rows of each part are right with a fit to the others."""
-    found = []
+def _left_out(columns: Tensor, labels: Tensor, parts: Tensor, classes: int, decay: float) -> float:
+    """Mean IoU over the rows of all parts, each by a fit to the others."""
+    confusion = torch.zeros(classes * classes)
     for out in (parts == one for one in parts.unique() if (parts != one).any()):  # type: ignore[no-untyped-call]
-        fit = _fit(columns[~out], labels[~out], classes, decay, (columns[out], labels[out]))
-        found.append(fit.held_out * int(out.sum()))
-    return found
-
-
-@torch.no_grad()
-def _give(task: Any, probe: LinearProbe, start: str) -> None:
-    """Put a fitted probe where the task's head is; over `PIXELS` it is the whole model."""
-    weight, own = probe.state_dict(), task.target == "label"
-    if start == PIXELS:
-        task.model = nn.Sequential(task.model, probe if own else nn.Conv2d(probe.in_features, probe.out_features, 1))
-    head = task.model[-1] if start == PIXELS else task.model.head if own else task.model.head.predict
-    head.load_state_dict({"weight": weight["weight"].reshape(head.weight.shape), "bias": weight["bias"]})
+        said = _fit(columns[~out], labels[~out], classes, decay)(columns[out]).argmax(1)
+        confusion += torch.bincount(classes * labels[out] + said, minlength=classes * classes)
+    both = confusion.reshape(classes, classes)
+    return float((both.diag() / (both.sum(0) + both.sum(1) - both.diag())).nanmean())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from torchvision.models._api import Weights, WeightsEnum
 
 from geomim.errors import BandError, CheckpointError, ConfigError
 from geomim.finetune.backbones import first_conv, open_backbone
+from geomim.finetune.necks import Depths, is_hierarchical, taps
 from geomim.models.vit import SIZES
 from geomim.sensors import BandContract, Sensor
 
@@ -73,6 +73,9 @@ class Registered:
         model: Any = timm.create_model(self.architecture, **{**self.arguments, **arguments})
         network = getattr(model, "model", model)
         network.register_load_state_dict_pre_hook(fit)
+        *_, head = network.children()
+        if not hasattr(head, "out_features"):  # which torchgeo asks the last part for
+            head.out_features = getattr(network, "num_classes", 0)
         if contract := self.contract:
             unit = 255 if contract.eight_bit else 1  # timm's are of pictures in 0..1
             mean, std = ([value / unit for value in values] for values in (contract.mean, contract.divisor))
@@ -80,7 +83,9 @@ class Registered:
             stated = {"mean": mean, "std": std, "input_size": size, "contract": contract.to_dict()}
             model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **stated}
         if pretrained:
-            missing, unknown = network.load_state_dict(self.state, strict=False)
+            own = {key.replace(".", "_"): key for key in network.state_dict()}  # `stages_0` where it is features_only
+            state = {own.get(key.replace(".", "_"), key): value for key, value in self.state.items()}
+            missing, unknown = network.load_state_dict(state, strict=False)
             missing = [key for key in missing if not key.startswith(str(network.pretrained_cfg.get("classifier")))]
             if missing or (unknown and not arguments.get("features_only")):  # which cuts off what it does not need
                 raise CheckpointError(f"'{self.name}' does not fit: missing {missing[:3]}, unknown {unknown[:3]}")
@@ -180,6 +185,8 @@ def _member(name: str, one: str, url: str, contract: BandContract) -> Any:
 class Normalise(nn.Module):
     """Torchgeo's transforms of some weights: takes the mean of stored numbers off and divides by their deviation.
 
+    A pixel that is not finite in some band becomes 0, the mean, in all: what the encoder took nodata for in training.
+
     Args:
         contract: The bands, in the order of the channels.
     """
@@ -192,11 +199,12 @@ class Normalise(nn.Module):
     def forward(self, sample: Any) -> Any:
         """An image `(..., C, H, W)`, or a sample, of which all but `image` is left as it is."""
         if isinstance(sample, Tensor):
-            return (sample - self.mean) / self.std
+            image = (sample - self.mean.to(sample)) / self.std.to(sample)  # a datamodule does not move it
+            return image.where(sample.isfinite().all(-3, keepdim=True), 0.0)
         return {**sample, "image": self(sample["image"])}
 
 
-class PlainEncoder(nn.Module, EncoderMixin):
+class PlainEncoder(Depths, EncoderMixin):
     """A registered encoder for segmentation_models_pytorch's decoders: maps at strides 2, 4, 8, 16 and 32.
 
     A plain transformer has one stride: its maps are those of five depths, each behind the last norm, resampled. That
@@ -209,17 +217,20 @@ class PlainEncoder(nn.Module, EncoderMixin):
     """
 
     def __init__(self, one: Registered, depth: int = 5, output_stride: int = 32) -> None:
-        super().__init__()
+        network = one.build(num_classes=0)
+        places = taps(network, depth)
+        if is_hierarchical(network):  # the coarsest that is fine enough
+            own = [each["reduction"] for each in network.feature_info]
+            places = tuple(max(0, sum(stride <= 2**level for stride in own) - 1) for level in range(1, depth + 1))
+        super().__init__(network, places)
         self._one, self._depth, self._output_stride = one, depth, output_stride
-        self.network = one.build(num_classes=0)
-        self._in_channels, info = first_conv(self.network).in_channels, self.network.feature_info
-        self._places = _places([each["reduction"] for each in info], depth)
-        self._out_channels = [self._in_channels, *(info[place]["num_chs"] for place in self._places)]
+        self._in_channels = first_conv(network).in_channels
+        self._out_channels = [self._in_channels, *self.widths]
 
     def set_in_channels(self, in_channels: int, pretrained: bool = True) -> None:
         """Take images of the encoder's bands, or of two dates of them."""
         if in_channels != self._in_channels:
-            self.network = self._one.build(num_classes=0, in_chans=in_channels)
+            self.network = Depths(self._one.build(num_classes=0, in_chans=in_channels), self.depths).network
             self._in_channels = self._out_channels[0] = in_channels
 
     def make_dilated(self, output_stride: int) -> None:
@@ -228,28 +239,19 @@ class PlainEncoder(nn.Module, EncoderMixin):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """The images `(B, C, H, W)`, and a map `(B, D, H/s, W/s)` a stride; stretched to whole patches in between."""
-        (height, width), order = images.shape[-2:], sorted(set(self._places))
-        patch = getattr(getattr(self.network, "patch_embed", None), "patch_size", (1, 1))
-        whole = (max(1, round(height / patch[0])) * patch[0], max(1, round(width / patch[1])) * patch[1])
-        arguments = {"indices": order, "norm": True, "output_fmt": "NCHW", "intermediates_only": True}
-        maps = dict(zip(order, self.network.forward_intermediates(_resample(images, whole), **arguments), strict=True))
+        sides, unit = images.shape[-2:], self.multiple
+        height, width = (max(1, round(side / unit)) * unit for side in sides)
+        maps = super().forward(_resample(images, (height, width)))
         strides = (min(2**level, self._output_stride) for level in range(1, self._depth + 1))
-        sizes = ((height // stride, width // stride) for stride in strides)
-        return [images, *(_resample(maps[place], size) for place, size in zip(self._places, sizes, strict=True))]
+        return [images, *(_resample(one, (sides[0] // s, sides[1] // s)) for one, s in zip(maps, strides, strict=True))]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Take weights by timm's names, or by its own."""
-        own = any(key.startswith("network.") for key in state_dict)
-        load = super().load_state_dict if own else self.network.load_state_dict
-        return load(state_dict, strict=strict, assign=assign)
-
-
-def _places(strides: Sequence[int], count: int) -> list[int]:
-    """Which of a model's maps stand for the strides from 2 on: by depth, or the coarsest that is fine enough."""
-    if len(set(strides)) == 1:
-        return [math.ceil(len(strides) * part / count) - 1 for part in range(1, count + 1)]
-    fine = [[place for place, own in enumerate(strides) if own <= 2**level] for level in range(1, count + 1)]
-    return [places[-1] if places else 0 for places in fine]
+        """Take weights by timm's names, or by its own; those behind the last map are left out."""
+        if any(key.startswith("network.") for key in state_dict):
+            return super().load_state_dict(state_dict, strict, assign)
+        cut = self._one.state.keys() - self.network.state_dict().keys()
+        kept = {key: value for key, value in state_dict.items() if key not in cut}
+        return self.network.load_state_dict(kept, strict, assign)
 
 
 def _resample(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -265,8 +267,8 @@ def fit(network: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
     if own is not None and place in state and state[place].shape != own.shape:
         tokens = 0 if getattr(network, "no_embed_class", False) else network.num_prefix_tokens
         state[place] = resample_abs_pos_embed(state[place], network.patch_embed.grid_size, num_prefix_tokens=tokens)
-    kernel, channels = f"{prefix}{network.pretrained_cfg['first_conv']}.weight", first_conv(network).in_channels
-    if kernel in state and channels == 2 * state[kernel].shape[1]:
+    kernel = f"{prefix}{network.pretrained_cfg['first_conv']}.weight"
+    if kernel in state and (channels := first_conv(network).in_channels) == 2 * state[kernel].shape[1]:
         _log.warning("%d channels are read as two dates of %d bands, which share the kernels", channels, channels // 2)
         state[kernel] = state[kernel].repeat(1, 2, 1, 1) / 2
 

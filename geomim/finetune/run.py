@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from inspect import signature
 from pathlib import Path
@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, track
 from torch.utils.data import DataLoader
 from torchvision.ops import box_iou
 
@@ -45,7 +45,7 @@ TASK_OF = {"class": "classification", "mask": "segmentation", "change": "change"
     ("boxes", "oboxes"), "detection"
 )
 """By the kind of labels, the task that learns them."""
-RANDOM, PIXELS = "random initialisation", "band values alone"
+RANDOM, PIXELS = "random initialisation", "pixel statistics"
 """What a task may start from in place of its encoder's weights: the floors."""
 _SURE = 0.3  # score from which on a box is drawn
 
@@ -159,10 +159,16 @@ class Tuning:
         self.kind, self.arguments, self.running, self.seed = kind, dict(arguments), running, seed
 
     def make(self, start: str = "") -> Any:
-        """A task that is not trained, on the encoder's weights or on `RANDOM` ones."""
+        """A task that is not trained, on the encoder's weights, on `RANDOM` ones, or past it on `PIXELS`."""
         torch.manual_seed(self.seed)
-        drawn = {"encoder": replace(self.arguments["encoder"], seed=self.seed)} if start == RANDOM else {}
-        return TASKS[TASK_OF[self.kind]](**self.arguments | drawn)
+        other: dict[str, Any] = {}
+        if start == RANDOM:
+            other = {"encoder": replace(self.arguments["encoder"], seed=self.seed)}
+        elif start == PIXELS and self.kind != "class":
+            other = {"head": "pixels"}
+        task = TASKS[TASK_OF[self.kind]](**self.arguments | other)
+        task._looked = True  # windows are normalised by its contract, and check_scene tells what is odd
+        return task
 
     def steps(self, windows: Windows) -> int:
         """How many fill the time that is given.
@@ -207,11 +213,18 @@ class Tuning:
         return [one for one in found if not math.isnan(one.score)]
 
 
+def watched(values: Collection[Any], said: str) -> Iterable[Any]:
+    """The values, with a bar where somebody looks."""
+    console = Console(stderr=True)
+    return track(values, said, len(values), console=console, transient=True, disable=not console.is_terminal)
+
+
 class _Bar(pl.Callback):
     """How far it is and the time that is left, where a terminal shows it."""
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        self.bar = Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True)
+        console = Console(stderr=True)
+        self.bar = Progress(console=console, transient=True, disable=not console.is_terminal)
         self.bar.start()
         said = {"fit": "training", "test": "testing"}.get(stage, "drawing")
         self.task = self.bar.add_task(said, total=max(trainer.max_steps, 0) or None)
@@ -225,7 +238,10 @@ class _Bar(pl.Callback):
     def teardown(self, *_: Any, **__: Any) -> None:
         self.bar.stop()
 
-    on_exception = teardown
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self.bar.stop()
+        if isinstance(exception, KeyboardInterrupt):
+            raise exception  # Lightning would end the process with a code of its own
 
 
 class _Stopwatch(pl.Callback):

@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from typing import Any
 
 from geomim.finetune import stock
 from geomim.finetune.backbones import Encoder
-from geomim.finetune.classification import ByClass, check_classes
+from geomim.finetune.classification import ByClass, by_class
 from geomim.finetune.heads import Head, Segmenter
 from geomim.finetune.necks import Neck
 from geomim.finetune.training import Training
 
 
-class LabelledCrossEntropy(nn.Module):
-    """Mean cross entropy of the pixels that have a label, weighted by class: 0, not NaN, where a batch has none.
+class ByPixel(ByClass):
+    """What tasks that tell the classes of pixels have in common; -1 is what nobody knows."""
 
-    Args:
-        weights: One a class; all alike where None.
-        ignored: What stands for no label.
-    """
+    target = "mask"
+    kind: Any = Segmenter
 
-    weights: Tensor | None
-
-    def __init__(self, weights: list[float] | None = None, ignored: int = -1) -> None:
-        super().__init__()
-        self.register_buffer("weights", None if weights is None else torch.tensor(weights), persistent=False)
-        self.ignored = ignored
-
-    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """The loss of logits `(B, K, H, W)` for a mask `(B, H, W)` int64."""
-        known = mask.ne(self.ignored)
-        weight = known if self.weights is None else known * self.weights[mask.clamp_min(0)]
-        loss = F.cross_entropy(logits, mask, self.weights, ignore_index=self.ignored, reduction="sum")
-        return loss / weight.sum().clamp_min(1e-6)
+    def configure_models(self) -> None:
+        """Open the encoder and put the head on its maps."""
+        given = {name: self.hparams[name] for name in ("head", "neck", "channels", "join") if name in self.hparams}
+        self.model = self.kind(self.open_encoder(), len(self.hparams["classes"]), **given)
+        self.tune(self.model.encoder.network)
 
 
-class Segmentation(ByClass, stock.Segmentation):
+class Segmentation(ByPixel, stock.Segmentation):
     """The class of every pixel.
 
     Batches hold `image` `(B, C, H, W)`, normalised by `contract`, and `mask` `(B, H, W)` int64 of classes, -1 where
@@ -54,8 +42,6 @@ class Segmentation(ByClass, stock.Segmentation):
         ConfigError: Classes, their weights, or the head with its neck cannot be meant.
     """
 
-    target = "mask"
-
     def __init__(
         self,
         encoder: Encoder | str,
@@ -66,23 +52,4 @@ class Segmentation(ByClass, stock.Segmentation):
         class_weights: list[float] | None = None,
         training: Training = Training(),  # noqa: B008  # frozen
     ) -> None:
-        check_classes(classes, class_weights)
-        super().__init__(
-            backbone="encoder",
-            task="multiclass",
-            num_classes=len(classes),
-            loss="ce",
-            class_weights=class_weights,
-            ignore_index=-1,
-        )
-
-    def configure_models(self) -> None:
-        """Open the encoder and put the head on its maps."""
-        own = self.hparams
-        names = ("head", "neck", "channels")
-        self.model = Segmenter(self.open_encoder(), len(own["classes"]), **{name: own[name] for name in names})
-        self.tune(self.model.encoder.network)
-
-    def configure_losses(self) -> None:
-        """Cross entropy that bears windows without a label."""
-        self.criterion = LabelledCrossEntropy(self.hparams["class_weights"])
+        super().__init__(backbone="encoder", ignore_index=-1, **by_class(classes, class_weights))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,13 +14,18 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from timm.optim._param_groups import param_groups_layer_decay
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics import Metric
 
-from geomim.errors import ConfigError, MissingExtraError, nearest
+from geomim.errors import ConfigError, InputError, MissingExtraError
 from geomim.finetune.backbones import Backbone, Encoder, open_backbone, write_backbone
+from geomim.finetune.necks import check_name
 from geomim.pretrain.optimisation import Optimisation
 from geomim.sensors import BandContract
+
+Freeze = Literal["none", "all", "first"]
+_HIGH = 30  # deviations from the mean that no image has
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class Training:
         ConfigError: A value is out of its range, or two exclude each other.
     """
 
-    freeze: Literal["none", "all", "first"] = "none"
+    freeze: Freeze = "none"
     lora: int = 0
     learning_rate: float = 1e-3
     layer_decay: float = 0.75
@@ -51,8 +58,7 @@ class Training:
     head_first: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.freeze not in (kinds := ("none", "all", "first")):
-            raise ConfigError(f"training: unknown freeze '{self.freeze}'{nearest(self.freeze, kinds)}")
+        check_name("freeze", self.freeze, Freeze)
         shares = 0 <= self.warmup < 1 and 0 < self.layer_decay <= 1 and 0 < self.head_first < 1
         if not shares or self.learning_rate <= 0 or min(self.weight_decay, self.lora) < 0 or self.epochs < 1:
             raise ConfigError(
@@ -72,15 +78,72 @@ class Tuned(LightningModule):
     Attributes:
         contract: Bands and numbers that images are to be given in.
         notes: What was assumed of the encoder, in sentences.
+        target: What batches call the labels, see `allowed`.
         said: What the model answered last; torchgeo's test steps keep it to themselves.
         tally: What a test counts, over all ranks, for the task's figures.
     """
 
     contract: BandContract
     notes: tuple[str, ...]
+    target = "label"
     said: Any
     tally: Metric
     _moves: bool | None = None
+    _looked = False
+
+    def allowed(self) -> tuple[float, float, str]:
+        """Lowest and highest label, and both in words."""
+        return -math.inf, math.inf, "numbers"
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Refuse labels that cannot be meant, while they are on the CPU.
+
+        Raises:
+            InputError: With the images and what stands there.
+        """
+        labels = batch.get(self.target) if isinstance(batch, Mapping) else None
+        if labels is not None:
+            low, high, said = self.allowed()
+            if bool((wrong := ~((labels >= low) & (labels <= high))).any()):
+                places = wrong.reshape(len(labels), -1).any(1).nonzero()[:3, 0].tolist()
+                images = ", ".join(str(batch["id"][at]) if "id" in batch else f"{at} of the batch" for at in places)
+                given = ", ".join(f"{one:g}" for one in labels[wrong].unique()[:5].tolist())
+                raise InputError(f"{self.target} of image {images}: expected {said}; given {given}")
+        return batch
+
+    def setup(self, stage: str) -> None:
+        """Refuse a datamodule that normalises for another encoder.
+
+        Raises:
+            ConfigError: Its contract has other bands or other statistics.
+        """
+        own, given = (getattr(one, "contract", None) for one in (self, getattr(self.trainer, "datamodule", None)))
+        if own and given and (own.names, own.mean, own.divisor) != (given.names, given.mean, given.divisor):
+            raise ConfigError(
+                f"the windows are normalised for {', '.join(given.names)} of mean {given.mean}, and the encoder is for "
+                f"{', '.join(own.names)} of mean {own.mean}: make them with the task's `contract`"
+            )
+
+    def look(self, images: Tensor) -> None:
+        """Refuse other bands, and say of the first images if they hardly are normalised, as torchgeo's own are not.
+
+        Raises:
+            InputError: Their number is another.
+        """
+        names = self.contract.names
+        if images.shape[-3] != len(names):
+            raise InputError(f"expected images of {len(names)} bands ({', '.join(names)}); given {images.shape[-3]}")
+        if not self._looked:  # the one time that it waits for a device
+            self._looked = True
+            low, high = images.min().item(), images.max().item()
+            if 0 <= low < high or high > _HIGH:
+                _log.warning(
+                    "the first images have values from %.3g to %.3g, which hardly are normalised by the encoder's mean "
+                    "and deviation: use geomim.finetune.registry.Normalise(task.contract) on stored numbers, as `aug` "
+                    "of torchgeo's datamodules",
+                    low,
+                    high,
+                )
 
     def open_encoder(self) -> nn.Module:
         """The backbone, a timm model; of a checkpoint it is made again from what that says, without any file."""
@@ -178,8 +241,9 @@ class Tuned(LightningModule):
 
     def forward(self, *given: Any) -> Any:
         """What the model answers."""
+        self.look(given[0])
         answer: Any = self.model(*given)
-        self.said = answer.detach() if isinstance(answer, torch.Tensor) else None
+        self.said = answer.detach() if isinstance(answer, Tensor) else None
         return answer
 
     def export_encoder(self, folder: str | Path) -> Path:
@@ -197,6 +261,8 @@ class Tuned(LightningModule):
 
     def on_test_start(self) -> None:
         """Count from nothing."""
+        if (ranks := self.trainer.world_size) > 1:
+            _log.warning("a test on %d devices may count up to %d images twice: test on one", ranks, ranks - 1)
         self.tally.reset()
 
     def on_test_epoch_end(self) -> None:

@@ -13,7 +13,7 @@ from geomim.finetune.labels.items import Asked, Outside
 from geomim.finetune.places import Split
 from geomim.finetune.run import PIXELS, RANDOM, Model, Running, Tuning
 from geomim.finetune.training import Training
-from geomim.verbs.finetune_page import Tested
+from geomim.verbs.finetune_page import Tested, means
 from geomim.verbs.finetune_stages import Cutting, Job, Opened, check_free, close, keep, report, say
 
 FEW = 200
@@ -43,16 +43,16 @@ def finetune(
     Task and head follow from the labels: masks and polygons give segmentation, boxes Faster R-CNN, rotated boxes an
     oriented detector, a folder a class classification, pairs change. Train and test are of different places.
 
-    Of fewer than 200 labelled windows the encoder stays as it is under a small head, and folds by place take turns as
-    the test, so that each label is tested once; what is kept is trained on all of them. Of more the whole encoder is
-    tuned, and one fold is the test.
+    Of fewer than 200 labelled windows the encoder stays as it is under a linear head, and folds by place take turns as
+    the test, so that each label is tested once; what is kept is fitted to all of them, and reads pixel statistics
+    where these tell more. Of more the whole encoder is tuned, and one fold is the test.
 
     Args:
         scenes: An image, a folder, or a pattern; several between commas.
         labels: A file or a folder of labels.
         encoder: A run folder, a checkpoint, an exported folder, or `timm:NAME`.
         out: Folder to write: the task, its config, figures, pictures and a page.
-        minutes: Time of training, for both sides and all folds together; reading once and testing come on top.
+        minutes: Time of training where it goes by steps, for both sides and all folds together; of linear heads none.
         size: Side of windows in pixels; that of the images which the encoder was made for if not given.
         folds: Parts that places are shared out to.
         class_column: Column of a vector file that holds the class.
@@ -106,15 +106,21 @@ def _beside(job: Job, opened: Opened, plans: Sequence[Windows], words: list[str]
     if 0 < steps < _SHORT:
         words.append(f"{steps} steps are hardly a training: give more --minutes, a smaller --size or fewer --folds")
         print(f"note: {words[-1]}")
-    own = _crossed(tuning, plans, steps)
-    found = {opened.backbone.name: own, RANDOM: _crossed(tuning, plans, steps, RANDOM)}
-    if opened.labels.kind not in ("boxes", "oboxes"):
-        found[PIXELS] = _crossed(opened.tuner(_probed(job, opened.labels.kind)), plans, 0, PIXELS)
+    found = {opened.backbone.name: _crossed(tuning, plans, steps), RANDOM: _crossed(tuning, plans, steps, RANDOM)}
+    kind, start = opened.labels.kind, ""
+    if kind not in ("boxes", "oboxes"):
+        floor = tuning if job.run.probe else opened.tuner(_probed(job, kind))
+        found[PIXELS] = _crossed(floor, plans, 0, PIXELS)
+    score = means(kind, found)
+    if job.run.probe and kind != "class" and score[PIXELS] > score[opened.backbone.name]:
+        start, job = PIXELS, replace(job, model=replace(job.model, head="pixels"))
+        words.append("the task that is kept reads pixel statistics: they tell more here than the encoder does")
+        print(f"note: {words[-1]}")
     if again:
         plans[0].parts["train"] = [cut for plan in plans for cut in plan.parts["test"]]
-    task = tuning.train(plans[0], steps) if again else own.task
+    task = tuning.train(plans[0], steps, start) if again else found[start or opened.backbone.name].task
     keep(Path(out), task, plans[0])
-    report(Path(out), opened, found, words)
+    report(Path(out), opened, found, words, start)
     run = Running(max_steps=steps or None, probe=job.run.probe)
     close(replace(job, windows=replace(job.windows, size=opened.size), run=run))
     alone = opened.labels.kind != "change"  # which is of pairs
@@ -163,7 +169,7 @@ def _crossed(tuning: Tuning, plans: Sequence[Windows], steps: int, start: str = 
     for windows in plans:
         task = tuning.train(windows, steps, start)
         tuning.test(task, windows.test_dataloader())
-        shown += [] if start else tuning.shown(task, windows, windows.parts["test"], -(-24 // len(plans)))
+        shown += [] if start == RANDOM else tuning.shown(task, windows, windows.parts["test"], -(-24 // len(plans)))
         if first is None:
             first = task
         else:

@@ -28,7 +28,7 @@ class Tested:
 def rows_of(kind: str, found: Mapping[str, Tested]) -> list[list[str]]:
     """A head, and a row a class and one for each figure over all: of each side, and of the most frequent answer."""
     first, main = next(iter(found.values())).figures, MAIN[kind]
-    rows = [["class", "figure", "labels", *found, "always the most frequent"]]
+    rows = [["class", "figure", "labels", *found, "most frequent"]]
     for place, row in enumerate(first):
         if row["metric"] in (main, f"mean {main}", "accuracy"):
             values = [one.figures[place]["value"] for one in found.values()]
@@ -37,18 +37,32 @@ def rows_of(kind: str, found: Mapping[str, Tested]) -> list[list[str]]:
     return rows
 
 
+def means(kind: str, found: Mapping[str, Tested]) -> dict[str, float]:
+    """Of each side the mean over classes of the metric that is shown."""
+    rows = [(name, row) for name, one in found.items() for row in one.figures if row["class"] == "all"]
+    return {name: row["value"] for name, row in rows if row["metric"].endswith(MAIN[kind])}
+
+
+def verdict(kind: str, found: Mapping[str, Tested]) -> list[str]:
+    """Whether the encoder is ahead of what stands beside it, in a sentence; none where there is nothing beside."""
+    own, *floors = (each := means(kind, found)).values()
+    said = ", ".join(f"{value:.3f} of {name}" for name, value in each.items())
+    pays = "pays" if own > max(floors, default=own) else "does not pay"
+    return [f"mean {MAIN[kind]}: {said}: the encoder {pays} here"] * bool(floors)
+
+
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
 
 
-def write_page(out: Path, labels: Labels, found: Mapping[str, Tested], notes: Sequence[str]) -> list[str]:
-    """Write `figures.csv`, of classes `confusion.csv`, `predictions.png` and `index.html`.
+def write_page(out: Path, labels: Labels, found: Mapping[str, Tested], notes: Sequence[str], kept: str) -> list[str]:
+    """Write `figures.csv` and `index.html`; of what is kept `predictions.png`, and of classes `confusion.csv`.
 
     Returns:
         The most common confusions, in sentences.
     """
     out.mkdir(parents=True, exist_ok=True)
-    first = next(iter(found.values()))
+    first = found[kept]
     keys = ("class", "metric", "count", "value", "floor")
     lines = [(side, *(row[key] for key in keys)) for side, one in found.items() for row in one.figures]
     write_csv(out / "figures.csv", ["weights", *keys], lines)
@@ -60,21 +74,25 @@ def write_page(out: Path, labels: Labels, found: Mapping[str, Tested], notes: Se
         picture = draw_confusion(counts.numpy(), labels.classes)
         with aside(out / "confusion.png") as file:
             file.write(picture)
-        matrix = html_figure("Shares of a row's class.", embedded(picture)).replace("<figure>", "<figure class=strip>")
+        matrix = _strip(f"Shares of a row's class, of {kept}.", embedded(picture))
     pictures = ""
     if first.shown:
         best_and_worst(out / "predictions.png", first.shown, labels.classes)
-        pictures = html_figure("The best and the worst predictions of the test.", "predictions.png")
-        pictures = pictures.replace("<figure>", "<figure class=strip>")
+        pictures = _strip(f"The best and the worst predictions of the test, of {kept}.", "predictions.png")
     head, *rows = rows_of(labels.kind, found)
     sections = [
-        ("Figures beside their floors", wide_table(head, *rows)),
+        ("Figures beside their floors", wide_table(head, *rows) + bullets(verdict(labels.kind, found))),
         ("What is taken for what", matrix + bullets(said)),
         ("Predictions", pictures),
         ("To know beside it", bullets(notes)),
     ]
-    write_text(out / "index.html", html_page(f"{next(iter(found))} on {len(labels.items)} labelled images", sections))
+    title = f"{next(iter(found))} on {len(labels.items)} labelled image{'s' * (len(labels.items) > 1)}"
+    write_text(out / "index.html", html_page(title, sections))
     return said
+
+
+def _strip(caption: str, picture: str) -> str:
+    return html_figure(caption, picture).replace("<figure>", "<figure class=strip>")
 
 
 def _confusion(task: Any) -> Any:

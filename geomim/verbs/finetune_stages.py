@@ -12,8 +12,9 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 import yaml
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from geomim.corpus.scenes import find_scenes
 from geomim.corpus.store import write_text
@@ -28,7 +29,7 @@ from geomim.finetune.probing import Probing
 from geomim.finetune.run import TASK_OF, TASKS, Model, Running, Tuning
 from geomim.finetune.training import Training
 from geomim.sensors import get_sensor
-from geomim.verbs.finetune_page import Tested, rows_of, write_page
+from geomim.verbs.finetune_page import Tested, rows_of, verdict, write_page
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,11 @@ class Opened:
         """
         given, kind = self.arguments(job), self.labels.kind
         joined = "difference" if kind == "change" else None
-        linear = kind == "class" or (given.get("head"), given.get("join")) == ("linear", joined)
+        linear = kind == "class" or (given.get("head") in ("linear", "pixels") and given.get("join") == joined)
         if job.run.probe and not (linear and job.training.freeze == "all"):
-            raise ConfigError("run.probe fits model.head linear on training.freeze all, of change by join difference")
+            raise ConfigError(
+                "run.probe fits model.head linear or pixels on training.freeze all, of change by join difference"
+            )
         return (Probing if job.run.probe else Tuning)(kind, given, job.run, job.seed)
 
     def arguments(self, job: Job) -> dict[str, Any]:
@@ -177,14 +180,17 @@ def test(**given: Any) -> Any:
 
 @_staged
 def predict(**given: Any) -> list[str]:
-    """Write what the task of a folder says of scenes: maps of classes as GeoTIFF, boxes or classes as CSV."""
+    """Write what the task of a folder says of scenes that are not done yet: maps, or boxes or classes in tables."""
     job = Job(**given)
     task = _stored(job)
     own, out = job.reading, Path(job.out) / "predicted"
-    uris = find_scenes(job.scenes)
-    sensor = get_sensor(own.sensor) if own.sensor else None
-    files = predicted(task, uris, out, job.windows.size or 224, sensor, own.bands)
-    print("\n".join(f"wrote {file}" for file in files))
+    uris, sensor = find_scenes(job.scenes), get_sensor(own.sensor) if own.sensor else None
+    files, since = list[str](), (Path(job.out) / "task.ckpt").stat().st_mtime
+    for some in predicted(task, uris, out, job.windows.size or 224, sensor, own.bands, since):
+        print(f"wrote {', '.join(some)}")
+        files += some
+    if not files:
+        print(f"'{out}' holds what is said of all {len(uris)} scenes already: take it away to predict them again")
     return files
 
 
@@ -197,7 +203,9 @@ def _stored(job: Job, task: str | None = None) -> Any:
     name = state["geomim_task"]
     if task not in (None, name):
         raise ConfigError(f"'{path}' is of {name}; the labels are for {task}")
-    return TASKS[name].load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+    found = TASKS[name].load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+    found._looked = True  # scenes are normalised by its contract, and check_scene tells what is odd
+    return found
 
 
 def _check_unseen(job: Job, windows: Windows) -> None:
@@ -237,7 +245,9 @@ def check_free(out: str) -> None:
 def say(opened: Opened, words: Sequence[str]) -> None:
     """Print what labels are, and what is to be known."""
     console = Console(highlight=False, markup=False)
-    console.print(f"{opened.labels.kind} labels of {len(opened.labels.items)} images: {opened.task}", soft_wrap=True)
+    count = len(opened.labels.items)
+    said = f"{opened.labels.kind} labels of {count} image{'s' * (count > 1)}: {opened.task}"
+    console.print(said, soft_wrap=True)
     for one in words:
         console.print(f"note: {one}", soft_wrap=True)
 
@@ -265,14 +275,17 @@ def close(job: Job) -> None:
     write_text(Path(job.out) / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
 
 
-def report(out: Path, opened: Opened, found: Mapping[str, Tested], words: Sequence[str]) -> None:
-    """Print figures and write the page."""
+def report(out: Path, opened: Opened, found: Mapping[str, Tested], words: Sequence[str], kept: str = "") -> None:
+    """Print figures and write the page, whose pictures are of the side that is kept, the first if not told."""
     head, *rows = rows_of(opened.labels.kind, found)
-    table = Table(*head)
+    columns = (Column(one, overflow="fold", min_width=max(map(len, one.split()))) for one in head)
+    table = Table(*columns, box=SIMPLE_HEAD, padding=0, show_edge=False)
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, markup=False).print(table)
+    for one in verdict(opened.labels.kind, found):
+        print(one)
     notes = [*words, *(f"'{name}' is left out: {why}" for name, why in opened.labels.refused)]
-    for one in write_page(out, opened.labels, found, notes):
+    for one in write_page(out, opened.labels, found, notes, kept or next(iter(found))):
         print(one)
     print(f"wrote {out}/index.html, {out}/figures.csv")

@@ -75,6 +75,19 @@ def test_a_sensor_that_has_its_bands_changes_nothing(tmp_path: Path) -> None:
     assert open_backbone(str(tmp_path / "a.ckpt"), more).contract.names == NAIP.names
 
 
+def test_statistics_that_a_file_states_outrank_those_of_training(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "a.ckpt")
+    path, file, images = str(tmp_path / "a.ckpt"), tmp_path / "mine.yaml", torch.randn(1, 4, 64, 64)
+    stated = f"mean: {[50, 40, 30, 60, 20]}\nstd: {[5, 4, 3, 6, 2]}\n"
+    for name in ("mine", "naip"):
+        file.write_text(f"name: {name}\nbands: [swir, nir, blue, green, red]\n{stated}")
+        opened = open_backbone(path, str(file))
+        assert opened.contract.names == NAIP.names and opened.contract.licences == NAIP.licences
+        assert (opened.contract.mean, opened.contract.std) == ((20.0, 60.0, 30.0, 40.0), (2.0, 6.0, 3.0, 4.0))
+        assert opened.notes[-1] == f"its mean and std are those of '{file}'"
+        alike(tokens(opened.network, images), tokens(open_backbone(path).network, images))
+
+
 def test_other_bands_take_the_kernels_of_the_nearest(tmp_path: Path) -> None:
     encoder = checkpoint(tmp_path / "a.ckpt")
     mine = Sensor("mine", (Band("red", 640, 30), Band("edge", 720, 20), Band("swir", 1600, 50)), scale=0.5)

@@ -163,6 +163,18 @@ def test_features_are_standardised_by_the_training_images_once():
     assert torch.equal(task.model.mean, before)
 
 
+def test_standardising_draws_nothing_which_a_resumed_run_would_not():
+    class Watched(Classification):
+        def on_train_start(self) -> None:
+            before = torch.get_rng_state()
+            super().on_train_start()
+            assert self.model.mean.any() and torch.equal(before, torch.get_rng_state())
+
+    rows = [{name: EIGHT[name][at] for name in ("image", "label")} for at in range(8)]
+    task = Watched(**TINY, classes=CLASSES, training=Training(freeze="all"))
+    trainer().fit(task, torch.utils.data.DataLoader(rows, 4, shuffle=True))
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -175,6 +187,18 @@ def test_features_are_standardised_by_the_training_images_once():
 def test_classes_that_cannot_be_meant_are_refused(given: dict[str, Any], said: str):
     with pytest.raises(ConfigError, match=said):
         Classification(encoder="nowhere", **given)  # before the encoder is looked for
+
+
+def test_labels_of_no_class_and_values_that_are_none_are_refused_with_their_image():
+    with pytest.raises(
+        InputError, match="label of image 1, 2: expected 0 to 2, places in field, town, water; given -1, 3"
+    ):
+        trainer().fit(Classification(**TINY, classes=CLASSES), loader(batch([0, 3, -1])))
+    with pytest.raises(InputError, match="label of image 0: expected 0 or 1 of each of field, town, water; given 2"):
+        trainer().fit(Classification(**TINY, classes=CLASSES, several=True), loader(batch([[0, 2, 1], [0, 0, 1]])))
+    for value in (math.nan, math.inf):
+        with pytest.raises(InputError, match=f"label of image 1: expected finite values of height; given {value}"):
+            trainer().fit(Regression(**TINY, targets=["height"]), loader(batch([1.0, value])))
 
 
 def test_figures_before_a_test_are_refused():

@@ -1,6 +1,9 @@
 """Windows: what moves with an image, which places train and test, and nothing that is not labelled is a class."""
 
+import pickle
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import numpy as np
@@ -14,8 +17,10 @@ from rasterio.features import rasterize
 from rasterio.transform import from_origin
 
 from geomim.errors import BandError, ConfigError, InputError
+from geomim.finetune import datamodule
 from geomim.finetune.datamodule import Cut, Order, Windows, turned
 from geomim.finetune.labels import Item, Labels, open_labels
+from geomim.finetune.labels.items import Asked
 from geomim.finetune.labels.rasters import read_mask
 from geomim.finetune.places import Split, divide, ground_of, told_parts
 from geomim.finetune.rotated import corners, from_corners
@@ -71,6 +76,10 @@ def polygons(uri, rows, side=6):
     places = np.array([classes.index(name) for _, _, name in rows])
     with rasterio.open(uri) as raster:
         return Labels("mask", tuple(classes), (Item(uri, *raster.shape, shapes=shapes, labels=places),))
+
+
+def each(loader):
+    return map(loader.dataset.__getitem__, range(len(loader.dataset)))
 
 
 def scattered(uri, side=160, count=24):
@@ -172,6 +181,56 @@ def test_dense_windows_of_parts_lie_a_window_apart():
     assert 0.1 < len(test) / 1600 < 0.3 and any("less than a window from" in one for one in said)
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_pairs_that_share_a_date_are_one_place(tmp_path, many):
+    for number in range(24):
+        save(tmp_path / f"{number}.png", photograph(number, 32))
+    dates = [(0, 1), (2, 3), (1, 4), (5, 2), (4, 5), *((n, n + 1) for n in range(6, 24 if many else 12, 2))]
+    shapes, labels = np.array([shapely.box(0, 0, 16, 32), shapely.box(16, 0, 32, 32)]), np.array([0, 1])
+    items = [
+        Item(str(tmp_path / f"{one}.png"), 32, 32, after=str(tmp_path / f"{two}.png"), shapes=shapes, labels=labels)
+        for one, two in dates
+    ]
+    for fold in range(2):
+        windows = Windows(Labels("change", ("no", "yes"), tuple(items)), RGB, 32, Split(folds=2, fold=fold, val=False))
+        chain = [{cut.item for cut in windows.parts[part]} & {*range(5)} for part in ("train", "test")]
+        assert sorted(map(len, chain)) == [0, 5] and windows.parts["train"] and windows.parts["test"]
+
+
+def test_a_window_between_parts_is_as_wide_in_the_north_as_on_the_equator():
+    north = [0.0, 60.0]
+    places = np.array([(x, y) for x in range(24) for y in range(24)], float) * 0.001
+    corner = [places * [1 / np.cos(np.radians(lat)), 1] + [10, lat] for lat in north]
+    size = [np.array([0.001 / np.cos(np.radians(lat)), 0.001]) for lat in north]
+    shapes = np.concatenate([shapely.box(*one.T, *(one + own).T) for one, own in zip(corner, size, strict=True)])
+    all_ = np.full(len(shapes), "", "<U5")
+    parts, _ = divide(
+        ground_of(["earth"] * len(shapes), shapes), np.ones((len(shapes), 1), int), all_, Split(val=False), ["a"]
+    )
+    for half in (slice(0, 576), slice(576, None)):
+        train, test = ((places[parts[half] == part] * 1000).round() for part in ("train", "test"))
+        away = np.abs(train[:, None] - test[None])
+        for axis in (0, 1):
+            assert away[away[..., 1 - axis] == 0][:, axis].min() == 2, "a window between them, either way"
+
+
+def test_windows_over_the_date_line_share_ground_with_each_other_alone():
+    over = shapely.MultiPolygon([shapely.box(179.999, 0, 180, 0.002), shapely.box(-180, 0, -179.999, 0.002)])
+    shapes = [
+        over,
+        over,
+        shapely.box(-179.999, 0, -179.997, 0.002),
+        *(shapely.box(x, 0, x + 0.002, 0.002) for x in (9, 99)),
+    ]
+    told = np.array(["test", "", "", "", ""])
+    parts, _ = divide(ground_of(["earth"] * 5, shapes), np.ones((5, 1), int), told, Split(val=False), ["a"])
+    assert parts.tolist() == ["test", "near", "train", "train", "train"]
+    told[:2], told[2:] = ["", ""], ["", "val", "test"]
+    assert divide(ground_of(["earth"] * 5, shapes), np.ones((5, 1), int), told, Split(), ["a"])[0].tolist() == [
+        "train", "train", "train", "val", "test",
+    ]  # fmt: skip
+
+
 def test_two_dates_of_a_place_and_copies_of_an_image_stay_together(tmp_path):
     first = scene(tmp_path / "a" / "first.tif")
     second = scene(tmp_path / "a" / "second.tif")
@@ -236,7 +295,7 @@ def test_a_test_may_be_named_by_folder_path_link_or_second_date(tmp_path, monkey
     items = [*map(Item, names), Item("d.png", after=str(tmp_path / "c" / "c.png"))]
     for test, at in (
         (["a"], [0, 1]), ([str(tmp_path / "linked")], [0, 1]), (["b/same.png", "a.png"], [0, 3]),
-        (["c"], [4, 5]), (["c.png"], [5]), (["b.png"], [2]), ([str(tmp_path)], [*range(6)]),
+        (["c"], [4, 5]), (["c.png"], [5]), (["b.png"], [2]), (["b"], [2, 3, 4]), ([str(tmp_path)], [*range(6)]),
     ):  # fmt: skip
         assert [place for place, part in enumerate(told_parts(items, test)) if part] == at, test
     split = [Item("a", split="test"), Item("b", split="train"), Item("c")]
@@ -244,14 +303,17 @@ def test_a_test_may_be_named_by_folder_path_link_or_second_date(tmp_path, monkey
 
 
 def test_folds_are_those_that_there_are():
-    for given, said in (({"folds": 1}, "folds: expected at least 2; given 1"), ({"fold": 5}, "0 to 4, of 5; given 5")):
+    for given, said in (
+        ({"folds": 1}, "folds 1, split.fold 0: expected"),
+        ({"fold": 5}, "folds 5, split.fold 5: expected"),
+    ):
         with pytest.raises(ConfigError, match=said):
             Split(**given)
     three = ground([(0, 0), (100, 0), (0, 100)])
     counts, told = np.ones((3, 1), int), np.full(3, "", "<U5")
     parts = [divide(three, counts, told, Split(fold=fold, val=False), ["a"])[0].tolist() for fold in range(3)]
     assert sorted(own.index("test") for own in parts) == [0, 1, 2]
-    with pytest.raises(InputError, match=r"split.fold 3: labels lie in 3 places .* folds are 0 to 2"):
+    with pytest.raises(InputError, match=r"split.fold 3: labels lie in 3 places, so folds are 0 to 2"):
         divide(three, counts, told, Split(fold=3), ["a"])
 
 
@@ -262,6 +324,17 @@ def test_the_first_place_of_a_rare_class_trains_where_fold_0_is_the_test(folds):
     parts, said = divide(ground(places), counts, np.full(folds, "", "<U5"), Split(folds=folds), ["bg", "road"])
     assert parts[0] == "train" and sorted({*parts}) == sorted({"train", "test", *(["val"] if folds > 2 else [])})
     assert [one for one in said if "road" in one] == ["test holds no label of road, which too few places have"]
+
+
+def test_a_class_of_two_places_is_in_train_and_in_test():
+    """Fold 0 is given a place of the rarest class that holds much else, and so none of the four of the next one."""
+    rows = "0 330 0 0 0,8 0 22 16 0,30 0 38 114 16,0 0 64 0 0,0 40 0 0 0,18 0 0 0 0,10 0 0 0 6,0 0 76 0 0,0 62 28 0 0,"
+    rows += "0 26 0 0 0,0 56 0 0 6,120 174 0 0 0,0 0 22 0 4,0 78 0 0 0,26 0 0 0 0,6 0 40 0 0"
+    counts = np.array([row.split() for row in rows.split(",")], int)
+    places = ground([(100 * place, 0) for place in range(16)])
+    parts, said = divide(places, counts, np.full(16, "", "<U5"), Split(val=False), list("abcde"))
+    for part in ("train", "test"):
+        assert counts[parts == part].any(0).all(), (part, said)
 
 
 def test_what_lies_beyond_a_small_scene_is_not_valid_and_not_labelled(tmp_path):
@@ -296,7 +369,7 @@ def test_boxes_belong_to_the_window_of_their_middle_and_are_cut_at_its_border(tm
     (tmp_path / "boxes.csv").write_text("\n".join(["image,x1,y1,x2,y2,class", *rows]))
     windows = Windows(open_labels([str(tmp_path)]), RGB, 16, turn=False)
     found = {}
-    for sample in windows.test_dataloader().dataset:
+    for sample in each(windows.test_dataloader()):
         found[sample["id"].rpartition("#")[2]] = sample["bbox_xyxy"].tolist()
     expected = {"0,0": [[10, 4, 16, 8]], "0,16": [[10, 4, 14, 8]], "16,0": [], "16,16": []}
     assert found == expected and len(windows.parts["test"]) == 8, "of two images"
@@ -305,19 +378,17 @@ def test_boxes_belong_to_the_window_of_their_middle_and_are_cut_at_its_border(tm
     assert beside == {(0, 0): [], (0, 16): [[0, 4, 4, 8]], (16, 0): [], (16, 16): []}
     batch = next(iter(windows.train_dataloader()))
     assert isinstance(batch["label"], list) and batch["bbox_xyxy"][0].dtype == torch.float32
-    empty = sum(not len(sample["label"]) for sample in windows.train_dataloader().dataset)
+    empty = sum(not len(sample["label"]) for sample in each(windows.train_dataloader()))
     assert 0 < empty <= len(windows.parts["train"]) / 2
     assert "obox" in windows_of(windows.labels, "oboxes")
 
 
 def windows_of(labels, kind):
-    from dataclasses import replace
-
     return next(iter(Windows(replace(labels, kind=kind), RGB, 16).train_dataloader()))
 
 
 def test_an_epoch_holds_each_window_once_and_the_next_one_turns_them_anew():
-    order = Order(10, 0)
+    order = Order([0] * 4 + [1] * 6, 0)
     first = list(order)
     order.set_epoch(1)
     second = list(order)
@@ -325,14 +396,47 @@ def test_an_epoch_holds_each_window_once_and_the_next_one_turns_them_anew():
     assert [one % 10 for one in second] != first and list(order) == second
 
 
+def test_images_are_shuffled_and_each_is_opened_once_an_epoch(tmp_path, monkeypatch):
+    images = np.arange(50).repeat(6).tolist()
+    order = Order(images, 0, most=8)
+    epochs = []
+    for epoch in range(2):
+        order.set_epoch(epoch)
+        epochs.append([images[one % 300] for one in order])
+        groups = [{*epochs[-1][at : at + 48]} for at in range(0, 300, 48)]
+        assert [len(one) for one in groups] == [8] * 6 + [2] and len(set().union(*groups)) == 50
+        assert epochs[-1][:48] != sorted(epochs[-1][:48]) and len({*epochs[-1][:8]}) > 3
+    assert {*epochs[0][:48]} != {*epochs[1][:48]}
+    for number in range(30):
+        save(tmp_path / f"{number:02}.png", photograph(number, 32))
+    rows = [f"{number:02}.png,{x},4,{x + 8},8,ship" for number in range(30) for x in (4, 20)]
+    (tmp_path / "boxes.csv").write_text("\n".join(["image,x1,y1,x2,y2,class", *rows]))
+    windows = Windows(open_labels([str(tmp_path)]), RGB, 16, Split(val=False), batch_size=4)
+    opened, before = [], datamodule.open_for
+    monkeypatch.setattr(datamodule, "open_for", lambda *given: opened.append(given[1]) or before(*given))
+    datamodule._open.cache_clear()
+    assert sum(len(batch["id"]) for batch in windows.train_dataloader()) > 40
+    assert len(opened) == len({*opened}) == 24
+
+
+def test_reading_processes_may_be_spawned(tmp_path):
+    windows = Windows(scattered(scene(tmp_path / "scene.tif")), RGB, 20)
+    windows.trainer = SimpleNamespace(hook=lambda: None)  # which cannot be pickled
+    samples = windows.train_dataloader().dataset
+    again = pickle.loads(pickle.dumps(samples))
+    assert again.windows.trainer is None and windows.trainer is not None
+    assert all(value.equal(again[5][key]) for key, value in samples[5].items() if key != "id")
+
+
 def test_metres_far_from_the_encoders_are_said_with_both_numbers_and_other_bands_refused(tmp_path):
-    labels = scattered(scene(tmp_path / "scene.tif", gsd=0.5))
     sensor = get_sensor("sentinel2", ["B04", "B03", "B02"])
-    said = Windows(labels, BandContract(get_sensor("rgb"), (110.0,) * 3, (50.0,) * 3), 20).notes
-    usual = RGB.sensor.gsd
-    assert any("0.5 m a pixel" in note and f"{usual:.3g} m" in note for note in said) == bool(
-        usual and not 1 / 1.5 < 0.5 / usual < 1.5
-    )
+    assert sensor.gsd == 10
+    for gsd, far in ((0.5, True), (6.5, True), (7.5, False), (10, False), (14, False), (16, True)):
+        labels = scattered(scene(tmp_path / f"{gsd}.tif", gsd=gsd), count=8)
+        labels = replace(labels, asked=Asked(bands=("red", "green", "blue")))
+        said = Windows(labels, BandContract(sensor, (110.0,) * 3, (50.0,) * 3), 20, Split(folds=2)).notes
+        both = f"images have {gsd:.3g} m a pixel, and the encoder was trained at 10 m"
+        assert any(note.startswith(both) for note in said) == far
     near = BandContract(get_sensor("sentinel2", [*sensor.names, "B08"]), (500.0,) * 4, (300.0,) * 4)
     with pytest.raises(BandError, match="B08"):
         Windows(labels, near, 20)

@@ -136,3 +136,6 @@ def test_a_model_for_one_size_says_which() -> None:
     assert Depths(network, (0,))(torch.randn(1, 3, 30, 32))[0].shape == (1, 32, 2, 2)
     with pytest.raises(ConfigError, match=r"32 x 32 pixels alone; given 50 x 32 pixels, in multiples of 16 64 x 32"):
         Depths(network, (0,))(torch.randn(1, 3, 50, 32))
+    mixer = timm.create_model("mixer_s32_224", num_classes=0)
+    with pytest.raises(ConfigError, match=r"224 x 224 pixels alone; given 64 x 64 .*: give 224 x 224 pixels"):
+        Depths(mixer, (0,))(torch.randn(1, 3, 64, 64))

@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 from lightning.pytorch import Trainer
+from timm.models import save_for_hf
 from tiny_encoder import NAIP, checkpoint, exported
 from torch.utils.data import DataLoader
 from torchgeo.models import get_model, get_model_weights, get_weight, list_models
@@ -13,7 +15,7 @@ from torchvision.models._api import WeightsEnum
 
 from geomim.errors import BandError, CheckpointError, ConfigError
 from geomim.finetune.registry import PlainEncoder, Registered, lightning_checkpoint, register
-from geomim.finetune.stock import Change, Classification, Segmentation
+from geomim.finetune.stock import Change, Classification, Regression, Segmentation
 from geomim.models.inputs import ContractInput
 from geomim.models.vit import ViT
 
@@ -82,6 +84,10 @@ def test_transforms_normalise_the_image_of_a_sample_as_the_contract_says(both: t
     alike(got["image"], expected[0])
     assert got["mask"] is mask and got["label"] == 1
     alike(transforms({"image": images})["image"], expected)
+    images[0, 2, 3, 3], images[1, 0, 1, 2] = float("nan"), float("inf")
+    got = transforms(images)
+    alike(got, ContractInput(NAIP, NAIP.sensor)(images)[0])
+    assert not got[0, :, 3, 3].any() and not got[1, :, 1, 2].any()
 
 
 @torch.no_grad()
@@ -120,17 +126,26 @@ def test_a_frozen_encoder_stays_and_the_decoder_learns(both: tuple[Registered, V
     assert not torch.equal(after["segmentation_head.0.weight"], before["segmentation_head.0.weight"])
 
 
-def test_stock_tasks_take_it_in_a_line(both: tuple[Registered, ViT]) -> None:
-    one, encoder = both
-    kernel = encoder.patch_embed.proj.weight
-    task = Classification(model=one.name, weights=one.weights, in_channels=4, num_classes=3)
-    assert torch.equal(task.model.patch_embed.proj.weight, kernel)
-    task = Segmentation(model="dpt", backbone=f"tu-{one.name}", weights=True, in_channels=4, num_classes=3)
-    assert torch.equal(task.model.encoder.model.patch_embed.proj.weight, kernel)
-    task = Change(model="fcsiamdiff", backbone=one.name, weights=one.weights, in_channels=4)
-    assert torch.equal(task.model.encoder.network.patch_embed.proj.weight, kernel)
+def test_changevit_takes_it_at_another_size(both: tuple[Registered, ViT]) -> None:
+    one, _ = both
     task = Change(model="changevit", backbone=one.name, weights=one.weights, in_channels=4)  # of 256 px
     assert task.model.encoder.pos_embed.shape[1] == 1 + 32 * 32
+
+
+def test_a_pyramid_of_others_is_taken_too(tmp_path: Path) -> None:
+    """Without what leads to its head where there are maps: training in parallel would miss a gradient."""
+    save_for_hf(timm.create_model("test_convnext"), str(tmp_path / "pyramid"), safe_serialization=True)
+    one = register(f"timm:local-dir:{tmp_path / 'pyramid'}")
+    assert "head.norm.weight" in one.state
+    task = Segmentation("unet", one.name, one.weights, in_channels=3, num_classes=2)
+    task.model(torch.randn(2, 3, 64, 64)).sum().backward()
+    state = task.model.encoder.network.state_dict()
+    assert all(torch.equal(value, one.state[key]) for key, value in state.items()) and "stem.0.weight" in state
+    assert [name for name, own in task.model.named_parameters() if own.grad is None] == []
+    task = Classification(one.name, weights=one.weights, in_channels=3, num_classes=2)
+    assert torch.equal(task.model.stem[0].weight, one.state["stem.0.weight"])
+    maps = timm.create_model(one.name, pretrained=True, features_only=True).state_dict()
+    assert torch.equal(maps["stem_0.weight"], state["stem.0.weight"])
 
 
 def test_other_bands_are_registered_by_name(tmp_path: Path) -> None:
@@ -173,10 +188,17 @@ def test_architectures_have_names_without_weights() -> None:
             timm.create_model(name, pretrained=True)
 
 
-def test_a_path_fills_an_architecture_of_another_size(both: tuple[Registered, ViT], tmp_path: Path) -> None:
+@pytest.mark.parametrize("dpt", [False, True])
+def test_a_path_fills_an_architecture_of_another_size(dpt: bool, both: tuple[Registered, ViT], tmp_path: Path) -> None:
     one, encoder = both
-    path = lightning_checkpoint(one, tmp_path / "a.ckpt")
+    path, wanted = lightning_checkpoint(one, tmp_path / "a.ckpt", dpt), encoder.patch_embed.proj.weight
     assert torch.load(path, weights_only=True)["hyper_parameters"]["contract"] == NAIP.to_dict()
+    if dpt:
+        task = Segmentation("dpt", f"tu-{one.name}", path, in_channels=4, num_classes=3)
+        assert torch.equal(task.model.encoder.model.patch_embed.proj.weight, wanted)
+        return
+    for stock in (partial(Classification, num_classes=2), Regression):
+        assert torch.equal(stock(one.name, weights=path, in_channels=4).model.patch_embed.proj.weight, wanted)
     task = Change(model="unet", backbone=one.name, weights=path, in_channels=4)
     kernel = task.model.encoder.network.patch_embed.proj.weight
-    assert torch.equal(kernel[:, :4] + kernel[:, 4:], encoder.patch_embed.proj.weight)
+    assert torch.equal(kernel[:, :4] + kernel[:, 4:], wanted)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+import shapely.affinity
+import torch
 import yaml
 from photographs import photograph, save
 from rasterio.transform import from_origin
@@ -20,7 +22,9 @@ from geomim.errors import ConfigError, InputError
 from geomim.finetune import run
 from geomim.finetune.backbones import Encoder, open_backbone
 from geomim.finetune.datamodule import Windows
+from geomim.finetune.detection import Detection
 from geomim.finetune.labels import open_labels
+from geomim.finetune.predict import predicted
 from geomim.finetune.run import TASKS, Model, Running, Tuning
 from geomim.finetune.training import Training
 from geomim.sensors import BandContract, get_sensor
@@ -108,9 +112,10 @@ def made(tmp_path_factory: pytest.TempPathFactory, encoder: str):
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_line_tests_each_label_once_beside_random_weights_and_keeps_a_task(kind: str, made) -> None:
     folder, found = made(kind)
-    out, (own, random) = folder / "out", found.values()
-    assert list(found) == ["tiny", "random initialisation"]
-    for side in (own, random):
+    out, (own, random, *rest) = folder / "out", found.values()
+    floors = ["random initialisation"] + ["pixel statistics"] * ("boxes" not in kind)
+    assert list(found) == ["tiny", *floors]
+    for side in (own, random, *rest):
         assert next(row["count"] for row in side.figures if row["class"] == "all") == COUNTED[kind]
     assert len(own.shown) == COUNT and not random.shown
     assert random.task.hparams["encoder"]["seed"] == 0 and own.task.hparams["encoder"]["seed"] is None
@@ -121,26 +126,60 @@ def test_one_line_tests_each_label_once_beside_random_weights_and_keeps_a_task(k
     assert len(json.loads((out / "trained.json").read_text())) == COUNT, "what is kept has seen all"
 
 
-def test_polygons_over_a_scene_are_folds_of_ground(encoder: str, tmp_path: Path, monkeypatch, capsys) -> None:
-    side, place = 128, from_origin(500_000, 4_000_000, 10, 10)
-    options = {"height": side, "width": side, "count": 3, "dtype": "uint8", "crs": "EPSG:32633", "transform": place}
-    with rasterio.open(tmp_path / "scene.tif", "w", driver="GTiff", photometric="RGB", **options) as raster:
-        raster.write(photograph(1, side).transpose(2, 0, 1).clip(1))
-    cells = [(x, y) for x in range(4, side, 16) for y in range(4, side, 16)]
-    west, north = 500_000, 4_000_000
-    squares = [shapely.box(west + 10 * x, north - 10 * (y + 8), west + 10 * (x + 8), north - 10 * y) for x, y in cells]
-    table = {"kind": ["lake", "field", "road"] * (len(cells) // 3) + ["lake"] * (len(cells) % 3)}
-    geopandas.GeoDataFrame(table, geometry=squares, crs="EPSG:32633").to_crs(4326).to_file(tmp_path / "own.gpkg")
-    monkeypatch.setattr(Tuning, "steps", lambda *_: 2)
-    scene, labels = str(tmp_path / "scene.tif"), str(tmp_path / "own.gpkg")
-    own, _ = finetune(scene, labels, encoder, str(tmp_path / "out"), folds=3).values()
+def scene(folder: Path, bands: int = 3, crs: str | None = "EPSG:32633") -> str:
+    """A photograph of 128 pixels of 10 m."""
+    side, place = 128, from_origin(500_000, 4_000_000, 10, 10) if crs else None
+    options = {"height": side, "width": side, "count": bands, "dtype": "uint8", "crs": crs, "transform": place}
+    options["photometric"] = "RGB" if bands == 3 else "MINISBLACK"
+    with rasterio.open(folder / "scene.tif", "w", driver="GTiff", **options) as raster:
+        raster.write(np.resize(photograph(1, side).transpose(2, 0, 1).clip(1), (bands, side, side)))
+    return str(folder / "scene.tif")
+
+
+def squares(folder: Path, every: int = 16, side: float = 8, first: int = 4, east: float = 0, most: int = 64) -> str:
+    """Polygons of three classes in a grid over it, in longitude and latitude."""
+    cells = [(x, y) for x in range(first, 128, every) for y in range(first, 128, every)][:most]
+    west, north = 500_000 + east, 4_000_000
+    shapes = [
+        shapely.box(west + 10 * x, north - 10 * (y + side), west + 10 * (x + side), north - 10 * y) for x, y in cells
+    ]
+    table = {"kind": (["lake", "field", "road"] * len(cells))[: len(cells)]}
+    geopandas.GeoDataFrame(table, geometry=shapes, crs="EPSG:32633").to_crs(4326).to_file(folder / "own.gpkg")
+    return str(folder / "own.gpkg")
+
+
+def test_polygons_over_a_scene_are_folds_of_ground(encoder: str, tmp_path: Path, capsys) -> None:
+    given = scene(tmp_path), squares(tmp_path), encoder, str(tmp_path / "out")
+    own, *_ = finetune(*given, folds=3).values()
     counted = {row["class"]: row["count"] for row in own.figures}
-    assert counted["all"] == pytest.approx(64 * len(cells), rel=0.02) and {*counted} == {"all", *table["kind"]}
+    assert counted["all"] == pytest.approx(64 * 64, rel=0.02) and {*counted} == {"all", "lake", "field", "road"}
     said = " ".join(capsys.readouterr().out.split())
     assert "16 labelled windows are fewer than 200" in said and "3 folds by place take turns as the test" in said
-    assert "2 steps are hardly a training: give more --minutes" in said
-    weights = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["model"]["class_weights"]
-    assert weights == pytest.approx([1, 1, 1], abs=0.05), "classes are as frequent as each other"
+    assert (
+        "steps" not in said and said.count("the encoder pays here") + said.count("the encoder does not pay here") == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("bands", "crs", "polygons", "flags", "said"),
+    [
+        (4, "EPSG:32633", {}, [], "has 4 bands, all without a name"),
+        (1, "EPSG:32633", {}, [], "missing red, green, blue"),
+        (3, None, {}, [], "it has no place on Earth"),
+        (3, "EPSG:32633", {"east": 1e5}, [], "lies on a scene"),
+        (3, "EPSG:32633", {"every": 12, "first": 2, "most": 2}, [], "all labels lie in one place"),
+        (3, "EPSG:32633", {"every": 64, "side": 0.1, "first": 3}, [], "no pixel of 1 scenes is labelled"),
+        (3, "EPSG:32633", {}, ["--class_column", "kindd"], "has no column 'kindd'; did you mean 'kind'"),
+    ],
+)
+def test_what_cannot_be_used_is_a_sentence_and_leaves_nothing(
+    bands: int, crs: str | None, polygons: dict, flags: list[str], said: str, encoder: str, tmp_path: Path, capsys
+) -> None:
+    given = [scene(tmp_path, bands, crs), squares(tmp_path, **polygons), "--encoder", encoder]
+    assert main(["finetune", *given, "--out", str(tmp_path / "out"), *flags]) == 1
+    error = capsys.readouterr().err
+    assert said in error and "unexpected" not in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_folders_may_tell_the_test_and_then_it_can_be_tested_again(encoder: str, tmp_path: Path, monkeypatch) -> None:
@@ -149,10 +188,48 @@ def test_folders_may_tell_the_test_and_then_it_can_be_tested_again(encoder: str,
         save(tmp_path / "images" / part / name / f"{number:02}.png", photograph(number, SIDE))
     monkeypatch.setattr(Tuning, "steps", lambda *_: 2)
     images, out = str(tmp_path / "images"), tmp_path / "out"
-    own, _ = finetune(images, images, encoder, str(out)).values()
+    own, *_ = finetune(images, images, encoder, str(out)).values()
     assert next(row["count"] for row in own.figures if row["class"] == "all") == 4
     again = scored(**parse(scored, ["--config", str(out / "config.yaml")], "finetune test"))
     assert [row["value"] for row in again.figures] == pytest.approx([row["value"] for row in own.figures], nan_ok=True)
+
+
+def test_boxes_of_a_scene_with_a_place_are_polygons_there(tmp_path: Path) -> None:
+    options = {"height": 40, "width": 60, "count": 3, "dtype": "uint8", "crs": "EPSG:32633"}
+    place = from_origin(500_000, 4_000_000, 10, 10)
+    with rasterio.open(tmp_path / "scene.tif", "w", driver="GTiff", transform=place, **options) as raster:
+        raster.write(photograph(1, (40, 60)).transpose(2, 0, 1))
+
+    class Found(Detection):
+        hparams, rotated, contract = {"classes": ["car", "ship"]}, False, RGB
+
+        def __init__(self) -> None: ...
+
+        def __call__(self, image: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+            box = torch.tensor([[2.0, 4.0, 12.0, 10.0]])
+            return [{"boxes": box, "scores": torch.tensor([0.75]), "labels": torch.tensor([1])}]
+
+    files = [*predicted(Found(), [str(tmp_path / "scene.tif")], tmp_path / "out", 64, None, None)]
+    table, package = files[0]
+    assert Path(table).read_text().splitlines()[1].endswith("scene.tif,ship,0.7500,2.0,4.0,12.0,4.0,12.0,10.0,2.0,10.0")
+    frame = geopandas.read_file(package)
+    assert frame.crs.to_epsg() == 32633 and frame["class"].tolist() == ["ship"] and frame["score"].tolist() == [0.75]
+    assert frame.total_bounds.tolist() == [500_020, 3_999_900, 500_120, 3_999_960]
+
+
+def test_an_interrupted_run_leaves_no_finished_folder(encoder: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    mask(tmp_path)
+    images, labels, out = (str(tmp_path / name) for name in ("images", "labels", "out"))
+    given = ["finetune", images, labels, "--encoder", encoder, "--out", out, "--folds", "2"]
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TASKS["segmentation"], "test_step", stop)
+        assert main(given) == 130
+    assert "interrupted" in capsys.readouterr().err and not Path(out, "config.yaml").exists()
+    assert main(given) == 0 and Path(out, "config.yaml").exists()
 
 
 def test_minutes_are_as_many_steps_as_fill_them(encoder: str, tmp_path: Path, monkeypatch) -> None:
@@ -174,13 +251,18 @@ def test_what_is_kept_reads_new_scenes_and_refuses_to_be_tested_on_what_it_saw(k
     folder, _ = made(kind)
     new = save(tmp_path / "new.png", photograph(99, (40, 56)))
     config = ["--config", str(folder / "out" / "config.yaml")]
-    [file] = predict(**parse(predict, [*config, "--scenes", str(new)], "finetune predict"))
+    given = [*config, "--scenes", str(new)]
+    [file, *others] = predict(**parse(predict, given, "finetune predict"))
     if kind == "mask":
         with rasterio.open(file) as raster:
             assert raster.shape == (40, 56) and {*np.unique(raster.read(1)).tolist()} <= {0, 1}
+        with rasterio.open(others[0]) as raster:
+            assert raster.read(1).min() >= 50 and raster.read(1).max() <= 100, "per cent of the likelier of two"
     else:
         head = Path(file).read_text().splitlines()[0]
         assert head.startswith("image,class")
+    if kind != "class":
+        assert predict(**parse(predict, given, "finetune predict")) == [], "what is done is not done again"
     with pytest.raises(InputError, match=f"{6} of 6 windows of the test were trained on"):
         scored(**parse(scored, [*config, "--split.folds", "2"], "finetune test"))
 
@@ -195,6 +277,7 @@ def test_a_config_trains_scores_val_and_then_the_test(encoder: str, tmp_path: Pa
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(written))
     assert main(["finetune", "fit", "--config", str(tmp_path / "job.yaml")]) == 0
     kept = tmp_path / "out" / "config.yaml"
+    assert open_backbone(str(tmp_path / "out" / "encoder")).contract.names == RGB.names, "as it was tuned"
     assert main(["finetune", "test", "--config", str(kept)]) == 0
     for part in ("val", "test"):
         assert f"{4 * SIDE**2}" in (tmp_path / "out" / part / "figures.csv").read_text()

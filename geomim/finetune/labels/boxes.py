@@ -9,6 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -19,19 +20,7 @@ import yaml
 
 from geomim.corpus.joining import PATHS, Row, join, read_table
 from geomim.errors import InputError
-from geomim.finetune.labels.items import (
-    Asked,
-    Item,
-    Kind,
-    Labels,
-    Refused,
-    home_of,
-    need,
-    open_image,
-    paired,
-    some,
-    split_of,
-)
+from geomim.finetune.labels.items import Asked, Item, Labels, apart, home_of, need, open_image, paired, some, split_of
 
 
 class Box(NamedTuple):
@@ -43,6 +32,7 @@ class Box(NamedTuple):
     difficult: bool = False
 
 
+_Given = list[tuple[str, list[Box], str | None]]  # an image, its boxes, and its split
 SIDES = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
 _TURNED = tuple(f"{axis}{corner}" for corner in (1, 2, 3, 4) for axis in "xy")
 _FILES = (*PATHS, "image_id", "file_name", "img")
@@ -50,86 +40,75 @@ _CLASS = ("class", "label", "name", "category", "class_name")
 _LEAST = 1e-3  # square pixels: less is no area, by rounding
 
 
-def from_tables(form: str, files: Sequence[str], images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels:
+def from_tables(form: str, files: Sequence[str], images: Sequence[str], roots: tuple[str, ...], asked: Asked) -> Labels:
     """Labels of files that name their images: COCO or CSV tables; an image that two name is left out.
 
     Raises:
         InputError: One cannot be read, or names none of the images.
     """
-    splits = {image: split_of(image, roots) for image in images}
-    found: dict[str, tuple[str, list[Box], str | None]] = {}
-    why, names, notes = dict[str, str](), list[str](), list[str]()
-    refused: Refused = []
+    homes, owner = {home_of(file) for file in files}, {}  # the innermost folder with a table that an image lies in
+    for image, own in ((image, home_of(image)) for image in images):
+        owner[image] = max((home for home in homes if own[: len(home)] == home), key=len, default=None)
+    claims: dict[str, list[tuple[str, list[Box]]]] = {image: [] for image in images}
+    names, notes, refused, given = list[str](), list[str](), [], []
     for file in files:
-        boxes, own, said = (_coco if form == "COCO" else _csv)(file)
-        names, notes, split = names + own, notes + said, split_of(f"{file}/name", roots)  # its name tells, too
-        called, lost = _named(file, [*boxes], splits, split)
-        refused += [(row.name, f"'{file}' names it, and no image is called so") for row in lost]
+        boxes, classes, said = (_coco if form == "COCO" else _csv)(file)
+        names, notes = names + classes, notes + said
+        called = _named(file, [*boxes], owner, roots)
         times = Counter(called.values())
+        refused += [(one, f"'{file}' names it, and no image is called so") for one in boxes if not times[one]]
         for image, name in called.items():
-            if times[name] > 1:
-                why[image] = f"'{name}' of '{file}' may be each of {times[name]} images: give folders with names"
-            elif image in found:
-                why[image] = f"both '{found[image][0]}' and '{file}' name it: give one of them as the labels"
-            found[image] = (file, boxes[name], splits[image] or split)
-    refused += [(image, why.get(image, "no row names it")) for image in images if image in why or image not in found]
-    given = [(image, *own[1:]) for image, own in found.items() if image not in why]
+            claims[image] += times[name] * [(file, boxes[name])]
+    for image, rows in claims.items():
+        if len(rows) == 1:
+            given.append((image, rows[0][1], split_of(image, roots) or split_of(f"{rows[0][0]}/name", roots)))
+        else:
+            tables = some(f"'{file}'" for file in {file: 0 for file, _ in rows})
+            why = f"it is named twice, or shares its name, in {tables}: give one table, with folders in its names"
+            refused.append((image, why if rows else "no row names it"))
     return _labels(form, given, names, notes, refused, asked)
 
 
-def _named(
-    file: str, names: list[str], splits: dict[str, str | None], split: str | None
-) -> tuple[dict[str, str], list[Row]]:
-    """Images with their names in a table, those of its own folder and split if it names any; and rows of no image."""
-    home, rows = home_of(file), [Row(name, name) for name in names]
-    alike = [image for image, own in splits.items() if None in (own, split) or own == split]
-    for images in ([image for image in alike if home_of(image)[: len(home)] == home], alike, [*splits]):
-        joined = join(file, rows, images, "they are left out")
-        if len(joined.without) < len(images):
+def _named(file: str, names: Sequence[str], owner: Mapping[str, Any], roots: tuple[str, ...]) -> dict[str, str]:
+    """The names in a table of images of its own folder where it names any, else of those of no table's folder."""
+    near = [image for image in owner if not apart(image, f"{file}/name", roots)]  # the file's own name tells, too
+    for homes in ({home_of(file)}, {None}, {*owner.values()}):
+        images = [image for image in near if owner[image] in homes]
+        joined = join(file, [Row(name, name) for name in names], images, "they are left out")
+        if any(joined.values):
             break
     called = zip(images, joined.check().values, strict=True)
-    return {image: name for image, name in called if name is not None}, joined.unmatched
+    return {image: name for image, name in called if name and owner[image] in (home_of(file), None)}
 
 
-def from_files(form: str, files: Sequence[str], images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels:
+def from_files(form: str, files: Sequence[str], images: Sequence[str], roots: tuple[str, ...], asked: Asked) -> Labels:
     """Labels of a file an image, called as it is: YOLO, DOTA, or XML."""
     pairs, refused = paired(images, files, roots)
-    folders = {Path(file).parent for file in pairs.values()} if form == "YOLO" else ()
-    names = {folder: _yolo_names(folder) for folder in folders}
-    lists = {tuple(sorted(own.items())) for own in names.values() if own}
+    named = cache(_yolo_names)
+    names = {file: named(Path(file).parent) for file in pairs.values() if form == "YOLO"}
+    lists = {tuple(own.items()) for own in names.values() if own}
     given = []
     for image, file in pairs.items():
         try:
             if form == "YOLO":
-                own = names[Path(file).parent]
-                if not own and len(lists) > 1:
+                if not names[file] and len(lists) > 1:
                     raise ValueError("classes.txt or data.yaml differ between folders, and none is of this one")
                 scene = open_image(image, asked)
-                boxes = _text(Path(file), form, own or dict(*lists))
-                whole = [[(x * scene.width, y * scene.height) for x, y in one.corners] for one in boxes]
-                boxes = [one._replace(corners=corners) for one, corners in zip(boxes, whole, strict=True)]
+                boxes = _text(Path(file), names[file] or dict(*lists), (scene.width, scene.height))
             else:
-                boxes = _text(Path(file), form, {}) if form == "DOTA" else _xml(Path(file))
+                boxes = _text(Path(file)) if form == "DOTA" else _xml(Path(file))
             given.append((image, boxes, split_of(image, roots) or split_of(file, roots)))
         except (ValueError, OSError, ElementTree.ParseError) as error:
             refused.append((file, f"it is no {form} ({error})"))
-    notes = ["YOLO: no classes.txt or data.yaml names the classes: they are called by number"]
+    number = ["YOLO: no classes.txt or data.yaml names the classes: they are called by number"]
     classes = [name for own in sorted(lists) for _, name in own]
-    return _labels(form, given, classes, notes if form == "YOLO" and not lists else [], refused, asked)
+    return _labels(form, given, classes, number if form == "YOLO" and not lists else [], refused, asked)
 
 
-def _labels(
-    form: str,
-    given: list[tuple[str, list[Box], str | None]],
-    names: Sequence[str],
-    notes: list[str],
-    refused: Refused,
-    asked: Asked,
-) -> Labels:
+def _labels(form: str, given: _Given, names: list[str], notes: list[str], refused: list[Any], asked: Asked) -> Labels:
     """Boxes that are some; those that lie outside their image or have no area are left out and counted."""
     classes = tuple(dict.fromkeys(names)) or tuple(sorted({one.name for _, boxes, _ in given for one in boxes}))
     turned = not all(one.upright for _, boxes, _ in given for one in boxes)
-    kind: Kind = "oboxes" if turned else "boxes"
     items, said, counts = [], Counter[str](), Counter[str]()
     for image, boxes, split in given:
         try:
@@ -139,15 +118,14 @@ def _labels(
             continue
         corners, size = np.array([one.corners for one in boxes], float).reshape(-1, 4, 2), [scene.width, scene.height]
         flat = ~(shapely.area(shapely.convex_hull(shapely.multipoints(corners))) >= _LEAST)
-        inner = corners.clip(0, size) if kind == "boxes" else corners
+        inner = corners if turned else corners.clip(0, size)
         middle = inner.mean(1)
         use = ~flat & ((middle > 0) & (middle < size)).all(1)
         said["boxes of no area are left out"] += int(flat.sum())
         said["boxes are left out, as they lie outside their image"] += int((~use & ~flat).sum())
         said["boxes are cut off at the border of their image"] += int(((inner != corners).any((1, 2)) & use).sum())
-        said["boxes are marked difficult: they count as all others, and official scores leave them out"] += sum(
-            one.difficult for one in boxes
-        )
+        hard = "boxes are marked difficult: they count as all others, and official scores leave them out"
+        said[hard] += sum(one.difficult for one in boxes)
         kept = [one.name for one, keep in zip(boxes, use, strict=True) if keep]
         counts.update(kept)
         places = np.array([classes.index(name) for name in kept], np.int64)
@@ -156,7 +134,7 @@ def _labels(
     if empty := [name for name in classes if not counts[name]]:
         notes.append(f"no box is of {some(empty)}: empty classes are kept, and cannot be learned")
     notes += [f"{count} {what}" for what, count in said.items() if count]
-    return Labels(kind, classes, tuple(items), tuple(notes), tuple(refused))
+    return Labels("oboxes" if turned else "boxes", classes, tuple(items), tuple(notes), tuple(refused))
 
 
 def _upright(name: str, x1: float, y1: float, x2: float, y2: float) -> Box:
@@ -181,9 +159,7 @@ def _coco(file: str) -> tuple[dict[str, list[Box]], list[str], list[str]]:
             found[paths[one["image_id"]]].append(_upright(names[one["category_id"]], x, y, x + width, y + height))
     except (OSError, ValueError, KeyError, TypeError) as error:
         told = f"{type(error).__name__}: {error}"
-        raise InputError(
-            f"'{file}' is no COCO file of images, categories, and annotations with bbox ({told})"
-        ) from error
+        raise InputError(f"'{file}' is no COCO file of images, categories, annotations with bbox ({told})") from error
     crowds = len(data["annotations"]) - len(single)
     return found, [names[number] for number in sorted(names)], [f"{crowds} crowds are left out"] if crowds else []
 
@@ -199,10 +175,8 @@ def _csv(file: str) -> tuple[dict[str, list[Box]], list[str], list[str]]:
         raise InputError(f"'{file}' is no table of boxes: expected columns {expected}; given {', '.join(there)}")
     found: dict[str, list[Box]] = {}
     for line, row in enumerate(rows, 2):
-        own, cells = (
-            found.setdefault(str(row[path]).strip(), []),
-            [str(row[there[name]] or "").strip() for name in sides],
-        )
+        own = found.setdefault(str(row[path]).strip(), [])
+        cells = [str(row[there[name]] or "").strip() for name in sides]
         try:
             numbers = [_finite(cell) for cell in cells] if any(cells) else []
         except ValueError as error:
@@ -222,16 +196,16 @@ def _finite(text: str | None) -> float:
 
 def _xml(path: Path) -> list[Box]:
     found, root = [], ElementTree.parse(path).getroot()
-    for one in root.iter("HRSC_Object"):
-        cx, cy, width, height, angle = (_finite(one.findtext(f"mbox_{name}")) for name in ("cx", "cy", "w", "h", "ang"))
-        along, across = width / 2 * np.exp(1j * angle), height / 2 * np.exp(1j * (angle + np.pi / 2))
-        points = [complex(cx, cy) + a * along + b * across for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
-        found.append(
-            _turned(one.findtext("Class_ID", ""), [float(n) for point in points for n in (point.real, point.imag)])
-        )
-    for one in root.iter("object"):
+    for one in root.iter():
         name, turned, box = one.findtext("name", "").strip(), one.find("robndbox"), one.find("bndbox")
-        if turned is not None:
+        if one.tag == "HRSC_Object":
+            x, y, width, height, angle = (_finite(one.findtext(f"mbox_{key}")) for key in ("cx", "cy", "w", "h", "ang"))
+            sides = ((a * width + 1j * b * height) / 2 for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1)))
+            points = np.array([complex(x, y) + side * np.exp(1j * angle) for side in sides])
+            found.append(_turned(one.findtext("Class_ID", ""), points.view(float).tolist()))
+        elif one.tag != "object":
+            continue
+        elif turned is not None:
             ends = ("left_top", "right_top", "right_bottom", "left_bottom")
             found.append(_turned(name, [_finite(turned.findtext(f"{axis}_{end}")) for end in ends for axis in "xy"]))
         elif box is not None:
@@ -242,22 +216,22 @@ def _xml(path: Path) -> list[Box]:
     return found
 
 
-def _text(path: Path, form: str, names: Mapping[int, str]) -> list[Box]:
-    """A line a box: of YOLO a class number and 4 or 8 shares of the sides, of DOTA 8 coordinates and a name."""
+def _text(path: Path, names: Mapping[int, str] | None = None, size: tuple[int, int] = (1, 1)) -> list[Box]:
+    """A line a box: of YOLO a class number and 4 or 8 shares of the sides; else, of DOTA, 8 coordinates and a name."""
     found = []
     for line, words in enumerate(map(str.split, path.read_text(encoding="utf-8-sig").splitlines()), 1):
         if not words or ":" in words[0]:  # DOTA begins with imagesource: and gsd:
             continue
         try:
-            numbers = [_finite(word) for word in (words[:8] if form == "DOTA" else words[1:])]
-            if form == "DOTA":
+            numbers = [_finite(word) for word in (words[:8] if names is None else words[1:])]
+            if names is None:
                 found.append(_turned(words[8], numbers)._replace(difficult=words[9:10] not in ([], ["0"])))
                 continue
             if len(numbers) not in (4, 8) or not all(-0.01 <= one <= 1.01 for one in numbers):
                 raise ValueError("expected a class number and 4 or 8 numbers from 0 to 1")
             if (number := int(words[0])) < 0 or (names and number not in names):
                 raise ValueError(f"class {number} has no name")
-            name = names.get(number, str(number))
+            name, numbers = names.get(number, str(number)), [one * size[at % 2] for at, one in enumerate(numbers)]
             x, y, width, height = numbers[:4]
             upright = _upright(name, x - width / 2, y - height / 2, x + width / 2, y + height / 2)
             found.append(upright if len(numbers) == 4 else _turned(name, numbers))
@@ -275,7 +249,7 @@ def _yolo_names(folder: Path) -> dict[int, str]:
             text = path.read_text(encoding="utf-8-sig")
             told = text.split("\n") if path.suffix != ".yaml" else (yaml.safe_load(text) or {}).get("names", [])
             pairs: Any = told.items() if isinstance(told, dict) else enumerate(told)
-            found = {int(number): str(name).strip() for number, name in pairs if str(name).strip()}
+            found = {int(number): str(name).strip() for number, name in sorted(pairs) if str(name).strip()}
         except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
             raise InputError(f"'{path}' does not give names of classes, in a list or by number ({error})") from error
         if found:

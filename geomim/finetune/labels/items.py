@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import shapely
@@ -26,9 +26,7 @@ Refused = list[tuple[str, str]]
 """Images and label files that are left out, each with the reason."""
 UNLABELLED = -1
 """In a mask: nobody says what the pixel is."""
-_KINDS = re.compile(
-    r"(jpe?g|png|tiff?)?(images?|imgs?)?|labels?(txt|xml)?|masks?|gts?|ground|truths?|annotations?|targets?"
-)
+_KINDS = re.compile(r"((jpe?g|png|tiff?)?(images?|imgs?)?|(labels?|masks?|gts?|annotations?|truths?)(txt|xml)?|ground)")
 """Words of folders that say what is in them, and not of which images it is."""
 
 
@@ -121,30 +119,37 @@ def open_image(uri: str, asked: Asked) -> Scene:
         return open_scene(uri, None, names)
 
 
-def split_of(path: str | Path, roots: Iterable[str]) -> str | None:
+@lru_cache(1 << 16)  # each of many tables asks for all images
+def split_of(path: str, roots: tuple[str, ...]) -> str | None:
     """The split that a word of the folders of a path says, below the longest of the roots that it lies in."""
     words = [SYNONYMS.get(word, word) for word in re.split(r"[\W_\d]+", _below(path, roots).lower())]
     return next((word for word in words if word in SPLITS), None)
 
 
-def home_of(path: str | Path, roots: Iterable[str] = ()) -> tuple[str, ...]:
+def apart(image: str, file: str, roots: tuple[str, ...]) -> bool:
+    """Whether folders say that an image and labels are of two splits, also where scenes are one of those of labels."""
+    said = ({split_of(path, below) for path in (image, file)} - {None} for below in (roots, roots[-1:]))
+    return any(len(splits) > 1 for splits in said)
+
+
+def home_of(path: str, roots: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The folders of a path without the words for images and labels: equal for `train/images` and `train/labels`."""
     split = (re.split(r"[\W_]+", part) for part in _below(path, roots).casefold().split(os.sep))
     kept = ("_".join(word for word in words if word and not _KINDS.fullmatch(word)) for words in split)
     return tuple(part for part in kept if part)
 
 
-def _below(path: str | Path, roots: Iterable[str]) -> str:
+def _below(path: str, roots: tuple[str, ...]) -> str:
     """The folders of a path, all where there are no roots."""
     folder = os.path.dirname(os.path.abspath(path))
     found = [len(root) for root in roots if (folder + os.sep).startswith(root.rstrip(os.sep) + os.sep)]
     return folder[max(found, default=len(folder) if roots else 0) :]
 
 
-def paired(images: Sequence[str], files: Sequence[str], roots: Sequence[str]) -> tuple[dict[str, str], Refused]:
+def paired(images: Sequence[str], files: Sequence[str], roots: tuple[str, ...]) -> tuple[dict[str, str], Refused]:
     """The label file of each image: called as it is, in a folder called as its own.
 
-    Folders are compared by `home_of`, as a whole, or below the roots where no two agree. What is in none that has a
+    Folders are compared by `home_of`, as a whole, or below the roots where no two agree. What lies in none that has a
     fellow belongs to what has most folders in common with it, if that is one, and not of another split.
     """
     for below in ((), roots, ()):
@@ -152,28 +157,24 @@ def paired(images: Sequence[str], files: Sequence[str], roots: Sequence[str]) ->
         both = ({(homes[path], _plain(path)) for path in paths} for paths in (images, files))
         if shared := {home for home, _ in set.intersection(*both)}:
             break
-    alike: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    alike: dict[Any, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
     for at, paths in enumerate((images, files)):
         for path in paths:
-            alike[_plain(path)][at].append(path)
+            alike[homes[path] if homes[path] in shared else None, _plain(path)][at].append(path)
 
     def near(image: str, file: str) -> int:
-        one, two = homes[image], homes[file]
-        if one == two:
-            return len(one) + 1
-        apart = one in shared or two in shared or len({split_of(image, roots), split_of(file, roots)} - {None}) > 1
-        return -1 if apart else len({*one} & {*two})
+        return -1 if apart(image, file, roots) else len({*homes[image]} & {*homes[file]})
 
     found, refused = {}, []
-    for image in images:
-        rivals, called = alike[_plain(image)]
-        score = {file: near(image, file) for file in called}
-        best = [file for file in called if score[file] == max(score.values()) >= 0]
-        if len(best) == 1 and all(near(one, best[0]) < score[best[0]] for one in rivals if one != image):
-            found[image] = best[0]
-        else:
-            why = f"folders do not tell whose {some(called, 3)} is" if called else "it has no label file"
-            refused.append((image, why))
+    for rivals, called in alike.values():
+        for image in rivals:
+            score = {file: near(image, file) for file in called}
+            best = [file for file in called if score[file] == max(score.values()) >= 0]
+            if len(best) == 1 and all(near(one, best[0]) < score[best[0]] for one in rivals if one != image):
+                found[image] = best[0]
+            else:
+                why = f"folders do not tell whose {some(called, 3)} is" if called else "no label file is called so"
+                refused.append((image, why))
     taken = {*found.values()}
     return found, refused + [(file, "no image is called so, or not clearly") for file in files if file not in taken]
 

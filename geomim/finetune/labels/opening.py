@@ -26,7 +26,7 @@ _SIGNS = (
     ("DIOR-R XML", r"xml", r"<robndbox"),
     ("Pascal VOC XML", r"xml", r"<bndbox"),
     ("DOTA", r"txt", r"\A([^\n]*:[^\n]*\n)*\s*(-?[\d.]+\s+){8}[a-z]"),
-    ("YOLO", r"txt", r"\A\s*\d+(\s+[\d.e-]+){4}((\s+[\d.e-]+){4})?\s*($|\n)"),
+    ("YOLO", r"txt", r"\A\s*\d+([ \t]+[\d.e-]+){4}(([ \t]+[\d.e-]+){4})?\s*($|\n)"),
     ("", r"txt|xml", r"\A\s*\Z|<annotation"),
 )
 """Formats of files: their endings, and what their beginning holds; one without objects is of that of the others."""
@@ -99,7 +99,7 @@ def _opened(source: Path, scenes: Sequence[str], asked: Asked) -> Labels:
 
 def _root(scenes: Sequence[str]) -> str:
     """The folder that all scenes lie in."""
-    given = (str(scene) if os.path.isdir(scene) else os.path.dirname(re.split(r"[*?[]", scene)[0]) for scene in scenes)
+    given = (one if os.path.isdir(one) else os.path.dirname(re.split(r"[*?[]", one)[0]) for one in map(str, scenes))
     return os.path.commonpath([os.path.abspath(folder) for folder in given])
 
 
@@ -125,7 +125,7 @@ def _forms(source: Path) -> dict[str, list[str]]:
     return found
 
 
-def _change(source: Path) -> list[tuple[Path, Path, Path]]:
+def _change(source: Path) -> list[tuple[Path, ...]]:
     """Folders `A`, `B` and `label` side by side, also in a folder a split."""
     masks = [(one, one.parent / name) for one in sorted(source.rglob("A")) for name in ("mask", "labels", "label")]
     sides = {one: (one, one.parent / "B", mask) for one, mask in masks if mask.is_dir()}

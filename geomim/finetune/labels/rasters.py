@@ -17,7 +17,7 @@ from rasterio.features import rasterize
 from rasterio.windows import Window
 
 from geomim.corpus.labels import class_folders, class_names
-from geomim.corpus.scenes import find_scenes
+from geomim.corpus.scenes import Scene, find_scenes
 from geomim.corpus.scenes.files import open_dataset
 from geomim.errors import InputError
 from geomim.finetune.labels.items import UNLABELLED, Asked, Item, Labels, need, open_image, paired, some, split_of
@@ -30,7 +30,7 @@ _EDGE = 40  # such greys from black or white
 _SPLIT = re.compile(r"/(train|training|val|valid|validation|test|testing)(?=/[^/]+/[^/]+$)", re.IGNORECASE)
 
 
-def from_masks(files: Sequence[str], images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels:
+def from_masks(files: Sequence[str], images: Sequence[str], roots: tuple[str, ...], asked: Asked) -> Labels:
     """A label raster an image, called as it is, of its size."""
     pairs, refused = paired(images, files, roots)
     items = [Item(image, mask=mask, split=split_of(image, roots)) for image, mask in pairs.items()]
@@ -38,13 +38,13 @@ def from_masks(files: Sequence[str], images: Sequence[str], roots: Sequence[str]
 
 
 def from_change(
-    folders: Sequence[tuple[Path, Path, Path]], images: Sequence[str], roots: Sequence[str], asked: Asked
+    folders: Sequence[tuple[Path, ...]], images: Sequence[str], roots: tuple[str, ...], asked: Asked
 ) -> Labels:
     """Those of the images that are before, with what is after and label rasters called the same, of three folders."""
     items, refused, real = [], [], os.path.realpath
     for three in folders:
         if own := [image for image in images if Path(real(image)).is_relative_to(real(three[0]))]:
-            below = [os.path.abspath(folder) for folder in three]
+            below = tuple(os.path.abspath(folder) for folder in three)
             pairs, lost = paired(own, find_scenes(three[2]), below)
             later, gone = paired([*pairs], find_scenes(three[1]), below)
             refused += lost + gone
@@ -52,7 +52,7 @@ def from_change(
     return _of_masks("change", items, refused, ("no change", "change"), asked)
 
 
-def from_folders(images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels | None:
+def from_folders(images: Sequence[str], roots: tuple[str, ...], asked: Asked) -> Labels | None:
     """Images in a folder a class; None where folders are not called as classes."""
     classes = class_folders([_SPLIT.sub("", image) for image in images])
     if len(classes) < 2:
@@ -60,7 +60,7 @@ def from_folders(images: Sequence[str], roots: Sequence[str], asked: Asked) -> L
     items = []
     for image in images:
         if (name := Path(image).parent.name) in classes:
-            scene, split = open_image(image, asked), split_of(Path(image).parent, roots)
+            scene, split = open_image(image, asked), split_of(os.path.dirname(image), roots)
             items.append(Item(image, scene.height, scene.width, label=classes.index(name), split=split))
     named = {item.image for item in items}
     refused = tuple((image, "its folder is no class") for image in images if image not in named)
@@ -76,13 +76,9 @@ def read_mask(labels: Labels, item: Item, top: int, left: int, side: int) -> np.
     found = np.full((side, side), UNLABELLED, np.int64)
     inner = found[: max(item.height - top, 0), : max(item.width - left, 0)]
     if item.mask is not None:
-        numbers = _read(item.mask, Window(left, top, inner.shape[1], inner.shape[0]))
-        order = np.argsort(labels.numbers)
-        known = np.array(labels.numbers)[order]
-        at = np.searchsorted(known, numbers).clip(max=len(known) - 1)
-        grey = labels.threshold is not None
-        above = np.where(numbers < 0, UNLABELLED, numbers >= labels.threshold) if grey else None
-        inner[:] = np.where(known[at] == numbers, order[at], UNLABELLED) if above is None else above
+        window = Window(left, top, inner.shape[1], inner.shape[0])
+        with open_dataset(item.mask) as raster:
+            inner[:] = _places(labels, _numbers(raster, window))
     else:
         inner[:] = item.outside
         if item.shapes is not None and inner.size:
@@ -123,104 +119,94 @@ def inside(item: Item, top: int, left: int, height: int, width: int | None = Non
     return rows[(x >= left) & (x < right) & (y >= top) & (y < bottom)]
 
 
-def _read(file: str, window: Window) -> np.ndarray:
-    with open_dataset(file) as raster:
-        return _numbers(file, raster.read(window=window), raster.nodata)
+def _places(labels: Labels, numbers: np.ndarray) -> np.ndarray:
+    """Places in the classes of numbers of a label raster; -1 of those that are none."""
+    if labels.threshold is not None:
+        return np.where(numbers < 0, UNLABELLED, numbers >= labels.threshold)
+    order = np.argsort(labels.numbers)
+    known = np.array(labels.numbers)[order]
+    at = np.searchsorted(known, numbers).clip(max=len(known) - 1)
+    return np.where(known[at] == numbers, order[at], UNLABELLED)
 
 
-def _numbers(file: str, bands: np.ndarray, nodata: float | None) -> np.ndarray:
+def _numbers(raster: Any, window: Window) -> np.ndarray:
     """Numbers of a label raster, int64; -1 is nodata or NaN in all bands; colours that are no grey are 24 bits more."""
-    if len(bands) not in (1, 3, 4):
-        raise InputError(f"label raster '{file}' has {len(bands)} bands; expected class numbers, or 3 of colours")
-    bands = bands[:3]
-    lost = (~np.isfinite(bands) | (bands == nodata)).all(0)
-    if bands.dtype.kind == "f" and (~np.isfinite(bands) | (bands % 1 != 0))[:, ~lost].any():
-        raise InputError(f"label raster '{file}' holds numbers with fractions; expected whole ones of classes")
+    bands, said = raster.read(window=window)[:3], f"label raster '{raster.name}'"
+    if raster.count not in (1, 3, 4):
+        raise InputError(f"{said} has {raster.count} bands; expected class numbers, or 3 of colours")
+    lost = (~np.isfinite(bands) | (bands == raster.nodata)).all(0)
+    if bands.dtype.kind == "f" and (np.nan_to_num(bands, nan=0.5) % 1)[:, ~lost].any():
+        raise InputError(f"{said} holds numbers with fractions; expected whole ones of classes")
     first, *others = np.where(lost, UNLABELLED, np.nan_to_num(bands).astype(np.int64))
     if not others or not (bright := (others != first).any(0)).any():
         return first
     if not 0 <= bands[:, bright].min() <= bands[:, bright].max() <= 255:
-        raise InputError(f"label raster '{file}' holds colours beyond 0..255")
+        raise InputError(f"{said} holds colours beyond 0..255")
     return np.where(bright, _COLOUR | (first << 16) | (others[0] << 8) | others[1], first)
 
 
-def _tally(file: str) -> tuple[Counter[int], float | None]:
-    """Pixels of each number of a label raster, strip by strip as it may be larger than memory; and its nodata."""
+def _tally(item: Item, asked: Asked) -> tuple[Item, Counter[int], str]:
+    """Its size, and pixels of each number of a label raster that fits its images, strip by strip; what is not told."""
     total = Counter[int]()
-    with open_dataset(file) as raster:
+    with open_dataset(item.mask or "") as raster:
+        _check_place(raster, [open_image(uri, asked) for uri in (item.image, item.after) if uri])
         rows = max(1, _STRIP // raster.width)
         for top in range(0, raster.height, rows):
-            window = Window(0, top, raster.width, min(rows, raster.height - top))
-            numbers = _numbers(file, raster.read(window=window), raster.nodata)
-            total.update(dict(zip(*(one.tolist() for one in np.unique(numbers, return_counts=True)), strict=True)))
-        return total, raster.nodata
+            strip = _numbers(raster, Window(0, top, raster.width, min(rows, raster.height - top)))
+            total.update(dict(zip(*(one.tolist() for one in np.unique(strip, return_counts=True)), strict=True)))
+        none = "-1 or NaN" if raster.nodata is None else f"nodata ({raster.nodata:g})"
+        return replace(item, height=raster.height, width=raster.width), total, none
+
+
+def _check_place(raster: Any, scenes: Sequence[Scene]) -> None:
+    """Refuse a label raster of another size than its images, or one that says it lies elsewhere."""
+    sizes, scene = [(one.height, one.width) for one in (*scenes, raster)], scenes[0]
+    if len({*sizes}) > 1:
+        said = ", ".join(f"{rows} x {columns}" for rows, columns in sizes)
+        raise InputError(f"image and label raster differ in size ({said} pixels)")
+    if raster.crs is None or scene.crs is None or scene.transform is None:
+        return
+    if raster.crs != scene.crs:
+        raise InputError(f"its label raster lies in {raster.crs.to_string():.40}: bring it to the image's grid")
+    for verb, end in (("lies", (0, 0)), ("ends", (scene.width, scene.height))):
+        column, row = ~scene.transform * (raster.transform * end)
+        if max(abs(column - end[0]), abs(row - end[1])) > 0.5:
+            where = f"at column {column:.6g}, row {row:.6g} of it"
+            raise InputError(f"its label raster {verb} {where}: bring it to the image's grid")
 
 
 def _of_masks(kind: Any, items: list[Item], refused: list[Any], two: tuple[str, str], asked: Asked) -> Labels:
     """What the numbers of all masks say; masks that do not fit their image are left out."""
-    good, tallies, nodata, lost = [], [], set(), 0
+    good, tallies, lost = [], [], Counter[str]()
     for item in items:
         try:
-            height, width = _check_place(item, asked)
-            own, none = _tally(item.mask or "")
+            whole, own, none = _tally(item, asked)
         except InputError as error:
             refused.append((item.image, str(error)))
             continue
-        if gone := own.pop(UNLABELLED, 0):
-            lost += gone
-            nodata.add("NaN or -1" if none is None else f"{none:g}")
-        good.append(replace(item, height=height, width=width))
+        lost[none] += own.pop(UNLABELLED, 0)
+        good.append(whole)
         tallies.append(own)
     need(good, refused, "label rasters")
-    labels = _classes(Labels(kind, (), (), (), tuple(refused)), good, sum(tallies, Counter[int]()), two)
-    nothing = [f"{lost} pixels are nodata ({some(sorted(nodata))}): not labelled"] if lost else []
-    return _with_counts(labels, good, tallies, nothing)
-
-
-def _with_counts(labels: Labels, items: list[Item], tallies: list[Counter[int]], lost: list[str]) -> Labels:
-    """The labels with the pixels of each class in each mask, and what is to be said of them."""
-    edge = labels.threshold
-    place = {number: at for at, number in enumerate(labels.numbers)}
-    counts = np.zeros((len(items), len(place)), np.int64)
+    labels = _classes(Labels(kind, (), tuple(good), (), tuple(refused)), sum(tallies, Counter[int]()), two)
+    counts = np.zeros((len(good), len(labels.classes)), np.int64)
     for row, own in zip(counts, tallies, strict=True):
-        for number, count in own.items():
-            at = place.get(number) if edge is None else int(number >= edge)
-            if at is not None:
-                row[at] += count
+        at = _places(labels, np.array([*own], np.int64))
+        np.add.at(row, at[at >= 0], np.array([*own.values()], np.int64)[at >= 0])
+    gone = [f"{count} pixels are {none}: not labelled" for none, count in lost.items() if count]
     held = counts.any(0)
     if held.sum() < 2:
-        number = some(np.array(labels.numbers)[held]) or "none"
+        number = "; ".join([some(np.array(labels.numbers)[held]) or "none", *gone])
         raise InputError(
-            f"all {len(items)} label rasters hold one class, number {number}: nothing can be told apart; give masks "
-            f"that hold what is not of it, too{''.join(f' ({one})' for one in lost)}"
+            f"all {len(good)} label rasters hold one class, number {number}: nothing can be told apart; "
+            "give masks that hold what is not of it, too"
         )
     empty = [name for name, one in zip(labels.classes, held, strict=True) if not one]
-    single = int((counts.astype(bool).sum(1) < 2).sum())
     notes = [f"no pixel is of {some(empty)}: empty classes are kept, and cannot be learned"] if empty else []
-    notes += [f"{single} of {len(items)} label rasters hold one class alone"] if single else []
-    counted = tuple(replace(item, counts=own) for item, own in zip(items, counts, strict=True))
-    return replace(labels, items=counted, notes=(*labels.notes, *notes, *lost))
-
-
-def _check_place(item: Item, asked: Asked) -> tuple[int, int]:
-    """Rows and columns of a label raster; refused where it is of another size than its images, or lies elsewhere."""
-    scenes = [open_image(uri, asked) for uri in (item.image, item.after) if uri]
-    scene = scenes[0]
-    with open_dataset(item.mask or "") as raster:
-        sizes = [*((one.height, one.width) for one in scenes), (raster.height, raster.width)]
-        if len({*sizes}) > 1:
-            said = ", ".join(f"{rows} x {columns}" for rows, columns in sizes)
-            raise InputError(f"image and label raster differ in size ({said} pixels)")
-        if raster.crs is None or scene.crs is None or scene.transform is None:
-            return sizes[0]
-        if raster.crs != scene.crs:
-            raise InputError(f"its label raster lies in {raster.crs.to_string():.40}: bring it to the image's grid")
-        for verb, end in (("lies", (0, 0)), ("ends", (raster.width, raster.height))):
-            column, row = ~scene.transform * (raster.transform * end)
-            if max(abs(column - end[0]), abs(row - end[1])) > 0.5:
-                where = f"at column {column:.6g}, row {row:.6g} of it"
-                raise InputError(f"its label raster {verb} {where}: bring it to the image's grid")
-    return sizes[0]
+    single = (counts > 0).sum(1) < 2
+    notes += [f"{single.sum()} of {len(good)} label rasters hold one class alone"] if single.any() else []
+    found = tuple(replace(item, counts=own) for item, own in zip(good, counts, strict=True))
+    return replace(labels, items=found, notes=(*labels.notes, *notes, *gone))
 
 
 def _told(masks: Sequence[Path]) -> dict[int, str]:
@@ -235,16 +221,16 @@ def _told(masks: Sequence[Path]) -> dict[int, str]:
         own = dict(zip(*class_names(file, mask), strict=True))
         both = names | own
         if both != own | names or len({*both.values()}) < len(both):
-            said = f"classes of '{mask}' are {own}, of others {names or own}"
+            said = f"classes of '{mask}' are {own}, of others {names}"
             raise InputError(f"{said}: give each number one name, and each name one number")
         names = both
     return dict(sorted(names.items()))
 
 
-def _classes(labels: Labels, items: Sequence[Item], counts: Counter[int], two: tuple[str, str]) -> Labels:
+def _classes(labels: Labels, counts: Counter[int], two: tuple[str, str]) -> Labels:
     """Classes by their numbers: from `classes.json` beside the masks or above, or a tag; else guessed, and said."""
     found = sorted(counts)
-    if names := _told([Path(item.mask or "") for item in items]):
+    if names := _told([Path(item.mask or "") for item in labels.items]):
         lost = [number for number in found if number not in names]
         gone = sum(counts[number] for number in lost)
         said = [f"{gone} pixels of numbers {some(lost)}, which have no name, are not labelled"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from geomim.finetune.labels.items import UNLABELLED, Asked, Item, Labels, Refuse
 _EARTH = (180.001, 90.001, 180.001, 90.001)
 
 
-def from_vector(file: str, images: Sequence[str], roots: Sequence[str], asked: Asked) -> Labels:
+def from_vector(file: str, images: Sequence[str], roots: tuple[str, ...], asked: Asked) -> Labels:
     """Labels of all scenes that geometries lie on.
 
     Where geometries of different classes overlap the smaller one counts: a pond is drawn over its forest.
@@ -34,50 +33,54 @@ def from_vector(file: str, images: Sequence[str], roots: Sequence[str], asked: A
     need([*scenes], refused, f"vector labels '{file}'")
     table, notes = _with_crs(file, table, scenes)
     table, good, said = _mended(table, values)
-    outside = UNLABELLED
     if others := {scene.crs.to_string() for scene in scenes.values()} - {table.crs.to_string()}:
         notes.append(f"geometries are brought from {table.crs.name} to {some(one[:40] for one in others)}")
     classes = sorted({str(value) for value, use in zip(values, good, strict=True) if use})
     how = f"column '{column}'" if column else "the layer's name, as no column has a usual one: --class-column names it"
     notes += [f"classes are {some(classes, 12)} ({how})", *said]
-    if asked.outside == "background" or (asked.outside == "auto" and len(classes) == 1):
-        if (shapely.get_dimensions(table.geometry.to_numpy()[good]) < 2).all():
-            told = f"'{file}' holds points or lines of one class, {classes[0]}"
-            raise InputError(f"{told}: nothing says what is not of it; give polygons, or further classes")
-        outside, classes = 0, ["background", *classes]
-        notes.append("what no polygon covers is 'background': --outside unlabelled says otherwise")
+    outside, classes, said = _outside(file, table.geometry.to_numpy()[good], classes, asked)
+    notes += said
     places = np.array([classes.index(str(one)) if use else -1 for one, use in zip(values, good, strict=True)])
-    trees = {crs: _tree(table, crs) for crs in {scene.crs.to_wkt() for scene in scenes.values()}}
-    kept, seen = [], np.zeros(len(places), bool)
-    for uri, scene in scenes.items():
-        here, shapes = _on(scene, trees[scene.crs.to_wkt()], places >= 0)
-        seen[here] = True
-        if len(here):
-            own: dict[str, Any] = {"outside": outside, "split": split_of(Path(uri).parent, roots)}
-            kept.append(Item(uri, scene.height, scene.width, shapes=shapes, labels=places[here], **own))
-        else:
-            refused.append((uri, "no label lies on it"))
+    kept, count = _items(table, places, scenes, outside, roots)
     if not kept:
         raise InputError(_nowhere(file, table, *next(iter(scenes.items()))))
-    beside = int((good & ~seen).sum())
+    used = {item.image for item in kept}
+    refused += [(uri, "no label lies on it") for uri in scenes if uri not in used]
+    beside = int(good.sum()) - count
     notes += [f"{beside} of {good.sum()} geometries lie on no scene, and are left out"] if beside else []
     return Labels("mask", tuple(classes), tuple(kept), (*notes, *_overlaps(kept)), tuple(refused))
 
 
-def _tree(table: Any, crs: str) -> shapely.STRtree:
-    """Geometries in another coordinate reference system, without those that it cannot hold."""
-    shapes = table.geometry.to_crs(crs).to_numpy()
-    return shapely.STRtree(np.where(np.isfinite(shapely.bounds(shapes)).all(1), shapes, None))
+def _outside(file: str, shapes: np.ndarray, classes: list[str], asked: Asked) -> tuple[int, list[str], list[str]]:
+    """What pixels are that no shape covers, all classes, and what is to be said."""
+    if asked.outside != "background" and (asked.outside == "unlabelled" or len(classes) > 1):
+        return UNLABELLED, classes, []
+    if (shapely.get_dimensions(shapes) < 2).all():
+        told = f"'{file}' holds points or lines of one class, {classes[0]}"
+        raise InputError(f"{told}: nothing says what is not of it; give polygons, or further classes")
+    return 0, ["background", *classes], ["what no polygon covers is 'background': --outside unlabelled says otherwise"]
 
 
-def _on(scene: Grid, tree: shapely.STRtree, use: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which geometries lie on a scene, large ones first, and what they are in its columns and rows."""
-    here = np.sort(tree.query(_outline(scene)))
-    shapes = _pixels(tree.geometries[here], scene)
-    shapes = np.where(shapely.is_valid(shapes), shapes, shapely.make_valid(shapes))  # another grid rounds otherwise
-    order = np.argsort(-shapely.area(shapes), kind="stable")
-    order = order[(use[here] & shapely.intersects(shapes, shapely.box(0, 0, scene.width, scene.height)))[order]]
-    return here[order], shapes[order]
+def _items(
+    table: Any, places: np.ndarray, scenes: dict[str, Grid], outside: int, roots: tuple[str, ...]
+) -> tuple[list[Item], int]:
+    """Scenes with the geometries that lie on them, large ones first, and how many geometries lie on some."""
+    items, trees, seen = [], dict[str, shapely.STRtree](), set[int]()
+    for uri, scene in scenes.items():
+        if (crs := scene.crs.to_wkt()) not in trees:
+            shapes = table.geometry.to_crs(crs).to_numpy()
+            use = (places >= 0) & np.isfinite(shapely.bounds(shapes)).all(1)  # the system may not hold all
+            trees[crs] = shapely.STRtree(np.where(use, shapes, None))
+        here = np.sort(trees[crs].query(_outline(scene)))
+        shapes = _pixels(trees[crs].geometries[here], scene)
+        shapes = np.where(shapely.is_valid(shapes), shapes, shapely.make_valid(shapes))  # numbers were rounded anew
+        order = np.argsort(-shapely.area(shapes), kind="stable")
+        order = order[shapely.intersects(shapes, shapely.box(0, 0, scene.width, scene.height))[order]]
+        if len(order):
+            own: dict[str, Any] = {"outside": outside, "split": split_of(uri, roots)}
+            items.append(Item(uri, scene.height, scene.width, shapes=shapes[order], labels=places[here[order]], **own))
+            seen.update(here[order].tolist())
+    return items, len(seen)
 
 
 def _outline(scene: Grid) -> shapely.Polygon:
