@@ -1,13 +1,10 @@
-"""Encoders in the form that other toolkits ask for; none of them is needed, nor torchgeo.
-
-Each takes what `open_backbone` opens, and the toolkit's own config may name the class, with its arguments.
-"""
+"""Encoders as other toolkits ask for them, none of which is needed: their configs name a class with its arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,42 +18,33 @@ from geomim.sensors import Band, Sensor
 
 
 class TerraTorchBackbone(Depths):
-    """Maps of several depths as a list, `out_channels` wide, which is what a backbone of TerraTorch gives.
+    """Maps of four depths as a list, `out_channels` wide, of images that are normalised by `contract`.
 
-    In its `custom_modules`, a function that returns one is registered by `TERRATORCH_BACKBONE_REGISTRY.register`.
+    In TerraTorch's `custom_modules`, register a function that returns one: `TERRATORCH_BACKBONE_REGISTRY.register`.
 
     Args:
-        source: What `open_backbone` opens; `sensor`, `bands` and `image_size` are for it, too.
-        depths: How many maps.
-
-    Attributes:
-        contract: Bands, and the means and deviations that a datamodule is to be given.
+        source: What `open_backbone` opens, as all of these.
+        sensor: What the images' numbers are.
+        bands: Use these bands alone, in this order.
+        image_size: Side of the images in pixels.
     """
 
     def __init__(
-        self,
-        source: str,
-        depths: int = 4,
-        sensor: str | None = None,
-        bands: Sequence[str] | None = None,
-        image_size: int | None = None,
+        self, source: str, sensor: str | None = None, bands: Sequence[str] | None = None, image_size: int | None = None
     ) -> None:
         backbone = open_backbone(source, sensor, bands, image_size)
-        super().__init__(backbone.network, taps(backbone.network, depths))
+        super().__init__(backbone.network, taps(backbone.network))
         self.contract, self.notes, self.out_channels = backbone.contract, backbone.notes, list(self.widths)
 
 
 class PangaeaEncoder(TerraTorchBackbone):
-    """An `Encoder` of PANGAEA, of one date: `{modality: images}` to maps; its preprocessing normalises.
+    """An `Encoder` of PANGAEA, whose preprocessing normalises: images of one date and modality to maps.
 
     Args:
         encoder_weights: What `open_backbone` opens.
-        input_bands: One modality, and its bands by name in the order they come in, as the dataset has them.
+        input_bands: The modality, and the names of its bands in the order they come in.
         input_size: Side of the images in pixels.
-        sensor: Of an encoder of several.
-
-    Raises:
-        ConfigError: There are several modalities.
+        sensor: What their numbers are, for an encoder of several sensors.
     """
 
     multi_temporal = multi_temporal_output = False
@@ -67,12 +55,15 @@ class PangaeaEncoder(TerraTorchBackbone):
     ) -> None:
         if len(input_bands) != 1:
             raise ConfigError(f"expected input_bands of one modality; given {', '.join(input_bands) or 'none'}")
-        (self_modality, bands), *_ = input_bands.items()
-        super().__init__(encoder_weights, 4, sensor, list(bands), input_size)
-        self.modality, self.input_bands = self_modality, {self_modality: list(bands)}
-        self.encoder_weights, self.input_size, self.output_layers = encoder_weights, input_size, list(self.depths)
-        self.embed_dim, self.output_dim = self.widths[-1], self.out_channels
-        self.pyramid_output = is_hierarchical(self.network)
+        (modality, bands), *_ = input_bands.items()
+        super().__init__(encoder_weights, sensor, list(bands), input_size)
+        self.modality, self.input_bands, self.input_size = modality, {modality: list(bands)}, input_size
+        self.encoder_weights, self.output_layers, self.output_dim = (
+            encoder_weights,
+            list(self.depths),
+            self.out_channels,
+        )
+        self.embed_dim, self.pyramid_output = self.widths[-1], is_hierarchical(self.network)
 
     def forward(self, images: Mapping[str, Tensor]) -> list[Tensor]:
         """Maps `(B, output_dim, h, w)` of images `(B, C, H, W)` or `(B, C, 1, H, W)`."""
@@ -80,12 +71,11 @@ class PangaeaEncoder(TerraTorchBackbone):
         return super().forward(given[:, :, 0] if given.ndim == 5 else given)
 
     def load_encoder_weights(self, logger: Any) -> None:
-        """Say what was assumed of the weights, which are there."""
-        for note in self.notes:
-            logger.info(note)
+        """Log what was assumed of the weights, which are there."""
+        logger.info("; ".join(self.notes))
 
     def enforce_single_temporal(self) -> None:
-        """Nothing: it knows one date."""
+        """Do nothing: it knows one date."""
 
     def freeze(self) -> None:
         """Train none of it."""
@@ -93,46 +83,36 @@ class PangaeaEncoder(TerraTorchBackbone):
 
 
 class BenchEncoder(nn.Module):
-    """A `BenchModel` of torchgeo-bench: stored numbers of a dataset to one vector an image, the mean of its patches.
-
-    `BenchModel.register(BenchEncoder)` makes it one for `isinstance`, too.
+    """A `BenchModel` of torchgeo-bench, which `BenchModel.register(BenchEncoder)` tells `isinstance`.
 
     Args:
-        bands: The dataset's, in the order of the channels: `name`, `source_name`, `wavelength_um`, `mean` and `std`.
+        bands: `BandSpec`s of the dataset, in the order of the channels.
         source: What `open_backbone` opens.
         normalization: By the encoder's statistics (`model_native`), or by the dataset's (`bandspec_zscore`).
-        sensor: What the numbers are, of an encoder of several sensors; told by the bands where None.
+        sensor: What the numbers are, for an encoder of several sensors; told by the bands where None.
 
     Raises:
         BandError: The dataset lacks a band of the encoder.
-        ConfigError: There is no such normalization.
-        InputError: The dataset's numbers are of another unit than the encoder's (`model_native`).
+        InputError: Its numbers are of another unit than the encoder's (`model_native`).
     """
 
     def __init__(
-        self,
-        bands: Sequence[Any],
-        source: str,
-        normalization: Literal["model_native", "bandspec_zscore"] | str = "model_native",
-        sensor: str | None = None,
+        self, bands: Sequence[Any], source: str, normalization: str = "model_native", sensor: str | None = None
     ) -> None:
         super().__init__()
-        own = normalization == "model_native"
-        if not own and normalization != "bandspec_zscore":
+        if normalization not in ("model_native", "bandspec_zscore"):
             raise ConfigError(f"normalization: expected model_native or bandspec_zscore; given {normalization}")
-        lengths = [one.wavelength_um and 1000 * one.wavelength_um for one in bands]
-        named = zip(bands, lengths, strict=True)
-        given = Sensor("dataset", tuple(Band(one.name, length, alias=one.source_name) for one, length in named))
+        named = (Band(one.name, one.wavelength_um and 1000 * one.wavelength_um, alias=one.source_name) for one in bands)
+        given = Sensor("dataset", tuple(named))
         backbone = open_backbone(source, sensor or given)
         contract, numbers = backbone.contract, backbone.contract.as_stored(given)
-        if own:
-            low, high = (torch.tensor([one.mean + sign * one.std for one in bands]) for sign in (-1, 1))
-            sample = torch.stack([low, high], 1)[None, :, None]
-            check_range(ContractInput(contract, numbers), [(sample, None)], "the dataset")
+        mean, std = (tuple(float(getattr(one, key)) for one in bands) for key in ("mean", "std"))
+        if normalization == "model_native":
+            spread = torch.tensor([mean, mean]) + torch.tensor([[-1.0], [1.0]]) * torch.tensor(std)
+            check_range(ContractInput(contract, numbers), [(spread.T[None, :, None], None)], "the dataset")
         else:
-            found = [bands[place] for place in contract.indices(given.bands)]
-            mean, std = (tuple(float(getattr(one, key)) for one in found) for key in ("mean", "std"))
-            contract = replace(contract, mean=mean, std=std)
+            own = contract.indices(given.bands)
+            contract = replace(contract, mean=tuple(mean[at] for at in own), std=tuple(std[at] for at in own))
         self.network, self.notes, self.normalization = backbone.network, backbone.notes, normalization
         self.bands, self.num_channels, self.prepare = list(bands), len(bands), ContractInput(contract, numbers)
 
@@ -141,8 +121,7 @@ class BenchEncoder(nn.Module):
         return self.prepare(images)[0]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Vectors `(B, D)` of stored numbers `(B, C, H, W)`."""
-        vectors: Tensor = self.network(self.normalize_inputs(images))
-        return vectors
+        """One vector an image `(B, D)`, the mean of its patches, of stored numbers `(B, C, H, W)`."""
+        return self.network(self.normalize_inputs(images))
 
     forward_patch_features = forward

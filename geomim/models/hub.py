@@ -12,33 +12,23 @@ from geomim.errors import InputError
 
 
 def push_folder(folder: Path, repository: str) -> str:
-    """Put an export's files on the Hub, and compare them with what it then says to have.
+    """Put an export on the Hub as `repository`, USER/NAME, compare it with what the Hub then has, and give its address.
 
     A new repository is private: its owner opens it. What earlier exports had and this one has not is removed.
-
-    Args:
-        folder: The export.
-        repository: USER/NAME.
-
-    Returns:
-        Its address.
 
     Raises:
         InputError: The Hub cannot be reached, refuses, or holds other bytes.
     """
-    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
-    api = HfApi(library_name="geomim", library_version=__version__)
-    said = {"commit_message": f"geomim {__version__}: {', '.join(files)}", "delete_patterns": ["model.*", "joint.*"]}
+    files, api = {path.name: path for path in sorted(folder.iterdir())}, HfApi(library_name="geomim")
+    message, ours = f"geomim {__version__}: {', '.join(files)}", ["model.*", "joint.*"]
     try:
         made = api.create_repo(repository, private=True, exist_ok=True)
-        api.upload_folder(repo_id=made.repo_id, folder_path=folder, **said)  # type: ignore[call-overload]
-        there = {one.path: one for one in api.get_paths_info(made.repo_id, list(files))}
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message, delete_patterns=ours)
+        there = {one.path: one for one in api.get_paths_info(repository, list(files))}
     except Exception as error:  # no network, no token, no right to write: it raises many kinds
         why = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(
-            f"'{folder}' is whole, but was not pushed to '{repository}' ({why}): `hf auth login` with a token that may "
-            "write there, and push again"
-        ) from error
+        how = "`hf auth login` with a token that may write there, and push again"
+        raise InputError(f"'{folder}' is whole, but was not pushed to '{repository}' ({why}): {how}") from error
     for name, path in files.items():
         size, large = (getattr(there.get(name), key, None) for key in ("size", "lfs"))
         if size != path.stat().st_size or (large and large.sha256 != hashlib.sha256(path.read_bytes()).hexdigest()):

@@ -26,12 +26,12 @@ def keep(task, folder: Path, name: str = "segmentation") -> None:
     torch.save(state | {"geomim_task": name}, folder / "task.ckpt")
 
 
-@pytest.mark.parametrize("lora", [0, 2])
+@pytest.mark.parametrize(("lora", "head"), [(0, "unet"), (2, "linear")])
 @torch.no_grad()
-def test_a_tuned_segmentation_leaves_with_its_classes_and_the_encoders_origin(tmp_path: Path, lora: int) -> None:
+def test_a_tuned_segmentation_leaves_with_its_classes_and_the_encoders_origin(tmp_path: Path, lora: int, head) -> None:
     tiny_encoder.checkpoint(tmp_path / "a.ckpt", depth=2)
-    training = Training(lora=lora)
-    task = Segmentation(str(tmp_path / "a.ckpt"), CLASSES, head="linear", training=training, image_size=32).eval()
+    options = {"head": head, "channels": 16, "training": Training(lora=lora), "image_size": 32}
+    task = Segmentation(str(tmp_path / "a.ckpt"), CLASSES, **options).eval()
     for name, value in task.named_parameters():
         if "lora_B" in name:
             value.normal_()
