@@ -63,7 +63,8 @@ class PangaeaEncoder(TerraTorchBackbone):
             list(self.depths),
             self.out_channels,
         )
-        self.embed_dim, self.pyramid_output = self.widths[-1], is_hierarchical(self.network)
+        self.embed_dim, self.output_dim = self.widths[-1], self.out_channels
+        self.pyramid_output = is_hierarchical(self.network)
 
     def forward(self, images: Mapping[str, Tensor]) -> list[Tensor]:
         """Maps `(B, output_dim, h, w)` of images `(B, C, H, W)` or `(B, C, 1, H, W)`."""

@@ -38,11 +38,7 @@ def write_file(both: ImageText, file: Path) -> Path:
 
 
 def write_encoder(loaded: Loaded, config: Mapping[str, Any], folder: Path) -> None:
-    """Write what timm reads, read it, and compare; the space that images share with sentences lies beside.
-
-    Raises:
-        CheckpointError: The model that timm makes of it answers otherwise.
-    """
+    """Write what timm reads, read it, and compare (CheckpointError); the space shared with sentences lies beside."""
     own = loaded.encoder
     write_tensors(folder / "model.safetensors", (own.network if isinstance(own, Hierarchical) else own).state_dict())
     if loaded.joint:

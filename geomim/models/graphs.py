@@ -28,36 +28,43 @@ _SINGLE = 1_800_000_000  # bytes that one file of ONNX holds; larger weights lie
 
 @dataclass(frozen=True)
 class Graph:
-    """A network to be written.
+    """A network to be written, on the CPU and in evaluation mode.
 
     Attributes:
-        network: On the CPU, in evaluation mode; of images `(B, *shape)`, one answer or a tuple of them.
+        network: Of images `(B, *shape)` either what `Features` gives, or probabilities `(B, classes, H, W)`.
         shape: Channels, rows and columns of an image.
-        outputs: What each answer is called, and its dimensions behind the batch.
-        classes: Names of the dimension `class`.
+        classes: Their names; none of features.
     """
 
     network: nn.Module
     shape: tuple[int, int, int]
-    outputs: Mapping[str, tuple[str, ...]]
     classes: tuple[str, ...] = ()
 
-    def images(self, count: int) -> Tensor:
-        """Noise as normalised images, the same every time."""
-        return torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(0))
+    @property
+    def outputs(self) -> dict[str, list[str]]:
+        """Dimensions of each answer."""
+        place = ["height", "width"]
+        if self.classes:
+            return {"probabilities": ["batch", "class", *place]}
+        return {"pooled": ["batch", "channel"], "patches": ["batch", "channel", *place]}
 
-    @torch.no_grad()
+    def tried(self, network: Callable[[Tensor], Any], count: int) -> Sequence[Tensor]:
+        """What a network answers to noise."""
+        with torch.no_grad():
+            given = network(torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(0)))
+        return [given] if isinstance(given, Tensor) else given
+
     def described(self) -> dict[str, Any]:
         """What it takes and gives, -1 for the batch."""
-        pairs = zip(self.outputs.items(), _several(self.network(self.images(1))), strict=True)
-        given = {key: {"shape": [-1, *one.shape[1:]], "dims": ["batch", *dims]} for (key, dims), one in pairs}
+        pairs = zip(self.outputs.items(), self.tried(self.network, 1), strict=True)
+        given = {name: {"shape": [-1, *one.shape[1:]], "dims": dims} for (name, dims), one in pairs}
         return {"input": {"image": [-1, *self.shape]}, "output": given, "classes": list(self.classes)}
 
     def write(self, kind: str, folder: Path, said: Mapping[str, Any]) -> float:
-        """Write a file, open it, and compare for one image and for three.
+        """Write one of `FILES`, open it, and compare for one image and for three.
 
         Args:
-            kind: One of `FILES`, which say what the file is called.
+            kind: Which.
             folder: Where.
             said: Plain values that travel inside as JSON: metadata in ONNX, else `geomim.json` in the archive.
 
@@ -71,30 +78,24 @@ class Graph:
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # of torch about itself
-                program = torch.export.export(self.network, (self.images(2),), dynamic_shapes=batches)
+                program = torch.export.export(self.network, (torch.zeros(2, *self.shape),), dynamic_shapes=batches)
                 for node in program.graph.nodes:
                     node.meta.pop("stack_trace", None)  # names folders of this machine
                 opened = (_onnx if kind == "onnx" else _program)(program, list(self.outputs), path, said)
-                tried = [(opened(images), self.network(images)) for images in map(self.images, (1, 3))]
         except (RuntimeError, ValueError, torch.onnx.OnnxExporterError) as error:
             raise CheckpointError(f"torch cannot write this network as {path.name} ({str(error)[:300]})") from error
-        return max(compare(*pair, path.name) for pair in tried)
+        return max(compare(self.tried(opened, many), self.tried(self.network, many), path.name) for many in (1, 3))
 
 
 class Features(nn.Module):
-    """What a timm model says: the mean over patches `(B, D)`, and each of them in its place `(B, D, h, w)`.
-
-    Args:
-        network: A vision transformer, or a hierarchical model whose maps are `(B, h, w, D)`.
-    """
+    """What a timm model says of normalised images: the mean over patches `(B, D)`, and each in place `(B, D, h, w)`."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Both, of normalised images `(B, C, H, W)`."""
-        tokens: Tensor = self.network.forward_features(images)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        tokens: Tensor = self.network.forward_features(images)  # of a hierarchical model (B, h, w, D)
         if tokens.ndim == 3:
             patch = self.network.patch_embed.patch_size
             grid = [side // by for side, by in zip(images.shape[2:], patch, strict=True)]
@@ -102,50 +103,35 @@ class Features(nn.Module):
         return tokens.mean((1, 2)), tokens.permute(0, 3, 1, 2)
 
 
-def compare(answers: Any, expected: Any, name: str) -> float:
-    """The largest difference between answers, of which a file by this name gave the first.
-
-    Raises:
-        CheckpointError: It is above the tolerance, or not a number.
-    """
-    pairs = list(zip(_several(answers), _several(expected), strict=True))
+def compare(answers: Sequence[Tensor], expected: Sequence[Tensor], name: str) -> float:
+    """The largest difference of what a file answers; CheckpointError where it is above the tolerance."""
+    pairs = list(zip(answers, expected, strict=True))
     if not all(one.shape == two.shape and torch.allclose(one, two, TOLERANCE, TOLERANCE) for one, two in pairs):
         raise CheckpointError(f"{name} answers otherwise than the network that it was made of: nothing was written")
     return max(float((one - two).abs().max()) for one, two in pairs)
 
 
-def deepness(
-    classes: Sequence[str], contract: BandContract, size: int, gsd: float | None, overlap: int
-) -> dict[str, Any]:
-    """Metadata by which Deepness, a plugin of QGIS, maps classes of probabilities `(B, K, size, size)`.
+def deepness(graph: Graph, contract: BandContract, gsd: float | None, overlap: int) -> dict[str, Any]:
+    """Metadata by which Deepness, a plugin of QGIS, maps the classes of a graph.
 
     It divides by 255 what a layer holds, whatever its type, and then standardises (from 0.6 on). Where the threshold is
     0 the most probable class stands. For the tile's side its manual has one name and its code another.
 
     Args:
-        classes: K names.
+        graph: Of probabilities.
         contract: Bands, mean and deviation of stored numbers.
-        size: Side of an image in pixels.
         gsd: Metres a pixel; it asks where None.
         overlap: Percent that tiles share.
     """
-    return {
-        "model_type": "Segmentor",
-        "class_names": dict(enumerate(classes)),
-        **({} if gsd is None else {"resolution": 100 * gsd}),  # centimetres
-        **{"tile_size": size, "tiles_size": size, "tiles_overlap": overlap},
-        **{"seg_thresh": 0.0, "seg_small_segment": 0},
-        "standardization_mean": [value / 255 for value in contract.mean],
-        "standardization_std": [value / 255 for value in contract.divisor],
-    }
-
-
-def _several(answers: Any) -> Sequence[Tensor]:
-    return [answers] if isinstance(answers, Tensor) else answers
+    said = {"model_type": "Segmentor", "class_names": dict(enumerate(graph.classes)), "tiles_overlap": overlap}
+    said |= {"tile_size": graph.shape[1], "tiles_size": graph.shape[1], "seg_thresh": 0.0, "seg_small_segment": 0}
+    said |= {} if gsd is None else {"resolution": 100 * gsd}  # centimetres
+    statistics = {"standardization_mean": contract.mean, "standardization_std": contract.divisor}
+    return said | {key: [value / 255 for value in values] for key, values in statistics.items()}
 
 
 def _program(program: Any, outputs: list[str], path: Path, said: Mapping[str, Any]) -> Callable[[Tensor], Any]:
-    program.example_inputs = None  # noise
+    program.example_inputs = None
     torch.export.save(program, path, extra_files={"geomim.json": json.dumps(said)})
     return torch.export.load(path).module()
 
@@ -159,7 +145,6 @@ def _onnx(program: Any, outputs: list[str], path: Path, said: Mapping[str, Any])
         node.metadata_props.clear()
     written.model.metadata_props.update({key: json.dumps(value) for key, value in said.items()})
     written.model.ir_version = _IR
-    size = sum(value.nbytes for value in program.state_dict.values())
-    written.save(str(path), external_data=size > _SINGLE)
+    written.save(str(path), external_data=sum(one.nbytes for one in program.state_dict.values()) > _SINGLE)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: [torch.from_numpy(one) for one in session.run(None, {"image": images.numpy()})]

@@ -23,8 +23,6 @@ def mlm_item(
 ) -> dict[str, Any]:
     """Say what goes into a folder's models and what comes out; the band contract is there as `geomim:contract`.
 
-    A model is of no place, and of all time, as MLM advises to write it.
-
     Args:
         name: Of the model.
         kind: Its architecture, in words.
@@ -33,19 +31,19 @@ def mlm_item(
         files: Names of the folder's files.
         **more: Numbers to be known too, as its `patch_size`.
     """
+    given: dict[str, Any] = {"shape": graphs[0]["input"]["image"], "dim_order": ["batch", "channel", "height", "width"]}
+    statistics = zip(contract.mean, contract.divisor, strict=True)
+    image = {
+        "name": "image",
+        "bands": list(contract.names),
+        "input": given | {"data_type": "float32"},
+        "value_scaling": [{"type": "z-score", "mean": mean, "stddev": std} for mean, std in statistics],
+    }
     outputs = [_output(key, one, graph["classes"]) for graph in graphs for key, one in graph["output"].items()]
-    single = contract.licences[0] if len(contract.licences) == 1 else ""
-    scaling = [
-        {"type": "z-score", "mean": mean, "stddev": std}
-        for mean, std in zip(contract.mean, contract.divisor, strict=True)
-    ]
-    shape = {"shape": graphs[0]["input"]["image"], "dim_order": ["batch", "channel", "height", "width"]}
-    images = {"name": "image", "bands": list(contract.names), "input": {**shape, "data_type": "float32"}}
-    properties: dict[str, Any] = {
-        "datetime": None,
+    properties = {
+        "datetime": None,  # a model is of no place, and of all time, as MLM advises to write it
         "start_datetime": "1900-01-01T00:00:00Z",
         "end_datetime": "9999-12-31T23:59:59Z",
-        "license": single if re.fullmatch(r"[A-Za-z0-9.+-]+", single) else "other",
         "bands": [_band(contract, place) for place in range(len(contract.names))],
         "mlm:name": name,
         "mlm:architecture": kind,
@@ -53,21 +51,16 @@ def mlm_item(
         "mlm:framework": "PyTorch",
         "mlm:framework_version": torch.__version__,
         "mlm:pretrained": True,
-        "mlm:input": [{**images, "value_scaling": scaling, "resize_type": None}],
+        "mlm:input": [image],
         "mlm:output": outputs,
         "mlm:hyperparameters": more,
         "geomim:contract": contract.to_dict(),
     }
-    assets = {
-        file: {
-            "href": f"./{file}",
-            "type": f"application/octet-stream; framework={framework}",
-            "mlm:artifact_type": artifact,
-            "roles": ["mlm:model", role],
-        }
-        for file, (framework, artifact, role) in _ASSETS.items()
-        if file in files
-    }
+    assets = {}
+    for file, (framework, artifact, role) in _ASSETS.items():
+        said = {"href": f"./{file}", "type": f"application/octet-stream; framework={framework}"}
+        if file in files:
+            assets[file] = {**said, "mlm:artifact_type": artifact, "roles": ["mlm:model", role]}
     extensions = [f"https://stac-extensions.github.io/{one}/schema.json" for one in _EXTENSIONS]
     about = {"type": "Feature", "stac_version": "1.1.0", "stac_extensions": extensions, "id": name, "geometry": None}
     return {**about, "properties": properties, "links": [], "assets": assets}
@@ -75,22 +68,16 @@ def mlm_item(
 
 def _output(name: str, given: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
     named = [{"value": n, "name": re.sub(r"[^\w-]+", "_", one), "title": one} for n, one in enumerate(classes)]
-    return {
-        "name": name,
-        "tasks": ["semantic-segmentation" if classes else "similarity-search"],
-        "result": {"shape": given["shape"], "dim_order": given["dims"], "data_type": "float32"},
-        **({"classification:classes": named} if classes else {}),
-    }
+    task = "semantic-segmentation" if classes else "similarity-search"
+    result = {"shape": given["shape"], "dim_order": given["dims"], "data_type": "float32"}
+    said = {"name": name, "tasks": [task], "result": result}
+    return said | ({"classification:classes": named} if classes else {})
 
 
 def _band(contract: BandContract, place: int) -> dict[str, Any]:
     band, (unit, scale, offset) = contract.sensor.bands[place], contract.sensor.meaning(place)
-    known = {
-        "description": band.alias or band.polarisation,
-        "gsd": band.gsd,
-        "eo:center_wavelength": band.wavelength and band.wavelength / 1000,  # micrometres
-        "eo:full_width_half_max": band.bandwidth and band.bandwidth / 1000,
-        "nodata": contract.sensor.nodata,
-    }
+    micrometres = {"eo:center_wavelength": band.wavelength, "eo:full_width_half_max": band.bandwidth}
+    known = {"description": band.alias or band.polarisation, "gsd": band.gsd, "nodata": contract.sensor.nodata}
+    known |= {key: value / 1000 for key, value in micrometres.items() if value}
     values = {"name": band.name, "unit": unit, "raster:scale": scale, "raster:offset": offset}
     return values | {key: value for key, value in known.items() if value is not None}

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from geomim import __version__
 from geomim.errors import CheckpointError, ConfigError, MissingExtraError
 from geomim.evaluate.probes import patch_logits
-from geomim.evaluate.saved import fingerprint, load_probe
+from geomim.evaluate.saved import ProbeCard, fingerprint, load_probe
 from geomim.models.card import model_card, shown
 from geomim.models.export import baked, check_folder, hub_config, put_folder, write_encoder, write_file, write_json
 from geomim.models.fitting import fitted
@@ -28,8 +28,6 @@ from geomim.models.weights import FORMAT_VERSION, IMAGENET, Loaded, contract_of,
 from geomim.sensors import BandContract
 
 Format = Literal["timm", "onnx", "torch-export", "remoteclip"]
-_FEATURES = {"pooled": ("channel",), "patches": ("channel", "height", "width")}
-_CLASSES = {"probabilities": ("class", "height", "width")}
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,6 @@ class _Leaving:
     config: dict[str, Any]
     contract: BandContract
     kind: str
-    sizes: dict[str, int]
     graphs: list[Graph]
     gsd: float | None
     overlap: int
@@ -68,19 +65,18 @@ def export(
     0..1, as timm's transforms do it, where the encoder was trained on 8-bit numbers; else those of stored numbers. Its
     `description` says which. `item.json` describes the folder to STAC catalogues.
 
-    ONNX and programs of torch.export take any number of images of one size, as `(stored number - mean) / std`. They
-    answer with the mean of the patches and each patch in its place; with a probe, or of a tuned segmentation, with
-    probabilities of classes by pixel, which QGIS's plugin Deepness maps as it finds them. Each file is opened again and
-    its answers compared, to 1e-4, before the folder is there.
+    Graphs, of ONNX and torch.export, take any number of images of one size as `(stored number - mean) / std`, and give
+    the mean of the patches and each patch in its place; or, with a probe or of a tuned segmentation, probabilities of
+    classes by pixel, which QGIS's plugin Deepness maps. What is written is opened again, and must answer the same.
 
     Args:
         checkpoint: A geomim checkpoint, an exported folder, or a published MAE or SelectiveMAE file; or the folder of
             a segmentation that `geomim finetune` tuned, which leaves as a graph alone.
         out: Folder to write; an earlier export is replaced, any other folder with content is refused.
-        format: `timm`, which is always there; `onnx` adds model.onnx and `torch-export` model.pt2. `remoteclip` writes
-            images and text as one file, which open_clip loads: a class token, red, green and blue, and CLIP's
-            architecture (`--encoder.clip`) are needed.
-        probe: What `geomim evaluate` fitted on it: the graphs answer for its classes; one of bands, as the probe.
+        format: `timm`, always; `onnx` adds model.onnx and `torch-export` model.pt2. `remoteclip` writes images and text
+            as one file, which open_clip loads: a class token, red, green and blue, and CLIP's architecture
+            (`--encoder.clip`) are needed.
+        probe: What `geomim evaluate` fitted on it, for graphs that give its classes.
         push: USER/NAME on the Hugging Face Hub, where the folder is put, too; a new one is private.
         heads: Attention heads of a published file whose size is not a usual one.
         sensor: What a spectral encoder is baked for: a sensor that it was trained on, another one, or a YAML file of
@@ -94,21 +90,18 @@ def export(
         The folder, or the file.
 
     Raises:
-        CheckpointError: The checkpoint cannot be read, is of several sensors and none is named, is not what the probe
-            was fitted on; or a file answers otherwise than the encoder.
+        CheckpointError: The checkpoint cannot be read, is of several sensors and none is named, or is not what the
+            probe was fitted on; a file answers otherwise than the encoder.
         BandError: The encoder cannot be baked for these bands.
-        ConfigError: What is asked for does not go together.
         InputError: `out` holds something else, or the Hub does not take it.
-        MissingExtraError: ONNX needs libraries that are not installed.
     """
     formats, folder = format or ["timm"], Path(out)
     kinds, changes = [kind for kind in FILES if kind in formats], (sensor, bands, gsd, patch_size)
-    _check(formats, kinds, folder, probe, push, image_size)
-    if (task := _task_file(checkpoint)) is not None:
-        if not kinds or probe or heads or any(one is not None for one in changes):
-            raise ConfigError(
-                f"'{checkpoint}' is a tuned task: give --format onnx or torch-export, at most --image_size"
-            )
+    _check(formats, kinds, folder, probe, push, image_size, changes)
+    task = Path(checkpoint, "task.ckpt") if Path(checkpoint).is_dir() else Path(checkpoint)
+    if task.name == "task.ckpt" and task.is_file():
+        if not kinds or probe or heads or changes != (None,) * 4:
+            raise ConfigError(f"'{task}' is a tuned task: give --format onnx or torch-export, at most --image_size too")
         leaving = _tuned(task, image_size)
     else:
         leaving = _encoder(read_encoder(checkpoint, heads), checkpoint, probe, changes, image_size)
@@ -125,11 +118,19 @@ def export(
 
 
 def _check(
-    formats: Sequence[str], kinds: Sequence[str], out: Path, probe: str | None, push: str | None, image_size: int | None
+    formats: Sequence[str],
+    kinds: Sequence[str],
+    out: Path,
+    probe: str | None,
+    push: str | None,
+    image_size: int | None,
+    changes: tuple[Any, ...],
 ) -> None:
     """Refuse what does not go together, before anything is read."""
     if (probe or image_size is not None) and not kinds:
         raise ConfigError(f"{'--probe' if probe else '--image_size'} is for graphs: add --format onnx or torch-export")
+    if probe and changes != (None,) * 4:
+        raise ConfigError("leave out --sensor, --bands, --gsd and --patch_size beside --probe, which has its own")
     if push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
         raise ConfigError(f"--push: expected USER/NAME; given '{push}'")
     if "remoteclip" in formats:
@@ -148,7 +149,8 @@ def _encoder(
     loaded: Loaded, name: str, probe: str | None, changes: tuple[Any, ...], image_size: int | None
 ) -> _Leaving:
     """An encoder as timm's model, as a graph of what it says, and of what a probe says of its patches."""
-    loaded, asked = _of_probe(loaded, name, probe, changes) if probe else (baked(loaded, name, *changes), None)
+    answers, card = load_probe(probe) if probe else (None, None)
+    loaded = _of_probe(loaded, name, card) if card else baked(loaded, name, *changes)
     own, contract = loaded.encoder, loaded.contract or IMAGENET
     network, side, fixed = as_timm(own).eval(), image_size or own.image_size, isinstance(own, Hierarchical)
     if side != own.image_size:
@@ -156,36 +158,25 @@ def _encoder(
             takes = f"{own.image_size} alone" if fixed else f"a multiple of its patches' {own.patch_size}"
             raise ConfigError(f"--image_size: the encoder takes {takes}; given {side}")
         network.set_input_size(img_size=(side, side))
-    graphs = [Graph(Features(network).eval(), (own.in_chans, side, side), _FEATURES)]
-    if asked is not None:
-        by_patch = nn.Sequential(_ByPatch(graphs[0].network, asked[0], own.patch_size), nn.Softmax(1)).eval()
-        graphs.append(Graph(by_patch, graphs[0].shape, _CLASSES, asked[1]))
+    graphs = [Graph(Features(network).eval(), (own.in_chans, side, side))]
+    if answers and card:
+        by_patch = nn.Sequential(_ByPatch(graphs[0].network, answers, own.patch_size), nn.Softmax(1))
+        graphs.append(Graph(by_patch.eval(), graphs[0].shape, card.classes))
     kind, gsd = "Swin Transformer V2" if fixed else "Vision Transformer", changes[2] or contract.sensor.gsd
-    sizes = {"patch_size": own.patch_size, "image_size": side}
-    return _Leaving(hub_config(loaded), contract, kind, sizes, graphs, gsd, 50, loaded.notes, loaded)
+    return _Leaving(hub_config(loaded), contract, kind, graphs, gsd, 50, loaded.notes, loaded)
 
 
-_Asked = tuple[nn.Module, tuple[str, ...]]
-"""A probe, and the classes that it knows."""
-
-
-def _of_probe(loaded: Loaded, name: str, probe: str, changes: tuple[Any, ...]) -> tuple[Loaded, _Asked]:
-    """The encoder as a probe knows it, and the probe."""
-    if any(one is not None for one in changes):
-        raise ConfigError("leave out --sensor, --bands, --gsd and --patch_size beside --probe, which has its own")
-    answers, card = load_probe(probe)
+def _of_probe(loaded: Loaded, name: str, card: ProbeCard) -> Loaded:
+    """The encoder as a probe knows it."""
     contract = BandContract.from_dict(card.contract) if card.contract else contract_of(loaded, name)[0]
     encoder, notes = fitted(loaded.encoder, contract, card.gsd), loaded.notes
     if card.encoder != fingerprint(encoder):
-        raise CheckpointError(
-            f"probe '{probe}' was fitted on another encoder than '{name}': geomim evaluate on this one"
-        )
+        raise CheckpointError(f"the probe was fitted on another encoder than '{name}': run geomim evaluate on this one")
     if card.kind == "linear" and card.pool == "class":
-        raise CheckpointError(f"probe '{probe}' reads the class token, which no patch has: geomim evaluate --pool mean")
+        raise CheckpointError("the probe reads the class token, which no patch has: run geomim evaluate --pool mean")
     if card.pool != "patch":
         notes += ("the probe was fitted on whole images: one of patches (geomim evaluate --dense) maps better",)
-    made = replace(loaded, encoder=encoder, contracts={contract.sensor.name: contract}, notes=notes)
-    return made, (answers, card.classes)
+    return replace(loaded, encoder=encoder, contracts={contract.sensor.name: contract}, notes=notes)
 
 
 class _ByPatch(nn.Module):
@@ -201,12 +192,6 @@ class _ByPatch(nn.Module):
         return F.interpolate(logits.unflatten(2, patches.shape[2:]), scale_factor=self.patch, mode="nearest")
 
 
-def _task_file(source: str) -> Path | None:
-    """The tuned task that a path means."""
-    file = Path(source, "task.ckpt") if Path(source).is_dir() else Path(source)
-    return file if file.name == "task.ckpt" and file.is_file() else None
-
-
 def _tuned(path: Path, image_size: int | None) -> _Leaving:
     """A tuned segmentation as a graph; its card says of the encoder what that one's says."""
     from geomim.finetune.backbones import checkpoint_of  # needs the extra of tasks
@@ -219,23 +204,20 @@ def _tuned(path: Path, image_size: int | None) -> _Leaving:
     own, contract, network = task.hparams, task.contract, task.model.encoder.network
     if task.tuning.lora:
         merge_lora(network)
-    embed = getattr(network, "patch_embed", None)
-    made = getattr(embed, "img_size", None) or network.pretrained_cfg["input_size"][1:]
-    side, head = image_size or own["image_size"] or made[0], own["head"]
-    model, kind = nn.Sequential(task.model, nn.Softmax(1)).eval(), f"{type(network).__name__} with {head}"
-    graph = Graph(model, (len(contract.names), side, side), _CLASSES, tuple(own["classes"]))
-    source = own["encoder"]
+    made = getattr(getattr(network, "patch_embed", None), "img_size", None) or network.pretrained_cfg["input_size"][1:]
+    side, source, kind = image_size or own["image_size"] or made[0], own["encoder"], type(network).__name__
+    model = nn.Sequential(task.model, nn.Softmax(1)).eval()
     known = {} if source.startswith("timm:") else read_encoder(checkpoint_of(source)[0]).entry
     entry = {key: value for key, value in known.items() if key not in ("contracts", "joint")} | {
         "format_version": FORMAT_VERSION,
         "geomim_version": __version__,
-        "source": f"segmentation with the head {head}, tuned on {Path(source).name}",
-        "encoder": {"family": type(network).__name__},
+        "source": f"segmentation with the head {own['head']}, tuned on {Path(source).name}",
+        "encoder": {"family": kind},
         "contract": contract.to_dict(),
         "notes": list(dict.fromkeys([*known.get("notes", ()), *task.notes])),
     }
-    sizes = {"image_size": side}
-    return _Leaving({"geomim": entry}, contract, kind, sizes, [graph], contract.sensor.gsd, 25, task.notes)
+    graph = Graph(model, (len(contract.names), side, side), tuple(own["classes"]))
+    return _Leaving({"geomim": entry}, contract, kind, [graph], contract.sensor.gsd, 25, task.notes)
 
 
 def _fill(leaving: _Leaving, kinds: Sequence[str], folder: Path, name: str, push: str | None) -> None:
@@ -244,8 +226,7 @@ def _fill(leaving: _Leaving, kinds: Sequence[str], folder: Path, name: str, push
     if leaving.loaded:
         write_encoder(leaving.loaded, config, folder)
     described, said = [one.described() for one in leaving.graphs], {"geomim": config["geomim"]}
-    if graph.classes:
-        said |= deepness(graph.classes, contract, graph.shape[1], leaving.gsd, leaving.overlap)
+    said |= deepness(graph, contract, leaving.gsd, leaving.overlap) if graph.classes else {}
     for kind in kinds:
         off = graph.write(kind, folder, said)
         config.setdefault("graphs", {})[FILES[kind]] = described[-1]
@@ -256,5 +237,6 @@ def _fill(leaving: _Leaving, kinds: Sequence[str], folder: Path, name: str, push
     write_json(folder / "config.json", config)
     card = model_card(name, config, f"hf-hub:{push}" if push else f"local-dir:/path/to/{name}")
     (folder / "README.md").write_text(card, encoding="utf-8")
-    files = [file.name for file in folder.iterdir()]
-    write_json(folder / "item.json", mlm_item(name, leaving.kind, contract, described, files, **leaving.sizes))
+    files, patch = [file.name for file in folder.iterdir()], config["geomim"]["encoder"].get("patch_size")
+    sizes = {"image_size": graph.shape[1]} | ({"patch_size": patch} if patch else {})
+    write_json(folder / "item.json", mlm_item(name, leaving.kind, contract, described, files, **sizes))
