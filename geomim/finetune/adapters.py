@@ -22,11 +22,7 @@ class TerraTorchBackbone(Depths):
 
     In TerraTorch's `custom_modules`, register a function that returns one: `TERRATORCH_BACKBONE_REGISTRY.register`.
 
-    Args:
-        source: What `open_backbone` opens, as all of these.
-        sensor: What the images' numbers are.
-        bands: Use these bands alone, in this order.
-        image_size: Side of the images in pixels.
+    Args are those of `open_backbone`.
     """
 
     def __init__(
@@ -40,11 +36,7 @@ class TerraTorchBackbone(Depths):
 class PangaeaEncoder(TerraTorchBackbone):
     """An `Encoder` of PANGAEA, whose preprocessing normalises: images of one date and modality to maps.
 
-    Args:
-        encoder_weights: What `open_backbone` opens.
-        input_bands: The modality, and the names of its bands in the order they come in.
-        input_size: Side of the images in pixels.
-        sensor: What their numbers are, for an encoder of several sensors.
+    `encoder_weights` is what `open_backbone` opens, and `input_bands` names the modality's bands as they come in.
     """
 
     multi_temporal = multi_temporal_output = False

@@ -61,15 +61,9 @@ class Graph:
         return {"input": {"image": [-1, *self.shape]}, "output": given, "classes": list(self.classes)}
 
     def write(self, kind: str, folder: Path, said: Mapping[str, Any]) -> float:
-        """Write one of `FILES`, open it, and compare for one image and for three.
+        """Write one of `FILES`, open it, compare it for one image and for three, and give the largest difference.
 
-        Args:
-            kind: Which.
-            folder: Where.
-            said: Plain values that travel inside as JSON: metadata in ONNX, else `geomim.json` in the archive.
-
-        Returns:
-            The largest difference.
+        What is `said` travels inside as JSON: metadata in ONNX, else `geomim.json` in the archive.
 
         Raises:
             CheckpointError: It is above the tolerance; or torch cannot write the network.
@@ -112,16 +106,11 @@ def compare(answers: Sequence[Tensor], expected: Sequence[Tensor], name: str) ->
 
 
 def deepness(graph: Graph, contract: BandContract, gsd: float | None, overlap: int) -> dict[str, Any]:
-    """Metadata by which Deepness, a plugin of QGIS, maps the classes of a graph.
+    """Metadata by which Deepness, a plugin of QGIS, maps the classes of a graph, in tiles that overlap by some percent.
 
     It divides by 255 what a layer holds, whatever its type, and then standardises (from 0.6 on). Where the threshold is
-    0 the most probable class stands. For the tile's side its manual has one name and its code another.
-
-    Args:
-        graph: Of probabilities.
-        contract: Bands, mean and deviation of stored numbers.
-        gsd: Metres a pixel; it asks where None.
-        overlap: Percent that tiles share.
+    0 the most probable class stands. For the tile's side its manual has one name and its code another. It asks for the
+    metres a pixel where they are not known.
     """
     said = {"model_type": "Segmentor", "class_names": dict(enumerate(graph.classes)), "tiles_overlap": overlap}
     said |= {"tile_size": graph.shape[1], "tiles_size": graph.shape[1], "seg_thresh": 0.0, "seg_small_segment": 0}

@@ -21,15 +21,10 @@ _ASSETS = {
 def mlm_item(
     name: str, kind: str, contract: BandContract, graphs: Sequence[Mapping[str, Any]], files: Sequence[str], **more: Any
 ) -> dict[str, Any]:
-    """Say what goes into a folder's models and what comes out; the band contract is there as `geomim:contract`.
+    """Say what goes into the models among a folder's files, and what comes out, of what `Graph.described` says.
 
-    Args:
-        name: Of the model.
-        kind: Its architecture, in words.
-        contract: Bands, mean and deviation of stored numbers.
-        graphs: What `Graph.described` says of each.
-        files: Names of the folder's files.
-        **more: Numbers to be known too, as its `patch_size`.
+    The whole band contract is there as `geomim:contract`; `kind` is the architecture in words, `more` are numbers to be
+    known too, as the `patch_size`.
     """
     given: dict[str, Any] = {"shape": graphs[0]["input"]["image"], "dim_order": ["batch", "channel", "height", "width"]}
     statistics = zip(contract.mean, contract.divisor, strict=True)

@@ -90,14 +90,18 @@ def export(
         The folder, or the file.
 
     Raises:
-        CheckpointError: The checkpoint cannot be read, is of several sensors and none is named, or is not what the
-            probe was fitted on; a file answers otherwise than the encoder.
+        CheckpointError: The checkpoint cannot be read, is of several sensors and none is named, or is another than the
+            probe's; or a file answers otherwise than the encoder.
         BandError: The encoder cannot be baked for these bands.
         InputError: `out` holds something else, or the Hub does not take it.
     """
     formats, folder = format or ["timm"], Path(out)
     kinds, changes = [kind for kind in FILES if kind in formats], (sensor, bands, gsd, patch_size)
-    _check(formats, kinds, folder, probe, push, image_size, changes)
+    if (probe or image_size is not None) and not kinds:
+        raise ConfigError(f"{'--probe' if probe else '--image_size'} is for graphs: add --format onnx or torch-export")
+    if probe and changes != (None,) * 4:
+        raise ConfigError("leave out --sensor, --bands, --gsd and --patch_size beside --probe, which has its own")
+    _check(formats, kinds, folder, push)
     task = Path(checkpoint, "task.ckpt") if Path(checkpoint).is_dir() else Path(checkpoint)
     if task.name == "task.ckpt" and task.is_file():
         if not kinds or probe or heads or changes != (None,) * 4:
@@ -117,20 +121,8 @@ def export(
     return folder
 
 
-def _check(
-    formats: Sequence[str],
-    kinds: Sequence[str],
-    out: Path,
-    probe: str | None,
-    push: str | None,
-    image_size: int | None,
-    changes: tuple[Any, ...],
-) -> None:
-    """Refuse what does not go together, before anything is read."""
-    if (probe or image_size is not None) and not kinds:
-        raise ConfigError(f"{'--probe' if probe else '--image_size'} is for graphs: add --format onnx or torch-export")
-    if probe and changes != (None,) * 4:
-        raise ConfigError("leave out --sensor, --bands, --gsd and --patch_size beside --probe, which has its own")
+def _check(formats: Sequence[str], kinds: Sequence[str], out: Path, push: str | None) -> None:
+    """Refuse what cannot be written, before anything is read."""
     if push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
         raise ConfigError(f"--push: expected USER/NAME; given '{push}'")
     if "remoteclip" in formats:
