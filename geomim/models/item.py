@@ -39,7 +39,6 @@ def mlm_item(
         "datetime": None,  # a model is of no place, and of all time, as MLM advises to write it
         "start_datetime": "1900-01-01T00:00:00Z",
         "end_datetime": "9999-12-31T23:59:59Z",
-        "bands": [_band(contract, place) for place in range(len(contract.names))],
         "mlm:name": name,
         "mlm:architecture": kind,
         "mlm:tasks": list(dict.fromkeys(task for one in outputs for task in one["tasks"])),
@@ -51,11 +50,11 @@ def mlm_item(
         "mlm:hyperparameters": more,
         "geomim:contract": contract.to_dict(),
     }
-    assets = {}
+    assets, bands = {}, [_band(contract, place) for place in range(len(contract.names))]
     for file, (framework, artifact, role) in _ASSETS.items():
         said = {"href": f"./{file}", "type": f"application/octet-stream; framework={framework}"}
         if file in files:
-            assets[file] = {**said, "mlm:artifact_type": artifact, "roles": ["mlm:model", role]}
+            assets[file] = {**said, "mlm:artifact_type": artifact, "roles": ["mlm:model", role], "bands": bands}
     extensions = [f"https://stac-extensions.github.io/{one}/schema.json" for one in _EXTENSIONS]
     about = {"type": "Feature", "stac_version": "1.1.0", "stac_extensions": extensions, "id": name, "geometry": None}
     return {**about, "properties": properties, "links": [], "assets": assets}
