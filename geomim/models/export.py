@@ -21,6 +21,7 @@ from geomim.models.graphs import Features, compare
 from geomim.models.hierarchical import Hierarchical
 from geomim.models.image_text import ImageText, write_remoteclip
 from geomim.models.weights import DIVIDED, IMAGENET, STORED, Loaded, write_tensors
+from geomim.sensors import BandContract
 
 
 def write_file(both: ImageText, file: Path) -> Path:
@@ -86,7 +87,7 @@ def put_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 def baked(
     loaded: Loaded, name: str, sensor: str | None, bands: list[str] | None, gsd: float | None, patch_size: int | None
 ) -> Loaded:
-    """A plain encoder of one sensor, as `fitted` and `named_contract` say, with the rights of all it was trained on."""
+    """A plain encoder of one sensor, as `fitted` and `named_contract` say."""
     if gsd is not None and not 0 < gsd < math.inf:
         raise ConfigError(f"--gsd: expected metres a pixel, above 0; given {gsd:g}")
     if patch_size is not None and patch_size < 1:
@@ -98,13 +99,17 @@ def baked(
             raise ConfigError(f"'{name}' is a plain encoder of its own bands: leave out --sensor and --bands")
         return replace(loaded, encoder=fitted(loaded.encoder, loaded.contract, gsd, patch_size))
     contract, notes = named_contract(loaded, name, sensor, bands)
-    licences, attributions, corpora = (
-        tuple(dict.fromkeys(chain.from_iterable(getattr(one, key) for one in loaded.contracts.values())))
+    return replace(for_contract(loaded, contract, gsd, patch_size), notes=notes)
+
+
+def for_contract(loaded: Loaded, contract: BandContract, gsd: float | None, patch_size: int | None = None) -> Loaded:
+    """A plain encoder for a contract, which is given the rights of everything that the encoder was trained on."""
+    rights: dict[str, Any] = {
+        key: tuple(dict.fromkeys(chain.from_iterable(getattr(one, key) for one in loaded.contracts.values())))
         for key in ("licences", "attributions", "corpora")
-    )
-    contract = replace(contract, licences=licences, attributions=attributions, corpora=corpora)
-    encoder = fitted(loaded.encoder, contract, gsd, patch_size)
-    return replace(loaded, encoder=encoder, contracts={contract.sensor.name: contract}, notes=notes)
+    }
+    encoder, contract = fitted(loaded.encoder, contract, gsd, patch_size), replace(contract, **rights)
+    return replace(loaded, encoder=encoder, contracts={contract.sensor.name: contract})
 
 
 def _replaceable(folder: Path) -> bool:

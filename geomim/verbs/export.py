@@ -16,8 +16,16 @@ from geomim.errors import CheckpointError, ConfigError, MissingExtraError
 from geomim.evaluate.probes import patch_logits
 from geomim.evaluate.saved import ProbeCard, fingerprint, load_probe
 from geomim.models.card import model_card, shown
-from geomim.models.export import baked, check_folder, hub_config, put_folder, write_encoder, write_file, write_json
-from geomim.models.fitting import fitted
+from geomim.models.export import (
+    baked,
+    check_folder,
+    for_contract,
+    hub_config,
+    put_folder,
+    write_encoder,
+    write_file,
+    write_json,
+)
 from geomim.models.frozen import as_timm
 from geomim.models.graphs import FILES, Features, Graph, deepness
 from geomim.models.hierarchical import Hierarchical
@@ -155,20 +163,22 @@ def _encoder(
         by_patch = nn.Sequential(_ByPatch(graphs[0].network, answers, own.patch_size), nn.Softmax(1))
         graphs.append(Graph(by_patch.eval(), graphs[0].shape, card.classes))
     kind, gsd = "Swin Transformer V2" if fixed else "Vision Transformer", changes[2] or contract.sensor.gsd
+    if card and (card.gsd or gsd):
+        gsd = card.gsd or gsd * card.scale  # of the images as the encoder saw them
     return _Leaving(hub_config(loaded), contract, kind, graphs, gsd, 50, loaded.notes, loaded)
 
 
 def _of_probe(loaded: Loaded, name: str, card: ProbeCard) -> Loaded:
     """The encoder as a probe knows it."""
     contract = BandContract.from_dict(card.contract) if card.contract else contract_of(loaded, name)[0]
-    encoder, notes = fitted(loaded.encoder, contract, card.gsd), loaded.notes
-    if card.encoder != fingerprint(encoder):
+    made, notes = for_contract(loaded, contract, card.gsd), loaded.notes
+    if card.encoder != fingerprint(made.encoder):
         raise CheckpointError(f"the probe was fitted on another encoder than '{name}': run geomim evaluate on this one")
     if card.kind == "linear" and card.pool == "class":
         raise CheckpointError("the probe reads the class token, which no patch has: run geomim evaluate --pool mean")
     if card.pool != "patch":
         notes += ("the probe was fitted on whole images: one of patches (geomim evaluate --dense) maps better",)
-    return replace(loaded, encoder=encoder, contracts={contract.sensor.name: contract}, notes=notes)
+    return replace(made, notes=notes)
 
 
 class _ByPatch(nn.Module):
@@ -224,8 +234,12 @@ def _fill(leaving: _Leaving, kinds: Sequence[str], folder: Path, name: str, push
         config.setdefault("graphs", {})[FILES[kind]] = described[-1]
         print(f"{FILES[kind]}: {shown(described[-1])}; opened again, it differs by at most {off:.1e}")
     if "onnx" in kinds and graph.classes:
-        asks = "" if leaving.gsd else "; it will ask for the resolution, which these bands do not tell"
-        print(f"note: in QGIS's Deepness (from 0.6) choose a layer's bands as {', '.join(contract.names)}{asks}")
+        metres = (
+            f"the resolution is {leaving.gsd:g} m" if leaving.gsd else "give the resolution, which bands do not tell"
+        )
+        print(
+            f"note: in QGIS's Deepness (from 0.6) a layer's bands are {', '.join(contract.names)}; {metres}: check both"
+        )
     write_json(folder / "config.json", config)
     card = model_card(name, config, f"hf-hub:{push}" if push else f"local-dir:/path/to/{name}")
     (folder / "README.md").write_text(card, encoding="utf-8")

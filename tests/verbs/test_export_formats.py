@@ -147,9 +147,9 @@ def in_deepness(folder: Path, tile: np.ndarray) -> np.ndarray:
     return found.argmax(1)[0]
 
 
-@pytest.mark.parametrize(("kind", "bands"), [("linear", None), ("efficient", ["B04", "B08"])])
+@pytest.mark.parametrize(("kind", "bands", "scale"), [("linear", None, 1.0), ("efficient", ["B04", "B08"], 2.0)])
 @torch.no_grad()
-def test_deepness_maps_what_a_probe_says_of_patches(root: Path, kind: str, bands, capsys) -> None:
+def test_deepness_maps_what_a_probe_says_of_patches(root: Path, kind: str, bands, scale, capsys) -> None:
     """Of 8 bits and one sensor, and of 16 bits and an encoder of any."""
     torch.manual_seed(1)
     source, out = root / f"{kind}.ckpt", root / kind
@@ -159,9 +159,12 @@ def test_deepness_maps_what_a_probe_says_of_patches(root: Path, kind: str, bands
         contract = S2.select(bands)
         encoder = tiny_encoder.checkpoint(source, NAIP, S2, spectral=True, depth=2).bake(contract)
     probe = (LinearProbe(32, 3) if kind == "linear" else EfficientProbe(32, 3, 4)).eval()
-    file = probed(root / f"probe-{kind}", encoder, contract, probe, kind=kind)
+    file = probed(root / f"probe-{kind}", encoder, contract, probe, kind=kind, scale=scale)
     assert main(["export", str(source), "--probe", file, "--format", "onnx", "--out", str(out)]) == 0
-    assert f"choose a layer's bands as {', '.join(contract.names)}\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert (
+        f"a layer's bands are {', '.join(contract.names)}; the resolution is {contract.sensor.gsd * scale:g} m" in said
+    )
     most, type_ = (256, np.uint8) if bands is None else (3000, np.uint16)
     tile = np.random.default_rng(0).integers(0, most, (64, 64, len(contract.names)), dtype=type_)
     mean, std = (torch.tensor(one)[:, None, None] for one in (contract.mean, contract.std))
@@ -171,12 +174,14 @@ def test_deepness_maps_what_a_probe_says_of_patches(root: Path, kind: str, bands
     np.testing.assert_array_equal(in_deepness(out, tile), ids.repeat(8, 0).repeat(8, 1))
     said = metadata(out)
     assert said["model_type"] == "Segmentor" and said["class_names"] == {"0": "water", "1": "wood", "2": "town"}
-    gsd = 100 * contract.sensor.gsd
+    gsd = 100 * contract.sensor.gsd * scale  # as the probe saw its images
     assert (said["resolution"], said["tile_size"], said["tiles_size"], said["tiles_overlap"]) == (gsd, 64, 64, 50)
     assert onnxruntime.InferenceSession(out / "model.onnx").get_outputs()[0].shape[1:] == [3, 64, 64]
     item = MLMExtension.ext(pystac.Item.from_file(out / "item.json"))
     assert [one.title for one in item.output[-1].classes] == ["water", "wood", "town"]
-    assert read_encoder(out).contract == contract
+    own = read_encoder(out).contract
+    assert own.sensor == contract.sensor and own.mean == contract.mean
+    assert own.licences == ("public domain",)  # of all that the encoder was trained on
 
 
 def test_what_does_not_go_together_is_refused_and_leaves_nothing(root: Path, capsys) -> None:
