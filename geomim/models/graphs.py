@@ -22,6 +22,8 @@ from geomim.sensors import BandContract
 FILES = {"onnx": "model.onnx", "torch-export": "model.pt2"}
 TOLERANCE = 1e-4
 """How far an answer may be from the network's, absolute and relative to it."""
+_FEATURES = {"pooled": ["batch", "channel"], "patches": ["batch", "channel", "height", "width"]}
+_CLASSES = {"probabilities": ["batch", "class", "height", "width"]}
 _OPSET, _IR = 18, 8  # of 2022: what older runtimes, as beside QGIS, still read
 _SINGLE = 1_800_000_000  # bytes that one file of ONNX holds; larger weights lie beside it
 
@@ -43,10 +45,7 @@ class Graph:
     @property
     def outputs(self) -> dict[str, list[str]]:
         """Dimensions of each answer."""
-        place = ["height", "width"]
-        if self.classes:
-            return {"probabilities": ["batch", "class", *place]}
-        return {"pooled": ["batch", "channel"], "patches": ["batch", "channel", *place]}
+        return _CLASSES if self.classes else _FEATURES
 
     def tried(self, network: Callable[[Tensor], Any], count: int) -> Sequence[Tensor]:
         """What a network answers to noise."""

@@ -234,12 +234,8 @@ def _fill(leaving: _Leaving, kinds: Sequence[str], folder: Path, name: str, push
         config.setdefault("graphs", {})[FILES[kind]] = described[-1]
         print(f"{FILES[kind]}: {shown(described[-1])}; opened again, it differs by at most {off:.1e}")
     if "onnx" in kinds and graph.classes:
-        metres = (
-            f"the resolution is {leaving.gsd:g} m" if leaving.gsd else "give the resolution, which bands do not tell"
-        )
-        print(
-            f"note: in QGIS's Deepness (from 0.6) a layer's bands are {', '.join(contract.names)}; {metres}: check both"
-        )
+        metres = f"a pixel is {leaving.gsd:g} m" if leaving.gsd else "give the resolution, which bands do not tell"
+        print(f"note: in QGIS's Deepness (from 0.6) choose a layer's bands as {', '.join(contract.names)}; {metres}")
     write_json(folder / "config.json", config)
     card = model_card(name, config, f"hf-hub:{push}" if push else f"local-dir:/path/to/{name}")
     (folder / "README.md").write_text(card, encoding="utf-8")

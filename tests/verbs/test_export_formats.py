@@ -163,7 +163,7 @@ def test_deepness_maps_what_a_probe_says_of_patches(root: Path, kind: str, bands
     assert main(["export", str(source), "--probe", file, "--format", "onnx", "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert (
-        f"a layer's bands are {', '.join(contract.names)}; the resolution is {contract.sensor.gsd * scale:g} m" in said
+        f"choose a layer's bands as {', '.join(contract.names)}; a pixel is {contract.sensor.gsd * scale:g} m" in said
     )
     most, type_ = (256, np.uint8) if bands is None else (3000, np.uint16)
     tile = np.random.default_rng(0).integers(0, most, (64, 64, len(contract.names)), dtype=type_)
