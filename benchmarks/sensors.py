@@ -38,11 +38,11 @@ from geomim.data.labelled import open_labelled
 from geomim.evaluate.features import frozen, pixel_statistics, random_like
 from geomim.evaluate.knn import knn
 from geomim.evaluate.probes import fit_linear
-from geomim.models.export import export
 from geomim.models.inputs import ContractInput
 from geomim.models.weights import Loaded, read_encoder
 from geomim.pretrain.module import Optimisation
 from geomim.sensors import BandContract, Sensor, get_sensor
+from geomim.verbs.export import export
 from geomim.verbs.pretrain import Training, train
 
 SIDE, PATCH = 64, 8

@@ -57,7 +57,7 @@ VERBS = {
     "replay": Verb("geomim.verbs.replay:replay", "train", "the step again that ended a run: where it is not finite"),
     "evaluate": Verb("geomim.verbs.evaluate:evaluate", "train", "how good a frozen encoder is, beside its floors"),
     "evaluate-text": Verb("geomim.verbs.language:evaluate_text", "language", "what a model of images and text can do"),
-    "export": Verb("geomim.models.export:export", "train", "an encoder becomes a folder that plain timm loads"),
+    "export": Verb("geomim.verbs.export:export", "train", "an encoder leaves, for timm, QGIS, ONNX or the Hub"),
     "check-backbone": Verb(
         "geomim.verbs.check_backbone:check_backbone", "finetune", "what torchgeo's tasks do with some weights"
     ),

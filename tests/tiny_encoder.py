@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from geomim.models.build import build_encoder
-from geomim.models.export import export
 from geomim.models.vit import ViT
 from geomim.sensors import BandContract, get_sensor
+from geomim.verbs.export import export
 
 SIZES = {"image_size": 64, "patch_size": 8, "width": 32, "depth": 4, "heads": 2}
 NAIP = BandContract(get_sensor("naip"), (100.0, 90.0, 80.0, 120.0), (30.0, 25.0, 20.0, 40.0), ("public domain",))

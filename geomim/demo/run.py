@@ -26,11 +26,11 @@ from geomim.errors import GeomimError, InputError, Interrupted, MissingExtraErro
 from geomim.evaluate.scores import Scores
 from geomim.maps.predict import cluster, predict
 from geomim.maps.query import query
-from geomim.models.export import export
 from geomim.models.weights import read_encoder
 from geomim.pretrain.optimisation import Optimisation
 from geomim.sensors import Sensor, get_sensor
 from geomim.verbs.evaluate import Probe, evaluate
+from geomim.verbs.export import export
 from geomim.verbs.plot import read_figures
 from geomim.verbs.pretrain import Training, train
 from geomim.verbs.watching import Watching

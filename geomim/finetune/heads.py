@@ -168,7 +168,7 @@ class Decoder(nn.Module):
         if self.name == "dpt":
             decoded = self.decoder(whole, [None] * 4)
         else:
-            empty = [maps[0].new_empty(len(maps[0]), 0, height * by, width * by) for by in (32, 16)]
+            empty = [maps[0].new_empty(maps[0].shape[0], 0, height * by, width * by) for by in (32, 16)]
             decoded = self.decoder(empty + whole)
         return _enlarge(self.predict(decoded), self.stride, size)
 

@@ -13,33 +13,53 @@ from geomim.sensors import BandContract
 Facts = Mapping[str, Any]
 
 
-def model_card(name: str, config: Facts) -> str:
+def model_card(name: str, config: Facts, address: str) -> str:
     """Say in Markdown how to load the weights, what they expect and where they come from.
 
     Args:
         name: Name of the model.
-        config: The `config.json` beside the card.
+        config: The `config.json` beside the card, which may say of graphs what they take and give.
+        address: Where timm finds it.
 
     Returns:
         The text of `README.md`, with the front matter that model hubs read.
     """
+    said = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections(config["geomim"]).items())
+    timm = "model_args" in config
+    loading, tag = (_loading(config, address), "image-feature-extraction, timm") if timm else ("", "image-segmentation")
+    graphs = _graphs(config["graphs"]) if config.get("graphs") else ""
+    front = f"---\nlibrary_name: {'timm' if timm else 'onnx'}\ntags: [{tag}, remote-sensing, geomim]\n---\n"
+    return f"{front}# {name}\n\n{loading}{graphs}{said}\n"
+
+
+def shown(graph: Facts) -> str:
+    """What a graph takes and gives, in words, as `Graph.described` says it."""
+    gives = {name: one["shape"] for name, one in graph["output"].items()}
+    sides = (
+        ", ".join(f"{name} ({', '.join(['batch', *map(str, size[1:])])})" for name, size in some.items())
+        for some in (graph["input"], gives)
+    )
+    return " -> ".join(sides) + (f"; classes {', '.join(graph['classes'])}" if graph["classes"] else "")
+
+
+def _graphs(graphs: Facts) -> str:
+    lines = _list(f"`{file}`: {shown(graph)}" for file, graph in graphs.items())
+    what = "They take any number of images of this one size, as `(stored number - mean) / std` of the bands below."
+    return f"## Graphs\n\n{what}\n\n{lines}\n\n"
+
+
+def _loading(config: Facts, address: str) -> str:
+    """What an encoder is, and how timm loads it."""
     args, cfg = config["model_args"], config["pretrained_cfg"]
     advice = ": `timm.data.create_transform` prepares pictures of these bands."
     if "255" not in cfg["description"]:
         advice = ". Do not use `timm.data.create_transform`: it divides by 255 first."
-    said = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections(config["geomim"]).items())
     what, order = "A vision transformer", f"(B, 1 + patches, {config['num_features']}): class token first"
     deep, heads = args.get("depth"), args["num_heads"]
     if "depths" in args:
         deep, heads = ("-".join(map(str, args[key])) for key in ("depths", "num_heads"))
         what, order = "A hierarchical Swin V2", f"(B, rows, columns, {config['num_features']})"
-    return f"""---
-library_name: timm
-tags: [image-feature-extraction, timm, remote-sensing, geomim]
----
-# {name}
-
-{what} ({args["embed_dim"]} wide, {deep} deep, {heads} heads) for images of
+    return f"""{what} ({args["embed_dim"]} wide, {deep} deep, {heads} heads) for images of
 {args["img_size"]} px in patches of {args["patch_size"]} px.
 
 ## Load it
@@ -49,7 +69,7 @@ Nothing but timm is needed:
 ```python
 import timm
 
-model = timm.create_model("local-dir:/path/to/{name}", pretrained=True).eval()
+model = timm.create_model("{address}", pretrained=True).eval()
 features = model(images)                  # (B, {config["num_features"]}): mean of the patch tokens
 tokens = model.forward_features(images)   # {order}
 ```
@@ -57,7 +77,6 @@ tokens = model.forward_features(images)   # {order}
 `images` are `(B, {args["in_chans"]}, H, W)`: the bands below in that order, as `(stored number - mean) / std`.
 `pretrained_cfg` holds {cfg["description"]}{advice}
 
-{said}
 """
 
 

@@ -6,65 +6,26 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import timm
+import torch
 
 from geomim.errors import ConfigError, InputError
 from geomim.models.card import model_card
 from geomim.models.fitting import fitted, named_contract
+from geomim.models.graphs import Features, compare
 from geomim.models.hierarchical import Hierarchical
-from geomim.models.image_text import ImageText, with_text, write_remoteclip
-from geomim.models.weights import DIVIDED, IMAGENET, STORED, Loaded, read_encoder, write_tensors
+from geomim.models.image_text import ImageText, write_remoteclip
+from geomim.models.weights import DIVIDED, IMAGENET, STORED, Loaded, write_tensors
+from geomim.sensors import BandContract
 
 
-def export(
-    checkpoint: str,
-    out: str,
-    heads: int | None = None,
-    sensor: str | None = None,
-    bands: list[str] | None = None,
-    gsd: float | None = None,
-    patch_size: int | None = None,
-    layout: Literal["timm", "remoteclip"] = "timm",
-) -> Path:
-    """Write an encoder as a folder that timm, torchgeo and safetensors read without geomim.
-
-    The space that it shares with sentences, where it has one, lies beside in `joint.safetensors`.
-    `timm.create_model("local-dir:OUT", pretrained=True)` gives the encoder with mean-pooled patch tokens as its
-    answer. The mean and deviation of its `pretrained_cfg` are those of pictures brought to 0..1, as timm's transforms
-    do it, where the encoder was trained on 8-bit numbers; else those of stored numbers. Its `description` says which.
-
-    Args:
-        checkpoint: A geomim checkpoint, an exported folder, or a published MAE or SelectiveMAE file.
-        out: Folder to write; an earlier export is replaced, any other folder with content is refused.
-        heads: Attention heads of a published file whose size is not a usual one.
-        sensor: What a spectral encoder is baked for: a sensor that it was trained on, another one, or a YAML file of
-            one, with `mean` and `std` of the stored numbers where its bands are like none of the encoder's.
-        bands: Only these bands, in this order.
-        gsd: Metres a pixel of the images, for positions that follow it; those of the sensor where not given.
-        patch_size: Another patch size in pixels; kernels are resized by pseudo-inverse.
-        layout: `remoteclip` writes images and text as one file, which open_clip loads: a class token, red, green and
-            blue, and CLIP's architecture (`--encoder.clip`) are needed.
-
-    Returns:
-        The folder, or the file.
-
-    Raises:
-        CheckpointError: The checkpoint cannot be read, or is of several sensors and none is named.
-        BandError: The encoder cannot be baked for these bands.
-        InputError: `out` holds something else.
-    """
-    loaded = _baked(read_encoder(checkpoint, heads), checkpoint, sensor, bands, gsd, patch_size)
-    for note in loaded.notes:
-        print(f"note: {note}")
-    if layout == "remoteclip":
-        return _write_file(with_text(loaded, checkpoint), Path(out))
-    return write_folder(loaded, Path(out))
-
-
-def _write_file(both: ImageText, file: Path) -> Path:
+def write_file(both: ImageText, file: Path) -> Path:
     """In RemoteCLIP's layout."""
     if file.exists():
         raise InputError(f"'{file}' exists: give a new file")
@@ -78,25 +39,57 @@ def _write_file(both: ImageText, file: Path) -> Path:
     return file
 
 
+def write_encoder(loaded: Loaded, config: Mapping[str, Any], folder: Path) -> None:
+    """Write what timm reads, read it, and compare (CheckpointError); the space shared with sentences lies beside."""
+    own = loaded.encoder
+    write_tensors(folder / "model.safetensors", (own.network if isinstance(own, Hierarchical) else own).state_dict())
+    if loaded.joint:
+        write_tensors(folder / "joint.safetensors", loaded.joint)
+    write_json(folder / "config.json", config)
+    made: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = torch.randn(1, own.in_chans, own.image_size, own.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        patches = own(images).patches.transpose(1, 2)
+        expected = patches.mean(2), patches.unflatten(2, own.grid)
+        compare(Features(made)(images), expected, "model.safetensors in timm")
+
+
 def write_folder(loaded: Loaded, folder: Path) -> Path:
-    """Write an encoder of one sensor as timm reads it; aside, then renamed.
+    """Write an encoder of one sensor and its card as timm reads it; aside, then renamed.
 
     Raises:
         InputError: The folder holds something else.
     """
+    config = hub_config(loaded)
+
+    def fill(aside: Path) -> None:
+        write_encoder(loaded, config, aside)
+        card = model_card(folder.name, config, f"local-dir:/path/to/{folder.name}")
+        (aside / "README.md").write_text(card, encoding="utf-8")
+
+    put_folder(folder, fill)
+    return folder
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write plain values."""
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that holds something else than an earlier export (InputError)."""
     if folder.exists() and not _replaceable(folder):
         raise InputError(f"'{folder}' exists and is no earlier export: give an empty or a new folder")
-    config = hub_config(loaded)
+
+
+def put_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a folder aside, then rename it, over an earlier export where `check_folder` lets it."""
+    check_folder(folder)
     aside, old = (folder.absolute().with_name(f".{folder.name}.{os.getpid()}.{part}") for part in ("part", "old"))
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        model = loaded.encoder.network if isinstance(loaded.encoder, Hierarchical) else loaded.encoder
-        write_tensors(aside / "model.safetensors", model.state_dict())
-        if loaded.joint:
-            write_tensors(aside / "joint.safetensors", loaded.joint)
-        (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (aside / "README.md").write_text(model_card(folder.name, config), encoding="utf-8")
+        fill(aside)
         if folder.exists():
             folder.rename(old)
         try:
@@ -107,14 +100,12 @@ def write_folder(loaded: Loaded, folder: Path) -> Path:
     finally:
         for leftover in (aside, old):
             shutil.rmtree(leftover, ignore_errors=True)
-    print(f'wrote {folder}; load it with timm.create_model("local-dir:{folder}", pretrained=True)')
-    return folder
 
 
-def _baked(
+def baked(
     loaded: Loaded, name: str, sensor: str | None, bands: list[str] | None, gsd: float | None, patch_size: int | None
 ) -> Loaded:
-    """A plain encoder of one sensor, with the rights of everything that it was trained on."""
+    """A plain encoder of one sensor, as `fitted` and `named_contract` say."""
     if gsd is not None and not 0 < gsd < math.inf:
         raise ConfigError(f"--gsd: expected metres a pixel, above 0; given {gsd:g}")
     if patch_size is not None and patch_size < 1:
@@ -126,13 +117,17 @@ def _baked(
             raise ConfigError(f"'{name}' is a plain encoder of its own bands: leave out --sensor and --bands")
         return replace(loaded, encoder=fitted(loaded.encoder, loaded.contract, gsd, patch_size))
     contract, notes = named_contract(loaded, name, sensor, bands)
-    licences, attributions, corpora = (
-        tuple(dict.fromkeys(chain.from_iterable(getattr(one, key) for one in loaded.contracts.values())))
+    return replace(for_contract(loaded, contract, gsd, patch_size), notes=notes)
+
+
+def for_contract(loaded: Loaded, contract: BandContract, gsd: float | None, patch_size: int | None = None) -> Loaded:
+    """A plain encoder for a contract, which is given the rights of everything that the encoder was trained on."""
+    rights: dict[str, Any] = {
+        key: tuple(dict.fromkeys(chain.from_iterable(getattr(one, key) for one in loaded.contracts.values())))
         for key in ("licences", "attributions", "corpora")
-    )
-    contract = replace(contract, licences=licences, attributions=attributions, corpora=corpora)
-    encoder = fitted(loaded.encoder, contract, gsd, patch_size)
-    return replace(loaded, encoder=encoder, contracts={contract.sensor.name: contract}, notes=notes)
+    }
+    encoder, contract = fitted(loaded.encoder, contract, gsd, patch_size), replace(contract, **rights)
+    return replace(loaded, encoder=encoder, contracts={contract.sensor.name: contract})
 
 
 def _replaceable(folder: Path) -> bool:

@@ -136,7 +136,7 @@ def test_bands_of_several_sensors_and_of_units_of_their_own():
 def test_the_card_holds_what_an_export_stores():
     config = hub_config(loaded())
     assert config["geomim"]["provenance"] == PROVENANCE
-    card = model_card("name", config)
+    card = model_card("name", config, "local-dir:name")
     assert card.startswith("---\nlibrary_name: timm\n") and "# name\n" in card and "(B, 4, H, W)" in card
     for title, words in sections(config["geomim"]).items():
         assert f"## {title}\n\n{words}" in card

@@ -8,12 +8,12 @@ import yaml
 
 from geomim.errors import BandError, CheckpointError, ConfigError, InputError
 from geomim.models.build import build_encoder, from_config
-from geomim.models.export import export
 from geomim.models.fitting import contract_for, fitted, named_contract
 from geomim.models.frozen import read_frozen
 from geomim.models.vit import ViT
 from geomim.models.weights import Loaded, read_encoder
 from geomim.sensors import Band, BandContract, Sensor, get_sensor
+from geomim.verbs.export import export
 
 SIZES = {"image_size": 32, "patch_size": 8, "width": 48, "depth": 2, "heads": 3}
 NAIP, S2 = get_sensor("naip"), get_sensor("sentinel2")

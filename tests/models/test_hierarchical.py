@@ -11,7 +11,6 @@ from geomim.errors import CheckpointError, ConfigError
 from geomim.evaluate.features import encode, extract, random_like
 from geomim.evaluate.saved import fingerprint
 from geomim.models.build import build_encoder, from_config
-from geomim.models.export import export
 from geomim.models.hierarchical import Hierarchical, swin_v2
 from geomim.models.patches import Patches, patchify
 from geomim.models.weights import read_encoder
@@ -19,6 +18,7 @@ from geomim.pretrain.module import Origin, PretrainModule
 from geomim.pretrain.recipes import cross_mae, mae, simmim
 from geomim.randomness import Draws
 from geomim.sensors import BandContract, get_sensor
+from geomim.verbs.export import export
 
 RGB = BandContract(get_sensor("rgb"), (120.0, 110.0, 100.0), (50.0, 55.0, 60.0))
 

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from geomim.errors import CheckpointError, ConfigError, InputError
 from geomim.models.build import build_encoder
 from geomim.models.clip import _name, _told_by_shapes
-from geomim.models.export import export
 from geomim.models.frozen import read_frozen
 from geomim.models.image_text import ImageText, open_image_text, write_remoteclip
 from geomim.models.joint import Joint
 from geomim.models.text import TextTower, build_text
 from geomim.sensors import BandContract, get_sensor
+from geomim.verbs.export import export
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -303,7 +303,7 @@ def test_one_trained_here_leaves_in_remoteclips_layout(tmp_path: Path) -> None:
     rgb = {"rgb": BandContract(get_sensor("rgb"), *STATISTICS)}
     path, _, _ = trained(tmp_path / "a.ckpt", rgb, "class", clip="quick_gelu")
     ours = open_image_text(path)
-    export(path, str(tmp_path / "out.pt"), layout="remoteclip")
+    export(path, str(tmp_path / "out.pt"), format=["remoteclip"])
     again, pictures = open_image_text(f"remoteclip:{tmp_path / 'out.pt'}"), 255 * torch.rand(2, 3, 32, 32)
 
     def seen(one: ImageText) -> torch.Tensor:
@@ -332,7 +332,7 @@ def test_one_trained_here_leaves_in_remoteclips_layout(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=f"is not written, RemoteCLIP's layout.*{said}"):
             write_remoteclip(open_image_text(other), tmp_path / "none.pt")
     with pytest.raises(InputError, match="exists: give a new file"):
-        export(path, str(tmp_path / "out.pt"), layout="remoteclip")
+        export(path, str(tmp_path / "out.pt"), format=["remoteclip"])
     assert sorted(one.name for one in tmp_path.iterdir()) == ["a.ckpt", "b.ckpt", "out.pt"]
 
 

@@ -9,10 +9,10 @@ from torch import nn
 
 from geomim.errors import BandError, CheckpointError
 from geomim.models.build import build_encoder, from_config
-from geomim.models.export import export
 from geomim.models.inflate import inflation, share_out
 from geomim.models.vit import ViT
 from geomim.sensors import BandContract, Sensor, get_sensor
+from geomim.verbs.export import export
 
 RGB, NAIP, S2 = (get_sensor(name) for name in ("rgb", "naip", "sentinel2"))
 SIZES = {"image_size": 48, "patch_size": 8, "width": 48, "depth": 2, "heads": 3}

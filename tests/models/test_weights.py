@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from geomim.errors import BandError, CheckpointError, ConfigError, InputError
-from geomim.models.export import export
 from geomim.models.inputs import ContractInput
 from geomim.models.vit import ViT
 from geomim.models.weights import read_checkpoint, read_encoder
 from geomim.sensors import SENSORS, BandContract
+from geomim.verbs.export import export
 
 SMALL = {"in_chans": 4, "image_size": 48, "patch_size": 8, "width": 48, "depth": 2, "heads": 3, "mlp_ratio": 2.0}
 CONTRACT = BandContract(SENSORS["naip"], (100.0, 90.0, 80.0, 120.0), (30.0, 25.0, 20.0, 40.0), ("public domain",))

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from geomim.errors import BandError, CheckpointError, ConfigError
 from geomim.models.build import build_encoder
-from geomim.models.export import export
 from geomim.models.frozen import last_levels, read_frozen
 from geomim.models.vit import ViT
 from geomim.pretrain.context import Context, View
@@ -21,6 +20,7 @@ from geomim.pretrain.recipes import RECIPES
 from geomim.pretrain.targets import FrozenTeacher, TeacherLevels
 from geomim.randomness import Draws
 from geomim.sensors import SENSORS, Band, BandContract, Sensor
+from geomim.verbs.export import export
 
 NAIP = BandContract(SENSORS["naip"], (100.0, 110.0, 90.0, 140.0), (40.0, 50.0, 30.0, 60.0))
 

@@ -11,12 +11,12 @@ from geomim.data.labelled import open_labelled
 from geomim.errors import BandError, CheckpointError, ConfigError, CorpusError, InputError
 from geomim.evaluate.saved import load_probe
 from geomim.evaluate.scores import PIXELS, RANDOM
-from geomim.models.export import export
 from geomim.models.vit import ViT
 from geomim.models.weights import DIVIDED
 from geomim.sensors import SENSORS, BandContract
 from geomim.verbs import evaluate as evaluating
 from geomim.verbs.evaluate import evaluate, open_candidate
+from geomim.verbs.export import export
 
 CLASSES = {"bright": 200, "dark": 60, "middle": 130}
 
