@@ -150,6 +150,9 @@ def _coco(file: str) -> tuple[dict[str, list[Box]], list[str], list[str]]:
     """Boxes by the name of the image, names of the classes, and what is to be said."""
     try:
         data = json.loads(Path(file).read_text(encoding="utf-8"))
+        for part, key in (("images", "id"), ("images", "file_name"), ("categories", "id")):
+            if twice := [one for one, count in Counter(row[key] for row in data[part]).items() if count > 1]:
+                raise ValueError(f"several {part} have the {key} {some(twice, 3)}: give each one of its own")
         names = {one["id"]: str(one["name"]) for one in data["categories"]}
         paths = {one["id"]: str(one["file_name"]) for one in data["images"]}
         found: dict[str, list[Box]] = {path: [] for path in paths.values()}
