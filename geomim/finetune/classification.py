@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchmetrics import CatMetric
 from torchmetrics.classification import ConfusionMatrix
 
@@ -127,10 +129,12 @@ class OnPooled(Tuned):
         model, trainer = self.model, self.trainer
         if bool((model.deviation != 1).any()):
             return
-        training, found = model.network.training, []
+        training, found, loader = model.network.training, [], copy.copy(trainer.train_dataloader)
+        if isinstance(loader, DataLoader):  # where workers persist the first epoch has begun to read, and would go on
+            loader._iterator = None
         model.network.eval()
         with torch.random.fork_rng(devices=[]):  # a resumed run does not draw these
-            for batch in itertools.islice(trainer.train_dataloader, int(min(100, trainer.num_training_batches))):
+            for batch in itertools.islice(loader, int(min(100, trainer.num_training_batches))):
                 batch = trainer.strategy.batch_to_device(self.on_before_batch_transfer(batch, 0), self.device)
                 with trainer.precision_plugin.forward_context():
                     found.append(self.standardised(trainer.precision_plugin.convert_input(batch)))

@@ -86,7 +86,9 @@ class Registered:
             own = {key.replace(".", "_"): key for key in network.state_dict()}  # `stages_0` where it is features_only
             state = {own.get(key.replace(".", "_"), key): value for key, value in self.state.items()}
             missing, unknown = network.load_state_dict(state, strict=False)
-            missing = [key for key in missing if not key.startswith(str(network.pretrained_cfg.get("classifier")))]
+            stated = network.pretrained_cfg.get("classifier") or ()  # one, or those of a distilled model
+            heads = stated if isinstance(stated, str) else tuple(stated)
+            missing = [key for key in missing if not key.startswith(heads)]
             if missing or (unknown and not arguments.get("features_only")):  # which cuts off what it does not need
                 raise CheckpointError(f"'{self.name}' does not fit: missing {missing[:3]}, unknown {unknown[:3]}")
         return model

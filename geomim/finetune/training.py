@@ -213,7 +213,7 @@ class Tuned(LightningModule):
         self._start, self._moves = alone if first else 0, None
         for parameter in self._tuned:  # an earlier run may have ended before its backbone moved
             parameter.requires_grad_(True)
-        optimizer = torch.optim.AdamW(groups := self.groups())
+        optimizer = torch.optim.AdamW(groups := self.groups(), eps=1e-12)  # the loss of few labelled pixels is small
         factors = [factor(self._start if group["backbone"] else 0) for group in groups]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -7,6 +7,7 @@ import torch
 from tiny_encoder import checkpoint
 from tiny_tasks import TINY, fitted, loader, reloaded, trainer
 from tiny_tasks import tested as rows_of
+from torch.utils.data import DataLoader
 
 from geomim.errors import ConfigError, InputError
 from geomim.finetune.backbones import Encoder, open_backbone
@@ -40,6 +41,18 @@ def test_eight_images_are_learnt_and_figured_by_class(task: Classification):
     assert rows["all", "mean IoU"]["value"] == 1 and rows["all", "mean IoU"]["floor"] == pytest.approx(5 / 16)
     assert [rows[name]["count"] for name in (("field", "F1"), ("town", "F1"), ("all", "accuracy"))] == [3, 5, 8]
     assert rows["water", "recall"]["count"] == 0 and math.isnan(rows["water", "recall"]["value"])
+
+
+def test_every_epoch_has_all_images_though_reading_processes_stay(monkeypatch: pytest.MonkeyPatch):
+    seen: list[list[int]] = []
+    images = [{"image": torch.randn(3, 32, 32), "label": torch.tensor(at % 3), "id": at} for at in range(6)]
+    own = Classification.training_step
+    monkeypatch.setattr(
+        Classification, "training_step", lambda task, one, at: seen.append(one["id"].tolist()) or own(task, one, at)
+    )
+    read = DataLoader(images, 2, num_workers=1, persistent_workers=True, multiprocessing_context="fork")
+    trainer(2).fit(Classification(**TINY, classes=CLASSES, training=Training(freeze="all")), read)
+    assert seen == 2 * [[0, 1], [2, 3], [4, 5]]
 
 
 def test_a_second_test_counts_from_nothing(task: Classification):

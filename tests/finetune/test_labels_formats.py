@@ -131,16 +131,23 @@ def test_every_format_says_the_same_of_the_same_boxes(tmp_path, images, form):
 
 
 def test_boxes_of_no_area_and_outside_are_counted_and_a_class_without_any_is_named(tmp_path, images):
-    rows = ["image,xmin,ymin,xmax,ymax,label", "a.png,3,3,3,9,ship", "a.png,100,5,120,9,ship", "a.png,50,40,90,60,ship"]
+    rows = [
+        "image,xmin,ymin,xmax,ymax,label",
+        "a.png,3,3,9,9, ",
+        "a.png,3,3,3,9,ship",
+        "a.png,100,5,120,9,ship",
+        "a.png,50,40,90,60,ship",
+    ]
     labels = open_labels([str(images)], str(write(tmp_path / "boxes.csv", "\n".join([*rows, "c.png,1,2,3,4,ship"]))))
     assert labels.items[0].corners.tolist() == [[list(point) for point in corners_of((50, 40, WIDTH, HEIGHT))]]
     for note in (
         "1 boxes of no area",
+        "1 boxes have no class, and are left out",
         "1 boxes are left out, as they lie outside",
         "1 boxes are cut off at the border",
     ):
         assert any(one.startswith(note) for one in labels.notes), labels.notes
-    assert {Path(name).name for name, _ in labels.refused} == {"b.png", "c.png"}
+    assert {Path(name).name for name, _ in labels.refused} == {"b.png", "c.png"} and labels.classes == ("ship",)
     yolo(tmp_path / "labels")
     write(tmp_path / "labels" / "classes.txt", "car\nship\nplane")
     labels = open_labels([str(images)], str(tmp_path / "labels"))

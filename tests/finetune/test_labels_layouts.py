@@ -236,6 +236,17 @@ def test_lists_of_numbered_images_are_no_labels(tmp_path):
     assert sizes(open_labels([str(tmp_path)])) == {str(tmp_path / "JPEGImages/00011.jpg"): [10.0]}
 
 
+@pytest.mark.parametrize(("part", "key", "value"), [("images", "file_name", "1.png"), ("images", "id", 0)])
+def test_a_table_of_two_images_called_alike_is_refused(tmp_path, part, key, value):
+    image(tmp_path / "1.png")
+    file = Path(coco(tmp_path / "boxes.json", {"1.png": 10, "2.png": 20}))
+    table = json.loads(file.read_text())
+    table[part][1][key] = value
+    file.write_text(json.dumps(table))
+    with pytest.raises(InputError, match=f"boxes.json' is no.*several {part} have the {key} {value}: give each"):
+        open_labels([str(tmp_path)])
+
+
 def test_an_image_that_two_tables_name_is_refused_with_both(tmp_path):
     for name in "12":
         image(tmp_path / "images" / f"{name}.png")
@@ -268,9 +279,11 @@ def test_masks_are_no_images_however_their_folder_is_spelled(tmp_path, monkeypat
     assert [Path(item.image).parent.name for item in opened.items] == ["images", "images"]
 
 
-def raster(path: Path, bands: np.ndarray, nodata: float | None = None, pixel: float = 10, **tags: str) -> None:
+def raster(
+    path: Path, bands: np.ndarray, nodata: float | None = None, pixel: float = 10, west: float = 500_000, **tags: str
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    place = {"crs": "EPSG:32633", "transform": from_origin(500_000, 4_000_000, pixel, pixel)}
+    place = {"crs": "EPSG:32633", "transform": from_origin(west, 4_000_000, pixel, pixel)}
     kind = {"count": len(bands), "height": SIDE, "width": SIDE, "dtype": bands.dtype, "nodata": nodata}
     with rasterio.open(path, "w", driver="GTiff", **kind, **place) as file:
         file.write(bands)
@@ -370,6 +383,16 @@ def test_a_mask_of_other_pixels_is_refused_though_it_begins_where_its_image_does
     labels = open_labels([str(tmp_path)])
     assert [Path(item.image).name for item in labels.items] == ["1.tif"]
     assert labels.refused[0][1] == "its label raster ends at column 80, row 80 of it: bring it to the image's grid"
+
+
+def test_a_later_image_of_another_place_is_refused(tmp_path):
+    for name, west in (("1", 500_000), ("2", 500_400)):
+        scene(tmp_path / "A" / f"{name}.tif")
+        raster(tmp_path / "B" / f"{name}.tif", photograph(1, 40).transpose(2, 0, 1), west=west)
+        mask(tmp_path / "label" / f"{name}.png", 10)
+    labels = open_labels([str(tmp_path)])
+    assert [Path(item.image).name for item in labels.items] == ["1.tif"]
+    assert "its later image lies at column 40, row 0 of it" in labels.refused[0][1]
 
 
 def test_a_mask_is_counted_in_strips(tmp_path, monkeypatch):

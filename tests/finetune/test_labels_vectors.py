@@ -116,6 +116,9 @@ def test_what_no_polygon_of_one_class_covers_is_background_unless_said_otherwise
     assert set(np.unique(mask(open_labels([image], file, outside="unlabelled")))) == {-1, 0}
     two = layer(tmp_path / "two.gpkg", [FIELD, LAKE], ["field", "lake"])
     assert set(np.unique(mask(open_labels([image], two, outside="background")))) == {0, 1, 2}
+    own = layer(tmp_path / "own.gpkg", [FIELD, LAKE], ["field", "background"])
+    labels = open_labels([image], own, outside="background")
+    assert labels.classes == ("background", "field") and set(np.unique(mask(labels))) == {0, 1}
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,15 @@ def test_what_was_not_exported_is_told_so(tmp_path: Path) -> None:
         register(str(tmp_path / "a.ckpt"))
 
 
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "test_vit"])
+def test_weights_without_a_head_fill_models_of_one_head_or_two(name: str) -> None:
+    state = timm.create_model(name, num_classes=0).state_dict()
+    model = Registered("geomim_any", name, {}, None, state).build(True, num_classes=3)
+    assert torch.equal(model.pos_embed, state["pos_embed"]) and model.head.out_features == 3
+    with pytest.raises(CheckpointError, match=r"does not fit: missing \['norm.weight'\]"):
+        Registered("geomim_any", name, {}, None, {k: v for k, v in state.items() if k != "norm.weight"}).build(True)
+
+
 def test_architectures_have_names_without_weights() -> None:
     for patch in (8, 16):
         name = f"geomim_vit_tiny_patch{patch}"

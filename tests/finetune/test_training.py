@@ -115,6 +115,18 @@ def test_rate_rises_and_falls_in_steps():
     assert [seen[2] for seen in fit(task, 4).seen] == pytest.approx([0.5, 1.0, 1.0, 0.5])
 
 
+def test_a_small_loss_moves_as_far_as_a_large_one():
+    """As where few pixels have a label."""
+
+    class Faint(Task):
+        def training_step(self, batch: Tensor) -> Tensor:
+            return 1e-5 * super().training_step(batch)
+
+    large, small = (dict(fit(kind(vit()), 1).network.named_parameters()) for kind in (Task, Faint))
+    far = torch.cat([((small[name] - one) / (large[name] - one)).flatten() for name, one in vit().named_parameters()])
+    assert (far - 1).abs().nanmedian() < 1e-3
+
+
 def test_every_trained_parameter_has_a_gradient():
     for training in ({}, {"lora": 2}, {"freeze": "all"}):
         task = Task(vit(), **training)

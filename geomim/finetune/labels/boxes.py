@@ -106,8 +106,9 @@ def from_files(form: str, files: Sequence[str], images: Sequence[str], roots: tu
 
 
 def _labels(form: str, given: _Given, names: list[str], notes: list[str], refused: list[Any], asked: Asked) -> Labels:
-    """Boxes that are some; those that lie outside their image or have no area are left out and counted."""
-    classes = tuple(dict.fromkeys(names)) or tuple(sorted({one.name for _, boxes, _ in given for one in boxes}))
+    """Boxes that are some; those that lie outside their image or have no area or no class are left out and counted."""
+    found = sorted({one.name for _, boxes, _ in given for one in boxes if one.name})
+    classes = tuple(dict.fromkeys(filter(None, names))) or tuple(found)
     turned = not all(one.upright for _, boxes, _ in given for one in boxes)
     items, said, counts = [], Counter[str](), Counter[str]()
     for image, boxes, split in given:
@@ -120,9 +121,11 @@ def _labels(form: str, given: _Given, names: list[str], notes: list[str], refuse
         flat = ~(shapely.area(shapely.convex_hull(shapely.multipoints(corners))) >= _LEAST)
         inner = corners if turned else corners.clip(0, size)
         middle = inner.mean(1)
-        use = ~flat & ((middle > 0) & (middle < size)).all(1)
+        nameless = np.array([not one.name for one in boxes], bool)
+        use = ~flat & ~nameless & ((middle > 0) & (middle < size)).all(1)
         said["boxes of no area are left out"] += int(flat.sum())
-        said["boxes are left out, as they lie outside their image"] += int((~use & ~flat).sum())
+        said["boxes have no class, and are left out"] += int((nameless & ~flat).sum())
+        said["boxes are left out, as they lie outside their image"] += int((~use & ~flat & ~nameless).sum())
         said["boxes are cut off at the border of their image"] += int(((inner != corners).any((1, 2)) & use).sum())
         hard = "boxes are marked difficult: they count as all others, and official scores leave them out"
         said[hard] += sum(one.difficult for one in boxes)
@@ -150,6 +153,9 @@ def _coco(file: str) -> tuple[dict[str, list[Box]], list[str], list[str]]:
     """Boxes by the name of the image, names of the classes, and what is to be said."""
     try:
         data = json.loads(Path(file).read_text(encoding="utf-8"))
+        for part, key in (("images", "id"), ("images", "file_name"), ("categories", "id")):
+            if twice := [one for one, count in Counter(row[key] for row in data[part]).items() if count > 1]:
+                raise ValueError(f"several {part} have the {key} {some(twice, 3)}: give each one of its own")
         names = {one["id"]: str(one["name"]) for one in data["categories"]}
         paths = {one["id"]: str(one["file_name"]) for one in data["images"]}
         found: dict[str, list[Box]] = {path: [] for path in paths.values()}

@@ -159,20 +159,21 @@ def _tally(item: Item, asked: Asked) -> tuple[Item, Counter[int], str]:
 
 
 def _check_place(raster: Any, scenes: Sequence[Scene]) -> None:
-    """Refuse a label raster of another size than its images, or one that says it lies elsewhere."""
+    """Refuse a label raster or a later image of another size than the image, or that says it lies elsewhere."""
     sizes, scene = [(one.height, one.width) for one in (*scenes, raster)], scenes[0]
     if len({*sizes}) > 1:
         said = ", ".join(f"{rows} x {columns}" for rows, columns in sizes)
         raise InputError(f"image and label raster differ in size ({said} pixels)")
-    if raster.crs is None or scene.crs is None or scene.transform is None:
-        return
-    if raster.crs != scene.crs:
-        raise InputError(f"its label raster lies in {raster.crs.to_string():.40}: bring it to the image's grid")
-    for verb, end in (("lies", (0, 0)), ("ends", (scene.width, scene.height))):
-        column, row = ~scene.transform * (raster.transform * end)
-        if max(abs(column - end[0]), abs(row - end[1])) > 0.5:
-            where = f"at column {column:.6g}, row {row:.6g} of it"
-            raise InputError(f"its label raster {verb} {where}: bring it to the image's grid")
+    for what, other in (("label raster", raster), ("later image", scenes[-1])):
+        if any(one.crs is None or one.transform is None for one in (scene, other)):
+            continue
+        if other.crs != scene.crs:
+            raise InputError(f"its {what} lies in {other.crs.to_string():.40}: bring it to the image's grid")
+        for verb, end in (("lies", (0, 0)), ("ends", (scene.width, scene.height))):
+            column, row = ~scene.transform * (other.transform * end)
+            if max(abs(column - end[0]), abs(row - end[1])) > 0.5:
+                where = f"at column {column:.6g}, row {row:.6g} of it"
+                raise InputError(f"its {what} {verb} {where}: bring it to the image's grid")
 
 
 def _of_masks(kind: Any, items: list[Item], refused: list[Any], two: tuple[str, str], asked: Asked) -> Labels:

@@ -58,7 +58,8 @@ def _outside(file: str, shapes: np.ndarray, classes: list[str], asked: Asked) ->
     if (shapely.get_dimensions(shapes) < 2).all():
         told = f"'{file}' holds points or lines of one class, {classes[0]}"
         raise InputError(f"{told}: nothing says what is not of it; give polygons, or further classes")
-    return 0, ["background", *classes], ["what no polygon covers is 'background': --outside unlabelled says otherwise"]
+    others = [one for one in classes if one != "background"]
+    return 0, ["background", *others], ["what no polygon covers is 'background': --outside unlabelled says otherwise"]
 
 
 def _items(
