@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ import torch
 from timm.models import get_model_args, save_for_hf
 from torch import nn
 
-from geomim.errors import BandError, CheckpointError, ConfigError, InputError
+from geomim.errors import BandError, CheckpointError, ConfigError
 from geomim.evaluate.features import random_like
 from geomim.models.build import from_config
-from geomim.models.export import write_folder
+from geomim.models.export import check_folder, write_folder
 from geomim.models.fitting import Chosen, borrowed, contract_for, fitted, named_contract
 from geomim.models.frozen import as_timm
 from geomim.models.hierarchical import Hierarchical
@@ -41,6 +41,7 @@ class Backbone:
         notes: What was assumed, in sentences for whoever uses it.
         name: What tables call it.
         config: What geomim says of an encoder of its own; nothing of others.
+        gsds: Metres a pixel of the sensors that it was trained on, whatever it is used for; empty where unknown.
     """
 
     network: nn.Module
@@ -48,6 +49,7 @@ class Backbone:
     notes: tuple[str, ...]
     name: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    gsds: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """All but the weights, as plain values."""
@@ -110,7 +112,7 @@ def open_backbone(
         if seed is not None:
             torch.manual_seed(seed)
         opened = _timm(source, seed) if foreign else _geomim(source, sensor, bands, seed)
-        network, (contract, notes), config = opened
+        network, (contract, notes), config, trained = opened
     if not config.get("spectral"):
         contract, notes = _refit(network, contract, notes, sensor, bands)
     if image_size is not None and (image_size < 1 or hasattr(network, "set_input_size")):
@@ -123,7 +125,8 @@ def open_backbone(
         if image_size != side:
             raise ConfigError(f"image_size {image_size}: '{source}' takes images of {side} pixels alone; leave it out")
     name += "" if seed is None else ", random initialisation"
-    return Backbone(network.eval(), contract, notes, name, config)
+    gsds = tuple(one.sensor.gsd for one in trained if one.sensor.gsd)
+    return Backbone(network.eval(), contract, notes, name, config, gsds)
 
 
 def checkpoint_of(source: str) -> tuple[str, str]:
@@ -150,8 +153,7 @@ def write_backbone(backbone: Backbone, folder: Path) -> Path:
     """
     network, contract = backbone.network, backbone.contract
     if not backbone.config:
-        if folder.exists() and any(folder.iterdir()):
-            raise InputError(f"'{folder}' is not empty: give a new folder")
+        check_folder(folder)
         save_for_hf(network, str(folder), {"geomim": {"contract": contract.to_dict()}}, safe_serialization=True)
         return folder
     own = {"in_chans": len(contract.names), "image_size": network.patch_embed.img_size[0], "spectral": False}
@@ -162,8 +164,9 @@ def write_backbone(backbone: Backbone, folder: Path) -> Path:
     )
 
 
-_Opened = tuple[Any, Chosen, dict[str, Any]]
-"""The model, its contract and notes, and geomim's configuration: a spectral one is made for the bands asked for."""
+_Opened = tuple[Any, Chosen, dict[str, Any], Collection[BandContract]]
+"""The model, its contract and notes, geomim's configuration, and what it was trained on; a spectral one is made for the
+bands asked for."""
 
 
 def _geomim(source: str, sensor: Sensor | str | None, bands: Sequence[str] | None, seed: int | None) -> _Opened:
@@ -184,6 +187,7 @@ def _geomim(source: str, sensor: Sensor | str | None, bands: Sequence[str] | Non
         as_timm(own if seed is None else random_like(own, seed)),
         (contract, notes),
         own.config | {"spectral": spectral},
+        loaded.contracts.values(),
     )
 
 
@@ -191,12 +195,12 @@ def _timm(source: str, seed: int | None) -> _Opened:
     name = source.removeprefix("timm:")
     network = create(name, pretrained=seed is None)
     if contract := exported_contract(name):
-        return network, (contract, ()), {}
+        return network, (contract, ()), {}, [contract]
     channels = first_conv(network).in_channels
     if channels != 3:
         raise BandError(f"'{source}' has {channels} channels and names no bands: expected a band contract, or RGB")
     contract = picture_contract(network.pretrained_cfg)
-    return network, (contract, (pictures_said(contract),)), {}
+    return network, (contract, (pictures_said(contract),)), {}, ()
 
 
 def create(name: str, pretrained: bool) -> Any:

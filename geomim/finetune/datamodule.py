@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -21,6 +22,7 @@ from geomim.finetune.labels import UNLABELLED, Item, Labels
 from geomim.finetune.labels.items import Asked
 from geomim.finetune.labels.rasters import counted, inside, read_mask
 from geomim.finetune.places import Split, divide, ground_of, outlines_of, told_parts
+from geomim.finetune.progress import watched
 from geomim.finetune.rotated import from_corners
 from geomim.maps.opening import check_scene, open_for
 from geomim.maps.windows import Walk, read_window
@@ -77,6 +79,7 @@ class Windows(pl.LightningDataModule):
         turn: Mirror and turn windows for training.
         empty: Greatest share of windows without a box in training.
         seed: Of order and turns.
+        gsds: Metres a pixel that the encoder was trained at; those of the contract's sensor where nobody says.
 
     Attributes:
         parts: Windows of `train`, `val` and `test`.
@@ -98,26 +101,41 @@ class Windows(pl.LightningDataModule):
         turn: bool = True,
         empty: float = 0.5,
         seed: int = 0,
+        gsds: Sequence[float] = (),
     ) -> None:
         super().__init__()
         self.labels, self.contract, self.size, self.batch_size = labels, contract, size, batch_size
         self.workers, self.turn, self.seed = workers, turn, seed
         self.prepare_data_per_node = False
-        told = told_parts(labels.items, split.test)
-        rows = [row for number, item in enumerate(labels.items) for row in self._survey(number, item)]
-        if not rows:
-            raise InputError(f"no pixel of {len(labels.items)} scenes is labelled: polygons may be smaller than one")
-        cuts, counts, frames, outlines, gsds = map(list, zip(*rows, strict=True))
-        held, number = np.array([told[cut.item] for cut in cuts]), np.array(counts)
-        parts, said = divide(ground_of(frames, outlines), number, held, split, labels.classes)
-        if labels.kind in ("boxes", "oboxes"):
-            parts = self._fewer(parts, number.any(1), empty)
+        self.empty, self.gsds = empty, gsds or [contract.sensor.gsd or 0]
+        told_parts(labels.items, split.test)  # which may be refused before anything is read
+        items = enumerate(watched(labels.items, "reading labels"))
+        rows = [row for number, item in items for row in self._survey(number, item)]
+        if not any(row[1].any() for row in rows):
+            masks = f"no pixel of {len(labels.items)} scenes is labelled: polygons may be smaller than one"
+            boxes = f"no box is left in {len(labels.items)} images: {'; '.join(labels.notes) or 'none has one'}"
+            raise InputError(boxes if labels.kind in ("boxes", "oboxes") else masks)
+        cuts, counts, frames, outlines, metres = map(list, zip(*rows, strict=True))
+        self._surveyed = cuts, np.array(counts), ground_of(frames, outlines)
+        self._known = [*labels.notes, *self._far(metres), *self._cut_off(cuts)]
+        self._share_out(split)
+
+    def shared(self, split: Split) -> Windows:
+        """The same windows, shared out otherwise."""
+        other = copy.copy(self)
+        other._share_out(split)
+        return other
+
+    def _share_out(self, split: Split) -> None:
+        (cuts, counts, ground), told = self._surveyed, told_parts(self.labels.items, split.test)
+        parts, said = divide(ground, counts, np.array([told[cut.item] for cut in cuts]), split, self.labels.classes)
+        if self.labels.kind in ("boxes", "oboxes"):
+            parts = self._fewer(parts, counts.any(1), self.empty)
         self.parts = {part: [cuts[at] for at in np.flatnonzero(parts == part)] for part in ("train", "val", "test")}
         who = "you say" if split.test else "their folder says"
         tested = [f"{told.count('test')} of {len(told)} images are the test, as {who}"] if "test" in told else []
         sizes = ", ".join(f"{len(own)} {part}" for part, own in self.parts.items())
-        sizes = f"windows of {size} x {size} pixels: {sizes}"
-        self.notes = [*labels.notes, *self._far(gsds), *tested, *said, *self._cut_off(cuts), sizes]
+        self.notes = [*self._known, *tested, *said, f"windows of {self.size} x {self.size} pixels: {sizes}"]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"trainer": None}  # reading processes that are spawned have no use for it
@@ -157,9 +175,12 @@ class Windows(pl.LightningDataModule):
         return [said] if beyond else []
 
     def _far(self, gsds: Sequence[float]) -> list[str]:
-        usual, known = self.contract.sensor.gsd, [gsd for gsd in gsds if np.isfinite(gsd)]
-        gsd = float(np.median(known)) if known else usual
-        if not usual or not gsd or 1 / _FAR <= gsd / usual <= _FAR:
+        known = [gsd for gsd in gsds if np.isfinite(gsd)]
+        if not known or not all(self.gsds):
+            return []
+        gsd = float(np.median(known))
+        usual = min(self.gsds, key=lambda one: abs(np.log(gsd / one)))
+        if 1 / _FAR <= gsd / usual <= _FAR:
             return []
         said = f"images have {gsd:.3g} m a pixel, and the encoder was trained at {usual:.3g} m"
         return [f"{said}: it may not know what things look like here"]

@@ -172,10 +172,7 @@ class Detection(Tuned, stock.Detection):
         found, overlap = self(batch["image"]), rotated.box_iou if self.rotated else box_iou
         each = zip(found, self.targets(batch), batch.get("beside", ()), strict=False)
         for place, (answer, truth, beside) in enumerate(each):
-            boxes = answer["boxes"]
-            middle = boxes[:, None, :2] if self.rotated else (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
-            fits = (overlap(boxes, truth["boxes"]) >= 0.5).any(1)
-            kept = fits | ~((middle >= beside[:, :2]) & (middle < beside[:, 2:])).all(-1).any(1)
+            kept = answers_for(answer["boxes"], truth["boxes"], beside, overlap)
             found[place] = {key: value[kept] for key, value in answer.items()}
         return found
 
@@ -214,3 +211,10 @@ class Detection(Tuned, stock.Detection):
         """Of each image the boxes, by falling `score`, with their `label`, under the batch's names, and its `id`."""
         found, names = self(batch["image"]), {self.key: "boxes", "label": "labels", "score": "scores"}
         return {"id": batch.get("id")} | {key: [one[name] for one in found] for key, name in names.items()}
+
+
+def answers_for(boxes: Tensor, truth: Tensor, beside: Tensor, overlap: Any) -> Tensor:
+    """`(N,)` whether a window is judged by a box: its middle is not in what is `beside`, see `Windows`, or it fits."""
+    middle = boxes[:, None, :2] if boxes.shape[1] == 5 else (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
+    away: Tensor = ~((middle >= beside[:, :2]) & (middle < beside[:, 2:])).all(-1).any(1)
+    return away | (overlap(boxes, truth) >= 0.5).any(1)

@@ -139,7 +139,8 @@ def divide(
         what is to be said.
 
     Raises:
-        InputError: There is one place only, or not this fold, or no label is left to train on.
+        InputError: There is one place only, or no label is left to train on.
+        ConfigError: There are fewer places than this fold needs.
     """
     free, given = told == "", {*told.tolist()}
     parts, said = np.where(free, "train", told), []
@@ -149,7 +150,7 @@ def divide(
     if "test" not in given and (folds < 2 or split.fold >= folds):
         few = "all labels lie in one place, and a test needs another: give more scenes, or smaller windows"
         many = f"split.fold {split.fold}: labels lie in {count} places, so folds are 0 to {folds - 1}"
-        raise InputError(few if folds < 2 else many)
+        raise InputError(few) if folds < 2 else ConfigError(many)
     if folds > 1:
         fold = _balanced(places, np.where(free[:, None], counts, 0), folds)
         if "test" not in given:

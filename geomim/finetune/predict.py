@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,13 @@ import torch
 from torchvision.ops import batched_nms
 
 from geomim.corpus.scenes import Scene
+from geomim.corpus.store import write_text
 from geomim.errors import ConfigError, InputError
 from geomim.finetune import rotated
 from geomim.finetune.change import Change
 from geomim.finetune.classification import Classification
 from geomim.finetune.detection import Detection
-from geomim.finetune.run import watched
+from geomim.finetune.progress import watched
 from geomim.maps.opening import open_for
 from geomim.maps.rasters import NODATA, aside, create, name_classes, placed
 from geomim.maps.windows import Walk, blend, read_window
@@ -41,20 +44,21 @@ def predicted(
     """Write, scene by scene, a map of classes and how sure it is, or a table of boxes; of classes one table for all.
 
     Scenes are read by windows. Boxes over a scene with a place are polygons of a GeoPackage, too. Each file is whole or
-    not there, and what was written after `since`, a time of the system's clock, stays.
+    not there, and what was written after `since`, a time of the system's clock, stays; `scenes.json` tells of which
+    scene it is. The table of classes is written anew.
 
     Yields:
         Files that were written.
 
     Raises:
         ConfigError: The task is of pairs, or has more classes than a map of bytes can hold.
-        InputError: There is no scene, or two would give the same file.
+        InputError: There is no scene, or two, of which one may be done, would give the same file.
     """
     classes, stems = task.hparams["classes"], [Path(uri).stem for uri in uris]
     if isinstance(task, Change) or len(classes) > NODATA:
         raise ConfigError("predict reads single scenes and up to 255 classes; of pairs use the task from Python")
-    if not uris or len({*stems}) < len(stems):
-        raise InputError("no scene is found" if not uris else "two scenes have one name: predict them one by one")
+    if not uris:
+        raise InputError("no scene is found")
     if isinstance(task, Classification):
         rows = (
             _class(task, uri, *open_for(task.contract, uri, sensor, bands), size) for uri in watched(uris, "scenes")
@@ -62,13 +66,24 @@ def predicted(
         yield [_table(out / "classes.csv", ["image", "class", "probability"], rows)]
         return
     write, ending = (_boxes, ".csv") if isinstance(task, Detection) else (_map, ".tif")
-    for uri, stem in zip(uris, stems, strict=True):
-        path = out / f"{stem}{ending}"
-        if not path.exists() or path.stat().st_mtime < since:
+    ledger, files = out / "scenes.json", {uri: out / f"{stem}{ending}" for uri, stem in zip(uris, stems, strict=True)}
+    done: dict[str, str] = json.loads(ledger.read_text()) if ledger.exists() else {}
+    done = {name: uri for name, uri in done.items() if _newer(out / name, since)}
+    for uri, path in files.items():
+        if (other := done.setdefault(path.name, os.path.abspath(uri))) != os.path.abspath(uri):
+            raise InputError(f"'{path}' is of '{other}', '{uri}' has the same name: rename it, or move the file away")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(ledger, json.dumps(done))
+    for uri, path in files.items():
+        if not _newer(path, since):
             scene, prepare = open_for(task.contract, uri, sensor, bands)
             with scene, torch.inference_mode():
-                files = write(task, path, scene, prepare, size)
-            yield files
+                written = write(task, path, scene, prepare, size)
+            yield written
+
+
+def _newer(path: Path, since: float) -> bool:
+    return path.exists() and path.stat().st_mtime >= since
 
 
 def _map(task: Any, path: Path, scene: Scene, prepare: ContractInput, size: int) -> list[str]:

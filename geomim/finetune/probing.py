@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 
 from geomim.evaluate.probes import LinearProbe, fit_linear
 from geomim.finetune.datamodule import Cut, Samples, Windows, together
-from geomim.finetune.run import PIXELS, Tuning, watched
+from geomim.finetune.progress import watched
+from geomim.finetune.run import PIXELS, Tuning
 
 DECAYS = tuple(10.0**-exponent for exponent in range(6))
 """Factors of half the squared weights, of which one is chosen for each side."""
@@ -26,7 +27,9 @@ class Probing(Tuning):
     The encoder reads each window once, as it lies, and folds share what is kept: `(n, D)` of up to 128 labelled pixels
     of it, of its classes as many as the roots of their numbers say, or one vector of an image; half precision, of at
     most 500 windows, which is 100 MB for a width of 192 and four depths. The decay is chosen once a side: in the
-    windows that the first fold trains with each of four parts, which lie one behind the other, is left out in turn.
+    windows that the first fold trains with each of four parts is left out in turn. Windows of a part lie one behind
+    the other; images of classes, which lie by class, take turns. So the labels of other folds' tests have a say in one
+    of six decays, for all sides alike.
     """
 
     def __init__(self, *given: Any) -> None:
@@ -49,7 +52,8 @@ class Probing(Tuning):
         kept = self._kept.setdefault(start, {})
         kept |= self._read(task, windows, [cut for cut in cuts if cut not in kept], start)
         columns, labels = (torch.cat(part) for part in zip(*(kept[cut] for cut in cuts), strict=True))
-        parts = torch.cat([torch.full((len(kept[cut][1]),), 4 * at // len(cuts)) for at, cut in enumerate(cuts)])
+        quarter = [at % 4 if self.kind == "class" else 4 * at // len(cuts) for at in range(len(cuts))]
+        parts = torch.cat([torch.full((len(kept[cut][1]),), part) for cut, part in zip(cuts, quarter, strict=True)])
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.seed))[:_FITTED]
         rows = columns[order].float(), labels[order], parts[order]
         count = len(windows.labels.classes)

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from inspect import signature
 from pathlib import Path
@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress, track
+from rich.progress import Progress
 from torch.utils.data import DataLoader
 from torchvision.ops import box_iou
 
@@ -27,7 +27,7 @@ from geomim.finetune.backbones import Encoder
 from geomim.finetune.change import Change, Join
 from geomim.finetune.classification import Classification
 from geomim.finetune.datamodule import Cut, Samples, Windows, together
-from geomim.finetune.detection import Detection
+from geomim.finetune.detection import Detection, answers_for
 from geomim.finetune.labels import Labels
 from geomim.finetune.necks import Neck
 from geomim.finetune.pictures import Drawn, Shown
@@ -213,12 +213,6 @@ class Tuning:
         return [one for one in found if not math.isnan(one.score)]
 
 
-def watched(values: Collection[Any], said: str) -> Iterable[Any]:
-    """The values, with a bar where somebody looks."""
-    console = Console(stderr=True)
-    return track(values, said, len(values), console=console, transient=True, disable=not console.is_terminal)
-
-
 class _Bar(pl.Callback):
     """How far it is and the time that is left, where a terminal shows it."""
 
@@ -278,7 +272,7 @@ def judged(sample: Mapping[str, Any], answer: Mapping[str, Any], labels: Labels)
     """What is true of a window, what was predicted, and how good that is, from 0 to 1.
 
     That is the probability of the true class, the share of labelled pixels that are right (NaN of none), or F1 of boxes
-    that overlap by half.
+    that overlap by half, without those that another window answers for.
     """
     if labels.kind == "class":
         truth, said = int(sample["label"]), int(answer["prediction"])
@@ -289,6 +283,7 @@ def judged(sample: Mapping[str, Any], answer: Mapping[str, Any], labels: Labels)
         return mask, answered, float((mask == answered)[known].mean()) if known.any() else math.nan
     key, overlap = ("obox", rotated.box_iou) if "obox" in sample else ("bbox_xyxy", box_iou)
     sure = answer["score"] >= _SURE
+    sure &= answers_for(answer[key].float(), sample[key], sample["beside"], overlap)
     boxes, kinds = answer[key][sure].float(), answer["label"][sure]
     hit = (overlap(boxes, sample[key]) > 0.5) & (kinds[:, None] == sample["label"])
     both = len(boxes) + len(sample[key])

@@ -1,7 +1,6 @@
 """`geomim finetune SCENES LABELS --encoder PATH`: the task that labels are for, tuned beside random weights."""
 
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,12 +153,11 @@ def _plans(opened: Opened, split: Split) -> tuple[list[Windows], list[str]]:
         return plans, lost
     for fold in range(1, split.folds):
         try:
-            with redirect_stdout(None):  # what is to be said of scenes was said
-                plan = opened.windows(replace(split, fold=fold))
+            plans.append(plans[0].shared(replace(split, fold=fold)))
         except InputError as error:
             lost.append(f"fold {fold} is left out: {error}")
-            continue
-        plans.append(plan)
+        except ConfigError:  # folds are no more than places, which is said
+            break
     return plans, lost
 
 

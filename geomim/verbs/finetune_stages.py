@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from inspect import signature
+from inspect import cleandoc, signature
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from geomim.errors import CheckpointError, ConfigError, InputError
 from geomim.finetune.backbones import Encoder, open_backbone
 from geomim.finetune.datamodule import Cut, Windows
 from geomim.finetune.labels import open_labels
-from geomim.finetune.labels.items import Asked
+from geomim.finetune.labels.items import Asked, some
 from geomim.finetune.places import Split
 from geomim.finetune.predict import predicted
 from geomim.finetune.probing import Probing
@@ -49,6 +49,12 @@ class Cutting:
     workers: int = 0
     turn: bool = True
     empty: float = 0.5
+
+    def __post_init__(self) -> None:
+        least = min(1 if self.size is None else self.size, self.batch_size, self.workers + 1)
+        if least < 1 or not 0 <= self.empty <= 1:
+            expected = "size and batch_size at least 1, workers at least 0 and empty in [0, 1]"
+            raise ConfigError(f"windows: expected {expected}; given {self}")
 
 
 @dataclass(frozen=True)
@@ -85,19 +91,23 @@ class Job:
     windows: Cutting = Cutting()  # frozen
     run: Running = Running()  # noqa: RUF009  # frozen
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed: expected at least 0; given {self.seed}")
+
 
 class Opened:
     """Labels, encoder and windows of a job."""
 
     def __init__(self, job: Job) -> None:
         own = job.reading
+        self.backbone = open_backbone(job.encoder, job.model.sensor, job.model.bands, job.model.image_size)
         self.labels = open_labels(
             job.scenes, job.labels, own.class_column, own.outside, job.places, own.sensor, own.bands
         )
         self.task = TASK_OF[self.labels.kind]
         if job.task not in ("auto", self.task):
             raise ConfigError(f"task {job.task}: the labels are of kind {self.labels.kind}, which is for {self.task}")
-        self.backbone = open_backbone(job.encoder, job.model.sensor, job.model.bands, job.model.image_size)
         embed = getattr(self.backbone.network, "patch_embed", None)
         made, patch = getattr(embed, "img_size", None) or (224,), getattr(embed, "patch_size", (1,))
         self.size = job.windows.size or int(made[0])
@@ -130,16 +140,17 @@ class Opened:
         given = {"encoder": encoder, "classes": list(self.labels.classes), "training": job.training}
         return own.arguments(self.labels.kind) | given
 
-    def windows(self, split: Split) -> Windows:
-        """The windows, shared out as a split says."""
-        return Windows(self.labels, self.backbone.contract, split=split, **self.cutting)
+    def windows(self, split: Split, task: Any = None) -> Windows:
+        """The windows, shared out as a split says, for the encoder or for that of a task."""
+        contract = task.contract if task else self.backbone.contract
+        return Windows(self.labels, contract, split=split, gsds=self.backbone.gsds, **self.cutting)
 
 
 def _staged(stage: Callable[..., Any]) -> Callable[..., Any]:
     """Give a stage the fields of a job for its arguments."""
     stage.__signature__ = signature(Job)  # type: ignore[attr-defined]
     stage.__annotations__ = dict(Job.__annotations__)
-    stage.__doc__ = f"{stage.__doc__}\n\n{dedent(str(Job.__doc__)).partition(chr(10))[2].strip()}\n"
+    stage.__doc__ = f"{cleandoc(str(stage.__doc__))}\n\n{dedent(str(Job.__doc__)).partition(chr(10))[2].strip()}\n"
     return stage
 
 
@@ -171,7 +182,7 @@ def test(**given: Any) -> Any:
     task = _stored(job, opened.task)
     if [*opened.labels.classes] != (own := [*task.hparams["classes"]]):
         raise InputError(f"the labels are of {', '.join(opened.labels.classes)}; the task knows {', '.join(own)}")
-    windows = opened.windows(job.split)
+    windows = opened.windows(job.split, task)
     _check_unseen(job, windows)
     words = [*opened.backbone.notes, *windows.notes]
     say(opened, words)
@@ -180,15 +191,21 @@ def test(**given: Any) -> Any:
 
 @_staged
 def predict(**given: Any) -> list[str]:
-    """Write what the task of a folder says of scenes that are not done yet: maps, or boxes or classes in tables."""
+    """Write what the task of a folder says of scenes that are not done yet: maps, or boxes or classes in tables.
+
+    Give `--config FOLDER/config.yaml --scenes NEW`. Of the arguments below it reads `scenes`, `out`, `windows.size`,
+    `reading.sensor` and `reading.bands` alone, and takes the encoder from the task.
+    """
     job = Job(**given)
     task = _stored(job)
+    if job.windows.size is None:
+        raise ConfigError(f"windows.size: the task tells no size: give --config {job.out}/config.yaml, which does")
     own, out = job.reading, Path(job.out) / "predicted"
     uris, sensor = find_scenes(job.scenes), get_sensor(own.sensor) if own.sensor else None
     files, since = list[str](), (Path(job.out) / "task.ckpt").stat().st_mtime
-    for some in predicted(task, uris, out, job.windows.size or 224, sensor, own.bands, since):
-        print(f"wrote {', '.join(some)}")
-        files += some
+    for written in predicted(task, uris, out, job.windows.size, sensor, own.bands, since):
+        print(f"wrote {', '.join(written)}")
+        files += written
     if not files:
         print(f"'{out}' holds what is said of all {len(uris)} scenes already: take it away to predict them again")
     return files
@@ -250,6 +267,9 @@ def say(opened: Opened, words: Sequence[str]) -> None:
     console.print(said, soft_wrap=True)
     for one in words:
         console.print(f"note: {one}", soft_wrap=True)
+    if refused := opened.labels.refused:
+        why = some((f"'{name}': {reason}" for name, reason in refused), 3)
+        console.print(f"note: {len(refused)} images and label files are left out ({why})", soft_wrap=True)
 
 
 def keep(out: Path, task: Any, windows: Windows) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,15 @@ def test_run_checkpoint_and_export_are_the_same_model_of_timm(tmp_path: Path, mo
     again = open_backbone(f"timm:local-dir:{tmp_path / 'out'}")
     assert again.contract == open_backbone(str(tmp_path / "out")).contract
     alike(tokens(again.network, images), encoder(images).tokens.detach())
+
+
+def test_metres_that_it_was_trained_at_are_known_whatever_sensor_it_is_used_for(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "tiny.ckpt", S2)
+    assert S2.sensor.gsd == 10 and open_backbone(str(tmp_path / "tiny.ckpt")).gsds == (10,)
+    two = S2.sensor.select(["B02", "B03"])
+    other = replace(two, name="mine", bands=tuple(replace(band, gsd=0.5) for band in two.bands))
+    opened = open_backbone(str(tmp_path / "tiny.ckpt"), other)
+    assert opened.contract.sensor.gsd == 0.5 and opened.gsds == (10,)
 
 
 def test_a_hierarchical_encoder_opens_too(tmp_path: Path) -> None:
@@ -166,7 +176,8 @@ def test_plain_values_and_weights_make_it_again_and_write_it_without_its_file(tm
     images = torch.randn(2, len(opened.contract.names), side, side)
     assert torch.equal(tokens(again.network, images), tokens(opened.network, images))
     assert (again.contract, again.notes, again.name) == (opened.contract, opened.notes, opened.name)
-    folder = str(write_backbone(again, tmp_path / "out"))
+    write_backbone(again, tmp_path / "out")
+    folder = str(write_backbone(again, tmp_path / "out"))  # over what an interrupted run left
     for one in (f"timm:local-dir:{folder}", *([folder] if again.config else [])):
         third = open_backbone(one)
         assert torch.equal(third.network(images), opened.network(images)) and third.contract == opened.contract

@@ -313,7 +313,7 @@ def test_folds_are_those_that_there_are():
     counts, told = np.ones((3, 1), int), np.full(3, "", "<U5")
     parts = [divide(three, counts, told, Split(fold=fold, val=False), ["a"])[0].tolist() for fold in range(3)]
     assert sorted(own.index("test") for own in parts) == [0, 1, 2]
-    with pytest.raises(InputError, match=r"split.fold 3: labels lie in 3 places, so folds are 0 to 2"):
+    with pytest.raises(ConfigError, match=r"split.fold 3: labels lie in 3 places, so folds are 0 to 2"):
         divide(three, counts, told, Split(fold=3), ["a"])
 
 
@@ -437,6 +437,10 @@ def test_metres_far_from_the_encoders_are_said_with_both_numbers_and_other_bands
         said = Windows(labels, BandContract(sensor, (110.0,) * 3, (50.0,) * 3), 20, Split(folds=2)).notes
         both = f"images have {gsd:.3g} m a pixel, and the encoder was trained at 10 m"
         assert any(note.startswith(both) for note in said) == far
+    given = labels, BandContract(sensor, (110.0,) * 3, (50.0,) * 3), 20
+    for trained, both in (((1.0,), "at 1 m"), ((0.3, 1.0), "at 1 m"), ((0.3, 20.0), "")):  # images have 16
+        said = [one for one in Windows(*given, Split(folds=2), gsds=trained).notes if "m a pixel" in one]
+        assert len(said) == bool(both) and all(both in one for one in said), "whatever sensor it is used for"
     near = BandContract(get_sensor("sentinel2", [*sensor.names, "B08"]), (500.0,) * 4, (300.0,) * 4)
     with pytest.raises(BandError, match="B08"):
         Windows(labels, near, 20)
@@ -475,3 +479,22 @@ def test_lightning_trains_without_a_validation_part_and_each_epoch_is_another(tm
     steps = len(module.seen) // 2
     epochs = [[name for names, _, _ in module.seen[at : at + steps] for name in names] for at in (0, steps)]
     assert steps >= 2 and epochs[0] != epochs[1] and len({*epochs[0]}) == len(epochs[0])
+
+
+def test_windows_shared_out_otherwise_are_those_cut_anew(tmp_path, monkeypatch):
+    labels = scattered(scene(tmp_path / "scene.tif"))
+    first, other = (Windows(labels, RGB, 20, Split(folds=3, fold=fold)) for fold in (0, 1))
+    before = {part: [*cuts] for part, cuts in first.parts.items()}
+    monkeypatch.setattr(Windows, "_survey", None)  # nothing is read again
+    found = first.shared(Split(folds=3, fold=1))
+    assert found.parts == other.parts and found.notes == other.notes and found.parts != before == first.parts
+
+
+def test_boxes_that_all_have_no_area_are_refused_with_that(tmp_path):
+    for number in range(12):
+        save(tmp_path / "images" / f"{number:02}.png", photograph(number, 20))
+    rows = [f"{number:02}.png,4,4,4,18,ship" for number in range(12)]
+    (tmp_path / "boxes.csv").write_text("\n".join(["image,x1,y1,x2,y2,class", *rows]))
+    labels = open_labels([str(tmp_path / "images")], str(tmp_path / "boxes.csv"))
+    with pytest.raises(InputError, match=r"no box is left in 12 images: .*12 boxes of no area are left out"):
+        Windows(labels, RGB, 20)

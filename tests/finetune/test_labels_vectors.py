@@ -126,6 +126,7 @@ def test_what_no_polygon_of_one_class_covers_is_background_unless_said_otherwise
     [
         (["1", "forest"], r"holds numbers \(1\) and words \(forest\), and a class is one of them"),
         ([250.9, 3.5], r"holds measurements \(250.9, 3.5\), and no classes"),
+        (["1", "1.0"], r"holds one number written in several ways \(1, 1.0\)"),
         ([None, None], "holds nothing"),
     ],
 )
@@ -225,3 +226,10 @@ def test_a_label_raster_of_another_place_is_refused(tmp_path):
     labels = open_labels([str(tmp_path / "images")], str(tmp_path / "masks"))
     assert len(labels.items) == 1
     assert labels.refused[0][1] == "its label raster lies at column 50, row 0 of it: bring it to the image's grid"
+
+
+@pytest.mark.parametrize(("given", "classes"), [(["10-20", "20-"], ("10-20", "20-")),
+                                                ([31112101.0, 31112102.0], ("31112101", "31112102"))])  # fmt: skip
+def test_ranges_and_long_numbers_are_classes_as_they_stand(given, classes, tmp_path):
+    file = layer(tmp_path / "own.gpkg", [FIELD, LAKE], given)
+    assert open_labels([scene(tmp_path / "scenes" / "scene.tif")], file).classes == classes

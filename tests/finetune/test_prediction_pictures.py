@@ -1,9 +1,12 @@
 """Pictures of predictions show boxes and masks where they are, and the best beside the worst."""
 
 import numpy as np
+import torch
 from PIL import Image
 
+from geomim.finetune.labels import Labels
 from geomim.finetune.pictures import COLOURS, Shown, best_and_worst, draw
+from geomim.finetune.run import judged
 
 
 def test_masks_are_coloured_where_they_are_known():
@@ -41,3 +44,14 @@ def test_pages_of_change_and_of_classes_are_written(tmp_path):
         tmp_path / "classes.png", [Shown(image, "farm", "port", s, "one") for s in (0.0, 1.0)], ["farm", "port"]
     )
     assert all(min(Image.open(tmp_path / f"{name}.png").size) > 50 for name in ("change", "classes"))
+
+
+def test_a_window_is_not_judged_by_boxes_that_another_one_answers_for():
+    """As in the figures: an object in the border that two windows share is found by both, and counted in one."""
+    boxes = torch.tensor([[2.0, 2, 8, 8], [22, 2, 28, 8]])
+    answer = {"bbox_xyxy": boxes, "score": torch.tensor([0.9, 0.8]), "label": torch.tensor([0, 0])}
+    sample = {"bbox_xyxy": boxes[:1], "label": torch.tensor([0]), "beside": torch.tensor([[20.0, 0, 32, 32]])}
+    labels = Labels("boxes", ("ship",), ())
+    _, (shown, _), score = judged(sample, answer, labels)
+    assert score == 1 and shown.tolist() == boxes[:1].tolist()
+    assert judged(sample | {"beside": torch.zeros(0, 4)}, answer, labels)[2] == 2 / 3

@@ -19,7 +19,7 @@ from geomim.finetune.training import Training
 from geomim.sensors import BandContract, get_sensor
 from geomim.verbs.finetune_stages import keep
 
-SIDE, COUNT = 32, 6
+SIDE, COUNT, KINDS = 32, 6, ("field", "lake", "road", "town")
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +105,25 @@ def test_a_scene_far_from_the_contract_is_fitted_all_the_same(
     whole = windows.sample
     monkeypatch.setattr(windows, "sample", lambda cut, *of: (one := whole(cut, *of)) | {"image": 400 * one["image"]})
     assert tuning.train(windows, 0, PIXELS).model.head.predict.weight.isfinite().all(), "squares beyond half precision"
+
+
+def test_a_decay_is_chosen_where_no_class_is_left_out_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of classes lie by class: a quarter of them in that order would be all that there is of one."""
+    checkpoint(tmp_path / "tiny.ckpt", contract := BandContract(get_sensor("rgb"), (110.0,) * 3, (50.0,) * 3),
+               image_size=SIDE, patch_size=8, width=32, depth=2, heads=2)  # fmt: skip
+    for number in range(24):
+        save(tmp_path / "images" / KINDS[number // 6] / f"{number:02}.png", photograph(number, SIDE))
+    labels = open_labels([str(tmp_path / "images")])
+    given = {"encoder": Encoder(str(tmp_path / "tiny.ckpt")), "classes": sorted(KINDS), "training": Training("all")}
+    seen: list[tuple[set[int], ...]] = []
+
+    def left_out(_: torch.Tensor, of: torch.Tensor, parts: torch.Tensor, *__: object) -> float:
+        seen.append(tuple({*of[parts != part].tolist()} for part in parts.unique()))
+        return 0.0
+
+    monkeypatch.setattr(probing, "_left_out", left_out)
+    Probing("class", given, Running(probe=True), 0).train(Windows(labels, contract, SIDE))
+    assert len(seen) == len(probing.DECAYS) and {*map(len, seen)} == {4}
+    assert all(one == {0, 1, 2, 3} for parts in seen for one in parts)

@@ -24,12 +24,14 @@ from geomim.finetune.backbones import Encoder, open_backbone
 from geomim.finetune.datamodule import Windows
 from geomim.finetune.detection import Detection
 from geomim.finetune.labels import open_labels
+from geomim.finetune.places import Split
 from geomim.finetune.predict import predicted
 from geomim.finetune.run import TASKS, Model, Running, Tuning
 from geomim.finetune.training import Training
 from geomim.sensors import BandContract, get_sensor
-from geomim.verbs.finetune import finetune
-from geomim.verbs.finetune_stages import fit, predict
+from geomim.verbs import finetune_stages
+from geomim.verbs.finetune import _plans, finetune
+from geomim.verbs.finetune_stages import Job, Opened, fit, predict, say
 from geomim.verbs.finetune_stages import test as scored
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "finetune").glob("*.yaml"))
@@ -215,6 +217,10 @@ def test_boxes_of_a_scene_with_a_place_are_polygons_there(tmp_path: Path) -> Non
     frame = geopandas.read_file(package)
     assert frame.crs.to_epsg() == 32633 and frame["class"].tolist() == ["ship"] and frame["score"].tolist() == [0.75]
     assert frame.total_bounds.tolist() == [500_020, 3_999_900, 500_120, 3_999_960]
+    other = save(tmp_path / "other" / "scene.png", photograph(2, (40, 60)))
+    with pytest.raises(InputError, match=r"scene.csv' is of '.*scene.tif', '.*scene.png' has the same name"):
+        [*predicted(Found(), [str(other)], tmp_path / "out", 64, None, None)]
+    assert [*predicted(Found(), [str(tmp_path / "scene.tif")], tmp_path / "out", 64, None, None)] == []
 
 
 def test_an_interrupted_run_leaves_no_finished_folder(encoder: str, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -321,4 +327,28 @@ def test_what_cannot_be_meant_is_refused_by_name(encoder: str, tmp_path: Path) -
         finetune(str(tmp_path / "other" / "images"), str(tmp_path / "other" / "images"), encoder, size=30)
     with pytest.raises(ConfigError, match="folds"):
         finetune("a", "b", encoder, folds=1)
+    for own in ({"size": 0}, {"size": -8}, {"batch_size": 0}, {"workers": -1}, {"seed": -1}):
+        with pytest.raises(ConfigError, match=rf"expected .*at least .*{next(iter(own.values()))}"):
+            finetune("a", "b", encoder, **own)
     assert not Path("finetuned").exists()
+
+
+def test_a_test_reads_by_the_contract_of_the_task_and_says_what_is_left(encoder: str, tmp_path: Path, capsys) -> None:
+    mask(tmp_path)
+    save(tmp_path / "images" / "alone.png", photograph(50, SIDE))
+    opened = Opened(Job([str(tmp_path / "images")], encoder, str(tmp_path / "labels")))
+    task = SimpleNamespace(contract=BandContract(RGB.sensor, (90.0,) * 3, (20.0,) * 3))
+    assert opened.windows(Split(), task).contract == task.contract != opened.windows(Split()).contract
+    plans, lost = _plans(opened, Split(folds=40, val=False))
+    assert len(plans) == COUNT and not lost, "a place each, and not a word on each fold that there is not"
+    say(opened, ["one"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "note: 1 images and label files are left out ('" in said and "alone.png': no label file is called so)" in said
+    )
+
+
+def test_predict_asks_for_the_size_that_a_task_was_trained_with(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(finetune_stages, "_stored", lambda *_: None)
+    with pytest.raises(ConfigError, match=r"windows.size: .*give --config mine/config.yaml"):
+        predict(scenes=["a"], encoder="b", out="mine")

@@ -209,7 +209,7 @@ def _class(column: str, value: Any, layer: str) -> str | None:
     """What a cell says of a geometry's class; `yes` in a column such as `type` says no more than the layer's name."""
     if value is None or value != value or not str(value).strip():
         return None
-    name = f"{value:g}" if isinstance(value, float) else str(value).strip()
+    name = f"{value:.15g}" if isinstance(value, float) else str(value).strip()
     if name.lower() in ("yes", "true"):
         return "road" if column == "highway" else layer if column.lower() in COLUMNS else column
     return f"{name} road" if column == "highway" and not name.endswith(_WAYS) else name

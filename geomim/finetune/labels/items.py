@@ -32,7 +32,14 @@ _KINDS = re.compile(r"((jpe?g|png|tiff?)?(images?|imgs?)?|(labels?|masks?|gts?|a
 
 @dataclass(frozen=True)
 class Asked:
-    """What a user says of images and labels; see `open_labels`."""
+    """What a user says of images and labels.
+
+    Attributes:
+        class_column: Column of a vector file that holds the class; guessed if not given.
+        outside: What no polygon covers: `unlabelled`, `background`, or the latter where there is one class (`auto`).
+        sensor: What took the scenes, a name or a YAML file; it says what their bands and numbers are.
+        bands: Names of their bands in file order; `-` leaves one out.
+    """
 
     class_column: str | None = None
     outside: Outside = "auto"

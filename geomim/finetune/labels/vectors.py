@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from geomim.errors import InputError
 from geomim.finetune.labels.items import UNLABELLED, Asked, Item, Labels, Refused, need, open_image, some, split_of
 
 _EARTH = (180.001, 90.001, 180.001, 90.001)
+_NUMBER = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)")
 
 
 def from_vector(file: str, images: Sequence[str], roots: tuple[str, ...], asked: Asked) -> Labels:
@@ -105,12 +107,14 @@ def _pixels(shapes: np.ndarray, scene: Grid) -> np.ndarray:
 
 def _check_values(column: str, values: set[str]) -> None:
     """Refuse a column that holds words and numbers, measurements, or nothing."""
-    numbers = sorted(value for value in values if value.replace(".", "", 1).replace("-", "", 1).isdigit())
+    numbers = sorted(value for value in values if _NUMBER.fullmatch(value))
     words = sorted(values - {*numbers})
     both = f"numbers ({some(numbers, 3)}) and words ({some(words, 3)}), and a class is one of them"
     wrong = both if words and numbers else ""
     if any(float(number) % 1 for number in numbers):
         wrong = f"measurements ({some(numbers, 3)}), and no classes"
+    elif len({*map(float, numbers)}) < len(numbers):
+        wrong = f"one number written in several ways ({some(numbers, 3)})"
     if wrong or not values:
         raise InputError(f"{column} holds {wrong or 'nothing'}: correct it, or give another one with --class-column")
 
