@@ -14,6 +14,7 @@ from geomim.verbs.scores_page import bullets, confusions, draw_confusion, embedd
 
 MAIN = {"class": "F1", "mask": "IoU", "change": "F1", "boxes": "AP50", "oboxes": "AP50"}
 """The metric that is shown of each class, by the kind of labels; all are in figures.csv."""
+_LEVEL = 0.02  # of a mean of figures: another seed may move it as far
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,11 @@ def verdict(kind: str, found: Mapping[str, Tested]) -> list[str]:
     """Whether the encoder is ahead of what stands beside it, in a sentence; none where there is nothing beside."""
     own, *floors = (each := means(kind, found)).values()
     said = ", ".join(f"{value:.3f} of {name}" for name, value in each.items())
-    pays = "pays" if own > max(floors, default=own) else "does not pay"
-    return [f"mean {MAIN[kind]}: {said}: the encoder {pays} here"] * bool(floors)
+    ahead = own - max(floors, default=own)
+    pays = "pays here" if ahead > _LEVEL else "does not pay here"
+    if abs(ahead) <= _LEVEL:
+        pays = f"does not pay here as far as one test can tell, which sees no difference below {_LEVEL}"
+    return [f"mean {MAIN[kind]}: {said}: the encoder {pays}"] * bool(floors)
 
 
 def _number(value: float) -> str:
