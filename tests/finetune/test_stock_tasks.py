@@ -1,4 +1,4 @@
-"""Torchgeo's own tasks with an exported encoder: the very lines that docs/models.md shows, trained and tested."""
+"""Torchgeo's own tasks with an exported encoder: the very lines that docs/toolkits.md shows, trained and tested."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from geomim.finetune.backbones import Encoder
 from geomim.finetune.detection import Detection
 from geomim.finetune.registry import register
 
-PAGE = Path(__file__, "../../../docs/models.md").resolve().read_text(encoding="utf-8").splitlines()
+PAGE = Path(__file__, "../../../docs/toolkits.md").resolve().read_text(encoding="utf-8").splitlines()
 SHOWN = {line.split("=")[1].split("(")[0].strip(): line for line in PAGE if line.startswith("task = ")}
 IMAGES, BOXES = torch.randn(2, 4, 64, 64), [torch.tensor([[4.0, 8, 40, 32]])] * 2
 BATCHES: dict[str, dict[str, Any]] = {
