@@ -25,7 +25,7 @@ def labelled(windows):
 
 
 def test_thirty_polygons_of_five_classes_over_two_dates(data_dir):
-    names = ["blue", "green", "red", "nir", "swir1", "-", "swir2", "-"]
+    names = ["blue", "green", "red", "nir", "swir1", "swir2", "-", "-"]
     polygons = data_dir / "landsat7_polygons" / "training_data.shp"
     labels = open_labels([str(data_dir / "landsat7")], str(polygons), bands=names)
     assert labels.classes == ("barren", "forest", "herbaceous", "urban", "water") and len(labels.items) == 2
