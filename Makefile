@@ -44,7 +44,7 @@ test: $(READY) lint
 $(VENV312)/.ready: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV312): Python 3.12 and torchgeo 0.10, about 8 GB, once."
 	@test -x $(VENV312)/bin/python || $(PYTHON312) -m venv $(VENV312)
-	@$(VENV312)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[maps,finetune]' pytest
+	@$(VENV312)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[maps,finetune,onnx]' pytest
 	@touch $@
 
 test-torchgeo010: $(VENV312)/.ready
