@@ -132,7 +132,7 @@ def with_crs(file: str, table: Any, scenes: Mapping[str, tuple[CRS, shapely.Poly
 
 def extent(bounds: Any) -> str:
     """Bounds in words."""
-    west, south, east, north = (f"{number:.6g}" for number in bounds)
+    west, south, east, north = (f"{number:.9g}" for number in bounds)
     return f"{west}..{east}, {south}..{north}"
 
 

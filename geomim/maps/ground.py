@@ -74,6 +74,12 @@ class Ground:
         """Whether metres are known."""
         return bool(np.isfinite(self.areas(np.array([self.width / 2]), np.array([self.height / 2]))).all())
 
+    def notes(self, out: str) -> list[str]:
+        """What is to be said of a file that lies on it."""
+        if not self.known:
+            return [f"'{out}' is in columns and rows, these below 0: nothing tells a place"]
+        return [] if self.crs else [f"'{out}' tells no coordinate reference system: the scene has none"]
+
     def shapes(self, pixels: np.ndarray) -> np.ndarray:
         """Geometries `(n,)` in columns and rows as ones in `crs`; control points bend their edges."""
         if self.transform is None:
@@ -82,7 +88,7 @@ class Ground:
 
     def pixels(self, shapes: np.ndarray) -> np.ndarray:
         """Geometries `(n,)` in `crs` as ones in columns and rows."""
-        return shapely.transform(shapes, lambda xy: np.stack(self._back(*xy.T), 1))
+        return shapely.transform(shapes, lambda xy: np.stack(self.back(*xy.T), 1))
 
     def areas(self, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Square metres on the ellipsoid `(n,)` of pixels around points; NaN where nothing tells metres.
@@ -123,7 +129,8 @@ class Ground:
         bearings[on_earth] = _GEOD.inv(lon, lat, far_lon, far_lat)[0]
         return bearings
 
-    def _back(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    def back(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Columns and rows `(2, n)` of points in `crs`."""
         if self.transform is not None:
             return np.stack(affine(~self.transform)(x, y))
         guess = self._spline

@@ -82,7 +82,7 @@ def write_polygons(source: Path, out: Path, names: Sequence[str], simplify: floa
         raise ConfigError(f"--simplify: expected metres above 0; given {simplify:g}")
     with open_map(source) as raster:
         ground = Ground.of_raster(str(source), raster)
-        notes = [] if ground.known else [f"'{out}' is in columns and rows, these below 0: the map has no place"]
+        notes = ground.notes(str(out))
         tolerance = 0.0 if simplify is None else simplify / _side(ground, source)
         if simplify and tolerance < 0.7:  # the smallest triangle has half a pixel
             notes.append(f"--simplify {simplify:g} m is less than a pixel of {simplify / tolerance:.3g} m: no effect")
