@@ -13,6 +13,7 @@ import geopandas
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyogrio
 import pyproj
 import shapely
 
@@ -25,34 +26,48 @@ Write = Callable[[Mapping[str, np.ndarray], np.ndarray], None]
 
 
 @contextmanager
-def layer(path: Path, crs: Any) -> Iterator[Write]:
+def layer(path: Path, crs: Any, tags: Mapping[str, str] | None = None) -> Iterator[Write]:
     """A file to write polygons to, whose ending says which; it is whole or not there.
 
     Args:
         path: The file; one that exists gives way. A GeoPackage's layer is called as it is.
         crs: `rasterio.crs.CRS` of the polygons, or None.
+        tags: What is to be read from the file by `tags_of`.
     """
     with aside(path) as part:
         if path.suffix.lower() == ".parquet":
-            with _parquet(part, crs) as write:
+            with _parquet(part, crs, tags or {}) as write:
                 yield write
         else:
-            yield _package(part, path.stem, crs)
+            yield _package(part, path.stem, crs, tags or {})
 
 
-def _package(part: Path, name: str, crs: Any) -> Write:
+def tags_of(path: Path) -> dict[str, str]:
+    """The tags that a layer was written with; none of another file."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            told = pq.read_metadata(path).metadata or {}
+            return {
+                name.decode(): value.decode() for name, value in told.items() if name not in (b"geo", b"ARROW:schema")
+            }
+        return dict(pyogrio.read_info(path)["dataset_metadata"] or {})
+    except (pa.ArrowException, pyogrio.errors.DataSourceError, OSError):
+        return {}
+
+
+def _package(part: Path, name: str, crs: Any, tags: Mapping[str, str]) -> Write:
     def write(columns: Mapping[str, np.ndarray], shapes: np.ndarray) -> None:
         frame = geopandas.GeoDataFrame(dict(columns), geometry=shapes, crs=crs and crs.to_wkt())
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "'crs' was not provided")
-            mode = "a" if part.exists() else "w"
-            frame.to_file(part, driver="GPKG", layer=name, geometry_type="Polygon", mode=mode, engine="pyogrio")
+            how = {"mode": "a"} if part.exists() else {"mode": "w", "dataset_metadata": tags}
+            frame.to_file(part, driver="GPKG", layer=name, geometry_type="Polygon", engine="pyogrio", **how)
 
     return write
 
 
 @contextmanager
-def _parquet(part: Path, crs: Any) -> Iterator[Write]:
+def _parquet(part: Path, crs: Any, tags: Mapping[str, str]) -> Iterator[Write]:
     writer: list[pq.ParquetWriter] = []
     low, high = np.full(2, np.inf), np.full(2, -np.inf)
 
@@ -73,7 +88,7 @@ def _parquet(part: Path, crs: Any) -> Iterator[Write]:
         told |= {"bbox": [*low.tolist(), *high.tolist()]} if np.isfinite(low).all() else {}
         geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": told}}
         for one in writer:
-            one.add_key_value_metadata({"geo": json.dumps(geo)})
+            one.add_key_value_metadata({**tags, "geo": json.dumps(geo)})
     finally:
         for one in writer:
             one.close()
