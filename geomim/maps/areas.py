@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,10 @@ _SEGMENTS = 64  # along a scene, of edges that are curves in its system
 _MARGIN = 0.05  # of a scene's sides, that an area is kept around it
 
 
+class NoGroundError(InputError):
+    """An area and a scene have no ground in common."""
+
+
 class Area:
     """Where one looks: the scene's pixels whose middle lies in one of some polygons.
 
@@ -38,6 +43,19 @@ class Area:
         self.notes = tuple(notes)
         self._tree = shapely.STRtree(shapes)
         shapely.prepare(self._tree.geometries)
+
+    @property
+    def digest(self) -> str:
+        """A few letters that are others for other polygons."""
+        return hashlib.blake2b(b"".join(shapely.to_wkb(self._tree.geometries).tolist()), digest_size=12).hexdigest()
+
+    def in_cells(self, cell: int) -> Area:
+        """The same in squares of so many pixels."""
+        return Area(shapely.transform(self._tree.geometries, lambda xy: xy / cell))
+
+    def wants(self, side: int) -> Callable[[int, int], bool]:
+        """Whether a window of this side, with this top and left, shares more than a border with it."""
+        return lambda top, left: bool(self.touches([Window(left, top, side, side)])[0])
 
     def touches(self, windows: Sequence[Window]) -> np.ndarray:
         """`(n,)` whether windows share more than a border with it."""
@@ -75,8 +93,8 @@ def open_area(file: str, scene: Scene) -> Area:
         scene: What is looked at.
 
     Raises:
-        InputError: It cannot be read, holds no polygon, or nothing tells where it lies; the scene has no place; or they
-            do not meet.
+        NoGroundError: It and the scene have none in common.
+        InputError: It cannot be read, holds no polygon, or nothing tells where it lies; or the scene has no place.
     """
     ground = Ground.of(scene)
     if not ground.known or ground.crs is None:
@@ -155,7 +173,7 @@ def _on_scene(file: str, shapes: np.ndarray, crs: CRS, ground: Ground, uri: str)
         where = (
             "" if frame is None else f": in {crs.to_string():.40} it covers {extent(told)}, the scene {extent(frame)}"
         )
-        raise InputError(f"area '{file}' and scene '{uri}' have no ground in common{where}")
+        raise NoGroundError(f"area '{file}' and scene '{uri}' have no ground in common{where}")
     if covered < 1:
         raise InputError(f"area '{file}' covers less than a pixel of '{uri}': nothing can be told of it")
     return shapes

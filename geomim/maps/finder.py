@@ -11,9 +11,11 @@ from torch import Tensor
 
 from geomim.corpus.scenes import Scene
 from geomim.maps.looker import Prepare
-from geomim.maps.objects import SCORE, corners
 from geomim.maps.windows import Walk, batches
 from geomim.sensors import BandContract
+
+SCORE, LABEL = 8, 9
+"""Places in a row of boxes `(N, 10)`: x and y of four corners in columns and rows of the scene, score and label."""
 
 
 @dataclass(frozen=True)
@@ -123,3 +125,18 @@ def _holds(low: np.ndarray, high: np.ndarray, start: np.ndarray, side: int, leng
     """Whether windows hold what lies from `low` to `high` whole, a little off their borders inside the scene."""
     off = max(side // 32, 1)
     return ((start == 0) | (low >= start + off)) & ((start + side >= length) | (high <= start + side - off))
+
+
+def corners(boxes: np.ndarray) -> np.ndarray:
+    """Corners `(N, 4, 2)` of boxes, clockwise on screen; those of the first side come first.
+
+    Args:
+        boxes: `(N, 4)` x1, y1, x2, y2, or `(N, 5)` centre, sides, and the angle of the first side in radians, clockwise
+            on screen.
+    """
+    if boxes.shape[1] == 4:
+        return boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
+    centre, sides, angle = boxes[:, None, :2], boxes[:, 2:4], boxes[:, 4]
+    along = np.stack([np.cos(angle), np.sin(angle)], 1) * sides[:, :1] / 2
+    across = np.stack([-np.sin(angle), np.cos(angle)], 1) * sides[:, 1:] / 2
+    return centre + np.stack([-along - across, along - across, along + across, across - along], 1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import shapely
@@ -12,28 +13,73 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from geomim.corpus.scenes import Scene
+from geomim.errors import InputError
 from geomim.maps.areas import Area
+from geomim.maps.classes import card_of, tags_for, told_full
+from geomim.maps.finder import LABEL, SCORE, Finder, find
 from geomim.maps.ground import Ground
 from geomim.maps.layers import layer
-from geomim.maps.windows import Walk
+from geomim.maps.looker import Prepare
+from geomim.maps.strips import Strips
+from geomim.maps.windows import Walk, ahead
 
-SCORE, LABEL = 8, 9
-"""Places in a row of boxes `(N, 10)`: x and y of four corners in columns and rows of the scene, score and label."""
 
+def draw(
+    scene: Scene,
+    prepare: Prepare,
+    finder: Finder,
+    walk: Walk,
+    path: Path,
+    model: str,
+    threshold: float = 0.0,
+    also: Mapping[str, Any] | None = None,
+    area: Area | None = None,
+    batch: int = 16,
+) -> None:
+    """Write the objects of a scene; see `write_objects`.
 
-def corners(boxes: np.ndarray) -> np.ndarray:
-    """Corners `(N, 4, 2)` of boxes, clockwise on screen; those of the first side come first.
+    It goes on where an earlier call with the same arguments was stopped.
 
     Args:
-        boxes: `(N, 4)` x1, y1, x2, y2, or `(N, 5)` centre, sides, and the angle of the first side in radians, clockwise
-            on screen.
+        scene: What is looked at.
+        prepare: Brings its numbers to the contract.
+        finder: What finds.
+        walk: Where its windows lie.
+        path: The file.
+        model: What the file says that it was made with.
+        threshold: Objects of a lower score are left out.
+        also: What else the file depends on, such as the threshold.
+        area: Windows that it does not touch are not looked at, and objects whose middle lies outside are left out.
+        batch: Windows looked at together.
+
+    Raises:
+        InputError: The scene cannot be read somewhere, another process writes the file, or the disk is full. What is
+            found stays, and the same call goes on with it.
     """
-    if boxes.shape[1] == 4:
-        return boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
-    centre, sides, angle = boxes[:, None, :2], boxes[:, 2:4], boxes[:, 4]
-    along = np.stack([np.cos(angle), np.sin(angle)], 1) * sides[:, :1] / 2
-    across = np.stack([-np.sin(angle), np.cos(angle)], 1) * sides[:, 1:] / 2
-    return centre + np.stack([-along - across, along - across, along + across, across - along], 1)
+    card = card_of(scene, finder, walk, also)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with told_full(path), Strips(path, card) as strips:
+        if strips.done < len(walk.rows):
+            wanted = None if area is None else area.wants(finder.side)
+            found = find(scene, walk, finder, prepare, batch, strips.done, wanted)
+            try:
+                for _ in ahead(lambda boxes: strips.add(_packed(boxes)), found, 1):
+                    pass
+            except InputError:
+                strips.broken()
+                raise
+        rows = (strip[0, 1:] for strip in strips)
+        tags = tags_for(scene, card, finder.made_by, model)
+        once = merged(rows, walk, finder.overlap)
+        said = write_objects(path, once, scene, finder.classes, finder.rotated, threshold, area, tags)
+        strips.remove()
+    for line in said:
+        print(line)
+
+
+def _packed(boxes: np.ndarray) -> np.ndarray:
+    """Boxes as a strip, below a row of zeros: a raster has one row at least."""
+    return np.concatenate([np.zeros((1, 10)), boxes])[None]
 
 
 def merged(rows: Iterable[np.ndarray], walk: Walk, overlap: float) -> Iterator[np.ndarray]:
@@ -94,6 +140,7 @@ def write_objects(
     rotated: bool = False,
     threshold: float = 0.0,
     area: Area | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Write objects as polygons in the scene's coordinate reference system.
 
@@ -107,13 +154,14 @@ def write_objects(
         rotated: Whether the boxes are turned.
         threshold: Boxes of a lower score are left out.
         area: Objects whose middle lies outside are left out.
+        tags: What is told beside.
 
     Returns:
         What is to be said.
     """
     ground = Ground.of(scene)
     counts, below, names = np.zeros(len(classes), int), 0, np.array(classes, object)
-    with layer(out, ground.crs) as write:
+    with layer(out, ground.crs, tags) as write:
         for place, boxes in enumerate(chain([np.zeros((0, 10))], found)):
             high = boxes[:, SCORE] >= threshold
             below += int((~high).sum())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -56,7 +56,13 @@ class Region:
         return shapely.simplify(whole, 0, preserve_topology=False)
 
 
-def write_polygons(source: Path, out: Path, names: Sequence[str], simplify: float | None = None) -> list[str]:
+def write_polygons(
+    source: Path,
+    out: Path,
+    names: Sequence[str],
+    simplify: float | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> list[str]:
     """Write the outlines of a map's classes.
 
     A polygon is what hangs together by sides of pixels. Its hectares are those of its pixels on the ellipsoid, so they
@@ -70,6 +76,7 @@ def write_polygons(source: Path, out: Path, names: Sequence[str], simplify: floa
         simplify: Metres. Corners are taken off outlines, those first that make the smallest triangles, as long as these
             are of less than so many metres squared (Visvalingam and Whyatt, 1993). Neighbours keep one outline between
             them; it stays where it crosses the blocks that are read.
+        tags: What is told beside.
 
     Returns:
         What is to be said.
@@ -87,7 +94,7 @@ def write_polygons(source: Path, out: Path, names: Sequence[str], simplify: floa
         if simplify and tolerance < 0.7:  # the smallest triangle has half a pixel
             notes.append(f"--simplify {simplify:g} m is less than a pixel of {simplify / tolerance:.3g} m: no effect")
         count, size = 0, "hectares" if ground.measured else "pixels"
-        with layer(out, ground.crs) as write:
+        with layer(out, ground.crs, tags) as write:
             write(_columns([], names, size, raster.count > 1), np.zeros(0, object))
             found = regions(raster, ground, tolerance)
             while some := list(islice(found, _ROWS)):
