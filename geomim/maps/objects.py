@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ from geomim.maps.layers import layer
 from geomim.maps.looker import Prepare
 from geomim.maps.strips import Strips
 from geomim.maps.windows import Walk, ahead
+
+_ROWS = 1 << 14  # of the table that are written at a time
 
 
 def draw(
@@ -162,7 +163,7 @@ def write_objects(
     ground = Ground.of(scene)
     counts, below, names = np.zeros(len(classes), int), 0, np.array(classes, object)
     with layer(out, ground.crs, tags) as write:
-        for place, boxes in enumerate(chain([np.zeros((0, 10))], found)):
+        for place, boxes in enumerate(_together(found)):
             high = boxes[:, SCORE] >= threshold
             below += int((~high).sum())
             boxes = boxes[high]
@@ -180,6 +181,17 @@ def write_objects(
     said = f"wrote {out}: {counts.sum()} objects" + (f" ({each})" if each else "")
     left = f"; {below} that score below {threshold:g} are left out (--threshold)" if below else ""
     return [*ground.notes(str(out)), said + left]
+
+
+def _together(found: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Boxes in batches of some thousands, as opening a file takes its time; at least one, maybe without a box."""
+    waiting = [np.zeros((0, 10))]
+    for boxes in found:
+        waiting.append(boxes)
+        if sum(map(len, waiting)) >= _ROWS:
+            yield np.concatenate(waiting)
+            waiting = [np.zeros((0, 10))]
+    yield np.concatenate(waiting)
 
 
 def _measures(points: np.ndarray, ground: Ground, rotated: bool) -> dict[str, np.ndarray]:
