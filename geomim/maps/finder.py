@@ -17,6 +17,8 @@ from geomim.sensors import BandContract
 SCORE, LABEL = 8, 9
 """Places in a row of boxes `(N, 10)`: x and y of four corners in columns and rows of the scene, score and label."""
 
+_LEAST = 0.01  # square pixels of an object
+
 
 @dataclass(frozen=True)
 class Finder:
@@ -87,6 +89,7 @@ def find(
                 answers = finder.find(images, seen)
             for left, one, here in zip(columns, answers, seen[:, 0].cpu().numpy(), strict=True):
                 boxes = _rows(one)
+                boxes = boxes[_has_area(boxes)]
                 boxes = boxes[_on_image(boxes, here)]
                 boxes[:, :SCORE] += [left, tops[row]] * 4
                 found.append(boxes[_kept(boxes, walk, tops[row], left, looked)])
@@ -98,6 +101,12 @@ def find(
 def _rows(answer: dict[str, Tensor]) -> np.ndarray:
     boxes, scores, labels = (answer[key].double().cpu().numpy() for key in ("boxes", "scores", "labels"))
     return np.concatenate([corners(boxes).reshape(-1, 8), scores[:, None], labels[:, None]], 1)
+
+
+def _has_area(boxes: np.ndarray) -> np.ndarray:
+    """Which boxes are more than a line; one beyond a window may have been cut to that."""
+    (x1, y1), (x2, y2), _, (x4, y4) = boxes[:, :SCORE].reshape(-1, 4, 2).transpose(1, 2, 0)
+    return np.abs((x2 - x1) * (y4 - y1) - (x4 - x1) * (y2 - y1)) > _LEAST
 
 
 def _on_image(boxes: np.ndarray, seen: np.ndarray) -> np.ndarray:
