@@ -3,10 +3,10 @@
     python benchmarks/maps.py --work WORK             # an idle machine, please
     python benchmarks/maps.py --work WORK --quick     # does it run
 
-A scene of 4 bands of uint16 is drawn, deflated in blocks of 512; an encoder of width 192, depth 6 and patches of 16 with
-a linear probe of 10 classes looks at windows of 224 px. Each measurement is a process of its own, whose greatest
-resident memory the kernel tells: the bare model on the same batches held in memory; `geomim predict`; and the loop that
-torchgeo's documentation shows, GridGeoSampler and a DataLoader, with probabilities summed in an array of the whole
+A scene of 4 bands of uint16 is drawn, deflated in blocks of 512; an encoder of width 192, depth 6 and patches of 16
+with a linear probe of 10 classes looks at windows of 224 px. Each measurement is a process of its own, whose greatest
+resident memory the kernel tells: the bare model on batches of that size held in memory; `geomim predict`; and the loop
+that torchgeo's documentation shows, GridGeoSampler and a DataLoader, with probabilities summed in an array of the whole
 scene. Threads are torch's own for all.
 """
 
