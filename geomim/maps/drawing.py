@@ -13,6 +13,7 @@ from geomim.maps import classes, objects
 from geomim.maps.areas import Area, open_area
 from geomim.maps.classes import card_of, is_done, tags_for
 from geomim.maps.finder import Finder
+from geomim.maps.layers import say
 from geomim.maps.looker import Looker, Prepare
 from geomim.maps.opening import check_scene, gsd_note, open_for, scale_note
 from geomim.maps.pairs import PairInput, pair
@@ -142,5 +143,4 @@ def _outline(scene: Scene, looker: Looker, card: Mapping[str, Any], asked: Asked
         print(f"'{outlines}' is there already: take it away to make it again")
         return
     tags = tags_for(scene, card, looker.made_by, asked.model)
-    for said in write_polygons(path, outlines, looker.classes, asked.simplify, tags):
-        print(said if said.startswith("wrote") else f"note: {said}")
+    say(write_polygons(path, outlines, looker.classes, asked.simplify, tags))

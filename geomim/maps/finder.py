@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from geomim.corpus.scenes import Scene
+from geomim.errors import InputError
 from geomim.maps.looker import Prepare
 from geomim.maps.windows import Walk, batches
 from geomim.sensors import BandContract
@@ -76,6 +77,9 @@ def find(
         batch: Windows looked at together.
         start: Row of windows to go on with.
         wanted: Whether the window with this top and left is looked at; all are where None.
+
+    Raises:
+        InputError: The scene cannot be read somewhere, or the model's answers are not finite.
     """
     tops, lefts = walk.rows, walk.columns
     looked = np.array([[wanted is None or wanted(top, left) for left in lefts] for top in tops])
@@ -89,6 +93,9 @@ def find(
                 answers = finder.find(images, seen)
             for left, one, here in zip(columns, answers, seen[:, 0].cpu().numpy(), strict=True):
                 boxes = _rows(one)
+                if not np.isfinite(boxes).all():
+                    place = f"row {tops[row]}, column {left}"
+                    raise InputError(f"'{scene.uri}': boxes at {place} are not finite: look at the model's weights")
                 boxes = boxes[_has_area(boxes)]
                 boxes = boxes[_on_image(boxes, here)]
                 boxes[:, :SCORE] += [left, tops[row]] * 4

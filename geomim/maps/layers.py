@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,14 @@ def tags_of(path: Path) -> dict[str, str]:
         return dict(pyogrio.read_info(path)["dataset_metadata"] or {})
     except (pa.ArrowException, pyogrio.errors.DataSourceError, OSError):
         return {}
+
+
+def say(said: Sequence[str]) -> None:
+    """Print notes, and last what was written."""
+    *notes, wrote = said
+    for note in notes:
+        print(f"note: {note}")
+    print(wrote)
 
 
 def _package(part: Path, name: str, crs: Any, tags: Mapping[str, str]) -> Write:

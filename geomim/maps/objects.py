@@ -17,7 +17,7 @@ from geomim.maps.areas import Area
 from geomim.maps.classes import card_of, tags_for, told_full
 from geomim.maps.finder import LABEL, SCORE, Finder, find
 from geomim.maps.ground import Ground
-from geomim.maps.layers import layer
+from geomim.maps.layers import layer, say
 from geomim.maps.looker import Prepare
 from geomim.maps.strips import Strips
 from geomim.maps.windows import Walk, ahead
@@ -74,8 +74,7 @@ def draw(
         once = merged(rows, walk, finder.overlap)
         said = write_objects(path, once, scene, finder.classes, finder.rotated, threshold, area, tags)
         strips.remove()
-    for line in said:
-        print(line)
+    say(said)
 
 
 def _packed(boxes: np.ndarray) -> np.ndarray:
@@ -158,7 +157,7 @@ def write_objects(
         tags: What is told beside.
 
     Returns:
-        What is to be said.
+        What is to be said, last what was written.
     """
     ground = Ground.of(scene)
     counts, below, names = np.zeros(len(classes), int), 0, np.array(classes, object)

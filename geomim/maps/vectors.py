@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import shapely
-import shapely.geometry
 from rasterio.features import shapes as trace
 from rasterio.windows import Window
 from scipy.sparse import coo_array
@@ -79,7 +78,7 @@ def write_polygons(
         tags: What is told beside.
 
     Returns:
-        What is to be said.
+        What is to be said, last what was written.
 
     Raises:
         ConfigError: `simplify` is not above 0.
@@ -187,9 +186,17 @@ def hanging(ids: np.ndarray) -> tuple[int, np.ndarray]:
 
 def _outlines(labels: np.ndarray, count: int, tolerance: float) -> np.ndarray:
     """Outlines `(count,)` of sets of pixels, with a corner at each pixel's where they meet the frame."""
-    outlines = np.empty(count, object)
+    rings: list[list[tuple[float, float]]] = []
+    owners, numbers = list[int](), list[int]()
     for shape, number in trace(labels.astype(np.int32)):
-        outlines[int(number)] = shapely.geometry.shape(shape)
+        rings += shape["coordinates"]
+        owners += [len(numbers)] * len(shape["coordinates"])
+        numbers.append(int(number))
+    which = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
+    outlines = np.empty(count, object)
+    outlines[numbers] = shapely.polygons(
+        shapely.linearrings(np.array(list(chain.from_iterable(rings))), indices=which), indices=owners
+    )
     height, width = labels.shape
     west, north, east, south = shapely.bounds(outlines).T
     dense = (west == 0) | (north == 0) | (east == width) | (south == height) | (tolerance > 0)

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import find_objects, label
 
 from geomim.corpus.scenes.arrays import array_scene
+from geomim.errors import InputError
 from geomim.maps.finder import Finder, find
 from geomim.maps.objects import merged
 from geomim.sensors import Band, BandContract, Sensor
@@ -95,3 +98,21 @@ def test_an_object_whose_middle_is_nodata_is_none():
     valid = np.ones((64, 64), bool)
     valid[y1:y2, x1:x2] = False
     assert sides(found_in(array_scene("x", pixels[None], GREY, valid=valid), finder())) == true[1:]
+
+
+def test_boxes_that_are_no_numbers_are_refused_with_their_place():
+    def broken(images, valid):
+        return [one | {"scores": one["scores"] * np.nan} for one in seen_boxes(images, valid)]
+
+    pixels, _ = blocks(64, 128)
+    with pytest.raises(InputError, match="'x': boxes at row 0, column 0 are not finite"):
+        found_in(array_scene("x", pixels[None], GREY), replace(finder(), find=broken))
+
+
+def test_boxes_without_area_are_none():
+    def flat(images, valid):
+        box = torch.tensor([[5.0, 5, 5, 20], [5, 5, 9, 20]])
+        return [{"boxes": box, "scores": torch.ones(2), "labels": torch.zeros(2)} for _ in images]
+
+    boxes = found_in(array_scene("x", np.ones((1, 64, 64), np.uint8), GREY), replace(finder(), find=flat))
+    assert sides(boxes) == [(5, 5, 9, 20, 0)]
