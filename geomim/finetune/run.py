@@ -167,7 +167,7 @@ class Tuning:
         elif start == PIXELS and self.kind != "class":
             other = {"head": "pixels"}
         task = TASKS[TASK_OF[self.kind]](**self.arguments | other)
-        task._looked = True  # windows are normalised by its contract, and check_scene tells what is odd
+        task.normalised = True  # by windows; check_scene tells what is odd
         return task
 
     def steps(self, windows: Windows) -> int:
