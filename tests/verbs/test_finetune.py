@@ -314,6 +314,8 @@ def test_what_cannot_be_meant_is_refused_by_name(encoder: str, tmp_path: Path) -
         Model(join="difference").arguments("mask")
     with pytest.raises(ConfigError, match="upright boxes"):
         Model(head="oriented").arguments("boxes")
+    with pytest.raises(ConfigError, match=r"unknown model.head 'upernett'; did you mean 'upernet'"):
+        Model(head="upernett").arguments("mask")
     with pytest.raises(ConfigError, match=r"run\.minutes"):
         Running(minutes=0)
     mask(tmp_path)
