@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from geomim.corpus.scenes import find_scenes
 from geomim.errors import CheckpointError, ConfigError, MissingExtraError
-from geomim.maps.classes import card_of, draw, is_done, targets
+from geomim.maps.classes import card_of, draw, each, is_done, targets
 from geomim.maps.looker import Looker
 from geomim.maps.opening import check_scene, gsd_note, open_for, scale_note
 from geomim.maps.probes import open_probe
 from geomim.models.weights import read_checkpoint
-from geomim.sensors import get_sensor
+from geomim.sensors import Sensor, get_sensor
 
 
 def predict(
@@ -66,7 +66,7 @@ def predict(
         CheckpointError: The model cannot be read, or the probe was fitted on another encoder.
         BandError: A scene lacks bands that the model needs.
         InputError: A scene's numbers are far from those that the model was trained on, it cannot be read somewhere, or
-            the file to write is of another scene.
+            the file to write is of another scene. Of several scenes the others are mapped first.
     """
     if not 0 <= overlap <= 0.9:
         raise ConfigError(f"--overlap: expected a share of a window from 0 to 0.9; given {overlap:g}")
@@ -75,9 +75,8 @@ def predict(
     looker = looker.flipped() if flips else looker
     for note in looker.notes:
         print(f"note: {note}")
-    for uri, path in pairs:
-        _map(uri, path, looker, model, overlap, sensor, bands)
-    return [path for _, path in pairs]
+    read = get_sensor(sensor) if sensor else None
+    return each(pairs, lambda uri, path: _map(uri, path, looker, model, overlap, read, bands))
 
 
 def _open(model: str, resolution: str | None, encoder: str | None, heads: int | None, device: str) -> Looker:
@@ -126,11 +125,11 @@ def _map(
     looker: Looker,
     model: str,
     overlap: float,
-    sensor: str | None,
+    sensor: Sensor | None,
     bands: list[str] | None,
 ) -> None:
     """One scene and its map, unless it is there."""
-    scene, prepare = open_for(looker.contract, uri, get_sensor(sensor) if sensor else None, bands)
+    scene, prepare = open_for(looker.contract, uri, sensor, bands)
     with scene:
         here, walk = looker.at(scene), looker.walk(scene, overlap)
         if is_done(path, scene, card_of(scene, here, walk)):
