@@ -131,7 +131,7 @@ def _dispatch(arguments: list[str], alone: bool) -> int:
         name = " ".join(arguments[:words])
         if name in VERBS:
             helping = alone and bool({"-h", "--help"} & {*arguments})
-            room = "finetune" if name == "predict" else VERBS[name].extra  # whose tasks it may open
+            room = "finetune" if name == "predict" and _may_open_task(arguments) else VERBS[name].extra
             with starting(_absent(helping, room)) if alone else nullcontext():
                 call = _load(name)
             if VERBS[name].target.endswith(":run"):
@@ -149,6 +149,14 @@ def _dispatch(arguments: list[str], alone: bool) -> int:
         print(overview(arguments[0]))
         return 0
     raise ConfigError(f"unknown verb '{arguments[0]}'{nearest(arguments[0], {verb.split()[0] for verb in VERBS})}")
+
+
+def _may_open_task(arguments: Sequence[str]) -> bool:
+    """Whether a tuned task may be among what is named, which asks for libraries that probes do without."""
+    named = [word.partition("=")[2] if word.startswith("--") else word for word in arguments]
+    return "--config" in {word.partition("=")[0] for word in arguments} or any(
+        word.endswith(".ckpt") or os.path.isfile(os.path.join(word, "task.ckpt")) for word in named
+    )
 
 
 def _absent(helping: bool, extra: str) -> Callable[[str], bool]:

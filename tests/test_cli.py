@@ -9,7 +9,7 @@ import pytest
 from tiny_corpus import write_corpus
 
 import geomim
-from geomim.cli import SPINS, VERBS, main, parse
+from geomim.cli import SPINS, VERBS, _may_open_task, main, parse
 from geomim.errors import ConfigError
 from geomim.pretrain.recipes import RECIPES
 from geomim.standins import standing_in
@@ -223,3 +223,18 @@ def test_light_paths_load_nothing_heavy() -> None:
         import geomim.models.weights, geomim.evaluate.probes, geomim.pretrain.module, geomim.data.datamodule
     """)
     assert not {"rasterio", "geopandas", "torchgeo", "open_clip"} & loaded(training)
+
+
+def test_predict_brings_the_libraries_of_tasks_only_where_a_task_may_be_named(tmp_path):
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "task.ckpt").touch()
+    (tmp_path / "evaluation").mkdir()
+    for words, may in (
+        (["--model", str(tmp_path / "tuned")], True),
+        ([f"--model={tmp_path / 'tuned'}"], True),
+        (["--model", "elsewhere/task.ckpt"], True),
+        (["--config", "predict.yaml"], True),
+        (["--model", str(tmp_path / "evaluation")], False),
+        (["--model", "evaluation/linear.safetensors", "--out", "map.tif"], False),
+    ):
+        assert _may_open_task(["predict", "scene.tif", *words]) == may, words

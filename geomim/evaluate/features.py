@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from geomim.errors import InputError
+from geomim.errors import ConfigError, InputError
 from geomim.models.build import from_config
 from geomim.models.hierarchical import Encoder, Hierarchical
 from geomim.models.inputs import patch_validity
@@ -101,8 +101,19 @@ def encode(encoder: nn.Module, images: Tensor) -> tuple[Tensor | None, Tensor, t
 
 
 def device_of(name: str) -> torch.device:
-    """The device of a verb's `--device`: `auto` is a GPU where there is one, else the CPU."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """The device of a verb's `--device`: `auto` is a GPU where there is one, else the CPU.
+
+    Raises:
+        ConfigError: Torch knows no such device, or there is no GPU.
+    """
+    there = torch.cuda.is_available()
+    try:
+        device = torch.device(("cuda" if there else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device: expected auto, cpu, cuda or another device of torch; given '{name}'") from error
+    if device.type == "cuda" and not there:
+        raise ConfigError(f"--device {name}: torch finds no GPU here; leave it out, or give cpu")
+    return device
 
 
 def fast_half(device: torch.device | str) -> bool:

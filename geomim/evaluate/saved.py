@@ -97,6 +97,8 @@ def load_probe(path: str | Path) -> tuple[LinearProbe | EfficientProbe, ProbeCar
         CheckpointError: There is no probe, it is damaged, or of a newer format.
     """
     path = Path(path)
+    if not path.exists() and not path.with_suffix(".safetensors").exists():
+        raise CheckpointError(f"'{path}' does not exist: give a probe that `geomim evaluate` wrote, or its folder")
     path = path / "linear.safetensors" if path.is_dir() else path.with_suffix(".safetensors")
     about = path.with_suffix(".json")
     if not path.is_file() or not about.is_file():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
@@ -14,9 +14,10 @@ import pyproj
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from geomim.corpus.scenes import Scene
+from geomim.corpus.scenes import SUFFIXES, Scene
+from geomim.corpus.scenes.files import cause
 from geomim.corpus.scenes.maps import MADE
-from geomim.errors import InputError
+from geomim.errors import CheckpointError, ConfigError, GeomimError, InputError
 from geomim.maps.areas import Area
 from geomim.maps.finder import Finder
 from geomim.maps.layers import ENDINGS, tags_of
@@ -36,6 +37,7 @@ from geomim.maps.windows import Walk, ahead, blend
 
 _FORM = 1  # of the maps: what an older form has begun is begun anew
 _BLOCK = 512  # columns of cells that are taken to be of one size
+_FILES = (*SUFFIXES, ".gpkg", ".geojson", ".parquet", ".shp", ".csv")  # what is named so is no folder
 _GEOD = pyproj.Geod(ellps="WGS84")
 
 
@@ -45,6 +47,7 @@ def targets(
     """Which scene becomes which file: one file of one scene, or of any in a folder `NAME_SUFFIX` with the first ending.
 
     Raises:
+        ConfigError: What is to be a folder ends as a file of another kind does.
         InputError: Several would be one file, or a scene would be written over.
     """
     if out.lower().endswith(endings):
@@ -53,11 +56,37 @@ def targets(
         if Path(out).absolute() == Path(scenes[0]).absolute():
             raise InputError(f"--out would be written over the scene '{out}': name another file")
         return [(scenes[0], Path(out))]
+    if out.lower().endswith(_FILES) and not Path(out).is_dir():
+        raise ConfigError(f"--out: expected a file that ends in {' or '.join(endings)}, or a folder; given '{out}'")
     names = [f"{Path(uri).stem}_{suffix}{endings[0]}" for uri in scenes]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"several scenes would be written to {', '.join(twice)}: map them into separate folders")
     return [(uri, Path(out) / name) for uri, name in zip(scenes, names, strict=True)]
+
+
+def each(pairs: Sequence[tuple[str, Path]], make: Callable[[str, Path], Sequence[Path]]) -> list[Path]:
+    """Make the files of one scene after another; one of several that fails does not keep the others from theirs.
+
+    Raises:
+        GeomimError: That of the only scene.
+        InputError: Some of several have no map; why was said as it came.
+    """
+    failed, files = [], list[Path]()
+    for uri, path in pairs:
+        try:
+            files += make(uri, path)
+        except (GeomimError, OSError) as error:
+            if len(pairs) == 1 or isinstance(error, ConfigError):
+                raise
+            print(f"note: no map of '{uri}': {error}")
+            failed.append(uri)
+    if failed:
+        more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+        raise InputError(
+            f"{len(failed)} of {len(pairs)} scenes have no map, as said above: {', '.join(failed[:3])}{more}"
+        )
+    return files
 
 
 def card_of(scene: Scene, looker: Looker | Finder, walk: Walk, also: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -137,11 +166,13 @@ def draw(
         batch: Windows looked at together.
 
     Raises:
-        InputError: The scene cannot be read somewhere, another process makes the map, or the disk is full. What is
-            finished stays, and the same call goes on with it.
+        CheckpointError: There are more classes than a map holds.
+        InputError: The scene cannot be read somewhere, another process makes the map, it cannot be written there, or
+            the disk is full. What is finished stays, and the same call goes on with it.
     """
+    if len(looker.classes) > NODATA:
+        raise CheckpointError(f"a map holds at most {NODATA} classes; '{model}' has {len(looker.classes)}")
     card = card_of(scene, looker, walk, also)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with told_full(path), Strips(path, card) as strips:
         _look(scene, prepare, looker, walk, strips, area, batch)
         areas = _finish(scene, looker, walk, strips, tags_for(scene, card, looker.made_by, model))
@@ -184,21 +215,36 @@ def _ids(values: np.ndarray) -> np.ndarray:
 
 def _finish(scene: Scene, looker: Looker, walk: Walk, strips: Strips, tags: Mapping[str, str]) -> np.ndarray:
     """Write the map of all strips; `(K, 2)` cells and square metres of each class, NaN without a place on Earth."""
-    whole, (height, width) = strips.work / "whole.tif", walk.shape
+    whole, done, (height, width) = strips.work / "whole.tif", strips.work / "map.tif", walk.shape
     profile = {"dtype": "uint8", "count": 2, "nodata": NODATA, "height": height, "width": width, "alpha": "no"}
     areas, top = np.zeros((len(looker.classes), 2)), 0
-    with create(whole, profile | {"compress": "deflate", "zlevel": 1} | placed(scene, walk.cell)) as raster:
-        name_classes(raster, looker.classes)
-        raster.descriptions = ("class", "confidence")
-        raster.update_tags(**tags)
-        for strip in strips:
-            raster.write(strip, window=Window(0, top, width, strip.shape[1]))
-            areas += sum(_measured(scene, walk.cell, top, strip[0], len(areas)))
-            top += strip.shape[1]
-    write_names(strips.path, looker.classes)
-    write_style(strips.path, looker.classes)
-    write_cog(whole, strips.path, "nearest")
+    with _written(strips.path):
+        with create(whole, profile | {"compress": "deflate", "zlevel": 1} | placed(scene, walk.cell)) as raster:
+            name_classes(raster, looker.classes)
+            raster.descriptions = ("class", "confidence")
+            raster.update_tags(**tags)
+            for strip in strips:
+                raster.write(strip, window=Window(0, top, width, strip.shape[1]))
+                areas += sum(_measured(scene, walk.cell, top, strip[0], len(areas)))
+                top += strip.shape[1]
+        write_cog(whole, done, "nearest")
+        write_names(strips.path, looker.classes)
+        write_style(strips.path, looker.classes)
+        done.replace(strips.path)
     return areas
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Tell in a sentence that a map cannot be written: GDAL has many errors for a full disk."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
+        raise InputError(
+            f"'{path}' could not be written ({cause(error)}): is the disk full? The same command goes on"
+        ) from error
 
 
 def _measured(scene: Scene, cell: int, top: int, ids: np.ndarray, classes: int) -> Iterator[np.ndarray]:
@@ -216,7 +262,8 @@ def _tell(path: Path, scene: Scene, looker: Looker, walk: Walk, areas: np.ndarra
     cells, what = areas[:, 0].sum(), "pixels" if walk.cell == 1 else f"patches of {walk.cell} px"
     print(f"wrote {path}: {' x '.join(map(str, walk.shape))} {what}, {len(looker.classes)} classes")
     if not cells:
-        print(f"note: '{scene.uri}' holds no image, all is nodata: so is its map")
+        lacking = "image" if walk.cell == 1 else f"patch of {walk.cell} px of which at least half is image"
+        print(f"note: '{scene.uri}' holds no {lacking}: all of its map is nodata")
     for name, (count, metres) in zip(looker.classes, areas, strict=True):
         if count:
             ground = f"{metres / 1e4:,.2f} ha" if np.isfinite(metres) else f"{count:,.0f} pixels of the map"

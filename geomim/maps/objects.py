@@ -58,7 +58,6 @@ def draw(
             found stays, and the same call goes on with it.
     """
     card = card_of(scene, finder, walk, also)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with told_full(path), Strips(path, card) as strips:
         if strips.done < len(walk.rows):
             wanted = None if area is None else area.wants(finder.side)

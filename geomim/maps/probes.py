@@ -12,7 +12,6 @@ from geomim.evaluate.probes import patch_logits
 from geomim.evaluate.saved import ProbeCard, fingerprint, load_probe
 from geomim.maps.encoder import open_encoder
 from geomim.maps.looker import Looker
-from geomim.maps.rasters import NODATA
 from geomim.maps.strips import digest
 from geomim.sensors import BandContract
 
@@ -58,8 +57,6 @@ def _check(path: str, card: ProbeCard) -> None:
         raise CheckpointError(
             f"probe '{path}' was fitted on the class token, which no patch has: run `geomim evaluate --pool mean`"
         )
-    if len(card.classes) > NODATA:
-        raise CheckpointError(f"a map holds at most {NODATA} classes; probe '{path}' has {len(card.classes)}")
 
 
 def _scale_note(card: ProbeCard) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,7 @@ def aside(path: Path) -> Iterator[Path]:
 
 def create(path: Path, profile: dict[str, object]) -> rasterio.io.DatasetWriter:
     """Open a GeoTIFF to write, which says that it is a map."""
+    path.unlink(missing_ok=True)  # what a killed process left, which GDAL would open, and fail
     raster = open_map(path, "w", **{"driver": "GTiff", "bigtiff": "if_safer"} | profile)
     raster.update_tags(**{MADE: "yes"})
     return raster
@@ -121,7 +123,12 @@ LAND = {
 def name_classes(raster: rasterio.io.DatasetWriter, names: Sequence[str]) -> None:
     """Give a map of classes its colours and, as tags, its names."""
     raster.write_colormap(1, colours_of(names))
-    raster.update_tags(1, **{f"CLASS_{index}": name for index, name in enumerate(names)})
+    raster.update_tags(1, **{f"CLASS_{index}": _on_a_line(name) for index, name in enumerate(names)})
+
+
+def _on_a_line(name: str) -> str:
+    """A name without what ends a line, and without control characters, which XML cannot hold."""
+    return re.sub(r"[\x00-\x1f\x7f\ufffe\uffff]+", " ", name).strip()
 
 
 def colours_of(names: Sequence[str]) -> dict[int, tuple[int, int, int, int]]:
@@ -144,7 +151,12 @@ def write_style(path: Path, names: Sequence[str]) -> None:
     shown = {"type": "paletted", "band": "1", "opacity": "1", "alphaBand": "-1", "nodataColor": ""}
     palette = ElementTree.SubElement(ElementTree.SubElement(pipe, "rasterrenderer", shown), "colorPalette")
     for (value, (red, green, blue, _)), name in zip(colours_of(names).items(), names, strict=False):
-        entry = {"value": str(value), "label": name, "color": f"#{red:02x}{green:02x}{blue:02x}", "alpha": "255"}
+        entry = {
+            "value": str(value),
+            "label": _on_a_line(name),
+            "color": f"#{red:02x}{green:02x}{blue:02x}",
+            "alpha": "255",
+        }
         ElementTree.SubElement(palette, "paletteEntry", entry)
     ElementTree.indent(root)
     text = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n" + ElementTree.tostring(root, "unicode")
@@ -154,7 +166,7 @@ def write_style(path: Path, names: Sequence[str]) -> None:
 
 def write_names(path: Path, names: Sequence[str]) -> None:
     """Category names beside a map of classes, where GDAL and QGIS look for them."""
-    categories = "".join(f"<Category>{escape(name)}</Category>" for name in names)
+    categories = "".join(f"<Category>{escape(_on_a_line(name))}</Category>" for name in names)
     text = (
         f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{categories}</CategoryNames></PAMRasterBand></PAMDataset>'
     )

@@ -36,7 +36,7 @@ class Strips:
         done: Strips that are finished, from the first on.
 
     Raises:
-        InputError: Another process makes the same map.
+        InputError: Another process makes the same map, or nothing can be written there.
     """
 
     def __init__(self, path: Path, card: Mapping[str, Any]) -> None:
@@ -44,8 +44,13 @@ class Strips:
         self.card, self.done = json.loads(json.dumps(card)), 0
 
     def __enter__(self) -> Strips:
-        self.work.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.work / "lock").open("w")
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.work / "lock").open("w")
+        except OSError as error:
+            raise InputError(
+                f"'{self.path}' cannot be written in folder '{self.path.parent}' ({error.strerror}): give another --out"
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.path.samestat(os.fstat(self._lock.fileno()), (self.work / "lock").stat()):
@@ -116,19 +121,24 @@ class Strips:
                 yield raster.read()
 
     def remove(self) -> None:
-        """Take the folder away."""
-        shutil.rmtree(self.work)
+        """Take the folder away; another process may wait in it for its lock."""
+        shutil.rmtree(self.work, ignore_errors=True)
 
 
 def scene_card(uri: str) -> dict[str, Any]:
     """Which scene it is: where it lies, and size and time of change of its files on this machine."""
-    files = [(os.path.abspath(file), os.stat(file)) for file in source_files(uri)]
+    files = [(os.path.abspath(file), os.stat(file)) for file in source_files(_local(uri))]
     return {"scene": address(uri), "files": [[name, told.st_size, told.st_mtime_ns] for name, told in files]}
 
 
 def address(uri: str) -> str:
     """A path from the root, or an address as it is."""
-    return uri if is_remote(uri) else os.path.abspath(uri)
+    path = _local(uri)
+    return path if is_remote(path) else os.path.abspath(path)
+
+
+def _local(uri: str) -> str:
+    return uri.removeprefix("file://")
 
 
 def digest(card: Mapping[str, Any]) -> str:

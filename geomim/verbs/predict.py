@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from geomim.corpus.scenes import find_scenes
 from geomim.errors import CheckpointError, ConfigError, MissingExtraError
 from geomim.maps.areas import NoGroundError
-from geomim.maps.classes import targets
+from geomim.maps.classes import each, targets
 from geomim.maps.drawing import Asked, make
 from geomim.maps.finder import Finder
 from geomim.maps.layers import ENDINGS
@@ -92,7 +92,8 @@ def predict(
         ConfigError: What is asked for is of another kind of model.
         BandError: A scene lacks bands that the model needs.
         InputError: A scene's numbers are far from those that the model was trained on, it cannot be read somewhere, two
-            dates or an area and a scene do not meet, or the file to write is of another scene.
+            dates or an area and a scene do not meet, or the file to write is of another scene. Of several scenes the
+            others are mapped first.
     """
     if not 0 <= overlap <= 0.9:
         raise ConfigError(f"--overlap: expected a share of a window from 0 to 0.9; given {overlap:g}")
@@ -107,14 +108,17 @@ def predict(
     opened = opened.flipped() if flips and isinstance(opened, Looker) else opened
     asked = Asked(model, overlap, read, bands, after, aoi, _THRESHOLD if threshold is None else threshold, simplify)
     outlines = dict(targets(uris, polygons, "polygons", ENDINGS)) if polygons else {}
-    files: list[Path] = []
-    for uri, path in targets(uris, out, kind.suffix, kind.endings):
+
+    def one(uri: str, path: Path) -> list[Path]:
         try:
-            files += make(opened, asked, uri, path, outlines.get(uri))
+            return make(opened, asked, uri, path, outlines.get(uri))
         except NoGroundError as error:
             if len(uris) == 1:
                 raise
             print(f"note: {error}: it is left out")
+            return []
+
+    files = each(targets(uris, out, kind.suffix, kind.endings), one)
     if not files:
         raise NoGroundError(f"none of {len(uris)} scenes has ground in common with area '{aoi}'")
     return files

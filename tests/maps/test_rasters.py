@@ -1,6 +1,8 @@
 """Rasters of classes."""
 
-from geomim.maps.rasters import LAND, NODATA, colours_of
+from xml.etree import ElementTree
+
+from geomim.maps.rasters import LAND, NODATA, colours_of, create, name_classes, open_map, write_names, write_style
 
 
 def test_land_cover_has_the_colours_it_is_known_by_and_no_two_classes_share_one():
@@ -9,3 +11,37 @@ def test_land_cover_has_the_colours_it_is_known_by_and_no_two_classes_share_one(
     assert colours[0] == (*LAND["water"], 255) and colours[1] == (*LAND["forest"], 255)
     assert len({colours[index] for index in range(len(names))}) == len(names)
     assert colours[NODATA] == (0, 0, 0, 0)
+
+
+def test_names_come_back_from_all_three_files_whatever_is_in_them(tmp_path):
+    odd = ["<a & b>", "Bäume, groß", "x=y", "'quoted\"", "]]>", "日本"]
+    names, told = ([*odd, *two, *map(str, range(247))] for two in (["two\nlines", "bell\x07"], ["two lines", "bell"]))
+    path = tmp_path / "map.tif"
+    with create(path, {"dtype": "uint8", "count": 2, "height": 4, "width": 4, "nodata": NODATA}) as raster:
+        name_classes(raster, names)
+    write_names(path, names)
+    write_style(path, names)
+    with open_map(path) as raster:
+        assert [raster.tags(1)[f"CLASS_{index}"] for index in range(255)] == told
+        assert raster.colormap(1)[NODATA] == (0, 0, 0, 0)
+    assert [one.text for one in ElementTree.parse(f"{path}.aux.xml").iter("Category")] == told
+    assert [one.get("label") for one in ElementTree.parse(tmp_path / "map.qml").iter("paletteEntry")] == told
+
+
+def test_a_style_has_what_the_loader_of_qgis_looks_for(tmp_path):
+    """`qgis`, in it `pipe`, in it a renderer of one band with its palette; a value without an entry is not drawn."""
+    write_style(tmp_path / "map.tif", ["water", "town"])
+    text = (tmp_path / "map.qml").read_text()
+    assert text.startswith("<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n<qgis ")
+    root = ElementTree.fromstring(text)
+    assert root.tag == "qgis" and int(root.get("version").split(".")[0]) == 3
+    renderer = root.find("pipe/rasterrenderer")
+    told = {"type": "paletted", "band": "1", "opacity": "1", "alphaBand": "-1", "nodataColor": ""}
+    assert renderer.attrib == told
+    entries = renderer.findall("colorPalette/paletteEntry")
+    assert [sorted(one.attrib) for one in entries] == [["alpha", "color", "label", "value"]] * 2
+    assert [(one.get("value"), one.get("color"), one.get("alpha")) for one in entries] == [
+        ("0", "#0064c8", "255"),
+        ("1", entries[1].get("color"), "255"),
+    ]
+    assert str(NODATA) not in {one.get("value") for one in entries}

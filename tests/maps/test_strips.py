@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from geomim.errors import InputError
-from geomim.maps.strips import Strips, digest, scene_card
+from geomim.maps.strips import Strips, address, digest, scene_card
 
 
 def strip(number):
@@ -112,3 +112,41 @@ def test_a_card_changes_with_the_file(tmp_path):
     assert before["scene"] == str(scene) and digest(before) == digest(scene_card(str(scene)))
     scene.write_bytes(b"ab")
     assert digest(scene_card(str(scene))) != digest(before)
+
+
+def test_a_file_by_its_address_is_the_same_scene(tmp_path):
+    scene = tmp_path / "scene.tif"
+    scene.write_bytes(b"a")
+    before = scene_card(f"file://{scene}")
+    assert before == scene_card(str(scene)) and before["files"] and address(f"file://{scene}") == str(scene)
+    scene.write_bytes(b"ab")
+    assert scene_card(f"file://{scene}") != before
+    assert address("s3://bucket/scene.tif") == "s3://bucket/scene.tif"
+
+
+def test_where_nothing_can_be_written_is_said_in_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "map.tif", tmp_path / "file" / "deeper" / "map.tif"):
+        with pytest.raises(InputError, match=r"map.tif' cannot be written in folder .*: give another --out"):
+            Strips(path, {}).__enter__()
+    with Strips(tmp_path / "not" / "there" / "map.tif", {}) as strips:
+        strips.add(strip(0))
+        assert strips.done == 1
+
+
+def test_the_folder_goes_while_another_process_looks_into_it(tmp_path, monkeypatch):
+    """It waits for its lock, and makes a file in the folder that is being taken away."""
+    path, unlink = tmp_path / "map.tif", os.unlink
+
+    def late(file, **given):
+        unlink(file, **given)
+        if os.path.basename(file) == "lock":
+            (tmp_path / ".map.tif.work" / "lock").touch()
+
+    with Strips(path, {}) as strips:
+        strips.add(strip(0))
+        monkeypatch.setattr(os, "unlink", late)
+        strips.remove()
+    monkeypatch.undo()
+    with Strips(path, {}) as strips:
+        assert strips.done == 0

@@ -3,11 +3,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import rasterio
+import torch
 from drawn_scenes import CLASSES, kinds, save_encoder, save_probes, texture, write
 from rasterio import Affine
 from rio_cogeo.cogeo import cog_validate
@@ -15,8 +17,11 @@ from rio_cogeo.cogeo import cog_validate
 from geomim.cli import main
 from geomim.corpus.scenes import find_scenes
 from geomim.errors import BandError, CheckpointError, ConfigError, InputError
-from geomim.evaluate.saved import load_probe, save_probe
+from geomim.evaluate.probes import LinearProbe
+from geomim.evaluate.saved import ProbeCard, fingerprint, load_probe, save_probe
+from geomim.maps import rasters
 from geomim.maps.windows import Walk
+from geomim.sensors import SENSORS, BandContract
 from geomim.verbs.predict import predict
 
 
@@ -173,7 +178,7 @@ def test_a_scene_far_from_the_model_in_metres_a_pixel_is_said(trained, tmp_path,
         [str(write(tmp_path / "a.tif", texture(kinds()), **far))], str(trained), str(tmp_path / "m.tif"), sensor="naip"
     )
     said = capsys.readouterr().out
-    assert "has 10 m a pixel, and the model was fitted at" in said
+    assert "has 10 m a pixel, and the model was fitted at 1 m: things are of another size" in said
 
 
 def test_all_nodata_and_pixels_that_are_no_numbers(trained, tmp_path, capsys):
@@ -185,7 +190,7 @@ def test_all_nodata_and_pixels_that_are_no_numbers(trained, tmp_path, capsys):
     empty = write(tmp_path / "b.tif", np.zeros((4, 40, 40), np.uint8), nodata=0)
     (written,) = predict([str(empty)], str(trained), str(tmp_path / "b_map.tif"))
     assert (rasterio.open(written).read() == 255).all()
-    assert "all is nodata: so is its map" in capsys.readouterr().out
+    assert "all of its map is nodata" in capsys.readouterr().out
 
 
 def test_a_corrupt_block_is_refused_with_its_place_and_the_rest_goes_on_when_it_is_mended(trained, tmp_path, capsys):
@@ -243,3 +248,165 @@ def test_a_full_disk_is_told_in_a_sentence_and_leaves_no_half_map(trained, tmp_p
     assert not (tmp_path / "map.tif").exists() and len(list((tmp_path / ".map.tif.work").glob("0*.tif"))) == 3
     monkeypatch.undo()
     assert main(given) == 0 and (tmp_path / "map.tif").exists()
+
+
+def test_a_full_disk_at_the_very_end_leaves_nothing_under_the_map_s_names(trained, tmp_path, monkeypatch, capsys):
+    scene = str(write(tmp_path / "scene.tif", texture(kinds())))
+
+    def full(*_, **__):
+        raise RuntimeError("TIFFAppendToStrip:Seek error at scanline 512")  # as GDAL tells it
+
+    monkeypatch.setattr(rasters.rasterio.shutil, "copy", full)
+    given = ["predict", scene, "--model", str(trained), "--out", str(tmp_path / "map.tif")]
+    assert main(given) == 1
+    assert "map.tif' could not be written (TIFFAppendToStrip:Seek error" in capsys.readouterr().err
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".map.tif.work", "scene.tif"]
+    monkeypatch.undo()
+    whole = tmp_path / ".map.tif.work" / "whole.tif"
+    whole.write_bytes(whole.read_bytes()[:-200])  # as a kill leaves it: its directory is at its end
+    assert main(given) == 0 and (tmp_path / "map.qml").exists() and not (tmp_path / ".map.tif.work").exists()
+
+
+def test_while_a_map_is_finished_all_that_a_kill_could_leave_is_in_its_folder(trained, tmp_path, monkeypatch):
+    scene, found = str(write(tmp_path / "scene.tif", texture(kinds()))), []
+    monkeypatch.setattr(
+        rasters, "_unmark_alpha", lambda _: found.append(sorted(one.name for one in tmp_path.iterdir()))
+    )
+    predict([scene], str(trained), str(tmp_path / "map.tif"))
+    assert found == [[".map.tif.work", "scene.tif"]]
+
+
+def test_a_broken_scene_of_many_does_not_keep_the_others_from_their_maps(trained, tmp_path, capsys):
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    for name in "abcd":
+        write(folder / f"{name}.tif", texture(kinds()))
+    (folder / "b.tif").write_bytes((folder / "a.tif").read_bytes()[:9000])
+    write(folder / "c.tif", texture(kinds())[:2], ("VV", "VH"))
+    given = ["predict", str(folder), "--model", str(trained), "--out", str(tmp_path / "maps")]
+    assert main(given) == 1
+    told = capsys.readouterr()
+    assert f"2 of 4 scenes have no map, as said above: {folder}/b.tif, {folder}/c.tif" in told.err
+    assert "b.tif' cannot be opened as a raster" in told.out and "missing red, green, blue, nir" in told.out
+    assert sorted(file.name for file in (tmp_path / "maps").glob("*.tif")) == ["a_classes.tif", "d_classes.tif"]
+    for name in "bc":
+        (folder / f"{name}.tif").unlink()
+        write(folder / f"{name}.tif", texture(kinds()))
+    assert main(given) == 0
+    assert capsys.readouterr().out.count("is there already") == 2 and len(list((tmp_path / "maps").glob("*.tif"))) == 4
+
+
+def test_wrong_arguments_are_told_in_a_sentence(trained, tmp_path, capsys):
+    scene = str(write(tmp_path / "scene.tif", texture(kinds())))
+    (tmp_path / "file").write_text("")
+    for given, code, sentence in (
+        ({"--out": "map.png"}, 2, "expected a file that ends in .tif, or a folder; given"),
+        ({"--out": "map.shp"}, 2, "expected a file that ends in .tif, or a folder; given"),
+        ({"--out": "file"}, 1, "cannot be written in folder"),
+        ({"--out": "file/map.tif"}, 1, "cannot be written in folder"),
+        ({"--model": "trainde"}, 1, "trainde' does not exist: give a probe"),
+        ({"--device": "gpu9"}, 2, "--device: expected auto, cpu, cuda or another device of torch; given 'gpu9'"),
+        ({"--sensor": "nai"}, 1, "did you mean 'naip'?"),
+    ):
+        flags = {"--out": "map.tif", "--model": str(trained)} | given
+        paths = {
+            flag: str(tmp_path / value) if flag in ("--out", "--model") else value for flag, value in flags.items()
+        }
+        assert main(["predict", scene, *(word for pair in paths.items() for word in pair)]) == code
+        said = capsys.readouterr().err
+        assert sentence in said and "unexpected" not in said and "Errno" not in said
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "scene.tif"]
+
+
+def test_a_scene_smaller_than_half_a_patch_is_said_to_be_so(trained, tmp_path, capsys):
+    for shape in ((1, 1), (1, 500), (500, 1)):
+        path = str(write(tmp_path / "scene.tif", texture(np.zeros(shape, int))))
+        (written,) = predict([path], str(trained), str(tmp_path / "map.tif"))
+        assert (rasterio.open(written).read() == 255).all()
+        assert "holds no patch of 4 px of which at least half is image" in capsys.readouterr().out
+        (written,) = predict([path], str(trained), str(tmp_path / "map.tif"), resolution="pixel")
+        assert (rasterio.open(written).read(1) == 0).all()
+
+
+def test_numbers_of_any_type_and_nodata_give_one_map(trained, tmp_path):
+    pixels, found = texture(kinds()), []
+    for dtype, nodata in (("uint8", 0), ("int16", -32768), ("float32", np.nan), ("float64", -9999), ("uint32", 2**31)):
+        stored = pixels.astype(dtype)
+        stored[:, :16, :20] = nodata
+        path = str(write(tmp_path / f"{dtype}.tif", stored, nodata=nodata))
+        (written,) = predict([path], str(trained), str(tmp_path / "maps"))
+        found.append(rasterio.open(written).read())
+    assert (found[0][0][:4, :5] == 255).all()
+    assert all(np.array_equal(one, found[0]) for one in found)
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        ("EPSG:32632", Affine(2, 0, 500000, 0, 2, 4000000)),  # rows go north
+        ("EPSG:32632", Affine(-2, 0, 500000, 0, 2, 4000000)),
+        ("EPSG:32733", Affine.translation(500000, 6000000) * Affine.rotation(33) * Affine.scale(2, -2)),
+        ("EPSG:4326", Affine(2e-5, 0, 179.999, 0, -2e-5, -17)),  # over the date line
+        ("EPSG:4326", Affine(2e-5, 0, -180.001, 0, -2e-5, -17)),
+    ],
+)
+def test_hectares_and_places_whichever_way_a_scene_lies(crs, transform, trained, tmp_path, capsys):
+    path = str(write(tmp_path / "scene.tif", texture(kinds(72, 104)), crs=crs, transform=transform))
+    (written,) = predict([path], str(trained), str(tmp_path / "map.tif"))
+    with rasterio.open(written) as raster, rasterio.open(path) as source:
+        assert raster.transform.almost_equals(source.transform * Affine.scale(4)) and raster.crs == source.crs
+        assert cog_validate(str(written), quiet=True)[0]
+    said = capsys.readouterr().out
+    pixel = 4 if crs != "EPSG:4326" else 2e-5**2 * 110649 * 106475  # metres of a degree at 17 degrees
+    found = sum(float(line.split(" ha ")[0].split()[-1]) for line in said.splitlines() if " ha (" in line)
+    assert found == pytest.approx(72 * 104 * pixel / 1e4, abs=0.02)
+
+
+def test_a_level_2a_scene_lacks_a_band_that_the_model_never_asks_for(tmp_path):
+    sensor = SENSORS["sentinel2"]
+    contract = BandContract(sensor.select(("B02", "B03", "B04", "B08")), (900.0, 1000.0, 1100.0, 2500.0), (400.0,) * 4)
+    encoder = save_encoder(tmp_path / "a.ckpt", contract=contract)
+    torch.manual_seed(0)
+    told = {"classes": CLASSES, "encoder": fingerprint(encoder), "contract": contract.to_dict(), "accuracy": 1.0}
+    card = ProbeCard(kind="linear", pool="mean", checkpoint=str(tmp_path / "a.ckpt"), **told)
+    save_probe(tmp_path / "p.safetensors", LinearProbe(48, 3), card)
+    names = tuple(name for name in sensor.names if name != "B10")
+    usual = np.array([dict(zip(contract.names, contract.mean, strict=True)).get(name, 1500) for name in names])
+    pixels = np.random.default_rng(0).normal(usual[:, None, None], 350, (12, 64, 64)).clip(50).astype(np.uint16)
+    scene = str(write(tmp_path / "l2a.tif", pixels, names, transform=Affine(10, 0, 500000, 0, -10, 4000000)))
+    four = str(write(tmp_path / "four.tif", pixels[[names.index(name) for name in contract.names]], contract.names))
+    maps = [
+        predict([uri], str(tmp_path / "p.json"), str(tmp_path / f"{number}.tif"), sensor=told)[0]
+        for number, (uri, told) in enumerate([(scene, "sentinel2"), (scene, None), (four, "sentinel2")])
+    ]
+    first, *others = (rasterio.open(path).read() for path in maps)
+    assert len(np.unique(first[0])) > 1 and all(np.array_equal(first, one) for one in others)
+    lacking = str(write(tmp_path / "no.tif", np.delete(pixels, names.index("B08"), 0), tuple(set(names) - {"B08"})))
+    with pytest.raises(BandError, match=r"no\.tif.*B08"):
+        predict([lacking], str(tmp_path / "p.json"), str(tmp_path / "no_map.tif"), sensor="sentinel2")
+
+
+def test_as_many_classes_as_a_byte_holds_beside_nodata_and_no_more(trained, tmp_path):
+    scene = str(write(tmp_path / "scene.tif", texture(kinds())))
+    _, card = load_probe(trained)
+    for count in (254, 255, 256):
+        torch.manual_seed(0)
+        probe = LinearProbe(48, count)
+        probe.bias.data[-1] = 1000  # the last class wins everywhere
+        names = tuple(f"kind {number}" for number in range(count))
+        save_probe(tmp_path / f"{count}.safetensors", probe, replace(card, classes=names))
+    for count in (254, 255):
+        (written,) = predict([scene], str(tmp_path / f"{count}.json"), str(tmp_path / f"{count}_map.tif"))
+        ids = rasterio.open(written).read(1)
+        assert set(np.unique(ids)) == {count - 1, 255}
+        assert len(ElementTree.parse(written.with_suffix(".qml")).findall(".//paletteEntry")) == count
+    with pytest.raises(CheckpointError, match=r"holds at most 255 classes; '.*256\.json' has 256"):
+        predict([scene], str(tmp_path / "256.json"), str(tmp_path / "256_map.tif"))
+    assert not (tmp_path / "256_map.tif").exists()
+
+
+def test_overlaps_from_none_to_nearly_all_map_the_same_kinds(trained, tmp_path):
+    path = str(write(tmp_path / "scene.tif", texture(kinds(96, 96))))
+    for overlap in (0.0, 0.9):
+        (written,) = predict([path], str(trained), str(tmp_path / f"{overlap}.tif"), overlap=overlap)
+        assert (rasterio.open(written).read(1) == kinds(96, 96)[::4, ::4]).mean() > 0.97
