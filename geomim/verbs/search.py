@@ -20,7 +20,7 @@ from geomim.maps.query import PROMPT, sentences_as_vectors, words
 from geomim.maps.rasters import aside, check_endings
 from geomim.models.clip import SOURCES
 from geomim.models.image_text import open_image_text
-from geomim.verbs.embed import read_embedding
+from geomim.verbs.corpus_embed import read_embedding
 
 _BLOCK = 2**15  # vectors in memory at a time
 _ROWS = 50  # of tiles that one picture can show

@@ -20,9 +20,9 @@ from geomim.corpus.store import Corpus
 from geomim.errors import CheckpointError, ConfigError, CorpusError, InputError
 from geomim.models.vit import ViT
 from geomim.sensors import SENSORS, BandContract
-from geomim.verbs import embed as embedding
 from geomim.verbs import search as searching
-from geomim.verbs.embed import embed
+from geomim.verbs import tile_vectors as embedding
+from geomim.verbs.corpus_embed import embed
 from geomim.verbs.search import nearest, search
 
 PLACE = from_origin(500000, 4000000, 2, 2)
