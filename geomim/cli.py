@@ -72,7 +72,10 @@ VERBS = {
     "query": Verb(
         "geomim.maps.query:query", "maps,language", "a typed question to a scene becomes a raster of where it fits"
     ),
-    "search": Verb("geomim.verbs.search:search", "maps", "the tiles of a corpus that a text or a tile is nearest to"),
+    "embed": Verb("geomim.verbs.embed:embed", "maps", "an encoder's vectors of tiles or of a whole scene"),
+    "search": Verb(
+        "geomim.verbs.search:search", "maps", "the tiles, or patches, that a text or an example is nearest to"
+    ),
     "cluster": Verb("geomim.maps.predict:cluster", "maps", "an encoder and a scene become a map without labels"),
 }
 """Every verb. A function called `run` is given the raw arguments; any other becomes options by its signature."""

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from geomim import __version__
 from geomim.corpus.store import CATALOGUE, write_geoparquet
-from geomim.errors import CheckpointError, InputError
+from geomim.errors import ConfigError, InputError
 
 Dtype = Literal["float16", "int8"]
 """How vectors are kept. int8 has a factor a dimension, that of its largest value among all vectors: then a vector keeps
@@ -74,7 +74,9 @@ class Rounding:
             with np.errstate(over="ignore"):
                 kept = vectors.astype(np.float16)
             if np.isinf(kept).any():
-                raise InputError(f"the encoder gives values of {np.nanmax(np.abs(vectors)):.3g}: float16 ends at 65,504")
+                raise InputError(
+                    f"the encoder gives values of {np.nanmax(np.abs(vectors)):.3g}: float16 ends at 65,504"
+                )
             return kept
         return np.where(np.isnan(vectors), NODATA, np.rint(vectors / self.scale)).astype(np.int8)
 
@@ -141,18 +143,31 @@ def told_card(said: object, path: object) -> dict[str, Any]:
     return {**card}
 
 
-def check_same(card: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    """Refuse to compare vectors of two encoders, which say nothing of each other.
+def replaced(out: str | Path, card: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[str]:
+    """That vectors that are there give way to those of another encoder, in a sentence.
+
+    Args:
+        out: Where they are.
+        card: What is to be written.
+        before: The card of what is there; None where nothing is.
 
     Raises:
-        CheckpointError: They are of two, both of which are named.
+        ConfigError: They are of another corpus or scene.
     """
-    if card["encoder"] != other["encoder"]:
-        raise CheckpointError(
-            f"the vectors of '{card['name']}' were made by '{card['checkpoint']}' ({card['encoder']}), those of "
-            f"'{other['name']}' by '{other['checkpoint']}' ({other['encoder']}), and two encoders' do not compare: "
-            "embed one of them again, by the other's encoder"
+    if before is None:
+        return []
+    if before.get("source") != card["source"]:
+        raise ConfigError(
+            f"--out '{out}' holds vectors of '{before.get('source')}', not of '{card['source']}': name another file"
         )
+    return [f"'{out}' is replaced ({changes(before, card)})"]
+
+
+def changes(before: Mapping[str, Any], card: Mapping[str, Any]) -> str:
+    """What differs between two cards, in words."""
+    short = ("checkpoint", "encoder", "image_size", "pool", "dtype", "overlap", "joint", "quickgelu")
+    differ = [key for key in card if before.get(key) != card[key]]
+    return ", ".join(f"{key} {before.get(key)} -> {card[key]}" if key in short else f"other {key}" for key in differ)
 
 
 def write_tiles(
@@ -221,11 +236,11 @@ class TileFile:
         for number in range(self._file.num_row_groups):
             yield _matrix(self._file.read_row_group(number, ["embedding"])["embedding"])
 
-    def blocks(self, kept_only: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Ids `(n,)`, rising, and vectors `(n, D)` float32; with `kept_only` of the tiles that training reads."""
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Ids `(n,)`, rising, whether training reads the tiles `(n,)` bool, and vectors `(n, D)` float32."""
         for batch in self._file.iter_batches(2**13, columns=["id", "kept", "embedding"]):
-            some = batch.filter(batch["kept"]) if kept_only else batch
-            yield some["id"].to_numpy(), self.rounding.restore(_matrix(some["embedding"]))
+            kept = batch["kept"].to_numpy(zero_copy_only=False)
+            yield batch["id"].to_numpy(), kept, self.rounding.restore(_matrix(batch["embedding"]))
 
     def of(self, number: int) -> np.ndarray | None:
         """The vector `(D,)` of a tile by its id; None where there is no such tile."""

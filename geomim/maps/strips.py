@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from rasterio.io import MemoryFile
@@ -44,17 +44,7 @@ class Strips:
         self.card, self.done = json.loads(json.dumps(card)), 0
 
     def __enter__(self) -> Strips:
-        self.work.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.work / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(self._lock.fileno()), (self.work / "lock").stat()):
-                raise BlockingIOError  # which the other process took away with the folder
-        except (BlockingIOError, FileNotFoundError) as error:
-            self._lock.close()
-            raise InputError(
-                f"'{self.path}' is being written by another process: wait for it, or give another --out"
-            ) from error
+        self._lock = hold(self.work, self.path)
         self._go_on()
         return self
 
@@ -118,6 +108,24 @@ class Strips:
     def remove(self) -> None:
         """Take the folder away."""
         shutil.rmtree(self.work)
+
+
+def hold(work: Path, path: Path) -> TextIO:
+    """Take the lock of a folder of unfinished work on a file: nobody else has it until it is closed.
+
+    Raises:
+        InputError: Another process has it.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    lock = (work / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(lock.fileno()), (work / "lock").stat()):
+            raise BlockingIOError  # which the other process took away with the folder
+    except (BlockingIOError, FileNotFoundError) as error:
+        lock.close()
+        raise InputError(f"'{path}' is being written by another process: wait for it, or give another --out") from error
+    return lock
 
 
 def scene_card(uri: str) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """`geomim corpus embed`: what an encoder says of every tile, stored beside the corpus."""
 
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from geomim.corpus.remote import aside
 from geomim.corpus.store import Corpus, write_json
 from geomim.errors import CorpusError
 from geomim.evaluate.features import Pool, device_of
-from geomim.verbs.tile_vectors import TileEncoder, Tiles, ask, digest, encode_chunks, read_json, stored
+from geomim.maps.embeddings import changes
+from geomim.verbs.tile_vectors import TileEncoder, Tiles, ask, digest, encoded, read_json, stored
 
 
 def embed(
@@ -75,10 +75,9 @@ def embed(
     encode = TileEncoder(tiles, asked, target, batch)
     for note in (*asked.notes, *encode.check(), *_replaced(out, before, card)):
         console.print(note, soft_wrap=True)
-    work = out.with_suffix(".work")
-    _join(encode_chunks(work, card, tiles.table, encode, console), out, tiles.table["id"].to_numpy())
-    write_json(out.with_suffix(".json"), card)
-    shutil.rmtree(work)
+    with encoded(out, out.with_suffix(".work"), card, tiles.table, encode) as chunks:
+        _join(chunks, out, tiles.table["id"].to_numpy())
+        write_json(out.with_suffix(".json"), card)
     return out
 
 
@@ -92,12 +91,7 @@ def _replaced(out: Path, before: dict[str, Any] | None, card: dict[str, Any]) ->
     """That vectors are replaced by those of another encoder or of other tiles, in a sentence."""
     if before is None:
         return []
-    others = [key for key in {**before, **card} if before.get(key) != card.get(key)]
-    said = ", ".join(
-        f"other {key}" if key in ("contract", "sensor", "tiles") else f"{key} {before.get(key)} -> {card.get(key)}"
-        for key in others
-    )
-    return [f"'{out}' is replaced ({said}): give --name to keep both"]
+    return [f"'{out}' is replaced ({changes(before, card)}): give --name to keep both"]
 
 
 def _join(chunks: Sequence[Path], out: Path, ids: np.ndarray) -> None:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,9 +25,11 @@ from torch import Tensor
 from geomim.corpus.remote import aside
 from geomim.corpus.store import Corpus, write_json
 from geomim.data.labelled import Labelled, LabelledData, ground_sides
-from geomim.errors import ConfigError, CorpusError
+from geomim.errors import ConfigError, CorpusError, InputError
 from geomim.evaluate.features import Extractor, Pool, fast_half, frozen
 from geomim.evaluate.saved import fingerprint
+from geomim.maps.strips import hold
+from geomim.maps.windows import ahead
 from geomim.models.image_text import open_image_text
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import LOOKS, check_range
@@ -38,8 +39,6 @@ from geomim.verbs.evaluate import open_candidate, suited
 CHUNK = 8192
 """Tiles that a stopped run loses at most."""
 _AHEAD = 3  # batches that are read while others are encoded
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -201,12 +200,19 @@ class TileEncoder:
 
     Raises:
         BandError: The tiles lack bands that it needs.
+        CorpusError: Their pixels are not there.
     """
 
     def __init__(self, tiles: Tiles, asked: Asked, device: torch.device, batch: int) -> None:
         self._tiles, self._size, self._device, self._batch = tiles, asked.image_size, device, batch
         self._prepare = ContractInput(asked.contract, tiles.images.sensor)
-        self._extractor = asked.extractor(device)
+        self._extractor, corpus = asked.extractor(device), tiles.corpus
+        self._arrays = {}
+        for size in np.unique(tiles.table["size"].to_numpy()).tolist():
+            pixels = corpus.array("image", size)
+            if pixels is None:
+                raise CorpusError(f"'{corpus.path}' lacks the pixels of its {size} px tiles: build the corpus again")
+            self._arrays[size] = (pixels, corpus.array("valid", size))
 
     def check(self) -> list[str]:
         """Look at some tiles, drawn by chance and always the same, and say what is unusual of their numbers.
@@ -216,14 +222,14 @@ class TileEncoder:
         """
         table = self._tiles.table
         chosen = np.random.default_rng(0).choice(len(table), min(LOOKS, len(table)), replace=False)
-        some = self._read(table.take(np.sort(chosen)))
-        return check_range(self._prepare, ((numbers, seen) for numbers, seen, _ in some), self._tiles.images.name)
+        some = (self._read(batch)[:2] for batch in self._batches(table.take(np.sort(chosen))))
+        return check_range(self._prepare, some, self._tiles.images.name)
 
     @torch.no_grad()
     def __call__(self, tiles: pa.Table) -> np.ndarray:
         """`(n, D)` float32 of tiles with `size` and `slot`."""
         found, order = [], []
-        for numbers, valid, rows in ahead(self._read(tiles), _AHEAD):
+        for numbers, valid, rows in ahead(self._read, self._batches(tiles), _AHEAD):
             on_device = (one.to(self._device, non_blocking=True) for one in (numbers, valid))
             found.append(self._extractor.forward(*self._prepare(*on_device, self._size))[0].float())
             order.append(rows)
@@ -231,67 +237,67 @@ class TileEncoder:
         vectors[np.concatenate(order)] = torch.cat(found).cpu().numpy()  # a GPU is waited for once
         return vectors
 
-    def _read(self, tiles: pa.Table) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
-        """Numbers, validity and rows of tiles, a batch of one size at a time, in the order of their place on disk."""
+    def _batches(self, tiles: pa.Table) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Size, slots and rows of tiles, a batch of one size at a time, in the order of their place on disk."""
         sizes, slots = tiles["size"].to_numpy(), tiles["slot"].to_numpy()
         for size in np.unique(sizes).tolist():
-            corpus = self._tiles.corpus
-            pixels, valid = corpus.array("image", size), corpus.array("valid", size)
-            if pixels is None:
-                raise CorpusError(f"'{corpus.path}' lacks the pixels of its {size} px tiles: build the corpus again")
             rows = np.flatnonzero(sizes == size)
             rows = rows[np.argsort(slots[rows], kind="stable")]
             for start in range(0, len(rows), self._batch):
                 some = rows[start : start + self._batch]
-                numbers = pixels.read(slots[some])
-                # torch lacks most operations on unsigned 16 and 32 bits
-                numbers = numbers.astype(np.int32) if numbers.dtype in (np.uint16, np.uint32) else numbers
-                seen = np.ones((len(some), size, size), bool) if valid is None else valid.read(slots[some])
-                yield torch.from_numpy(numbers), torch.from_numpy(seen), some
+                yield size, slots[some], some
+
+    def _read(self, batch: tuple[int, np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor, np.ndarray]:
+        """Numbers, validity and rows of a batch."""
+        size, slots, rows = batch
+        pixels, valid = self._arrays[size]
+        numbers = pixels.read(slots)
+        # torch lacks most operations on unsigned 16 and 32 bits
+        numbers = numbers.astype(np.int32) if numbers.dtype in (np.uint16, np.uint32) else numbers
+        seen = np.ones((len(slots), size, size), bool) if valid is None else valid.read(slots)
+        return torch.from_numpy(numbers), torch.from_numpy(seen), rows
 
 
-def ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
-    """The same items, up to `depth` of them made in a thread while earlier ones are used."""
-    source, end = iter(items), object()
-    with ThreadPoolExecutor(1) as thread:
-        waiting = deque(thread.submit(next, source, end) for _ in range(depth))
-        while (item := waiting.popleft().result()) is not end:
-            waiting.append(thread.submit(next, source, end))
-            yield item  # type: ignore[misc]
-
-
-def encode_chunks(
+@contextmanager
+def encoded(
+    out: Path,
     work: Path,
-    card: dict[str, Any],
+    card: Mapping[str, Any],
     tiles: pa.Table,
     encode: Callable[[pa.Table], np.ndarray],
-    console: Console,
     dtype: type[np.floating[Any]] = np.float32,
-) -> list[Path]:
-    """Encode what is not encoded yet, a chunk of tiles at a time.
+) -> Iterator[list[Path]]:
+    """Encode what is not encoded yet, a chunk of tiles at a time; the chunks go when all that is made of them is done.
 
     Args:
-        work: Folder of the chunks; emptied where those of another card are in it.
+        out: What is made of them.
+        work: Folder of the chunks; those of another card in it are thrown away.
         card: What makes the vectors.
         tiles: All of them, in id order.
         encode: Tiles to vectors `(n, D)`.
-        console: Shows how far it is.
         dtype: Of the chunks.
 
-    Returns:
+    Yields:
         Files of vectors `(n, D)` in the order of the tiles, at most `CHUNK` of them each.
+
+    Raises:
+        InputError: Another process makes the same.
     """
-    if read_json(work / "card.json") != card:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        write_json(work / "card.json", card)
-    files = [work / f"{start:012d}.npy" for start in range(0, len(tiles), CHUNK)]
-    for file in track(files, f"embedding {len(tiles)} tiles", console=console, transient=True):
-        if not file.exists():
-            vectors = encode(tiles.slice(int(file.stem), CHUNK)).astype(dtype, copy=False)
-            with aside(file) as opened:
-                np.save(opened, vectors)
-    return files
+    with hold(work, out):
+        if read_json(work / "card.json") != card:
+            for file in work.glob("*.npy"):
+                file.unlink()
+            write_json(work / "card.json", card)
+        files = [work / f"{start:012d}.npy" for start in range(0, len(tiles), CHUNK)]
+        for file in track(files, f"embedding {len(tiles)} tiles", console=Console(stderr=True), transient=True):
+            if not file.exists():
+                vectors = encode(tiles.slice(int(file.stem), CHUNK)).astype(dtype)
+                if not np.isfinite(vectors).all():
+                    raise InputError(f"the encoder's vectors are not finite as {np.dtype(dtype)}: look at its weights")
+                with aside(file) as opened:
+                    np.save(opened, vectors)
+        yield files
+        shutil.rmtree(work)
 
 
 def read_json(path: Path) -> Any:

@@ -145,7 +145,7 @@ def test_tiles_that_training_does_not_read_are_left_out_but_for_the_one_that_is_
         assert (dropped in [int(line[3]) for line in printed(capsys.readouterr().out)]) == there
 
 
-def test_a_block_of_vectors_at_a_time_finds_what_all_at_once_would(monkeypatch):
+def test_a_block_of_vectors_at_a_time_finds_what_all_at_once_would():
     random = np.random.default_rng(0)
     vectors, asked = random.normal(size=(100, 5)).astype(np.float32), random.normal(size=(3, 5)).astype(np.float32)
     vectors[40:50] = vectors[3]  # equals come in their order
@@ -154,8 +154,8 @@ def test_a_block_of_vectors_at_a_time_finds_what_all_at_once_would(monkeypatch):
     cosines = asked / np.linalg.norm(asked, axis=1, keepdims=True) @ unit[rows].T
     order = np.argsort(-cosines.round(6), 1, kind="stable")[:, :30]
     for block in (7, 1000):
-        monkeypatch.setattr(searching, "_BLOCK", block)
-        found, scores = nearest(vectors, asked, rows, 30)
+        some = [rows[at : at + block] for at in range(0, len(rows), block)]
+        found, scores = nearest(((ids, vectors[ids]) for ids in some), asked, 30)
         np.testing.assert_allclose(scores, np.take_along_axis(cosines, order, 1), atol=1e-6)
         assert np.array_equal(found, rows[order])
 
@@ -282,7 +282,7 @@ def test_a_picture_that_fails_leaves_the_one_that_was_there(asked, tmp_path, mon
 )
 def test_arguments_that_do_not_fit_are_refused_before_anything_is_read(changes, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        search(**{"corpus": "/nowhere", "text": ["red"]} | changes)
+        search(**{"source": "/nowhere", "text": ["red"]} | changes)
 
 
 @pytest.mark.parametrize(("changes", "sentence"), [({"pool": "class"}, "--pool"), ({"image_size": 30}, "multiple")])
