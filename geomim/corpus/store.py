@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -349,16 +349,13 @@ def write_catalogue(path: Path, tables: Iterable[pa.Table]) -> None:
     write_geoparquet(path, CATALOGUE, tables)
 
 
-def write_geoparquet(
-    path: Path, schema: pa.Schema, tables: Iterable[pa.Table], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_geoparquet(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
     """Write GeoParquet 1.1 aside, then rename it; only one table is held at a time.
 
     Args:
         path: The file.
         schema: Its columns; `geometry` and `bbox` are as those of `CATALOGUE`.
         tables: With these columns; each becomes a row group.
-        metadata: Of the file, beside what tells where its geometries are.
     """
     low, high, types = np.full(2, np.inf), np.full(2, -np.inf), set()
     with aside(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
@@ -375,7 +372,7 @@ def write_geoparquet(
             "primary_column": "geometry",
             "columns": {"geometry": {"encoding": "WKB", "geometry_types": sorted(types)} | _extent(low, high)},
         }
-        writer.add_key_value_metadata({**(metadata or {}), "geo": json.dumps(geo)})
+        writer.add_key_value_metadata({"geo": json.dumps(geo)})
 
 
 def _wkb_types(geometry: pa.ChunkedArray) -> set[str]:

@@ -189,16 +189,17 @@ def write_tiles(
         size: Side of most tiles in pixels.
     """
     kind = pa.list_(pa.from_numpy_dtype(np.dtype(rounding.dtype)), width)
-    schema = pa.schema([CATALOGUE.field(name) for name in COLUMNS] + [pa.field("embedding", kind, nullable=False)])
     layout = {"layout_type": "irregular", "chip_size": [size, size]}
     said = {key: value for key, value in described(card, width, rounding, layout).items() if key != "zarr_conventions"}
+
+    fields = [*(CATALOGUE.field(name) for name in COLUMNS), pa.field("embedding", kind, nullable=False)]
 
     def tables() -> Iterator[pa.Table]:
         for table, kept in parts:
             values = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(kept).ravel()), width)
             yield table.append_column("embedding", values)
 
-    write_geoparquet(path, schema, tables(), {"embedding": json.dumps(said)})
+    write_geoparquet(path, pa.schema(fields, {"embedding": json.dumps(said)}), tables())
 
 
 class TileFile:

@@ -38,7 +38,7 @@ def example(patches: PatchRaster, like: str) -> np.ndarray:
         projected = Transformer.from_crs("OGC:CRS84", crs, always_xy=True).transform(x, y)
         found = patches.locate(*projected) if np.isfinite(projected).all() else None
         if found:
-            print(f"note: {like} is taken as longitude and latitude: {projected[0]:.6g},{projected[1]:.6g} of {crs}")
+            print(f"note: {like} is taken as longitude and latitude: {projected[0]:.10g},{projected[1]:.10g} of {crs}")
     if found is None:
         raise InputError(
             f"--like {like}: no patch of '{patches.name}' lies there; expected X,Y in {_extent(patches)}, or longitude,"
@@ -75,7 +75,7 @@ def write_cosines(patches: PatchRaster, asked: np.ndarray, titles: Sequence[str]
     asked = asked / np.linalg.norm(asked, axis=1, keepdims=True).clip(1e-12)
     _, rows, columns = patches.shape
     profile = {"dtype": "float32", "count": len(asked), "height": rows, "width": columns, "nodata": np.nan}
-    tiled = {"tiled": True, "blockxsize": 64, "blockysize": 64}
+    tiled = {"tiled": True, "blockxsize": 128, "blockysize": 128}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as scratch:
         with create(Path(scratch) / "cosines.tif", {**profile, **tiled, **patches.place}) as raster:

@@ -29,7 +29,9 @@ from geomim.maps.embeddings import NODATA, Rounding, told_card
 from geomim.maps.rasters import aside, create, open_map
 
 ENDINGS = (".tif", ".tiff", ".zarr")
-_BLOCK = 64  # patches along a side that are read together, all of their values: who asks for a place asks for a vector
+_BLOCK = 128  # patches along a side of a block, with all of their values: who asks for a place asks for a vector
+_CHUNK = 64  # the same of zarr; a cloud-optimised GeoTIFF has none smaller than 128
+_SCRATCH = 16  # the same of a raster that is written strip by strip, so that few rows of blocks are unfinished
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def write_patches(
     """
     bands = said["geoemb:dimensions"]
     rows, columns = said["geomim"]["shape"]
-    kept = _blocks_of_rows((_kept(strip, rounding) for strip in strips), _BLOCK)
+    kept = (_kept(strip, rounding) for strip in strips)
     write = _write_zarr if path.suffix.lower() == ".zarr" else _write_geotiff
     write(path, place, said, rounding, (bands, rows, columns), kept)
 
@@ -126,7 +128,7 @@ def _write_geotiff(
     said: Mapping[str, Any],
     rounding: Rounding,
     shape: tuple[int, int, int],
-    blocks: Iterable[tuple[int, np.ndarray]],
+    strips: Iterable[np.ndarray],
 ) -> None:
     bands, height, width = shape
     half = rounding.dtype == "float16"
@@ -134,7 +136,7 @@ def _write_geotiff(
     profile = {
         "dtype": "float32" if half else "int8", "nodata": np.nan if half else NODATA,
         "count": bands, "height": height, "width": width,
-        "tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "interleave": "pixel",
+        "tiled": True, "blockxsize": _SCRATCH, "blockysize": _SCRATCH, "interleave": "pixel",
     }  # fmt: skip
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as scratch, aside(path) as part:
         with create(Path(scratch) / "patches.tif", {**profile, **bits, **place}) as raster:
@@ -142,10 +144,12 @@ def _write_geotiff(
             raster.update_tags(GEOMIM_MAP="embeddings", EMBEDDING=json.dumps(said))
             if rounding.scale is not None:
                 raster.scales = rounding.scale.tolist()
-            for top, block in blocks:
-                values = block.astype(np.float32) if half else block
-                raster.write(values, window=Window(0, top, width, block.shape[1]))
-        options = {"compress": "deflate", "blocksize": _BLOCK, "interleave": "pixel", "bigtiff": "if_safer", **bits}
+            top = 0
+            for strip in strips:
+                values = strip.astype(np.float32) if half else strip
+                raster.write(values, window=Window(0, top, width, strip.shape[1]))
+                top += strip.shape[1]
+        options = {"compress": "deflate", "blocksize": _BLOCK, "bigtiff": "if_safer", **bits}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             rasterio.shutil.copy(raster.name, part, driver="COG", overview_resampling="average", **options)
@@ -157,9 +161,9 @@ def _write_zarr(
     said: Mapping[str, Any],
     rounding: Rounding,
     shape: tuple[int, int, int],
-    blocks: Iterable[tuple[int, np.ndarray]],
+    strips: Iterable[np.ndarray],
 ) -> None:
-    chunks = (shape[0], min(_BLOCK, shape[1]), min(_BLOCK, shape[2]))
+    chunks = (shape[0], min(_CHUNK, shape[1]), min(_CHUNK, shape[2]))
     whole = rounding.scale is not None
     with _folder_aside(path) as part:
         group = zarr.open_group(part, mode="w", zarr_format=3, attributes={**said, "Conventions": "CF-1.10"})
@@ -177,7 +181,7 @@ def _write_zarr(
         if rounding.scale is not None:
             _coordinate(group, "scale", rounding.scale, "band")
         _write_place(group, place, shape)
-        for top, block in blocks:
+        for top, block in _blocks_of_rows(strips, _CHUNK):
             values[:, top : top + block.shape[1]] = block
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that zarr's specification does not have it yet, which xarray looks for

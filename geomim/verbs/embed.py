@@ -1,5 +1,6 @@
 """`geomim embed`: what an encoder says of the tiles of a corpus, or of the patches of a scene, as a file for others."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -157,15 +158,17 @@ def _write(out: Path, card: Mapping[str, Any], tiles: Tiles, vectors: Iterator[n
     ids, sizes = tiles.table["id"], tiles.table["size"].to_numpy()
 
     def parts(first: np.ndarray) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        start, some = 0, first
-        while some is not None:
+        start = 0
+        for some in itertools.chain([first], vectors):
             numbers = ids.slice(start, len(some)).to_numpy()
             where = (pc.field("id") >= numbers[0]) & (pc.field("id") <= numbers[-1]) & (pc.field("slot") >= 0)
             rows = tiles.corpus.table(list(COLUMNS), where=where)
             if not np.array_equal(rows["id"].to_numpy(), numbers):
                 raise CorpusError(f"'{tiles.corpus.path}' was changed while it was embedded: run it again")
             yield rows, some
-            start, some = start + len(some), next(vectors, None)
+            start += len(some)
+        if start != len(ids):
+            raise CorpusError(f"{start} of {len(ids)} tiles of '{tiles.corpus.path}' have a vector: run it again")
 
     first = next(vectors)
     usual = int(np.bincount(sizes).argmax())

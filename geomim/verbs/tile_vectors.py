@@ -283,6 +283,7 @@ def encoded(
     Raises:
         InputError: Another process makes the same.
     """
+    card = {**card, "chunk": CHUNK}
     with hold(work, out):
         if read_json(work / "card.json") != card:
             for file in work.glob("*.npy"):

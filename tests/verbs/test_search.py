@@ -23,6 +23,7 @@ from geomim.sensors import SENSORS, BandContract
 from geomim.verbs import search as searching
 from geomim.verbs import tile_vectors as embedding
 from geomim.verbs.corpus_embed import embed
+from geomim.verbs.embed import embed as write_file
 from geomim.verbs.search import nearest, search
 
 PLACE = from_origin(500000, 4000000, 2, 2)
@@ -143,6 +144,43 @@ def test_tiles_that_training_does_not_read_are_left_out_but_for_the_one_that_is_
     ):
         search(asked, count=8, out=str(tmp_path / "found.png"), **arguments)
         assert (dropped in [int(line[3]) for line in printed(capsys.readouterr().out)]) == there
+
+
+def test_a_file_of_vectors_answers_as_the_corpus_does(asked, tmp_path, capsys):
+    file = str(write_file(asked, "colours", str(tmp_path / "tiles.parquet"), joint=True, device="cpu"))
+    for question in (
+        {"text": ["red", "blue"]},
+        {"like": tile(asked, 5)},
+        {"like": str(tile(asked, 0)), "kept_only": False},
+    ):
+        answers = []
+        for source in (asked, file):
+            assert search(source, count=3, out=str(tmp_path / "found.png"), **question) == tmp_path / "found.png"
+            answers.append(printed(capsys.readouterr().out))
+        assert answers[0] == answers[1]
+    with pytest.raises(
+        CheckpointError, match=r"'tiles.parquet' were made by 'colours'.*run geomim embed .*--model other"
+    ):
+        search(file, ["red"], model="other", out=str(tmp_path / "no.png"))
+    with pytest.raises(ConfigError, match="--embedding names vectors beside a corpus"):
+        search(file, ["red"], embedding="colours")
+    with pytest.raises(ConfigError, match="--like: expected the id of a tile"):
+        search(file, like="1,2")
+    with pytest.raises(InputError, match="has no tile 999"):
+        search(file, like=999)
+
+
+def test_without_its_corpus_a_file_of_vectors_still_tells_where_tiles_lie(asked, tmp_path, capsys):
+    file = str(write_file(asked, "colours", str(tmp_path / "tiles.parquet"), "int8", joint=True, device="cpu"))
+    expected, places = [tile(asked, number) for number in (0, 5, 7)], tmp_path / "found.geojson"
+    shutil.rmtree(asked)
+    capsys.readouterr()
+    assert search(file, ["red"], count=3, places=str(places)) is None
+    said = capsys.readouterr().out
+    assert [int(line[3]) for line in printed(said)] == expected and "is not at hand, or has changed" in said
+    assert gpd.read_file(places)["id"].tolist() == expected
+    with pytest.raises(CorpusError, match=r"--out found.png: .* is not at hand"):
+        search(file, ["red"], out="found.png")
 
 
 def test_a_block_of_vectors_at_a_time_finds_what_all_at_once_would():
