@@ -14,19 +14,19 @@ from torch import Tensor
 from geomim.addresses import plain
 from geomim.corpus.scenes import Scene
 from geomim.errors import ConfigError, InputError
-from geomim.evaluate.features import encode, fast_half
+from geomim.evaluate.features import device_of, fast_half
 from geomim.evaluate.saved import fingerprint
 from geomim.maps.embeddings import Dtype, Rounding, described, replaced
+from geomim.maps.encoder import open_encoder
 from geomim.maps.looker import Looker
-from geomim.maps.opening import check_scene, chosen_for, open_for, scale_note
+from geomim.maps.opening import check_scene, chosen_for, gsd_note, open_for, scale_note
 from geomim.maps.patches import open_patches, write_patches
 from geomim.maps.rasters import placed
-from geomim.maps.strips import Strips, address, digest, scene_card
-from geomim.maps.windows import Walk, blend
-from geomim.models.fitting import fitted
+from geomim.maps.strips import Strips, address, digest, scene_card, told_when_full
+from geomim.maps.windows import Walk, ahead, blend
 from geomim.models.image_text import ImageText, open_image_text
 from geomim.models.inputs import ContractInput
-from geomim.models.weights import Loaded, read_encoder
+from geomim.models.weights import Loaded
 from geomim.sensors import BandContract, get_sensor
 
 
@@ -55,63 +55,46 @@ class GivenScene:
         return open_for(contract, self.uri, None if self.sensor is None else get_sensor(self.sensor), self.bands)
 
 
-def patch_encoder(checkpoint: str, scene: GivenScene, heads: int | None, device: torch.device) -> Looker:
-    """An encoder whose answer is the token of each patch."""
-    loaded = read_encoder(checkpoint, heads)
-    contract, notes = scene.chosen(loaded, checkpoint)
+def patch_encoder(checkpoint: str, scene: GivenScene, heads: int | None, device: str) -> Looker:
+    """An encoder whose answer is the token of each patch.
 
-    def at(gsd: float | None) -> Callable[[Tensor, Tensor], Tensor]:
-        encoder = fitted(loaded.encoder, contract, gsd).to(device).eval()
-
-        def look(images: Tensor, valid: Tensor) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=fast_half(device)):
-                _, tokens, grid = encode(encoder, images)
-            return tokens.float().transpose(1, 2).unflatten(2, grid)
-
-        return look
-
-    sides = (loaded.encoder.image_size, loaded.encoder.patch_size)
-    return _looker(loaded, contract, notes, fingerprint(loaded.encoder), sides, at, device)
+    Raises:
+        ConfigError: All bands are asked of a plain encoder.
+    """
+    frozen = open_encoder(checkpoint, heads, device, lambda loaded: scene.chosen(loaded, checkpoint))
+    if scene.all_bands and not frozen.source.config.get("spectral"):
+        raise ConfigError(f"'{checkpoint}' is a plain encoder of its own bands: leave out --all_bands")
+    side, bands = frozen.encoder.image_size, len(frozen.contract.names)
+    width = frozen.tokens(torch.zeros(1, bands, side, side, device=frozen.device)).shape[1]
+    return frozen.looker(_names(width), lambda tokens: tokens, fingerprint(frozen.source))
 
 
-def joint_encoder(checkpoint: str, scene: GivenScene, quickgelu: bool | None, device: torch.device) -> Looker:
+def joint_encoder(checkpoint: str, scene: GivenScene, quickgelu: bool | None, device: str) -> Looker:
     """A model of images and text whose answer is each patch in the space of sentences."""
-    model = open_image_text(checkpoint, quickgelu)
+    model, target = open_image_text(checkpoint, quickgelu), device_of(device)
     contract, notes = scene.chosen(model.loaded, checkpoint)
+    side, cell = model.image_size, model.patch_size
 
     def at(gsd: float | None) -> Callable[[Tensor, Tensor], Tensor]:
-        ready: ImageText = model.fitted(contract, gsd).to(device)
+        ready: ImageText = model.fitted(contract, gsd).to(target)
 
         def look(images: Tensor, valid: Tensor) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=fast_half(device)):
+            with torch.autocast(target.type, torch.bfloat16, enabled=fast_half(target)):
                 patches = ready.encode_patches(images, valid)
-            rows, columns = (side // ready.patch_size for side in images.shape[-2:])
-            return patches.float().transpose(1, 2).unflatten(2, (rows, columns))
+            return patches.float().transpose(1, 2).unflatten(2, (side // cell, side // cell))
 
         return look
 
-    sides = (model.image_size, model.patch_size)
-    return _looker(model.loaded, contract, notes, model.fingerprint, sides, at, device)
-
-
-def _looker(
-    loaded: Loaded,
-    contract: BandContract,
-    notes: Sequence[str],
-    made_by: str,
-    sides: tuple[int, int],
-    at: Callable[[float | None], Callable[[Tensor, Tensor], Tensor]],
-    device: torch.device,
-) -> Looker:
-    side, cell = sides
-    look, empty = at(None), torch.zeros(1, len(contract.names), side, side, device=device)
-    with torch.inference_mode():
-        width = look(empty, torch.ones(1, 1, side, side, dtype=torch.bool, device=device)).shape[1]
-    names = tuple(f"dimension {number}" for number in range(width))
-    looker = Looker(contract, side, cell, names, made_by, look, device, tuple(notes))
-    if not loaded.encoder.config.get("gsd_positions"):
+    look, empty = at(None), torch.zeros(1, len(contract.names), side, side, device=target)
+    names = _names(look(empty, torch.ones_like(empty[:, :1], dtype=torch.bool)).shape[1])
+    looker = Looker(contract, side, cell, names, model.fingerprint, look, target, tuple(notes))
+    if not model.encoder.config.get("gsd_positions"):
         return looker
     return replace(looker, scaled=lambda gsd: replace(looker, look=at(gsd)))
+
+
+def _names(width: int) -> tuple[str, ...]:
+    return tuple(f"dimension {number}" for number in range(width))
 
 
 def embed_scene(
@@ -137,7 +120,8 @@ def embed_scene(
     Raises:
         BandError: The scene lacks bands that the encoder needs.
         ConfigError: The overlap is out of range, or `out` holds vectors of another scene.
-        InputError: The scene cannot be read, holds no image, or its numbers are far from the encoder's.
+        InputError: The scene cannot be read, holds no image, or its numbers are far from the encoder's; another process
+            writes the same, or the disk is full.
     """
     if not 0 <= overlap <= 0.9:
         raise ConfigError(f"--overlap: expected a share of a window from 0 to 0.9; given {overlap:g}")
@@ -164,10 +148,10 @@ def embed_scene(
         if _there(out, {**card, "dtype": dtype}):
             print(f"'{out}' is there already")
             return
-        also = [scale_note(scene, looker.contract)] if looker.scaled else []
+        also = [scale_note(scene, looker.contract)] if looker.scaled else gsd_note(scene, looker.gsd)
         check_scene(scene, prepare, walk.places, looker.side, [*looker.notes, *also])
         out.parent.mkdir(parents=True, exist_ok=True)
-        with Strips(out, {**which, **card}) as strips:
+        with told_when_full(out), Strips(out, {**which, **card}) as strips:
             _walk(scene, walk, looker, prepare, strips, batch)
             rounding = Rounding.of(dtype, (strip.reshape(len(strip), -1).T for strip in strips))
             layout = {"layout_type": "regular_grid", "chip_size": [looker.cell] * 2, "stride": [looker.cell] * 2}
@@ -182,8 +166,9 @@ def embed_scene(
 def _walk(scene: Scene, walk: Walk, looker: Looker, prepare: ContractInput, strips: Strips, batch: int) -> None:
     """Encode what is not encoded yet."""
     try:
-        for _, values in blend(scene, walk, looker.on(prepare), len(looker.classes), batch, strips.done):
-            strips.add(values)
+        found = blend(scene, walk, looker.on(prepare), len(looker.classes), batch, strips.done)
+        for _ in ahead(lambda strip: strips.add(strip[1]), found, 1):  # writes while the next is looked at
+            pass
     except InputError:
         strips.broken()
         raise

@@ -64,8 +64,8 @@ class Looker:
                 total = self.look(images.flip(axes), valid.flip(axes)).flip(axes) + total.to(images.device)
             return total / len(_MIRRORED)
 
-        scaled = self.scaled
-        return replace(self, look=look, scaled=scaled and (lambda gsd: scaled(gsd).flipped()))
+        scaled, made_by = self.scaled, f"{self.made_by}, mirrored"
+        return replace(self, made_by=made_by, look=look, scaled=scaled and (lambda gsd: scaled(gsd).flipped()))
 
     def per_pixel(self) -> Looker:
         """The same with a value a pixel, interpolated bilinearly between the middles of cells."""
@@ -77,7 +77,10 @@ class Looker:
             return F.interpolate(found, scale_factor=self.cell, mode="bilinear", align_corners=False)
 
         scaled = self.scaled
-        return replace(self, cell=1, look=look, scaled=scaled and (lambda gsd: scaled(gsd).per_pixel()))
+        made_by = f"{self.made_by}, by pixel"
+        return replace(
+            self, cell=1, made_by=made_by, look=look, scaled=scaled and (lambda gsd: scaled(gsd).per_pixel())
+        )
 
     def walk(self, scene: Scene, overlap: float) -> Walk:
         """Where windows lie over a scene that share so much of their side with the next, from 0 to 0.9."""

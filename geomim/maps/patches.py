@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -150,9 +151,20 @@ def _write_geotiff(
                 raster.write(values, window=Window(0, top, width, strip.shape[1]))
                 top += strip.shape[1]
         options = {"compress": "deflate", "blocksize": _BLOCK, "bigtiff": "if_safer", **bits}
-        with warnings.catch_warnings():
+        with rasterio.Env(GDAL_CACHEMAX=256 * 2**20), warnings.catch_warnings():  # bytes
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             rasterio.shutil.copy(raster.name, part, driver="COG", overview_resampling="average", **options)
+            least = bands * height * width * (2 if half else 1)
+            if Path(raster.name).stat().st_size < least or not _same(Path(raster.name), part):  # GDAL may not tell
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+def _same(given: Path, written: Path) -> bool:
+    with open_map(given) as one, open_map(written) as other:
+        return all(
+            np.array_equal(one.read(window=window), other.read(window=window), equal_nan=True)
+            for _, window in other.block_windows(1)
+        )
 
 
 def _write_zarr(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 import numpy as np
+from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 
 from geomim.corpus.scenes.files import is_remote
@@ -108,6 +111,21 @@ class Strips:
     def remove(self) -> None:
         """Take the folder away."""
         shutil.rmtree(self.work)
+
+
+@contextmanager
+def told_when_full(path: Path) -> Iterator[None]:
+    """Say in a sentence that a file cannot be written as the disk is full.
+
+    Raises:
+        InputError: No space is left.
+    """
+    try:
+        yield
+    except (OSError, RasterioError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            raise InputError(f"no space is left for '{path}': free some, and the same command goes on") from error
+        raise
 
 
 def hold(work: Path, path: Path) -> TextIO:

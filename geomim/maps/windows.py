@@ -22,8 +22,8 @@ from geomim.errors import InputError
 
 Look = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """What is made of windows: numbers `(B, C, S, S)` and validity `(B, S, S)` bool, on the CPU, become values
-`(B, K, side, side)`, one a cell, and which cells hold image `(B, side, side)` bool, on any device. Beyond the scene both
-repeat its border."""
+`(B, K, side, side)`, one a cell, and which cells hold image `(B, side, side)` bool, on any device. Beyond the scene
+both repeat its border."""
 
 _AHEAD = 2  # batches that are read while one is looked at
 _Given, _Made = TypeVar("_Given"), TypeVar("_Made")
@@ -116,39 +116,54 @@ def blend(
     Raises:
         InputError: The scene cannot be read somewhere, or the model's answers are not finite.
     """
-    (height, width), side, rows = walk.shape, walk.side, walk.rows
-    taper, shape = torch.from_numpy(walk.taper), (side, max(width, side))
-    weights, sums = np.zeros(shape, np.float32), np.zeros((count, *shape), np.float32)
-    first = next(
-        row for row in range(start + 1) if rows[row] + side > rows[start]
-    )  # whose windows reach into the strip
+    rows, sums = [*walk.rows, walk.shape[0]], _Sums(walk, count)
+    first = next(row for row in range(start + 1) if rows[row] + walk.side > rows[start])  # that reaches into the strip
     jobs = _jobs(walk, first, batch, wanted)
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"looking at {Path(scene.uri).name}", total=len(rows) * len(walk.columns))
-        progress.advance(task, first * len(walk.columns))
+        total, done = len(walk.rows) * len(walk.columns), first * len(walk.columns)
+        task = progress.add_task(f"looking at {Path(scene.uri).name}", total=total, completed=done)
         for job, lefts, numbers, valid in ahead(lambda one: _read(scene, walk, one), jobs, _AHEAD):
-            if lefts:
-                values, seen = (one.cpu() for one in look(numbers, valid))
-                values = torch.where(seen[:, None], values.float(), 0)
-                if not bool(values.isfinite().all()):
-                    place = f"row {rows[job.row] * walk.cell}, columns from {lefts[0] * walk.cell} on"
-                    raise InputError(
-                        f"'{scene.uri}': the model's answers at {place} are not finite: look at its weights"
-                    )
-                for left, value, weight in zip(lefts, values, seen * taper, strict=True):
-                    torch.from_numpy(sums[:, :, left : left + side]).addcmul_(value, weight)
-                    weights[:, left : left + side] += weight.numpy()
+            if lefts and not sums.add(lefts, *look(numbers, valid)):
+                place = f"row {rows[job.row] * walk.cell}, columns from {lefts[0] * walk.cell} on"
+                raise InputError(f"'{scene.uri}': the model's answers at {place} are not finite: look at its weights")
             progress.advance(task, len(job.lefts))
-            if not job.last:
-                continue
-            top, end = rows[job.row], rows[job.row + 1] if job.row + 1 < len(rows) else height
-            done = end - top  # the next row of windows does not reach up to these
-            if job.row >= start:
-                known = (weights[:done, :width] > 0) & walk.inside(top, done)
-                yield top, sums[:, :done, :width] / np.where(known, weights[:done, :width], np.nan)
-            for kept in (sums, weights):
-                kept[..., : side - done, :] = kept[..., done:, :]
-                kept[..., side - done :, :] = 0
+            if job.last:
+                top, below = rows[job.row : job.row + 2]
+                values = sums.take(top, below - top)
+                if job.row >= start:
+                    yield top, values
+
+
+class _Sums:
+    """Sums `(count, side, columns)` of what a row of windows says, each weighted, and the sums of the weights."""
+
+    def __init__(self, walk: Walk, count: int) -> None:
+        shape = walk.side, max(walk.shape[1], walk.side)
+        self.walk, self.taper = walk, torch.from_numpy(walk.taper)
+        self.weights, self.values = np.zeros(shape, np.float32), np.zeros((count, *shape), np.float32)
+
+    def add(self, lefts: list[int], values: Tensor, seen: Tensor) -> bool:
+        """Add windows whose values are finite; otherwise say that they are not."""
+        values, seen = values.cpu(), seen.cpu()
+        values = torch.where(seen[:, None], values.float(), 0)
+        if not bool(values.isfinite().all()):
+            return False
+        for left, value, weight in zip(lefts, values, seen * self.taper, strict=True):
+            place = np.s_[..., left : left + self.walk.side]
+            torch.from_numpy(self.values[place]).addcmul_(value, weight)
+            self.weights[place] += weight.numpy()
+        return True
+
+    def take(self, top: int, rows: int) -> np.ndarray:
+        """Means of so many rows, the first of which is row `top` of the map; the others move up."""
+        width, side = self.walk.shape[1], self.walk.side
+        weights = self.weights[:rows, :width]
+        known = (weights > 0) & self.walk.inside(top, rows)
+        means: np.ndarray = self.values[:, :rows, :width] / np.where(known, weights, np.float32(np.nan))
+        for kept in (self.values, self.weights):
+            kept[..., : side - rows, :] = kept[..., rows:, :]
+            kept[..., side - rows :, :] = 0
+        return means
 
 
 def ahead(make: Callable[[_Given], _Made], given: Iterable[_Given], most: int) -> Iterator[_Made]:

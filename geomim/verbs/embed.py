@@ -90,7 +90,7 @@ def embed(
     """
     check_endings(out=(out, ".parquet", *ENDINGS))
     check_joint(joint, pool, heads, quickgelu)
-    of_tiles, target = out.lower().endswith(".parquet"), device_of(device)
+    of_tiles = out.lower().endswith(".parquet")
     if of_tiles and Path(source).is_file():
         raise ConfigError(f"--out {out}: '{source}' is no corpus; patches of a scene are written to .tif or .zarr")
     if not of_tiles and holds_corpus(Path(source)):
@@ -102,15 +102,15 @@ def embed(
     if of_tiles:
         tiles = Tiles.of(source, sensor)
         asked = ask(model, tiles.images, image_size, pool, heads, all_bands, joint, quickgelu)
-        _embed_tiles(tiles, asked, TileEncoder(tiles, asked, target, batch or 128), Path(out), dtype)
+        _embed_tiles(tiles, asked, TileEncoder(tiles, asked, device_of(device), batch or 128), Path(out), dtype)
     else:
         scene = GivenScene(source, sensor, bands, all_bands)
         facts: dict[str, Any] = {"checkpoint": model}
         if joint:
             facts |= {"joint": True} | ({} if quickgelu is None else {"quickgelu": quickgelu})
-            looker = joint_encoder(model, scene, quickgelu, target)
+            looker = joint_encoder(model, scene, quickgelu, device)
         else:
-            looker = patch_encoder(model, scene, heads, target)
+            looker = patch_encoder(model, scene, heads, device)
         embed_scene(scene, looker, facts, Path(out), dtype, 0.5 if overlap is None else overlap, batch or 16)
     return Path(out)
 

@@ -18,6 +18,7 @@ from geomim.corpus.scenes import open_scene
 from geomim.errors import BandError, CheckpointError, ConfigError, CorpusError, InputError
 from geomim.evaluate.features import encode
 from geomim.maps import embed as embedding
+from geomim.maps import patches as patching
 from geomim.maps.opening import open_for
 from geomim.maps.patches import open_patches
 from geomim.maps.strips import Strips
@@ -192,9 +193,16 @@ def test_a_full_disk_keeps_what_was_there(raster, encoder, tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Strips, "add", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match=r"no space is left for '.*patches.tif': free some, and the same"):
         embedded(raster, encoder, out, overlap=0.25)
-    assert out.read_bytes() == before
+    monkeypatch.undo()
+    monkeypatch.setattr(patching, "_same", lambda given, written: False)  # as where GDAL kept a full disk to itself
+    with pytest.raises(InputError, match="no space is left"):
+        embedded(raster, encoder, out, overlap=0.25)
+    assert out.read_bytes() == before and len([*tmp_path.glob(".*")]) == 1
+    monkeypatch.undo()
+    embedded(raster, encoder, out, overlap=0.25)
+    assert not [*tmp_path.glob(".*")]
 
 
 @pytest.mark.parametrize("ending", [".tif", ".zarr"])
