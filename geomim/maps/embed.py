@@ -132,7 +132,7 @@ def embed_scene(
         looker = looker.at(scene)
         walk = looker.walk(scene, overlap)
         which = scene_card(given.uri)
-        card = {
+        made = {
             **facts,
             "encoder": looker.made_by,
             "contract": looker.contract.to_dict(),
@@ -142,16 +142,16 @@ def embed_scene(
             "patch_size": looker.cell,
             "overlap": overlap,
             "source": plain(address(given.uri)),
-            "state": digest(which),
             "shape": [*walk.shape],
         }
+        card = {**made, "state": digest(which)}
         if _there(out, {**card, "dtype": dtype}):
             print(f"'{out}' is there already")
             return
         also = [scale_note(scene, looker.contract)] if looker.scaled else gsd_note(scene, looker.gsd)
         check_scene(scene, prepare, walk.places, looker.side, [*looker.notes, *also])
         out.parent.mkdir(parents=True, exist_ok=True)
-        with told_when_full(out), Strips(out, {**which, **card}) as strips:
+        with told_when_full(out), Strips(out, {**which, **made}) as strips:
             _walk(scene, walk, looker, prepare, strips, batch)
             rounding = Rounding.of(dtype, (strip.reshape(len(strip), -1).T for strip in strips))
             layout = {"layout_type": "regular_grid", "chip_size": [looker.cell] * 2, "stride": [looker.cell] * 2}

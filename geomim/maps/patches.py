@@ -150,10 +150,12 @@ def _write_geotiff(
                 values = strip.astype(np.float32) if half else strip
                 raster.write(values, window=Window(0, top, width, strip.shape[1]))
                 top += strip.shape[1]
-        options = {"compress": "deflate", "blocksize": _BLOCK, "bigtiff": "if_safer", **bits}
+        options = {"compress": "deflate", "level": 1, "num_threads": "all_cpus", "blocksize": _BLOCK, **bits}
         with rasterio.Env(GDAL_CACHEMAX=256 * 2**20), warnings.catch_warnings():  # bytes
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            rasterio.shutil.copy(raster.name, part, driver="COG", overview_resampling="average", **options)
+            rasterio.shutil.copy(
+                raster.name, part, driver="COG", bigtiff="if_safer", overview_resampling="average", **options
+            )
             least = bands * height * width * (2 if half else 1)
             if Path(raster.name).stat().st_size < least or not _same(Path(raster.name), part):  # GDAL may not tell
                 raise OSError(errno.ENOSPC, "No space left on device", str(path))
