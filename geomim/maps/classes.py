@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -27,7 +26,7 @@ from geomim.maps.rasters import (
     write_names,
     write_style,
 )
-from geomim.maps.strips import Strips, address, digest, scene_card
+from geomim.maps.strips import Strips, address, digest, scene_card, told_when_full
 from geomim.maps.windows import Walk, ahead, blend
 
 _FORM = 1  # of the maps: what an older form has begun is begun anew
@@ -102,16 +101,11 @@ def draw(scene: Scene, prepare: Prepare, looker: Looker, walk: Walk, path: Path,
     """
     card = card_of(scene, looker, walk)
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with Strips(path, card) as strips:
-            _look(scene, prepare, looker, walk, strips, batch)
-            tags = {MADE: digest(card), "SCENE": address(scene.uri), "MODEL": model, "MADE_BY": looker.made_by}
-            areas = _finish(scene, looker, walk, strips, tags)
-            strips.remove()
-    except (OSError, RasterioError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            raise InputError(f"no space is left for '{path}': free some, and the same command goes on") from error
-        raise
+    with told_when_full(path), Strips(path, card) as strips:
+        _look(scene, prepare, looker, walk, strips, batch)
+        tags = {MADE: digest(card), "SCENE": address(scene.uri), "MODEL": model, "MADE_BY": looker.made_by}
+        areas = _finish(scene, looker, walk, strips, tags)
+        strips.remove()
     _tell(path, scene, looker, walk, areas)
 
 

@@ -20,6 +20,7 @@ from geomim.maps.embeddings import Dtype, Rounding, described, replaced
 from geomim.maps.encoder import open_encoder
 from geomim.maps.looker import Looker
 from geomim.maps.opening import check_scene, chosen_for, gsd_note, open_for, scale_note
+from geomim.maps.patch_rows import slow_note
 from geomim.maps.patches import open_patches, write_patches
 from geomim.maps.rasters import placed
 from geomim.maps.strips import Strips, address, digest, scene_card, told_when_full
@@ -149,7 +150,8 @@ def embed_scene(
             print(f"'{out}' is there already")
             return
         also = [scale_note(scene, looker.contract)] if looker.scaled else gsd_note(scene, looker.gsd)
-        check_scene(scene, prepare, walk.places, looker.side, [*looker.notes, *also])
+        notes = [*looker.notes, *also, *slow_note(out, (len(looker.classes), *walk.shape))]
+        check_scene(scene, prepare, walk.places, looker.side, notes)
         out.parent.mkdir(parents=True, exist_ok=True)
         with told_when_full(out), Strips(out, {**which, **made}) as strips:
             _walk(scene, walk, looker, prepare, strips, batch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -15,24 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio.shutil
+import rasterio
 import zarr
 from affine import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import GCPTransformer
 from rasterio.windows import Window
 from zarr.errors import GroupNotFoundError
 
+from geomim.corpus.scenes.maps import MADE
 from geomim.errors import InputError
 from geomim.maps.embeddings import NODATA, Rounding, told_card
-from geomim.maps.rasters import aside, create, open_map
+from geomim.maps.patch_rows import BLOCK, Rows, windows, write_geotiff
+from geomim.maps.rasters import open_map
 
 ENDINGS = (".tif", ".tiff", ".zarr")
-_BLOCK = 128  # patches along a side of a block, with all of their values: who asks for a place asks for a vector
-_CHUNK = 64  # the same of zarr; a cloud-optimised GeoTIFF has none smaller than 128
-_SCRATCH = 16  # the same of a raster that is written strip by strip, so that few rows of blocks are unfinished
+_CHUNK = 64  # patches along a side of a chunk, with all of their values: who asks for a place asks for a vector
 
 
 @dataclass(frozen=True)
@@ -57,15 +55,12 @@ class PatchRaster:
 
     def read(self, window: Window) -> np.ndarray:
         """Vectors `(D, rows, columns)` float32 of a window; NaN where there is no image."""
-        return _channels_first(self.rounding.restore(np.moveaxis(self.kept(window), 0, -1)))
+        return np.moveaxis(self.rounding.restore(np.moveaxis(self.kept(window), 0, -1)), -1, 0)
 
     def blocks(self) -> Iterator[tuple[Window, np.ndarray]]:
         """All vectors, a block `(D, rows, columns)` at a time."""
-        _, height, width = self.shape
-        for top in range(0, height, _BLOCK):
-            for left in range(0, width, _BLOCK):
-                window = Window(left, top, min(_BLOCK, width - left), min(_BLOCK, height - top))
-                yield window, self.read(window)
+        for window in windows(self.shape, BLOCK):
+            yield window, self.read(window)
 
     def locate(self, x: float, y: float) -> tuple[int, int] | None:
         """Row and column of the patch at a place; None where there is none.
@@ -87,7 +82,7 @@ class PatchRaster:
 def write_patches(
     path: Path, place: Mapping[str, Any], said: Mapping[str, Any], rounding: Rounding, strips: Iterable[np.ndarray]
 ) -> None:
-    """Write vectors of patches aside, then rename; some rows of them are in memory at a time.
+    """Write vectors of patches aside, then rename; few rows of them are in memory at a time.
 
     Args:
         path: A file that ends in one of `ENDINGS`.
@@ -95,96 +90,28 @@ def write_patches(
         said: Its attributes, as `described` gives them.
         rounding: How vectors are kept.
         strips: All rows in order, `(D, rows, columns)` float32 each, NaN where there is no image.
+
+    Raises:
+        OSError: What was written is not what was given, as on a full disk, which GDAL may not tell.
     """
-    bands = said["geoemb:dimensions"]
-    rows, columns = said["geomim"]["shape"]
-    kept = (_kept(strip, rounding) for strip in strips)
-    write = _write_zarr if path.suffix.lower() == ".zarr" else _write_geotiff
-    write(path, place, said, rounding, (bands, rows, columns), kept)
+    write = _write_zarr if path.suffix.lower() == ".zarr" else write_geotiff
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as scratch:
+        rows = (rounding.keep(row) for strip in strips for row in np.moveaxis(strip, 0, -1))
+        whole = Rows.written(Path(scratch) / "0", said["geomim"]["shape"][1], said["geoemb:dimensions"], rounding, rows)
+        write(path, place, said, whole)
 
 
-def _kept(strip: np.ndarray, rounding: Rounding) -> np.ndarray:
-    return _channels_first(rounding.keep(np.moveaxis(strip, 0, -1)))
-
-
-def _channels_first(values: np.ndarray) -> np.ndarray:
-    return np.moveaxis(values, -1, 0)
-
-
-def _blocks_of_rows(strips: Iterable[np.ndarray], rows: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The same rows, so many at a time, with the number of the first: a block of a file is written once."""
-    top, waiting = 0, None
-    for strip in strips:
-        waiting = strip if waiting is None else np.concatenate([waiting, strip], 1)
-        while waiting.shape[1] >= rows:
-            yield top, waiting[:, :rows]
-            top, waiting = top + rows, waiting[:, rows:]
-    if waiting is not None and waiting.shape[1]:
-        yield top, waiting
-
-
-def _write_geotiff(
-    path: Path,
-    place: Mapping[str, Any],
-    said: Mapping[str, Any],
-    rounding: Rounding,
-    shape: tuple[int, int, int],
-    strips: Iterable[np.ndarray],
-) -> None:
-    bands, height, width = shape
-    half = rounding.dtype == "float16"
-    bits = {"nbits": 16} if half else {}  # GDAL has had the type since 3.11, the file for longer
-    profile = {
-        "dtype": "float32" if half else "int8", "nodata": np.nan if half else NODATA,
-        "count": bands, "height": height, "width": width,
-        "tiled": True, "blockxsize": _SCRATCH, "blockysize": _SCRATCH, "interleave": "pixel",
-    }  # fmt: skip
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as scratch, aside(path) as part:
-        with create(Path(scratch) / "patches.tif", {**profile, **bits, **place}) as raster:
-            raster.descriptions = [f"dimension {number}" for number in range(bands)]
-            raster.update_tags(GEOMIM_MAP="embeddings", EMBEDDING=json.dumps(said))
-            if rounding.scale is not None:
-                raster.scales = rounding.scale.tolist()
-            top = 0
-            for strip in strips:
-                values = strip.astype(np.float32) if half else strip
-                raster.write(values, window=Window(0, top, width, strip.shape[1]))
-                top += strip.shape[1]
-        options = {"compress": "deflate", "level": 1, "num_threads": "all_cpus", "blocksize": _BLOCK, **bits}
-        with rasterio.Env(GDAL_CACHEMAX=256 * 2**20), warnings.catch_warnings():  # bytes
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            rasterio.shutil.copy(
-                raster.name, part, driver="COG", bigtiff="if_safer", overview_resampling="average", **options
-            )
-            least = bands * height * width * (2 if half else 1)
-            if Path(raster.name).stat().st_size < least or not _same(Path(raster.name), part):  # GDAL may not tell
-                raise OSError(errno.ENOSPC, "No space left on device", str(path))
-
-
-def _same(given: Path, written: Path) -> bool:
-    with open_map(given) as one, open_map(written) as other:
-        return all(
-            np.array_equal(one.read(window=window), other.read(window=window), equal_nan=True)
-            for _, window in other.block_windows(1)
-        )
-
-
-def _write_zarr(
-    path: Path,
-    place: Mapping[str, Any],
-    said: Mapping[str, Any],
-    rounding: Rounding,
-    shape: tuple[int, int, int],
-    strips: Iterable[np.ndarray],
-) -> None:
-    chunks = (shape[0], min(_CHUNK, shape[1]), min(_CHUNK, shape[2]))
+def _write_zarr(path: Path, place: Mapping[str, Any], said: Mapping[str, Any], rows: Rows) -> None:
+    shape, rounding = rows.shape, rows.rounding
     whole = rounding.scale is not None
     with _folder_aside(path) as part:
-        group = zarr.open_group(part, mode="w", zarr_format=3, attributes={**said, "Conventions": "CF-1.10"})
+        group = zarr.open_group(
+            part, mode="w", zarr_format=3, attributes={MADE: "embeddings", **said, "Conventions": "CF-1.10"}
+        )
         values = group.create_array(
             "embedding",
             shape=shape,
-            chunks=chunks,
+            chunks=(shape[0], min(_CHUNK, shape[1]), min(_CHUNK, shape[2])),
             dtype=rounding.dtype,
             fill_value=NODATA if whole else np.nan,
             dimension_names=("band", "y", "x"),
@@ -195,8 +122,8 @@ def _write_zarr(
         if rounding.scale is not None:
             _coordinate(group, "scale", rounding.scale, "band")
         _write_place(group, place, shape)
-        for top, block in _blocks_of_rows(strips, _CHUNK):
-            values[:, top : top + block.shape[1]] = block
+        for window in rows.windows(_CHUNK):
+            values[(slice(None), *window.toslices())] = rows.read(window)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that zarr's specification does not have it yet, which xarray looks for
             zarr.consolidate_metadata(group.store)

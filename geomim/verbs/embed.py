@@ -51,8 +51,9 @@ def embed(
     place together in small blocks; zarr is opened by xarray. Without image a pixel is NaN, or -128 of int8.
 
     int8 keeps a factor for each value of a vector, that of its largest over all tiles or patches: `scale` in the
-    metadata, the bands' scale of a GeoTIFF, an array beside the vectors of a zarr. Cosines of whole vectors then are
-    true to about 0.00001, of pairs mostly to 0.0005.
+    metadata, the bands' scale of a GeoTIFF, an array beside the vectors of a zarr. A vector then keeps
+    its direction to a cosine of about 0.99999; cosines of pairs change by 0.0003 to 0.0004 on average, and by 0.0026
+    at most where it was measured.
 
     Examples:
         geomim embed my_corpus --model last.ckpt --out tiles.parquet

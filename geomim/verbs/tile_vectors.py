@@ -47,7 +47,7 @@ class Asked:
 
     Attributes:
         checkpoint: The encoder, as it was named.
-        fingerprint: Of the encoder.
+        fingerprint: Of the encoder as it was read, whatever bands it is then made ready for: as of patches.
         contract: Bands and statistics of its input.
         image_size: Side that tiles are brought to, in pixels.
         notes: What was assumed, in sentences.
@@ -131,9 +131,8 @@ def ask(
     def extractor(device: torch.device) -> Extractor:
         return frozen(one.encoder.to(device), pool, half=fast_half(device))
 
-    return Asked(
-        checkpoint, fingerprint(one.encoder), one.contract, one.image_size, one.notes, {"pool": pool}, extractor
-    )
+    made_by = fingerprint(one.source or one.encoder)
+    return Asked(checkpoint, made_by, one.contract, one.image_size, one.notes, {"pool": pool}, extractor)
 
 
 def check_joint(joint: bool, pool: Pool, heads: int | None, quickgelu: bool | None) -> None:

@@ -11,18 +11,22 @@ import xarray as xr
 from colour_model import CONTRACT, ColourModel
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
+from rasterio.errors import RasterioIOError
 from rasterio.transform import Affine, from_origin
+from rio_cogeo import cog_validate
 from tiny_encoder import S2, checkpoint
 
-from geomim.corpus.scenes import open_scene
+from geomim.corpus.scenes import find_scenes
 from geomim.errors import BandError, CheckpointError, ConfigError, CorpusError, InputError
 from geomim.evaluate.features import encode
 from geomim.maps import embed as embedding
-from geomim.maps import patches as patching
+from geomim.maps import patch_rows
+from geomim.maps.embeddings import Rounding, described
 from geomim.maps.opening import open_for
-from geomim.maps.patches import open_patches
+from geomim.maps.patches import open_patches, write_patches
 from geomim.maps.strips import Strips
 from geomim.maps.windows import read_window
+from geomim.models import ranges
 from geomim.models.weights import read_encoder
 from geomim.verbs import search as searching
 from geomim.verbs.embed import embed
@@ -157,6 +161,65 @@ def test_killed_in_mid_scene_it_comes_to_the_same_vectors(encoder, tmp_path, end
     np.testing.assert_array_equal(whole(embedded(raster, encoder, out)), expected)
 
 
+def test_a_corrupt_block_is_told_with_its_place_and_the_rest_goes_on_when_it_is_mended(
+    encoder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(ranges, "LOOKS", 2)  # of the windows that are looked at before the walk
+    raster = Path(scene(tmp_path / "tall.tif", 576, 96, tiled=True, blockxsize=16, blockysize=16, compress="deflate"))
+    expected, content = whole(embedded(str(raster), encoder, tmp_path / "whole.tif")), raster.read_bytes()
+    with rasterio.open(raster) as opened:
+        start = int(opened.get_tag_item("BLOCK_OFFSET_0_33", "TIFF", bidx=1))
+    raster.write_bytes(content[:start] + bytes(60) + content[start + 60 :])
+    out, work = tmp_path / "patches.tif", tmp_path / ".patches.tif.work"
+    with pytest.raises(InputError, match=r"tall\.tif' cannot be read at row \d+, column \d+"):
+        embedded(str(raster), encoder, out, batch=2)
+    kept = [*work.glob("0*.tif")]
+    assert kept and not out.exists()
+    raster.write_bytes(content)
+    original, added = Strips.add, []
+    monkeypatch.setattr(Strips, "add", lambda self, values: added.append(original(self, values)))
+    embedded(str(raster), encoder, out, batch=2)
+    assert "its rows before that are kept" in capsys.readouterr().out and not work.exists()
+    assert len(kept) + len(added) == 17  # rows of windows: none is looked at twice
+    np.testing.assert_array_equal(whole(out), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice")
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_wide_geotiff_is_cloud_optimised_with_means_as_overviews(tmp_path, dtype):
+    vectors = np.random.default_rng(0).standard_normal((5, 141, 1101)).astype(np.float32)
+    vectors[:, :3, :3] = np.nan
+    strips = np.array_split(vectors, 9, 1)
+    rounding = Rounding.of(dtype, (strip.reshape(5, -1).T for strip in strips))
+    card = {"encoder": "a", "checkpoint": "a.ckpt", "source": "a.tif", "shape": [141, 1101]}
+    said, out = described(card, 5, rounding, {}), tmp_path / "patches.tif"
+    write_patches(out, {"transform": PLACE, "crs": "EPSG:32632"}, said, rounding, strips)
+    assert cog_validate(out, strict=True, quiet=True) == (True, [], [])
+    assert [one.name for one in tmp_path.iterdir()] == ["patches.tif"]
+    step = 0.002 if dtype == "float16" else rounding.scale.max()
+    np.testing.assert_allclose(whole(out), vectors, atol=step)
+    padded = np.pad(vectors, ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)
+    mean = np.nanmean(padded.reshape(5, 71, 2, 551, 2), axis=(2, 4))
+    with rasterio.open(out, overview_level=0) as found:
+        assert found.shape == (71, 551) and found.block_shapes[0] == (128, 128)
+        np.testing.assert_allclose(rounding.restore(found.read().T).T, mean, atol=2 * step)
+    with rasterio.open(out) as found:
+        assert found.overviews(5) == [2, 4] and found.profile["compress"] == "zstd"
+
+
+def test_a_geotiff_of_very_many_values_is_said_to_be_slow_and_does_without_zstd(monkeypatch):
+    (note,) = patch_rows.slow_note(Path("patches.tif"), (768, 140, 1250))
+    assert "a GeoTIFF of 768 bands" in note and "50 MB" in note and ".zarr is the better form" in note
+    for path, shape in (("a.zarr", (768, 140, 1250)), ("a.tif", (512, 140, 1250)), ("a.tif", (768, 38, 13))):
+        assert not patch_rows.slow_note(Path(path), shape)
+
+    def lacking(*given, **profile):
+        raise RasterioIOError("missing codec")
+
+    monkeypatch.setattr(patch_rows, "open_map", lacking)
+    assert patch_rows._compression() == {"compress": "deflate", "level": 1}
+
+
 def test_what_is_there_already_is_kept_and_another_scene_is_refused(raster, encoder, tmp_path, capsys):
     out = embedded(raster, encoder, tmp_path / "patches.tif")
     before = out.stat().st_mtime_ns
@@ -196,7 +259,7 @@ def test_a_full_disk_keeps_what_was_there(raster, encoder, tmp_path, monkeypatch
     with pytest.raises(InputError, match=r"no space is left for '.*patches.tif': free some, and the same"):
         embedded(raster, encoder, out, overlap=0.25)
     monkeypatch.undo()
-    monkeypatch.setattr(patching, "_same", lambda given, written: False)  # as where GDAL kept a full disk to itself
+    monkeypatch.setattr(patch_rows, "_same", lambda given, written: False)  # as where GDAL kept a full disk to itself
     with pytest.raises(InputError, match="no space is left"):
         embedded(raster, encoder, out, overlap=0.25)
     assert out.read_bytes() == before and len([*tmp_path.glob(".*")]) == 1
@@ -271,11 +334,13 @@ def test_sentences_are_compared_in_the_space_of_the_model_that_made_the_vectors(
     assert not (tmp_path / "no.tif").exists()
 
 
-def test_maps_of_vectors_are_known_from_their_tags(raster, encoder, tmp_path):
+def test_maps_of_vectors_are_known_from_their_tags(raster, encoder, tmp_path, capsys):
     out = embedded(raster, encoder, tmp_path / "patches.tif")
     with rasterio.open(out) as found:
         assert found.tags()["GEOMIM_MAP"] == "embeddings"
-    with open_scene(raster) as opened:
-        assert opened.height == 100
+    embedded(raster, encoder, tmp_path / "patches.zarr")
+    capsys.readouterr()
+    assert find_scenes(tmp_path) == find_scenes(str(tmp_path / "*")) == [raster]
+    assert capsys.readouterr().out.count(f"note: 2 maps that geomim made are left out, such as '{out}'") == 2
     with pytest.raises(InputError, match="holds no vectors: expected a file that `geomim embed` wrote"):
         search(raster, like="1,2", out=str(tmp_path / "heat.tif"))

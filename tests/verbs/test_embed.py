@@ -8,14 +8,20 @@ import geopandas as gpd
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import rasterio
 import shapely
+import tiny_encoder
 from embedded_corpus import checkpoint, vectors
+from rasterio.transform import from_origin
 
 from geomim.cli import main
 from geomim.corpus.changes import decide
 from geomim.corpus.store import Corpus
 from geomim.errors import ConfigError, CorpusError, InputError
+from geomim.evaluate.saved import fingerprint
 from geomim.maps.embeddings import TileFile
+from geomim.maps.patches import open_patches
+from geomim.models.weights import read_encoder
 from geomim.verbs import tile_vectors
 from geomim.verbs.embed import embed
 
@@ -57,6 +63,21 @@ def test_metadata_tell_what_made_the_vectors(corpus, encoder, tmp_path):
     assert said["geoemb:chip_layout"] == {"layout_type": "irregular", "chip_size": [64, 64]}
     stored = np.concatenate([*TileFile(out).kept()])
     assert np.abs(stored).max(0).tolist() == [127] * 48  # each value uses all of its range, none is cut off
+
+
+def test_tiles_and_patches_name_the_encoder_that_was_read_whatever_bands_it_sees(corpus, tmp_path):
+    file = tmp_path / "any.ckpt"
+    tiny_encoder.checkpoint(file, tiny_encoder.NAIP, spectral=True, depth=1)
+    made_by = fingerprint(read_encoder(str(file)).encoder)
+    tiles = TileFile(embed(str(corpus), str(file), str(tmp_path / "tiles.parquet"), device="cpu"))
+    pixels = np.random.default_rng(0).integers(60, 140, (4, 64, 64)).astype(np.uint8)
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": 4, "height": 64, "width": 64}
+    with rasterio.open(tmp_path / "s.tif", "w", transform=from_origin(0, 64, 1, 1), **profile) as raster:
+        raster.write(pixels)
+    out = embed(str(tmp_path / "s.tif"), str(file), str(tmp_path / "patches.tif"), sensor="naip", device="cpu")
+    with open_patches(out) as patches:
+        assert tiles.card["encoder"] == patches.card["encoder"] == made_by
+        assert tiles.card["contract"] != patches.card["contract"]  # which says what it was made ready for
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
