@@ -41,7 +41,7 @@ VERBS = {
     "corpus caption": Verb("geomim.corpus.captions.caption:caption", "corpus", "sentences that are true of tiles"),
     "corpus audit": Verb("geomim.corpus.audit:audit", "corpus", "which images of one folder are in another, too"),
     "corpus exclude": Verb("geomim.corpus.exclusion:exclude", "corpus", "drop what a benchmark's held-out split has"),
-    "corpus embed": Verb("geomim.verbs.embed:embed", "maps", "what an encoder says of every tile of a corpus"),
+    "corpus embed": Verb("geomim.verbs.corpus_embed:embed", "maps", "what an encoder says of every tile of a corpus"),
     "corpus semantic": Verb("geomim.verbs.curate:semantic", "maps", "drop tiles that an encoder cannot tell apart"),
     "corpus balance": Verb("geomim.verbs.curate:balance", "maps", "keep a diverse choice, equally from all kinds"),
     "corpus filter": Verb("geomim.corpus.combine:filter", "corpus", "a corpus of the tiles that meet an SQL condition"),
@@ -72,7 +72,10 @@ VERBS = {
     "query": Verb(
         "geomim.maps.query:query", "maps,language", "a typed question to a scene becomes a raster of where it fits"
     ),
-    "search": Verb("geomim.verbs.search:search", "maps", "the tiles of a corpus that a text or a tile is nearest to"),
+    "embed": Verb("geomim.verbs.embed:embed", "maps", "an encoder's vectors of tiles or of a whole scene"),
+    "search": Verb(
+        "geomim.verbs.search:search", "maps", "the tiles, or patches, that a text or an example is nearest to"
+    ),
     "cluster": Verb("geomim.maps.cluster:cluster", "maps", "an encoder and a scene become a map without labels"),
 }
 """Every verb. A function called `run` is given the raw arguments; any other becomes options by its signature."""

@@ -9,7 +9,7 @@ from PIL import Image
 from geomim.corpus.build import build
 from geomim.models.vit import ViT
 from geomim.sensors import SENSORS, BandContract
-from geomim.verbs.embed import embed
+from geomim.verbs.corpus_embed import embed
 
 SIZE = 32
 

@@ -340,18 +340,27 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def write_catalogue(path: Path, tables: Iterable[pa.Table]) -> None:
-    """Write the catalogue as GeoParquet 1.1 with a bounding box column, aside, then rename it.
-
-    Only one table is held at a time.
+    """Write the catalogue, only one of its tables in memory.
 
     Args:
         path: The file.
         tables: Rows in id order, each table with the columns of `CATALOGUE`; becomes a row group.
     """
+    write_geoparquet(path, CATALOGUE, tables)
+
+
+def write_geoparquet(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """Write GeoParquet 1.1 aside, then rename it; only one table is held at a time.
+
+    Args:
+        path: The file.
+        schema: Its columns; `geometry` and `bbox` are as those of `CATALOGUE`.
+        tables: With these columns; each becomes a row group.
+    """
     low, high, types = np.full(2, np.inf), np.full(2, -np.inf), set()
-    with aside(path) as file, pq.ParquetWriter(file, CATALOGUE, compression="zstd") as writer:
+    with aside(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for table in tables:
-            writer.write_table(table.select(CATALOGUE.names).cast(CATALOGUE))
+            writer.write_table(table.select(schema.names).cast(schema))
             box = pc.drop_null(table["bbox"].combine_chunks())
             if len(box):
                 corner = {name: box.field(name).to_numpy(zero_copy_only=False) for name in _BOX.names}

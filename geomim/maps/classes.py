@@ -32,7 +32,7 @@ from geomim.maps.rasters import (
     write_names,
     write_style,
 )
-from geomim.maps.strips import Strips, address, digest, scene_card
+from geomim.maps.strips import Strips, address, digest, scene_card, told_when_full
 from geomim.maps.windows import Walk, ahead, blend
 
 _FORM = 1  # of the maps: what an older form has begun is begun anew
@@ -127,17 +127,6 @@ def tags_for(scene: Scene, card: Mapping[str, Any], made_by: str, model: str) ->
     return {MADE: digest(card), "SCENE": address(scene.uri), "MODEL": model, "MADE_BY": made_by}
 
 
-@contextmanager
-def told_full(path: Path) -> Iterator[None]:
-    """Tell a full disk in a sentence."""
-    try:
-        yield
-    except (OSError, RasterioError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            raise InputError(f"no space is left for '{path}': free some, and the same command goes on") from error
-        raise
-
-
 def draw(
     scene: Scene,
     prepare: Prepare,
@@ -173,7 +162,7 @@ def draw(
     if len(looker.classes) > NODATA:
         raise CheckpointError(f"a map holds at most {NODATA} classes; '{model}' has {len(looker.classes)}")
     card = card_of(scene, looker, walk, also)
-    with told_full(path), Strips(path, card) as strips:
+    with told_when_full(path), Strips(path, card) as strips:
         _look(scene, prepare, looker, walk, strips, area, batch)
         areas = _finish(scene, looker, walk, strips, tags_for(scene, card, looker.made_by, model))
         strips.remove()

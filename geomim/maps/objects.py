@@ -14,12 +14,12 @@ from scipy.sparse.csgraph import connected_components
 from geomim.corpus.scenes import Scene
 from geomim.errors import InputError
 from geomim.maps.areas import Area
-from geomim.maps.classes import card_of, tags_for, told_full
+from geomim.maps.classes import card_of, tags_for
 from geomim.maps.finder import LABEL, SCORE, Finder, find
 from geomim.maps.ground import Ground
 from geomim.maps.layers import layer, say
 from geomim.maps.looker import Prepare
-from geomim.maps.strips import Strips
+from geomim.maps.strips import Strips, told_when_full
 from geomim.maps.windows import Walk, ahead
 
 _ROWS = 1 << 14  # of the table that are written at a time
@@ -58,7 +58,7 @@ def draw(
             found stays, and the same call goes on with it.
     """
     card = card_of(scene, finder, walk, also)
-    with told_full(path), Strips(path, card) as strips:
+    with told_when_full(path), Strips(path, card) as strips:
         if strips.done < len(walk.rows):
             wanted = None if area is None else area.wants(finder.side)
             found = find(scene, walk, finder, prepare, batch, strips.done, wanted)

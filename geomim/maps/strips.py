@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
+from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 
 from geomim.corpus.scenes.files import is_remote
@@ -44,22 +47,7 @@ class Strips:
         self.card, self.done = json.loads(json.dumps(card)), 0
 
     def __enter__(self) -> Strips:
-        try:
-            self.work.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.work / "lock").open("w")
-        except OSError as error:
-            raise InputError(
-                f"'{self.path}' cannot be written in folder '{self.path.parent}' ({error.strerror}): give another --out"
-            ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(self._lock.fileno()), (self.work / "lock").stat()):
-                raise BlockingIOError  # which the other process took away with the folder
-        except (BlockingIOError, FileNotFoundError) as error:
-            self._lock.close()
-            raise InputError(
-                f"'{self.path}' is being written by another process: wait for it, or give another --out"
-            ) from error
+        self._lock = hold(self.work, self.path)
         self._go_on()
         return self
 
@@ -123,6 +111,44 @@ class Strips:
     def remove(self) -> None:
         """Take the folder away; another process may wait in it for its lock."""
         shutil.rmtree(self.work, ignore_errors=True)
+
+
+@contextmanager
+def told_when_full(path: Path) -> Iterator[None]:
+    """Say in a sentence that a file cannot be written as the disk is full.
+
+    Raises:
+        InputError: No space is left.
+    """
+    try:
+        yield
+    except (OSError, RasterioError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            raise InputError(f"no space is left for '{path}': free some, and the same command goes on") from error
+        raise
+
+
+def hold(work: Path, path: Path) -> TextIO:
+    """Take the lock of a folder of unfinished work on a file: nobody else has it until it is closed.
+
+    Raises:
+        InputError: Another process has it, or the folder cannot be made.
+    """
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = (work / "lock").open("w")
+    except OSError as error:
+        raise InputError(
+            f"'{path}' cannot be written in folder '{path.parent}' ({error.strerror}): give another --out"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(lock.fileno()), (work / "lock").stat()):
+            raise BlockingIOError  # which the other process took away with the folder
+    except (BlockingIOError, FileNotFoundError) as error:
+        lock.close()
+        raise InputError(f"'{path}' is being written by another process: wait for it, or give another --out") from error
+    return lock
 
 
 def scene_card(uri: str) -> dict[str, Any]:

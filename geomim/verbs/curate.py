@@ -13,7 +13,8 @@ from geomim.corpus.duplicates.embedding import Subset, semantic_pairs
 from geomim.corpus.duplicates.embedding import balance as choose
 from geomim.corpus.store import Corpus
 from geomim.errors import InputError
-from geomim.verbs.embed import read_embedding, stored
+from geomim.verbs.corpus_embed import read_embedding
+from geomim.verbs.tile_vectors import stored
 
 
 def semantic(

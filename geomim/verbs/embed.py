@@ -1,314 +1,177 @@
-"""`geomim corpus embed`: what an encoder says of every tile, stored beside the corpus."""
+"""`geomim embed`: what an encoder says of the tiles of a corpus, or of the patches of a scene, as a file for others."""
 
-import json
-import re
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 import xxhash
-from rich.console import Console
-from rich.progress import track
 
-from geomim.corpus.store import Corpus, write_json
-from geomim.data.labelled import Labelled, LabelledData, ground_sides
-from geomim.errors import ConfigError, CorpusError
-from geomim.evaluate.features import Extractor, Pool, device_of, fast_half, frozen
-from geomim.evaluate.saved import fingerprint
-from geomim.models.image_text import open_image_text
-from geomim.models.inputs import ContractInput
-from geomim.models.ranges import LOOKS, check_range
-from geomim.sensors import BandContract
-from geomim.verbs.evaluate import open_candidate, suited
-
-_CHUNK = 8192  # tiles that a stopped run loses at most
+from geomim import __version__
+from geomim.addresses import plain
+from geomim.corpus.remote import Url
+from geomim.corpus.store import holds_corpus
+from geomim.errors import ConfigError, CorpusError, InputError
+from geomim.evaluate.features import Pool, device_of
+from geomim.maps.embed import GivenScene, embed_scene, joint_encoder, patch_encoder
+from geomim.maps.embeddings import COLUMNS, Dtype, Rounding, TileFile, replaced, write_tiles
+from geomim.maps.patches import ENDINGS
+from geomim.maps.rasters import check_endings
+from geomim.verbs.tile_vectors import Asked, TileEncoder, Tiles, ask, check_joint, encoded
 
 
 def embed(
-    corpus: str,
-    checkpoint: str,
-    name: str | None = None,
-    image_size: int | None = None,
+    source: str,
+    model: str,
+    out: str,
+    dtype: Dtype = "float16",
+    joint: bool = False,
     pool: Pool = "mean",
-    batch: int = 128,
+    image_size: int | None = None,
+    overlap: float | None = None,
+    batch: int | None = None,
     sensor: str | None = None,
+    bands: list[str] | None = None,
     heads: int | None = None,
     all_bands: bool = False,
-    joint: bool = False,
     quickgelu: bool | None = None,
     device: str = "auto",
 ) -> Path:
-    """Ask an encoder for a vector of every tile of a corpus, kept or not; stopped and started again, it goes on.
+    """Write an encoder's vectors: one a tile of a corpus as GeoParquet, or one a patch of a scene as a raster.
+
+    Stopped and started again, it goes on. Memory is bounded, however large the corpus or the scene is. Every file says
+    which encoder made it, and is compared with vectors of no other one.
+
+    Of a corpus all tiles are embedded, kept or not: a row holds id, source, split, kept, time, gsd, footprint and the
+    vector as a list of fixed length, which geopandas and DuckDB read. Of a scene a pixel is a patch and has a band for
+    each value of the vector; windows of the encoder's size overlap and are blended. A GeoTIFF keeps all values of a
+    place together in small blocks; zarr is opened by xarray. Without image a pixel is NaN, or -128 of int8.
+
+    int8 keeps a factor for each value of a vector, that of its largest over all tiles or patches: `scale` in the
+    metadata, the bands' scale of a GeoTIFF, an array beside the vectors of a zarr. A vector then keeps
+    its direction to a cosine of about 0.99999; cosines of pairs change by 0.0003 to 0.0004 on average, and by 0.0026
+    at most where it was measured.
 
     Examples:
-        geomim corpus embed my_corpus last.ckpt
-        geomim corpus embed my_corpus remoteclip:RemoteCLIP-ViT-B-32.pt --joint --name remoteclip
+        geomim embed my_corpus --model last.ckpt --out tiles.parquet
+        geomim embed scene.tif --model last.ckpt --out patches.tif --sensor sentinel2 --dtype int8
+        geomim embed scene.tif --model remoteclip:RemoteCLIP-ViT-B-32.pt --joint --out patches.zarr
 
     Args:
-        corpus: Folder of the corpus.
-        checkpoint: A geomim checkpoint, an exported folder, a published MAE or SelectiveMAE file, or `timm:NAME` for
-            any pretrained timm model; with `joint` a model of images and text, as `geomim query` takes it.
-        name: What the vectors are called; after the checkpoint where not given. Others of that name are replaced.
-        image_size: Side that tiles are resized to, in pixels; the encoder's own where not given.
-        pool: The mean of the patch tokens, or the class token.
-        batch: Tiles encoded at once.
-        sensor: Name or YAML file of a sensor that says what the tiles' numbers mean, where the corpus says it wrongly.
+        source: Folder or address of a corpus; or a raster, product or cube.
+        model: A geomim checkpoint, an exported folder, a published MAE or SelectiveMAE file; of a corpus also
+            `timm:NAME`, any pretrained timm model; with `joint` a model of images and text, as `geomim query` takes it.
+        out: `.parquet` of a corpus; `.tif` or `.zarr` of a scene. Vectors there of another source are not replaced.
+        dtype: `float16`, or `int8` with its scale: half as large.
+        joint: Vectors in the space that a model shares with sentences, where `geomim search --text` finds them.
+        pool: Of tiles, the mean of the patch tokens or the class token.
+        image_size: Of tiles, side that they are resized to, in pixels; the encoder's own where not given.
+        overlap: Of scenes, share of its side that a window has in common with the next, 0 to 0.9; 0.5 where not given.
+        batch: Tiles or windows encoded at once; 128 or 16 where not given.
+        sensor: Name or YAML file of a sensor that says what the numbers mean.
+        bands: Of scenes, names of the file's bands in file order, where it does not name them.
         heads: Attention heads of a published file, which does not state them.
-        all_bands: Give an encoder of any sensor all bands of the tiles, not only those it was trained on.
-        joint: Vectors in the space that a model shares with sentences, where `geomim search --text` finds tiles.
+        all_bands: Give an encoder of any sensor all bands, not only those it was trained on.
         quickgelu: With `joint`: activation of a CLIP model, which its file does not tell; as its source says where not
             given.
         device: `auto`, `cpu`, `cuda` or another torch device.
 
     Returns:
-        `embeddings/NAME.npy` in the corpus: a row of float32 a tile. `NAME.ids.npy` holds the tiles' ids, rising, and
-        `NAME.json` what made them.
+        The file.
 
     Raises:
-        CheckpointError: The checkpoint cannot be read.
-        BandError: The tiles lack bands that the encoder needs.
-        ConfigError: Arguments do not fit together.
-        CorpusError: The folder is no corpus.
-        InputError: Its numbers are far from those that the encoder was trained on.
+        CheckpointError: The model cannot be read.
+        BandError: The source lacks bands that it needs.
+        ConfigError: Arguments do not fit together, or `out` is of another source.
+        CorpusError: The corpus cannot be read, or holds no tiles.
+        InputError: The numbers are far from those that it was trained on, or there is no image.
     """
-    if joint and (pool != "mean" or heads is not None):
-        raise ConfigError("a joint space states pooling and heads itself: leave out --pool and --heads")
-    if quickgelu is not None and not joint:
-        raise ConfigError("--quickgelu is of models of images and text: leave it out, or give --joint")
-    target, console = device_of(device), Console(stderr=True, markup=False, highlight=False)
-    opened = Corpus.open(Path(corpus))
-    images, tiles = unlabelled(opened), stored(opened)
-    images = images.told(sensor) if sensor else images
-    if joint:
-        asked = _joint(checkpoint, images, image_size, all_bands, quickgelu)
+    check_endings(out=(out, ".parquet", *ENDINGS))
+    check_joint(joint, pool, heads, quickgelu)
+    of_tiles = out.lower().endswith(".parquet")
+    if of_tiles and Path(source).is_file():
+        raise ConfigError(f"--out {out}: '{source}' is no corpus; patches of a scene are written to .tif or .zarr")
+    if not of_tiles and holds_corpus(Path(source)):
+        raise ConfigError(f"--out {out}: '{source}' is a corpus, whose tiles are written to .parquet")
+    if of_tiles and (bands or overlap is not None):
+        raise ConfigError("--bands and --overlap are of scenes: a corpus knows its bands, and its tiles are cut")
+    if not of_tiles and (pool != "mean" or image_size is not None):
+        raise ConfigError("--pool and --image_size are of tiles: patches are not pooled, at the scene's own resolution")
+    if of_tiles:
+        tiles = Tiles.of(source, sensor)
+        asked = ask(model, tiles.images, image_size, pool, heads, all_bands, joint, quickgelu)
+        _embed_tiles(tiles, asked, TileEncoder(tiles, asked, device_of(device), batch or 128), Path(out), dtype)
     else:
-        asked = _encoder(checkpoint, images, image_size, pool, heads, all_bands)
-    card = asked.card(checkpoint, tiles) | ({"sensor": images.sensor.to_dict()} if sensor else {})
-    out = Path(corpus) / "embeddings" / f"{name or _name(checkpoint)}.npy"
-    before = _read_json(out.with_suffix(".json")) if out.exists() else None
-    if before == card:
-        console.print(f"'{out}' is there already", soft_wrap=True)
-        return out
-    prepare = ContractInput(asked.contract, images.sensor)
-    encoder = _Encoder(opened, prepare, asked.image_size, asked.extractor(target), batch)
-    unusual = check_range(prepare, encoder.sample(tiles), images.name)
-    for note in (*asked.notes, *unusual, *_replaced(out, before, card)):
-        console.print(note, soft_wrap=True)
-    _write(out, card, tiles, lambda some: encoder(some, target), console)
-    return out
+        scene = GivenScene(source, sensor, bands, all_bands)
+        facts: dict[str, Any] = {"checkpoint": model}
+        if joint:
+            facts |= {"joint": True} | ({} if quickgelu is None else {"quickgelu": quickgelu})
+            looker = joint_encoder(model, scene, quickgelu, device)
+        else:
+            looker = patch_encoder(model, scene, heads, device)
+        embed_scene(scene, looker, facts, Path(out), dtype, 0.5 if overlap is None else overlap, batch or 16)
+    return Path(out)
 
 
-def _name(checkpoint: str) -> str:
-    """What vectors are called after."""
-    library, _, model = checkpoint.partition(":")  # whose models differ in any part of their names
-    return re.sub(r"[^\w.-]+", "-", model if library in ("timm", "open_clip") else Path(checkpoint).stem)
+def _embed_tiles(tiles: Tiles, asked: Asked, encode: TileEncoder, out: Path, dtype: Dtype) -> None:
+    where = tiles.corpus.path
+    card = asked.card(tiles) | {"source": plain(str(where if isinstance(where, Url) else where.resolve()))}
+    full = {**card, "dtype": dtype, "decisions": _decisions(tiles)}
+    before = _before(out)
+    if before and all(before.card.get(key) == value for key, value in full.items()):
+        print(f"'{out}' is there already")
+        return
+    if before and all(before.card.get(key) == full[key] for key in full if key != "decisions"):
+        print(f"note: the corpus has decided anew which tiles it keeps: '{out}' is written again with its vectors")
+        _write(out, full, tiles, before.kept(), before.rounding)
+        return
+    for note in (*asked.notes, *encode.check(), *replaced(out, full, before and before.card)):
+        print(f"note: {note}")
+    work = out.with_name(f".{out.name}.work")
+    with encoded(out, work, card, tiles.table, encode, np.float16) as files:
+        rounding = Rounding.of(dtype, map(np.load, files))
+        _write(out, full, tiles, (rounding.keep(np.load(file).astype(np.float32)) for file in files), rounding)
 
 
-def _replaced(out: Path, before: dict[str, Any] | None, card: dict[str, Any]) -> list[str]:
-    """That vectors are replaced by those of another encoder or of other tiles, in a sentence."""
-    if before is None:
-        return []
-    others = [key for key in {**before, **card} if before.get(key) != card.get(key)]
-    said = ", ".join(
-        f"other {key}" if key in ("contract", "sensor", "tiles") else f"{key} {before.get(key)} -> {card.get(key)}"
-        for key in others
-    )
-    return [f"'{out}' is replaced ({said}): give --name to keep both"]
-
-
-def _write(
-    out: Path, card: dict[str, Any], tiles: pa.Table, encode: Callable[[pa.Table], np.ndarray], console: Console
-) -> None:
-    """Encode what is not encoded yet, a chunk of tiles at a time, and put all in place."""
-    work = _resume(out.with_suffix(".work"), card)  # which another encoder's vectors leave
-    starts = range(0, len(tiles), _CHUNK)
-    for start in track(starts, f"embedding {len(tiles)} tiles", console=console, transient=True):
-        file = work / f"{start:012d}.npy"
-        if not file.exists():
-            part = file.with_suffix(".part")
-            with open(part, "wb") as opened:
-                np.save(opened, encode(tiles.slice(start, _CHUNK)))
-            part.replace(file)
-    _join(work, out, tiles["id"].to_numpy())
-    write_json(out.with_suffix(".json"), card)
-    shutil.rmtree(work)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What tiles are shown to, whose answer is a vector each: `facts` for the card, other fields as of `Candidate`."""
-
-    fingerprint: str
-    contract: BandContract
-    image_size: int
-    notes: tuple[str, ...]
-    facts: dict[str, Any]
-    extractor: Callable[[torch.device], Extractor]
-
-    def card(self, checkpoint: str, tiles: pa.Table) -> dict[str, Any]:
-        """What makes the vectors, which are others where any of it is."""
-        return {
-            "checkpoint": checkpoint,
-            "encoder": self.fingerprint,
-            "contract": self.contract.to_dict(),
-            "image_size": self.image_size,
-            "tiles": _digest(tiles),
-            **self.facts,
-        }
-
-
-def _encoder(
-    checkpoint: str, images: LabelledData, image_size: int | None, pool: Pool, heads: int | None, all_bands: bool
-) -> _Asked:
-    one = open_candidate(checkpoint, images, image_size, heads, all_bands)
-
-    def extractor(device: torch.device) -> Extractor:
-        return frozen(one.encoder.to(device), pool, half=fast_half(device))
-
-    return _Asked(fingerprint(one.encoder), one.contract, one.image_size, one.notes, {"pool": pool}, extractor)
-
-
-def _joint(
-    checkpoint: str, images: LabelledData, image_size: int | None, all_bands: bool, quickgelu: bool | None
-) -> _Asked:
-    """A model of images and text, for the bands of the tiles."""
-    model = open_image_text(checkpoint, quickgelu)
-    contract, gsd, notes = suited(model.loaded, checkpoint, images, all_bands)
-    size = image_size or model.image_size
-    if size % model.patch_size:
-        raise ConfigError(f"image_size {size}: expected a multiple of the patch size {model.patch_size}")
-    facts = {"pool": "as the joint space does", "joint": True}
-    facts |= {} if quickgelu is None else {"quickgelu": quickgelu}  # as `search` opens it again
-
-    def extractor(device: torch.device) -> Extractor:
-        fitted = model.fitted(contract, gsd).to(device)
-
-        def forward(seen: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, None]:
-            with torch.autocast(device.type, torch.bfloat16, enabled=fast_half(device)):
-                return fitted.encode_image(seen, valid), None
-
-        return Extractor(forward)
-
-    return _Asked(model.fingerprint, contract, size, notes, facts, extractor)
-
-
-def unlabelled(corpus: Corpus) -> LabelledData:
-    """A corpus as what an encoder is opened for."""
-    none = Labelled(np.empty(0, np.int64), lambda rows: [])
-    tiles = corpus.table(["gsd", "size"], where=pc.field("slot") >= 0)
-    side, ground = float(np.median(tiles["size"].to_numpy())) if len(tiles) else None, ground_sides(tiles)
-    name = f"corpus {corpus.path.name}"
-    return LabelledData(name, (), corpus.sensor, corpus.contract, none, none, side=side, ground=ground)
-
-
-class _Encoder:
-    """Vectors of stored tiles of any size."""
-
-    def __init__(
-        self, corpus: Corpus, prepare: ContractInput, image_size: int, extractor: Extractor, batch: int
-    ) -> None:
-        self._corpus, self._extractor, self._batch = corpus, extractor, batch
-        self._prepare, self._size = prepare, image_size
-
-    def sample(self, tiles: pa.Table) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Numbers and validity of some tiles drawn by chance, always the same."""
-        some = tiles.take(np.random.default_rng(0).choice(len(tiles), min(LOOKS, len(tiles)), replace=False))
-        sizes, slots = some["size"].to_numpy(), some["slot"].to_numpy()
-        for size in np.unique(sizes).tolist():
-            for numbers, valid, _ in self._read(size, np.sort(slots[sizes == size])):
-                yield numbers, valid
-
-    @torch.no_grad()
-    def __call__(self, tiles: pa.Table, device: torch.device) -> np.ndarray:
-        """`(n, D)` float32 of tiles with `size` and `slot`."""
-        vectors: dict[int, np.ndarray] = {}
-        sizes, slots = tiles["size"].to_numpy(), tiles["slot"].to_numpy()
-        for size in np.unique(sizes).tolist():
-            rows = np.flatnonzero(sizes == size)
-            for numbers, valid, places in self._read(size, slots[rows]):
-                images, seen = self._prepare(numbers.to(device), valid.to(device), self._size)
-                found = self._extractor.forward(images, seen)[0].float().cpu().numpy()
-                vectors |= zip(rows[places].tolist(), found, strict=True)
-        return np.stack([vectors[row] for row in range(len(tiles))])
-
-    def _read(self, size: int, slots: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
-        pixels, valid = self._corpus.array("image", size), self._corpus.array("valid", size)
-        if pixels is None:
-            raise CorpusError(f"'{self._corpus.path}' lacks the pixels of its {size} px tiles: build the corpus again")
-        for start in range(0, len(slots), self._batch):
-            some = slots[start : start + self._batch]
-            numbers = pixels.read(some)
-            # torch lacks most operations on unsigned 16 and 32 bits
-            numbers = numbers.astype(np.int32) if numbers.dtype in (np.uint16, np.uint32) else numbers
-            seen = np.ones((len(some), size, size), bool) if valid is None else valid.read(some)
-            yield torch.from_numpy(numbers), torch.from_numpy(seen), np.arange(start, start + len(some))
-
-
-def stored(corpus: Corpus) -> pa.Table:
-    """All tiles whose pixels are there, in id order."""
-    return corpus.table(["id", "size", "slot", "phash", "low_information"], where=pc.field("slot") >= 0)
-
-
-def _digest(tiles: pa.Table) -> str:
-    """Changes where the tiles are others, or show something else."""
-    both = np.stack([pc.fill_null(tiles[name], 0).to_numpy() for name in ("id", "phash")])
-    return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(both, "<i8").data)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+def _before(out: Path) -> TileFile | None:
+    """The vectors that are there."""
+    if not out.exists():
         return None
+    try:
+        return TileFile(out)
+    except InputError as error:
+        raise ConfigError(f"--out '{out}' is there, and holds no vectors of tiles: name another file") from error
 
 
-def _resume(work: Path, card: dict[str, Any]) -> Path:
-    """The folder of what is embedded so far; emptied where another encoder or other tiles were."""
-    if _read_json(work / "card.json") != card:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        write_json(work / "card.json", card)
-    return work
+def _decisions(tiles: Tiles) -> str:
+    """Changes where the corpus keeps other tiles, or divides them otherwise."""
+    found = xxhash.xxh3_64()
+    for batch in tiles.corpus.rows().to_batches(columns=["kept", "split"], filter=pc.field("slot") >= 0):
+        split = pc.fill_null(pc.index_in(batch["split"], value_set=pa.array(["train", "val", "test"])), 3)
+        found.update((split.to_numpy() * 2 + batch["kept"].to_numpy(zero_copy_only=False)).astype(np.uint8).data)
+    return found.hexdigest()
 
 
-def _join(work: Path, out: Path, ids: np.ndarray) -> None:
-    """All chunks in one file, mapped so that only one of them is in memory."""
-    out.with_suffix(".json").unlink(missing_ok=True)  # without it the vectors do not count
-    chunks = sorted(work.glob("*.npy"))
-    width = np.load(chunks[0], mmap_mode="r").shape[1] if chunks else 0
-    part = work / "whole"
-    whole = np.lib.format.open_memmap(part, "w+", np.float32, (len(ids), width))
-    for chunk in chunks:
-        rows = np.load(chunk)
-        whole[int(chunk.stem) : int(chunk.stem) + len(rows)] = rows
-    whole.flush()
-    del whole
-    with open(work / "ids", "wb") as file:
-        np.save(file, ids)
-    (work / "ids").replace(out.with_suffix(".ids.npy"))
-    part.replace(out)
+def _write(out: Path, card: Mapping[str, Any], tiles: Tiles, vectors: Iterator[np.ndarray], rounding: Rounding) -> None:
+    ids, sizes = tiles.table["id"], tiles.table["size"].to_numpy()
 
+    def parts(first: np.ndarray) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        start = 0
+        for some in itertools.chain([first], vectors):
+            numbers = ids.slice(start, len(some)).to_numpy()
+            where = (pc.field("id") >= numbers[0]) & (pc.field("id") <= numbers[-1]) & (pc.field("slot") >= 0)
+            rows = tiles.corpus.table(list(COLUMNS), where=where)
+            if not np.array_equal(rows["id"].to_numpy(), numbers):
+                raise CorpusError(f"'{tiles.corpus.path}' was changed while it was embedded: run it again")
+            yield rows, some
+            start += len(some)
+        if start != len(ids):
+            raise CorpusError(f"{start} of {len(ids)} tiles of '{tiles.corpus.path}' have a vector: run it again")
 
-def read_embedding(folder: Path, name: str | None) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """What made some vectors, with their `name`; ids `(n,)` and mapped vectors `(n, D)` of all stored tiles.
-
-    Raises:
-        CorpusError: There are no such vectors, or they are of other tiles.
-    """
-    there = sorted(file.stem for file in (folder / "embeddings").glob("*.json"))
-    if name is None and len(there) == 1:
-        name = there[0]
-    if name not in there:
-        offered = f"it has {', '.join(there)}: say which with --embedding" if there else "run geomim corpus embed first"
-        raise CorpusError(f"'{folder}' has no embedding{f' {name!r}' if name else ' that was named'}; {offered}")
-    card = {**_read_json(folder / "embeddings" / f"{name}.json"), "name": name}
-    if card["tiles"] != _digest(stored(Corpus.open(folder))):
-        raise CorpusError(f"'{folder}' has other tiles than when '{name}' was embedded: run geomim corpus embed again")
-    ids = np.load(folder / "embeddings" / f"{name}.ids.npy")
-    return card, ids, np.load(folder / "embeddings" / f"{name}.npy", mmap_mode="r")
+    first = next(vectors)
+    usual = int(np.bincount(sizes).argmax())
+    write_tiles(out, {**card, "geomim_version": __version__}, parts(first), first.shape[1], rounding, usual)
+    print(f"wrote {out}: {len(ids)} tiles, {first.shape[1]} values each, {rounding.dtype}")

@@ -50,13 +50,14 @@ class Candidate:
 
     Attributes:
         name: For the table.
-        encoder: Frozen, on the CPU.
+        encoder: Frozen, on the CPU; one of any sensor, or of any metres a pixel, as a plain one.
         fresh: The same architecture with random weights, by seed.
         contract: Bands and statistics its input must have.
         image_size: Side of the images it is given, in pixels.
         notes: What was assumed about it.
         gsd: Metres a pixel that its positions are baked for, where they follow them.
         details: What its weights say of their training.
+        source: The encoder as it was read, where that is another one.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Candidate:
     notes: tuple[str, ...] = ()
     gsd: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    source: nn.Module | None = None
 
 
 class Batches:
@@ -223,7 +225,7 @@ def open_candidate(
     size = image_size or encoder.image_size
     if size % encoder.patch_size:
         raise ConfigError(f"image_size {size}: expected a multiple of the patch size {encoder.patch_size}")
-    name, told = _name(checkpoint, loaded.details), (notes, gsd, loaded.details)
+    name, told = _name(checkpoint, loaded.details), (notes, gsd, loaded.details, loaded.encoder)
     return Candidate(name, encoder, lambda seed: random_like(encoder, seed), contract, size, *told)
 
 

@@ -25,9 +25,10 @@ from geomim.models.weights import read_encoder
 from geomim.pretrain.module import Origin, PretrainModule
 from geomim.pretrain.recipes import RECIPES
 from geomim.sensors import Band, BandContract, Sensor, get_sensor, stated_contract
-from geomim.verbs.embed import embed, unlabelled
+from geomim.verbs.corpus_embed import embed
 from geomim.verbs.evaluate import evaluate, open_candidate
 from geomim.verbs.predict import predict
+from geomim.verbs.tile_vectors import unlabelled
 
 CONTRACTS = {
     "naip": BandContract(get_sensor("naip"), (125.0,) * 4, (60.0,) * 4),

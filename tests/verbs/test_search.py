@@ -20,9 +20,10 @@ from geomim.corpus.store import Corpus
 from geomim.errors import CheckpointError, ConfigError, CorpusError, InputError
 from geomim.models.vit import ViT
 from geomim.sensors import SENSORS, BandContract
-from geomim.verbs import embed as embedding
 from geomim.verbs import search as searching
-from geomim.verbs.embed import embed
+from geomim.verbs import tile_vectors as embedding
+from geomim.verbs.corpus_embed import embed
+from geomim.verbs.embed import embed as write_file
 from geomim.verbs.search import nearest, search
 
 PLACE = from_origin(500000, 4000000, 2, 2)
@@ -145,7 +146,44 @@ def test_tiles_that_training_does_not_read_are_left_out_but_for_the_one_that_is_
         assert (dropped in [int(line[3]) for line in printed(capsys.readouterr().out)]) == there
 
 
-def test_a_block_of_vectors_at_a_time_finds_what_all_at_once_would(monkeypatch):
+def test_a_file_of_vectors_answers_as_the_corpus_does(asked, tmp_path, capsys):
+    file = str(write_file(asked, "colours", str(tmp_path / "tiles.parquet"), joint=True, device="cpu"))
+    for question in (
+        {"text": ["red", "blue"]},
+        {"like": tile(asked, 5)},
+        {"like": str(tile(asked, 0)), "kept_only": False},
+    ):
+        answers = []
+        for source in (asked, file):
+            assert search(source, count=3, out=str(tmp_path / "found.png"), **question) == tmp_path / "found.png"
+            answers.append(printed(capsys.readouterr().out))
+        assert answers[0] == answers[1]
+    with pytest.raises(
+        CheckpointError, match=r"'tiles.parquet' were made by 'colours'.*run geomim embed .*--model other"
+    ):
+        search(file, ["red"], model="other", out=str(tmp_path / "no.png"))
+    with pytest.raises(ConfigError, match="--embedding names vectors beside a corpus"):
+        search(file, ["red"], embedding="colours")
+    with pytest.raises(ConfigError, match="--like: expected the id of a tile"):
+        search(file, like="1,2")
+    with pytest.raises(InputError, match="has no tile 999"):
+        search(file, like=999)
+
+
+def test_without_its_corpus_a_file_of_vectors_still_tells_where_tiles_lie(asked, tmp_path, capsys):
+    file = str(write_file(asked, "colours", str(tmp_path / "tiles.parquet"), "int8", joint=True, device="cpu"))
+    expected, places = [tile(asked, number) for number in (0, 5, 7)], tmp_path / "found.geojson"
+    shutil.rmtree(asked)
+    capsys.readouterr()
+    assert search(file, ["red"], count=3, places=str(places)) is None
+    said = capsys.readouterr().out
+    assert [int(line[3]) for line in printed(said)] == expected and "is not at hand, or has changed" in said
+    assert gpd.read_file(places)["id"].tolist() == expected
+    with pytest.raises(CorpusError, match=r"--out found.png: .* is not at hand"):
+        search(file, ["red"], out="found.png")
+
+
+def test_a_block_of_vectors_at_a_time_finds_what_all_at_once_would():
     random = np.random.default_rng(0)
     vectors, asked = random.normal(size=(100, 5)).astype(np.float32), random.normal(size=(3, 5)).astype(np.float32)
     vectors[40:50] = vectors[3]  # equals come in their order
@@ -154,8 +192,8 @@ def test_a_block_of_vectors_at_a_time_finds_what_all_at_once_would(monkeypatch):
     cosines = asked / np.linalg.norm(asked, axis=1, keepdims=True) @ unit[rows].T
     order = np.argsort(-cosines.round(6), 1, kind="stable")[:, :30]
     for block in (7, 1000):
-        monkeypatch.setattr(searching, "_BLOCK", block)
-        found, scores = nearest(vectors, asked, rows, 30)
+        some = [rows[at : at + block] for at in range(0, len(rows), block)]
+        found, scores = nearest(((ids, vectors[ids]) for ids in some), asked, 30)
         np.testing.assert_allclose(scores, np.take_along_axis(cosines, order, 1), atol=1e-6)
         assert np.array_equal(found, rows[order])
 
@@ -282,7 +320,7 @@ def test_a_picture_that_fails_leaves_the_one_that_was_there(asked, tmp_path, mon
 )
 def test_arguments_that_do_not_fit_are_refused_before_anything_is_read(changes, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        search(**{"corpus": "/nowhere", "text": ["red"]} | changes)
+        search(**{"source": "/nowhere", "text": ["red"]} | changes)
 
 
 @pytest.mark.parametrize(("changes", "sentence"), [({"pool": "class"}, "--pool"), ({"image_size": 30}, "multiple")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,21 +17,23 @@ _MOST = 4096  # entries of a directory
 def without_maps(uris: Iterable[str]) -> set[str]:
     """What is no map; how many are left out is said."""
     given = set(uris)
-    if made := sorted(uri for uri in given if uri.lower().endswith((".tif", ".tiff")) and is_map(uri)):
+    if made := sorted(uri for uri in given if uri.lower().endswith((".tif", ".tiff", ".zarr")) and is_map(uri)):
         print(f"note: {len(made)} map{'s' * (len(made) > 1)} that geomim made are left out, such as '{made[0]}'")
     return given - set(made)
 
 
 def is_map(path: str) -> bool:
-    """Whether a TIFF says that it is a map, read from its first directory: GDAL takes a hundred times as long."""
+    """Whether a TIFF or zarr says that it is a map, read without GDAL, which takes a hundred times as long."""
     try:
+        if path.lower().endswith(".zarr"):
+            return MADE in json.loads((Path(path) / "zarr.json").read_bytes()).get("attributes", {})
         with Path(path).open("rb") as file:
             for number, tag, length, value, _ in entries(file):
                 if number or tag >= _METADATA:
                     file.seek(value)
                     return not number and tag == _METADATA and MADE.encode() in file.read(length)
-    except (OSError, ValueError, struct.error):
-        pass  # no TIFF, or a broken one, which is told where it is opened
+    except (OSError, ValueError, AttributeError, struct.error):
+        pass  # neither, or a broken one, which is told where it is opened
     return False
 
 

@@ -10,8 +10,8 @@ from embedded_corpus import SIZE, checkpoint, vectors
 from geomim.corpus.store import Corpus
 from geomim.errors import BandError, InputError
 from geomim.sensors import SENSORS
-from geomim.verbs import embed as embedding
-from geomim.verbs.embed import embed
+from geomim.verbs import tile_vectors as embedding
+from geomim.verbs.corpus_embed import embed
 
 
 def test_every_stored_tile_has_the_vector_of_its_pixels(corpus, encoder):
@@ -35,18 +35,18 @@ def test_the_same_weights_with_other_statistics_embed_anew(corpus, tmp_path, cap
 
 
 def test_embedding_goes_on_where_it_was_stopped(corpus, encoder, monkeypatch):
-    monkeypatch.setattr(embedding, "_CHUNK", 5)
+    monkeypatch.setattr(embedding, "CHUNK", 5)
     before, done = vectors(corpus)[1], []
-    original = embedding._Encoder.__call__
+    original = embedding.TileEncoder.__call__
 
-    def counted(self, tiles, device):
+    def counted(self, tiles):
         if len(done) == 3:
             done.append(None)
             raise KeyboardInterrupt
         done.append(tiles)
-        return original(self, tiles, device)
+        return original(self, tiles)
 
-    monkeypatch.setattr(embedding._Encoder, "__call__", counted)
+    monkeypatch.setattr(embedding.TileEncoder, "__call__", counted)
     with pytest.raises(KeyboardInterrupt):
         embed(str(corpus), encoder, name="b", device="cpu", batch=5)
     assert not (corpus / "embeddings" / "b.npy").exists()
