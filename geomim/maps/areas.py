@@ -22,13 +22,13 @@ from geomim.corpus.scenes import Scene
 from geomim.errors import InputError
 from geomim.maps.ground import Ground
 
-_EARTH = (180.001, 90.001, 180.001, 90.001)
+_EARTH = (360.001, 90.001, 360.001, 90.001)  # an area across the date line, or from 0 to 360, counts on
 _SEGMENTS = 64  # along a scene, of edges that are curves in its system
 _MARGIN = 0.05  # of a scene's sides, that an area is kept around it
 
 
 class NoGroundError(InputError):
-    """An area and a scene have no ground in common."""
+    """An area and a scene have no ground in common, or less than a pixel of it."""
 
 
 class Area:
@@ -93,16 +93,18 @@ def open_area(file: str, scene: Scene) -> Area:
         scene: What is looked at.
 
     Raises:
-        NoGroundError: It and the scene have none in common.
+        NoGroundError: It and the scene have less than a pixel in common.
         InputError: It cannot be read, holds no polygon, or nothing tells where it lies; or the scene has no place.
     """
     ground = Ground.of(scene)
     if not ground.known or ground.crs is None:
         raise InputError(f"'{scene.uri}' has no place on Earth: an area of interest says nothing about it")
     table, _ = open_table(file, placed=False)
+    table = table[~(table.geometry.isna() | table.geometry.is_empty)]
+    if table.empty:
+        raise InputError(f"'{file}' holds no polygon: all of its geometries are empty")
     table, notes = with_crs(file, table, {scene.uri: (ground.crs, ground.outline)})
     shapes = table.geometry.to_numpy()
-    shapes = shapes[~(shapely.is_missing(shapes) | shapely.is_empty(shapes))]
     if broken := int((~shapely.is_valid(shapes)).sum()):
         shapes = shapely.make_valid(shapes)
         notes.append(f"{broken} geometries of '{file}' cross themselves, and are made valid")
@@ -157,14 +159,12 @@ def extent(bounds: Any) -> str:
 def _on_scene(file: str, shapes: np.ndarray, crs: CRS, ground: Ground, uri: str) -> np.ndarray:
     """Polygons in columns and rows, cut around the scene before they are bent into its system."""
     told, frame = shapely.total_bounds(shapes), _frame(crs, ground)
+    shapes = _turned(shapes, crs)
     if frame is not None:
         shapes = shapely.intersection(shapes, _grown(frame))
     west, south, east, north = told if frame is None else frame
     shapes = shapely.segmentize(shapes[shapely.area(shapes) > 0], max(east - west, north - south) / _SEGMENTS)
-    shapes = _warped(shapes, crs, ground.crs)
-    if ground.crs.is_geographic:  # a scene across the date line counts on beyond 180
-        turns = (-360, 0, 360)
-        shapes = np.concatenate([shapely.transform(shapes, lambda xy, by=turn: np.add(xy, (by, 0))) for turn in turns])
+    shapes = _turned(_warped(shapes, crs, ground.crs), ground.crs)
     shapes = shapely.make_valid(ground.pixels(shapes))
     around = shapely.box(0, 0, ground.width, ground.height)
     shapes = shapes[shapely.intersects(shapes, around)]
@@ -175,8 +175,17 @@ def _on_scene(file: str, shapes: np.ndarray, crs: CRS, ground: Ground, uri: str)
         )
         raise NoGroundError(f"area '{file}' and scene '{uri}' have no ground in common{where}")
     if covered < 1:
-        raise InputError(f"area '{file}' covers less than a pixel of '{uri}': nothing can be told of it")
+        raise NoGroundError(f"area '{file}' covers less than a pixel of '{uri}': nothing can be told of it")
     return shapes
+
+
+def _turned(shapes: np.ndarray, crs: CRS) -> np.ndarray:
+    """Shapes in degrees a turn to the west and to the east, too: what crosses the date line counts on beyond it."""
+    if not crs.is_geographic:
+        return shapes
+    return np.concatenate(
+        [shapely.transform(shapes, lambda xy, by=turn: np.add(xy, (by, 0))) for turn in (-360, 0, 360)]
+    )
 
 
 def _frame(crs: CRS, ground: Ground) -> tuple[float, ...] | None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyproj
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
@@ -20,6 +19,7 @@ from geomim.corpus.scenes.maps import MADE
 from geomim.errors import CheckpointError, ConfigError, GeomimError, InputError
 from geomim.maps.areas import Area
 from geomim.maps.finder import Finder
+from geomim.maps.ground import Ground
 from geomim.maps.layers import ENDINGS, tags_of
 from geomim.maps.looker import Looker, Prepare
 from geomim.maps.rasters import (
@@ -36,9 +36,8 @@ from geomim.maps.strips import Strips, address, digest, scene_card, told_when_fu
 from geomim.maps.windows import Walk, ahead, blend
 
 _FORM = 1  # of the maps: what an older form has begun is begun anew
-_BLOCK = 512  # columns of cells that are taken to be of one size
+_BLOCK = 512  # columns of cells that are measured at a time
 _FILES = (*SUFFIXES, ".gpkg", ".geojson", ".parquet", ".shp", ".csv")  # what is named so is no folder
-_GEOD = pyproj.Geod(ellps="WGS84")
 
 
 def targets(
@@ -166,7 +165,7 @@ def draw(
         _look(scene, prepare, looker, walk, strips, area, batch)
         areas = _finish(scene, looker, walk, strips, tags_for(scene, card, looker.made_by, model))
         strips.remove()
-    _tell(path, scene, looker, walk, areas)
+    _tell(path, scene, looker, walk, areas, area)
 
 
 def _look(
@@ -212,9 +211,10 @@ def _finish(scene: Scene, looker: Looker, walk: Walk, strips: Strips, tags: Mapp
             name_classes(raster, looker.classes)
             raster.descriptions = ("class", "confidence")
             raster.update_tags(**tags)
+            ground = Ground.of_raster(scene.uri, raster)  # as outlines are measured, too
             for strip in strips:
                 raster.write(strip, window=Window(0, top, width, strip.shape[1]))
-                areas += sum(_measured(scene, walk.cell, top, strip[0], len(areas)))
+                areas += sum(_measured(ground, top, strip[0], len(areas)))
                 top += strip.shape[1]
         write_cog(whole, done, "nearest")
         write_names(strips.path, looker.classes)
@@ -236,23 +236,23 @@ def _written(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _measured(scene: Scene, cell: int, top: int, ids: np.ndarray, classes: int) -> Iterator[np.ndarray]:
-    """Cells and square metres of each class, block by block; areas are those on the ellipsoid."""
-    parts = [(left, ids[:, left : left + _BLOCK]) for left in range(0, ids.shape[1], _BLOCK)]
-    windows = [Window(left * cell, top * cell, part.shape[1] * cell, part.shape[0] * cell) for left, part in parts]
-    for (_, part), outline in zip(parts, scene.footprints(windows), strict=True):
-        counts = np.bincount(part.ravel(), minlength=NODATA + 1)[:classes]
-        area = np.nan if outline is None else abs(_GEOD.geometry_area_perimeter(outline)[0]) / part.size
-        yield np.stack([counts, counts * area if counts.any() else 0.0 * counts], 1)
+def _measured(ground: Ground, top: int, ids: np.ndarray, classes: int) -> Iterator[np.ndarray]:
+    """Cells and square metres of each class of rows of a map, block by block; areas are those on the ellipsoid."""
+    for left in range(0, ids.shape[1], _BLOCK):
+        part = ids[:, left : left + _BLOCK]
+        areas = ground.window_areas(top, left, *part.shape)
+        sums = (np.bincount(part.ravel(), one, NODATA + 1)[:classes] for one in (None, areas.ravel()))
+        yield np.stack([*sums], 1)
 
 
-def _tell(path: Path, scene: Scene, looker: Looker, walk: Walk, areas: np.ndarray) -> None:
+def _tell(path: Path, scene: Scene, looker: Looker, walk: Walk, areas: np.ndarray, area: Area | None) -> None:
     """Print what was written, and how much of it each class covers."""
     cells, what = areas[:, 0].sum(), "pixels" if walk.cell == 1 else f"patches of {walk.cell} px"
     print(f"wrote {path}: {' x '.join(map(str, walk.shape))} {what}, {len(looker.classes)} classes")
     if not cells:
         lacking = "image" if walk.cell == 1 else f"patch of {walk.cell} px of which at least half is image"
-        print(f"note: '{scene.uri}' holds no {lacking}: all of its map is nodata")
+        where = "" if area is None else f", as far as middles of {what.partition(' of')[0]} lie in the area"
+        print(f"note: '{scene.uri}' holds no {lacking}{where}: all of its map is nodata")
     for name, (count, metres) in zip(looker.classes, areas, strict=True):
         if count:
             ground = f"{metres / 1e4:,.2f} ha" if np.isfinite(metres) else f"{count:,.0f} pixels of the map"

@@ -95,6 +95,8 @@ def make(opened: Looker | Finder, asked: Asked, uri: str, path: Path, outlines: 
         walk, also = here.walk(seen.scene, asked.overlap), seen.also
         also |= {"threshold": asked.threshold} if isinstance(here, Finder) else {}
         card = card_of(seen.scene, here, walk, also)
+        outlined = {**card, "simplify": asked.simplify, "outlines": True}
+        there = outlines is not None and is_done(outlines, seen.scene, outlined)  # or is refused before the work
         if is_done(path, seen.scene, card):
             print(f"'{path}' is there already: take it away to make it again")
         else:
@@ -106,7 +108,10 @@ def make(opened: Looker | Finder, asked: Asked, uri: str, path: Path, outlines: 
                 classes.draw(*what, here, walk, path, asked.model, also, seen.area)
         if outlines is None or isinstance(here, Finder):
             return [path]
-        _outline(seen.scene, here, card, asked, path, outlines)
+        if there:
+            print(f"'{outlines}' is there already: take it away to make it again")
+        else:
+            _outline(seen.scene, here, outlined, asked, path, outlines)
         return [path, outlines]
 
 
@@ -138,9 +143,8 @@ def _check(opened: Looker | Finder, asked: Asked, seen: Seen) -> None:
 
 
 def _outline(scene: Scene, looker: Looker, card: Mapping[str, Any], asked: Asked, path: Path, outlines: Path) -> None:
-    card = {**card, "simplify": asked.simplify, "outlines": True}
-    if is_done(outlines, scene, card):
-        print(f"'{outlines}' is there already: take it away to make it again")
-        return
+    beyond = [-length % looker.cell for length in (scene.height, scene.width)]
+    if any(beyond):
+        print(f"note: the last patches reach {beyond[0]} rows and {beyond[1]} columns beyond '{scene.uri}'")
     tags = tags_for(scene, card, looker.made_by, asked.model)
     say(write_polygons(path, outlines, looker.classes, asked.simplify, tags))

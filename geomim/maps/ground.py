@@ -20,6 +20,8 @@ from geomim.corpus.scenes.footprints import Placement, affine, by_control_points
 _GEOD = pyproj.Geod(ellps="WGS84")
 _POINTS = 21  # along each side, of the spline that leads back to pixels
 _STEPS = 3  # of its correction
+_SQUARE, _EVEN = 64, 1e-3  # side of squares whose pixels are measured as one, and how far they may differ
+_FIVE = np.array([[0.0, 0], [1, 0], [0.5, 0.5], [0, 1], [1, 1]])  # corners and middle
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,14 @@ class Ground:
         points = np.unwrap(points, axis=1, period=360.0)
         return _product(np.radians(points)) * _radii(points[..., 1].mean(1))
 
-    def window_areas(self, top: int, left: int, height: int, width: int, step: int = 64) -> np.ndarray:
-        """`areas` of all pixels `(height, width)` of a window, from squares of `step` pixels that are taken as even."""
+    def window_areas(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """`areas` of all pixels `(height, width)` of a window, from squares that are taken as even.
+
+        They are of 64 pixels a side, and of fewer where that much is not even to a thousandth.
+        """
+        five = self.areas(*(np.array([left, top]) + np.array([width, height]) * _FIVE).T)
+        uneven = np.nan_to_num(np.ptp(five) / five.mean()) / _EVEN
+        step = max(min(int(max(height, width) / max(uneven, 1)), _SQUARE), 1)
         ends = (np.append(np.arange(0, length, step), length) for length in (width, height))
         columns, rows = (start + (one[1:] + one[:-1]) / 2 for start, one in zip((left, top), ends, strict=True))
         coarse = self.areas(*(axis.ravel() for axis in np.meshgrid(columns, rows))).reshape(len(rows), len(columns))

@@ -174,7 +174,8 @@ def _read(scene: Scene, window: Window, way: Way) -> tuple[np.ndarray, np.ndarra
         numbers, valid = scene.read_valid(Window(left, top, right - left, bottom - top))
         numbers = np.where(valid, numbers, 0).astype(np.float32)
         for across, down in way.offsets:
-            value, weight = _bilinear(numbers, valid, x + across - left, y + down - top)
+            at = (x + across).clip(0.5, scene.width - 0.5), (y + down).clip(0.5, scene.height - 0.5)  # its last pixels
+            value, weight = _bilinear(numbers, valid, at[0] - left, at[1] - top)
             values[:, inside] += value
             weights[inside] += weight
     seen = weights >= 0.5 * len(way.offsets)

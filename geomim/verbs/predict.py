@@ -97,6 +97,10 @@ def predict(
     """
     if not 0 <= overlap <= 0.9:
         raise ConfigError(f"--overlap: expected a share of a window from 0 to 0.9; given {overlap:g}")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ConfigError(f"--threshold: expected a score from 0 to 1; given {threshold:g}")
+    _check_folder("out", out)
+    _check_folder("polygons", polygons)
     uris, opened = find_scenes(scene), _open(model, resolution, encoder, heads, device)
     flags = {"after": after, "aoi": aoi, "polygons": polygons, "simplify": simplify, "threshold": threshold}
     kind = _kind(opened, model, flags | {"flips": flips or None}, out, len(uris))
@@ -124,6 +128,15 @@ def predict(
     return files
 
 
+def _check_folder(flag: str, given: str | None) -> None:
+    """Refuse the name of a file of another format, which would become a folder."""
+    if given and given.lower().endswith(_OTHERS):
+        raise ConfigError(
+            f"--{flag}: '{given}' is of a format that is not written: expected {', '.join(_RASTERS[:1] + ENDINGS)} or "
+            ".csv, as the model has it, or a folder"
+        )
+
+
 class Kind(NamedTuple):
     """What a model makes of a scene: in words, called what in a folder, with which endings, and by which flags."""
 
@@ -133,6 +146,21 @@ class Kind(NamedTuple):
     flags: tuple[str, ...]
 
 
+_OTHERS = (
+    ".geojson",
+    ".json",
+    ".shp",
+    ".kml",
+    ".fgb",
+    ".gdb",
+    ".png",
+    ".jpg",
+    ".jp2",
+    ".vrt",
+    ".nc",
+    ".zarr",
+    ".geoparquet",
+)
 _RASTERS, _DRAWN = (".tif", ".tiff"), ("aoi", "polygons", "simplify", "flips")
 _CLASSES = Kind("says classes of pixels or patches", "classes", _RASTERS, _DRAWN)
 _CHANGE = Kind("says what changed between two dates", "change", _RASTERS, ("after", *_DRAWN))

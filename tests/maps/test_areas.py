@@ -10,7 +10,7 @@ from rasterio.windows import Window
 
 from geomim.corpus.scenes import open_scene
 from geomim.errors import InputError
-from geomim.maps.areas import open_area
+from geomim.maps.areas import NoGroundError, open_area
 
 UTM = Affine(10, 0, 500000, 0, -10, 5500000)
 HOLED = shapely.Polygon([(3.1, 4.2), (60, 8), (55, 70.3), (10, 66)], [[(20.13, 20), (40, 22.07), (30, 50.9)]])
@@ -108,6 +108,32 @@ def test_a_scene_across_the_date_line(tmp_path):
     assert np.array_equal(mask, inside([shapely.box(10, 0, 30, 5)], 10, 40))
 
 
+@pytest.mark.parametrize("west", [-180, 180])
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:32601"])
+def test_an_area_that_counts_on_beyond_the_date_line(tmp_path, west, crs):
+    """It meets scenes to the east of the line, which count from -180, and those across it."""
+    table = geopandas.GeoDataFrame(geometry=[shapely.box(west - 0.02, 9.98, west + 0.02, 10.02)], crs="EPSG:4326")
+    table.to_file(tmp_path / "a.geojson")
+    for left in (-1, 1):  # degrees of the line, about
+        x, y = (171000 + 1000 * left, 1111000) if crs == "EPSG:32601" else (-180 + 0.01 * left, 10.045)
+        step = 100 if crs == "EPSG:32601" else 0.001
+        area = open_area(
+            str(tmp_path / "a.geojson"),
+            scene(tmp_path / "s.tif", crs=crs, transform=Affine(step, 0, x, 0, -step, y)),
+        )
+        columns, rows = np.meshgrid(np.arange(120) + 0.5, np.arange(90) + 0.5)
+        lead = pyproj.Transformer.from_crs(crs, 4326, always_xy=True)
+        lon, lat = lead.transform(x + step * columns, y - step * rows)
+        expected = (np.abs((lon - 180 + 180) % 360 - 180) < 0.02) & (np.abs(lat - 10) < 0.02)
+        assert 300 < expected.sum() < 2000 and (whole(area) != expected).sum() <= 45, "middles that lie on an edge"
+
+
+def test_geometries_that_are_all_empty_are_no_area(tmp_path):
+    geopandas.GeoDataFrame(geometry=[None, shapely.Polygon()], crs="EPSG:4326").to_file(tmp_path / "a.gpkg")
+    with pytest.raises(InputError, match="holds no polygon: all of its geometries are empty"):
+        open_area(str(tmp_path / "a.gpkg"), scene(tmp_path / "s.tif"))
+
+
 def test_crossing_outlines_are_mended_and_other_things_left_out(tmp_path):
     bow = shapely.Polygon([(10, 10), (50, 50), (50, 10), (10, 50)])
     area = open_area(vector(tmp_path / "a.gpkg", [bow]), scene(tmp_path / "s.tif"))
@@ -123,7 +149,7 @@ def test_a_file_that_misses_the_scene_is_told_with_both_extents(tmp_path):
     ):
         open_area(file, scene(tmp_path / "s.tif"))
     tiny = vector(tmp_path / "b.gpkg", [shapely.box(5.1, 5.1, 5.4, 5.4)])
-    with pytest.raises(InputError, match="less than a pixel"):
+    with pytest.raises(NoGroundError, match="less than a pixel"):  # of many scenes this one is left out
         open_area(tiny, scene(tmp_path / "s.tif"))
 
 

@@ -3,8 +3,10 @@
 import itertools
 
 import numpy as np
+import pyproj
 import pytest
 import rasterio
+import shapely
 import torch
 from affine import Affine
 from drawn_scenes import CONTRACT, PLACE, write
@@ -147,6 +149,18 @@ def test_hectares_are_those_on_the_ellipsoid_in_any_system(tmp_path, capsys):
         drawn(path, tmp_path / f"{name}_map.tif", places()).close()
     found = [float(line.split()[2]) for line in capsys.readouterr().out.splitlines() if "level 0:" in line]
     assert found == [pytest.approx(100.08, abs=0.05), pytest.approx(87.6, abs=0.1), pytest.approx(50.2, abs=0.5)]
+
+
+def test_hectares_of_a_class_are_those_where_it_lies(tmp_path, capsys):
+    """In degrees a pixel of the north is smaller than one of the south, in one row of windows too."""
+    pixels = np.zeros((4, 100, 40), np.uint8)
+    pixels[:, 50:] = 1
+    path = write(tmp_path / "s.tif", pixels, crs="EPSG:4326", transform=Affine(0.2, 0, 9, 0, -0.2, 75))
+    drawn(path, tmp_path / "m.tif", places(1, 128)).close()
+    found = [float(line.split()[2].replace(",", "")) for line in capsys.readouterr().out.splitlines() if " ha " in line]
+    rings = (shapely.segmentize(shapely.box(9, south, 17, south + 10), 0.2) for south in (65, 55))
+    areas = [abs(pyproj.Geod(ellps="WGS84").geometry_area_perimeter(one)[0]) / 1e4 for one in rings]
+    assert found == pytest.approx(areas, rel=2e-4) and found[1] > 1.2 * found[0]
 
 
 def test_flipped_and_per_pixel_lookers_say_the_same_of_what_has_no_direction(tmp_path):

@@ -96,6 +96,13 @@ def test_a_finer_date_is_averaged_over_each_pixel_without_what_is_nodata():
     assert np.allclose(values[2:, 1, 0], fine[:, 3:6, 1:3].mean((1, 2)), rtol=1e-5)
 
 
+def test_a_coarser_date_reaches_to_its_very_corners():
+    coarse = np.arange(1, 25, dtype=np.float32).reshape(1, 4, 6).repeat(2, 0)
+    second = array_scene("y", coarse, TWO, crs=UTM33, transform=GRID @ Affine.scale(10))
+    values, seen = pair(scene(GRID, 40, 60), second).read_valid()
+    assert seen.all() and np.allclose(values[2, ::39, ::59], coarse[0, ::3, ::5])
+
+
 def test_scenes_without_a_common_ground_are_told_with_both_extents():
     with pytest.raises(
         InputError,

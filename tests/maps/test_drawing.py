@@ -1,5 +1,7 @@
 """From scenes to files by models that are known: what is asked for in an area, between two dates, of objects."""
 
+from dataclasses import replace
+
 import geopandas
 import numpy as np
 import pytest
@@ -87,6 +89,12 @@ def test_an_area_is_the_part_of_the_map_that_lies_in_it(tmp_path):
     assert not (tmp_path / "far.tif").exists() and not list(tmp_path.glob(".*"))
 
 
+def test_an_area_between_the_middles_of_pixels_is_not_told_as_a_scene_without_image(tmp_path, capsys):
+    uri, thin = scene(tmp_path / "s.tif", levels()), area(tmp_path / "a.gpkg", shapely.box(10.1, 10.51, 140, 10.99))
+    make(Model().looker(), Asked("m", aoi=thin), uri, tmp_path / "map.tif")
+    assert "holds no image, as far as middles of pixels lie in the area" in capsys.readouterr().out
+
+
 def test_another_area_makes_another_map(tmp_path, capsys):
     uri, model = scene(tmp_path / "s.tif", levels()), Model()
     for side, again in ((20, False), (40, False), (40, True)):
@@ -113,6 +121,14 @@ def test_outlines_come_with_the_map_and_once(tmp_path, capsys):
     other = scene(tmp_path / "other.tif", ids)
     with pytest.raises(InputError, match=r"map.gpkg' is a map of '.*s.tif', not of '.*other.tif'"):
         make(Model().looker(), asked, other, tmp_path / "other_map.tif", tmp_path / "map.gpkg")
+    assert not (tmp_path / "other_map.tif").exists(), "refused before the work"
+
+
+def test_outlines_of_patches_say_how_far_they_reach_beyond_the_scene(tmp_path, capsys):
+    uri, looker = scene(tmp_path / "s.tif", levels(50, 60)), Model().looker()
+    patches = replace(looker, cell=8, look=lambda images, valid: looker.look(images[..., 4::8, 4::8], valid))
+    make(patches, Asked("m"), uri, tmp_path / "map.tif", tmp_path / "map.gpkg")
+    assert "the last patches reach 6 rows and 4 columns beyond" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("finer", [1, 2])

@@ -177,3 +177,11 @@ def test_flags_and_endings_of_another_kind_are_refused_by_name(tasks, tmp_path):
             str(tmp_path / "maps"),
             after=scene,
         )
+
+
+@pytest.mark.parametrize("flags", [{"threshold": 30.0}, {"out": "ships.geojson"}, {"polygons": "map.shp"}])
+def test_what_would_be_something_else_is_refused_before_anything_is_read(tmp_path, flags, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"--{next(iter(flags))}: "):
+        predict(["missing.tif"], "model", **{"out": "maps"} | flags)
+    assert not list(tmp_path.iterdir())
