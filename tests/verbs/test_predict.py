@@ -300,8 +300,8 @@ def test_wrong_arguments_are_told_in_a_sentence(trained, tmp_path, capsys):
     scene = str(write(tmp_path / "scene.tif", texture(kinds())))
     (tmp_path / "file").write_text("")
     for given, code, sentence in (
-        ({"--out": "map.png"}, 2, "expected a file that ends in .tif or .tiff, or a folder; given"),
-        ({"--out": "map.shp"}, 2, "expected a file that ends in .tif or .tiff, or a folder; given"),
+        ({"--out": "map.png"}, 2, "is of a format that is not written: expected .tif"),
+        ({"--out": "map.shp"}, 2, "is of a format that is not written: expected .tif"),
         ({"--out": "file"}, 1, "cannot be written in folder"),
         ({"--out": "file/map.tif"}, 1, "cannot be written in folder"),
         ({"--model": "trainde"}, 1, "trainde' does not exist: give a probe"),
