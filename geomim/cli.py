@@ -68,12 +68,12 @@ VERBS = {
     "finetune test": Verb("geomim.verbs.finetune_stages:test", "finetune", "how good a tuned task is, by class"),
     "finetune predict": Verb("geomim.verbs.finetune_stages:predict", "finetune", "what a tuned task says of scenes"),
     "show": Verb("geomim.verbs.show:show", "train", "where weights come from: recipe, corpora, bands, scores"),
-    "predict": Verb("geomim.maps.predict:predict", "maps", "an encoder, a probe and a scene become a map of classes"),
+    "predict": Verb("geomim.verbs.predict:predict", "maps", "a tuned task or a probe turns scenes into maps"),
     "query": Verb(
         "geomim.maps.query:query", "maps,language", "a typed question to a scene becomes a raster of where it fits"
     ),
     "search": Verb("geomim.verbs.search:search", "maps", "the tiles of a corpus that a text or a tile is nearest to"),
-    "cluster": Verb("geomim.maps.predict:cluster", "maps", "an encoder and a scene become a map without labels"),
+    "cluster": Verb("geomim.maps.cluster:cluster", "maps", "an encoder and a scene become a map without labels"),
 }
 """Every verb. A function called `run` is given the raw arguments; any other becomes options by its signature."""
 

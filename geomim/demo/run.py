@@ -24,7 +24,7 @@ from geomim.data.datamodule import TileDataModule
 from geomim.demo.page import write_page
 from geomim.errors import GeomimError, InputError, Interrupted, MissingExtraError
 from geomim.evaluate.scores import Scores
-from geomim.maps.predict import cluster, predict
+from geomim.maps.cluster import cluster
 from geomim.maps.query import query
 from geomim.models.weights import read_encoder
 from geomim.pretrain.optimisation import Optimisation
@@ -32,6 +32,7 @@ from geomim.sensors import Sensor, get_sensor
 from geomim.verbs.evaluate import Probe, evaluate
 from geomim.verbs.export import export
 from geomim.verbs.plot import read_figures
+from geomim.verbs.predict import predict
 from geomim.verbs.pretrain import Training, train
 from geomim.verbs.watching import Watching
 
@@ -296,7 +297,7 @@ def _results(chapter: Chapter, console: Console) -> None:
         return
     probe = str(folder / "scores-patches")
     chapter.patches = evaluate(last, str(chapter.corpus), probe, seeds=1, dense=True)
-    [chapter.map] = predict(last, probe, [chapter.scene], f"{maps}_land_cover.tif", **told)
+    [chapter.map] = predict([chapter.scene], probe, f"{maps}_land_cover.tif", **told)
     words = Corpus.open(chapter.corpus).classes
     [chapter.found, *_] = query(
         chapter.scene, last, words, f"{maps}_words.tif", prompt=PROMPT, background=words, overlap=0.5, **told
@@ -336,12 +337,11 @@ def _farewell(console: Console, page: Path, chapters: Sequence[Chapter], seconds
     """Where to look, and what to type next."""
     first = chapters[0]
     probe = first.folder / "scores-patches" if first.patches else "PROBE"
-    checkpoint = next(iter(first.runs.values())) / "checkpoints" / "last.ckpt"
     console.print(f"\nDone in {seconds / 60:.1f} minutes. Look at [bold]{page}[/bold]\n\nNext:")
     for line in (
         "geomim demo --scenes MY_RASTERS --out mine     the same on your own scenes",
         f"geomim corpus inspect {first.corpus}     what was kept and dropped",
-        f"geomim predict {checkpoint} {probe} SCENE --out map.tif     a map of another scene",
+        f"geomim predict SCENE --model {probe} --out map.tif     a map of another scene",
         f"timm.create_model('local-dir:{first.encoder}', pretrained=True)     the encoder, anywhere",
     ):
         console.print(f"  {line}", soft_wrap=True, highlight=False)

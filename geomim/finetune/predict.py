@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,20 @@ import geopandas
 import numpy as np
 import shapely
 import torch
+import yaml
 from torchvision.ops import batched_nms
 
 from geomim.corpus.scenes import Scene
 from geomim.corpus.store import write_text
-from geomim.errors import ConfigError, InputError
+from geomim.errors import CheckpointError, ConfigError, InputError
+from geomim.evaluate.features import device_of, fast_half
+from geomim.evaluate.saved import fingerprint
 from geomim.finetune import rotated
 from geomim.finetune.change import Change
 from geomim.finetune.classification import Classification
 from geomim.finetune.detection import Detection
 from geomim.finetune.progress import watched
+from geomim.maps.looker import Looker
 from geomim.maps.opening import open_for
 from geomim.maps.rasters import NODATA, aside, create, name_classes, placed
 from geomim.maps.windows import Walk, blend, read_window
@@ -82,22 +86,58 @@ def predicted(
             yield written
 
 
+def open_task(path: Path, tasks: Mapping[str, Any]) -> tuple[Any, int]:
+    """A tuned task, and the side in pixels of the windows that it was trained on.
+
+    Args:
+        path: A folder of `geomim finetune`, or the task's file.
+        tasks: Classes of tasks by name.
+
+    Raises:
+        CheckpointError: There is no task.
+        ConfigError: It does not tell the side.
+    """
+    file = path / "task.ckpt" if path.is_dir() else path
+    if not file.is_file():
+        raise CheckpointError(f"'{file}' does not exist: give a folder of geomim finetune, or a task's file")
+    state, beside = torch.load(file, map_location="cpu", weights_only=True), file.with_name("config.yaml")
+    task = tasks[state["geomim_task"]].load_from_checkpoint(file, map_location="cpu", weights_only=True).eval()
+    task._looked = True  # scenes are normalised by its contract, and check_scene tells what is odd
+    size = state.get("geomim_size")
+    if size is None and beside.is_file():  # as the first tasks were kept
+        size = yaml.safe_load(beside.read_text())["windows"]["size"]
+    if size is None:
+        raise ConfigError(f"'{file}' tells no size of windows: leave it in its folder, beside config.yaml")
+    return task, int(size)
+
+
+def segmenter(task: Any, size: int, device: str = "auto") -> Looker:
+    """A task of classes of pixels, ready to look at scenes by windows of so many pixels a side."""
+    target, own = device_of(device), task.model.eval()
+    made_by, own = fingerprint(own), own.to(target)
+
+    def look(images: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(target.type, torch.bfloat16, enabled=fast_half(target)):
+            found: torch.Tensor = own(images)
+        return found.float().softmax(1)
+
+    contract, classes = task.contract, tuple(task.hparams["classes"])
+    return Looker(contract, size, 1, classes, made_by, look, target, tuple(task.notes), contract.sensor.gsd)
+
+
 def _newer(path: Path, since: float) -> bool:
     return path.exists() and path.stat().st_mtime >= since
 
 
 def _map(task: Any, path: Path, scene: Scene, prepare: ContractInput, size: int) -> list[str]:
-    def look(numbers: Any, valid: Any) -> Any:
-        image, seen = prepare(numbers, valid)
-        return task(image).softmax(1).numpy(), seen[:, 0].numpy()
-
+    looker = segmenter(task, size, "cpu")
     profile = {"count": 1, "dtype": "uint8", "nodata": NODATA, "height": scene.height, "width": scene.width}
     profile |= placed(scene, 1)
     other = path.with_name(f"{path.stem}_confidence.tif")
     with aside(path) as part, aside(other) as beside:
         with create(part, profile) as raster, create(beside, profile) as sure:
             name_classes(raster, task.hparams["classes"])
-            for top, values in blend(scene, Walk(scene.height, scene.width, 1, size, size // 4), look):
+            for top, values in blend(scene, looker.walk(scene, 0.25), looker.on(prepare), len(looker.classes)):
                 unseen, known = np.isnan(values[0]), np.nan_to_num(values)
                 window = ((top, top + len(unseen)), (0, scene.width))
                 for file, numbers in ((raster, known.argmax(0)), (sure, (100 * known.max(0)).round())):

@@ -56,15 +56,23 @@ def open_for(
 def _open(contract: BandContract, uri: str, sensor: Sensor | None, bands: Sequence[str] | None) -> Scene:
     try:
         return open_scene(uri, sensor, bands)
-    except BandError:
+    except BandError as error:
+        if sensor is None and bands is None:  # the encoder's own names and wavelengths may say what the file does not
+            with suppress(GeomimError):
+                return open_scene(uri, contract.sensor)
         if sensor is None or bands:
-            raise
+            raise _named(uri, error) from error
         # a product that names its bands may lack some that the encoder does not need
         needed = sensor.select([sensor.names[place] for place in contract.indices(sensor.bands)])
         with suppress(GeomimError), open_scene(uri) as named:
             match_bands(needed.bands, named.sensor.bands)
             return open_scene(uri, needed)
-        raise
+        raise _named(uri, error) from error
+
+
+def _named(uri: str, error: BandError) -> BandError:
+    """The error with the file that it speaks of: of many scenes it may be any."""
+    return error if uri in str(error) else BandError(f"'{uri}': {error}")
 
 
 def check_scene(
@@ -99,6 +107,14 @@ def check_scene(
     sample = ((torch.from_numpy(numbers)[None], torch.from_numpy(valid)[None]) for numbers, valid in read)
     for note in check_range(prepare, sample, f"'{scene.uri}'"):
         print(f"note: {note}")
+
+
+def gsd_note(scene: Scene, gsd: float | None) -> tuple[str, ...]:
+    """That a scene is far finer or coarser than what a model was fitted on, in a sentence."""
+    if not gsd or not scene.gsd or 1 / 1.5 <= scene.gsd / gsd <= 1.5:
+        return ()
+    said = f"'{scene.uri}' has {scene.gsd:.3g} m a pixel, and the model was fitted at {gsd:.3g} m"
+    return (f"{said}: things are of another size to it; resample the scene, or look at the map with care",)
 
 
 def scale_note(scene: Scene, contract: BandContract, fitted_at: float | None = None) -> str:

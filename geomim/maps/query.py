@@ -283,12 +283,12 @@ def sentences_as_vectors(model: ImageText, sentences: Sequence[str]) -> Tensor:
 def _look(model: ImageText, prepare: ContractInput, question: Question) -> Look:
     side, device = model.image_size // model.patch_size, question.vectors.device
 
-    def look(numbers: Tensor, valid: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def look(numbers: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         images, seen = prepare(numbers.to(device), valid.to(device))
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=fast_half(device)):
             patches = model.encode_patches(images, seen)
         cosines = (patches.float() @ question.vectors.T).transpose(1, 2).unflatten(2, (side, side))
-        return cosines.cpu().numpy(), patch_validity(seen, model.patch_size).view(-1, side, side).cpu().numpy()
+        return cosines, patch_validity(seen, model.patch_size).view(-1, side, side)
 
     return look
 
@@ -303,7 +303,7 @@ def _walk(
     with create(path, profile | placed(scene, walk.cell)) as raster:
         raster.descriptions = question.texts
         raster.update_tags(**tags)
-        for top, cosines in blend(scene, walk, look, batch):
+        for top, cosines in blend(scene, walk, look, count + 1, batch):
             scores = question.scores(cosines)
             seen, above = seen + np.isfinite(scores[0]).sum(), above + (scores > 0.5).sum((1, 2))
             raster.write(scores, window=Window(0, top, width, scores.shape[1]))

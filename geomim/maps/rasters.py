@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -19,10 +20,12 @@ from rasterio.control import GroundControlPoint
 from rasterio.errors import NotGeoreferencedWarning
 
 from geomim.corpus.scenes import Scene
+from geomim.corpus.scenes.maps import MADE, entries
 from geomim.errors import ConfigError
 
 NODATA = 255
 """Value of a patch without image in a map of classes; class ids run from 0 to 254."""
+_EXTRA_SAMPLES = 338  # what further bands of a TIFF are: 2 is alpha, 0 nothing special
 _POINTS = 11  # control points along each side of a scene that is placed by such
 
 
@@ -46,8 +49,10 @@ def aside(path: Path) -> Iterator[Path]:
 
 
 def create(path: Path, profile: dict[str, object]) -> rasterio.io.DatasetWriter:
-    """Open a GeoTIFF to write."""
-    return open_map(path, "w", **{"driver": "GTiff", "bigtiff": "if_safer"} | profile)
+    """Open a GeoTIFF to write, which says that it is a map."""
+    raster = open_map(path, "w", **{"driver": "GTiff", "bigtiff": "if_safer"} | profile)
+    raster.update_tags(**{MADE: "yes"})
+    return raster
 
 
 def open_map(path: Path, mode: str = "r", **profile: object) -> Any:
@@ -77,11 +82,30 @@ def write_cog(source: Path, path: Path, resampling: str) -> None:
         source: Any raster; its bands' descriptions, tags and colours come along.
         path: The file.
         resampling: Of the overviews, such as `average`; `nearest` for classes.
+
+    Raises:
+        OSError: What was written is not what was given, as on a full disk, which GDAL may not tell.
     """
     options = {"compress": "deflate", "predictor": "yes", "bigtiff": "if_safer", "overview_resampling": resampling}
     with aside(path) as part, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        rasterio.shutil.copy(source, part, driver="COG", **options)
+        with rasterio.Env(GDAL_CACHEMAX=256 * 2**20):  # bytes
+            rasterio.shutil.copy(source, part, driver="COG", **options)
+            _unmark_alpha(part)
+            with rasterio.open(source) as given, rasterio.open(part) as written:
+                if any(given.checksum(band) != written.checksum(band) for band in given.indexes):
+                    raise OSError(f"'{path}' could not be written in full: is the disk full?")
+
+
+def _unmark_alpha(path: Path) -> None:
+    """Take back that a band beside one of colours is alpha, which GDAL writes whatever it is told."""
+    with rasterio.open(path) as raster:
+        if [one.name for one in raster.colorinterp] != ["palette", "alpha"]:
+            return
+    with path.open("r+b") as file:
+        for place in [place for _, tag, _, _, place in entries(file) if tag == _EXTRA_SAMPLES]:
+            file.seek(place)
+            file.write(b"\0\0")
 
 
 LAND = {
@@ -111,6 +135,21 @@ def colours_of(names: Sequence[str]) -> dict[int, tuple[int, int, int, int]]:
         red, green, blue = left.pop(word) if word else free
         colours[index] = (red, green, blue, 255)
     return colours | {NODATA: (0, 0, 0, 0)}
+
+
+def write_style(path: Path, names: Sequence[str]) -> None:
+    """A `.qml` beside a map of classes, by which QGIS shows its first band in its colours, with its names."""
+    root = ElementTree.Element("qgis", version="3.28", styleCategories="AllStyleCategories")
+    pipe = ElementTree.SubElement(root, "pipe")
+    shown = {"type": "paletted", "band": "1", "opacity": "1", "alphaBand": "-1", "nodataColor": ""}
+    palette = ElementTree.SubElement(ElementTree.SubElement(pipe, "rasterrenderer", shown), "colorPalette")
+    for (value, (red, green, blue, _)), name in zip(colours_of(names).items(), names, strict=False):
+        entry = {"value": str(value), "label": name, "color": f"#{red:02x}{green:02x}{blue:02x}", "alpha": "255"}
+        ElementTree.SubElement(palette, "paletteEntry", entry)
+    ElementTree.indent(root)
+    text = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n" + ElementTree.tostring(root, "unicode")
+    with aside(path.with_suffix(".qml")) as part:
+        part.write_text(text + "\n", encoding="utf-8")
 
 
 def write_names(path: Path, names: Sequence[str]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,10 +18,15 @@ from rich.progress import Progress
 from torch import Tensor
 
 from geomim.corpus.scenes import Scene
+from geomim.errors import InputError
 
-Look = Callable[[Tensor, Tensor], tuple[np.ndarray, np.ndarray]]
-"""What is made of windows: numbers `(B, C, S, S)` and validity `(B, S, S)` become values `(B, K, side, side)`, one a
-cell, and which cells hold image `(B, side, side)` bool."""
+Look = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""What is made of windows: numbers `(B, C, S, S)` and validity `(B, S, S)` bool, on the CPU, become values
+`(B, K, side, side)`, one a cell, and which cells hold image `(B, side, side)` bool, on any device. Beyond the scene
+both repeat its border."""
+
+_AHEAD = 2  # batches that are read while one is looked at
+_Given, _Made = TypeVar("_Given"), TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -63,50 +71,144 @@ class Walk:
 
     @property
     def taper(self) -> np.ndarray:
-        """Weights `(side, side)` of a window's cells: from one window to the next they cross over linearly."""
+        """Weights `(side, side)` of a window's cells: from one window to the next they cross over as a cosine does."""
         inside = np.minimum(np.arange(self.side), np.arange(self.side)[::-1]) + 0.5
-        ramp = np.minimum(inside / max(self.overlap, 0.5), 1).astype(np.float32)
-        return np.outer(ramp, ramp)
+        ramp = np.sin(np.pi / 2 * np.minimum(inside / max(self.overlap, 0.5), 1)) ** 2
+        return np.outer(ramp, ramp).astype(np.float32)
+
+    def inside(self, top: int, rows: int) -> np.ndarray:
+        """Which cells of some rows of the map lie at least by half inside the scene, `(rows, columns)` bool."""
+        down = np.minimum(self.height / self.cell - np.arange(top, top + rows), 1)
+        across = np.minimum(self.width / self.cell - np.arange(self.shape[1]), 1)
+        return np.outer(down, across) >= 0.5
 
     def _starts(self, length: int) -> list[int]:
         last = max(length - self.side, 0)
         return [*range(0, last, self.side - self.overlap), last]
 
 
-def blend(scene: Scene, walk: Walk, look: Look, batch: int = 16) -> Iterator[tuple[int, np.ndarray]]:
-    """Look at a scene window by window.
+def blend(
+    scene: Scene,
+    walk: Walk,
+    look: Look,
+    count: int,
+    batch: int = 16,
+    start: int = 0,
+    wanted: Callable[[int, int], bool] | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Look at a scene window by window; windows without image are not looked at.
 
-    One row of windows is in memory at a time, however large the scene is.
+    One row of windows is in memory at a time, however large the scene is. A thread reads ahead of what is computed.
 
     Args:
         scene: Read a window at a time.
         walk: Where the windows lie.
         look: What is made of them.
+        count: Values a cell.
         batch: Windows looked at together.
+        start: Row of windows to go on with: what comes is what had come from there on, bit for bit.
+        wanted: Whether the window with this top and left, in pixels, is looked at; all are where None.
 
     Yields:
-        The first row of a strip of the map, and its values `(K, rows, columns)` float32: means over the windows that
-        hold a cell, NaN where none sees image in it.
+        For each row of windows the first row of a strip of the map, and its values `(count, rows, columns)` float32:
+        means over the windows that hold a cell, NaN where none sees image in it.
+
+    Raises:
+        InputError: The scene cannot be read somewhere, or the model's answers are not finite.
     """
-    (height, width), side, taper = walk.shape, walk.side, walk.taper
-    weights, sums = np.zeros((side, max(width, side)), np.float32), np.empty(0)
+    rows, sums = [*walk.rows, walk.shape[0]], _Sums(walk, count)
+    first = next(row for row in range(start + 1) if rows[row] + walk.side > rows[start])  # that reaches into the strip
+    jobs = _jobs(walk, first, batch, wanted)
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"looking at {Path(scene.uri).name}", total=len(walk.rows) * len(walk.columns))
-        for top, after in zip(walk.rows, [*walk.rows[1:], height], strict=True):
-            for start in range(0, len(walk.columns), batch):
-                lefts = walk.columns[start : start + batch]
-                read = [read_window(scene, top * walk.cell, left * walk.cell, side * walk.cell) for left in lefts]
-                values, seen = look(*(torch.from_numpy(np.stack(part)) for part in zip(*read, strict=True)))
-                sums = sums if len(sums) else np.zeros((values.shape[1], *weights.shape), np.float32)
-                for left, value, weight in zip(lefts, values, seen * taper, strict=True):
-                    sums[:, :, left : left + side] += np.where(weight > 0, value, 0) * weight
-                    weights[:, left : left + side] += weight
-                progress.advance(task, len(lefts))
-            done = after - top  # the next row of windows does not reach up to these
-            yield top, sums[:, :done, :width] / np.where(weights > 0, weights, np.nan)[:done, :width]
-            for kept in (sums, weights):
-                kept[..., : side - done, :] = kept[..., done:, :]
-                kept[..., side - done :, :] = 0
+        total, done = len(walk.rows) * len(walk.columns), first * len(walk.columns)
+        task = progress.add_task(f"looking at {Path(scene.uri).name}", total=total, completed=done)
+        for job, lefts, numbers, valid in ahead(lambda one: _read(scene, walk, one), jobs, _AHEAD):
+            if lefts and not sums.add(lefts, *look(numbers, valid)):
+                place = f"row {rows[job.row] * walk.cell}, columns from {lefts[0] * walk.cell} on"
+                raise InputError(f"'{scene.uri}': the model's answers at {place} are not finite: look at its weights")
+            progress.advance(task, len(job.lefts))
+            if job.last:
+                top, below = rows[job.row : job.row + 2]
+                values = sums.take(top, below - top)
+                if job.row >= start:
+                    yield top, values
+
+
+class _Sums:
+    """Sums `(count, side, columns)` of what a row of windows says, each weighted, and the sums of the weights."""
+
+    def __init__(self, walk: Walk, count: int) -> None:
+        shape = walk.side, max(walk.shape[1], walk.side)
+        self.walk, self.taper = walk, torch.from_numpy(walk.taper)
+        self.weights, self.values = np.zeros(shape, np.float32), np.zeros((count, *shape), np.float32)
+
+    def add(self, lefts: list[int], values: Tensor, seen: Tensor) -> bool:
+        """Add windows whose values are finite; otherwise say that they are not."""
+        values, seen = values.cpu(), seen.cpu()
+        values = torch.where(seen[:, None], values.float(), 0)
+        if not bool(values.isfinite().all()):
+            return False
+        for left, value, weight in zip(lefts, values, seen * self.taper, strict=True):
+            place = np.s_[..., left : left + self.walk.side]
+            torch.from_numpy(self.values[place]).addcmul_(value, weight)
+            self.weights[place] += weight.numpy()
+        return True
+
+    def take(self, top: int, rows: int) -> np.ndarray:
+        """Means of so many rows, the first of which is row `top` of the map; the others move up."""
+        width, side = self.walk.shape[1], self.walk.side
+        weights = self.weights[:rows, :width]
+        known = (weights > 0) & self.walk.inside(top, rows)
+        means: np.ndarray = self.values[:, :rows, :width] / np.where(known, weights, np.float32(np.nan))
+        for kept in (self.values, self.weights):
+            kept[..., : side - rows, :] = kept[..., rows:, :]
+            kept[..., side - rows :, :] = 0
+        return means
+
+
+def ahead(make: Callable[[_Given], _Made], given: Iterable[_Given], most: int) -> Iterator[_Made]:
+    """What is made of one after another, in order; a thread is up to so many of them ahead."""
+    waiting: deque[Future[_Made]] = deque()
+    pool = ThreadPoolExecutor(1)
+    try:
+        for one in given:
+            waiting.append(pool.submit(make, one))
+            if len(waiting) > most:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Windows of a row that are read together; `last` of their row."""
+
+    row: int
+    lefts: list[int]
+    last: bool
+
+
+def _jobs(walk: Walk, first: int, batch: int, wanted: Callable[[int, int], bool] | None) -> Iterator[_Job]:
+    for row, top in enumerate(walk.rows[first:], first):
+        lefts = [one for one in walk.columns if wanted is None or wanted(top * walk.cell, one * walk.cell)]
+        starts = range(0, max(len(lefts), 1), batch)
+        for at in starts:
+            yield _Job(row, lefts[at : at + batch], at == starts[-1])
+
+
+def _read(scene: Scene, walk: Walk, job: _Job) -> tuple[_Job, list[int], Any, Any]:
+    """The windows of a job that hold image, stacked."""
+    top, side, kept = walk.rows[job.row] * walk.cell, walk.side * walk.cell, []
+    for left in job.lefts:
+        numbers, valid, around = _held(scene, top, left * walk.cell, side)
+        if valid.any():
+            kept.append((left, np.pad(numbers, ((0, 0), *around), mode="edge"), np.pad(valid, around, mode="edge")))
+    if not kept:
+        return job, [], None, None
+    lefts, numbers, valid = zip(*kept, strict=True)
+    return job, list(lefts), torch.from_numpy(np.stack(numbers)), torch.from_numpy(np.stack(valid))
 
 
 def read_window(scene: Scene, top: int, left: int, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -114,9 +216,15 @@ def read_window(scene: Scene, top: int, left: int, side: int) -> tuple[np.ndarra
 
     Numbers are of a type that torch computes with: it hardly does with unsigned ones of 16 and 32 bits.
     """
+    numbers, valid, around = _held(scene, top, left, side)
+    return np.pad(numbers, ((0, 0), *around), mode="edge"), np.pad(valid, around)
+
+
+def _held(scene: Scene, top: int, left: int, side: int) -> tuple[np.ndarray, np.ndarray, Any]:
+    """What the scene has of a window, and how many rows and columns of it lie before and behind."""
     row, column = max(top, 0), max(left, 0)
     bottom, right = min(top + side, scene.height), min(left + side, scene.width)
     numbers, valid = scene.read_valid(Window(column, row, right - column, bottom - row))
     around = ((row - top, top + side - bottom), (column - left, left + side - right))
     numbers = numbers.astype(np.float32) if numbers.dtype.kind in "ui" and numbers.dtype != np.uint8 else numbers
-    return np.pad(numbers, ((0, 0), *around), mode="edge"), np.pad(valid, around)
+    return numbers, valid, around

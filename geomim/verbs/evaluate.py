@@ -1,7 +1,7 @@
 """`geomim evaluate`: how good is a frozen encoder, beside its floors?"""
 
 import itertools
-import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from rich.progress import Progress, track
 from torch import Tensor, nn
 
 from geomim import __version__
-from geomim.corpus.store import Corpus
+from geomim.corpus.store import Corpus, write_json
 from geomim.data.labelled import Labelled, LabelledData, open_labelled
 from geomim.data.masked import choose_patches, open_masked
 from geomim.errors import BandError, CheckpointError, ConfigError
@@ -186,7 +186,7 @@ def evaluate(
     scores = Scores(images.name, about, tuple(probed.rows), notes, floor)
     console = Console(markup=False, highlight=False)  # brackets in names are no style
     console.print(scores.table())
-    _save(candidate, images, scores, probed, about["pool"], Path(out))
+    _save(candidate, images, scores, probed, Path(out))
     console.print(f"wrote {out}: evaluation.json, tables, and the fitted probes {', '.join(probed.fits) or '(none)'}")
     console.print(f"look at: {Path(out) / 'index.html'}", soft_wrap=True)
     return scores
@@ -377,10 +377,10 @@ def _beside(candidate: Candidate, classes: Sequence[str], probed: Probed, train:
     return notes
 
 
-def _save(candidate: Candidate, images: LabelledData, scores: Scores, probed: Probed, pool: str, out: Path) -> None:
+def _save(candidate: Candidate, images: LabelledData, scores: Scores, probed: Probed, out: Path) -> None:
     """Write the probes, then the scores that name them, and the page."""
     out.mkdir(parents=True, exist_ok=True)
-    digest = fingerprint(candidate.encoder)
+    source, pool, digest = scores.protocol["checkpoint"], scores.protocol["pool"], fingerprint(candidate.encoder)
     for kind, fit in probed.fits.items():
         row = scores.find(candidate.name, kind)
         card = ProbeCard(
@@ -392,9 +392,8 @@ def _save(candidate: Candidate, images: LabelledData, scores: Scores, probed: Pr
             accuracy=row.accuracy if row else 0.0,
             scale=images.side / candidate.image_size if images.side else 1.0,
             gsd=candidate.gsd,
+            checkpoint=os.path.abspath(source) if os.path.exists(source) else source,
         )
         save_probe(out / f"{kind}.safetensors", fit.probe, card)
-    part = out / ".evaluation.json.part"
-    part.write_text(json.dumps(scores.to_dict(), indent=2) + "\n", encoding="utf-8")
-    part.replace(out / "evaluation.json")
+    write_json(out / "evaluation.json", scores.to_dict())
     write_page(out, scores, probed.shares, images)

@@ -277,6 +277,7 @@ def keep(out: Path, task: Any, windows: Windows) -> None:
     out.mkdir(parents=True, exist_ok=True)
     kept = {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams)}
     kept |= {"pytorch-lightning_version": pl.__version__, "geomim_task": TASK_OF[windows.labels.kind]}
+    kept["geomim_size"] = windows.size
     task.on_save_checkpoint(kept)
     torch.save(kept, part := out / ".task.part")
     part.replace(out / "task.ckpt")

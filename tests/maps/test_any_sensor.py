@@ -17,7 +17,8 @@ from geomim.corpus.scenes import open_scene
 from geomim.corpus.store import Corpus
 from geomim.data.labelled import open_labelled
 from geomim.errors import BandError, ConfigError
-from geomim.maps.predict import _mapper, cluster, predict
+from geomim.maps.cluster import cluster
+from geomim.maps.encoder import open_encoder
 from geomim.models.build import build_encoder
 from geomim.models.vit import ViT
 from geomim.models.weights import read_encoder
@@ -26,6 +27,7 @@ from geomim.pretrain.recipes import RECIPES
 from geomim.sensors import Band, BandContract, Sensor, get_sensor, stated_contract
 from geomim.verbs.embed import embed, unlabelled
 from geomim.verbs.evaluate import evaluate, open_candidate
+from geomim.verbs.predict import predict
 
 CONTRACTS = {
     "naip": BandContract(get_sensor("naip"), (125.0,) * 4, (60.0,) * 4),
@@ -100,9 +102,9 @@ def test_mapped_with_the_bands_of_the_probe_or_of_the_scene(checkpoint: str, tmp
     assert [band["name"] for band in card["contract"]["sensor"]["bands"]] == ["red", "green", "blue", "nir"]
     scene = write(tmp_path / "scene.tif", "naip")
     probe = str(tmp_path / "out" / "linear.safetensors")
-    assert predict(checkpoint, probe, [scene], str(tmp_path / "map.tif"), device="cpu")[0].exists()
+    assert predict([scene], probe, str(tmp_path / "map.tif"), device="cpu")[0].exists()
     with pytest.raises(BandError, match="red"):
-        predict(checkpoint, probe, [write(tmp_path / "other.tif", "sentinel1")], str(tmp_path), device="cpu")
+        predict([write(tmp_path / "other.tif", "sentinel1")], probe, str(tmp_path), device="cpu")
     capsys.readouterr()
     assert cluster(checkpoint, [scene], str(tmp_path / "clusters.tif"), clusters=2, device="cpu")[0].exists()
     assert "seen as 'naip'" in capsys.readouterr().out
@@ -128,11 +130,11 @@ def test_positions_are_made_for_the_metres_a_pixel_of_the_data(tmp_path: Path, c
     assert "of 1 to 2 m, and all" in open_labelled(mixed, "train", "val").gsd_at(24, contract)[1]
     scene, probe = write(tmp_path / "scene.tif", "naip"), str(tmp_path / "out")  # of 2 m
     capsys.readouterr()
-    predict(path, probe, [scene], str(tmp_path / "map.tif"), device="cpu")
+    predict([scene], probe, str(tmp_path / "map.tif"), device="cpu")
     assert "made for 2 m; the probe was fitted at 5 m" in " ".join(capsys.readouterr().out.split())
-    mapper = _mapper(path, None, "cpu", lambda _: (contract, ()), 5.0)
+    frozen = open_encoder(path, None, "cpu", lambda _: (contract, ()), 5.0)
     with open_scene(scene, sensor) as opened_scene:
-        here = mapper.at(opened_scene)
+        here = frozen.at(opened_scene.gsd)
     torch.testing.assert_close(
         here.encoder.pos_embed, encoder.positions((3, 3), torch.full((1,), 2.0)), atol=5e-3, rtol=0
     )

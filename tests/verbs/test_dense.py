@@ -16,10 +16,10 @@ from geomim.errors import ConfigError, CorpusError
 from geomim.evaluate.intervals import interval
 from geomim.evaluate.saved import load_probe
 from geomim.evaluate.scores import PIXELS, RANDOM
-from geomim.maps.predict import predict
 from geomim.models.vit import ViT
 from geomim.sensors import SENSORS, BandContract
 from geomim.verbs.evaluate import evaluate
+from geomim.verbs.predict import predict
 
 COLOURS = np.array([[60, 60, 60], [190, 190, 190]])
 
@@ -80,14 +80,14 @@ def test_patches_are_scored_beside_their_floors(made):
 
 
 def test_predict_makes_a_map_with_it(made, tmp_path):
-    root, path, _ = made
+    root, *_ = made
     _, card = load_probe(root / "out")
     assert (card.kind, card.pool, card.classes) == ("linear", "patch", ("field", "forest"))
     kinds = land(1, 56, seed=9)[0]
     profile = {"transform": from_origin(0, 56, 1, 1), "crs": "EPSG:32632", "dtype": "uint8", "count": 3}
     with rasterio.open(tmp_path / "scene.tif", "w", driver="GTiff", height=56, width=56, **profile) as raster:
         raster.write(pixels(kinds, 5))
-    (written,) = predict(path, str(root / "out"), [str(tmp_path / "scene.tif")], str(tmp_path / "map.tif"))
+    (written,) = predict([str(tmp_path / "scene.tif")], str(root / "out"), str(tmp_path / "map.tif"))
     with rasterio.open(written) as raster:
         assert (raster.read(1) == kinds[::4, ::4]).mean() > 0.9
         assert raster.tags(1)["CLASS_1"] == "forest"

@@ -75,7 +75,7 @@ def environment(uri: str) -> rasterio.Env:
         GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR" if is_remote(uri) else "TRUE",
         GDAL_ERROR_ON_LIBJPEG_WARNING="YES",
         GDAL_PNG_WHOLE_IMAGE_OPTIM="NO",  # the fast path returns garbage for a truncated PNG (seen in GDAL 3.10)
-        GDAL_CACHEMAX=256,  # MB
+        GDAL_CACHEMAX=256 * 2**20,  # rasterio takes bytes; less, and blocks are decoded again for every window
         **(_NETWORK if is_remote(uri) else {}),
     )
 

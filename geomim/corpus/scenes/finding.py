@@ -13,6 +13,7 @@ from geomim.addresses import keep
 from geomim.corpus.scenes.archives import archive_of, archive_root, is_archive, members, open_folder
 from geomim.corpus.scenes.bandfiles import PRODUCT, BandFiles, band_groups, band_of, group_of, groups_in
 from geomim.corpus.scenes.files import SUFFIXES, is_remote, open_dataset, parts_of, split_address
+from geomim.corpus.scenes.maps import without_maps
 from geomim.corpus.store import holds_corpus
 from geomim.errors import InputError
 
@@ -31,8 +32,9 @@ def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[st
     items, and files of one band each whose names differ by that band alone (`T32UPU_20210601_B02.tif`, `..._B03.tif`):
     these are the scene `FOLDER/T32UPU_20210601`, or `FOLDER` where they have nothing but the band in their names or are
     the one Landsat product in it. ZIP and TAR archives are searched where they are named themselves. Links to folders
-    are followed, each folder once; hidden files, and folders that are a corpus, are left out. Addresses (`https://`,
-    `/vsi...`) pass unchecked, without what signs them (see `geomim.addresses`).
+    are followed, each folder once; hidden files, folders that are a corpus, and maps that geomim made of scenes are
+    left out, the latter aloud. Addresses (`https://`, `/vsi...`) pass unchecked, without what signs them (see
+    `geomim.addresses`).
 
     Returns:
         Sorted, each once.
@@ -47,7 +49,7 @@ def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[st
     for source in given:
         if os.path.exists(split_address(source)[0]) or is_remote(source) or group_of(source):
             matches = [keep(source)]
-        elif not (matches := glob.glob(source, recursive=True)):
+        elif not (matches := sorted(without_maps(glob.glob(source, recursive=True)))):
             raise InputError(f"'{source}' does not exist: give a raster, a folder of rasters or a pattern")
         for path in matches:
             if os.path.isdir(path):
@@ -134,7 +136,7 @@ def _in_folder(root: str) -> set[str]:
                 if (inner := _item_parts(item)) is not None:
                     found[item] = item
                     parts.update(inner)
-    return {uri for uri, file in found.items() if os.path.normpath(file) not in parts} if parts else set(found)
+    return without_maps(uri for uri, file in found.items() if os.path.normpath(file) not in parts)
 
 
 def _of_files(parent: str, files: Iterable[str]) -> dict[str, str]:

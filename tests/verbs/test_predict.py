@@ -1,0 +1,245 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import rasterio
+from drawn_scenes import CLASSES, kinds, save_encoder, save_probes, texture, write
+from rasterio import Affine
+from rio_cogeo.cogeo import cog_validate
+
+from geomim.cli import main
+from geomim.corpus.scenes import find_scenes
+from geomim.errors import BandError, CheckpointError, ConfigError, InputError
+from geomim.evaluate.saved import load_probe, save_probe
+from geomim.maps.windows import Walk
+from geomim.verbs.predict import predict
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    save_probes(folder)
+    return folder
+
+
+def test_known_classes_come_back_where_they_are(trained, tmp_path, capsys):
+    pixels = texture(kinds())
+    pixels[:, :16, :20] = 0
+    path = write(tmp_path / "scene.tif", pixels, nodata=0)
+    (written,) = predict([str(path)], str(trained), str(tmp_path / "maps"))
+    assert written == tmp_path / "maps" / "scene_classes.tif"
+    with rasterio.open(written) as raster, rasterio.open(path) as source:
+        ids, sure = raster.read()
+        assert ids.dtype == np.uint8 and ids.shape == (18, 26) and raster.descriptions == ("class", "confidence")
+        assert raster.crs == source.crs and raster.transform == source.transform * Affine.scale(4)
+        assert raster.nodatavals == (255, 255) and raster.colorinterp[1].name == "undefined"
+        colours = raster.colormap(1)
+        assert len({colours[index][:3] for index in range(3)}) == 3
+        assert raster.tags(1)["CLASS_2"] == "water"
+        assert raster.tags()["SCENE"] == str(path) and raster.tags()["MODEL"] == str(trained)
+    expected = kinds(72, 104)[::4, ::4]
+    expected[:4, :5] = 255
+    expected[:, 25] = 255  # one pixel of four columns is inside the scene
+    assert np.array_equal(ids == 255, expected == 255) and np.array_equal(ids == 255, sure == 255)
+    assert (ids == expected).mean() > 0.97
+    assert 34 <= sure[sure < 255].min() and sure[sure < 255].max() <= 100
+    assert cog_validate(str(written), quiet=True) == (True, [], [])
+    names = (tmp_path / "maps" / "scene_classes.tif.aux.xml").read_text()
+    assert "<Category>forest &amp; field</Category>" in names
+    assert sorted(file.name for file in written.parent.iterdir()) == [
+        "scene_classes.qml", "scene_classes.tif", "scene_classes.tif.aux.xml",
+    ]  # fmt: skip
+    entries = ElementTree.parse(written.with_suffix(".qml")).findall(
+        "./pipe/rasterrenderer[@type='paletted']//*[@value]"
+    )
+    assert [(one.get("value"), one.get("label")) for one in entries] == [(str(n), c) for n, c in enumerate(CLASSES)]
+    assert entries[2].get("color") == "#{:02x}{:02x}{:02x}".format(*colours[2][:3])
+    hectares = (ids == 2).sum() * (8 * 8) / 1e4
+    told = next(line for line in capsys.readouterr().out.splitlines() if "water:" in line)
+    assert float(told.split()[1]) == pytest.approx(hectares, rel=0.01)
+
+
+def test_flips_overlap_and_pixels_change_the_map_as_they_say(trained, tmp_path):
+    path = str(write(tmp_path / "scene.tif", texture(kinds(96, 96))))
+    plain, pixels, flipped, single = (
+        rasterio.open(predict([path], str(trained), str(tmp_path / f"{name}.tif"), **given)[0]).read()
+        for name, given in {
+            "a": {}, "b": {"resolution": "pixel"}, "c": {"flips": True}, "d": {"overlap": 0.0},
+        }.items()
+    )  # fmt: skip
+    assert pixels.shape == (2, 96, 96) and flipped.shape == plain.shape == (2, 24, 24)
+    assert (pixels[0] == kinds(96, 96)).mean() > 0.97 and (flipped[0] == plain[0]).mean() > 0.97
+    assert not np.array_equal(flipped[1], plain[1]) and not np.array_equal(single[1], plain[1])
+    with pytest.raises(ConfigError, match=r"0 to 0\.9; given 1"):
+        predict([path], str(trained), str(tmp_path / "e.tif"), overlap=1.0)
+
+
+def test_a_scene_of_a_window_and_smaller_ones_are_mapped_whole(trained, tmp_path):
+    for height, width in ((3, 5), (32, 32), (33, 130)):
+        path = write(tmp_path / f"{width}.tif", texture(np.zeros((height, width), int)))
+        (written,) = predict([str(path)], str(trained), str(tmp_path / f"{width}_map.tif"))
+        ids = rasterio.open(written).read(1)
+        assert (ids[: height // 4, : width // 4] == 0).all()
+
+
+def test_band_order_is_matched_by_name_and_other_bands_refused_by_file(trained, tmp_path):
+    pixels = texture(kinds())
+    shuffled = write(tmp_path / "b.tif", pixels[[3, 2, 1, 0]], ("nir", "blue", "green", "red"))
+    plain = write(tmp_path / "a.tif", pixels)
+    maps = predict([str(plain), str(shuffled)], str(trained), str(tmp_path / "maps"))
+    one, other = (rasterio.open(path).read(1) for path in maps)
+    assert np.array_equal(one, other)
+    for name, sensor in (("c", None), ("d", "naip")):
+        wrong = write(tmp_path / f"{name}.tif", pixels[:2], ("VV", "VH"))
+        with pytest.raises(BandError, match=rf"{name}\.tif.*VV"):
+            predict([str(wrong)], str(trained), str(tmp_path / "maps"), sensor=sensor)
+        assert not (tmp_path / "maps" / f"{name}_classes.tif").exists()
+
+
+def test_the_bands_of_the_model_suffice_where_a_file_names_none(trained, tmp_path, capsys):
+    pixels = texture(kinds())
+    plain, unnamed = write(tmp_path / "a.tif", pixels), write(tmp_path / "b.tif", pixels, (), photometric="MINISBLACK")
+    maps = predict([str(plain), str(unnamed)], str(trained), str(tmp_path / "maps"))
+    assert np.array_equal(*(rasterio.open(path).read() for path in maps))
+    assert "b.tif' names no bands: they are assumed to be red, green, blue, nir" in capsys.readouterr().out
+
+
+def test_scene_without_place_and_the_other_probe(trained, tmp_path, capsys):
+    path = write(tmp_path / "scene.tif", texture(kinds()), crs=None, transform=Affine.identity())
+    (written,) = predict([str(path)], str(trained / "efficient.json"), str(tmp_path / "m.tif"))
+    with rasterio.open(written) as raster:
+        assert raster.crs is None
+        assert set(np.unique(raster.read(1))) <= {0, 1, 2, 255}
+    assert "pixels of the map" in capsys.readouterr().out
+
+
+def test_a_probe_finds_its_encoder_and_refuses_another(trained, tmp_path):
+    path = str(write(tmp_path / "scene.tif", texture(kinds())))
+    out = str(tmp_path / "map.tif")
+    save_encoder(tmp_path / "b.ckpt", seed=1)
+    with pytest.raises(CheckpointError, match="another encoder"):
+        predict([path], str(trained), out, encoder=str(tmp_path / "b.ckpt"))
+    probe, card = load_probe(trained)
+    for checkpoint, sentence in ((None, "name it with --encoder"), ("/gone.ckpt", "say with --encoder where")):
+        save_probe(tmp_path / "p.safetensors", probe, card.__class__(**vars(card) | {"checkpoint": checkpoint}))
+        with pytest.raises(CheckpointError, match=sentence):
+            predict([path], str(tmp_path / "p.json"), out)
+    assert predict([path], str(tmp_path / "p.json"), out, encoder=str(trained / "a.ckpt"))[0].exists()
+    with pytest.raises(CheckpointError, match="an encoder alone knows no classes"):
+        predict([path], str(trained / "a.ckpt"), out)
+
+
+def test_two_scenes_need_a_folder_and_two_names(trained, tmp_path):
+    (tmp_path / "x").mkdir()
+    paths = [str(write(folder / "s.tif", texture(kinds()))) for folder in (tmp_path, tmp_path / "x")]
+    for out, sentence in (("m.tif", "give a folder"), ("maps", "s_classes.tif")):
+        with pytest.raises(InputError, match=sentence):
+            predict(paths, str(trained), str(tmp_path / out))
+
+
+def test_maps_beside_their_scenes_are_no_scenes(trained, tmp_path, capsys):
+    for name in "ab":
+        write(tmp_path / f"{name}.tif", texture(kinds()))
+    for _ in range(2):
+        predict([str(tmp_path)], str(trained), str(tmp_path))
+    said = capsys.readouterr().out
+    assert "2 maps that geomim made are left out" in said and said.count("is there already") == 2
+    assert sorted(file.name for file in tmp_path.glob("*.tif")) == ["a.tif", "a_classes.tif", "b.tif", "b_classes.tif"]
+    assert find_scenes(str(tmp_path / "a_classes.tif")) == [str(tmp_path / "a_classes.tif")]  # by name it is one
+
+
+def test_a_file_of_another_scene_is_not_written_over(trained, tmp_path):
+    one, other = (str(write(tmp_path / f"{name}.tif", texture(kinds()))) for name in "ab")
+    out = tmp_path / "map.tif"
+    predict([one], str(trained), str(out))
+    before = out.read_bytes()
+    with pytest.raises(InputError, match=r"map.tif' is a map of '.*a.tif', not of '.*b.tif'"):
+        predict([other], str(trained), str(out))
+    with pytest.raises(InputError, match="no map that geomim made"):
+        predict([one], str(trained), other)
+    assert out.read_bytes() == before
+    predict([one], str(trained), str(out), overlap=0.25)
+    assert out.read_bytes() != before  # the same scene, otherwise
+
+
+def test_a_scene_far_from_the_model_in_metres_a_pixel_is_said(trained, tmp_path, capsys):
+    far = {"transform": Affine(10, 0, 500000, 0, -10, 4000000)}
+    predict(
+        [str(write(tmp_path / "a.tif", texture(kinds()), **far))], str(trained), str(tmp_path / "m.tif"), sensor="naip"
+    )
+    said = capsys.readouterr().out
+    assert "has 10 m a pixel, and the model was fitted at" in said
+
+
+def test_all_nodata_and_pixels_that_are_no_numbers(trained, tmp_path, capsys):
+    pixels = texture(kinds()).astype(np.float32)
+    pixels[1, :8, :8], pixels[2, 40:60, 60:80] = np.nan, np.inf
+    found = predict([str(write(tmp_path / "a.tif", pixels))], str(trained), str(tmp_path / "a_map.tif"), sensor="naip")
+    ids = rasterio.open(found[0]).read(1)
+    assert (ids[:2, :2] == 255).all() and (ids[10:15, 15:20] == 255).all() and (ids == 255).sum() == 4 + 25 + 18
+    empty = write(tmp_path / "b.tif", np.zeros((4, 40, 40), np.uint8), nodata=0)
+    (written,) = predict([str(empty)], str(trained), str(tmp_path / "b_map.tif"))
+    assert (rasterio.open(written).read() == 255).all()
+    assert "all is nodata: so is its map" in capsys.readouterr().out
+
+
+def test_a_corrupt_block_is_refused_with_its_place_and_the_rest_goes_on_when_it_is_mended(trained, tmp_path, capsys):
+    whole = write(
+        tmp_path / "s.tif", texture(kinds(1024, 64)), tiled=True, blockxsize=16, blockysize=16, compress="deflate"
+    )
+    content = whole.read_bytes()
+    (expected,) = predict([str(whole)], str(trained), str(tmp_path / "expected.tif"))
+    with rasterio.open(whole) as raster:
+        offset = int(raster.get_tag_item("BLOCK_OFFSET_0_60", "TIFF", bidx=1))
+    broken = bytearray(content)
+    broken[offset : offset + 60] = b"\0" * 60
+    whole.write_bytes(bytes(broken))
+    with pytest.raises(InputError, match=r"s\.tif' cannot be read at row \d+, column \d+"):
+        predict([str(whole)], str(trained), str(tmp_path / "map.tif"))
+    assert not (tmp_path / "map.tif").exists() and list((tmp_path / ".map.tif.work").glob("0*.tif"))
+    whole.write_bytes(content)
+    (found,) = predict([str(whole)], str(trained), str(tmp_path / "map.tif"))
+    assert "its rows before that are kept" in capsys.readouterr().out
+    assert np.array_equal(rasterio.open(found).read(), rasterio.open(expected).read())
+    assert not (tmp_path / ".map.tif.work").exists()
+
+
+def test_killed_and_started_again_a_map_has_the_same_bytes(trained, tmp_path):
+    scene = str(write(tmp_path / "scene.tif", texture(kinds(600, 96))))
+    given = ["predict", scene, "--model", str(trained), "--overlap", "0.75", "--out"]
+    assert main([*given, str(tmp_path / "whole.tif")]) == 0
+    out, work = tmp_path / "map.tif", tmp_path / ".map.tif.work"
+    program = [sys.executable, "-c", "import sys; from geomim.cli import main; sys.exit(main(sys.argv[1:]))"]
+    process = subprocess.Popen([*program, *given, str(out)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while process.poll() is None and not (work / "000003.tif").exists():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    begun = {file.name: file.stat().st_mtime_ns for file in work.glob("0*.tif")}
+    assert not out.exists() and 3 < len(begun) < len(Walk(600, 96, 4, 8, 6).rows)
+    assert main([*given, str(out)]) == 0
+    assert out.read_bytes() == (tmp_path / "whole.tif").read_bytes() and not work.exists()
+
+
+def test_a_full_disk_is_told_in_a_sentence_and_leaves_no_half_map(trained, tmp_path, monkeypatch, capsys):
+    scene = str(write(tmp_path / "scene.tif", texture(kinds(200, 64))))
+    count, sync = [0], os.fsync
+
+    def full(descriptor):
+        count[0] += 1
+        if count[0] > 3:
+            raise OSError(28, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    given = ["predict", scene, "--model", str(trained), "--out", str(tmp_path / "map.tif")]
+    assert main(given) == 1
+    assert "no space is left for" in capsys.readouterr().err
+    assert not (tmp_path / "map.tif").exists() and len(list((tmp_path / ".map.tif.work").glob("0*.tif"))) == 3
+    monkeypatch.undo()
+    assert main(given) == 0 and (tmp_path / "map.tif").exists()
