@@ -131,7 +131,8 @@ def _dispatch(arguments: list[str], alone: bool) -> int:
         name = " ".join(arguments[:words])
         if name in VERBS:
             helping = alone and bool({"-h", "--help"} & {*arguments})
-            with starting(_absent(helping, VERBS[name].extra)) if alone else nullcontext():
+            room = "finetune" if name == "predict" else VERBS[name].extra  # whose tasks it may open
+            with starting(_absent(helping, room)) if alone else nullcontext():
                 call = _load(name)
             if VERBS[name].target.endswith(":run"):
                 call(arguments[words:])

@@ -126,16 +126,26 @@ class Windows(pl.LightningDataModule):
         other._share_out(split)
         return other
 
+    def undivided(self) -> Windows:
+        """The same windows, of which all train, and none tests; without a box no more than their greatest share."""
+        other = copy.copy(self)
+        other._part(np.full(len(self._surveyed[0]), "train"))
+        return other
+
     def _share_out(self, split: Split) -> None:
         (cuts, counts, ground), told = self._surveyed, told_parts(self.labels.items, split.test)
         parts, said = divide(ground, counts, np.array([told[cut.item] for cut in cuts]), split, self.labels.classes)
-        if self.labels.kind in ("boxes", "oboxes"):
-            parts = self._fewer(parts, counts.any(1), self.empty)
-        self.parts = {part: [cuts[at] for at in np.flatnonzero(parts == part)] for part in ("train", "val", "test")}
+        self._part(parts)
         who = "you say" if split.test else "their folder says"
         tested = [f"{told.count('test')} of {len(told)} images are the test, as {who}"] if "test" in told else []
         sizes = ", ".join(f"{len(own)} {part}" for part, own in self.parts.items())
         self.notes = [*self._known, *tested, *said, f"windows of {self.size} x {self.size} pixels: {sizes}"]
+
+    def _part(self, parts: np.ndarray) -> None:
+        cuts, counts, _ = self._surveyed
+        if self.labels.kind in ("boxes", "oboxes"):
+            parts = self._fewer(parts, counts.any(1), self.empty)
+        self.parts = {part: [cuts[at] for at in np.flatnonzero(parts == part)] for part in ("train", "val", "test")}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"trainer": None}  # reading processes that are spawned have no use for it

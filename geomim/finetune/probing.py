@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from geomim.evaluate.features import device_of
 from geomim.evaluate.probes import LinearProbe, fit_linear
 from geomim.finetune.datamodule import Cut, Samples, Windows, together
 from geomim.finetune.progress import watched
@@ -43,9 +44,11 @@ class Probing(Tuning):
 
     def train(self, windows: Windows, steps: int = 0, start: str = "") -> Any:
         """A task whose head is fitted on the encoder's maps, on those of `RANDOM` weights, or on `PIXELS`."""
-        task, cuts = self.make(start).eval(), windows.parts["train"]
+        device = device_of({"gpu": "cuda"}.get(self.running.accelerator, self.running.accelerator))
+        task, cuts = self.make(start).eval().to(device), windows.parts["train"]
         if start == PIXELS and self.kind == "class":
-            task.model.network, task.model.mean, task.model.deviation = _Moments(), torch.zeros(1), torch.ones(1)
+            mean, deviation = torch.zeros(1, device=device), torch.ones(1, device=device)
+            task.model.network, task.model.mean, task.model.deviation = _Moments(), mean, deviation
         if (count := len(cuts)) > _WINDOWS:
             print(f"note: {_WINDOWS} of {count} windows are read to fit a head on {start or 'the encoder'}")
         cuts = [cuts[at] for at in np.unique(np.linspace(0, len(cuts) - 1, _WINDOWS).astype(int))]
@@ -67,7 +70,7 @@ class Probing(Tuning):
         else:
             head, weights["weight"] = head.predict, weights["weight"][..., None, None]
         head.load_state_dict(weights)
-        return task
+        return task.cpu()
 
     @torch.no_grad()
     def _read(self, task: Any, windows: Windows, cuts: list[Cut], start: str) -> dict[Cut, tuple[Tensor, Tensor]]:
@@ -81,7 +84,7 @@ class Probing(Tuning):
         else:  # gives what it reads, where it lies
             predict, stride, head.predict, head.stride = head.predict, head.stride, nn.Identity(), 1
         for batch in watched(loader, f"reading windows, {start or 'encoder'}"):  # type: ignore[arg-type]
-            said = read(batch["image"])
+            said = read(batch["image"].to(task.device)).cpu()
             if self.kind == "class":
                 found += zip(said.to(kind).split(1), batch["label"].split(1), strict=True)
                 continue

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import lightning.pytorch as pl
 import numpy as np
@@ -29,7 +29,7 @@ from geomim.finetune.classification import Classification
 from geomim.finetune.datamodule import Cut, Samples, Windows, together
 from geomim.finetune.detection import Detection, answers_for
 from geomim.finetune.labels import Labels
-from geomim.finetune.necks import Neck
+from geomim.finetune.necks import Neck, check_name
 from geomim.finetune.pictures import Drawn, Shown
 from geomim.finetune.segmentation import Segmentation
 from geomim.maps.windows import read_window
@@ -89,9 +89,11 @@ class Model:
                 f"model.head {given['head']}: the labels are {'rotated' if kind == 'oboxes' else 'upright'} boxes, and "
                 "rotated ones are for the head oriented alone"
             )
-        known = signature(TASKS[TASK_OF[kind]].__init__).parameters
+        known = signature(made := TASKS[TASK_OF[kind]].__init__).parameters
         for name in given.keys() - known.keys():
             raise ConfigError(f"model.{name}: {TASK_OF[kind]} has none; leave it out")
+        if "head" in given:  # which would be refused only after all labels are read
+            check_name("model.head", given["head"], get_type_hints(made)["head"])
         return given
 
 
@@ -167,7 +169,7 @@ class Tuning:
         elif start == PIXELS and self.kind != "class":
             other = {"head": "pixels"}
         task = TASKS[TASK_OF[self.kind]](**self.arguments | other)
-        task._looked = True  # windows are normalised by its contract, and check_scene tells what is odd
+        task.normalised = True  # by windows; check_scene tells what is odd
         return task
 
     def steps(self, windows: Windows) -> int:

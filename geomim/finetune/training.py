@@ -81,6 +81,7 @@ class Tuned(LightningModule):
         target: What batches call the labels, see `allowed`.
         said: What the model answered last; torchgeo's test steps keep it to themselves.
         tally: What a test counts, over all ranks, for the task's figures.
+        normalised: Images are known to be normalised by the contract; else the first ones are looked at.
     """
 
     contract: BandContract
@@ -88,8 +89,8 @@ class Tuned(LightningModule):
     target = "label"
     said: Any
     tally: Metric
+    normalised = False
     _moves: bool | None = None
-    _looked = False
 
     def allowed(self) -> tuple[float, float, str]:
         """Lowest and highest label, and both in words."""
@@ -133,8 +134,8 @@ class Tuned(LightningModule):
         names = self.contract.names
         if images.shape[-3] != len(names):
             raise InputError(f"expected images of {len(names)} bands ({', '.join(names)}); given {images.shape[-3]}")
-        if not self._looked:  # the one time that it waits for a device
-            self._looked = True
+        if not self.normalised:  # the one time that it waits for a device
+            self.normalised = True
             low, high = images.min().item(), images.max().item()
             if 0 <= low < high or high > _HIGH:
                 _log.warning(

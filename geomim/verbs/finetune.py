@@ -115,10 +115,9 @@ def _beside(job: Job, opened: Opened, plans: Sequence[Windows], words: list[str]
         start, job = PIXELS, replace(job, model=replace(job.model, head="pixels"))
         words.append("the task that is kept reads pixel statistics: they tell more here than the encoder does")
         print(f"note: {words[-1]}")
-    if again:
-        plans[0].parts["train"] = [cut for plan in plans for cut in plan.parts["test"]]
-    task = tuning.train(plans[0], steps, start) if again else found[start or opened.backbone.name].task
-    keep(Path(out), task, plans[0])
+    windows = plans[0].undivided() if again else plans[0]
+    task = tuning.train(windows, steps, start) if again else found[start or opened.backbone.name].task
+    keep(Path(out), task, windows)
     report(Path(out), opened, found, words, start)
     run = Running(max_steps=steps or None, probe=job.run.probe)
     close(replace(job, windows=replace(job.windows, size=opened.size), run=run))

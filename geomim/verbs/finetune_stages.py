@@ -221,7 +221,7 @@ def _stored(job: Job, task: str | None = None) -> Any:
     if task not in (None, name):
         raise ConfigError(f"'{path}' is of {name}; the labels are for {task}")
     found = TASKS[name].load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
-    found._looked = True  # scenes are normalised by its contract, and check_scene tells what is odd
+    found.normalised = True  # by windows; check_scene tells what is odd
     return found
 
 
@@ -229,10 +229,10 @@ def _check_unseen(job: Job, windows: Windows) -> None:
     """Refuse a test on ground that was trained on."""
     seen: dict[str, list[list[int]]] = {}
     for image, *place in json.loads((Path(job.out) / "trained.json").read_text()):
-        seen.setdefault(os.path.abspath(image), []).append(place)
+        seen.setdefault(os.path.realpath(image), []).append(place)
 
     def touches(cut: Cut) -> bool:
-        there = seen.get(os.path.abspath(windows.labels.items[cut.item].image), ())
+        there = seen.get(os.path.realpath(windows.labels.items[cut.item].image), ())
         near = (top < cut.top + cut.side and cut.top < top + side and left < cut.left + cut.side
                 and cut.left < left + side for top, left, side in there)  # fmt: skip
         return any(near)

@@ -97,7 +97,7 @@ def _open(model: str, resolution: str | None, encoder: str | None, heads: int | 
     predicting, run = (_finetune(name) for name in ("predict", "run"))
     task, size = predicting.open_task(Path(model), run.TASKS)
     if not isinstance(task, run.TASKS["segmentation"]):
-        raise ConfigError(f"'{model}' is no task of segmentation: use geomim finetune predict")
+        raise CheckpointError(f"'{model}' is no task of segmentation: use geomim finetune predict")
     looker: Looker = predicting.segmenter(task, size, device)
     return looker
 

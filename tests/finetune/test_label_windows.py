@@ -380,6 +380,11 @@ def test_boxes_belong_to_the_window_of_their_middle_and_are_cut_at_its_border(tm
     assert isinstance(batch["label"], list) and batch["bbox_xyxy"][0].dtype == torch.float32
     empty = sum(not len(sample["label"]) for sample in each(windows.train_dataloader()))
     assert 0 < empty <= len(windows.parts["train"]) / 2
+    whole = windows.undivided()  # which a task that is kept is trained on
+    empty = sum(not len(sample["label"]) for sample in each(whole.train_dataloader()))
+    assert 0 < empty <= len(whole.parts["train"]) / 2
+    assert len(whole.parts["train"]) - empty > len(windows.parts["train"]) / 2
+    assert not whole.parts["test"]
     assert "obox" in windows_of(windows.labels, "oboxes")
 
 

@@ -273,6 +273,24 @@ def test_what_is_kept_reads_new_scenes_and_refuses_to_be_tested_on_what_it_saw(k
         scored(**parse(scored, [*config, "--split.folds", "2"], "finetune test"))
 
 
+def test_a_task_of_pixels_makes_maps_by_the_verb_for_all_models(made, tmp_path, capsys) -> None:
+    folder, _ = made("mask")
+    scene = save(tmp_path / "new.png", photograph(99, (70, 101)))
+    out = tmp_path / "map.tif"
+    for model in (folder / "out", folder / "out" / "task.ckpt"):
+        assert main(["predict", str(scene), "--model", str(model), "--out", str(out)]) == 0
+    assert "is there already" in capsys.readouterr().out, "of one task, however it is named"
+    with rasterio.open(out) as raster:
+        ids, sure = raster.read()
+        assert raster.shape == (70, 101) and {*np.unique(ids).tolist()} <= {0, 1}
+        assert sure.min() >= 50 and sure.max() <= 100, "per cent of the likelier of two"
+    for flag, value in (("--resolution", "patch"), ("--encoder", "a.ckpt")):
+        assert main(["predict", str(scene), "--model", str(folder / "out"), "--out", "b.tif", flag, value]) == 2
+    boxes, _ = made("boxes")
+    assert main(["predict", str(scene), "--model", str(boxes / "out"), "--out", "b.tif"]) == 1
+    assert "no task of segmentation" in capsys.readouterr().err
+
+
 def test_a_config_trains_scores_val_and_then_the_test(encoder: str, tmp_path: Path, capsys) -> None:
     mask(tmp_path)
     written = {
@@ -317,6 +335,8 @@ def test_what_cannot_be_meant_is_refused_by_name(encoder: str, tmp_path: Path) -
         Model(join="difference").arguments("mask")
     with pytest.raises(ConfigError, match="upright boxes"):
         Model(head="oriented").arguments("boxes")
+    with pytest.raises(ConfigError, match=r"unknown model.head 'upernett'; did you mean 'upernet'"):
+        Model(head="upernett").arguments("mask")
     with pytest.raises(ConfigError, match=r"run\.minutes"):
         Running(minutes=0)
     mask(tmp_path)
