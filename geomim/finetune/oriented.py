@@ -17,7 +17,9 @@ from torchvision.ops import sigmoid_focal_loss
 from geomim.finetune.necks import Pyramid
 from geomim.finetune.rotated import canonical, in_frame, nms
 
-_CANDIDATES, _OVERLAP, _SCORE, _MOST = 1000, 0.1, 0.05, 300
+OVERLAP = 0.1
+"""Intersection over union above which two turned boxes of a class are one."""
+_CANDIDATES, _SCORE, _MOST = 1000, 0.05, 300
 
 
 class OrientedDetector(nn.Module):
@@ -65,7 +67,7 @@ class OrientedDetector(nn.Module):
         scores, chosen = scores.topk(min(_CANDIDATES, len(scores)))
         places, labels = chosen // self.classes, chosen % self.classes
         boxes = decode(values[places], grid.places[places], grid.strides[places])
-        kept = nms(boxes, scores, labels, _OVERLAP)[:_MOST]
+        kept = nms(boxes, scores, labels, OVERLAP)[:_MOST]
         kept = kept[scores[kept] > _SCORE]
         return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}
 

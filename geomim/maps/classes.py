@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from rasterio.windows import Window
 from geomim.corpus.scenes import Scene
 from geomim.corpus.scenes.maps import MADE
 from geomim.errors import InputError
+from geomim.maps.areas import Area
+from geomim.maps.finder import Finder
+from geomim.maps.layers import ENDINGS, tags_of
 from geomim.maps.looker import Looker, Prepare
 from geomim.maps.rasters import (
     NODATA,
@@ -35,30 +39,32 @@ _BLOCK = 512  # columns of cells that are taken to be of one size
 _GEOD = pyproj.Geod(ellps="WGS84")
 
 
-def targets(scenes: Sequence[str], out: str, suffix: str) -> list[tuple[str, Path]]:
-    """Which scene becomes which file: one `.tif` of one scene, or of any in a folder `NAME_SUFFIX.tif`.
+def targets(
+    scenes: Sequence[str], out: str, suffix: str, endings: tuple[str, ...] = (".tif", ".tiff")
+) -> list[tuple[str, Path]]:
+    """Which scene becomes which file: one file of one scene, or of any in a folder `NAME_SUFFIX` with the first ending.
 
     Raises:
         InputError: Several would be one file, or a scene would be written over.
     """
-    if out.lower().endswith((".tif", ".tiff")):
+    if out.lower().endswith(endings):
         if len(scenes) > 1:
             raise InputError(f"{len(scenes)} scenes for one file '{out}': give a folder")
         if Path(out).absolute() == Path(scenes[0]).absolute():
             raise InputError(f"--out would be written over the scene '{out}': name another file")
         return [(scenes[0], Path(out))]
-    names = [f"{Path(uri).stem}_{suffix}.tif" for uri in scenes]
+    names = [f"{Path(uri).stem}_{suffix}{endings[0]}" for uri in scenes]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"several scenes would be written to {', '.join(twice)}: map them into separate folders")
     return [(uri, Path(out) / name) for uri, name in zip(scenes, names, strict=True)]
 
 
-def card_of(scene: Scene, looker: Looker, walk: Walk) -> dict[str, Any]:
-    """All that a map of a scene depends on, as plain values."""
+def card_of(scene: Scene, looker: Looker | Finder, walk: Walk, also: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """All that a map of a scene depends on, as plain values, with what else it does."""
     told = {"sensor": scene.sensor.to_dict(), "contract": looker.contract.to_dict(), "gsd": scene.gsd}
     made = {"form": _FORM, "made_by": looker.made_by, "walk": [*astuple(walk)], "seen_as": digest(told)}
-    return scene_card(scene.uri) | made
+    return scene_card(scene.uri) | made | dict(also or {})
 
 
 def is_done(path: Path, scene: Scene, card: Mapping[str, Any]) -> bool:
@@ -69,11 +75,7 @@ def is_done(path: Path, scene: Scene, card: Mapping[str, Any]) -> bool:
     """
     if not path.exists():
         return False
-    try:
-        with open_map(path) as raster:
-            tags = raster.tags()
-    except RasterioError:
-        tags = {}
+    tags = _tags(path)
     if MADE not in tags or "SCENE" not in tags:
         raise InputError(f"'{path}' is there and is no map that geomim made of a scene: name another file with --out")
     if tags["SCENE"] != address(scene.uri):
@@ -81,7 +83,43 @@ def is_done(path: Path, scene: Scene, card: Mapping[str, Any]) -> bool:
     return bool(tags[MADE] == digest(card))
 
 
-def draw(scene: Scene, prepare: Prepare, looker: Looker, walk: Walk, path: Path, model: str, batch: int = 16) -> None:
+def _tags(path: Path) -> dict[str, str]:
+    if path.suffix.lower() in ENDINGS:
+        return tags_of(path)
+    try:
+        with open_map(path) as raster:
+            return dict(raster.tags())
+    except RasterioError:
+        return {}
+
+
+def tags_for(scene: Scene, card: Mapping[str, Any], made_by: str, model: str) -> dict[str, str]:
+    """What a file says that is made of a scene; `is_done` reads it."""
+    return {MADE: digest(card), "SCENE": address(scene.uri), "MODEL": model, "MADE_BY": made_by}
+
+
+@contextmanager
+def told_full(path: Path) -> Iterator[None]:
+    """Tell a full disk in a sentence."""
+    try:
+        yield
+    except (OSError, RasterioError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            raise InputError(f"no space is left for '{path}': free some, and the same command goes on") from error
+        raise
+
+
+def draw(
+    scene: Scene,
+    prepare: Prepare,
+    looker: Looker,
+    walk: Walk,
+    path: Path,
+    model: str,
+    also: Mapping[str, Any] | None = None,
+    area: Area | None = None,
+    batch: int = 16,
+) -> None:
     """Write a map of classes: a cloud-optimised GeoTIFF of ids and of how sure they are, with names and a style.
 
     It goes on where an earlier call with the same arguments was stopped, and comes to the same bytes. Hectares of the
@@ -94,35 +132,41 @@ def draw(scene: Scene, prepare: Prepare, looker: Looker, walk: Walk, path: Path,
         walk: Where its windows lie.
         path: The map; names beside it as `.aux.xml`, its style as `.qml`.
         model: What the map says that it was made with.
+        also: What else the map depends on.
+        area: Windows that it does not touch are not looked at, and cells whose middle lies outside are nodata.
         batch: Windows looked at together.
 
     Raises:
         InputError: The scene cannot be read somewhere, another process makes the map, or the disk is full. What is
             finished stays, and the same call goes on with it.
     """
-    card = card_of(scene, looker, walk)
+    card = card_of(scene, looker, walk, also)
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with Strips(path, card) as strips:
-            _look(scene, prepare, looker, walk, strips, batch)
-            tags = {MADE: digest(card), "SCENE": address(scene.uri), "MODEL": model, "MADE_BY": looker.made_by}
-            areas = _finish(scene, looker, walk, strips, tags)
-            strips.remove()
-    except (OSError, RasterioError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            raise InputError(f"no space is left for '{path}': free some, and the same command goes on") from error
-        raise
+    with told_full(path), Strips(path, card) as strips:
+        _look(scene, prepare, looker, walk, strips, area, batch)
+        areas = _finish(scene, looker, walk, strips, tags_for(scene, card, looker.made_by, model))
+        strips.remove()
     _tell(path, scene, looker, walk, areas)
 
 
-def _look(scene: Scene, prepare: Prepare, looker: Looker, walk: Walk, strips: Strips, batch: int) -> None:
+def _look(
+    scene: Scene, prepare: Prepare, looker: Looker, walk: Walk, strips: Strips, area: Area | None, batch: int
+) -> None:
     """Finish the strips that are not."""
     if strips.done == len(walk.rows):
         return
-    count = len(looker.classes)
-    found = (values for _, values in blend(scene, walk, looker.on(prepare), count, batch, strips.done))
+    wanted, inside = (None, None) if area is None else (area.wants(looker.side), area.in_cells(walk.cell))
+
+    def keep(strip: tuple[int, np.ndarray]) -> None:
+        top, values = strip
+        ids = _ids(values)
+        if inside is not None:
+            ids[:, ~inside.mask(Window(0, top, ids.shape[2], ids.shape[1]))] = NODATA
+        strips.add(ids)
+
+    found = blend(scene, walk, looker.on(prepare), len(looker.classes), batch, strips.done, wanted)
     try:
-        for _ in ahead(lambda values: strips.add(_ids(values)), found, 1):  # writes while the next is looked at
+        for _ in ahead(keep, found, 1):  # writes while the next is looked at
             pass
     except InputError:
         strips.broken()

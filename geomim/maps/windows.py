@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -118,20 +118,45 @@ def blend(
     """
     rows, sums = [*walk.rows, walk.shape[0]], _Sums(walk, count)
     first = next(row for row in range(start + 1) if rows[row] + walk.side > rows[start])  # that reaches into the strip
-    jobs = _jobs(walk, first, batch, wanted)
+    for row, lefts, numbers, valid, last in batches(scene, walk, batch, first, wanted):
+        if lefts and not sums.add(lefts, *look(numbers, valid)):
+            place = f"row {rows[row] * walk.cell}, columns from {lefts[0] * walk.cell} on"
+            raise InputError(f"'{scene.uri}': the model's answers at {place} are not finite: look at its weights")
+        if last:
+            values = sums.take(rows[row], rows[row + 1] - rows[row])
+            if row >= start:
+                yield rows[row], values
+
+
+class Windows(NamedTuple):
+    """Windows of a row that are read together.
+
+    Attributes:
+        row: Of windows.
+        lefts: First column of cells of each window that holds image.
+        numbers: `(B, C, S, S)` of these, None where there is none.
+        valid: `(B, S, S)` bool, likewise.
+        last: No more come of the row.
+    """
+
+    row: int
+    lefts: list[int]
+    numbers: Any
+    valid: Any
+    last: bool
+
+
+def batches(
+    scene: Scene, walk: Walk, batch: int, start: int, wanted: Callable[[int, int], bool] | None = None
+) -> Iterator[Windows]:
+    """Read the windows of a scene from a row of windows on; a thread reads ahead. Arguments are those of `blend`."""
+    jobs = _jobs(walk, start, batch, wanted)
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        total, done = len(walk.rows) * len(walk.columns), first * len(walk.columns)
+        total, done = len(walk.rows) * len(walk.columns), start * len(walk.columns)
         task = progress.add_task(f"looking at {Path(scene.uri).name}", total=total, completed=done)
-        for job, lefts, numbers, valid in ahead(lambda one: _read(scene, walk, one), jobs, _AHEAD):
-            if lefts and not sums.add(lefts, *look(numbers, valid)):
-                place = f"row {rows[job.row] * walk.cell}, columns from {lefts[0] * walk.cell} on"
-                raise InputError(f"'{scene.uri}': the model's answers at {place} are not finite: look at its weights")
-            progress.advance(task, len(job.lefts))
-            if job.last:
-                top, below = rows[job.row : job.row + 2]
-                values = sums.take(top, below - top)
-                if job.row >= start:
-                    yield top, values
+        for count, windows in ahead(lambda one: (len(one.lefts), _read(scene, walk, one)), jobs, _AHEAD):
+            yield windows
+            progress.advance(task, count)
 
 
 class _Sums:
@@ -198,7 +223,7 @@ def _jobs(walk: Walk, first: int, batch: int, wanted: Callable[[int, int], bool]
             yield _Job(row, lefts[at : at + batch], at == starts[-1])
 
 
-def _read(scene: Scene, walk: Walk, job: _Job) -> tuple[_Job, list[int], Any, Any]:
+def _read(scene: Scene, walk: Walk, job: _Job) -> Windows:
     """The windows of a job that hold image, stacked."""
     top, side, kept = walk.rows[job.row] * walk.cell, walk.side * walk.cell, []
     for left in job.lefts:
@@ -206,9 +231,10 @@ def _read(scene: Scene, walk: Walk, job: _Job) -> tuple[_Job, list[int], Any, An
         if valid.any():
             kept.append((left, np.pad(numbers, ((0, 0), *around), mode="edge"), np.pad(valid, around, mode="edge")))
     if not kept:
-        return job, [], None, None
+        return Windows(job.row, [], None, None, job.last)
     lefts, numbers, valid = zip(*kept, strict=True)
-    return job, list(lefts), torch.from_numpy(np.stack(numbers)), torch.from_numpy(np.stack(valid))
+    both = (torch.from_numpy(np.stack(one)) for one in (numbers, valid))
+    return Windows(job.row, list(lefts), *both, job.last)
 
 
 def read_window(scene: Scene, top: int, left: int, side: int) -> tuple[np.ndarray, np.ndarray]:

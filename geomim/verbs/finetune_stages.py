@@ -16,7 +16,6 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
-from geomim.corpus.scenes import find_scenes
 from geomim.corpus.store import write_text
 from geomim.errors import CheckpointError, ConfigError, InputError
 from geomim.finetune.backbones import Encoder, open_backbone
@@ -24,12 +23,11 @@ from geomim.finetune.datamodule import Cut, Windows
 from geomim.finetune.labels import open_labels
 from geomim.finetune.labels.items import Asked, some
 from geomim.finetune.places import Split
-from geomim.finetune.predict import predicted
 from geomim.finetune.probing import Probing
 from geomim.finetune.run import TASK_OF, TASKS, Model, Running, Tuning
 from geomim.finetune.training import Training
-from geomim.sensors import get_sensor
 from geomim.verbs.finetune_page import Tested, rows_of, verdict, write_page
+from geomim.verbs.predict import predict as scenes_to_maps
 
 
 @dataclass(frozen=True)
@@ -190,25 +188,18 @@ def test(**given: Any) -> Any:
 
 
 @_staged
-def predict(**given: Any) -> list[str]:
-    """Write what the task of a folder says of scenes that are not done yet: maps, or boxes or classes in tables.
+def predict(**given: Any) -> list[Path]:
+    """Write what the task of a folder says of scenes, into `predicted` there: see `geomim predict`, which this is.
 
-    Give `--config FOLDER/config.yaml --scenes NEW`. Of the arguments below it reads `scenes`, `out`, `windows.size`,
-    `reading.sensor` and `reading.bands` alone, and takes the encoder from the task.
+    Give `--config FOLDER/config.yaml --scenes NEW`. Of the arguments below it reads `scenes`, `out`, `reading.sensor`
+    and `reading.bands` alone, and takes the encoder from the task.
     """
     job = Job(**given)
-    task = _stored(job)
-    if job.windows.size is None:
-        raise ConfigError(f"windows.size: the task tells no size: give --config {job.out}/config.yaml, which does")
-    own, out = job.reading, Path(job.out) / "predicted"
-    uris, sensor = find_scenes(job.scenes), get_sensor(own.sensor) if own.sensor else None
-    files, since = list[str](), (Path(job.out) / "task.ckpt").stat().st_mtime
-    for written in predicted(task, uris, out, job.windows.size, sensor, own.bands, since):
-        print(f"wrote {', '.join(written)}")
-        files += written
-    if not files:
-        print(f"'{out}' holds what is said of all {len(uris)} scenes already: take it away to predict them again")
-    return files
+    out = Path(job.out)
+    if not (out / "task.ckpt").is_file():
+        raise CheckpointError(f"'{out}/task.ckpt' does not exist: run geomim finetune fit first, or give its --out")
+    bands = job.reading.bands and list(job.reading.bands)
+    return scenes_to_maps(job.scenes, job.out, str(out / "predicted"), sensor=job.reading.sensor, bands=bands)
 
 
 def _stored(job: Job, task: str | None = None) -> Any:

@@ -1,23 +1,35 @@
-"""`geomim predict`: a model and scenes become maps."""
+"""`geomim predict`: a model and scenes become maps, or tables of objects."""
 
 import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from geomim.corpus.scenes import find_scenes
 from geomim.errors import CheckpointError, ConfigError, MissingExtraError
-from geomim.maps.classes import card_of, draw, is_done, targets
+from geomim.maps.areas import NoGroundError
+from geomim.maps.classes import targets
+from geomim.maps.drawing import Asked, make
+from geomim.maps.finder import Finder
+from geomim.maps.layers import ENDINGS
 from geomim.maps.looker import Looker
-from geomim.maps.opening import check_scene, gsd_note, open_for, scale_note
 from geomim.maps.probes import open_probe
 from geomim.models.weights import read_checkpoint
-from geomim.sensors import get_sensor
+from geomim.sensors import Sensor, get_sensor
+
+_THRESHOLD = 0.3  # score of an object
 
 
 def predict(
     scene: list[str],
     model: str,
     out: str,
+    after: str | None = None,
+    aoi: str | None = None,
+    polygons: str | None = None,
+    simplify: float | None = None,
+    threshold: float | None = None,
     overlap: float = 0.5,
     flips: bool = False,
     resolution: Literal["patch", "pixel"] | None = None,
@@ -27,11 +39,12 @@ def predict(
     heads: int | None = None,
     device: str = "auto",
 ) -> list[Path]:
-    """Map scenes: the class of each pixel or patch that a tuned task or a saved probe says, and how sure it is.
+    """Map scenes: classes, objects, or what changed between two dates, as a tuned task or a saved probe says.
 
-    A map is a cloud-optimised GeoTIFF that lies on its scene: band 1 holds class ids with names and colours, band 2
-    how sure they are in per cent, both 255 where there is no image. A `.qml` beside it is its style in QGIS, and
-    hectares of each class are printed. Windows overlap and cross over smoothly; the last ones are moved inside.
+    A map of classes is a cloud-optimised GeoTIFF that lies on its scene: band 1 holds class ids with names and colours,
+    band 2 how sure they are in per cent, both 255 where there is no image. A `.qml` beside it is its style in QGIS, and
+    hectares of each class are printed. Objects are polygons in the scene's system. Windows overlap, and classes cross
+    over smoothly; the last windows are moved inside.
 
     What is stopped at any moment goes on when the same command is given again, and comes to the same bytes. Maps that
     are there already are not made again.
@@ -39,14 +52,26 @@ def predict(
     Examples:
         geomim predict scene.tif --model finetuned --out map.tif
         geomim predict SCENES --model evaluation --out maps --resolution pixel
-        geomim predict naip.tif --model evaluation --out map.tif --sensor naip --overlap 0.75 --flips
+        geomim predict scene.tif --model finetuned --out map.tif --polygons map.gpkg --simplify 20
+        geomim predict scene.tif --model detector --out ships.gpkg --threshold 0.5 --aoi harbour.geojson
+        geomim predict before.tif --after after.tif --model change --out changed.tif
 
     Args:
         scene: What `geomim corpus build` takes: files, folders, Sentinel-2 and Landsat products, STAC items, zarr,
             addresses such as `s3://`.
-        model: A folder of `geomim finetune` or its `task.ckpt`, of segmentation; or a folder of `geomim evaluate`, best
-            with --dense, or a probe file in it (of a folder the linear probe).
-        out: A `.tif` of one scene; or a folder for `NAME_classes.tif`.
+        model: A folder of `geomim finetune` or its `task.ckpt`; or a folder of `geomim evaluate`, best with --dense, or
+            a probe file in it (of a folder the linear probe).
+        out: A file of one scene: `.tif`, or of objects `.gpkg` or `.parquet`; or a folder for `NAME_classes.tif`,
+            `NAME_change.tif` or `NAME_objects.gpkg`. A task of whole images writes one `.csv`, in a folder
+            `classes.csv`.
+        after: The second date, of a task of change. It is brought to the grid of the first; what one of them lacks is
+            nodata.
+        aoi: Vector file of polygons in any system: windows that they do not touch are not looked at, and what lies
+            outside is left out.
+        polygons: Where outlines of the classes are to be written, too, with hectares and how sure they are: a `.gpkg`
+            or `.parquet` of one scene, or a folder.
+        simplify: Metres by which these outlines are made simpler; neighbours keep one outline between them.
+        threshold: Score that an object has at least; 0.3 where not given.
         overlap: Share of its side that a window has in common with the next, 0 to 0.9; more is smoother and slower.
         flips: Take the mean over each window as it is, mirrored left to right, upside down, and both; four times the
             work.
@@ -60,27 +85,99 @@ def predict(
         device: `auto`, `cpu`, `cuda` or another torch device.
 
     Returns:
-        The maps.
+        The files.
 
     Raises:
         CheckpointError: The model cannot be read, or the probe was fitted on another encoder.
+        ConfigError: What is asked for is of another kind of model.
         BandError: A scene lacks bands that the model needs.
-        InputError: A scene's numbers are far from those that the model was trained on, it cannot be read somewhere, or
-            the file to write is of another scene.
+        InputError: A scene's numbers are far from those that the model was trained on, it cannot be read somewhere, two
+            dates or an area and a scene do not meet, or the file to write is of another scene.
     """
     if not 0 <= overlap <= 0.9:
         raise ConfigError(f"--overlap: expected a share of a window from 0 to 0.9; given {overlap:g}")
-    pairs = targets(find_scenes(scene), out, "classes")
-    looker = _open(model, resolution, encoder, heads, device)
-    looker = looker.flipped() if flips else looker
-    for note in looker.notes:
+    uris, opened = find_scenes(scene), _open(model, resolution, encoder, heads, device)
+    flags = {"after": after, "aoi": aoi, "polygons": polygons, "simplify": simplify, "threshold": threshold}
+    kind = _kind(opened, model, flags | {"flips": flips or None}, out, len(uris))
+    read = get_sensor(sensor) if sensor else None
+    if isinstance(opened, Whole):
+        return [opened.write(uris, out, read, bands)]
+    for note in opened.notes:
         print(f"note: {note}")
-    for uri, path in pairs:
-        _map(uri, path, looker, model, overlap, sensor, bands)
-    return [path for _, path in pairs]
+    opened = opened.flipped() if flips and isinstance(opened, Looker) else opened
+    asked = Asked(model, overlap, read, bands, after, aoi, _THRESHOLD if threshold is None else threshold, simplify)
+    outlines = dict(targets(uris, polygons, "polygons", ENDINGS)) if polygons else {}
+    files: list[Path] = []
+    for uri, path in targets(uris, out, kind.suffix, kind.endings):
+        try:
+            files += make(opened, asked, uri, path, outlines.get(uri))
+        except NoGroundError as error:
+            if len(uris) == 1:
+                raise
+            print(f"note: {error}: it is left out")
+    if not files:
+        raise NoGroundError(f"none of {len(uris)} scenes has ground in common with area '{aoi}'")
+    return files
 
 
-def _open(model: str, resolution: str | None, encoder: str | None, heads: int | None, device: str) -> Looker:
+class Kind(NamedTuple):
+    """What a model makes of a scene: in words, called what in a folder, with which endings, and by which flags."""
+
+    what: str
+    suffix: str
+    endings: tuple[str, ...]
+    flags: tuple[str, ...]
+
+
+_RASTERS, _DRAWN = (".tif", ".tiff"), ("aoi", "polygons", "simplify", "flips")
+_CLASSES = Kind("says classes of pixels or patches", "classes", _RASTERS, _DRAWN)
+_CHANGE = Kind("says what changed between two dates", "change", _RASTERS, ("after", *_DRAWN))
+_OBJECTS = Kind("finds objects", "objects", ENDINGS, ("aoi", "threshold"))
+_WHOLE = Kind("says one class of an image", "table", (".csv",), ())
+
+
+def _kind(opened: Any, model: str, flags: Mapping[str, Any], out: str, scenes: int) -> Kind:
+    """What kind of model it is.
+
+    Raises:
+        ConfigError: A flag, or the ending of the file, is of another kind, or one is missing.
+    """
+    if isinstance(opened, Looker):
+        kind = _CLASSES if opened.dates == 1 else _CHANGE
+    else:
+        kind = _WHOLE if isinstance(opened, Whole) else _OBJECTS
+    for flag, given in flags.items():
+        if given is not None and flag not in kind.flags:
+            raise ConfigError(f"--{flag} says nothing here, as '{model}' {kind.what}: leave it out")
+    others = {ending for one in (_CLASSES, _OBJECTS, _WHOLE) for ending in one.endings if ending not in kind.endings}
+    if out.lower().endswith(tuple(others)):
+        expected = f"expected {' or '.join(kind.endings)}, or a folder"
+        raise ConfigError(f"--out: {expected}, as '{model}' {kind.what}; given '{out}'")
+    if kind is _CHANGE and (flags["after"] is None or scenes > 1):
+        raise ConfigError(f"'{model}' {kind.what}: give one scene, and the later one with --after")
+    if flags["simplify"] is not None and flags["polygons"] is None:
+        raise ConfigError("--simplify is of outlines: say with --polygons where to write them")
+    return kind
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A task that says one class of an image, which is brought to a side in pixels."""
+
+    task: Any
+    size: int
+
+    def write(self, uris: Sequence[str], out: str, sensor: Sensor | None, bands: Sequence[str] | None) -> Path:
+        """One table, a row a scene."""
+        path = Path(out) if out.lower().endswith(_WHOLE.endings) else Path(out) / "classes.csv"
+        _finetune("predict").write_classes(self.task, uris, path, self.size, sensor, bands)
+        print(f"wrote {path}: {len(uris)} scenes")
+        return path
+
+
+def _open(
+    model: str, resolution: str | None, encoder: str | None, heads: int | None, device: str
+) -> Looker | Finder | Whole:
     """What looks at the scenes, whatever kind of model it is."""
     if not is_task(model):
         if Path(model).is_file() and Path(model).suffix not in (".safetensors", ".json"):
@@ -96,10 +193,13 @@ def _open(model: str, resolution: str | None, encoder: str | None, heads: int | 
             raise ConfigError(f"{flag} is of probes; '{model}' is a tuned task, which says something of every pixel")
     predicting, run = (_finetune(name) for name in ("predict", "run"))
     task, size = predicting.open_task(Path(model), run.TASKS)
-    if not isinstance(task, run.TASKS["segmentation"]):
-        raise CheckpointError(f"'{model}' is no task of segmentation: use geomim finetune predict")
-    looker: Looker = predicting.segmenter(task, size, device)
-    return looker
+    if isinstance(task, run.TASKS["classification"]):
+        return Whole(task, size)
+    ways = {"segmentation": predicting.segmenter, "detection": predicting.finder, "change": predicting.changer}
+    found: Looker | Finder = next(way for name, way in ways.items() if isinstance(task, run.TASKS[name]))(
+        task, size, device
+    )
+    return found
 
 
 def is_task(model: str) -> bool:
@@ -118,24 +218,3 @@ def _finetune(name: str) -> Any:
         raise MissingExtraError(
             f"a tuned task needs '{error.name}', which is not installed: pip install 'geomim[finetune]'"
         ) from error
-
-
-def _map(
-    uri: str,
-    path: Path,
-    looker: Looker,
-    model: str,
-    overlap: float,
-    sensor: str | None,
-    bands: list[str] | None,
-) -> None:
-    """One scene and its map, unless it is there."""
-    scene, prepare = open_for(looker.contract, uri, get_sensor(sensor) if sensor else None, bands)
-    with scene:
-        here, walk = looker.at(scene), looker.walk(scene, overlap)
-        if is_done(path, scene, card_of(scene, here, walk)):
-            print(f"'{path}' is there already: take it away to make it again")
-            return
-        scaled = (scale_note(scene, looker.contract, looker.gsd),) if looker.scaled else gsd_note(scene, looker.gsd)
-        check_scene(scene, prepare, walk.places, looker.side, scaled)
-        draw(scene, prepare, here, walk, path, model)

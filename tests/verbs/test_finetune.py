@@ -11,7 +11,6 @@ import pytest
 import rasterio
 import shapely
 import shapely.affinity
-import torch
 import yaml
 from photographs import photograph, save
 from rasterio.transform import from_origin
@@ -22,14 +21,11 @@ from geomim.errors import ConfigError, InputError
 from geomim.finetune import run
 from geomim.finetune.backbones import Encoder, open_backbone
 from geomim.finetune.datamodule import Windows
-from geomim.finetune.detection import Detection
 from geomim.finetune.labels import open_labels
 from geomim.finetune.places import Split
-from geomim.finetune.predict import predicted
 from geomim.finetune.run import TASKS, Model, Running, Tuning
 from geomim.finetune.training import Training
 from geomim.sensors import BandContract, get_sensor
-from geomim.verbs import finetune_stages
 from geomim.verbs.finetune import _plans, finetune
 from geomim.verbs.finetune_stages import Job, Opened, fit, predict, say
 from geomim.verbs.finetune_stages import test as scored
@@ -196,33 +192,6 @@ def test_folders_may_tell_the_test_and_then_it_can_be_tested_again(encoder: str,
     assert [row["value"] for row in again.figures] == pytest.approx([row["value"] for row in own.figures], nan_ok=True)
 
 
-def test_boxes_of_a_scene_with_a_place_are_polygons_there(tmp_path: Path) -> None:
-    options = {"height": 40, "width": 60, "count": 3, "dtype": "uint8", "crs": "EPSG:32633"}
-    place = from_origin(500_000, 4_000_000, 10, 10)
-    with rasterio.open(tmp_path / "scene.tif", "w", driver="GTiff", transform=place, **options) as raster:
-        raster.write(photograph(1, (40, 60)).transpose(2, 0, 1))
-
-    class Found(Detection):
-        hparams, rotated, contract = {"classes": ["car", "ship"]}, False, RGB
-
-        def __init__(self) -> None: ...
-
-        def __call__(self, image: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-            box = torch.tensor([[2.0, 4.0, 12.0, 10.0]])
-            return [{"boxes": box, "scores": torch.tensor([0.75]), "labels": torch.tensor([1])}]
-
-    files = [*predicted(Found(), [str(tmp_path / "scene.tif")], tmp_path / "out", 64, None, None)]
-    table, package = files[0]
-    assert Path(table).read_text().splitlines()[1].endswith("scene.tif,ship,0.7500,2.0,4.0,12.0,4.0,12.0,10.0,2.0,10.0")
-    frame = geopandas.read_file(package)
-    assert frame.crs.to_epsg() == 32633 and frame["class"].tolist() == ["ship"] and frame["score"].tolist() == [0.75]
-    assert frame.total_bounds.tolist() == [500_020, 3_999_900, 500_120, 3_999_960]
-    other = save(tmp_path / "other" / "scene.png", photograph(2, (40, 60)))
-    with pytest.raises(InputError, match=r"scene.csv' is of '.*scene.tif', '.*scene.png' has the same name"):
-        [*predicted(Found(), [str(other)], tmp_path / "out", 64, None, None)]
-    assert [*predicted(Found(), [str(tmp_path / "scene.tif")], tmp_path / "out", 64, None, None)] == []
-
-
 def test_an_interrupted_run_leaves_no_finished_folder(encoder: str, tmp_path: Path, monkeypatch, capsys) -> None:
     mask(tmp_path)
     images, labels, out = (str(tmp_path / name) for name in ("images", "labels", "out"))
@@ -253,22 +222,32 @@ def test_minutes_are_as_many_steps_as_fill_them(encoder: str, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("kind", ["mask", "class", "boxes", "oboxes"])
-def test_what_is_kept_reads_new_scenes_and_refuses_to_be_tested_on_what_it_saw(kind: str, made, tmp_path) -> None:
+def test_what_is_kept_reads_new_scenes_and_refuses_to_be_tested_on_what_it_saw(
+    kind: str, made, tmp_path, capsys
+) -> None:
     folder, _ = made(kind)
     new = save(tmp_path / "new.png", photograph(99, (40, 56)))
     config = ["--config", str(folder / "out" / "config.yaml")]
     given = [*config, "--scenes", str(new)]
-    [file, *others] = predict(**parse(predict, given, "finetune predict"))
+    (file,) = predict(**parse(predict, given, "finetune predict"))
+    name = {"mask": "new_classes.tif", "class": "classes.csv"}.get(kind, "new_objects.gpkg")
+    assert file == folder / "out" / "predicted" / name
     if kind == "mask":
         with rasterio.open(file) as raster:
-            assert raster.shape == (40, 56) and {*np.unique(raster.read(1)).tolist()} <= {0, 1}
-        with rasterio.open(others[0]) as raster:
-            assert raster.read(1).min() >= 50 and raster.read(1).max() <= 100, "per cent of the likelier of two"
+            ids, sure = raster.read()
+        assert ids.shape == (40, 56) and {*np.unique(ids).tolist()} <= {0, 1}
+        assert sure.min() >= 50 and sure.max() <= 100, "per cent of the likelier of two"
+    elif kind == "class":
+        head, row = file.read_text().splitlines()
+        assert (
+            head == "image,class,probability" and row.startswith(f"{new},") and row.split(",")[1] in ("lake", "field")
+        )
     else:
-        head = Path(file).read_text().splitlines()[0]
-        assert head.startswith("image,class")
+        assert ("angle" in geopandas.read_file(file)) == (kind == "oboxes")
     if kind != "class":
-        assert predict(**parse(predict, given, "finetune predict")) == [], "what is done is not done again"
+        capsys.readouterr()
+        predict(**parse(predict, given, "finetune predict"))
+        assert "is there already" in capsys.readouterr().out
     with pytest.raises(InputError, match=f"{6} of 6 windows of the test were trained on"):
         scored(**parse(scored, [*config, "--split.folds", "2"], "finetune test"))
 
@@ -366,9 +345,3 @@ def test_a_test_reads_by_the_contract_of_the_task_and_says_what_is_left(encoder:
     assert (
         "note: 1 images and label files are left out ('" in said and "alone.png': no label file is called so)" in said
     )
-
-
-def test_predict_asks_for_the_size_that_a_task_was_trained_with(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(finetune_stages, "_stored", lambda *_: None)
-    with pytest.raises(ConfigError, match=r"windows.size: .*give --config mine/config.yaml"):
-        predict(scenes=["a"], encoder="b", out="mine")

@@ -126,21 +126,21 @@ def by_control_points(uri: str, points: Sequence[Any]) -> Placement:
     return lambda cols, rows: np.array(transformer.xy(rows, cols, offset="ul"))
 
 
-def _project(crs: Any, place: Placement, cols: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def degrees(crs: Any, place: Placement, cols: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Pixel corners `(..., P)` to degrees `(..., P, 2)`; all NaN in a row with a point outside the projection."""
-    degrees = np.full((*cols.shape, 2), np.nan)
+    points = np.full((*cols.shape, 2), np.nan)
     transformer = _to_degrees(crs.to_wkt())
     if transformer is None:
-        return degrees
+        return points
     try:
         x, y = transformer.transform(*place(cols.ravel(), rows.ravel()))
     except pyproj.exceptions.ProjError:
-        return degrees
-    degrees[..., 0], degrees[..., 1] = x.reshape(cols.shape), y.reshape(cols.shape)
+        return points
+    points[..., 0], points[..., 1] = x.reshape(cols.shape), y.reshape(cols.shape)
     with np.errstate(invalid="ignore"):
-        inside = (np.isfinite(degrees).all(-1) & (np.abs(degrees[..., 1]) <= 90 + 1e-9)).all(-1)
-    degrees[~inside] = np.nan
-    return degrees
+        inside = (np.isfinite(points).all(-1) & (np.abs(points[..., 1]) <= 90 + 1e-9)).all(-1)
+    points[~inside] = np.nan
+    return points
 
 
 def footprints(crs: Any, place: Placement | None, windows: Sequence[Window]) -> np.ndarray:
@@ -183,10 +183,10 @@ def on_ground(crs: Any, place: Placement, shape: BaseGeometry) -> BaseGeometry |
     Returns:
         The shape; None where a part of it lies outside the projection.
     """
-    degrees = np.unwrap(_project(crs, place, *shapely.get_coordinates(shape).T), axis=0, period=360.0)
-    if not np.isfinite(degrees).all():
+    points = np.unwrap(degrees(crs, place, *shapely.get_coordinates(shape).T), axis=0, period=360.0)
+    if not np.isfinite(points).all():
         return None
-    moved = shapely.transform(shape, lambda _: degrees)
+    moved = shapely.transform(shape, lambda _: points)
     west, _, east, _ = shapely.bounds(moved)
     return _divided(moved) if west < -180 or east > 180 else moved
 
@@ -197,7 +197,7 @@ def _rings(crs: Any, place: Placement, spans: np.ndarray, segments: int) -> np.n
     across = np.concatenate([along, np.ones(segments), 1 - along, np.zeros(segments), [0.0]])
     down = np.concatenate([np.zeros(segments), along, np.ones(segments), 1 - along, [0.0]])
     col, row, width, height = spans.T[..., None]
-    return _project(crs, place, col + across * width, row + down * height)
+    return degrees(crs, place, col + across * width, row + down * height)
 
 
 def _outlines(rings: np.ndarray) -> np.ndarray:
@@ -229,7 +229,7 @@ def ground_sample_distance(crs: Any, place: Placement | None, height: int, width
     if crs is None or place is None:
         return None
     col, row = width / 2, height / 2
-    points = _project(crs, place, np.array([col, col + 1, col]), np.array([row, row, row + 1]))
+    points = degrees(crs, place, np.array([col, col + 1, col]), np.array([row, row, row + 1]))
     if np.isnan(points).any():
         return None
     (x, y), (right, right_y), (down_x, down) = points

@@ -13,8 +13,8 @@ from geomim.corpus.captions.vector import classes_in, open_table
 from geomim.corpus.scenes.footprints import Grid
 from geomim.errors import InputError
 from geomim.finetune.labels.items import UNLABELLED, Asked, Item, Labels, Refused, need, open_image, some, split_of
+from geomim.maps.areas import extent, with_crs
 
-_EARTH = (180.001, 90.001, 180.001, 90.001)
 _NUMBER = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)")
 
 
@@ -33,7 +33,7 @@ def from_vector(file: str, images: Sequence[str], roots: tuple[str, ...], asked:
     scenes = {uri: grid for uri, grid in grids.items() if grid is not None and grid.crs is not None}
     refused: Refused = [(uri, "it has no place on Earth that an affine tells") for uri in images if uri not in scenes]
     need([*scenes], refused, f"vector labels '{file}'")
-    table, notes = _with_crs(file, table, scenes)
+    table, notes = with_crs(file, table, {uri: (grid.crs, _outline(grid)) for uri, grid in scenes.items()})
     table, good, said = _mended(table, values)
     if others := {scene.crs.to_string() for scene in scenes.values()} - {table.crs.to_string()}:
         notes.append(f"geometries are brought from {table.crs.name} to {some(one[:40] for one in others)}")
@@ -92,7 +92,7 @@ def _outline(scene: Grid) -> shapely.Polygon:
 
 
 def _nowhere(file: str, table: Any, uri: str, scene: Grid) -> str:
-    where = _said(shapely.total_bounds(_pixels(table.geometry.to_crs(scene.crs.to_wkt()).to_numpy(), scene)))
+    where = extent(shapely.total_bounds(_pixels(table.geometry.to_crs(scene.crs.to_wkt()).to_numpy(), scene)))
     return (
         f"none of the {len(table)} geometries of '{file}' lies on a scene: in columns and rows of '{uri}', of "
         f"{scene.width} x {scene.height}, they lie in {where}; give the scenes that were labelled"
@@ -117,26 +117,6 @@ def _check_values(column: str, values: set[str]) -> None:
         wrong = f"one number written in several ways ({some(numbers, 3)})"
     if wrong or not values:
         raise InputError(f"{column} holds {wrong or 'nothing'}: correct it, or give another one with --class-column")
-
-
-def _with_crs(file: str, table: Any, scenes: dict[str, Grid]) -> tuple[Any, list[str]]:
-    """The table with a coordinate reference system: its own where its coordinates can be of it, else a scene's."""
-    bounds = table.total_bounds
-    degrees = bool((np.abs(bounds) <= _EARTH).all())
-    if table.crs is not None and (degrees or not table.crs.is_geographic):
-        return table, []
-    told = table.crs.name if table.crs else "no coordinate reference system"
-    why = f"'{file}' tells {told}, and its coordinates are {_said(bounds)}"
-    for uri, scene in scenes.items():
-        if _outline(scene).intersects(shapely.box(*bounds)):
-            said = f"{why}: they are taken to be in that of '{uri}', on which they lie"
-            return table.set_crs(scene.crs.to_wkt(), allow_override=True), [said]
-    if degrees:
-        return table.set_crs("OGC:CRS84", allow_override=True), [f"{why}: longitude and latitude are assumed"]
-    raise InputError(
-        f"{why}: they lie on no scene, neither as longitude and latitude nor in the scene's own system "
-        f"({scene.crs.to_string():.40}); write the file with the one that it is in"
-    )
 
 
 def _mended(table: Any, values: Sequence[str | None]) -> tuple[Any, np.ndarray, list[str]]:
@@ -174,8 +154,3 @@ def _overlaps(items: Sequence[Item]) -> list[str]:
         pairs = (one < two) & (labels[one] != labels[two])
         count += int((shapely.area(shapely.intersection(shapes[one[pairs]], shapes[two[pairs]])) > 0).sum())
     return [f"{count} pairs of geometries of different classes overlap: the smaller one counts"] if count else []
-
-
-def _said(bounds: Any) -> str:
-    west, south, east, north = (f"{number:.6g}" for number in bounds)
-    return f"{west}..{east}, {south}..{north}"

@@ -1,0 +1,215 @@
+"""An area of interest: polygons of a vector file in the columns and rows of a scene."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyproj
+import shapely
+from affine import Affine
+from rasterio._err import CPLE_BaseError  # rasterio does not translate all of them
+from rasterio.crs import CRS
+from rasterio.errors import RasterioError
+from rasterio.features import rasterize
+from rasterio.warp import transform_bounds
+from rasterio.windows import Window
+
+from geomim.corpus.captions.vector import open_table
+from geomim.corpus.scenes import Scene
+from geomim.errors import InputError
+from geomim.maps.ground import Ground
+
+_EARTH = (180.001, 90.001, 180.001, 90.001)
+_SEGMENTS = 64  # along a scene, of edges that are curves in its system
+_MARGIN = 0.05  # of a scene's sides, that an area is kept around it
+
+
+class NoGroundError(InputError):
+    """An area and a scene have no ground in common."""
+
+
+class Area:
+    """Where one looks: the scene's pixels whose middle lies in one of some polygons.
+
+    Args:
+        shapes: `(n,)` polygons in columns and rows, may overlap and reach beyond the scene.
+        notes: What was assumed or mended.
+    """
+
+    def __init__(self, shapes: np.ndarray, notes: Sequence[str] = ()) -> None:
+        self.notes = tuple(notes)
+        self._tree = shapely.STRtree(shapes)
+        shapely.prepare(self._tree.geometries)
+
+    @property
+    def digest(self) -> str:
+        """A few letters that are others for other polygons."""
+        return hashlib.blake2b(b"".join(shapely.to_wkb(self._tree.geometries).tolist()), digest_size=12).hexdigest()
+
+    def in_cells(self, cell: int) -> Area:
+        """The same in squares of so many pixels."""
+        return Area(shapely.transform(self._tree.geometries, lambda xy: xy / cell))
+
+    def wants(self, side: int) -> Callable[[int, int], bool]:
+        """Whether a window of this side, with this top and left, shares more than a border with it."""
+        return lambda top, left: bool(self.touches([Window(left, top, side, side)])[0])
+
+    def touches(self, windows: Sequence[Window]) -> np.ndarray:
+        """`(n,)` whether windows share more than a border with it."""
+        boxes = shapely.box(*np.array([_bounds(window) for window in windows], float).reshape(-1, 4).T)
+        found = np.zeros(len(boxes), bool)
+        one, other = self._tree.query(boxes, "intersects")
+        meet = ~shapely.touches(self._tree.geometries[other], boxes[one])
+        found[one[meet]] = True
+        return found
+
+    def mask(self, window: Window) -> np.ndarray:
+        """`(h, w)` bool of a window: the pixels in it."""
+        shape, frame = (int(window.height), int(window.width)), shapely.box(*_bounds(window))
+        here = self._tree.geometries[self._tree.query(frame, "intersects")]
+        here = here[~shapely.covers(here, frame)] if not (whole := shapely.covers(here, frame).any()) else here[:0]
+        if not len(here):
+            return np.full(shape, whole)
+        move = Affine.translation(window.col_off, window.row_off)
+        burnt: np.ndarray = rasterize([(one, 1) for one in here], shape, transform=move, dtype="uint8")
+        return burnt > 0
+
+    def holds(self, points: np.ndarray) -> np.ndarray:
+        """`(n,)` whether points `(n, 2)`, columns and rows, lie in it."""
+        found = np.zeros(len(points), bool)
+        found[self._tree.query(shapely.points(points), "intersects")[0]] = True
+        return found
+
+
+def open_area(file: str, scene: Scene) -> Area:
+    """Read an area of interest.
+
+    Args:
+        file: GeoPackage, GeoJSON, Shapefile or another that geopandas reads, `FILE:LAYER` of several layers, in any
+            coordinate reference system. Geometries that cross themselves are made valid.
+        scene: What is looked at.
+
+    Raises:
+        NoGroundError: It and the scene have none in common.
+        InputError: It cannot be read, holds no polygon, or nothing tells where it lies; or the scene has no place.
+    """
+    ground = Ground.of(scene)
+    if not ground.known or ground.crs is None:
+        raise InputError(f"'{scene.uri}' has no place on Earth: an area of interest says nothing about it")
+    table, _ = open_table(file, placed=False)
+    table, notes = with_crs(file, table, {scene.uri: (ground.crs, ground.outline)})
+    shapes = table.geometry.to_numpy()
+    shapes = shapes[~(shapely.is_missing(shapes) | shapely.is_empty(shapes))]
+    if broken := int((~shapely.is_valid(shapes)).sum()):
+        shapes = shapely.make_valid(shapes)
+        notes.append(f"{broken} geometries of '{file}' cross themselves, and are made valid")
+    flat = shapely.get_dimensions(shapes) == 2
+    if not flat.any():
+        raise InputError(f"'{file}' holds no polygon: an area of interest is made of polygons")
+    if others := int((~flat).sum()):
+        notes.append(f"{others} points and lines of '{file}' are left out")
+    crs = CRS.from_wkt(table.crs.to_wkt())
+    return Area(_on_scene(file, _polygons(shapes[flat]), crs, ground, scene.uri), notes)
+
+
+def with_crs(file: str, table: Any, scenes: Mapping[str, tuple[CRS, shapely.Polygon]]) -> tuple[Any, list[str]]:
+    """A table with a coordinate reference system: its own where its coordinates can be of it, else a scene's.
+
+    Args:
+        file: Where the table is from.
+        table: A `GeoDataFrame`.
+        scenes: System of each scene, and its outline there.
+
+    Returns:
+        The table, and what is to be said.
+
+    Raises:
+        InputError: Its coordinates are neither of its system nor on a scene.
+    """
+    bounds = table.total_bounds
+    degrees = bool((np.abs(bounds) <= _EARTH).all())
+    if table.crs is not None and (degrees or not table.crs.is_geographic):
+        return table, []
+    told = table.crs.name if table.crs else "no coordinate reference system"
+    why = f"'{file}' tells {told}, and its coordinates are {extent(bounds)}"
+    for uri, (crs, outline) in scenes.items():
+        if outline.intersects(shapely.box(*bounds)):
+            said = f"{why}: they are taken to be in that of '{uri}', on which they lie"
+            return table.set_crs(crs.to_wkt(), allow_override=True), [said]
+    if degrees:
+        return table.set_crs("OGC:CRS84", allow_override=True), [f"{why}: longitude and latitude are assumed"]
+    own = ", ".join(dict.fromkeys(f"{crs.to_string():.40}" for crs, _ in scenes.values()))
+    raise InputError(
+        f"{why}: they lie on no scene, neither as longitude and latitude nor in the scene's own system ({own}); write "
+        "the file with the one that it is in"
+    )
+
+
+def extent(bounds: Any) -> str:
+    """Bounds in words."""
+    west, south, east, north = (f"{number:.9g}" for number in bounds)
+    return f"{west}..{east}, {south}..{north}"
+
+
+def _on_scene(file: str, shapes: np.ndarray, crs: CRS, ground: Ground, uri: str) -> np.ndarray:
+    """Polygons in columns and rows, cut around the scene before they are bent into its system."""
+    told, frame = shapely.total_bounds(shapes), _frame(crs, ground)
+    if frame is not None:
+        shapes = shapely.intersection(shapes, _grown(frame))
+    west, south, east, north = told if frame is None else frame
+    shapes = shapely.segmentize(shapes[shapely.area(shapes) > 0], max(east - west, north - south) / _SEGMENTS)
+    shapes = _warped(shapes, crs, ground.crs)
+    if ground.crs.is_geographic:  # a scene across the date line counts on beyond 180
+        turns = (-360, 0, 360)
+        shapes = np.concatenate([shapely.transform(shapes, lambda xy, by=turn: np.add(xy, (by, 0))) for turn in turns])
+    shapes = shapely.make_valid(ground.pixels(shapes))
+    around = shapely.box(0, 0, ground.width, ground.height)
+    shapes = shapes[shapely.intersects(shapes, around)]
+    covered = shapely.area(shapely.union_all(shapely.intersection(shapes, around)))
+    if covered == 0:
+        where = (
+            "" if frame is None else f": in {crs.to_string():.40} it covers {extent(told)}, the scene {extent(frame)}"
+        )
+        raise NoGroundError(f"area '{file}' and scene '{uri}' have no ground in common{where}")
+    if covered < 1:
+        raise InputError(f"area '{file}' covers less than a pixel of '{uri}': nothing can be told of it")
+    return shapes
+
+
+def _frame(crs: CRS, ground: Ground) -> tuple[float, ...] | None:
+    """The scene's bounds in a system; None where they cross its date line, or cannot be told."""
+    try:
+        frame = transform_bounds(ground.crs, crs, *ground.outline.bounds, densify_pts=_SEGMENTS)
+    except (RasterioError, CPLE_BaseError):
+        return None
+    across = crs.is_geographic and not -180 <= frame[0] < frame[2] <= 180
+    return None if across or not np.isfinite(frame).all() else tuple(frame)
+
+
+def _grown(frame: tuple[float, ...]) -> shapely.Polygon:
+    west, south, east, north = frame
+    more = _MARGIN * max(east - west, north - south)
+    return shapely.box(west - more, south - more, east + more, north + more)
+
+
+def _warped(shapes: np.ndarray, crs: CRS, other: CRS) -> np.ndarray:
+    """Those shapes of one system that another one can hold."""
+    lead = pyproj.Transformer.from_crs(crs.to_wkt(), other.to_wkt(), always_xy=True)
+    shapes = shapely.transform(shapes, lambda xy: np.stack(lead.transform(*xy.T), 1))
+    kept: np.ndarray = shapes[np.isfinite(shapely.bounds(shapes)).all(1)]
+    return kept
+
+
+def _polygons(shapes: np.ndarray) -> np.ndarray:
+    """The polygons of geometries; mending may leave lines beside them."""
+    parts = shapely.get_parts(shapely.get_parts(shapes))
+    kept: np.ndarray = parts[shapely.get_type_id(parts) == 3]
+    return kept
+
+
+def _bounds(window: Window) -> tuple[float, float, float, float]:
+    left, top = window.col_off, window.row_off
+    return left, top, left + window.width, top + window.height

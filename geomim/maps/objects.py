@@ -1,0 +1,203 @@
+"""Objects of a scene: boxes that are found window by window become one table, each object once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from geomim.corpus.scenes import Scene
+from geomim.errors import InputError
+from geomim.maps.areas import Area
+from geomim.maps.classes import card_of, tags_for, told_full
+from geomim.maps.finder import LABEL, SCORE, Finder, find
+from geomim.maps.ground import Ground
+from geomim.maps.layers import layer, say
+from geomim.maps.looker import Prepare
+from geomim.maps.strips import Strips
+from geomim.maps.windows import Walk, ahead
+
+_ROWS = 1 << 14  # of the table that are written at a time
+
+
+def draw(
+    scene: Scene,
+    prepare: Prepare,
+    finder: Finder,
+    walk: Walk,
+    path: Path,
+    model: str,
+    threshold: float = 0.0,
+    also: Mapping[str, Any] | None = None,
+    area: Area | None = None,
+    batch: int = 16,
+) -> None:
+    """Write the objects of a scene; see `write_objects`.
+
+    It goes on where an earlier call with the same arguments was stopped.
+
+    Args:
+        scene: What is looked at.
+        prepare: Brings its numbers to the contract.
+        finder: What finds.
+        walk: Where its windows lie.
+        path: The file.
+        model: What the file says that it was made with.
+        threshold: Objects of a lower score are left out.
+        also: What else the file depends on, such as the threshold.
+        area: Windows that it does not touch are not looked at, and objects whose middle lies outside are left out.
+        batch: Windows looked at together.
+
+    Raises:
+        InputError: The scene cannot be read somewhere, another process writes the file, or the disk is full. What is
+            found stays, and the same call goes on with it.
+    """
+    card = card_of(scene, finder, walk, also)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with told_full(path), Strips(path, card) as strips:
+        if strips.done < len(walk.rows):
+            wanted = None if area is None else area.wants(finder.side)
+            found = find(scene, walk, finder, prepare, batch, strips.done, wanted)
+            try:
+                for _ in ahead(lambda boxes: strips.add(_packed(boxes)), found, 1):
+                    pass
+            except InputError:
+                strips.broken()
+                raise
+        rows = (strip[0, 1:] for strip in strips)
+        tags = tags_for(scene, card, finder.made_by, model)
+        once = merged(rows, walk, finder.overlap)
+        said = write_objects(path, once, scene, finder.classes, finder.rotated, threshold, area, tags)
+        strips.remove()
+    say(said)
+
+
+def _packed(boxes: np.ndarray) -> np.ndarray:
+    """Boxes as a strip, below a row of zeros: a raster has one row at least."""
+    return np.concatenate([np.zeros((1, 10)), boxes])[None]
+
+
+def merged(rows: Iterable[np.ndarray], walk: Walk, overlap: float) -> Iterator[np.ndarray]:
+    """Boxes of a scene, each object once: non-maximum suppression of each class over all windows.
+
+    What comes is what suppression of all boxes at once would give, but only those are in memory that rows to come may
+    still touch.
+
+    Args:
+        rows: Boxes `(N, 10)` of each row of windows: corners in columns and rows of the scene, score and label.
+        walk: Where the windows lie.
+        overlap: Intersection over union above which two boxes of a class are one.
+    """
+    waiting = np.zeros((0, 10))
+    # a turned box may reach beyond its window
+    below = [*(top - walk.side / 2 for top in walk.rows[1:]), np.inf]
+    for boxes, border in zip(rows, below, strict=True):
+        boxes = np.concatenate([waiting, boxes])
+        pairs = alike(boxes, overlap)
+        links = coo_array((np.ones(len(pairs), bool), tuple(pairs.T)), shape=(len(boxes), len(boxes)))
+        count, sets = connected_components(links, directed=False) if len(boxes) else (0, np.zeros(0, int))
+        lowest = np.full(count, -np.inf)
+        np.maximum.at(lowest, sets, boxes[:, 1:SCORE:2].max(1))
+        done = lowest[sets] <= border
+        yield boxes[done & best(boxes[:, SCORE], pairs)]
+        waiting = boxes[~done]
+
+
+def alike(boxes: np.ndarray, overlap: float) -> np.ndarray:
+    """Pairs `(P, 2)` of boxes `(N, 10)` of a class whose intersection over union is above `overlap`."""
+    outlines = shapely.polygons(boxes[:, :SCORE].reshape(-1, 4, 2))
+    one, other = shapely.STRtree(outlines).query(outlines, "intersects")
+    near = (one < other) & (boxes[one, LABEL] == boxes[other, LABEL])
+    one, other = one[near], other[near]
+    shared, areas = shapely.area(shapely.intersection(outlines[one], outlines[other])), shapely.area(outlines)
+    same = shared > overlap * (areas[one] + areas[other] - shared)
+    return np.stack([one[same], other[same]], 1)
+
+
+def best(scores: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Which boxes `(N,)` stay: greedily by falling score, those that are no pair with one that stays."""
+    kept, partners = np.ones(len(scores), bool), dict[int, list[int]]()
+    for one, other in pairs.tolist():
+        partners.setdefault(one, []).append(other)
+        partners.setdefault(other, []).append(one)
+    members = np.array(sorted(partners), int)
+    for one in members[np.argsort(-scores[members], kind="stable")].tolist():
+        if kept[one]:
+            kept[partners[one]] = False
+    return kept
+
+
+def write_objects(
+    out: Path,
+    found: Iterable[np.ndarray],
+    scene: Scene,
+    classes: Sequence[str],
+    rotated: bool = False,
+    threshold: float = 0.0,
+    area: Area | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Write objects as polygons in the scene's coordinate reference system.
+
+    Args:
+        out: A `.gpkg` or `.parquet` with columns `class`, `score`, `area_m2` on the ellipsoid (`area_px` where nothing
+            tells metres), of turned boxes `angle`, degrees from 0 to 180 that the first side is turned clockwise from
+            north (from the upper side of a scene without a place), and `scene`.
+        found: Boxes as `merged` gives them.
+        scene: What they were found in.
+        classes: Names by label.
+        rotated: Whether the boxes are turned.
+        threshold: Boxes of a lower score are left out.
+        area: Objects whose middle lies outside are left out.
+        tags: What is told beside.
+
+    Returns:
+        What is to be said, last what was written.
+    """
+    ground = Ground.of(scene)
+    counts, below, names = np.zeros(len(classes), int), 0, np.array(classes, object)
+    with layer(out, ground.crs, tags) as write:
+        for place, boxes in enumerate(_together(found)):
+            high = boxes[:, SCORE] >= threshold
+            below += int((~high).sum())
+            boxes = boxes[high]
+            points = boxes[:, :SCORE].reshape(-1, 4, 2)
+            if area is not None:
+                inside = area.holds(points.mean(1))
+                boxes, points = boxes[inside], points[inside]
+            labels = boxes[:, LABEL].astype(int)
+            columns = {"class": names[labels], "score": boxes[:, SCORE].round(4)} | _measures(points, ground, rotated)
+            columns["scene"] = np.full(len(boxes), scene.uri, object)
+            if len(boxes) or not place:  # the first one says which columns there are
+                write(columns, ground.shapes(shapely.polygons(points)))
+            counts += np.bincount(labels, minlength=len(classes))
+    each = ", ".join(f"{count} {name}" for name, count in zip(classes, counts, strict=True) if count)
+    said = f"wrote {out}: {counts.sum()} objects" + (f" ({each})" if each else "")
+    left = f"; {below} that score below {threshold:g} are left out (--threshold)" if below else ""
+    return [*ground.notes(str(out)), said + left]
+
+
+def _together(found: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Boxes in batches of some thousands, as opening a file takes its time; at least one, maybe without a box."""
+    waiting = [np.zeros((0, 10))]
+    for boxes in found:
+        waiting.append(boxes)
+        if sum(map(len, waiting)) >= _ROWS:
+            yield np.concatenate(waiting)
+            waiting = [np.zeros((0, 10))]
+    yield np.concatenate(waiting)
+
+
+def _measures(points: np.ndarray, ground: Ground, rotated: bool) -> dict[str, np.ndarray]:
+    """What is measured of outlines `(N, 4, 2)`."""
+    areas, middles = shapely.area(shapely.polygons(points)), points.mean(1)
+    name, areas = ("area_m2", areas * ground.areas(*middles.T)) if ground.measured else ("area_px", areas)
+    found = {name: areas.round(3)}
+    if rotated:
+        found["angle"] = (ground.bearings(points[:, 0], points[:, 1]) % 180).round(2)
+    return found
