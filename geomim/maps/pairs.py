@@ -104,14 +104,14 @@ class Way:
     offsets: np.ndarray
 
     @classmethod
-    def at(cls, lead: Lead, x: float, y: float) -> Way:
-        """The way whose offsets are those of the pixel around a point."""
+    def at(cls, lead: Lead, x: float, y: float, uri: str) -> Way:
+        """The way to the scene `uri` whose offsets are those of the pixel around a point."""
         points = lead(x + np.array([-0.5, 0.5, 0, 0]), y + np.array([0, 0, -0.5, 0.5]))
         steps = np.stack([points[:, 1] - points[:, 0], points[:, 3] - points[:, 2]])
         count = max(math.ceil(math.sqrt(abs(np.linalg.det(steps))) - 0.01), 1)
         if count > _MOST:
             raise InputError(
-                f"pixels of the second scene are {count} times smaller: bring it to pixels of the first's size"
+                f"pixels of '{uri}' are {count} times smaller: bring it to about the first date's size first"
             )
         parts = (np.arange(count) + 0.5) / count - 0.5
         return cls(lead, np.stack(np.meshgrid(parts, parts), -1).reshape(-1, 2) @ steps)
@@ -144,7 +144,9 @@ def _way(before: Scene, after: Scene, first: Ground, second: Ground) -> tuple[Wa
         raise InputError(f"{names} have no ground in common{told}")
     middle = shared.representative_point()
     share, note = shared.area / frame.area, f"'{after.uri}' covers {{:.0%}} of '{before.uri}': the rest is nodata"
-    return Way.at(_between(first, second), middle.x, middle.y), (note.format(share),) if share < 0.995 else ()
+    return Way.at(_between(first, second), middle.x, middle.y, after.uri), (
+        note.format(share),
+    ) if share < 0.995 else ()
 
 
 def _between(one: Ground, other: Ground) -> Lead:

@@ -115,7 +115,7 @@ def test_scenes_without_a_place():
 
 
 def test_what_is_much_finer_is_refused():
-    with pytest.raises(InputError, match="20 times smaller"):
+    with pytest.raises(InputError, match="pixels of 'x' are 20 times smaller"):
         pair(scene(GRID), scene(GRID @ Affine.scale(0.05), 500, 500))
 
 
