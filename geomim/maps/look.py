@@ -72,7 +72,8 @@ def look(
 
     Args:
         panels: Each a raster, or a raster followed by vector files. A raster with a palette is shown in its own colours
-            with the names of its classes, a single band as numbers, all others as scenes in true or false colour.
+            with the names of its classes, of which one has the same colour in all panels, that of the first; a single
+            band as numbers, all others as scenes in true or false colour.
             Outlines are coloured by their column `class`, `change`, `label` or `name`.
         titles: Of the panels; names of the files where not given.
         across: Panels in a row.
@@ -91,7 +92,8 @@ def look(
     rows = [[one] if isinstance(one, str | Path) else list(one) for one in panels]
     if not rows or not all(rows):
         raise InputError("look: expected a raster, or several; given none")
-    layers = [_layer(Path(raster), bounds, sensor, bands) for raster, *_ in rows]
+    named: dict[str, Any] = {}
+    layers = [_layer(Path(raster), bounds, sensor, bands, named) for raster, *_ in rows]
     across = min(across, len(rows))
     down = -(-len(rows) // across)
     aspect = max(layer.picture.shape[0] / layer.picture.shape[1] for layer in layers)
@@ -154,7 +156,7 @@ def web_map(
             told = folium.GeoJsonTooltip([name for name in frame.columns if name != frame.geometry.name])
             folium.GeoJson(frame.to_crs(4326), name=file.name, style_function=style, tooltip=told).add_to(shown)
             continue
-        picture, (west, south, east, north) = _mercator(_layer(file, None, sensor, bands))
+        picture, (west, south, east, north) = _mercator(_layer(file, None, sensor, bands, {}))
         where = [[south, west], [north, east]]
         folium.raster_layers.ImageOverlay(picture, where, name=file.name, pixelated=True).add_to(shown)
         shown.fit_bounds(where)
@@ -162,7 +164,10 @@ def web_map(
     return shown
 
 
-def _layer(path: Path, bounds: Sequence[float] | None, sensor: str | None, bands: list[str] | None) -> _Layer:
+def _layer(
+    path: Path, bounds: Sequence[float] | None, sensor: str | None, bands: list[str] | None, named: dict[str, Any]
+) -> _Layer:
+    """A raster in colours; classes have those that are known by name, and add their own."""
     try:
         raster = open_map(path)
     except rasterio.errors.RasterioIOError:  # a product folder, a cube
@@ -174,7 +179,7 @@ def _layer(path: Path, bounds: Sequence[float] | None, sensor: str | None, bands
         window, step = _part(path, raster.height, raster.width, raster.transform, bounds)
         size = tuple(max(1, math.ceil(length / step)) for length in (window.height, window.width))
         values = raster.read(1, window=window, out_shape=size, masked=True)
-        picture, legend = (_classes if palette else _numbers)(raster, values)
+        picture, legend = _classes(raster, values, named) if palette else _numbers(values)
         placed = None if raster.crs is None else transform(window, raster.transform) @ Affine.scale(step)
         return _Layer(path.name, picture, placed, raster.crs, legend)
 
@@ -203,10 +208,11 @@ def _part(
     return window, max(1, math.ceil(max(window.height, window.width) / _EDGE))
 
 
-def _classes(raster: Any, ids: np.ma.MaskedArray) -> tuple[np.ndarray, dict[str, Any]]:
+def _classes(raster: Any, ids: np.ma.MaskedArray, named: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
     colours, tags = raster.colormap(1), raster.tags(1)
     listed = dict(enumerate(json.loads(raster.tags().get("CLASSES", "[]"))))
     names = {value: tags.get(f"CLASS_{value}", listed.get(value, f"{value}")) for value in colours}
+    colours = {value: named.setdefault(names[value], own) if own[3] else own for value, own in colours.items()}
     table = np.zeros((256, 4), np.uint8)
     table[list(colours)] = list(colours.values())
     there = [value for value in np.unique(ids.compressed()).tolist() if colours.get(value, (0,) * 4)[3]]
@@ -214,7 +220,7 @@ def _classes(raster: Any, ids: np.ma.MaskedArray) -> tuple[np.ndarray, dict[str,
     return picture, {names[value]: np.divide(colours[value], 255) for value in there}
 
 
-def _numbers(_: Any, values: np.ma.MaskedArray) -> tuple[np.ndarray, dict[str, Any]]:
+def _numbers(values: np.ma.MaskedArray) -> tuple[np.ndarray, dict[str, Any]]:
     seen = np.ma.masked_invalid(values)
     low, high = np.percentile(seen.compressed(), [1, 99.5]) if seen.count() else (0.0, 1.0)
     cmap, spread = colormaps["viridis"], max(float(high - low), 1e-9)

@@ -42,7 +42,7 @@ def numbers(path, values, **profile):
 
 
 def test_classes_have_their_colours_and_names_and_the_rest_is_clear(classes):
-    layer = looking._layer(classes, None, None, None)
+    layer = looking._layer(classes, None, None, None, {})
     with rasterio.open(classes) as raster:
         colours = raster.colormap(1)
     assert tuple(layer.picture[20, 10]) == colours[1] and tuple(layer.picture[20, 50]) == colours[2]
@@ -50,10 +50,18 @@ def test_classes_have_their_colours_and_names_and_the_rest_is_clear(classes):
     assert list(layer.legend) == ["water", "forest"]  # what is there
 
 
+def test_a_class_has_one_colour_in_all_panels_whatever_its_id(classes, tmp_path):
+    write_classes(tmp_path / "other.tif", np.full((40, 60), 3, np.uint8), PLACE, ("none", "forest", "rock", "water"))
+    named = {}
+    first, second = (looking._layer(path, None, None, None, named) for path in (classes, tmp_path / "other.tif"))
+    assert tuple(second.picture[20, 10]) == tuple(first.picture[20, 10]) and list(second.legend) == ["water"]
+    assert tuple(second.legend["water"]) == tuple(first.legend["water"])
+
+
 def test_numbers_span_the_colours_and_nodata_is_clear(tmp_path):
     values = np.linspace(0, 1, 2400, dtype=np.float32).reshape(40, 60)
     values[0, 0] = np.nan
-    layer = looking._layer(numbers(tmp_path / "heat.tif", values, nodata=np.nan), None, None, None)
+    layer = looking._layer(numbers(tmp_path / "heat.tif", values, nodata=np.nan), None, None, None, {})
     assert layer.picture[0, 0, 3] == 0 and layer.picture[1:, :, 3].all()
     assert tuple(layer.picture[0, 1, :3]) == (68, 1, 84) and tuple(layer.picture[-1, -1, :3]) == (253, 231, 36)
     lowest, *_, highest = map(float, layer.legend)
@@ -61,10 +69,10 @@ def test_numbers_span_the_colours_and_nodata_is_clear(tmp_path):
 
 
 def test_bounds_are_of_the_ground_and_large_rasters_are_thinned(classes, tmp_path):
-    layer = looking._layer(classes, (500200, 6149600, 500400, 6149700), None, None)
+    layer = looking._layer(classes, (500200, 6149600, 500400, 6149700), None, None, {})
     assert layer.picture.shape[:2] == (10, 20) and layer.transform * (0, 0) == (500200, 6149700)
     big = numbers(tmp_path / "big.tif", np.zeros((100, 4000), np.float32))
-    thin = looking._layer(big, None, None, None)
+    thin = looking._layer(big, None, None, None, {})
     assert max(thin.picture.shape) <= 900 and thin.transform * (thin.picture.shape[1], 0) == (540000, 6150000)
     with pytest.raises(InputError, match="does not lie within the bounds"):
         look(classes, bounds=(0, 0, 1, 1))
@@ -89,7 +97,7 @@ def test_what_has_no_place_takes_no_outlines(tmp_path, outlines):
 
 
 def test_a_picture_for_web_maps_lies_where_the_raster_does(classes):
-    picture, (west, south, east, north) = looking._mercator(looking._layer(classes, None, None, None))
+    picture, (west, south, east, north) = looking._mercator(looking._layer(classes, None, None, None, {}))
     x, y = rasterio.warp.transform("EPSG:32719", "EPSG:4326", [500000, 500600], [6149600, 6150000])
     np.testing.assert_allclose([west, east, south, north], [*x, *y], atol=2e-4)
     shares = (picture[..., 3] > 0).mean()
