@@ -13,7 +13,7 @@ help:
 	@echo "make test       lint, types, layers and tests: what CI runs"
 	@echo "make test-torchgeo010  backbones and tasks in torchgeo 0.10, in an environment of Python 3.12 beside"
 	@echo "make bench      speed beside peers (an idle machine, please)"
-	@echo "make notebooks  run every notebook from the start"
+	@echo "make notebooks  run the six notebooks whole, about half an hour; make test runs them small"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

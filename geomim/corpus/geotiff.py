@@ -99,6 +99,11 @@ def _write(
             colours = [getattr(ColorInterp, name, ColorInterp.undefined) for name in _colours(sensor)]
             raster.colorinterp = colours if ColorInterp.red in colours else [ColorInterp.gray, *raster.colorinterp[1:]]
             raster.update_tags(**_tags(row), **({"CLASSES": ",".join(classes)} if classes else {}))
+            for place, band in enumerate(sensor.bands if sensor else (), start=1):
+                if band.wavelength:  # by which any reader knows the band, whatever else has its name
+                    told = {"CENTRAL_WAVELENGTH_UM": band.wavelength, "FWHM_UM": band.bandwidth}
+                    told = {name: f"{value / 1000:g}" for name, value in told.items() if value}
+                    raster.update_tags(place, ns="IMAGERY", **told)
         with aside(file) as out:
             out.write(memory.read())
 

@@ -165,6 +165,16 @@ class TileDataModule(pl.LightningDataModule):
             "bands": bands,
         }
 
+    @property
+    def gsds(self) -> dict[str, float]:
+        """Metres a pixel of whole tiles as training images, the median of each sensor whose catalogues tell it."""
+        own = {name: [one for one in self.sets if one.sensor == name] for name in self.contracts}
+        known = {
+            name: np.concatenate([one.known_gsds() * (one.tiles.size / self.image_size) for one in sets])
+            for name, sets in own.items()
+        }
+        return {name: round(float(np.median(one)), 4) for name, one in known.items() if len(one)}
+
     def provide(
         self,
         needs: frozenset[str],

@@ -92,6 +92,11 @@ class LabelledData:
     side: float | None = None
     ground: np.ndarray | None = None
 
+    def metres(self, size: int) -> float | None:
+        """Metres a pixel, the median, where the images are brought to such a side; None where none tells it."""
+        known = np.zeros(0) if self.ground is None else self.ground[np.isfinite(self.ground)]
+        return float(np.median(known)) / size if len(known) else None
+
     def gsd_at(self, size: int, contract: BandContract) -> tuple[float | None, str]:
         """Metres a pixel, the median, where the images are brought to one size; and what a reader should know of it.
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch.utils.data import Dataset
 
@@ -62,6 +64,11 @@ class TileSet:
                 there = ", ".join(sorted(set(self.tiles.splits.tolist())))
                 raise CorpusError(f"'{corpus.path}' has no kept tile in split '{split}'; it has {there}")
         self.rows = chosen
+
+    def known_gsds(self) -> np.ndarray:
+        """Metres a pixel of those of its tiles whose row in the catalogue tells them."""
+        own = pc.field("id").isin(pa.array(self.tiles.ids[self.rows]))
+        return self.corpus.table(["gsd"], where=own)["gsd"].drop_null().to_numpy()
 
     def __len__(self) -> int:
         return len(self.rows)

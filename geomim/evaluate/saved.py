@@ -36,6 +36,7 @@ class ProbeCard:
         scale: How many times the images were shrunk before they were encoded, the median where it varied; below 1
             where they were enlarged.
         gsd: Metres a pixel that the encoder's positions were baked for, where they follow them.
+        fitted_at: Metres a pixel of the images as they were encoded, the median, where they tell it.
         checkpoint: Where the encoder was read from, if the file says; `encoder` decides whether it still is the one.
     """
 
@@ -47,6 +48,7 @@ class ProbeCard:
     accuracy: float
     scale: float = 1.0
     gsd: float | None = None
+    fitted_at: float | None = None
     checkpoint: str | None = None
 
 

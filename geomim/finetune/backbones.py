@@ -41,7 +41,8 @@ class Backbone:
         notes: What was assumed, in sentences for whoever uses it.
         name: What tables call it.
         config: What geomim says of an encoder of its own; nothing of others.
-        gsds: Metres a pixel of the sensors that it was trained on, whatever it is used for; empty where unknown.
+        gsds: Metres a pixel that its sensors have, whatever it is used for; empty where unknown.
+        trained_at: Metres a pixel of the images that it was trained on; empty where its file does not tell.
     """
 
     network: nn.Module
@@ -50,6 +51,7 @@ class Backbone:
     name: str
     config: Mapping[str, Any] = field(default_factory=dict)
     gsds: tuple[float, ...] = ()
+    trained_at: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """All but the weights, as plain values."""
@@ -112,7 +114,7 @@ def open_backbone(
         if seed is not None:
             torch.manual_seed(seed)
         opened = _timm(source, seed) if foreign else _geomim(source, sensor, bands, seed)
-        network, (contract, notes), config, trained = opened
+        network, (contract, notes), config, (trained, metres) = opened
     if not config.get("spectral"):
         contract, notes = _refit(network, contract, notes, sensor, bands)
     if image_size is not None and (image_size < 1 or hasattr(network, "set_input_size")):
@@ -126,7 +128,7 @@ def open_backbone(
             raise ConfigError(f"image_size {image_size}: '{source}' takes images of {side} pixels alone; leave it out")
     name += "" if seed is None else ", random initialisation"
     gsds = tuple(one.sensor.gsd for one in trained if one.sensor.gsd)
-    return Backbone(network.eval(), contract, notes, name, config, gsds)
+    return Backbone(network.eval(), contract, notes, name, config, gsds, tuple(metres))
 
 
 def checkpoint_of(source: str) -> tuple[str, str]:
@@ -164,9 +166,9 @@ def write_backbone(backbone: Backbone, folder: Path) -> Path:
     )
 
 
-_Opened = tuple[Any, Chosen, dict[str, Any], Collection[BandContract]]
-"""The model, its contract and notes, geomim's configuration, and what it was trained on; a spectral one is made for the
-bands asked for."""
+_Opened = tuple[Any, Chosen, dict[str, Any], tuple[Collection[BandContract], Collection[float]]]
+"""The model, its contract and notes, geomim's configuration, and what it was trained on, at which metres a pixel; a
+spectral one is made for the bands asked for."""
 
 
 def _geomim(source: str, sensor: Sensor | str | None, bands: Sequence[str] | None, seed: int | None) -> _Opened:
@@ -187,7 +189,7 @@ def _geomim(source: str, sensor: Sensor | str | None, bands: Sequence[str] | Non
         as_timm(own if seed is None else random_like(own, seed)),
         (contract, notes),
         own.config | {"spectral": spectral},
-        loaded.contracts.values(),
+        (loaded.contracts.values(), loaded.trained_at.values()),
     )
 
 
@@ -195,12 +197,12 @@ def _timm(source: str, seed: int | None) -> _Opened:
     name = source.removeprefix("timm:")
     network = create(name, pretrained=seed is None)
     if contract := exported_contract(name):
-        return network, (contract, ()), {}, [contract]
+        return network, (contract, ()), {}, ([contract], ())
     channels = first_conv(network).in_channels
     if channels != 3:
         raise BandError(f"'{source}' has {channels} channels and names no bands: expected a band contract, or RGB")
     contract = picture_contract(network.pretrained_cfg)
-    return network, (contract, (pictures_said(contract),)), {}, ()
+    return network, (contract, (pictures_said(contract),)), {}, ((), ())
 
 
 def create(name: str, pretrained: bool) -> Any:

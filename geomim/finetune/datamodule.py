@@ -79,7 +79,8 @@ class Windows(pl.LightningDataModule):
         turn: Mirror and turn windows for training.
         empty: Greatest share of windows without a box in training.
         seed: Of order and turns.
-        gsds: Metres a pixel that the encoder was trained at; those of the contract's sensor where nobody says.
+        gsds: Metres a pixel of the encoder's sensors; that of the contract's where nobody says.
+        trained_at: Metres a pixel that the encoder was trained at, where it says.
 
     Attributes:
         parts: Windows of `train`, `val` and `test`.
@@ -102,12 +103,13 @@ class Windows(pl.LightningDataModule):
         empty: float = 0.5,
         seed: int = 0,
         gsds: Sequence[float] = (),
+        trained_at: Sequence[float] = (),
     ) -> None:
         super().__init__()
         self.labels, self.contract, self.size, self.batch_size = labels, contract, size, batch_size
         self.workers, self.turn, self.seed = workers, turn, seed
         self.prepare_data_per_node = False
-        self.empty, self.gsds = empty, gsds or [contract.sensor.gsd or 0]
+        self.empty, self.gsds, self.trained_at = empty, gsds or [contract.sensor.gsd or 0], trained_at
         told_parts(labels.items, split.test)  # which may be refused before anything is read
         items = enumerate(watched(labels.items, "reading labels"))
         rows = [row for number, item in items for row in self._survey(number, item)]
@@ -186,13 +188,16 @@ class Windows(pl.LightningDataModule):
 
     def _far(self, gsds: Sequence[float]) -> list[str]:
         known = [gsd for gsd in gsds if np.isfinite(gsd)]
-        if not known or not all(self.gsds):
+        self.gsd = float(np.median(known)) if known else None
+        there = self.trained_at or self.gsds
+        if self.gsd is None or not all(there):
             return []
-        gsd = float(np.median(known))
-        usual = min(self.gsds, key=lambda one: abs(np.log(gsd / one)))
+        gsd = self.gsd
+        usual = min(there, key=lambda one: abs(np.log(gsd / one)))
         if 1 / _FAR <= gsd / usual <= _FAR:
             return []
-        said = f"images have {gsd:.3g} m a pixel, and the encoder was trained at {usual:.3g} m"
+        how = f"was trained at {usual:.3g} m" if self.trained_at else f"is for {usual:.3g} m, which its sensor has"
+        said = f"images have {gsd:.3g} m a pixel, and the encoder {how}"
         return [f"{said}: it may not know what things look like here"]
 
     def sample(self, cut: Cut, train: bool = False) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def open_task(path: Path, tasks: Mapping[str, Any]) -> tuple[Any, int]:
         raise CheckpointError(f"'{file}' does not exist: give a folder of geomim finetune, or a task's file")
     state, beside = torch.load(file, map_location="cpu", weights_only=True), file.with_name("config.yaml")
     task = tasks[state["geomim_task"]].load_from_checkpoint(file, map_location="cpu", weights_only=True).eval()
+    task.fitted_at = state.get("geomim_gsd")
     task._looked = True  # scenes are normalised by its contract, and check_scene tells what is odd
     size = state.get("geomim_size")
     if size is None and beside.is_file():  # as the first tasks were kept
@@ -62,7 +63,7 @@ def segmenter(task: Any, size: int, device: str = "auto") -> Looker:
         return found.float().softmax(1)
 
     contract, classes = task.contract, tuple(task.hparams["classes"])
-    return Looker(contract, size, 1, classes, made_by, look, target, tuple(task.notes), contract.sensor.gsd)
+    return Looker(contract, size, 1, classes, made_by, look, target, tuple(task.notes), task.fitted_at)
 
 
 def changer(task: Any, size: int, device: str = "auto") -> Looker:
@@ -82,7 +83,7 @@ def finder(task: Any, size: int, device: str = "auto") -> Finder:
 
     contract, classes = task.contract, tuple(task.hparams["classes"])
     overlap, notes = oriented.OVERLAP if task.rotated else _UPRIGHT, tuple(task.notes)
-    return Finder(contract, size, classes, made_by, find, target, overlap, task.rotated, notes, contract.sensor.gsd)
+    return Finder(contract, size, classes, made_by, find, target, overlap, task.rotated, notes, task.fitted_at)
 
 
 def write_classes(

@@ -79,6 +79,7 @@ class Tuned(LightningModule):
         contract: Bands and numbers that images are to be given in.
         notes: What was assumed of the encoder, in sentences.
         target: What batches call the labels, see `allowed`.
+        fitted_at: Metres a pixel of what it was tuned on, the median; None where that is not known.
         said: What the model answered last; torchgeo's test steps keep it to themselves.
         tally: What a test counts, over all ranks, for the task's figures.
         normalised: Images are known to be normalised by the contract; else the first ones are looked at.
@@ -87,6 +88,7 @@ class Tuned(LightningModule):
     contract: BandContract
     notes: tuple[str, ...]
     target = "label"
+    fitted_at: float | None = None
     said: Any
     tally: Metric
     normalised = False

@@ -135,7 +135,11 @@ def _check(opened: Looker | Finder, asked: Asked, seen: Seen) -> None:
     """Refuse numbers that are far from the model's; say what is assumed of each scene, and what is unusual."""
     scaled = isinstance(opened, Looker) and opened.scaled is not None
     for scene, prepare in seen.dates:
-        note = (scale_note(scene, opened.contract, opened.gsd),) if scaled else gsd_note(scene, opened.gsd)
+        note = (
+            (scale_note(scene, opened.contract, opened.gsd),)
+            if scaled
+            else gsd_note(scene, opened.contract, opened.gsd)
+        )
         check_scene(scene, prepare, opened.walk(scene, asked.overlap).places, opened.side, note)
     notes = (*(seen.scene.notes if len(seen.dates) > 1 else ()), *(seen.area.notes if seen.area else ()))
     for said in notes:

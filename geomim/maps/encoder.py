@@ -70,17 +70,16 @@ class Frozen:
         def scaled(gsd: float | None) -> Looker:
             return replace(self.at(gsd).looker(classes, decide, made_by), gsd=self.gsd)
 
-        side, gsd = self.encoder.image_size, self.gsd or self.contract.sensor.gsd
         return Looker(
             contract=self.contract,
-            side=side,
+            side=self.encoder.image_size,
             cell=self.encoder.patch_size,
             classes=classes,
             made_by=made_by,
             look=look,
             device=self.device,
             notes=self.notes,
-            gsd=gsd,
+            gsd=self.gsd,
             scaled=scaled if self.follows else None,
         )
 

@@ -109,11 +109,13 @@ def check_scene(
         print(f"note: {note}")
 
 
-def gsd_note(scene: Scene, gsd: float | None) -> tuple[str, ...]:
-    """That a scene is far finer or coarser than what a model was fitted on, in a sentence."""
+def gsd_note(scene: Scene, contract: BandContract, fitted_at: float | None = None) -> tuple[str, ...]:
+    """That a scene is far finer or coarser than what a model was fitted on, or else than its sensor, in a sentence."""
+    gsd = fitted_at or contract.sensor.gsd
     if not gsd or not scene.gsd or 1 / 1.5 <= scene.gsd / gsd <= 1.5:
         return ()
-    said = f"'{scene.uri}' has {scene.gsd:.3g} m a pixel, and the model was fitted at {gsd:.3g} m"
+    how = f"was fitted at {gsd:.3g} m" if fitted_at else f"is for {gsd:.3g} m, which its sensor has"
+    said = f"'{scene.uri}' has {scene.gsd:.3g} m a pixel, and the model {how}"
     return (f"{said}: things are of another size to it; resample the scene, or look at the map with care",)
 
 

@@ -18,6 +18,7 @@ from geomim.maps.rasters import aside, open_map
 
 _EDGE = 1200  # pixels of a scene's longer side, at most
 _PANELS = 4  # beside each other
+_ROWS = 256  # of a scene that are read at a time
 ACROSS = 6
 """Pictures in a row of a contact sheet."""
 _TITLE: dict[str, Any] = {"fontsize": 9, "parse_math": False}  # dollars are just that
@@ -25,9 +26,7 @@ _TITLE: dict[str, Any] = {"fontsize": 9, "parse_math": False}  # dollars are jus
 
 def quick_look(path: Path, scene: Scene, scores: Path, texts: Sequence[str], what: str) -> None:
     """Draw a scene, and beside it how each text scores; one scale of colours for all texts."""
-    step = math.ceil(max(scene.height, scene.width) / _EDGE)
-    lines = [scene.read_valid(Window(0, row, scene.width, 1)) for row in range(0, scene.height, step)]
-    pixels, valid = (np.concatenate([line[part][..., ::step] for line in lines], -2) for part in (0, 1))
+    pixels, valid = thinned(scene, Window(0, 0, scene.width, scene.height), _EDGE)
     with open_map(scores) as raster:
         times = max(1, math.ceil(max(raster.shape) / _EDGE))
         heat = raster.read(out_shape=(raster.count, *(max(1, length // times) for length in raster.shape)))
@@ -47,6 +46,24 @@ def quick_look(path: Path, scene: Scene, scores: Path, texts: Sequence[str], wha
     figure.colorbar(shown, ax=panels, shrink=0.6, label=what)
     with aside(path) as part:
         figure.savefig(part, dpi=120)
+
+
+def thinned(scene: Scene, window: Window, edge: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every so many pixels of a part of a scene that its longer side is at most `edge`: `(C, h, w)` and `(h, w)` bool.
+
+    Rows are read many at a time, as blocks are decoded whole, and few enough for any scene.
+    """
+    (top, left), (height, width) = (
+        map(round, (window.row_off, window.col_off)),
+        map(round, (window.height, window.width)),
+    )
+    step = max(1, math.ceil(max(height, width) / edge))
+    many = max(1, _ROWS // step) * step
+    parts = [
+        scene.read_valid(Window(left, top + row, width, min(many, height - row))) for row in range(0, height, many)
+    ]
+    pixels = np.concatenate([part[0][:, ::step, ::step] for part in parts], 1)
+    return pixels, np.concatenate([part[1][::step, ::step] for part in parts])
 
 
 def contact_sheet(path: Path, groups: Sequence[tuple[str, Sequence[tuple[np.ndarray, str]]]]) -> None:

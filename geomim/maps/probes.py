@@ -49,7 +49,7 @@ def open_probe(path: str, encoder: str | None = None, heads: int | None = None, 
 
     made_by = digest({"encoder": card.encoder, "probe": fingerprint(answers)})
     looker = frozen.looker(card.classes, decide, made_by)
-    return replace(looker, notes=(*looker.notes, *_scale_note(card)))
+    return replace(looker, gsd=looker.gsd or card.fitted_at, notes=(*looker.notes, *_scale_note(card)))
 
 
 def _check(path: str, card: ProbeCard) -> None:

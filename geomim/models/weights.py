@@ -80,6 +80,11 @@ class Loaded:
         return next(iter(self.contracts.values())) if len(self.contracts) == 1 else None
 
     @property
+    def trained_at(self) -> dict[str, float]:
+        """Metres a pixel of what it was trained on, the median by sensor, as far as the file tells."""
+        return dict((self.details.get("provenance") or {}).get("gsd") or {})
+
+    @property
     def entry(self) -> dict[str, Any]:
         """All that is known of it as plain values, as an export of one sensor stores them."""
         several = {name: one.to_dict() for name, one in self.contracts.items() if self.contract is None}

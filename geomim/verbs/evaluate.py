@@ -394,6 +394,7 @@ def _save(candidate: Candidate, images: LabelledData, scores: Scores, probed: Pr
             accuracy=row.accuracy if row else 0.0,
             scale=images.side / candidate.image_size if images.side else 1.0,
             gsd=candidate.gsd,
+            fitted_at=images.metres(candidate.image_size),
             checkpoint=os.path.abspath(source) if os.path.exists(source) else source,
         )
         save_probe(out / f"{kind}.safetensors", fit.probe, card)

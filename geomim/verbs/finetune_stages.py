@@ -141,7 +141,8 @@ class Opened:
     def windows(self, split: Split, task: Any = None) -> Windows:
         """The windows, shared out as a split says, for the encoder or for that of a task."""
         contract = task.contract if task else self.backbone.contract
-        return Windows(self.labels, contract, split=split, gsds=self.backbone.gsds, **self.cutting)
+        metres = {"gsds": self.backbone.gsds, "trained_at": self.backbone.trained_at}
+        return Windows(self.labels, contract, split=split, **metres, **self.cutting)
 
 
 def _staged(stage: Callable[..., Any]) -> Callable[..., Any]:
@@ -268,7 +269,7 @@ def keep(out: Path, task: Any, windows: Windows) -> None:
     out.mkdir(parents=True, exist_ok=True)
     kept = {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams)}
     kept |= {"pytorch-lightning_version": pl.__version__, "geomim_task": TASK_OF[windows.labels.kind]}
-    kept["geomim_size"] = windows.size
+    kept["geomim_size"], kept["geomim_gsd"] = windows.size, windows.gsd
     task.on_save_checkpoint(kept)
     torch.save(kept, part := out / ".task.part")
     part.replace(out / "task.ckpt")

@@ -34,29 +34,36 @@ PANELS = {
 """What is drawn together, by column; a column that is in none has its own panel."""
 
 
-def plot(runs: list[str], out: str = "curves.png", x: Literal["steps", "images", "minutes"] = "steps") -> Path:
+def plot(
+    runs: list[str],
+    out: str = "curves.png",
+    x: Literal["steps", "images", "minutes"] = "steps",
+    only: list[str] | None = None,
+) -> Path:
     """Draw the figures of one run or several: losses, probes and their floors, collapse, learning rate, speed.
 
     Args:
         runs: Run folders, as `geomim pretrain` leaves them.
         out: The PNG to write.
         x: What the curves run over: optimiser steps, images seen, or minutes of training without those of watching.
+        only: Words of titles, such as `loss` and `kNN`: draw the panels that have one of them; all where not given.
 
     Returns:
         The picture.
 
     Raises:
-        InputError: A run has no figures.
+        InputError: A run has no figures, or no panel has any of the words.
     """
     folders = list(dict.fromkeys(Path(run).resolve() for run in runs))
     common = os.path.commonpath([folder.parent for folder in folders])
     opened = {os.path.relpath(folder, common): read_figures(folder / "metrics.csv", x) for folder in folders}
-    panels = _panels(opened)
-    down = -(-len(panels) // 3)
+    panels = _chosen(_panels(opened), only)
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
     figure = Figure(figsize=(14, 3.1 * down + 0.5), dpi=130, layout="constrained")
     colours = dict(zip(opened, map(tuple, colormaps["turbo"](np.linspace(0.1, 0.9, len(opened)))), strict=True))
     end = max(float(places[-1]) for run in opened.values() for places, _ in run.values())
-    cells = figure.subplots(down, 3, squeeze=False).ravel()
+    cells = figure.subplots(down, across, squeeze=False).ravel()
     for axes, (title, columns) in zip(cells, panels.items(), strict=False):
         _draw(axes, title, columns, opened, colours)
         axes.set(xlabel=x, xlim=(0, 1.02 * end))
@@ -111,6 +118,16 @@ def _panels(runs: dict[str, Run]) -> dict[str, dict[str, str]]:
         elif not pairs or not all(np.array_equal(one, loss) for one, loss in pairs):  # the only term is the loss
             panels[column.replace("_", " ")] = {column: ""}
     return {title: chosen for title, chosen in panels.items() if chosen}
+
+
+def _chosen(panels: dict[str, dict[str, str]], words: list[str] | None) -> dict[str, dict[str, str]]:
+    """The panels whose titles have one of some words."""
+    if words is None:
+        return panels
+    chosen = {title: own for title, own in panels.items() if any(word.lower() in title.lower() for word in words)}
+    if not chosen:
+        raise InputError(f"--only: no panel has {' or '.join(words)} in its title; there are {', '.join(panels)}")
+    return chosen
 
 
 def _draw(axes: Axes, title: str, columns: dict[str, str], runs: dict[str, Run], colours: dict[str, Any]) -> None:

@@ -179,6 +179,7 @@ def _provide(data: TileDataModule, module: PretrainModule, training: Training) -
         rank_zero_only(print)(sentence)
     module.pruning = data.pruning
     module.provenance["corpora"] = [one.provenance for one in data.corpora]
+    module.provenance["gsd"] = data.gsds
     if data.sentences:
         module.provenance |= {"sentences": data.sentences.said, "sentence_files": data.sentences.files}
 

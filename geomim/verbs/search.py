@@ -295,7 +295,7 @@ def _coordinates(outline: Any) -> str:
 
 
 def _write_places(path: Path, rows: Sequence[tuple[Any, ...]]) -> None:
-    names = ("asked", "rank", "score", "id", "source")
+    names = ("asked", "rank", "score", "tile", "source")  # an `id` would be that of GeoJSON's features
     columns = {name: [row[place] for row in rows] for place, name in enumerate(names)}
     frame = gpd.GeoDataFrame(columns, geometry=[row[-1] or None for row in rows], crs="OGC:CRS84")
     if missing := int(frame.geometry.isna().sum()):

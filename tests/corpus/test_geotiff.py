@@ -3,9 +3,11 @@ import pytest
 import rasterio
 from parts_corpus import textures, write_parts
 
+from geomim.corpus.build import build
 from geomim.corpus.geotiff import to_geotiff
 from geomim.corpus.scenes import open_scene
 from geomim.corpus.store import Corpus
+from geomim.corpus.synthetic import write_scenes
 from geomim.errors import InputError
 
 
@@ -53,6 +55,14 @@ def test_tiles_open_as_placed_rasters(corpus, tmp_path):
         assert raster.nodata == 255 and raster.tags()["CLASSES"] == "water,forest" and (raster.read(1)[:5] == 1).all()
     with open_scene(str(out / "000000001.tif")) as scene:  # and geomim itself takes them back
         assert scene.sensor.names == opened.sensor.names
+
+
+def test_bands_of_several_sensors_keep_their_wavelengths(tmp_path):
+    drawn = write_scenes(tmp_path / "drawn", scenes=1, size=256, bands=["B02", "B04", "B08"])
+    corpus = build([str(drawn.scenes[0])], str(tmp_path / "corpus"), tile=64)
+    tile = sorted(to_geotiff(str(corpus), str(tmp_path / "tif")).iterdir())[0]
+    with open_scene(drawn.scenes[0]) as scene, open_scene(tile) as again:
+        assert [band.wavelength for band in again.sensor.bands] == [band.wavelength for band in scene.sensor.bands]
 
 
 def test_some_tiles_are_chosen_and_files_that_are_there_stay(corpus, tmp_path):

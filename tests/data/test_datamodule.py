@@ -41,6 +41,15 @@ def test_batches_hold_what_the_catalogue_says(corpus):
     assert ready["image"].shape == (6, 3, 16, 16) and ready["valid"].shape == (6, 1, 16, 16)
 
 
+def test_metres_that_are_trained_at_are_the_median_of_what_catalogues_tell(corpus, tmp_path):
+    assert TileDataModule(str(corpus), image_size=16).gsds == {}  # a sensor's would be a guess
+    told = write_corpus(
+        tmp_path / "told", 8, 24, gsds=[2.5, None, 2.5, 2.0, 9.0, None, 30.0, 30.0]
+    )  # the last two are no train
+    module = TileDataModule(str(told), image_size=12)
+    assert module.gsds == {Corpus.open(told).sensor.name: 5.0}  # tiles of 24 pixels as images of 12
+
+
 def test_workers_change_nothing(corpus):
     streams = []
     for workers in (0, 2):

@@ -44,7 +44,11 @@ def test_metres_that_it_was_trained_at_are_known_whatever_sensor_it_is_used_for(
     two = S2.sensor.select(["B02", "B03"])
     other = replace(two, name="mine", bands=tuple(replace(band, gsd=0.5) for band in two.bands))
     opened = open_backbone(str(tmp_path / "tiny.ckpt"), other)
-    assert opened.contract.sensor.gsd == 0.5 and opened.gsds == (10,)
+    assert opened.contract.sensor.gsd == 0.5 and opened.gsds == (10,) and opened.trained_at == ()
+    content = torch.load(tmp_path / "tiny.ckpt", weights_only=True)
+    content["geomim"]["provenance"]["gsd"] = {S2.sensor.name: 2.5}
+    torch.save(content, tmp_path / "told.ckpt")
+    assert open_backbone(str(tmp_path / "told.ckpt"), other).trained_at == (2.5,)
 
 
 def test_a_hierarchical_encoder_opens_too(tmp_path: Path) -> None:

@@ -440,11 +440,16 @@ def test_metres_far_from_the_encoders_are_said_with_both_numbers_and_other_bands
         labels = scattered(scene(tmp_path / f"{gsd}.tif", gsd=gsd), count=8)
         labels = replace(labels, asked=Asked(bands=("red", "green", "blue")))
         said = Windows(labels, BandContract(sensor, (110.0,) * 3, (50.0,) * 3), 20, Split(folds=2)).notes
-        both = f"images have {gsd:.3g} m a pixel, and the encoder was trained at 10 m"
+        both = f"images have {gsd:.3g} m a pixel, and the encoder is for 10 m, which its sensor has"
         assert any(note.startswith(both) for note in said) == far
     given = labels, BandContract(sensor, (110.0,) * 3, (50.0,) * 3), 20
-    for trained, both in (((1.0,), "at 1 m"), ((0.3, 1.0), "at 1 m"), ((0.3, 20.0), "")):  # images have 16
-        said = [one for one in Windows(*given, Split(folds=2), gsds=trained).notes if "m a pixel" in one]
+    for trained, both in (
+        ((1.0,), "was trained at 1 m"),
+        ((0.3, 1.0), "was trained at 1 m"),
+        ((0.3, 20.0), ""),
+    ):  # images have 16
+        windows = Windows(*given, Split(folds=2), gsds=(10.0,), trained_at=trained)
+        said = [one for one in windows.notes if "m a pixel" in one]
         assert len(said) == bool(both) and all(both in one for one in said), "whatever sensor it is used for"
     near = BandContract(get_sensor("sentinel2", [*sensor.names, "B08"]), (500.0,) * 4, (300.0,) * 4)
     with pytest.raises(BandError, match="B08"):

@@ -111,7 +111,7 @@ def test_a_scene_is_read_a_window_or_a_strip_at_a_time(tmp_path, monkeypatch):
         monkeypatch.setattr(Scene, name, noted)
     files = {"classes": str(tmp_path / "c.tif"), "polygons": str(tmp_path / "p.gpkg")}
     query(scene, "m", ["red"], str(tmp_path / "h.tif"), resolution="pixel", **files)
-    assert len(asked) > 100 and max(asked) <= 32 * 64  # of 1024 * 64
+    assert len(asked) > 40 and max(asked) <= 256 * 64  # of 1024 * 64
 
 
 def test_what_fails_half_way_leaves_what_was_there(tmp_path, monkeypatch):

@@ -54,6 +54,18 @@ def test_panels_hold_what_belongs_together_and_nothing_twice(tmp_path):
     assert {"latent", "grad norm"} <= set(_panels({"one": one, "other": other}))
 
 
+def test_some_panels_are_chosen_by_words_of_their_titles(tmp_path, capsys):
+    run = str(write_run(tmp_path / "run", figures()))
+    heights = []
+    for words in ([], ["--only", "knn,loss"]):
+        assert main(["plot", run, "--out", str(tmp_path / "a.png"), *words]) == 0
+        heights.append(Image.open(tmp_path / "a.png").height)
+    assert heights[1] < 0.6 * heights[0]  # a row in place of two
+    assert main(["plot", run, "--out", str(tmp_path / "b.png"), "--only", "colour"]) == 1
+    assert "no panel has colour in its title; there are loss, kNN accuracy" in capsys.readouterr().err
+    assert not (tmp_path / "b.png").exists()
+
+
 def test_runs_of_one_name_are_told_apart(tmp_path, capsys):
     for name in ("a/mae", "b/mae"):
         write_run(tmp_path / name, figures())

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,11 +175,14 @@ def test_a_file_of_another_scene_is_not_written_over(trained, tmp_path):
 
 def test_a_scene_far_from_the_model_in_metres_a_pixel_is_said(trained, tmp_path, capsys):
     far = {"transform": Affine(10, 0, 500000, 0, -10, 4000000)}
-    predict(
-        [str(write(tmp_path / "a.tif", texture(kinds()), **far))], str(trained), str(tmp_path / "m.tif"), sensor="naip"
-    )
-    said = capsys.readouterr().out
-    assert "has 10 m a pixel, and the model was fitted at 1 m: things are of another size" in said
+    scene = str(write(tmp_path / "a.tif", texture(kinds()), **far))
+    predict([scene], str(trained), str(tmp_path / "m.tif"), sensor="naip")
+    assert "has 10 m a pixel, and the model is for 1 m, which its sensor has" in capsys.readouterr().out
+    shutil.copytree(trained, tmp_path / "told")
+    answers, card = load_probe(tmp_path / "told")
+    save_probe(tmp_path / "told" / "linear.safetensors", answers, replace(card, fitted_at=2.5))
+    predict([scene], str(tmp_path / "told"), str(tmp_path / "n.tif"), sensor="naip")
+    assert "has 10 m a pixel, and the model was fitted at 2.5 m" in capsys.readouterr().out
 
 
 def test_all_nodata_and_pixels_that_are_no_numbers(trained, tmp_path, capsys):

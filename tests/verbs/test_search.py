@@ -98,7 +98,7 @@ def test_a_text_finds_the_tiles_it_speaks_of_the_nearest_first_and_says_where_th
     assert (float(lines[0][4]), float(lines[0][6])) == pytest.approx(there[::-1], abs=1e-4)
     assert (lines[0][5], lines[0][7]) == ("N", "E") and lines[0][-1] == "scene.tif"
     frame = gpd.read_file(places)
-    assert frame["asked"].tolist() == ["red"] * 3 + ["blue"] * 3 and frame["id"].tolist()[:5] == expected
+    assert frame["asked"].tolist() == ["red"] * 3 + ["blue"] * 3 and frame["tile"].tolist()[:5] == expected
     assert frame.geometry[0].centroid.coords[0] == pytest.approx(there, abs=1e-6)
     assert frame["score"].tolist() == pytest.approx(cosines, abs=1e-3)
     assert sorted(out.parent.iterdir()) == [places, out]
