@@ -81,7 +81,7 @@ def test_outputs_are_stripped_and_links_lead_somewhere(book: Path) -> None:
     text = "\n".join(cell.source for cell in opened.cells)
     links = re.findall(r"\]\(([^)\s#]+)[^)]*\)", text)
     assert not [one for one in links if not re.match(r"\w+:", one) and not (book.parent / one).exists()]
-    assert not re.search(r"""["'(](?:/|[A-Za-z]:\\|~)\w""", text)  # a path of one machine
+    assert not re.search(r"""["'(](?:/|[A-Za-z]:\\|~/)\w""", text)  # a path of one machine
 
 
 @pytest.mark.parametrize("book", BOOKS, ids=NAMES)

@@ -148,6 +148,8 @@ def web_map(
     for file in map(Path, layers):
         if file.suffix.lower() in (".gpkg", ".geojson", ".json", ".shp", ".parquet"):
             frame, colours = _frame(file)
+            if frame.empty:  # which has no bounds and no fields
+                continue
             column = next((one for one in _COLUMNS if one in frame), None)
 
             def style(feature: Any, colours: Any = colours, column: Any = column) -> dict[str, Any]:

@@ -115,3 +115,5 @@ def test_a_map_to_move_needs_folium_or_says_so(classes, outlines):
     assert isinstance(shown, folium.Map)
     page = shown.get_root().render()
     assert "classes.tif" in page and "squares.gpkg" in page and "data:image/png;base64" in page
+    gpd.read_file(outlines)[:0].to_file(outlines.with_name("none.gpkg"))
+    assert "none.gpkg" not in web_map(classes, outlines.with_name("none.gpkg"), background=None).get_root().render()
