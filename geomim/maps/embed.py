@@ -149,7 +149,7 @@ def embed_scene(
         if _there(out, {**card, "dtype": dtype}):
             print(f"'{out}' is there already")
             return
-        also = [scale_note(scene, looker.contract)] if looker.scaled else gsd_note(scene, looker.gsd)
+        also = [scale_note(scene, looker.contract)] if looker.scaled else gsd_note(scene, looker.contract, looker.gsd)
         notes = [*looker.notes, *also, *slow_note(out, (len(looker.classes), *walk.shape))]
         check_scene(scene, prepare, walk.places, looker.side, notes)
         out.parent.mkdir(parents=True, exist_ok=True)
