@@ -23,6 +23,10 @@ class InputError(GeomimError, ValueError):
     """A file, a folder or an argument is not what it has to be."""
 
 
+class UnreadableError(InputError):
+    """A file is damaged somewhere, or out of reach: what was read before stays right when it is mended."""
+
+
 class BandError(GeomimError, ValueError):
     """Bands do not fit: unnamed, unknown, or not those that the corpus or the encoder was made with."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rasterio._err import CPLE_BaseError  # rasterio does not translate all of them
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
@@ -33,7 +34,7 @@ from geomim.maps.rasters import (
     write_style,
 )
 from geomim.maps.strips import Strips, address, digest, scene_card, told_when_full
-from geomim.maps.windows import Walk, ahead, blend
+from geomim.maps.windows import Walk, blend
 
 _FORM = 1  # of the maps: what an older form has begun is begun anew
 _BLOCK = 512  # columns of cells that are measured at a time
@@ -92,7 +93,7 @@ def card_of(scene: Scene, looker: Looker | Finder, walk: Walk, also: Mapping[str
     """All that a map of a scene depends on, as plain values, with what else it does."""
     told = {"sensor": scene.sensor.to_dict(), "contract": looker.contract.to_dict(), "gsd": scene.gsd}
     made = {"form": _FORM, "made_by": looker.made_by, "walk": [*astuple(walk)], "seen_as": digest(told)}
-    return scene_card(scene.uri) | made | dict(also or {})
+    return scene_card(scene.uri) | made | {"classes": [*looker.classes]} | dict(also or {})
 
 
 def is_done(path: Path, scene: Scene, card: Mapping[str, Any]) -> bool:
@@ -106,9 +107,19 @@ def is_done(path: Path, scene: Scene, card: Mapping[str, Any]) -> bool:
     tags = _tags(path)
     if MADE not in tags or "SCENE" not in tags:
         raise InputError(f"'{path}' is there and is no map that geomim made of a scene: name another file with --out")
-    if tags["SCENE"] != address(scene.uri):
-        raise InputError(f"'{path}' is a map of '{tags['SCENE']}', not of '{scene.uri}': name another file with --out")
-    return bool(tags[MADE] == digest(card))
+    if tags["SCENE"] != address(scene.uri) or tags.get("LATER", "") != _later(card):
+        dates = " and ".join(filter(None, (tags["SCENE"], tags.get("LATER"))))
+        asked = " and ".join(filter(None, (scene.uri, _later(card))))
+        raise InputError(f"'{path}' is a map of '{dates}', not of '{asked}': name another file with --out")
+    if tags[MADE] != digest(card):
+        print(f"note: '{path}' was made by another model, of an older file or with other options: it is replaced")
+        return False
+    return True
+
+
+def _later(card: Mapping[str, Any]) -> str:
+    """The second dates of a card."""
+    return ", ".join(one["scene"] for one in card.get("later", ()))
 
 
 def _tags(path: Path) -> dict[str, str]:
@@ -123,7 +134,8 @@ def _tags(path: Path) -> dict[str, str]:
 
 def tags_for(scene: Scene, card: Mapping[str, Any], made_by: str, model: str) -> dict[str, str]:
     """What a file says that is made of a scene; `is_done` reads it."""
-    return {MADE: digest(card), "SCENE": address(scene.uri), "MODEL": model, "MADE_BY": made_by}
+    dates = {"SCENE": address(scene.uri)} | ({"LATER": later} if (later := _later(card)) else {})
+    return {MADE: digest(card), **dates, "MODEL": model, "MADE_BY": made_by}
 
 
 def draw(
@@ -161,7 +173,7 @@ def draw(
     if len(looker.classes) > NODATA:
         raise CheckpointError(f"a map holds at most {NODATA} classes; '{model}' has {len(looker.classes)}")
     card = card_of(scene, looker, walk, also)
-    with told_when_full(path), Strips(path, card) as strips:
+    with told_when_full(path), Strips(path, card | {"device": looker.device.type}) as strips:
         _look(scene, prepare, looker, walk, strips, area, batch)
         areas = _finish(scene, looker, walk, strips, tags_for(scene, card, looker.made_by, model))
         strips.remove()
@@ -176,20 +188,14 @@ def _look(
         return
     wanted, inside = (None, None) if area is None else (area.wants(looker.side), area.in_cells(walk.cell))
 
-    def keep(strip: tuple[int, np.ndarray]) -> None:
-        top, values = strip
+    def strip_of(found: tuple[int, np.ndarray]) -> np.ndarray:
+        top, values = found
         ids = _ids(values)
         if inside is not None:
             ids[:, ~inside.mask(Window(0, top, ids.shape[2], ids.shape[1]))] = NODATA
-        strips.add(ids)
+        return ids
 
-    found = blend(scene, walk, looker.on(prepare), len(looker.classes), batch, strips.done, wanted)
-    try:
-        for _ in ahead(keep, found, 1):  # writes while the next is looked at
-            pass
-    except InputError:
-        strips.broken()
-        raise
+    strips.fill(blend(scene, walk, looker.on(prepare), len(looker.classes), batch, strips.done, wanted), strip_of)
 
 
 def _ids(values: np.ndarray) -> np.ndarray:
@@ -228,7 +234,7 @@ def _written(path: Path) -> Iterator[None]:
     """Tell in a sentence that a map cannot be written: GDAL has many errors for a full disk."""
     try:
         yield
-    except Exception as error:
+    except (OSError, RasterioError, CPLE_BaseError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
         raise InputError(

@@ -24,7 +24,7 @@ from geomim.maps.patch_rows import slow_note
 from geomim.maps.patches import open_patches, write_patches
 from geomim.maps.rasters import placed
 from geomim.maps.strips import Strips, address, digest, scene_card, told_when_full
-from geomim.maps.windows import Walk, ahead, blend
+from geomim.maps.windows import Walk, blend
 from geomim.models.image_text import ImageText, open_image_text
 from geomim.models.inputs import ContractInput
 from geomim.models.weights import Loaded
@@ -153,13 +153,13 @@ def embed_scene(
         notes = [*looker.notes, *also, *slow_note(out, (len(looker.classes), *walk.shape))]
         check_scene(scene, prepare, walk.places, looker.side, notes)
         out.parent.mkdir(parents=True, exist_ok=True)
-        with told_when_full(out), Strips(out, {**which, **made}) as strips:
+        with told_when_full(out), Strips(out, {**which, **made, "device": looker.device.type}) as strips:
             _walk(scene, walk, looker, prepare, strips, batch)
             rounding = Rounding.of(dtype, (strip.reshape(len(strip), -1).T for strip in strips))
             layout = {"layout_type": "regular_grid", "chip_size": [looker.cell] * 2, "stride": [looker.cell] * 2}
             said = described(card, len(looker.classes), rounding, layout)
             said |= {"geoemb:gsd": float(scene.gsd)} if scene.gsd else {}
-            write_patches(out, placed(scene, looker.cell), said, rounding, strips)
+            write_patches(out, placed(scene, looker.cell), said, rounding, strips, strips.work)
             strips.remove()
     rows, columns = walk.shape
     print(f"wrote {out}: {rows} x {columns} patches of {looker.cell} px, {len(looker.classes)} values each, {dtype}")
@@ -167,13 +167,8 @@ def embed_scene(
 
 def _walk(scene: Scene, walk: Walk, looker: Looker, prepare: ContractInput, strips: Strips, batch: int) -> None:
     """Encode what is not encoded yet."""
-    try:
-        found = blend(scene, walk, looker.on(prepare), len(looker.classes), batch, strips.done)
-        for _ in ahead(lambda strip: strips.add(strip[1]), found, 1):  # writes while the next is looked at
-            pass
-    except InputError:
-        strips.broken()
-        raise
+    found = blend(scene, walk, looker.on(prepare), len(looker.classes), batch, strips.done)
+    strips.fill(found, lambda strip: strip[1])
     if not any(np.isfinite(strip[0]).any() for strip in strips):
         strips.remove()
         raise InputError(f"'{scene.uri}': no patch holds image, all is nodata: there is nothing to embed")

@@ -12,7 +12,6 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from geomim.corpus.scenes import Scene
-from geomim.errors import InputError
 from geomim.maps.areas import Area
 from geomim.maps.classes import card_of, tags_for
 from geomim.maps.finder import LABEL, SCORE, Finder, find
@@ -20,7 +19,7 @@ from geomim.maps.ground import Ground
 from geomim.maps.layers import layer, say
 from geomim.maps.looker import Prepare
 from geomim.maps.strips import Strips, told_when_full
-from geomim.maps.windows import Walk, ahead
+from geomim.maps.windows import Walk
 
 _ROWS = 1 << 14  # of the table that are written at a time
 
@@ -58,16 +57,11 @@ def draw(
             found stays, and the same call goes on with it.
     """
     card = card_of(scene, finder, walk, also)
-    with told_when_full(path), Strips(path, card) as strips:
+    with told_when_full(path), Strips(path, card | {"device": finder.device.type}) as strips:
         if strips.done < len(walk.rows):
             wanted = None if area is None else area.wants(finder.side)
             found = find(scene, walk, finder, prepare, batch, strips.done, wanted)
-            try:
-                for _ in ahead(lambda boxes: strips.add(_packed(boxes)), found, 1):
-                    pass
-            except InputError:
-                strips.broken()
-                raise
+            strips.fill(found, _packed)
         rows = (strip[0, 1:] for strip in strips)
         tags = tags_for(scene, card, finder.made_by, model)
         once = merged(rows, walk, finder.overlap)

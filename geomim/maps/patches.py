@@ -80,7 +80,12 @@ class PatchRaster:
 
 
 def write_patches(
-    path: Path, place: Mapping[str, Any], said: Mapping[str, Any], rounding: Rounding, strips: Iterable[np.ndarray]
+    path: Path,
+    place: Mapping[str, Any],
+    said: Mapping[str, Any],
+    rounding: Rounding,
+    strips: Iterable[np.ndarray],
+    work: Path | None = None,
 ) -> None:
     """Write vectors of patches aside, then rename; few rows of them are in memory at a time.
 
@@ -90,12 +95,13 @@ def write_patches(
         said: Its attributes, as `described` gives them.
         rounding: How vectors are kept.
         strips: All rows in order, `(D, rows, columns)` float32 each, NaN where there is no image.
+        work: Folder for what is not finished; that of the file where not given.
 
     Raises:
         OSError: What was written is not what was given, as on a full disk, which GDAL may not tell.
     """
     write = _write_zarr if path.suffix.lower() == ".zarr" else write_geotiff
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as scratch:
+    with tempfile.TemporaryDirectory(dir=work or path.parent, prefix=f".{path.stem}.") as scratch:
         rows = (rounding.keep(row) for strip in strips for row in np.moveaxis(strip, 0, -1))
         whole = Rows.written(Path(scratch) / "0", said["geomim"]["shape"][1], said["geoemb:dimensions"], rounding, rows)
         write(path, place, said, whole)

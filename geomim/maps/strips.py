@@ -8,11 +8,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import numpy as np
 from rasterio.errors import RasterioError
@@ -21,8 +21,11 @@ from rasterio.io import MemoryFile
 from geomim.corpus.scenes.files import is_remote
 from geomim.corpus.scenes.finding import source_files
 from geomim.corpus.store import write_json
-from geomim.errors import InputError
+from geomim.errors import InputError, UnreadableError
 from geomim.maps.rasters import open_map
+from geomim.maps.windows import ahead
+
+_Found = TypeVar("_Found")
 
 
 class Strips:
@@ -82,9 +85,31 @@ class Strips:
     def _file(self, number: int) -> Path:
         return self.work / f"{number:06d}.tif"
 
-    def broken(self) -> None:
-        """Remember that the scene could not be read further: its file may be another one when the work goes on."""
-        write_json(self.work / "card.json", self.card | {"broken": True})
+    def fill(self, found: Iterable[_Found], strip_of: Callable[[_Found], np.ndarray]) -> None:
+        """Keep the strips that come next; each is made and written while the next one is looked at.
+
+        Args:
+            found: What they are made of, in order.
+            strip_of: Makes a strip `(K, rows, columns)`.
+
+        Raises:
+            UnreadableError: The scene could not be read further: its file may be another one when the work goes on.
+        """
+        failed = False
+
+        def keep(one: _Found) -> None:
+            nonlocal failed
+            if not failed:  # else a strip would take the place of one that could not be kept
+                failed = True
+                self.add(strip_of(one))
+                failed = False
+
+        try:
+            for _ in ahead(keep, found, 1):
+                pass
+        except UnreadableError:
+            write_json(self.work / "card.json", self.card | {"broken": True})
+            raise
 
     def add(self, values: np.ndarray) -> None:
         """Keep the next strip `(K, rows, columns)`: it is there in full, or not at all."""
@@ -109,8 +134,10 @@ class Strips:
                 yield raster.read()
 
     def remove(self) -> None:
-        """Take the folder away; another process may wait in it for its lock."""
-        shutil.rmtree(self.work, ignore_errors=True)
+        """Take the folder away, at once for another process that waits for its lock."""
+        gone = self.work.with_name(f"{self.work.name}.{os.getpid()}")
+        self.work.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 @contextmanager
@@ -172,5 +199,8 @@ def digest(card: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(card, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
-def _but_files(card: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in card.items() if name != "files"}
+def _but_files(card: Any) -> Any:
+    """A card without what tells of its scenes' files, also of later dates."""
+    if isinstance(card, dict):
+        return {name: _but_files(value) for name, value in card.items() if name != "files"}
+    return [_but_files(one) for one in card] if isinstance(card, list) else card

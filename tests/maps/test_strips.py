@@ -1,3 +1,4 @@
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -6,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from geomim.errors import InputError
+from geomim.errors import InputError, UnreadableError
 from geomim.maps.strips import Strips, address, digest, scene_card
 
 
@@ -45,17 +46,40 @@ def test_what_was_begun_otherwise_is_thrown_away_aloud(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []  # of what has not begun nothing stays
 
 
-def test_a_scene_that_was_broken_may_be_another_file_when_it_goes_on(tmp_path, capsys):
-    path, card = tmp_path / "map.tif", {"scene": "a", "files": [["a", 10, 1]]}
-    for told, kept in (({"broken"}, 1), (set(), 0)):
-        with Strips(path, card) as strips:
-            strips.add(strip(0))
-            if told:
-                strips.broken()
-        with Strips(path, card | {"files": [["a", 11, 2]]}) as strips:
-            assert strips.done == kept
-            strips.remove()
-        assert ("rows before that are kept" in capsys.readouterr().out) == bool(told)
+def read(count, error=None):
+    yield from range(count)
+    if error:
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"), [(UnreadableError("at row 5"), 2), (InputError("answers are not finite"), 0), (None, 0)]
+)
+def test_only_a_scene_that_could_not_be_read_may_be_another_file_when_it_goes_on(tmp_path, capsys, error, kept):
+    path = tmp_path / "map.tif"
+    card = {"scene": "a", "files": [["a", 10, 1]], "later": [{"scene": "b", "files": [["b", 3, 1]]}]}
+    with contextlib.suppress(InputError), Strips(path, card) as strips:
+        strips.fill(read(2, error), strip)
+    mended = {"files": [["a", 11, 2]], "later": [{"scene": "b", "files": [["b", 4, 2]]}]}
+    with Strips(path, card | mended) as strips:
+        assert strips.done == kept
+        strips.remove()
+    assert ("rows before that are kept" in capsys.readouterr().out) == bool(kept)
+
+
+def test_no_strip_takes_the_place_of_one_that_could_not_be_kept(tmp_path):
+    def slow(number):  # so that the next one waits already when this one fails
+        time.sleep(0.05)
+        if number == 2:
+            raise OSError(28, "No space left on device")
+        return strip(number)
+
+    with pytest.raises(OSError, match="No space"), Strips(tmp_path / "map.tif", {}) as strips:
+        strips.fill(read(5), slow)
+    with Strips(tmp_path / "map.tif", {}) as strips:
+        assert [int(one.max()) for one in strips] == [0, 1]
+        strips.fill(iter(range(strips.done, 5)), strip)
+        assert [int(one.max()) for one in strips] == [0, 1, 2, 3, 4]
 
 
 def test_a_second_process_is_refused(tmp_path):

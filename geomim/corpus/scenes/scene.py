@@ -18,7 +18,7 @@ from shapely.geometry.base import BaseGeometry
 from geomim.corpus.scenes.annotations import Annotations
 from geomim.corpus.scenes.files import cause
 from geomim.corpus.scenes.footprints import Grid, Placement, affine, footprints, ground_sample_distance
-from geomim.errors import GeomimError, InputError
+from geomim.errors import GeomimError, InputError, UnreadableError
 from geomim.sensors import Sensor
 
 
@@ -197,7 +197,7 @@ class Scene(Numbers):
         except (GeomimError, MemoryError):
             raise
         except Exception as error:  # whatever GDAL, HDF5 or a codec of zarr raises for a broken file
-            raise InputError(
+            raise UnreadableError(
                 f"'{self.uri}' cannot be read at row {row}, column {col} ({cause(error)}): fetch the file again"
             ) from error
 
