@@ -156,6 +156,16 @@ def test_two_dates_without_a_common_ground_leave_nothing(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.tif", "b.tif"]
 
 
+def test_a_map_of_other_dates_is_not_replaced(tmp_path, capsys):
+    first, second, third = (scene(tmp_path / f"{name}.tif", levels(seed=seed)) for seed, name in enumerate("abc"))
+    make(Model().looker(2), Asked("m", after=second), first, tmp_path / "map.tif")
+    with pytest.raises(InputError, match=r"is a map of '.*a.tif and .*b.tif', not of '.*a.tif and .*c.tif'"):
+        make(Model().looker(2), Asked("m", after=third), first, tmp_path / "map.tif")
+    capsys.readouterr()
+    make(Model().looker(2), Asked("m", overlap=0.25, after=second), first, tmp_path / "map.tif")
+    assert "with other options: it is replaced" in capsys.readouterr().out
+
+
 def things(height=150, width=120):
     """Boxes of 3 that do not touch, in a field of 1."""
     ids = np.ones((height, width), np.uint8)
