@@ -42,9 +42,16 @@ _FILES = (*SUFFIXES, ".gpkg", ".geojson", ".parquet", ".shp", ".csv")  # what is
 
 
 def targets(
-    scenes: Sequence[str], out: str, suffix: str, endings: tuple[str, ...] = (".tif", ".tiff")
+    scenes: Sequence[str], out: str, suffix: str, endings: tuple[str, ...] = (".tif", ".tiff"), flag: str = "out"
 ) -> list[tuple[str, Path]]:
     """Which scene becomes which file: one file of one scene, or of any in a folder `NAME_SUFFIX` with the first ending.
+
+    Args:
+        scenes: Paths or addresses.
+        out: The file or the folder.
+        suffix: What a file's name in the folder ends in.
+        endings: Of the file, the first of those in the folder.
+        flag: What the user says it by.
 
     Raises:
         ConfigError: What is to be a folder ends as a file of another kind does.
@@ -54,10 +61,10 @@ def targets(
         if len(scenes) > 1:
             raise InputError(f"{len(scenes)} scenes for one file '{out}': give a folder")
         if Path(out).absolute() == Path(scenes[0]).absolute():
-            raise InputError(f"--out would be written over the scene '{out}': name another file")
+            raise InputError(f"--{flag} would be written over the scene '{out}': name another file")
         return [(scenes[0], Path(out))]
     if out.lower().endswith(_FILES) and not Path(out).is_dir():
-        raise ConfigError(f"--out: expected a file that ends in {' or '.join(endings)}, or a folder; given '{out}'")
+        raise ConfigError(f"--{flag}: expected a file that ends in {' or '.join(endings)}, or a folder; given '{out}'")
     names = [f"{Path(uri).stem}_{suffix}{endings[0]}" for uri in scenes]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

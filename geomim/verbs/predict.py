@@ -111,7 +111,7 @@ def predict(
         print(f"note: {note}")
     opened = opened.flipped() if flips and isinstance(opened, Looker) else opened
     asked = Asked(model, overlap, read, bands, after, aoi, _THRESHOLD if threshold is None else threshold, simplify)
-    outlines = dict(targets(uris, polygons, "polygons", ENDINGS)) if polygons else {}
+    outlines = dict(targets(uris, polygons, "polygons", ENDINGS, "polygons")) if polygons else {}
 
     def one(uri: str, path: Path) -> list[Path]:
         try:
