@@ -23,8 +23,9 @@ from geomim.finetune.datamodule import Cut, Windows
 from geomim.finetune.labels import open_labels
 from geomim.finetune.labels.items import Asked, some
 from geomim.finetune.places import Split
+from geomim.finetune.predict import open_task
 from geomim.finetune.probing import Probing
-from geomim.finetune.run import TASK_OF, TASKS, Model, Running, Tuning
+from geomim.finetune.run import TASK_OF, Model, Running, Tuning
 from geomim.finetune.training import Training
 from geomim.verbs.finetune_page import Tested, rows_of, verdict, write_page
 from geomim.verbs.predict import predict as scenes_to_maps
@@ -208,13 +209,10 @@ def _stored(job: Job, task: str | None = None) -> Any:
     path = Path(job.out) / "task.ckpt"
     if not path.is_file():
         raise CheckpointError(f"'{path}' does not exist: run geomim finetune fit first, or give its --out")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    name = state["geomim_task"]
-    if task not in (None, name):
-        raise ConfigError(f"'{path}' is of {name}; the labels are for {task}")
-    found = TASKS[name].load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
-    found.normalised = True  # by windows; check_scene tells what is odd
-    return found
+    found = open_task(path)
+    if task not in (None, found.name):
+        raise ConfigError(f"'{path}' is of {found.name}; the labels are for {task}")
+    return found.task
 
 
 def _check_unseen(job: Job, windows: Windows) -> None:

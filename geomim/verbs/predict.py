@@ -73,6 +73,7 @@ def predict(
         simplify: Metres by which these outlines are made simpler; neighbours keep one outline between them.
         threshold: Score that an object has at least; 0.3 where not given.
         overlap: Share of its side that a window has in common with the next, 0 to 0.9; more is smoother and slower.
+            Tasks of whole images have no windows, and it says nothing there.
         flips: Take the mean over each window as it is, mirrored left to right, upside down, and both; four times the
             work.
         resolution: Of a probe's map: `patch` (the default) or `pixel`, which interpolates what it says of patches.
@@ -105,10 +106,10 @@ def predict(
     flags = {"after": after, "aoi": aoi, "polygons": polygons, "simplify": simplify, "threshold": threshold}
     kind = _kind(opened, model, flags | {"flips": flips or None}, out, len(uris))
     read = get_sensor(sensor) if sensor else None
-    if isinstance(opened, Whole):
-        return [opened.write(uris, out, read, bands)]
     for note in opened.notes:
         print(f"note: {note}")
+    if isinstance(opened, Whole):
+        return [opened.write(uris, out, read, bands)]
     opened = opened.flipped() if flips and isinstance(opened, Looker) else opened
     asked = Asked(model, overlap, read, bands, after, aoi, _THRESHOLD if threshold is None else threshold, simplify)
     outlines = dict(targets(uris, polygons, "polygons", ENDINGS, "polygons")) if polygons else {}
@@ -198,12 +199,17 @@ class Whole:
 
     task: Any
     size: int
+    device: str
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed of its encoder, in sentences."""
+        return tuple(self.task.notes)
 
     def write(self, uris: Sequence[str], out: str, sensor: Sensor | None, bands: Sequence[str] | None) -> Path:
-        """One table, a row a scene."""
+        """One table, a row a scene, each of which is read into memory whole; see `write_classes`."""
         path = Path(out) if out.lower().endswith(_WHOLE.endings) else Path(out) / "classes.csv"
-        _finetune("predict").write_classes(self.task, uris, path, self.size, sensor, bands)
-        print(f"wrote {path}: {len(uris)} scenes")
+        _finetune("predict").write_classes(self.task, uris, path, self.size, sensor, bands, self.device)
         return path
 
 
@@ -223,14 +229,12 @@ def _open(
     for flag, is_given in given.items():
         if is_given:
             raise ConfigError(f"{flag} is of probes; '{model}' is a tuned task, which says something of every pixel")
-    predicting, run = (_finetune(name) for name in ("predict", "run"))
-    task, size = predicting.open_task(Path(model), run.TASKS)
-    if isinstance(task, run.TASKS["classification"]):
-        return Whole(task, size)
+    predicting = _finetune("predict")
+    task, name, size = predicting.open_task(Path(model))
+    if name == "classification":
+        return Whole(task, size, device)
     ways = {"segmentation": predicting.segmenter, "detection": predicting.finder, "change": predicting.changer}
-    found: Looker | Finder = next(way for name, way in ways.items() if isinstance(task, run.TASKS[name]))(
-        task, size, device
-    )
+    found: Looker | Finder = ways[name](task, size, device)
     return found
 
 

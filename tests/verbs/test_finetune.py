@@ -266,8 +266,8 @@ def test_a_task_of_pixels_makes_maps_by_the_verb_for_all_models(made, tmp_path, 
     for flag, value in (("--resolution", "patch"), ("--encoder", "a.ckpt")):
         assert main(["predict", str(scene), "--model", str(folder / "out"), "--out", "b.tif", flag, value]) == 2
     boxes, _ = made("boxes")
-    assert main(["predict", str(scene), "--model", str(boxes / "out"), "--out", "b.tif"]) == 1
-    assert "no task of segmentation" in capsys.readouterr().err
+    assert main(["predict", str(scene), "--model", str(boxes / "out"), "--out", "b.tif"]) == 2
+    assert "finds objects" in capsys.readouterr().err
 
 
 def test_a_config_trains_scores_val_and_then_the_test(encoder: str, tmp_path: Path, capsys) -> None:

@@ -1,5 +1,7 @@
 """`geomim predict` with tuned tasks of every kind; their weights are drawn, what they say is compared with the task."""
 
+import re
+
 import geopandas
 import lightning
 import numpy as np
@@ -12,7 +14,7 @@ from photographs import photograph
 from tiny_tasks import TINY
 
 from geomim.cli import main
-from geomim.errors import ConfigError
+from geomim.errors import CheckpointError, ConfigError, InputError
 from geomim.finetune.change import Change
 from geomim.finetune.classification import Classification
 from geomim.finetune.detection import Detection
@@ -20,6 +22,7 @@ from geomim.finetune.rotated import corners
 from geomim.finetune.segmentation import Segmentation
 from geomim.models.inputs import ContractInput
 from geomim.sensors import SENSORS
+from geomim.verbs.finetune_stages import Job, _stored
 from geomim.verbs.predict import predict
 
 PLACE = {"crs": "EPSG:32633", "transform": Affine(10, 0, 500000, 0, -10, 5500000)}
@@ -29,7 +32,7 @@ SIDE = 32
 def write(path, pixels, **place):
     """A photograph `(H, W, 3)` as a scene."""
     height, width, count = pixels.shape
-    profile = {"driver": "GTiff", "count": count, "dtype": "uint8", "height": height, "width": width}
+    profile = {"driver": "GTiff", "count": count, "dtype": pixels.dtype, "height": height, "width": width}
     with rasterio.open(path, "w", **profile, **PLACE | place) as raster:
         raster.write(pixels.transpose(2, 0, 1))
     return str(path)
@@ -129,6 +132,73 @@ def test_whole_images_are_rows_of_a_table(tasks, tmp_path):
     (file,) = predict(scenes, str(folder / "class"), str(tmp_path / "kinds.csv"))
     head, *rows = file.read_text().splitlines()
     assert head == "image,class,probability" and [row.split(",")[0] for row in rows] == scenes
+
+
+def test_one_broken_scene_does_not_keep_the_others_from_the_table(tasks, tmp_path, capsys):
+    folder, _ = tasks
+    whole, broken = (write(tmp_path / f"{name}.tif", photograph(1, (40, 50))) for name in "ab")
+    dark = write(tmp_path / "dark.tif", photograph(2, (40, 50)).astype(np.float32) / 255)
+    with open(broken, "r+b") as file:
+        file.truncate(400)
+    given, table = ["--model", str(folder / "class"), "--out"], tmp_path / "kinds.csv"
+    assert main(["predict", broken, whole, dark, *given, str(table)]) == 1
+    said = capsys.readouterr()
+    assert [row.split(",")[0] for row in table.read_text().splitlines()] == ["image", whole]
+    assert "2 of 3 scenes have no class" in said.err and broken in said.err and dark in said.err
+    assert f"no class of '{dark}'" in said.out
+    assert main(["predict", broken, dark, *given, str(tmp_path / "none.csv")]) == 1
+    assert main(["predict", dark, *given, str(tmp_path / "none.csv")]) == 1
+    assert not (tmp_path / "none.csv").exists()
+
+
+def test_a_table_of_others_is_left_alone_and_an_own_one_replaced(tasks, tmp_path):
+    folder, _ = tasks
+    scene, table = write(tmp_path / "a.tif", photograph(1, (40, 50))), tmp_path / "kinds.csv"
+    for there in ("image,class\na.tif,town\n", ""):
+        table.write_text(there)
+        with pytest.raises(InputError, match="no table of classes that geomim wrote"):
+            predict([scene], str(folder / "class"), str(table))
+        assert table.read_text() == there
+    table.write_text("image,class,probability\nold.tif,town,0.5\n")
+    predict([scene], str(folder / "class"), str(table))
+    assert "old.tif" not in table.read_text() and scene in table.read_text()
+
+
+def test_whole_images_use_the_device_and_what_is_assumed_is_said_and_nothing_warned_of(tasks, tmp_path, capsys, caplog):
+    folder, made = tasks
+    bright = 200 + photograph(1, (40, 50)) // 5  # above the mean everywhere, as what is not normalised
+    scene, out = write(tmp_path / "a.tif", bright), str(tmp_path / "kinds.csv")
+    assert prepared(made["class"], bright).min() > 0
+    with pytest.raises(ConfigError, match="--device"):
+        predict([scene], str(folder / "class"), out, device="nonsense")
+    capsys.readouterr()
+    predict([scene], str(folder / "class"), out, device="cpu")
+    said = capsys.readouterr().out
+    assert made["class"].notes and all(f"note: {note}\n" in said for note in made["class"].notes)
+    assert f"'{scene}' is far from what the encoder was trained on" in said
+    assert "normalised" not in caplog.text
+
+
+def test_files_that_are_no_task_of_this_version_are_refused_in_a_sentence(tasks, tmp_path, capsys):
+    folder, _ = tasks
+    scene, file = write(tmp_path / "a.tif", photograph(1, (40, 50))), tmp_path / "kept" / "task.ckpt"
+    state = torch.load(folder / "mask" / "task.ckpt", weights_only=True)
+    weights = dict(list(state["state_dict"].items())[1:])
+    wrong = [
+        ({"state_dict": {}}, "holds no tuned task"),
+        (state | {"geomim_task": "depth"}, "task of 'depth', which geomim"),
+        (state | {"hyper_parameters": {}}, "damaged or of a version"),
+        (state | {"state_dict": [1]}, "damaged or of a version"),
+        (state | {"state_dict": weights}, "does not hold the task of segmentation"),
+        (None, "is no readable checkpoint"),
+    ]
+    file.parent.mkdir()
+    for content, said in wrong:
+        torch.save(content, file) if content else file.write_bytes(file.read_bytes()[:1000])
+        assert main(["predict", scene, "--model", str(file.parent), "--out", str(tmp_path / "map.tif")]) == 1
+        assert said in capsys.readouterr().err
+        with pytest.raises(CheckpointError, match=re.escape(said)):
+            _stored(Job([scene], "none", out=str(file.parent)))
 
 
 def test_scenes_beside_an_area_are_left_out_and_all_of_them_refused(tasks, tmp_path, capsys):
