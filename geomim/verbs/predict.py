@@ -46,8 +46,8 @@ def predict(
     hectares of each class are printed. Objects are polygons in the scene's system. Windows overlap, and classes cross
     over smoothly; the last windows are moved inside.
 
-    What is stopped at any moment goes on when the same command is given again, and comes to the same bytes. Maps that
-    are there already are not made again.
+    What is stopped at any moment goes on when the same command is given again, and comes to the same map, byte for
+    byte, or to the same objects. Maps that are there already are not made again.
 
     Examples:
         geomim predict scene.tif --model finetuned --out map.tif
