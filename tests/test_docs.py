@@ -50,6 +50,11 @@ def test_every_verb_is_in_the_table_with_what_help_says_of_it() -> None:
     assert {*re.findall(r"^\| `\[(\w+)\]` \|", table, re.M)} == extras.keys() - {"bench", "dev"}
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/README.md"])
+def test_pages_that_count_the_verbs_count_them_right(page: str) -> None:
+    assert re.findall(r"\ball (\d+)(?=\]\(docs/verbs\.md\)| commands)", (ROOT / page).read_text()) == [f"{len(VERBS)}"]
+
+
 @cache
 def anchors(page: Path) -> frozenset[str]:
     """What `page#...` may say, as GitHub makes it of headings."""

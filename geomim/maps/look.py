@@ -19,7 +19,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from pandas.api.types import is_numeric_dtype
 from PIL import Image
+from pyogrio.errors import DataSourceError
 from rasterio.enums import ColorInterp
 from rasterio.warp import Resampling, calculate_default_transform, reproject
 from rasterio.windows import Window, from_bounds, transform
@@ -98,7 +100,7 @@ def look(
     down = -(-len(rows) // across)
     aspect = max(layer.picture.shape[0] / layer.picture.shape[1] for layer in layers)
     figure = Figure(
-        figsize=(4.2 * across, (4.2 * min(max(aspect, 0.3), 3) + 0.9) * down), dpi=110, layout="constrained"
+        figsize=(_INCHES * across, (_INCHES * min(max(aspect, 0.3), 3) + 0.9) * down), dpi=110, layout="constrained"
     )
     axes = figure.subplots(down, across, squeeze=False).ravel()
     for place, (panel, layer, (_, *vectors)) in enumerate(zip(axes, layers, rows, strict=False)):
@@ -215,10 +217,12 @@ def _classes(raster: Any, ids: np.ma.MaskedArray, named: dict[str, Any]) -> tupl
     listed = dict(enumerate(json.loads(raster.tags().get("CLASSES", "[]"))))
     names = {value: tags.get(f"CLASS_{value}", listed.get(value, f"{value}")) for value in colours}
     colours = {value: named.setdefault(names[value], own) if own[3] else own for value, own in colours.items()}
-    table = np.zeros((256, 4), np.uint8)
+    table = np.zeros((max(colours) + 2, 4), np.uint8)  # the last is that of all numbers without a colour
     table[list(colours)] = list(colours.values())
+    places = ids.filled(0).astype(np.int64)
+    places[(places < 0) | (places > max(colours))] = len(table) - 1
     there = [value for value in np.unique(ids.compressed()).tolist() if colours.get(value, (0,) * 4)[3]]
-    picture = np.where(np.ma.getmaskarray(ids)[..., None], 0, table[ids.filled(0)]).astype(np.uint8)
+    picture = np.where(np.ma.getmaskarray(ids)[..., None], 0, table[places]).astype(np.uint8)
     return picture, {names[value]: np.divide(colours[value], 255) for value in there}
 
 
@@ -232,14 +236,27 @@ def _numbers(values: np.ma.MaskedArray) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def _frame(path: Path) -> tuple[geopandas.GeoDataFrame, dict[str, str]]:
-    """Outlines, and a colour for each value of the column that names them; dates and the like as text."""
+    """Outlines, and a colour for each value of the column that names them; dates and the like as text, lists not."""
     read = geopandas.read_parquet if path.suffix.lower() == ".parquet" else geopandas.read_file
-    frame = read(path)
+    try:
+        frame = read(path)
+    except (DataSourceError, OSError, ValueError) as error:
+        raise InputError(f"vector file '{path}' cannot be read ({error})") from error
+    if not isinstance(frame, geopandas.GeoDataFrame):
+        raise InputError(f"vector file '{path}' holds no geometry")
     if frame.crs is None:
         raise InputError(f"'{path}' has no reference system: it cannot be laid over a raster")
     column = next((one for one in _COLUMNS if one in frame), None)
-    values = sorted({str(one) for one in frame[column]}) if column else ["None"]
-    return frame, {value: _LINES[place % len(_LINES)] for place, value in enumerate(values)}
+    for name in [name for name in frame.columns if name != frame.geometry.name]:
+        values = frame[name].astype(object)
+        if name == column:
+            frame[name] = values.where(values.notna(), "none").map(str)
+        elif any((not isinstance(one, str) and np.iterable(one)) or hasattr(one, "geom_type") for one in values):
+            frame = frame.drop(columns=name)
+        elif not is_numeric_dtype(frame[name]):
+            frame[name] = values.map(str, na_action="ignore")
+    named = sorted(set(frame[column])) if column else ["None"]
+    return frame, {value: _LINES[place % len(_LINES)] for place, value in enumerate(named)}
 
 
 def _outlined(panel: Any, layer: _Layer, path: Path) -> dict[str, Any]:

@@ -26,13 +26,20 @@ def open_probe(path: str, encoder: str | None = None, heads: int | None = None, 
         device: `auto`, `cpu`, `cuda` or another torch device.
 
     Raises:
-        CheckpointError: There is no such probe or encoder, it was fitted on another one, or patches have no answer.
+        CheckpointError: There is no such probe or encoder, it was fitted on another one or on one that is timm's alone,
+            or patches have no answer.
     """
     answers, card = load_probe(path)
     _check(path, card)
     found = encoder or card.checkpoint
     if found is None:
         raise CheckpointError(f"probe '{path}' does not say where its encoder is: name it with --encoder")
+    if found.startswith("timm:"):
+        raise CheckpointError(
+            f"'{found}', the encoder of probe '{path}', is timm's alone, and maps need one of geomim's: run `geomim "
+            "evaluate` on a checkpoint or on a folder of `geomim export`, or tune this one with "
+            f"`geomim finetune --encoder {found}`"
+        )
     if encoder is None and not os.path.exists(found):
         raise CheckpointError(f"'{found}', which probe '{path}' was fitted on, is not there: say with --encoder where")
     contract = BandContract.from_dict(card.contract or {})

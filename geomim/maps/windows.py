@@ -154,7 +154,7 @@ def batches(
     with Progress(console=Console(stderr=True), transient=True) as progress:
         total, done = len(walk.rows) * len(walk.columns), start * len(walk.columns)
         task = progress.add_task(f"looking at {Path(scene.uri).name}", total=total, completed=done)
-        for count, windows in ahead(lambda one: (len(one.lefts), _read(scene, walk, one)), jobs, _AHEAD):
+        for count, windows in ahead(lambda one: (one.count, _read(scene, walk, one)), jobs, _AHEAD):
             yield windows
             progress.advance(task, count)
 
@@ -208,11 +208,12 @@ def ahead(make: Callable[[_Given], _Made], given: Iterable[_Given], most: int) -
 
 @dataclass(frozen=True)
 class _Job:
-    """Windows of a row that are read together; `last` of their row."""
+    """Windows of a row that are read together; `last` of their row. With them `count` are done, unwanted ones, too."""
 
     row: int
     lefts: list[int]
     last: bool
+    count: int
 
 
 def _jobs(walk: Walk, first: int, batch: int, wanted: Callable[[int, int], bool] | None) -> Iterator[_Job]:
@@ -220,7 +221,8 @@ def _jobs(walk: Walk, first: int, batch: int, wanted: Callable[[int, int], bool]
         lefts = [one for one in walk.columns if wanted is None or wanted(top * walk.cell, one * walk.cell)]
         starts = range(0, max(len(lefts), 1), batch)
         for at in starts:
-            yield _Job(row, lefts[at : at + batch], at == starts[-1])
+            last = at == starts[-1]
+            yield _Job(row, lefts[at : at + batch], last, len(walk.columns) - at if last else batch)
 
 
 def _read(scene: Scene, walk: Walk, job: _Job) -> Windows:

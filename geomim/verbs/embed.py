@@ -48,7 +48,8 @@ def embed(
     Of a corpus all tiles are embedded, kept or not: a row holds id, source, split, kept, time, gsd, footprint and the
     vector as a list of fixed length, which geopandas and DuckDB read. Of a scene a pixel is a patch and has a band for
     each value of the vector; windows of the encoder's size overlap and are blended. A GeoTIFF keeps all values of a
-    place together in small blocks; zarr is opened by xarray. Without image a pixel is NaN, or -128 of int8.
+    place together, in blocks of 128 x 128 places; zarr is opened by xarray. Without image a pixel is NaN, or -128 of
+    int8.
 
     int8 keeps a factor for each value of a vector, that of its largest over all tiles or patches: `scale` in the
     metadata, the bands' scale of a GeoTIFF, an array beside the vectors of a zarr. A vector then keeps

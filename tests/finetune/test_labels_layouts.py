@@ -13,6 +13,7 @@ import shapely
 from photographs import photograph, save
 from rasterio.transform import from_origin
 
+from geomim.corpus.scenes.maps import MADE
 from geomim.errors import InputError
 from geomim.finetune.labels import open_labels, rasters
 from geomim.finetune.labels.check import _counts
@@ -174,6 +175,18 @@ def test_pairs_of_change_called_alike_in_two_splits(tmp_path, there):
     if there:  # the scenes that are asked for, of a larger folder
         asked = open_labels([str(tmp_path / "test")], str(tmp_path))
         assert sizes(asked) == {str(tmp_path / "test/A/1.png"): [20.0]}
+
+
+def test_a_map_of_change_that_was_corrected_by_hand_is_a_label(tmp_path):
+    for folder in "AB":
+        raster(tmp_path / folder / "1.tif", np.full((3, SIDE, SIDE), 7, np.uint8))
+    values = np.zeros((1, SIDE, SIDE), np.uint8)
+    values[:, :10, :10] = 1
+    raster(tmp_path / "label" / "1.tif", values)
+    with rasterio.open(tmp_path / "label" / "1.tif", "r+") as opened:
+        opened.update_tags(**{MADE: "1"})
+    labels = open_labels([str(tmp_path)])
+    assert sizes(labels) == {str(tmp_path / "A" / "1.tif"): [10.0]} and not labels.refused
 
 
 def test_the_tree_that_roboflow_exports(tmp_path):

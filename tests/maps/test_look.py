@@ -1,7 +1,10 @@
 """Pictures of rasters and outlines: in their place, in their colours, with the names of what they show."""
 
+from types import SimpleNamespace
+
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 import shapely
@@ -117,3 +120,50 @@ def test_a_map_to_move_needs_folium_or_says_so(classes, outlines):
     assert "classes.tif" in page and "squares.gpkg" in page and "data:image/png;base64" in page
     gpd.read_file(outlines)[:0].to_file(outlines.with_name("none.gpkg"))
     assert "none.gpkg" not in web_map(classes, outlines.with_name("none.gpkg"), background=None).get_root().render()
+
+
+def test_times_and_lists_of_a_table_do_not_stop_a_map_to_move(classes, tmp_path):
+    pytest.importorskip("folium")
+    times, kinds = pd.to_datetime(["2021-06-01", None]), ["river", None]
+    frame = gpd.GeoDataFrame(
+        {"time": times, "embedding": [[1.0, 2.0]] * 2, "class": kinds, "id": [7, 8], "at": [{"a": 1}] * 2},
+        geometry=[shapely.box(x, 6149800, x + 100, 6149900) for x in (500100, 500300)], crs=32719,
+    )  # fmt: skip
+    frame["middle"] = frame.centroid
+    frame.to_parquet(tmp_path / "tiles.parquet")
+    shown, colours = looking._frame(tmp_path / "tiles.parquet")
+    assert list(shown.columns) == ["time", "class", "id", "geometry"] and list(shown["id"]) == [7, 8]
+    assert shown["time"][0] == "2021-06-01 00:00:00" and list(colours) == ["none", "river"]
+    page = web_map(classes, tmp_path / "tiles.parquet", background=None).get_root().render()
+    assert "2021-06-01 00:00:00" in page and "embedding" not in page
+    frame[["geometry"]].to_parquet(tmp_path / "plain.parquet")
+    assert "plain.parquet" in web_map(tmp_path / "plain.parquet", background=None).get_root().render()
+    assert look((classes, tmp_path / "tiles.parquet")).size[0] > 100
+
+
+@pytest.mark.parametrize("name", ["a.gpkg", "a.geojson", "a.parquet", "gone.gpkg", "gone.parquet"])
+def test_outlines_that_cannot_be_read_are_named(classes, tmp_path, name):
+    if name.startswith("a"):
+        (tmp_path / name).write_text("no outlines")
+    with pytest.raises(InputError, match=rf"vector file '.*{name}' cannot be read"):
+        look((classes, tmp_path / name))
+
+
+def test_a_table_without_outlines_is_named(classes, tmp_path):
+    (tmp_path / "a.csv").write_text("class,count\nriver,1\n")
+    with pytest.raises(InputError, match=r"vector file '.*a.csv' holds no geometry"):
+        look((classes, tmp_path / "a.csv"))
+
+
+def test_palettes_of_more_than_256_colours_are_shown(tmp_path):
+    ids = np.full((20, 20), 300, np.uint16)
+    ids[:, 10:], ids[10:] = 2, 5000
+    path = numbers(tmp_path / "many.tif", ids, photometric="palette")
+    with rasterio.open(path, "r+") as raster:
+        raster.write_colormap(1, {2: (1, 2, 3, 255), 300: (9, 8, 7, 255)})
+    layer = looking._layer(path, None, None, None, {})
+    assert tuple(layer.picture[0, 0]) == (9, 8, 7, 255) and tuple(layer.picture[0, 15]) == (1, 2, 3, 255)
+    assert {"2", "300"} <= {*layer.legend}
+    bare = SimpleNamespace(colormap=lambda _: {2: (1, 2, 3, 255)}, tags=lambda *_: {})
+    picture, legend = looking._classes(bare, np.ma.array(ids), {})  # which has numbers without a colour
+    assert not picture[0, 0].any() and tuple(picture[0, 15]) == (1, 2, 3, 255) and list(legend) == ["2"]

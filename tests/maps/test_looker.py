@@ -54,7 +54,8 @@ def test_several_dates_are_mirrored_together():
 
 
 def test_by_pixel_the_middle_of_a_patch_keeps_its_answer_and_between_two_it_goes_over():
-    looker, (images, valid) = lopsided(), drawn()
+    looker, (images, _) = lopsided(), drawn()
+    valid = torch.ones(3, 1, 16, 16, dtype=torch.bool)
     patches, pixels = looker.look(images, valid), looker.per_pixel().look(images, valid)
     assert pixels.shape == (3, 2, 16, 16) and looker.per_pixel().side == 16
     middles = pixels.unfold(2, 4, 4).unfold(3, 4, 4)[..., 1:3, 1:3].mean((-2, -1))  # of four pixels around it
@@ -63,6 +64,32 @@ def test_by_pixel_the_middle_of_a_patch_keeps_its_answer_and_between_two_it_goes
     assert pixels.amin() >= patches.amin() - 1e-6 and pixels.amax() <= patches.amax() + 1e-6
     same = lopsided(1)
     assert same.per_pixel() is same
+
+
+def test_by_pixel_what_is_said_of_nodata_does_not_reach_into_image():
+    def look(images, valid):
+        cells = torch.nn.functional.avg_pool2d(images[:, :1], 4)
+        return torch.cat([cells, 1 - cells], 1)
+
+    looker = replace(lopsided(), look=look).per_pixel()
+    images, valid = torch.zeros(1, 4, 16, 16), torch.zeros(1, 1, 16, 16, dtype=torch.bool)
+    images[..., :8], valid[..., :8] = 0.75, True  # right of it is nodata, of which a model says anything
+    found = looker.look(images, valid)
+    torch.testing.assert_close(found[:, 0, :, :8], torch.full((1, 16, 8), 0.75))
+    assert found.dtype == torch.float32 and found.isfinite().all()
+    mirrored = looker.flipped().look(images, valid)
+    torch.testing.assert_close(mirrored[..., :8], found[..., :8])
+    short = replace(lopsided(), look=lambda images, valid: look(images, valid).bfloat16()).per_pixel()
+    half = short.look(images, valid)
+    assert half.dtype == torch.bfloat16 and (half[:, 0, :, :8] == 0.75).all()
+
+
+def test_by_pixel_what_no_patch_of_image_is_around_stays_unknown():
+    looker, valid = lopsided().per_pixel(), torch.zeros(1, 16, 16, dtype=torch.bool)
+    valid[0, :, :9], valid[0, 0, 15] = True, True  # two patches, a column of the third, and a pixel alone
+    values, known = looker.on(lambda numbers, valid: (numbers.float(), valid[:, None]))(torch.ones(1, 4, 16, 16), valid)
+    assert values.shape == (1, 2, 16, 16) and known[0, :, :9].all() and not known[0, :, 9:].any()
+    torch.testing.assert_close(values.sum(1)[known], torch.ones(9 * 16))
 
 
 def _around(patches):

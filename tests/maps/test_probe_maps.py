@@ -35,7 +35,7 @@ def window():
 
 def test_answers_of_patches_add_up_to_what_the_probe_says_of_the_image(trained, window):
     looker, (probe, _) = open_probe(str(trained), device="cpu"), load_probe(trained)
-    assert (looker.side, looker.cell, looker.classes, looker.gsd) == (32, 4, CLASSES, CONTRACT.sensor.gsd)
+    assert (looker.side, looker.cell, looker.classes, looker.gsd) == (32, 4, CLASSES, None)
     found = looker.look(*window)
     assert found.shape == (1, 3, 8, 8) and found.dtype == torch.float32
     torch.testing.assert_close(found.sum(1), torch.ones(1, 8, 8))
@@ -107,6 +107,16 @@ def test_what_no_patch_can_answer_is_refused_and_another_scale_is_said(trained, 
     for name, said in (("large", "shrunk 3 times"), ("small", "enlarged 2 times")):
         assert any(said in note for note in open_probe(str(tmp_path / f"{name}.json"), device="cpu").notes)
     assert open_probe(str(trained), device="cpu").notes == ()
+
+
+def test_a_probe_of_a_plain_timm_model_is_told_what_maps_need(trained, tmp_path):
+    probe, card = load_probe(trained)
+    save_probe(tmp_path / "linear.safetensors", probe, replace(card, checkpoint="timm:vit_tiny_patch16_224"))
+    for encoder in (None, "timm:vit_tiny_patch16_224"):
+        with pytest.raises(CheckpointError, match=r"maps need one of geomim's: .*--encoder timm:vit_tiny_patch16"):
+            open_probe(str(tmp_path), encoder, device="cpu")
+    looker = open_probe(str(tmp_path), str(trained / "a.ckpt"), device="cpu")  # the one that it is, by its weights
+    assert looker.classes == CLASSES
 
 
 def test_a_probe_that_is_not_there_is_told_as_it_was_given(tmp_path):

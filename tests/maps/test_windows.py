@@ -1,4 +1,5 @@
 import tracemalloc
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from geomim.errors import InputError
+from geomim.maps import windows
 from geomim.maps.windows import Walk, ahead, blend, read_window
 
 
@@ -130,6 +132,30 @@ def test_windows_without_image_or_that_nobody_wants_are_not_looked_at():
     looked.clear()
     wanted = list(blend(scene, Walk(64, 64, 4, 8, 0), look, 2, wanted=lambda top, left: left == 32))
     assert len(looked) == 1 and np.isnan(wanted[1][1][:, :, :8]).all() and np.isfinite(wanted[1][1][:, :, 8:]).all()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16])
+@pytest.mark.parametrize("start", [0, 1])
+def test_the_bar_comes_to_its_end_where_windows_are_not_wanted(monkeypatch, batch, start):
+    bar = {}
+
+    class Bar(nullcontext):
+        def __enter__(self):
+            return self
+
+        def add_task(self, _, total, completed):
+            bar.update(total=total, done=completed)
+
+        def advance(self, _, count):
+            bar["done"] += count
+
+    monkeypatch.setattr(windows, "Progress", lambda **_: Bar())
+    walk = Walk(96, 160, 4, 8, 0)
+    wants = {"all": None, "some": lambda top, left: left >= 96 and top, "none": lambda top, left: False}
+    for wanted in wants.values():
+        for _ in blend(Ground(96, 160), walk, means(4), 2, batch, start, wanted):
+            pass
+        assert bar == {"total": 15, "done": 15}
 
 
 def test_answers_that_are_not_finite_are_refused_with_their_place():

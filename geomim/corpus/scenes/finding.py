@@ -24,7 +24,7 @@ _OTHERS = (".img", ".dat", ".bil", ".bip", ".bsq", ".bmp", ".webp", ".gpkg", ".m
 _ITEM_BYTES = 4 * 2**20  # STAC items are smaller
 
 
-def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[str]:
+def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[str], maps: bool = False) -> list[str]:
     """List scenes: files as given, folders searched recursively, patterns expanded.
 
     In a folder these are scenes: rasters (`SUFFIXES`, and further ones that GDAL opens); and each as one, without the
@@ -36,12 +36,16 @@ def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[st
     left out, the latter aloud. Addresses (`https://`, `/vsi...`) pass unchecked, without what signs them (see
     `geomim.addresses`).
 
+    Args:
+        sources: Files, folders, patterns, archives and addresses.
+        maps: Whether maps that geomim made count as well: labels may be such, corrected by hand.
+
     Returns:
         Sorted, each once.
 
     Raises:
-        InputError: A path does not exist, an archive holds a path that leads out of it, nothing was found, or of a
-            scene of many files some are given.
+        InputError: A path does not exist, a pattern matches maps alone, an archive holds a path that leads out of it,
+            nothing was found, or of a scene of many files some are given.
     """
     given = [str(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
     found: set[str] = set()
@@ -49,11 +53,11 @@ def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[st
     for source in given:
         if os.path.exists(split_address(source)[0]) or is_remote(source) or group_of(source):
             matches = [keep(source)]
-        elif not (matches := sorted(without_maps(glob.glob(source, recursive=True)))):
-            raise InputError(f"'{source}' does not exist: give a raster, a folder of rasters or a pattern")
+        else:
+            matches = _matching(source, maps)
         for path in matches:
             if os.path.isdir(path):
-                found.update(_in_folder(path))
+                found.update(_in_folder(path, maps))
             elif os.path.isfile(path) and is_archive(path):
                 found.update(_in_archive(path))
             elif not is_remote(path) and band_of(os.path.basename(path)):
@@ -113,7 +117,16 @@ def is_item(uri: str) -> bool:
     return re.search(r"\.json(\?.*)?$", uri, re.IGNORECASE) is not None
 
 
-def _in_folder(root: str) -> set[str]:
+def _matching(pattern: str, maps: bool) -> list[str]:
+    every = glob.glob(pattern, recursive=True)
+    if not every:
+        raise InputError(f"'{pattern}' does not exist: give a raster, a folder of rasters or a pattern")
+    if not (matches := every if maps else without_maps(every)):
+        raise InputError(f"'{pattern}' matches nothing but maps that geomim made: name one by itself if it is a scene")
+    return sorted(matches)
+
+
+def _in_folder(root: str, maps: bool) -> set[str]:
     found: dict[str, str] = {}
     parts: set[str] = set()  # of STAC items
     walked: set[str] = set()
@@ -136,7 +149,8 @@ def _in_folder(root: str) -> set[str]:
                 if (inner := _item_parts(item)) is not None:
                     found[item] = item
                     parts.update(inner)
-    return without_maps(uri for uri, file in found.items() if os.path.normpath(file) not in parts)
+    whole = {uri for uri, file in found.items() if os.path.normpath(file) not in parts}
+    return whole if maps else without_maps(whole)
 
 
 def _of_files(parent: str, files: Iterable[str]) -> dict[str, str]:

@@ -18,7 +18,8 @@ def without_maps(uris: Iterable[str]) -> set[str]:
     """What is no map; how many are left out is said."""
     given = set(uris)
     if made := sorted(uri for uri in given if uri.lower().endswith((".tif", ".tiff", ".zarr")) and is_map(uri)):
-        print(f"note: {len(made)} map{'s' * (len(made) > 1)} that geomim made are left out, such as '{made[0]}'")
+        said = "1 map that geomim made is" if len(made) == 1 else f"{len(made)} maps that geomim made are"
+        print(f"note: {said} left out, such as '{made[0]}'")
     return given - set(made)
 
 

@@ -45,7 +45,7 @@ def from_change(
     for three in folders:
         if own := [image for image in images if Path(real(image)).is_relative_to(real(three[0]))]:
             below = tuple(os.path.abspath(folder) for folder in three)
-            pairs, lost = paired(own, find_scenes(three[2]), below)
+            pairs, lost = paired(own, find_scenes(three[2], maps=True), below)
             later, gone = paired([*pairs], find_scenes(three[1]), below)
             refused += lost + gone
             items += [Item(one, mask=pairs[one], after=later[one], split=split_of(one, roots)) for one in later]

@@ -1,11 +1,14 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+import rasterio
 
 from geomim.corpus.labels import draw_splits
 from geomim.corpus.scenes import find_scenes, scene_name, source_files
 from geomim.corpus.scenes.files import gdal_address
+from geomim.corpus.scenes.maps import MADE
 from geomim.errors import InputError
 
 
@@ -112,3 +115,20 @@ def test_links_to_folders_are_followed_once(tmp_path):
     (data / "real" / "four.tif").touch()
     (data / "0").symlink_to(data / "real")
     assert str(data / "real" / "four.tif") in find_scenes(data)  # by its own name, not by the link's
+
+
+def test_maps_are_no_scenes_unless_they_are_asked_for(tmp_path, capsys):
+    profile = {"driver": "GTiff", "width": 8, "height": 8, "count": 1, "dtype": "uint8"}
+    for name, tags in (("scene.tif", {}), ("map.tif", {MADE: "1"})):
+        with rasterio.open(tmp_path / name, "w", **profile) as raster:
+            raster.update_tags(**tags)
+            raster.write(np.ones((1, 8, 8), np.uint8))
+    scene, made = (str(tmp_path / name) for name in ("scene.tif", "map.tif"))
+    for source in (tmp_path, str(tmp_path / "*.tif")):
+        assert find_scenes(source) == [scene] and find_scenes(source, maps=True) == [made, scene]
+    assert capsys.readouterr().out.count("1 map that geomim made is left out") == 2
+    with pytest.raises(InputError, match=r"map\*' matches nothing but maps that geomim made: name one by itself"):
+        find_scenes(str(tmp_path / "map*"))
+    assert find_scenes(made) == find_scenes(str(tmp_path / "map*"), maps=True) == [made]
+    with pytest.raises(InputError, match="does not exist"):
+        find_scenes(str(tmp_path / "other*"))
