@@ -13,6 +13,7 @@ import rasterio
 import torch
 from drawn_scenes import CLASSES, kinds, save_encoder, save_probes, texture, write
 from rasterio import Affine
+from rasterio._err import CPLE_AppDefinedError
 from rio_cogeo.cogeo import cog_validate
 
 from geomim.cli import main
@@ -258,7 +259,7 @@ def test_a_full_disk_at_the_very_end_leaves_nothing_under_the_map_s_names(traine
     scene = str(write(tmp_path / "scene.tif", texture(kinds())))
 
     def full(*_, **__):
-        raise RuntimeError("TIFFAppendToStrip:Seek error at scanline 512")  # as GDAL tells it
+        raise CPLE_AppDefinedError(3, 1, "TIFFAppendToStrip:Seek error at scanline 512")
 
     monkeypatch.setattr(rasters.rasterio.shutil, "copy", full)
     given = ["predict", scene, "--model", str(trained), "--out", str(tmp_path / "map.tif")]
