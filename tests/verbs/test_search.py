@@ -178,7 +178,7 @@ def test_without_its_corpus_a_file_of_vectors_still_tells_where_tiles_lie(asked,
     assert search(file, ["red"], count=3, places=str(places)) is None
     said = capsys.readouterr().out
     assert [int(line[3]) for line in printed(said)] == expected and "is not at hand, or has changed" in said
-    assert gpd.read_file(places)["id"].tolist() == expected
+    assert gpd.read_file(places)["tile"].tolist() == expected
     with pytest.raises(CorpusError, match=r"--out found.png: .* is not at hand"):
         search(file, ["red"], out="found.png")
 
