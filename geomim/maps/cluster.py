@@ -12,7 +12,7 @@ from torch import Tensor
 from geomim.corpus.scenes import Scene, find_scenes
 from geomim.errors import InputError
 from geomim.evaluate.saved import fingerprint
-from geomim.maps.classes import card_of, draw, is_done, targets
+from geomim.maps.classes import card_of, draw, each, is_done, targets
 from geomim.maps.clusters import KMeans, fit_kmeans
 from geomim.maps.encoder import Frozen, open_encoder
 from geomim.maps.looker import Looker, Prepare
@@ -81,7 +81,8 @@ def cluster(
         print(f"note: {note}")
     means = fit_kmeans(_sample(frozen, [uri for uri, _ in pairs], read, bands, sample, seed), clusters, seed)
     looker = _looker(frozen, means)
-    for uri, path in pairs:
+
+    def make(uri: str, path: Path) -> list[Path]:
         opened, prepare = open_for(frozen.contract, uri, read, bands)
         with opened:
             here, walk = looker.at(opened), looker.walk(opened, _OVERLAP)
@@ -89,7 +90,9 @@ def cluster(
                 print(f"'{path}' is there already: take it away to make it again")
             else:
                 draw(opened, prepare, here, walk, path, checkpoint)
-    return [path for _, path in pairs]
+        return [path]
+
+    return each(pairs, make)
 
 
 def _looker(frozen: Frozen, means: KMeans) -> Looker:

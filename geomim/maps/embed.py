@@ -24,7 +24,7 @@ from geomim.maps.patch_rows import slow_note
 from geomim.maps.patches import open_patches, write_patches
 from geomim.maps.rasters import placed
 from geomim.maps.strips import Strips, address, digest, scene_card, told_when_full
-from geomim.maps.windows import Walk, blend
+from geomim.maps.windows import Walk, blend, check_overlap
 from geomim.models.image_text import ImageText, open_image_text
 from geomim.models.inputs import ContractInput
 from geomim.models.weights import Loaded
@@ -124,8 +124,7 @@ def embed_scene(
         InputError: The scene cannot be read, holds no image, or its numbers are far from the encoder's; another process
             writes the same, or the disk is full.
     """
-    if not 0 <= overlap <= 0.9:
-        raise ConfigError(f"--overlap: expected a share of a window from 0 to 0.9; given {overlap:g}")
+    check_overlap(overlap)
     if Path(given.uri).absolute() == out.absolute():
         raise ConfigError(f"--out would be written over the scene '{out}': name another file")
     scene, prepare = given.open(looker.contract)

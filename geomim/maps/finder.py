@@ -52,7 +52,7 @@ class Finder:
 
     def walk(self, scene: Scene, overlap: float) -> Walk:
         """Where windows lie over a scene that share so much of their side with the next, from 0 to 0.9."""
-        return Walk(scene.height, scene.width, 1, self.side, min(round(overlap * self.side), self.side - 1))
+        return Walk.over(scene, 1, self.side, overlap)
 
 
 def find(

@@ -92,7 +92,7 @@ class Looker:
     def walk(self, scene: Scene, overlap: float) -> Walk:
         """Where windows lie over a scene that share so much of their side with the next, from 0 to 0.9."""
         side = self.side // self.cell
-        return Walk(scene.height, scene.width, self.cell, side, min(round(overlap * side), side - 1))
+        return Walk.over(scene, self.cell, side, overlap)
 
     def on(self, prepare: Prepare) -> Look:
         """How windows of a scene are looked at, with what brings its numbers to the contract."""

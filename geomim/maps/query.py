@@ -20,7 +20,7 @@ from geomim.maps.answers import classify, enlarge, outline
 from geomim.maps.opening import check_scene, chosen_for, open_for, scale_note
 from geomim.maps.pictures import quick_look
 from geomim.maps.rasters import NODATA, check_endings, create, placed, write_cog
-from geomim.maps.windows import Look, Walk, blend
+from geomim.maps.windows import Look, Walk, blend, check_overlap
 from geomim.models.image_text import ImageText, open_image_text
 from geomim.models.inputs import ContractInput, patch_validity
 from geomim.sensors import get_sensor
@@ -139,7 +139,7 @@ def query(
     tags = {"MODEL": model, "ENCODER": made_by, "PROMPT": prompt, "SCORE": score, "SCENE": scene}
     tags |= {"BACKGROUND": ", ".join(background)} if score == "relevance" else {}
     with opened, files.scratch() as scratch:
-        walk = Walk(opened.height, opened.width, asked.patch_size, side, min(round(overlap * side), side - 1))
+        walk = Walk.over(opened, asked.patch_size, side, overlap)
         check_scene(opened, prepare, walk.places, asked.image_size)
         patches = Path(scratch) / "patches.tif"
         _walk(opened, walk, _look(asked, prepare, question), question, patches, tags)
@@ -173,8 +173,7 @@ def _checked(
     classes: str | None,
 ) -> float | None:
     """The threshold, or a sentence on what does not fit together."""
-    if not 0 <= overlap <= 0.9:
-        raise ConfigError(f"--overlap: expected a share of a window from 0 to 0.9; given {overlap:g}")
+    check_overlap(overlap)
     if "{}" not in prompt:
         raise ConfigError(f"--prompt: expected {{}} where a text stands, as '{PROMPT}'; given '{prompt}'")
     if score == "cosine" and list(background) != BACKGROUND:

@@ -18,7 +18,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from geomim.corpus.scenes import Scene
-from geomim.errors import InputError
+from geomim.errors import ConfigError, InputError
 
 Look = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """What is made of windows: numbers `(B, C, S, S)` and validity `(B, S, S)` bool, on the CPU, become values
@@ -27,6 +27,12 @@ both repeat its border."""
 
 _AHEAD = 2  # batches that are read while one is looked at
 _Given, _Made = TypeVar("_Given"), TypeVar("_Made")
+
+
+def check_overlap(overlap: float) -> None:
+    """Refuse a share of a window that the next one cannot have in common with it."""
+    if not 0 <= overlap <= 0.9:
+        raise ConfigError(f"--overlap: expected a share of a window from 0 to 0.9; given {overlap:g}")
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,11 @@ class Walk:
     cell: int
     side: int
     overlap: int
+
+    @classmethod
+    def over(cls, scene: Scene, cell: int, side: int, overlap: float) -> Walk:
+        """The walk over a scene whose windows share so much of their side with the next, from 0 to 0.9."""
+        return cls(scene.height, scene.width, cell, side, min(round(overlap * side), side - 1))
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from geomim.maps.finder import Finder
 from geomim.maps.layers import ENDINGS
 from geomim.maps.looker import Looker
 from geomim.maps.probes import open_probe
+from geomim.maps.windows import check_overlap
 from geomim.models.weights import read_checkpoint
 from geomim.sensors import Sensor, get_sensor
 
@@ -96,8 +97,7 @@ def predict(
             dates or an area and a scene do not meet, or the file to write is of another scene. Of several scenes the
             others are mapped first.
     """
-    if not 0 <= overlap <= 0.9:
-        raise ConfigError(f"--overlap: expected a share of a window from 0 to 0.9; given {overlap:g}")
+    check_overlap(overlap)
     if threshold is not None and not 0 <= threshold <= 1:
         raise ConfigError(f"--threshold: expected a score from 0 to 1; given {threshold:g}")
     _check_folder("out", out)
