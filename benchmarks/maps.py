@@ -28,7 +28,7 @@ from rasterio.windows import Window
 from geomim.evaluate.probes import LinearProbe
 from geomim.evaluate.saved import ProbeCard, fingerprint, save_probe
 from geomim.maps.probes import open_probe
-from geomim.maps.windows import Walk
+from geomim.maps.walk.windows import Walk
 from geomim.models.vit import ViT
 from geomim.sensors import SENSORS, BandContract
 from geomim.verbs.predict import predict

@@ -24,8 +24,8 @@ from geomim.finetune.labels.rasters import counted, inside, read_mask
 from geomim.finetune.places import Split, divide, ground_of, outlines_of, told_parts
 from geomim.finetune.progress import watched
 from geomim.finetune.rotated import from_corners
-from geomim.maps.opening import check_scene, open_for
-from geomim.maps.windows import Walk, read_window
+from geomim.maps.scenes.opening import check_scene, open_for
+from geomim.maps.walk.windows import Walk, read_window
 from geomim.models.inputs import ContractInput
 from geomim.randomness import Draws
 from geomim.sensors import BandContract, get_sensor

@@ -40,7 +40,7 @@ def best_and_worst(path: Path, shown: Sequence[Shown], classes: Sequence[str], c
         classes: Names.
         count: How many of each at most.
     """
-    from geomim.maps.pictures import contact_sheet  # brings a geo library, which training does without
+    from geomim.maps.files.pictures import contact_sheet  # brings a geo library, which training does without
 
     order = sorted(shown, key=lambda one: -one.score)
     best = min(count, -(-len(order) // 2))

@@ -19,11 +19,11 @@ from geomim.evaluate.saved import fingerprint
 from geomim.finetune import oriented
 from geomim.finetune.progress import watched
 from geomim.finetune.run import TASKS
-from geomim.maps.finder import Finder
-from geomim.maps.looker import Looker
-from geomim.maps.opening import check_scene, open_for
-from geomim.maps.rasters import aside
-from geomim.maps.windows import Walk, read_window
+from geomim.maps.files.rasters import aside
+from geomim.maps.scenes.opening import check_scene, open_for
+from geomim.maps.walk.finder import Finder
+from geomim.maps.walk.looker import Looker
+from geomim.maps.walk.windows import Walk, read_window
 from geomim.models.weights import fill, read_checkpoint
 from geomim.sensors import Sensor
 

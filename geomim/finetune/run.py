@@ -32,7 +32,7 @@ from geomim.finetune.labels import Labels
 from geomim.finetune.necks import Neck, check_name
 from geomim.finetune.pictures import Drawn, Shown
 from geomim.finetune.segmentation import Segmentation
-from geomim.maps.windows import read_window
+from geomim.maps.walk.windows import read_window
 from geomim.pretrain.half import arithmetic, computing
 
 TASKS: dict[str, Any] = {

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from geomim.corpus.scenes import Scene
 from geomim.corpus.scenes.footprints import affine
-from geomim.maps.rasters import NODATA, aside, create, name_classes, open_map, placed, write_cog, write_names
+from geomim.maps.files.rasters import NODATA, aside, create, name_classes, open_map, placed, write_cog, write_names
 
 _ROWS = 32  # of a raster in memory at a time
 NONE = "none of these"

@@ -18,12 +18,8 @@ from geomim.corpus.scenes import SUFFIXES, Scene
 from geomim.corpus.scenes.files import cause
 from geomim.corpus.scenes.maps import MADE
 from geomim.errors import CheckpointError, ConfigError, GeomimError, InputError
-from geomim.maps.areas import Area
-from geomim.maps.finder import Finder
-from geomim.maps.ground import Ground
-from geomim.maps.layers import ENDINGS, tags_of
-from geomim.maps.looker import Looker, Prepare
-from geomim.maps.rasters import (
+from geomim.maps.files.layers import ENDINGS, tags_of
+from geomim.maps.files.rasters import (
     NODATA,
     create,
     name_classes,
@@ -33,8 +29,12 @@ from geomim.maps.rasters import (
     write_names,
     write_style,
 )
-from geomim.maps.strips import Strips, address, digest, scene_card, told_when_full
-from geomim.maps.windows import Walk, blend
+from geomim.maps.scenes.areas import Area
+from geomim.maps.scenes.ground import Ground
+from geomim.maps.walk.finder import Finder
+from geomim.maps.walk.looker import Looker, Prepare
+from geomim.maps.walk.strips import Strips, address, digest, scene_card, told_when_full
+from geomim.maps.walk.windows import Walk, blend
 
 _FORM = 1  # of the maps: what an older form has begun is begun anew
 _BLOCK = 512  # columns of cells that are measured at a time

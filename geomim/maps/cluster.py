@@ -14,12 +14,12 @@ from geomim.errors import InputError
 from geomim.evaluate.saved import fingerprint
 from geomim.maps.classes import card_of, draw, each, is_done, targets
 from geomim.maps.clusters import KMeans, fit_kmeans
-from geomim.maps.encoder import Frozen, open_encoder
-from geomim.maps.looker import Looker, Prepare
-from geomim.maps.opening import check_scene, chosen_for, open_for, scale_note
-from geomim.maps.rasters import NODATA
-from geomim.maps.strips import digest
-from geomim.maps.windows import read_window
+from geomim.maps.files.rasters import NODATA
+from geomim.maps.scenes.opening import check_scene, chosen_for, open_for, scale_note
+from geomim.maps.walk.encoder import Frozen, open_encoder
+from geomim.maps.walk.looker import Looker, Prepare
+from geomim.maps.walk.strips import digest
+from geomim.maps.walk.windows import read_window
 from geomim.models.fitting import Chosen
 from geomim.models.inputs import ContractInput, patch_validity
 from geomim.models.weights import Loaded

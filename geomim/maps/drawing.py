@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 
 from geomim.corpus.scenes import Scene
 from geomim.maps import classes, objects
-from geomim.maps.areas import Area, open_area
 from geomim.maps.classes import card_of, is_done, tags_for
-from geomim.maps.finder import Finder
-from geomim.maps.layers import say
-from geomim.maps.looker import Looker, Prepare
-from geomim.maps.opening import check_scene, gsd_note, open_for, scale_note
-from geomim.maps.pairs import PairInput, pair
-from geomim.maps.strips import scene_card
-from geomim.maps.vectors import write_polygons
+from geomim.maps.files.layers import say
+from geomim.maps.outlines import write_polygons
+from geomim.maps.scenes.areas import Area, open_area
+from geomim.maps.scenes.opening import check_scene, gsd_note, open_for, scale_note
+from geomim.maps.scenes.pairs import PairInput, pair
+from geomim.maps.walk.finder import Finder
+from geomim.maps.walk.looker import Looker, Prepare
+from geomim.maps.walk.strips import scene_card
 from geomim.models.inputs import ContractInput
 from geomim.sensors import Sensor
 

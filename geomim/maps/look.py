@@ -29,8 +29,8 @@ from rasterio.windows import Window, from_bounds, transform
 from geomim.corpus.report.pictures import composite
 from geomim.corpus.scenes import open_scene
 from geomim.errors import InputError, MissingExtraError
-from geomim.maps.pictures import thinned
-from geomim.maps.rasters import open_map
+from geomim.maps.files.pictures import thinned
+from geomim.maps.files.rasters import open_map
 from geomim.sensors import get_sensor
 
 Layers = str | Path | Sequence[str | Path]

@@ -12,14 +12,14 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from geomim.corpus.scenes import Scene
-from geomim.maps.areas import Area
 from geomim.maps.classes import card_of, tags_for
-from geomim.maps.finder import LABEL, SCORE, Finder, find
-from geomim.maps.ground import Ground
-from geomim.maps.layers import layer, say
-from geomim.maps.looker import Prepare
-from geomim.maps.strips import Strips, told_when_full
-from geomim.maps.windows import Walk
+from geomim.maps.files.layers import layer, say
+from geomim.maps.scenes.areas import Area
+from geomim.maps.scenes.ground import Ground
+from geomim.maps.walk.finder import LABEL, SCORE, Finder, find
+from geomim.maps.walk.looker import Prepare
+from geomim.maps.walk.strips import Strips, told_when_full
+from geomim.maps.walk.windows import Walk
 
 _ROWS = 1 << 14  # of the table that are written at a time
 

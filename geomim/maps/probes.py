@@ -10,9 +10,9 @@ from torch import Tensor
 from geomim.errors import CheckpointError
 from geomim.evaluate.probes import patch_logits
 from geomim.evaluate.saved import ProbeCard, fingerprint, load_probe
-from geomim.maps.encoder import open_encoder
-from geomim.maps.looker import Looker
-from geomim.maps.strips import digest
+from geomim.maps.walk.encoder import open_encoder
+from geomim.maps.walk.looker import Looker
+from geomim.maps.walk.strips import digest
 from geomim.sensors import BandContract
 
 

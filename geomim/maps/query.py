@@ -17,10 +17,10 @@ from geomim.corpus.scenes import Scene
 from geomim.errors import ConfigError, InputError
 from geomim.evaluate.features import device_of, fast_half
 from geomim.maps.answers import classify, enlarge, outline
-from geomim.maps.opening import check_scene, chosen_for, open_for, scale_note
-from geomim.maps.pictures import quick_look
-from geomim.maps.rasters import NODATA, check_endings, create, placed, write_cog
-from geomim.maps.windows import Look, Walk, blend, check_overlap
+from geomim.maps.files.pictures import quick_look
+from geomim.maps.files.rasters import NODATA, check_endings, create, placed, write_cog
+from geomim.maps.scenes.opening import check_scene, chosen_for, open_for, scale_note
+from geomim.maps.walk.windows import Look, Walk, blend, check_overlap
 from geomim.models.image_text import ImageText, open_image_text
 from geomim.models.inputs import ContractInput, patch_validity
 from geomim.sensors import get_sensor

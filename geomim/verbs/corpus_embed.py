@@ -12,7 +12,7 @@ from geomim.corpus.remote import aside
 from geomim.corpus.store import Corpus, write_json
 from geomim.errors import CorpusError
 from geomim.evaluate.features import Pool, device_of
-from geomim.maps.embeddings import changes
+from geomim.maps.embeddings.vectors import changes
 from geomim.verbs.tile_vectors import TileEncoder, Tiles, ask, digest, encoded, read_json, stored
 
 

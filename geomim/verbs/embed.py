@@ -16,10 +16,10 @@ from geomim.corpus.remote import Url
 from geomim.corpus.store import holds_corpus
 from geomim.errors import ConfigError, CorpusError, InputError
 from geomim.evaluate.features import Pool, device_of
-from geomim.maps.embed import GivenScene, embed_scene, joint_encoder, patch_encoder
-from geomim.maps.embeddings import COLUMNS, Dtype, Rounding, TileFile, replaced, write_tiles
-from geomim.maps.patches import ENDINGS
-from geomim.maps.rasters import check_endings
+from geomim.maps.embeddings.patches import ENDINGS
+from geomim.maps.embeddings.scene import GivenScene, embed_scene, joint_encoder, patch_encoder
+from geomim.maps.embeddings.vectors import COLUMNS, Dtype, Rounding, TileFile, replaced, write_tiles
+from geomim.maps.files.rasters import check_endings
 from geomim.verbs.tile_vectors import Asked, TileEncoder, Tiles, ask, check_joint, encoded
 
 

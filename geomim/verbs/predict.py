@@ -8,14 +8,14 @@ from typing import Any, Literal, NamedTuple
 
 from geomim.corpus.scenes import find_scenes
 from geomim.errors import CheckpointError, ConfigError, MissingExtraError
-from geomim.maps.areas import NoGroundError
 from geomim.maps.classes import each, targets
 from geomim.maps.drawing import Asked, make
-from geomim.maps.finder import Finder
-from geomim.maps.layers import ENDINGS
-from geomim.maps.looker import Looker
+from geomim.maps.files.layers import ENDINGS
 from geomim.maps.probes import open_probe
-from geomim.maps.windows import check_overlap
+from geomim.maps.scenes.areas import NoGroundError
+from geomim.maps.walk.finder import Finder
+from geomim.maps.walk.looker import Looker
+from geomim.maps.walk.windows import check_overlap
 from geomim.models.weights import read_checkpoint
 from geomim.sensors import Sensor, get_sensor
 

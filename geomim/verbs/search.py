@@ -16,11 +16,11 @@ from rich.progress import Progress
 from geomim.corpus.report.pictures import composite, display_limits
 from geomim.corpus.store import Corpus
 from geomim.errors import CheckpointError, ConfigError, CorpusError, InputError
-from geomim.maps.likeness import example, write_cosines
-from geomim.maps.patches import ENDINGS, open_patches
-from geomim.maps.pictures import ACROSS, contact_sheet
+from geomim.maps.embeddings.likeness import example, write_cosines
+from geomim.maps.embeddings.patches import ENDINGS, open_patches
+from geomim.maps.files.pictures import ACROSS, contact_sheet
+from geomim.maps.files.rasters import aside, check_endings
 from geomim.maps.query import PROMPT, sentences_as_vectors, words
-from geomim.maps.rasters import aside, check_endings
 from geomim.models.clip import SOURCES
 from geomim.models.image_text import open_image_text
 from geomim.verbs.stored_vectors import TileVectors, open_vectors

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from geomim.corpus.store import Corpus
 from geomim.errors import ConfigError, CorpusError
-from geomim.maps.embeddings import TileFile
+from geomim.maps.embeddings.vectors import TileFile
 from geomim.verbs.corpus_embed import read_embedding
 from geomim.verbs.tile_vectors import digest, stored
 

@@ -28,8 +28,8 @@ from geomim.data.labelled import Labelled, LabelledData, ground_sides
 from geomim.errors import ConfigError, CorpusError, InputError
 from geomim.evaluate.features import Extractor, Pool, fast_half, frozen
 from geomim.evaluate.saved import fingerprint
-from geomim.maps.strips import hold
-from geomim.maps.windows import ahead
+from geomim.maps.walk.strips import hold
+from geomim.maps.walk.windows import ahead
 from geomim.models.image_text import open_image_text
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import LOOKS, check_range

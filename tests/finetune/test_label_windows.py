@@ -24,7 +24,7 @@ from geomim.finetune.labels.items import Asked
 from geomim.finetune.labels.rasters import read_mask
 from geomim.finetune.places import Split, divide, ground_of, told_parts
 from geomim.finetune.rotated import corners, from_corners
-from geomim.maps.windows import Walk
+from geomim.maps.walk.windows import Walk
 from geomim.sensors import BandContract, get_sensor
 
 RGB = BandContract(get_sensor("rgb"), (110.0,) * 3, (50.0,) * 3)

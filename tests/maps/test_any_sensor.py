@@ -18,7 +18,7 @@ from geomim.corpus.store import Corpus
 from geomim.data.labelled import open_labelled
 from geomim.errors import BandError, ConfigError
 from geomim.maps.cluster import cluster
-from geomim.maps.encoder import open_encoder
+from geomim.maps.walk.encoder import open_encoder
 from geomim.models.build import build_encoder
 from geomim.models.vit import ViT
 from geomim.models.weights import read_encoder

@@ -16,12 +16,12 @@ from torch.nn import functional as F
 
 from geomim.corpus.scenes import open_scene
 from geomim.errors import InputError
-from geomim.maps import windows
 from geomim.maps.classes import card_of, draw, is_done
-from geomim.maps.looker import Looker
-from geomim.maps.rasters import placed
-from geomim.maps.strips import Strips
-from geomim.maps.windows import blend
+from geomim.maps.files.rasters import placed
+from geomim.maps.walk import windows
+from geomim.maps.walk.looker import Looker
+from geomim.maps.walk.strips import Strips
+from geomim.maps.walk.windows import blend
 from geomim.sensors import SENSORS, BandContract
 
 LEVELS = 200

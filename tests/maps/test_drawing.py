@@ -15,10 +15,10 @@ from scipy.ndimage import find_objects, label
 from torch.nn import functional as F
 
 from geomim.errors import InputError
-from geomim.maps.areas import NoGroundError
 from geomim.maps.drawing import Asked, make
-from geomim.maps.finder import Finder
-from geomim.maps.looker import Looker
+from geomim.maps.scenes.areas import NoGroundError
+from geomim.maps.walk.finder import Finder
+from geomim.maps.walk.looker import Looker
 from geomim.sensors import SENSORS, BandContract
 
 RED = BandContract(SENSORS["naip"].select(("red",)), (40.0,), (20.0,))

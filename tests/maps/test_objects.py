@@ -9,10 +9,10 @@ from torchvision.ops import batched_nms
 
 from geomim.corpus.scenes.arrays import array_scene
 from geomim.finetune import rotated
-from geomim.maps.areas import Area
-from geomim.maps.finder import corners
 from geomim.maps.objects import merged, write_objects
-from geomim.maps.windows import Walk
+from geomim.maps.scenes.areas import Area
+from geomim.maps.walk.finder import corners
+from geomim.maps.walk.windows import Walk
 from geomim.sensors import Band, Sensor
 
 GREY = Sensor("grey", (Band("red"),))

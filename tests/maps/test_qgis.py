@@ -8,8 +8,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from geomim.maps.rasters import NODATA, colours_of, create, name_classes, write_cog, write_names, write_style
-from geomim.maps.vectors import write_polygons
+from geomim.maps.files.rasters import NODATA, colours_of, create, name_classes, write_cog, write_names, write_style
+from geomim.maps.outlines import write_polygons
 from tests.drawn_scenes import PLACE
 
 PYTHON = os.environ.get("QGIS_PYTHON", "/usr/bin/python3")

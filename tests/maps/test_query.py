@@ -17,10 +17,10 @@ from geomim.cli import main, parse
 from geomim.corpus.scenes import Scene, open_scene
 from geomim.errors import BandError, CheckpointError, ConfigError, InputError
 from geomim.maps import query as asking
-from geomim.maps import rasters
-from geomim.maps.pictures import contact_sheet, quick_look
+from geomim.maps.files import rasters
+from geomim.maps.files.pictures import contact_sheet, quick_look
+from geomim.maps.files.rasters import open_map
 from geomim.maps.query import BACKGROUND, query
-from geomim.maps.rasters import open_map
 from geomim.models.image_text import open_image_text
 
 OWN = ("error", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

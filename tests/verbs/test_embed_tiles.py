@@ -19,8 +19,8 @@ from geomim.corpus.changes import decide
 from geomim.corpus.store import Corpus
 from geomim.errors import ConfigError, CorpusError, InputError
 from geomim.evaluate.saved import fingerprint
-from geomim.maps.embeddings import TileFile
-from geomim.maps.patches import open_patches
+from geomim.maps.embeddings.patches import open_patches
+from geomim.maps.embeddings.vectors import TileFile
 from geomim.models.weights import read_encoder
 from geomim.verbs import tile_vectors
 from geomim.verbs.embed import embed

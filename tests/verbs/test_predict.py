@@ -21,8 +21,8 @@ from geomim.corpus.scenes import find_scenes
 from geomim.errors import BandError, CheckpointError, ConfigError, InputError
 from geomim.evaluate.probes import LinearProbe
 from geomim.evaluate.saved import ProbeCard, fingerprint, load_probe, save_probe
-from geomim.maps import rasters
-from geomim.maps.windows import Walk
+from geomim.maps.files import rasters
+from geomim.maps.walk.windows import Walk
 from geomim.sensors import SENSORS, BandContract
 from geomim.verbs.predict import predict
 

@@ -13,7 +13,7 @@ from geomim.corpus.captions.vector import classes_in, open_table
 from geomim.corpus.scenes.footprints import Grid
 from geomim.errors import InputError
 from geomim.finetune.labels.items import UNLABELLED, Asked, Item, Labels, Refused, need, open_image, some, split_of
-from geomim.maps.areas import extent, with_crs
+from geomim.maps.scenes.areas import extent, with_crs
 
 _NUMBER = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)")
 

@@ -23,8 +23,8 @@ from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
 from geomim.corpus.scenes.maps import MADE
-from geomim.maps.embeddings import NODATA, Rounding
-from geomim.maps.rasters import aside, create, open_map
+from geomim.maps.embeddings.vectors import NODATA, Rounding
+from geomim.maps.files.rasters import aside, create, open_map
 
 BLOCK = 128
 """Patches along a side of a GeoTIFF's block: a cloud-optimised one has none smaller."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from geomim.evaluate.features import device_of, encode, fast_half
-from geomim.maps.looker import Looker
+from geomim.maps.walk.looker import Looker
 from geomim.models.fitting import Chosen, fitted
 from geomim.models.hierarchical import Encoder
 from geomim.models.weights import Loaded, contract_of, read_encoder

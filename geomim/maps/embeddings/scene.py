@@ -16,15 +16,15 @@ from geomim.corpus.scenes import Scene
 from geomim.errors import ConfigError, InputError
 from geomim.evaluate.features import device_of, fast_half
 from geomim.evaluate.saved import fingerprint
-from geomim.maps.embeddings import Dtype, Rounding, described, replaced
-from geomim.maps.encoder import open_encoder
-from geomim.maps.looker import Looker
-from geomim.maps.opening import check_scene, chosen_for, gsd_note, open_for, scale_note
-from geomim.maps.patch_rows import slow_note
-from geomim.maps.patches import open_patches, write_patches
-from geomim.maps.rasters import placed
-from geomim.maps.strips import Strips, address, digest, scene_card, told_when_full
-from geomim.maps.windows import Walk, blend, check_overlap
+from geomim.maps.embeddings.patches import open_patches, write_patches
+from geomim.maps.embeddings.rows import slow_note
+from geomim.maps.embeddings.vectors import Dtype, Rounding, described, replaced
+from geomim.maps.files.rasters import placed
+from geomim.maps.scenes.opening import check_scene, chosen_for, gsd_note, open_for, scale_note
+from geomim.maps.walk.encoder import open_encoder
+from geomim.maps.walk.looker import Looker
+from geomim.maps.walk.strips import Strips, address, digest, scene_card, told_when_full
+from geomim.maps.walk.windows import Walk, blend, check_overlap
 from geomim.models.image_text import ImageText, open_image_text
 from geomim.models.inputs import ContractInput
 from geomim.models.weights import Loaded

@@ -6,7 +6,7 @@ import pytest
 import rasterio
 import shapely
 
-from geomim.maps.layers import layer, tags_of
+from geomim.maps.files.layers import layer, tags_of
 
 CRS = rasterio.CRS.from_epsg(32633)
 BOXES = shapely.box(np.arange(5.0), 0, np.arange(5.0) + 1, 2)

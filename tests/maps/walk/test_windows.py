@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from geomim.errors import InputError
-from geomim.maps import windows
-from geomim.maps.windows import Walk, ahead, blend, read_window
+from geomim.maps.walk import windows
+from geomim.maps.walk.windows import Walk, ahead, blend, read_window
 
 
 class Ground:

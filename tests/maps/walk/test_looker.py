@@ -7,7 +7,7 @@ import pytest
 import torch
 from drawn_scenes import CONTRACT
 
-from geomim.maps.looker import Looker
+from geomim.maps.walk.looker import Looker
 
 CPU = torch.device("cpu")
 

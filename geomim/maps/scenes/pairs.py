@@ -16,8 +16,8 @@ from torch import Tensor
 from geomim.corpus.scenes import Scene
 from geomim.corpus.scenes.scene import Windows
 from geomim.errors import InputError
-from geomim.maps.areas import extent
-from geomim.maps.ground import Ground
+from geomim.maps.scenes.areas import extent
+from geomim.maps.scenes.ground import Ground
 from geomim.models.inputs import ContractInput
 from geomim.sensors import Band, BandContract, Sensor
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geomim.corpus.scenes import Scene
-from geomim.maps.windows import Look, Walk
+from geomim.maps.walk.windows import Look, Walk
 from geomim.models.inputs import patch_validity
 from geomim.sensors import BandContract
 

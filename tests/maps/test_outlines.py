@@ -8,8 +8,8 @@ from rasterio.control import GroundControlPoint
 from scipy.ndimage import gaussian_filter, label
 
 from geomim.errors import ConfigError, InputError
-from geomim.maps.ground import Ground
-from geomim.maps.vectors import hanging, regions, write_polygons
+from geomim.maps.outlines import hanging, regions, write_polygons
+from geomim.maps.scenes.ground import Ground
 
 NAMES = ["water", "forest", "town", "field"]
 

@@ -10,7 +10,7 @@ from rasterio.windows import Window
 from geomim.corpus.scenes import open_scene
 from geomim.corpus.scenes.arrays import array_scene
 from geomim.errors import InputError
-from geomim.maps.pairs import PairInput, pair
+from geomim.maps.scenes.pairs import PairInput, pair
 from geomim.models.inputs import ContractInput
 from geomim.sensors import Band, BandContract, Sensor
 

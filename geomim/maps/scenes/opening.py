@@ -11,7 +11,7 @@ import torch
 
 from geomim.corpus.scenes import Scene, open_scene
 from geomim.errors import BandError, GeomimError
-from geomim.maps.windows import read_window
+from geomim.maps.walk.windows import read_window
 from geomim.models.fitting import Chosen, contract_for
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range

@@ -17,9 +17,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from geomim.errors import ConfigError, InputError
-from geomim.maps.ground import Ground
-from geomim.maps.layers import layer
-from geomim.maps.rasters import NODATA, open_map
+from geomim.maps.files.layers import layer
+from geomim.maps.files.rasters import NODATA, open_map
+from geomim.maps.scenes.ground import Ground
 
 _BLOCK = 1024  # rows and columns that are outlined at a time
 _ROWS = 1 << 14  # of the table that are written at a time

@@ -9,7 +9,7 @@ from rasterio.io import MemoryFile
 
 from geomim.corpus.scenes import find_scenes
 from geomim.errors import InputError
-from geomim.maps.ground import Ground
+from geomim.maps.scenes.ground import Ground
 
 UTM, DEGREES, MERCATOR = (rasterio.CRS.from_epsg(code) for code in (32633, 4326, 3857))
 

@@ -25,9 +25,9 @@ from zarr.errors import GroupNotFoundError
 
 from geomim.corpus.scenes.maps import MADE
 from geomim.errors import InputError
-from geomim.maps.embeddings import NODATA, Rounding, told_card
-from geomim.maps.patch_rows import BLOCK, Rows, windows, write_geotiff
-from geomim.maps.rasters import open_map
+from geomim.maps.embeddings.rows import BLOCK, Rows, windows, write_geotiff
+from geomim.maps.embeddings.vectors import NODATA, Rounding, told_card
+from geomim.maps.files.rasters import open_map
 
 ENDINGS = (".tif", ".tiff", ".zarr")
 _CHUNK = 64  # patches along a side of a chunk, with all of their values: who asks for a place asks for a vector

@@ -10,7 +10,7 @@ from rasterio.windows import Window
 
 from geomim.corpus.scenes import open_scene
 from geomim.errors import InputError
-from geomim.maps.areas import NoGroundError, open_area
+from geomim.maps.scenes.areas import NoGroundError, open_area
 
 UTM = Affine(10, 0, 500000, 0, -10, 5500000)
 HOLED = shapely.Polygon([(3.1, 4.2), (60, 8), (55, 70.3), (10, 66)], [[(20.13, 20), (40, 22.07), (30, 50.9)]])

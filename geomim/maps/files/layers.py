@@ -17,7 +17,7 @@ import pyogrio
 import pyproj
 import shapely
 
-from geomim.maps.rasters import aside
+from geomim.maps.files.rasters import aside
 
 ENDINGS = (".gpkg", ".parquet")
 """Of layers that can be written."""

@@ -2,7 +2,7 @@
 
 from xml.etree import ElementTree
 
-from geomim.maps.rasters import LAND, NODATA, colours_of, create, name_classes, open_map, write_names, write_style
+from geomim.maps.files.rasters import LAND, NODATA, colours_of, create, name_classes, open_map, write_names, write_style
 
 
 def test_land_cover_has_the_colours_it_is_known_by_and_no_two_classes_share_one():

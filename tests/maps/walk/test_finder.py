@@ -7,8 +7,8 @@ from scipy.ndimage import find_objects, label
 
 from geomim.corpus.scenes.arrays import array_scene
 from geomim.errors import InputError
-from geomim.maps.finder import Finder, find
 from geomim.maps.objects import merged
+from geomim.maps.walk.finder import Finder, find
 from geomim.sensors import Band, BandContract, Sensor
 
 GREY = Sensor("grey", (Band("red"),))

@@ -20,7 +20,7 @@ from rasterio.windows import Window
 from geomim.corpus.captions.vector import open_table
 from geomim.corpus.scenes import Scene
 from geomim.errors import InputError
-from geomim.maps.ground import Ground
+from geomim.maps.scenes.ground import Ground
 
 _EARTH = (360.001, 90.001, 360.001, 90.001)  # an area across the date line, or from 0 to 360, counts on
 _SEGMENTS = 64  # along a scene, of edges that are curves in its system

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from geomim.errors import InputError, UnreadableError
-from geomim.maps.strips import Strips, address, digest, scene_card
+from geomim.maps.walk.strips import Strips, address, digest, scene_card
 
 
 def strip(number):

@@ -22,8 +22,8 @@ from geomim.corpus.scenes.files import is_remote
 from geomim.corpus.scenes.finding import source_files
 from geomim.corpus.store import write_json
 from geomim.errors import InputError, UnreadableError
-from geomim.maps.rasters import open_map
-from geomim.maps.windows import ahead
+from geomim.maps.files.rasters import open_map
+from geomim.maps.walk.windows import ahead
 
 _Found = TypeVar("_Found")
 

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import track
 
 from geomim.errors import ConfigError, InputError
-from geomim.maps.patches import PatchRaster
-from geomim.maps.rasters import create, write_cog
+from geomim.maps.embeddings.patches import PatchRaster
+from geomim.maps.files.rasters import create, write_cog
 
 
 def example(patches: PatchRaster, like: str) -> np.ndarray:

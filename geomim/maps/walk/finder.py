@@ -11,8 +11,8 @@ from torch import Tensor
 
 from geomim.corpus.scenes import Scene
 from geomim.errors import InputError
-from geomim.maps.looker import Prepare
-from geomim.maps.windows import Walk, batches
+from geomim.maps.walk.looker import Prepare
+from geomim.maps.walk.windows import Walk, batches
 from geomim.sensors import BandContract
 
 SCORE, LABEL = 8, 9

@@ -14,7 +14,7 @@ from rasterio.windows import Window
 
 from geomim.corpus.report.pictures import composite
 from geomim.corpus.scenes import Scene
-from geomim.maps.rasters import aside, open_map
+from geomim.maps.files.rasters import aside, open_map
 
 _EDGE = 1200  # pixels of a scene's longer side, at most
 _PANELS = 4  # beside each other

@@ -19,13 +19,13 @@ from tiny_encoder import S2, checkpoint
 from geomim.corpus.scenes import find_scenes
 from geomim.errors import BandError, CheckpointError, ConfigError, CorpusError, InputError
 from geomim.evaluate.features import encode
-from geomim.maps import embed as embedding
-from geomim.maps import patch_rows
-from geomim.maps.embeddings import Rounding, described
-from geomim.maps.opening import open_for
-from geomim.maps.patches import open_patches, write_patches
-from geomim.maps.strips import Strips
-from geomim.maps.windows import read_window
+from geomim.maps.embeddings import rows as patch_rows
+from geomim.maps.embeddings import scene as embedding
+from geomim.maps.embeddings.patches import open_patches, write_patches
+from geomim.maps.embeddings.vectors import Rounding, described
+from geomim.maps.scenes.opening import open_for
+from geomim.maps.walk.strips import Strips
+from geomim.maps.walk.windows import read_window
 from geomim.models import ranges
 from geomim.models.weights import read_encoder
 from geomim.verbs import search as searching

@@ -1,0 +1,1 @@
+"""Vectors of tiles and of patches, as files for others."""

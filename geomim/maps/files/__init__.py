@@ -1,0 +1,1 @@
+"""Maps as files: rasters, layers of polygons, pictures."""

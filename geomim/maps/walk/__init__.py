@@ -1,0 +1,1 @@
+"""One walk over a scene of any size, and what looks at its windows."""
