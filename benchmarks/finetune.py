@@ -73,9 +73,10 @@ from geomim.verbs.pretrain import train
 COLUMNS = ("row", "weights", "seed", "steps", "value", "train_seconds", "test_seconds", "encoder")
 RATES = ("row", "seconds_a_step")
 SIDES = ("pretrained", "random", "pixels")
-MOVES, STILL = Training(learning_rate=1e-3, layer_decay=0.9), Training("all")
-DENSE, RARE = replace(MOVES, learning_rate=2e-3), [1.0, 3.0]
-"""Of masks: in so few steps the rarer of two classes, a fifth of the pixels, is never said where both weigh alike."""
+MOVES, STILL = Training(layer_decay=0.9), Training("all")
+"""At a rate of 2e-3, 64 steps of UPerNet end at background everywhere; chosen on images that are not the test."""
+RARE = [1.0, 3.0]
+"""Weights of two classes, the second of which covers a fifth of the pixels and is wanted all the same."""
 _WARM, _TIMED = 3, 6
 
 
@@ -144,16 +145,16 @@ def all_rows(work: Path) -> dict[str, Row]:
     dense = replace(narrow, class_weights=RARE)
     for images in (10, 5, 40):
         given: Any = (roads, "rgb", ("foreground", "IoU"), 136)
-        found[f"epfl_roads-upernet-{images}"] = Row(*given, 45, dense, DENSE, images=images)
+        found[f"epfl_roads-upernet-{images}"] = Row(*given, 45, dense, images=images)
         linear: dict[str, Any] = {"model": Model(head="linear"), "training": STILL, "probe": True}
         found[f"epfl_roads-linear-{images}"] = Row(*given, 0, images=images, **linear)
     found["airbus"] = Row(aircraft, "rgb", aircrafts, 160, 60, Model(channels=32), batch_size=2)
     found["airbus_turned"] = Row(turned_aircraft, "rgb", aircrafts, 160, 60, replace(narrow, head="oriented"))
-    found["change"] = Row(pairs, "rgb", ("change", "F1"), 128, 60, dense, DENSE, split="folds")
+    found["change"] = Row(pairs, "rgb", ("change", "F1"), 128, 60, dense, split="folds")
     sensor = str(work / "water" / "sensor.yaml")
     for encoder, bands in (("all_bands", None), ("only_rgb", ["red", "green", "blue"])):
         model = replace(dense, sensor=sensor, bands=bands)
-        found[f"water-{encoder}"] = Row(water, encoder, ("foreground", "IoU"), 128, 45, model, DENSE, split="folders")
+        found[f"water-{encoder}"] = Row(water, encoder, ("foreground", "IoU"), 128, 45, model, split="folders")
     found["landsat7"] = Row(landsat, "all_bands", ("all", "mean IoU"), 128, 0, split="verb")
     found["buildings"] = Row(buildings, "rgb", ("building", "IoU"), 152, 0, split="verb")
     found["obb"] = Row(vehicles, "rgb", ("all", "AP50"), 128, 60, replace(narrow, head="oriented"), split="none")

@@ -50,7 +50,7 @@ class Training:
 
     freeze: Freeze = "none"
     lora: int = 0
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     layer_decay: float = 0.75
     weight_decay: float = 0.05
     warmup: float = 0.05

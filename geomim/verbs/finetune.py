@@ -131,7 +131,7 @@ def _recipe(job: Job, labels: Labels, plans: Sequence[Windows], count: int) -> t
     said = f"{count} labelled windows are {'fewer than' if count < FEW else 'at least'} {FEW}: "
     tested = f"{len(plans)} folds by place take turns as the test" if len(plans) > 1 else "one part is the test"
     if count >= FEW:
-        return replace(job, training=Training("none", learning_rate=5e-4)), f"{said}the encoder is tuned; {tested}"
+        return replace(job, training=Training()), f"{said}the encoder is tuned; {tested}"
     said += f"the encoder stays as it is under a head that {{}}; {tested}"
     if labels.kind in ("boxes", "oboxes"):
         return replace(job, training=Training("all")), said.format("trains")

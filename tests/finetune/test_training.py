@@ -97,7 +97,7 @@ def test_frozen_backbone_is_untouched_to_the_bit(name: str):
 
 
 def test_backbone_moves_from_its_step_on():
-    task = fit(Task(vit(), freeze="first", head_first=0.4, warmup=0.0))
+    task = fit(Task(vit(), freeze="first", head_first=0.4, warmup=0.0, learning_rate=1e-3))
     sums, moods, rate = zip(*task.seen, strict=True)
     assert moods == (False, False, True, True, True)
     assert len(set(sums[:3])) == 1 and len(set(sums[2:])) == 3
