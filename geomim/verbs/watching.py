@@ -24,7 +24,7 @@ from geomim.models.ranges import check_range
 from geomim.models.weights import Loaded
 from geomim.pretrain.monitor import ENCODER, MetricsTable
 from geomim.sensors import BandContract
-from geomim.verbs.evaluate import Batches, suited
+from geomim.verbs.candidate import Batches, suited
 
 
 @dataclass(frozen=True)
