@@ -16,7 +16,7 @@ from torch import Tensor
 from geomim import __version__
 from geomim.corpus.store import Corpus, write_json
 from geomim.data.labelled import Labelled, LabelledData, open_labelled
-from geomim.data.masked import choose_patches, open_masked
+from geomim.data.masked import choose_patches, open_patches
 from geomim.errors import ConfigError
 from geomim.evaluate.features import (
     Features,
@@ -28,6 +28,7 @@ from geomim.evaluate.features import (
     frozen,
     pixel_statistics,
 )
+from geomim.evaluate.instances import METHOD
 from geomim.evaluate.intervals import INTERVALS, TEST, TILE_INTERVALS, TILE_TEST
 from geomim.evaluate.saved import ProbeCard, fingerprint, save_probe
 from geomim.evaluate.scores import PIXELS, RANDOM, Probed, Scores, majority, probe_features
@@ -68,6 +69,8 @@ def evaluate(
     With --dense a linear probe is fitted and scored on single patches, which maps are made of. A patch is of the class
     that alone covers at least half of its labelled pixels. At most 20,000 are fitted on, in which classes and scenes
     share evenly; then the probe is moved to the classes' natural shares. Intervals are those of drawing whole tiles.
+    Where there are no masks, patches are fitted so that the mean of their probabilities says the tile's class (by
+    multiple instance), and tiles are scored.
 
     Args:
         checkpoint: A geomim checkpoint, an exported folder, a published MAE or SelectiveMAE file, or `timm:NAME` for
@@ -88,7 +91,7 @@ def evaluate(
         all_bands: Give an encoder of any sensor all bands of the images, not only those it was trained on.
         trained_on: Corpora that the encoder trained on, among whose tiles test images are looked for; those that its
             weights name, where not given.
-        dense: Fit and score patches of a corpus with masks (`geomim corpus build --masks`).
+        dense: Fit patches, of a corpus with masks (`geomim corpus build --masks`) or else of tiles with a class each.
         device: `auto`, `cpu`, `cuda` or another torch device.
 
     Returns:
@@ -107,25 +110,29 @@ def evaluate(
     if not there.is_dir():
         raise ConfigError(f"--out {out}: expected a folder, there or not; '{there}' is a file")
     target, given = device_of(device), [Corpus.open(one) for one in trained_on or ()]
-    images = (open_masked if dense else open_labelled)(data, train_split, test_split, image_size)
+    images = (open_patches if dense else open_labelled)(data, train_split, test_split, image_size)
     images = images.told(sensor) if sensor else images
     candidate = open_candidate(checkpoint, images, image_size, heads, all_bands)
     prepare = ContractInput(candidate.contract, images.sensor)
     parts = {"train": images.train, "test": images.test}
     ranges = [check_range(prepare, part.sample(), f"{images.name}, {name}") for name, part in parts.items()]
     seen = seen_in_training(candidate.details, images, data, given)
-    grid, probes = (_grid(candidate), ["linear"]) if dense else ((1, 1), probes)
-    chosen = choose_patches(images, grid) if dense else None
-    features = _features(candidate, parts, prepare, "efficient" in probes, floors, pool, target, chosen, grid)
+    masked = images.train.masks is not None
+    fitted = (["linear"] if masked else ["instances"]) if dense else probes
+    grid = _grid(candidate) if dense else (1, 1)
+    chosen = choose_patches(images, grid) if masked else None
+    features = _features(candidate, parts, prepare, fitted, floors, pool, target, chosen, grid)
     train, test = features[candidate.name]
-    probed = _probe(candidate, features, len(images.classes), probes, range(seeds), target)
+    probed = _probe(candidate, features, len(images.classes), fitted, range(seeds), target)
     beside = _beside(candidate, images.classes, probed, train, test)
     notes = (*images.notes, *seen, *candidate.notes, *itertools.chain(*ranges), *beside)
     floor = majority(train.labels if train.counts is None else train.counts.argmax()[None], test.labels, test.groups)
     about = {"checkpoint": checkpoint, **_protocol(candidate, images, probed), "pool": pool, "seeds": [*range(seeds)]}
-    if dense:
+    if masked:
         about |= {"pool": "patch", "train_patches": len(train), "test_patches": len(test)}
         about |= {"interval": TILE_INTERVALS, "test": TILE_TEST}
+    elif dense:
+        about |= {"pool": "patch", "fitted": METHOD}
     about |= {"precision": "bfloat16" if fast_half(target) else "float32", "geomim_version": __version__}
     scores = Scores(images.name, about, tuple(probed.rows), notes, floor)
     console = Console(markup=False, highlight=False)  # brackets in names are no style
@@ -140,7 +147,7 @@ def _features(
     candidate: Candidate,
     images: Mapping[str, Labelled],
     prepare: ContractInput,
-    tokens: bool,
+    probes: Sequence[str],
     floors: bool,
     pool: Pool,
     device: torch.device,
@@ -148,11 +155,12 @@ def _features(
     grid: tuple[int, int] = (1, 1),
 ) -> dict[str, tuple[Features, Features]]:
     """Features of the encoder and of its floors on both splits, or of `chosen` patches, decoding every image once."""
-    half = fast_half(device)
+    half, instances = fast_half(device), "instances" in probes
+    tokens = instances or "efficient" in probes
     extractors = {candidate.name: frozen(candidate.encoder.to(device), pool, tokens, half)}
     if floors:
         extractors[RANDOM] = frozen(candidate.fresh(0).to(device), pool, tokens, half)
-        extractors[PIXELS] = pixel_statistics(grid)
+        extractors[PIXELS] = replace(pixel_statistics(grid), keep_tokens=instances)
     parts = []
     for split, part in images.items():
         batches = Batches(part, prepare, candidate.image_size)
