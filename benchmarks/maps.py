@@ -25,7 +25,7 @@ import rasterio
 import torch
 from rasterio.windows import Window
 
-from geomim.evaluate.probes import LinearProbe
+from geomim.evaluate.linear import LinearProbe
 from geomim.evaluate.saved import ProbeCard, fingerprint, save_probe
 from geomim.maps.probes import open_probe
 from geomim.maps.walk.windows import Walk

@@ -37,7 +37,7 @@ from geomim.data.datamodule import TileDataModule
 from geomim.data.labelled import open_labelled
 from geomim.evaluate.features import frozen, pixel_statistics, random_like
 from geomim.evaluate.knn import knn
-from geomim.evaluate.probes import fit_linear
+from geomim.evaluate.linear import fit_linear
 from geomim.models.inputs import ContractInput
 from geomim.models.weights import Loaded, read_encoder
 from geomim.pretrain.module import Optimisation

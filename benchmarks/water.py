@@ -31,7 +31,8 @@ from geomim.corpus.build import build
 from geomim.data.datamodule import TileDataModule
 from geomim.evaluate.features import encode, masked_mean, random_like
 from geomim.evaluate.knn import knn
-from geomim.evaluate.probes import efficient_logits, fit_efficient, fit_linear
+from geomim.evaluate.linear import fit_linear
+from geomim.evaluate.probes import efficient_logits, fit_efficient
 from geomim.models.inputs import ContractInput
 from geomim.models.patches import patchify
 from geomim.models.vit import ViT

@@ -8,7 +8,8 @@ import torch
 from rasterio.transform import from_origin
 
 from geomim.evaluate.features import extract
-from geomim.evaluate.probes import EfficientProbe, fit_linear
+from geomim.evaluate.linear import fit_linear
+from geomim.evaluate.probes import EfficientProbe
 from geomim.evaluate.saved import ProbeCard, fingerprint, save_probe
 from geomim.models.inputs import ContractInput
 from geomim.models.vit import ViT

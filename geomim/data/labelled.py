@@ -59,6 +59,12 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def some(self, most: int) -> Labelled:
+        """At most so many images without masks, by a chance that is always the same, in their order."""
+        rows = np.sort(np.random.default_rng(0).permutation(len(self))[:most])
+        hashes, paths = ([kept[row] for row in rows] if kept else () for kept in (self.hashes, self.paths))
+        return Labelled(self.labels[rows], lambda wanted: self.read(rows[wanted]), hashes, paths)  # type: ignore[arg-type]
+
     def sample(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """All images in an order drawn by chance, always the same, a few at a time, as `read` gives them."""
         rows = np.random.default_rng(0).permutation(len(self))

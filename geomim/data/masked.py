@@ -1,4 +1,4 @@
-"""Patches of a corpus with label masks: their classes, and a choice in which classes and scenes share evenly."""
+"""Tiles whose patches are fitted on: by label masks, a choice in which classes and scenes share evenly; or without."""
 
 from __future__ import annotations
 
@@ -13,11 +13,37 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geomim.corpus.store import Corpus, holds_corpus
-from geomim.data.labelled import Labelled, LabelledData, of_corpus
+from geomim.data.labelled import Labelled, LabelledData, of_corpus, open_labelled
 from geomim.errors import CorpusError, InputError
 
 TILES, PATCHES = 8192, 20_000
 """Of a split, at most; with them the pixels read and the features kept are bounded, however large a corpus is."""
+
+
+def open_patches(path: str, train_split: str, test_split: str, size: int | None) -> LabelledData:
+    """Open tiles of a corpus with their masks, or where there are none, of anything `open_labelled` takes, by class.
+
+    Arguments as of `open_labelled`; errors as of it and of `open_masked`. Of tiles without masks at most 8,192 a split
+    are taken, drawn by chance.
+    """
+    corpus = Corpus.open(path) if holds_corpus(Path(path)) else None
+    if corpus and any(corpus.array("mask", side) is not None for side in corpus.sizes):
+        return open_masked(path, train_split, test_split, size)
+    if corpus and not corpus.classes:
+        raise CorpusError(
+            f"'{path}' has neither masks nor labels, of which --dense needs one: build it with --masks FOLDER or "
+            "--labels folder"
+        )
+    data = open_labelled(path, train_split, test_split, size)
+    parts = {train_split: data.train, test_split: data.test}
+    cut = [
+        f"of the {len(part):,} tiles of '{name}' {TILES:,} are used, drawn by chance"
+        for name, part in parts.items()
+        if len(part) > TILES
+    ]
+    told = "no masks: patches are fitted by multiple instance from the tiles' classes, and tiles are scored"
+    notes = (*data.notes, *cut, told)
+    return replace(data, train=data.train.some(TILES), test=data.test.some(TILES), notes=notes)
 
 
 def open_masked(path: str, train_split: str, test_split: str, size: int | None) -> LabelledData:

@@ -36,6 +36,7 @@ class Features:
         pooled: `(N, D)` float32, one vector an image.
         labels: `(N,)` int64.
         tokens: `(N, L, D)` float16 patch tokens, where they were asked for.
+        seen: `(N, L)` bool of them: which see more image than nodata.
         groups: `(N,)` int64 where patches stand in place of images: those of one number are not independent.
         counts: `(C,)` int64, how many patches of each class there were, where N are a choice of them.
     """
@@ -43,6 +44,7 @@ class Features:
     pooled: Tensor
     labels: Tensor
     tokens: Tensor | None = None
+    seen: Tensor | None = None
     groups: Tensor | None = None
     counts: Tensor | None = None
 
@@ -95,9 +97,13 @@ def encode(encoder: nn.Module, images: Tensor) -> tuple[Tensor | None, Tensor, t
         return None, features.flatten(2).transpose(1, 2), (features.shape[2], features.shape[3])
     prefix = int(getattr(encoder, "num_prefix_tokens", 0))
     patches = features[:, prefix:]
-    aspect = images.shape[-2] / images.shape[-1]
-    rows = round((patches.shape[1] * aspect) ** 0.5)
-    return features[:, 0] if prefix else None, patches, (rows, patches.shape[1] // rows)
+    return features[:, 0] if prefix else None, patches, _grid(patches, images)
+
+
+def _grid(patches: Tensor, images: Tensor) -> tuple[int, int]:
+    """Rows and columns of patches `(B, L, D)` of images `(B, C, H, W)`."""
+    rows = round((patches.shape[1] * images.shape[-2] / images.shape[-1]) ** 0.5)
+    return rows, patches.shape[1] // rows
 
 
 def device_of(name: str) -> torch.device:
@@ -239,6 +245,7 @@ def extract_all(
     """
     pooled: dict[str, list[Tensor]] = {name: [] for name in extractors}
     stores = {name: _TokenStore(count) for name, extractor in extractors.items() if extractor.keep_tokens}
+    seen: dict[str, list[Tensor]] = {name: [] for name in stores}
     labels: list[Tensor] = []
     start = 0
     for batch in loader:
@@ -252,12 +259,13 @@ def extract_all(
             pooled[name].append(vector.float().cpu())
             if extractor.keep_tokens and tokens is not None:
                 stores[name].add(tokens)
+                seen[name].append(_seen(valid, _grid(tokens, images)).cpu())
     if not labels:
         raise InputError("no labelled images: expected at least one batch")
     answers = torch.cat(labels)
     features = {name: Features(torch.cat(parts), answers) for name, parts in pooled.items()}
     return {
-        name: replace(feature, tokens=stores[name].all()) if name in stores else feature
+        name: replace(feature, tokens=stores[name].all(), seen=torch.cat(seen[name])) if name in stores else feature
         for name, feature in features.items()
     }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geomim.errors import InputError
 from geomim.evaluate.figures import CHANCE, Figure
-from geomim.evaluate.probes import fit_linear
+from geomim.evaluate.linear import fit_linear
 from geomim.evaluate.scores import row
 
 VALIDATION = 4

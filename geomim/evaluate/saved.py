@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from geomim.errors import CheckpointError
-from geomim.evaluate.probes import EfficientProbe, LinearProbe
+from geomim.evaluate.linear import LinearProbe
+from geomim.evaluate.probes import EfficientProbe
 from geomim.models.hierarchical import Hierarchical
 from geomim.models.vit import ViT
 from geomim.models.weights import write_tensors

@@ -11,9 +11,11 @@ from rich.table import Table
 from torch import Tensor
 
 from geomim.evaluate.features import Features
+from geomim.evaluate.instances import fit_instances, tile_shares
 from geomim.evaluate.intervals import LEVEL, TEST, balanced_interval, interval, mcnemar, tile_test
 from geomim.evaluate.knn import knn
-from geomim.evaluate.probes import Fit, Progress, efficient_logits, fit_efficient, fit_linear
+from geomim.evaluate.linear import Fit, fit_linear
+from geomim.evaluate.probes import Progress, efficient_logits, fit_efficient
 
 PIXELS = "pixel statistics"
 RANDOM = "random initialisation"
@@ -230,9 +232,10 @@ def probe_features(
         train: Features to fit on.
         test: Features to score on.
         classes: Number of classes.
-        probes: Some of `knn`, `linear`, `efficient`; the last is passed over where no tokens were kept.
+        probes: Some of `knn`, `linear`, `efficient`; the last is passed over where no tokens were kept. Or `instances`:
+            `linear` is then of patches, by multiple instance.
         seeds: Seeds of the probes.
-        device: Where efficient probes are trained.
+        device: Where probes of tokens are trained.
         progress: Called with the share of the efficient probe's training that is done.
     """
     result = Probed()
@@ -243,6 +246,11 @@ def probe_features(
         data = train.pooled, train.labels, classes
         fits = [fit_linear(*data, seed, groups=train.groups, counts=train.counts) for seed in seeds]
         result.add(encoder, "linear", [fit.probe(test.pooled).softmax(1) for fit in fits], test.labels, test.groups)
+        result.fits["linear"] = max(fits, key=lambda fit: fit.held_out)
+    if "instances" in probes:
+        fits = [fit_instances(train, classes, seed, device=device) for seed in seeds]
+        shares = [tile_shares(fit.probe, test, device=device) for fit in fits]
+        result.add(encoder, "linear", shares, test.labels)
         result.fits["linear"] = max(fits, key=lambda fit: fit.held_out)
     if "efficient" in probes and train.tokens is not None and test.tokens is not None:
         fits = fit_efficient(train.tokens, train.labels, classes, seeds, device=device, progress=progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from geomim.evaluate.saved import fingerprint
 from geomim.finetune import oriented
 from geomim.finetune.progress import watched
 from geomim.finetune.run import TASKS
+from geomim.maps.classes import Attempts
 from geomim.maps.files.rasters import aside
 from geomim.maps.scenes.opening import check_scene, open_for
 from geomim.maps.walk.finder import Finder
@@ -146,23 +148,15 @@ def write_classes(
     """
     if out.exists() and not _is_table(out):
         raise InputError(f"'{out}' is there and is no table of classes that geomim wrote: name another file with --out")
-    task, rows, failed = task.to(device_of(device)), [], []
-    for uri in watched(uris, "scenes"):
-        try:
-            rows.append((uri, *_class(task, uri, size, sensor, bands)))
-        except (GeomimError, OSError) as error:
-            if len(uris) == 1 or isinstance(error, ConfigError):
-                raise
-            print(f"note: no class of '{uri}': {error}")
-            failed.append(uri)
-    if rows:
+    task, attempts = task.to(device_of(device)), Attempts(len(uris), "class")
+    found = [
+        (uri, attempts.make(uri, partial(_class, task, uri, size, sensor, bands))) for uri in watched(uris, "scenes")
+    ]
+    if rows := [(uri, *one) for uri, one in found if one]:
         with aside(out) as part, part.open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([_HEAD, *rows])
         print(f"wrote {out}: {len(rows)} scene{'s' * (len(rows) > 1)}")
-    if failed:
-        more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
-        said = f"{len(failed)} of {len(uris)} scenes have no class, as said above: {', '.join(failed[:3])}{more}"
-        raise InputError(said)
+    attempts.close()
 
 
 def _is_table(path: Path) -> bool:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from geomim.evaluate.features import device_of
-from geomim.evaluate.probes import LinearProbe, fit_linear
+from geomim.evaluate.linear import LinearProbe, fit_linear
 from geomim.finetune.datamodule import Cut, Samples, Windows, together
 from geomim.finetune.progress import watched
 from geomim.finetune.run import PIXELS, Tuning

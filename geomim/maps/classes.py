@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
+from dataclasses import astuple, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from rasterio._err import CPLE_BaseError  # rasterio does not translate all of them
@@ -36,6 +37,7 @@ from geomim.maps.walk.looker import Looker, Prepare
 from geomim.maps.walk.strips import Strips, address, digest, scene_card, told_when_full
 from geomim.maps.walk.windows import Walk, blend
 
+Made = TypeVar("Made")
 _FORM = 1  # of the maps: what an older form has begun is begun anew
 _BLOCK = 512  # columns of cells that are measured at a time
 _FILES = (*SUFFIXES, ".gpkg", ".geojson", ".parquet", ".shp", ".csv")  # what is named so is no folder
@@ -79,21 +81,46 @@ def each(pairs: Sequence[tuple[str, Path]], make: Callable[[str, Path], Sequence
         GeomimError: That of the only scene.
         InputError: Some of several have no map; why was said as it came.
     """
-    failed, files = [], list[Path]()
-    for uri, path in pairs:
+    attempts = Attempts(len(pairs), "map")
+    files = [attempts.make(uri, partial(make, uri, path)) or () for uri, path in pairs]
+    attempts.close()
+    return [file for some in files for file in some]
+
+
+@dataclass
+class Attempts:
+    """Something is made of each of several scenes, of which some may fail.
+
+    Args:
+        count: How many.
+        what: Is made of each.
+    """
+
+    count: int
+    what: str
+    failed: list[str] = field(default_factory=list, init=False)
+
+    def make(self, uri: str, made: Callable[[], Made]) -> Made | None:
+        """What is made, or None where that fails and why was said; the only scene fails with its own error."""
         try:
-            files += make(uri, path)
+            return made()
         except (GeomimError, OSError) as error:
-            if len(pairs) == 1 or isinstance(error, ConfigError):
+            if self.count == 1 or isinstance(error, ConfigError):
                 raise
-            print(f"note: no map of '{uri}': {error}")
-            failed.append(uri)
-    if failed:
-        more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
-        raise InputError(
-            f"{len(failed)} of {len(pairs)} scenes have no map, as said above: {', '.join(failed[:3])}{more}"
-        )
-    return files
+            print(f"note: no {self.what} of '{uri}': {error}")
+            self.failed.append(uri)
+            return None
+
+    def close(self) -> None:
+        """Tell which failed.
+
+        Raises:
+            InputError: Some did.
+        """
+        if self.failed:
+            more = f" and {len(self.failed) - 3} more" if len(self.failed) > 3 else ""
+            named = f"{', '.join(self.failed[:3])}{more}"
+            raise InputError(f"{len(self.failed)} of {self.count} scenes have no {self.what}, as said above: {named}")
 
 
 def card_of(scene: Scene, looker: Looker | Finder, walk: Walk, also: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -263,7 +290,8 @@ def _tell(path: Path, scene: Scene, looker: Looker, walk: Walk, areas: np.ndarra
     cells, what = areas[:, 0].sum(), "pixels" if walk.cell == 1 else f"patches of {walk.cell} px"
     print(f"wrote {path}: {' x '.join(map(str, walk.shape))} {what}, {len(looker.classes)} classes")
     if not cells:
-        lacking = "image" if walk.cell == 1 else f"patch of {walk.cell} px of which at least half is image"
+        patch = max(walk.cell, looker.patch)
+        lacking = "image" if patch == 1 else f"patch of {patch} px of which at least half is image"
         where = "" if area is None else f", as far as middles of {what.partition(' of')[0]} lie in the area"
         print(f"note: '{scene.uri}' holds no {lacking}{where}: all of its map is nodata")
     for name, (count, metres) in zip(looker.classes, areas, strict=True):

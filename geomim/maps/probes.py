@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import replace
 
 from torch import Tensor
@@ -56,7 +57,8 @@ def open_probe(path: str, encoder: str | None = None, heads: int | None = None, 
 
     made_by = digest({"encoder": card.encoder, "probe": fingerprint(answers)})
     looker = frozen.looker(card.classes, decide, made_by)
-    return replace(looker, gsd=looker.gsd or card.fitted_at, notes=(*looker.notes, *_scale_note(card)))
+    notes = (*looker.notes, *_pool_note(card, found), *_scale_note(card))
+    return replace(looker, gsd=looker.gsd or card.fitted_at, notes=notes)
 
 
 def _check(path: str, card: ProbeCard) -> None:
@@ -64,6 +66,16 @@ def _check(path: str, card: ProbeCard) -> None:
         raise CheckpointError(
             f"probe '{path}' was fitted on the class token, which no patch has: run `geomim evaluate --pool mean`"
         )
+
+
+def _pool_note(card: ProbeCard, encoder: str) -> tuple[str, ...]:
+    if card.pool == "patch":
+        return ()
+    fitted = "mean-pooled tiles" if card.kind == "linear" else "tiles, to whose patches it attends together"
+    return (
+        f"the probe was fitted on {fitted}, and a map asks it of every patch alone: for one fitted on patches run "
+        f"`geomim evaluate {shlex.quote(encoder)} DATA --dense`, with or without masks",
+    )
 
 
 def _scale_note(card: ProbeCard) -> tuple[str, ...]:

@@ -1,8 +1,7 @@
 """`geomim query`: what a sentence speaks of, found in a scene."""
 
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import Literal
@@ -13,13 +12,15 @@ from rasterio.windows import Window
 from torch import Tensor
 from torch.nn import functional as F
 
+from geomim.addresses import plain
 from geomim.corpus.scenes import Scene
 from geomim.errors import ConfigError, InputError
 from geomim.evaluate.features import device_of, fast_half
 from geomim.maps.answers import classify, enlarge, outline
 from geomim.maps.files.pictures import quick_look
-from geomim.maps.files.rasters import NODATA, check_endings, create, placed, write_cog
+from geomim.maps.files.rasters import NODATA, check_endings, check_replaced, create, placed, write_cog
 from geomim.maps.scenes.opening import check_scene, chosen_for, open_for, scale_note
+from geomim.maps.walk.strips import Strips, address, scene_card, told_when_full
 from geomim.maps.walk.windows import Look, Walk, blend, check_overlap
 from geomim.models.image_text import ImageText, open_image_text
 from geomim.models.inputs import ContractInput, patch_validity
@@ -32,6 +33,7 @@ BACKGROUND = ["an area", "a place", "something", "things"]
 """Texts that say nothing in particular."""
 
 Score = Literal["relevance", "cosine"]
+_BATCH = 16  # windows looked at together
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def query(
     `--score cosine` gives the cosines to the texts as they are, whose usual height differs from text to text.
 
     Windows of the model's size overlap, the last ones moved inside, and are blended. Patches of mostly nodata, or that
-    lie mostly beyond the scene, are NaN.
+    lie mostly beyond the scene, are NaN. What is stopped goes on when the same command is given again.
 
     Examples:
         geomim query scene.tif --model last.ckpt --text "oil tanks" --text river --out heat.tif
@@ -126,24 +128,32 @@ def query(
         CheckpointError: The model cannot be read, or knows no sentences.
         BandError: The scene lacks bands that the model needs.
         ConfigError: Arguments do not fit together.
-        InputError: The scene's numbers are far from those that the model was trained on, or it holds no image.
+        InputError: The scene's numbers are far from those that the model was trained on, it holds no image, or the file
+            `out` is of another scene.
     """
     texts = words("text", text)
     threshold = _checked(texts, prompt, words("background", background), score, overlap, threshold, polygons, classes)
     files = Files(scene, out, classes, polygons, threshold, resolution == "pixel")
+    check_replaced(Path(out), plain(address(scene)))
     target = device_of(device)
     opened, prepare, asked, made_by = _open(scene, model, quickgelu, sensor, bands, all_bands)
     asked = asked.to(target)
     question = ask(asked, texts, prompt, background, score)
     side = asked.image_size // asked.patch_size
-    tags = {"MODEL": model, "ENCODER": made_by, "PROMPT": prompt, "SCORE": score, "SCENE": scene}
+    tags = {"MODEL": model, "ENCODER": made_by, "PROMPT": prompt, "SCORE": score, "SCENE": plain(address(scene))}
     tags |= {"BACKGROUND": ", ".join(background)} if score == "relevance" else {}
-    with opened, files.scratch() as scratch:
+    with opened:
         walk = Walk.over(opened, asked.patch_size, side, overlap)
-        check_scene(opened, prepare, walk.places, asked.image_size)
-        patches = Path(scratch) / "patches.tif"
-        _walk(opened, walk, _look(asked, prepare, question), question, patches, tags)
-        written = files.write(opened, patches, walk.cell, question)
+        seen_as = {"contract": prepare.contract.to_dict(), "sensor": prepare.sensor.to_dict(), "gsd": opened.gsd}
+        card = scene_card(scene) | tags | seen_as | {"texts": texts, "background": background}
+        card |= {"walk": [*astuple(walk)], "device": target.type}
+        with told_when_full(Path(out)), Strips(Path(out), card) as strips:
+            check_scene(opened, prepare, walk.places, asked.image_size)
+            found = blend(opened, walk, _look(asked, prepare, question), len(texts) + 1, _BATCH, strips.done)
+            strips.fill(found, lambda one: question.scores(one[1]))
+            patches = _raster(opened, walk, strips, question, tags)
+            written = files.write(opened, patches, walk.cell, question)
+            strips.remove()
     print(f"wrote {', '.join(map(str, written))}: {' x '.join(map(str, walk.shape))} patches of {walk.cell} px")
     return written
 
@@ -229,12 +239,6 @@ class Files:
         """Shows the raster."""
         return Path(self.out).with_suffix(".png")
 
-    def scratch(self) -> tempfile.TemporaryDirectory[str]:
-        """A folder beside the raster for as long as it is open."""
-        folder = Path(self.out).absolute().parent
-        folder.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(dir=folder, prefix=f".{Path(self.out).stem}.")
-
     def write(self, scene: Scene, patches: Path, cell: int, question: Question) -> list[Path]:
         """Write all of them from the scores of patches of `cell` pixels."""
         shown, size = (enlarge(patches, scene, cell), 1) if self.pixels else (patches, cell)
@@ -292,21 +296,20 @@ def _look(model: ImageText, prepare: ContractInput, question: Question) -> Look:
     return look
 
 
-def _walk(
-    scene: Scene, walk: Walk, look: Look, question: Question, path: Path, tags: dict[str, str], batch: int = 16
-) -> None:
-    """Write the scores of all patches; rows of windows come one after another."""
-    height, width = walk.shape
+def _raster(scene: Scene, walk: Walk, strips: Strips, question: Question, tags: dict[str, str]) -> Path:
+    """Write the scores of all patches beside the strips."""
+    path, (height, width), top = strips.work / "patches.tif", walk.shape, 0
     count, seen, above = len(question.texts), 0, np.zeros(len(question.texts))
     profile = {"dtype": "float32", "count": count, "height": height, "width": width, "nodata": np.nan}
     with create(path, profile | placed(scene, walk.cell)) as raster:
         raster.descriptions = question.texts
         raster.update_tags(**tags)
-        for top, cosines in blend(scene, walk, look, count + 1, batch):
-            scores = question.scores(cosines)
+        for scores in strips:
             seen, above = seen + np.isfinite(scores[0]).sum(), above + (scores > 0.5).sum((1, 2))
             raster.write(scores, window=Window(0, top, width, scores.shape[1]))
+            top += scores.shape[1]
     if not seen:
+        strips.remove()
         raise InputError(f"'{scene.uri}': no patch holds image, all is nodata: nothing to look for")
     everywhere = [text for text, share in zip(question.texts, above / seen, strict=True) if share > 0.95]
     if everywhere and question.score == "relevance":
@@ -314,3 +317,4 @@ def _walk(
             f"note: '{shorten(', '.join(everywhere), 60, placeholder=' ...')}' fits better than the background nearly "
             "everywhere: name what else the scene shows with --background, or compare within a text by --score cosine"
         )
+    return path

@@ -2,23 +2,22 @@
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import timm
 import torch
 from rich.console import Console
 from rich.progress import Progress, track
-from torch import Tensor, nn
+from torch import Tensor
 
 from geomim import __version__
 from geomim.corpus.store import Corpus, write_json
 from geomim.data.labelled import Labelled, LabelledData, open_labelled
-from geomim.data.masked import choose_patches, open_masked
-from geomim.errors import BandError, CheckpointError, ConfigError
+from geomim.data.masked import choose_patches, open_patches
+from geomim.errors import ConfigError
 from geomim.evaluate.features import (
     Features,
     Pool,
@@ -28,74 +27,18 @@ from geomim.evaluate.features import (
     fast_half,
     frozen,
     pixel_statistics,
-    random_like,
 )
+from geomim.evaluate.instances import METHOD
 from geomim.evaluate.intervals import INTERVALS, TEST, TILE_INTERVALS, TILE_TEST
 from geomim.evaluate.saved import ProbeCard, fingerprint, save_probe
 from geomim.evaluate.scores import PIXELS, RANDOM, Probed, Scores, majority, probe_features
-from geomim.models.fitting import contract_for, fitted
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
-from geomim.models.weights import Loaded, exported_contract, picture_contract, read_encoder
-from geomim.sensors import SENSORS, BandContract
+from geomim.verbs.candidate import Batches, Candidate, open_candidate
 from geomim.verbs.scores_page import write_page
 from geomim.verbs.trained_on import seen_in_training
 
 Probe = Literal["knn", "linear", "efficient"]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An encoder to evaluate.
-
-    Attributes:
-        name: For the table.
-        encoder: Frozen, on the CPU; one of any sensor, or of any metres a pixel, as a plain one.
-        fresh: The same architecture with random weights, by seed.
-        contract: Bands and statistics its input must have.
-        image_size: Side of the images it is given, in pixels.
-        notes: What was assumed about it.
-        gsd: Metres a pixel that its positions are baked for, where they follow them.
-        details: What its weights say of their training.
-        source: The encoder as it was read, where that is another one.
-    """
-
-    name: str
-    encoder: nn.Module
-    fresh: Callable[[int], nn.Module]
-    contract: BandContract
-    image_size: int
-    notes: tuple[str, ...] = ()
-    gsd: float | None = None
-    details: Mapping[str, Any] = field(default_factory=dict)
-    source: nn.Module | None = None
-
-
-class Batches:
-    """Batches of one split as the evaluation room takes them.
-
-    Args:
-        images: The split.
-        prepare: Picks and normalises the bands.
-        size: Side to resize to.
-        batch: Images a batch.
-    """
-
-    def __init__(self, images: Labelled, prepare: ContractInput, size: int, batch: int = 128) -> None:
-        self.images, self.prepare, self.size, self.batch = images, prepare, size, batch
-
-    def __len__(self) -> int:
-        return -(-len(self.images) // self.batch)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for start in range(0, len(self.images), self.batch):
-            rows = np.arange(start, min(start + self.batch, len(self.images)))
-            parts = [self.prepare(numbers, valid, self.size) for numbers, valid in self.images.read(rows)]
-            yield {
-                "image": torch.cat([image for image, _ in parts]),
-                "valid": torch.cat([valid for _, valid in parts]),
-                "label": torch.from_numpy(self.images.labels[rows]),
-            }
 
 
 def evaluate(
@@ -126,6 +69,8 @@ def evaluate(
     With --dense a linear probe is fitted and scored on single patches, which maps are made of. A patch is of the class
     that alone covers at least half of its labelled pixels. At most 20,000 are fitted on, in which classes and scenes
     share evenly; then the probe is moved to the classes' natural shares. Intervals are those of drawing whole tiles.
+    Where there are no masks, patches are fitted so that the mean of their probabilities says the tile's class (by
+    multiple instance), and tiles are scored.
 
     Args:
         checkpoint: A geomim checkpoint, an exported folder, a published MAE or SelectiveMAE file, or `timm:NAME` for
@@ -146,7 +91,7 @@ def evaluate(
         all_bands: Give an encoder of any sensor all bands of the images, not only those it was trained on.
         trained_on: Corpora that the encoder trained on, among whose tiles test images are looked for; those that its
             weights name, where not given.
-        dense: Fit and score patches of a corpus with masks (`geomim corpus build --masks`).
+        dense: Fit patches, of a corpus with masks (`geomim corpus build --masks`) or else of tiles with a class each.
         device: `auto`, `cpu`, `cuda` or another torch device.
 
     Returns:
@@ -165,25 +110,29 @@ def evaluate(
     if not there.is_dir():
         raise ConfigError(f"--out {out}: expected a folder, there or not; '{there}' is a file")
     target, given = device_of(device), [Corpus.open(one) for one in trained_on or ()]
-    images = (open_masked if dense else open_labelled)(data, train_split, test_split, image_size)
+    images = (open_patches if dense else open_labelled)(data, train_split, test_split, image_size)
     images = images.told(sensor) if sensor else images
     candidate = open_candidate(checkpoint, images, image_size, heads, all_bands)
     prepare = ContractInput(candidate.contract, images.sensor)
     parts = {"train": images.train, "test": images.test}
     ranges = [check_range(prepare, part.sample(), f"{images.name}, {name}") for name, part in parts.items()]
     seen = seen_in_training(candidate.details, images, data, given)
-    grid, probes = (_grid(candidate), ["linear"]) if dense else ((1, 1), probes)
-    chosen = choose_patches(images, grid) if dense else None
-    features = _features(candidate, parts, prepare, "efficient" in probes, floors, pool, target, chosen, grid)
+    masked = images.train.masks is not None
+    fitted = (["linear"] if masked else ["instances"]) if dense else probes
+    grid = _grid(candidate) if dense else (1, 1)
+    chosen = choose_patches(images, grid) if masked else None
+    features = _features(candidate, parts, prepare, fitted, floors, pool, target, chosen, grid)
     train, test = features[candidate.name]
-    probed = _probe(candidate, features, len(images.classes), probes, range(seeds), target)
+    probed = _probe(candidate, features, len(images.classes), fitted, range(seeds), target)
     beside = _beside(candidate, images.classes, probed, train, test)
     notes = (*images.notes, *seen, *candidate.notes, *itertools.chain(*ranges), *beside)
     floor = majority(train.labels if train.counts is None else train.counts.argmax()[None], test.labels, test.groups)
     about = {"checkpoint": checkpoint, **_protocol(candidate, images, probed), "pool": pool, "seeds": [*range(seeds)]}
-    if dense:
+    if masked:
         about |= {"pool": "patch", "train_patches": len(train), "test_patches": len(test)}
         about |= {"interval": TILE_INTERVALS, "test": TILE_TEST}
+    elif dense:
+        about |= {"pool": "patch", "fitted": METHOD}
     about |= {"precision": "bfloat16" if fast_half(target) else "float32", "geomim_version": __version__}
     scores = Scores(images.name, about, tuple(probed.rows), notes, floor)
     console = Console(markup=False, highlight=False)  # brackets in names are no style
@@ -194,100 +143,11 @@ def evaluate(
     return scores
 
 
-def open_candidate(
-    checkpoint: str,
-    images: LabelledData,
-    image_size: int | None = None,
-    heads: int | None = None,
-    all_bands: bool = False,
-) -> Candidate:
-    """Read an encoder for given images.
-
-    Args:
-        checkpoint: As for `evaluate`.
-        images: What it is to be evaluated on.
-        image_size: Side of the images; the encoder's own where None.
-        heads: As for `evaluate`.
-        all_bands: As for `evaluate`.
-
-    Raises:
-        CheckpointError: The checkpoint cannot be read.
-        ConfigError: A size, or all bands, are asked of an encoder that they do not fit.
-        BandError: The file names no bands and is not for RGB.
-    """
-    if checkpoint.startswith("timm:"):
-        if all_bands:
-            raise ConfigError(f"'{checkpoint}' is a plain encoder of its own bands: leave out --all_bands")
-        return _timm_candidate(checkpoint.removeprefix("timm:"), images, image_size)
-    loaded = read_encoder(checkpoint, heads)
-    contract, gsd, notes = suited(loaded, checkpoint, images, all_bands)
-    encoder = fitted(loaded.encoder, contract, gsd)
-    size = image_size or encoder.image_size
-    if size % encoder.patch_size:
-        raise ConfigError(f"image_size {size}: expected a multiple of the patch size {encoder.patch_size}")
-    name, told = _name(checkpoint, loaded.details), (notes, gsd, loaded.details, loaded.encoder)
-    return Candidate(name, encoder, lambda seed: random_like(encoder, seed), contract, size, *told)
-
-
-def suited(
-    loaded: Loaded, source: str, images: LabelledData, all_bands: bool = False
-) -> tuple[BandContract, float | None, tuple[str, ...]]:
-    """What an encoder sees images with: their contract, metres a pixel where positions follow them, and notes.
-
-    Arguments and errors as of `contract_for`.
-    """
-    contract, notes = contract_for(loaded, source, images.sensor, images.contract, all_bands)
-    if not loaded.encoder.config.get("gsd_positions"):
-        return contract, None, notes
-    # positions are stretched over images of another size, which are of as much ground
-    gsd, said = images.gsd_at(loaded.encoder.image_size, contract)
-    return contract, gsd, (*notes, said)
-
-
-def _name(checkpoint: str, details: Mapping[str, Any]) -> str:
-    """What stands in the table: recipe and step where the file tells them."""
-    recipe, step = details.get("recipe"), details.get("step")
-    return f"{recipe}, step {step:,}" if recipe and step is not None else Path(checkpoint).stem
-
-
-def _timm_candidate(name: str, images: LabelledData, image_size: int | None) -> Candidate:
-    try:
-        encoder = _timm(name, image_size, pretrained=True)
-    except Exception as error:  # unknown name, no network, no such size: timm raises many kinds
-        raise CheckpointError(f"timm cannot give '{name}' ({' '.join(str(error).split())[:200]})") from error
-    config = encoder.pretrained_cfg
-    own = exported_contract(name)
-    if own is None and config["input_size"][0] != 3:
-        raise BandError(f"timm model '{name}' has {config['input_size'][0]} channels without names; expected RGB")
-    if own is not None:
-        contract, note = own, f"{name}: normalised as its pretraining was"
-    elif images.contract is None:
-        contract, note = picture_contract(config), f"{name}: normalised as its pretraining was"
-    else:
-        contract = images.contract.select(SENSORS["rgb"].bands)
-        note = f"{name}: sees {', '.join(contract.names)}, normalised with the corpus's statistics"
-    size = image_size or config["input_size"][-1]
-    return Candidate(name, encoder, lambda seed: _timm(name, image_size, seed=seed), contract, size, (note,))
-
-
-def _timm(name: str, image_size: int | None, pretrained: bool = False, seed: int = 0) -> Any:
-    sizes = [{}] if image_size is None else [{"img_size": image_size}, {}]  # convolutions take no size
-    for size in sizes:
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                return timm.create_model(name, pretrained=pretrained, num_classes=0, **size).eval()
-        except TypeError:
-            if size is sizes[-1]:
-                raise
-    return None
-
-
 def _features(
     candidate: Candidate,
     images: Mapping[str, Labelled],
     prepare: ContractInput,
-    tokens: bool,
+    probes: Sequence[str],
     floors: bool,
     pool: Pool,
     device: torch.device,
@@ -295,11 +155,12 @@ def _features(
     grid: tuple[int, int] = (1, 1),
 ) -> dict[str, tuple[Features, Features]]:
     """Features of the encoder and of its floors on both splits, or of `chosen` patches, decoding every image once."""
-    half = fast_half(device)
+    half, instances = fast_half(device), "instances" in probes
+    tokens = instances or "efficient" in probes
     extractors = {candidate.name: frozen(candidate.encoder.to(device), pool, tokens, half)}
     if floors:
         extractors[RANDOM] = frozen(candidate.fresh(0).to(device), pool, tokens, half)
-        extractors[PIXELS] = pixel_statistics(grid)
+        extractors[PIXELS] = replace(pixel_statistics(grid), keep_tokens=instances)
     parts = []
     for split, part in images.items():
         batches = Batches(part, prepare, candidate.image_size)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,7 +31,7 @@ from geomim.models.hierarchical import Hierarchical
 from geomim.models.hub import push_folder
 from geomim.models.image_text import with_text
 from geomim.models.item import mlm_item
-from geomim.models.weights import FORMAT_VERSION, IMAGENET, Loaded, contract_of, read_encoder
+from geomim.models.weights import FORMAT_VERSION, IMAGENET, Loaded, contract_of, read_checkpoint, read_encoder
 from geomim.sensors import BandContract
 
 Format = Literal["timm", "onnx", "torch-export", "remoteclip"]
@@ -200,7 +199,7 @@ def _tuned(path: Path, image_size: int | None) -> _Leaving:
     from geomim.finetune.segmentation import Segmentation
     from geomim.finetune.training import merge_lora
 
-    if (name := torch.load(path, map_location="cpu", weights_only=True).get("geomim_task")) != "segmentation":
+    if (name := read_checkpoint(path).get("geomim_task")) != "segmentation":
         raise ConfigError(f"'{path}' is a task of {name}: of tuned tasks segmentation alone leaves as a graph")
     task: Any = Segmentation.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
     own, contract, network = task.hparams, task.contract, task.model.encoder.network

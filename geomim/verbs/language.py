@@ -27,7 +27,7 @@ from geomim.evaluate.zeroshot import classification, count_pixels, counted, coun
 from geomim.models.image_text import ImageText, open_image_text
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import check_range
-from geomim.verbs.evaluate import Batches, suited
+from geomim.verbs.candidate import Batches, suited
 from geomim.verbs.trained_on import seen_in_training
 
 Task = Literal["zeroshot", "map", "retrieval", "retrieval-official", "counting", "fewshot", "segmentation"]

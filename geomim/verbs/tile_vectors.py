@@ -34,7 +34,7 @@ from geomim.models.image_text import open_image_text
 from geomim.models.inputs import ContractInput
 from geomim.models.ranges import LOOKS, check_range
 from geomim.sensors import BandContract
-from geomim.verbs.evaluate import open_candidate, suited
+from geomim.verbs.candidate import open_candidate, suited
 
 CHUNK = 8192
 """Tiles that a stopped run loses at most."""

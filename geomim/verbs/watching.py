@@ -9,11 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from geomim.data.labelled import Labelled, open_labelled
+from geomim.data.labelled import open_labelled
 from geomim.errors import ConfigError, GeomimError, MissingExtraError
 from geomim.evaluate.features import extract_all, fast_half, frozen, pixel_statistics, random_like
 from geomim.evaluate.scores import PIXELS, RANDOM, majority, probe_features
@@ -24,7 +23,7 @@ from geomim.models.ranges import check_range
 from geomim.models.weights import Loaded
 from geomim.pretrain.monitor import ENCODER, MetricsTable
 from geomim.sensors import BandContract
-from geomim.verbs.evaluate import Batches, suited
+from geomim.verbs.candidate import Batches, suited
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def probing(watch: Watching, encoder: Encoder, image_size: int) -> Probing | Non
         loaded = Loaded(encoder, encoder.contracts, "the encoder")
         contract, gsd, said = suited(loaded, loaded.kind, images)
         prepare = ContractInput(contract, images.sensor)
-        splits = _some(images.train, watch.limit), _some(images.test, watch.limit)
+        splits = images.train.some(watch.limit), images.test.some(watch.limit)
         notes = [check_range(prepare, one.sample(), images.name) for one in splits]
     except GeomimError as error:
         raise type(error)("watch.data: " + re.sub("--(train|test)-split", r"--watch.\1_split", str(error))) from error
@@ -130,8 +129,3 @@ def probing(watch: Watching, encoder: Encoder, image_size: int) -> Probing | Non
     facts["notes"] = [*said, *images.notes, *notes[0], *notes[1]]
     train, test = (Batches(one, prepare, image_size) for one in splits)
     return Probing(contract, (train, test), facts, gsd)
-
-
-def _some(images: Labelled, limit: int) -> Labelled:
-    rows = np.sort(np.random.default_rng(0).permutation(len(images))[:limit])
-    return Labelled(images.labels[rows], lambda wanted: images.read(rows[wanted]))

@@ -5,7 +5,8 @@ import torch
 from geomim.errors import CheckpointError, InputError
 from geomim.evaluate import features as room
 from geomim.evaluate.features import extract, extract_all, frozen, masked_mean, pixel_statistics, random_like
-from geomim.evaluate.probes import EfficientProbe, LinearProbe
+from geomim.evaluate.linear import LinearProbe
+from geomim.evaluate.probes import EfficientProbe
 from geomim.evaluate.saved import ProbeCard, fingerprint, load_probe, save_probe
 from geomim.models.vit import ViT
 

@@ -4,7 +4,7 @@ import torch
 
 from geomim.errors import InputError
 from geomim.evaluate.fewshot import VALIDATION, draw, few_shot, possible
-from geomim.evaluate.probes import fit_linear
+from geomim.evaluate.linear import fit_linear
 
 
 def test_only_what_every_class_has_images_for():

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from geomim.evaluate.features import extract_all, frozen, pixel_statistics
 from geomim.evaluate.intervals import balanced_interval, interval, tile_test, wilson
-from geomim.evaluate.probes import fit_linear
+from geomim.evaluate.linear import fit_linear
 from geomim.evaluate.scores import PIXELS, Scores, row
 from geomim.models.vit import ViT
 

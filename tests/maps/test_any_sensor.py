@@ -25,8 +25,9 @@ from geomim.models.weights import read_encoder
 from geomim.pretrain.module import Origin, PretrainModule
 from geomim.pretrain.recipes import RECIPES
 from geomim.sensors import Band, BandContract, Sensor, get_sensor, stated_contract
+from geomim.verbs.candidate import open_candidate
 from geomim.verbs.corpus_embed import embed
-from geomim.verbs.evaluate import evaluate, open_candidate
+from geomim.verbs.evaluate import evaluate
 from geomim.verbs.predict import predict
 from geomim.verbs.tile_vectors import unlabelled
 

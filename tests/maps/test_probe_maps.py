@@ -10,7 +10,7 @@ from drawn_scenes import CLASSES, CONTRACT, save_encoder, save_probes, texture
 
 from geomim.errors import CheckpointError
 from geomim.evaluate.features import encode
-from geomim.evaluate.probes import LinearProbe
+from geomim.evaluate.linear import LinearProbe
 from geomim.evaluate.saved import ProbeCard, fingerprint, load_probe, save_probe
 from geomim.maps.probes import open_probe
 from geomim.models.build import build_encoder
@@ -106,7 +106,12 @@ def test_what_no_patch_can_answer_is_refused_and_another_scale_is_said(trained, 
         open_probe(str(tmp_path / "class.json"))
     for name, said in (("large", "shrunk 3 times"), ("small", "enlarged 2 times")):
         assert any(said in note for note in open_probe(str(tmp_path / f"{name}.json"), device="cpu").notes)
-    assert open_probe(str(trained), device="cpu").notes == ()
+    (note,) = open_probe(str(trained), device="cpu").notes
+    assert "fitted on mean-pooled tiles" in note and f"`geomim evaluate {trained / 'a.ckpt'} DATA --dense`" in note
+    (note,) = open_probe(str(trained / "efficient.safetensors"), device="cpu").notes
+    assert "fitted on tiles, to whose patches it attends together" in note
+    save_probe(tmp_path / "patch.safetensors", probe, replace(card, pool="patch"))
+    assert open_probe(str(tmp_path / "patch.json"), device="cpu").notes == ()
 
 
 def test_a_probe_of_a_plain_timm_model_is_told_what_maps_need(trained, tmp_path):

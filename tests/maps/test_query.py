@@ -127,13 +127,58 @@ def test_what_fails_half_way_leaves_what_was_there(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     for place, name, failing, kind in (
-        (rasters.rasterio.shutil, "copy", full, OSError),
         (ColourModel, "encode_patches", stopped, KeyboardInterrupt),
+        (rasters.rasterio.shutil, "copy", full, OSError),
     ):
         with monkeypatch.context() as patch, pytest.raises(kind):
             patch.setattr(place, name, failing)
             query(scene, "m", ["blue"], str(out))
-        assert {file: file.read_bytes() for file in out.parent.iterdir()} == before
+        assert {file: file.read_bytes() for file in out.parent.iterdir() if file.is_file()} == before
+    query(scene, "m", ["blue"], str(out))
+    assert sorted(out.parent.iterdir()) == sorted(before)
+
+
+def test_what_is_stopped_goes_on_to_the_same_bytes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(asking, "_BATCH", 1)
+    scene, encode, seen = write(tmp_path / "scene.tif", halves(96), **PLACE), ColourModel.encode_patches, []
+
+    def counted(self, images, valid=None, sensor=None):
+        if len(seen) == stop:
+            raise KeyboardInterrupt
+        seen.append(len(images))
+        return encode(self, images, valid, sensor)
+
+    monkeypatch.setattr(ColourModel, "encode_patches", counted)
+    stop = None
+    query(scene, "m", ["red", "blue"], str(tmp_path / "heat.tif"))
+    whole = (tmp_path / "heat.tif").read_bytes()
+    (tmp_path / "heat.tif").unlink()
+    stop, looks = len(seen) + len(seen) // 2, len(seen)
+    with pytest.raises(KeyboardInterrupt):
+        query(scene, "m", ["red", "blue"], str(tmp_path / "heat.tif"))
+    assert not (tmp_path / "heat.tif").exists() and [*tmp_path.glob(".heat.tif.work/0*.tif")]
+    stop, before = None, len(seen)
+    query(scene, "m", ["red", "blue"], str(tmp_path / "heat.tif"))
+    assert (tmp_path / "heat.tif").read_bytes() == whole and len(seen) - before < looks
+    assert not [*tmp_path.glob(".*")]
+
+
+def test_a_raster_of_another_scene_is_not_written_over(tmp_path, capsys):
+    scene, out = write(tmp_path / "scene.tif", halves(), **PLACE), tmp_path / "heat.tif"
+    query(scene, "m", ["red"], str(out))
+    assert "replaced" not in capsys.readouterr().out
+    query(scene, "m", ["blue"], str(out))
+    assert f"note: '{out}' is there already: it is replaced" in capsys.readouterr().out
+    before, other = out.read_bytes(), write(tmp_path / "other.tif", halves(), **PLACE)
+    with pytest.raises(InputError, match=r"heat\.tif' is of '.*scene\.tif', not of '.*other\.tif': name another file"):
+        query(other, "m", ["blue"], str(out))
+    assert out.read_bytes() == before
+    (words := tmp_path / "words.tif").write_text("words")
+    for file in (Path(other), words):  # a scene, and no raster at all
+        before = file.read_bytes()
+        with pytest.raises(InputError, match="is there and is no map that geomim made of a scene"):
+            query(scene, "m", ["blue"], str(file))
+        assert file.read_bytes() == before
 
 
 def test_a_model_that_knows_no_sentences_is_refused_by_name(tmp_path, monkeypatch):

@@ -95,8 +95,11 @@ def test_predict_makes_a_map_with_it(made, tmp_path):
 
 def test_what_cannot_be_fitted_is_refused_with_a_sentence(made, tmp_path):
     root, path, _ = made
-    with pytest.raises(CorpusError, match="has no masks"):
-        evaluate(path, str(write_corpus(tmp_path / "plain")), str(tmp_path / "o"), dense=True)
+    plain = write_corpus(tmp_path / "plain")
+    about = json.loads((plain / "corpus.json").read_text()) | {"classes": []}
+    (plain / "corpus.json").write_text(json.dumps(about))
+    with pytest.raises(CorpusError, match="has neither masks nor labels, of which --dense needs one"):
+        evaluate(path, str(plain), str(tmp_path / "o"), dense=True)
     for wrong in ({"pool": "class"}, {"probes": ["knn"]}, {"probes": ["knn", "linear"]}):
         with pytest.raises(ConfigError, match="--dense fits the linear probe"):
             evaluate(path, str(root / "corpus"), str(tmp_path / "o"), dense=True, **wrong)
@@ -120,3 +123,41 @@ def test_the_floor_is_the_class_that_training_patches_are_most_often_of(made, tm
     assert scores.protocol["train_patches"] == 48 and set(labels.tolist()) == {0, 1}
     assert scores.majority.accuracy == float(labels.double().mean()) > 0.6
     assert "test patches of town are not scored: no training patch is of it" in scores.notes
+
+
+DARK = np.array([[50, 50, 50], [110, 110, 110], [220, 220, 220]])  # field, forest, and what tiles of both have
+
+
+def drawn(kinds: np.ndarray, seed: int) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(0, 12, (*kinds.shape, 3))
+    return np.moveaxis((DARK[kinds] + noise).clip(1, 255).astype(np.uint8), -1, -3)
+
+
+def test_without_masks_patches_are_fitted_from_the_tiles_classes(made, tmp_path, capsys):
+    """Half of each tile is bright ground of no class, beside which the means of both classes are dark."""
+    corpus, random = write_corpus(tmp_path / "corpus", count=64, size=16), np.random.default_rng(0)
+    own = random.random((64, 16)).argsort(1) < 8
+    kinds = np.where(own, np.arange(64)[:, None] % 2, 2).reshape(64, 4, 4).repeat(4, 1).repeat(4, 2)
+    write_array(corpus / "tiles.zarr" / "16" / "image", drawn(kinds, 1), NAMES)
+    write_groups(corpus / "tiles.zarr")
+    truth = np.where(random.random((14, 14)) < 0.5, np.arange(14) // 7, 2)  # fields on the left
+    profile = {"transform": from_origin(0, 56, 1, 1), "crs": "EPSG:32632", "dtype": "uint8", "count": 3}
+    with rasterio.open(tmp_path / "scene.tif", "w", driver="GTiff", height=56, width=56, **profile) as raster:
+        raster.write(drawn(truth.repeat(4, 0).repeat(4, 1), 2))
+    found, said = {}, {}
+    for name, how in (("patches", {"dense": True}), ("pooled", {"probes": ["linear"]})):
+        out = tmp_path / name
+        scores = evaluate(made[1], str(corpus), str(out), seeds=1, test_split="val", device="cpu", **how)
+        assert scores.find("a", "linear").balanced > 0.9 and len(scores.find("a", "linear").labels) == 16
+        assert {row.encoder for row in scores.rows} == {"a", RANDOM, PIXELS}
+        assert any("by multiple instance" in note for note in scores.notes) == (name == "patches")
+        capsys.readouterr()
+        (written,) = predict([str(tmp_path / "scene.tif")], str(out), str(tmp_path / f"{name}.tif"))
+        said[name] = capsys.readouterr().out
+        with rasterio.open(written) as raster:
+            found[name] = (raster.read(1) == truth)[truth < 2].mean()
+    assert found["patches"] > 0.9 > 0.86 > found["pooled"], found  # drawn weights mix a window's patches, so not less
+    assert "fitted on mean-pooled tiles" in said["pooled"] and "mean-pooled" not in said["patches"]
+    values = json.loads((tmp_path / "patches" / "evaluation.json").read_text())["protocol"]
+    assert values["pool"] == "patch" and values["fitted"].startswith("multiple instance")
+    assert values["train_images"] == 48 and load_probe(tmp_path / "patches")[1].pool == "patch"

@@ -15,7 +15,8 @@ from geomim.models.vit import ViT
 from geomim.models.weights import DIVIDED
 from geomim.sensors import SENSORS, BandContract
 from geomim.verbs import evaluate as evaluating
-from geomim.verbs.evaluate import evaluate, open_candidate
+from geomim.verbs.candidate import open_candidate
+from geomim.verbs.evaluate import evaluate
 from geomim.verbs.export import export
 
 CLASSES = {"bright": 200, "dark": 60, "middle": 130}

@@ -16,7 +16,8 @@ from pystac.extensions.mlm import MLMExtension
 
 from geomim.cli import main
 from geomim.errors import CheckpointError, InputError
-from geomim.evaluate.probes import EfficientProbe, LinearProbe, patch_logits
+from geomim.evaluate.linear import LinearProbe
+from geomim.evaluate.probes import EfficientProbe, patch_logits
 from geomim.evaluate.saved import ProbeCard, fingerprint, save_probe
 from geomim.models import graphs, hub
 from geomim.models.build import from_config

@@ -19,7 +19,7 @@ from rio_cogeo.cogeo import cog_validate
 from geomim.cli import main
 from geomim.corpus.scenes import find_scenes
 from geomim.errors import BandError, CheckpointError, ConfigError, InputError
-from geomim.evaluate.probes import LinearProbe
+from geomim.evaluate.linear import LinearProbe
 from geomim.evaluate.saved import ProbeCard, fingerprint, load_probe, save_probe
 from geomim.maps.files import rasters
 from geomim.maps.walk.windows import Walk

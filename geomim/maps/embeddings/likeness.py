@@ -14,7 +14,7 @@ from rich.progress import track
 
 from geomim.errors import ConfigError, InputError
 from geomim.maps.embeddings.patches import PatchRaster
-from geomim.maps.files.rasters import create, write_cog
+from geomim.maps.files.rasters import check_replaced, create, write_cog
 
 
 def example(patches: PatchRaster, like: str) -> np.ndarray:
@@ -70,8 +70,12 @@ def write_cosines(patches: PatchRaster, asked: np.ndarray, titles: Sequence[str]
         patches: Vectors of a scene.
         asked: `(n, D)`.
         titles: What the n bands are called.
-        out: A cloud-optimised GeoTIFF of float32, NaN where there is no image.
+        out: A cloud-optimised GeoTIFF of float32, NaN where there is no image; one of the same scene is replaced.
+
+    Raises:
+        InputError: The file there is of another scene, or no map.
     """
+    check_replaced(out, patches.card["source"])
     asked = asked / np.linalg.norm(asked, axis=1, keepdims=True).clip(1e-12)
     _, rows, columns = patches.shape
     profile = {"dtype": "float32", "count": len(asked), "height": rows, "width": columns, "nodata": np.nan}

@@ -131,19 +131,7 @@ def embed_scene(
     with scene:
         looker = looker.at(scene)
         walk = looker.walk(scene, overlap)
-        which = scene_card(given.uri)
-        made = {
-            **facts,
-            "encoder": looker.made_by,
-            "contract": looker.contract.to_dict(),
-            "sensor": prepare.sensor.to_dict(),
-            "pool": "none",
-            "image_size": looker.side,
-            "patch_size": looker.cell,
-            "overlap": overlap,
-            "source": plain(address(given.uri)),
-            "shape": [*walk.shape],
-        }
+        which, made = scene_card(given.uri), _made(given, looker, walk, prepare) | facts | {"overlap": overlap}
         card = {**made, "state": digest(which)}
         if _there(out, {**card, "dtype": dtype}):
             print(f"'{out}' is there already")
@@ -154,14 +142,33 @@ def embed_scene(
         out.parent.mkdir(parents=True, exist_ok=True)
         with told_when_full(out), Strips(out, {**which, **made, "device": looker.device.type}) as strips:
             _walk(scene, walk, looker, prepare, strips, batch)
-            rounding = Rounding.of(dtype, (strip.reshape(len(strip), -1).T for strip in strips))
-            layout = {"layout_type": "regular_grid", "chip_size": [looker.cell] * 2, "stride": [looker.cell] * 2}
-            said = described(card, len(looker.classes), rounding, layout)
-            said |= {"geoemb:gsd": float(scene.gsd)} if scene.gsd else {}
-            write_patches(out, placed(scene, looker.cell), said, rounding, strips, strips.work)
+            _finish(scene, looker, card, dtype, strips)
             strips.remove()
     rows, columns = walk.shape
     print(f"wrote {out}: {rows} x {columns} patches of {looker.cell} px, {len(looker.classes)} values each, {dtype}")
+
+
+def _made(given: GivenScene, looker: Looker, walk: Walk, prepare: ContractInput) -> dict[str, Any]:
+    """What the vectors depend on besides the scene's own state."""
+    return {
+        "encoder": looker.made_by,
+        "contract": looker.contract.to_dict(),
+        "sensor": prepare.sensor.to_dict(),
+        "pool": "none",
+        "image_size": looker.side,
+        "patch_size": looker.cell,
+        "source": plain(address(given.uri)),
+        "shape": [*walk.shape],
+    }
+
+
+def _finish(scene: Scene, looker: Looker, card: dict[str, Any], dtype: Dtype, strips: Strips) -> None:
+    """Write the vectors of all strips."""
+    rounding = Rounding.of(dtype, (strip.reshape(len(strip), -1).T for strip in strips))
+    layout = {"layout_type": "regular_grid", "chip_size": [looker.cell] * 2, "stride": [looker.cell] * 2}
+    said = described(card, len(looker.classes), rounding, layout)
+    said |= {"geoemb:gsd": float(scene.gsd)} if scene.gsd else {}
+    write_patches(strips.path, placed(scene, looker.cell), said, rounding, strips, strips.work)
 
 
 def _walk(scene: Scene, walk: Walk, looker: Looker, prepare: ContractInput, strips: Strips, batch: int) -> None:

@@ -150,11 +150,18 @@ def _way(before: Scene, after: Scene, first: Ground, second: Ground) -> tuple[Wa
 
 
 def _between(one: Ground, other: Ground) -> Lead:
-    """From pixels of one raster to those of another."""
-    if one.crs == other.crs:
-        return lambda x, y: other.back(*one.place(x, y))
-    lead = pyproj.Transformer.from_crs(one.crs.to_wkt(), other.crs.to_wkt(), always_xy=True)
-    return lambda x, y: other.back(*lead.transform(*one.place(x, y)))
+    """From pixels of one raster to those of another; longitudes that differ by whole turns are one."""
+    same, system = one.crs == other.crs, other.crs
+    bring = None if same else pyproj.Transformer.from_crs(one.crs.to_wkt(), system.to_wkt(), always_xy=True).transform
+    round_earth = system is not None and system.is_geographic
+    middle = other.place(np.array([other.width / 2]), np.array([other.height / 2]))[0] if round_earth else 0.0
+
+    def lead(columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        x, y = one.place(columns, rows)
+        x, y = bring(x, y) if bring else (x, y)
+        return other.back(x - 360 * np.round((x - middle) / 360) if round_earth else x, y)
+
+    return lead
 
 
 def _read(scene: Scene, window: Window, way: Way) -> tuple[np.ndarray, np.ndarray]:

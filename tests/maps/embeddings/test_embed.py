@@ -285,6 +285,12 @@ def test_an_example_is_sought_at_its_place(raster, encoder, tmp_path, ending, ca
     assert "9.0058,36.14421 is taken as longitude and latitude: 50052" in said and "of EPSG:32632" in said
     with rasterio.open(tmp_path / "again.tif") as again, rasterio.open(out) as found:
         np.testing.assert_array_equal(again.read(), found.read())
+    search(str(patches), like=f"{x},{y}", out=str(out))
+    assert f"note: '{out}' is there already: it is replaced" in capsys.readouterr().out
+    with rasterio.open(out, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as found:
+        found.update_tags(SCENE="/other.tif")
+    with pytest.raises(InputError, match=r"heat\.tif' is of '/other\.tif', not of '.*': name another file with --out"):
+        search(str(patches), like=f"{x},{y}", out=str(out))
 
 
 @pytest.mark.parametrize(

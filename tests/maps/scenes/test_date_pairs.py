@@ -68,6 +68,17 @@ def _rim(valid):
     return ~inner
 
 
+@pytest.mark.parametrize("turns", [(0, 0), (-360, 0), (0, -360)])
+def test_longitudes_on_either_side_of_180_degrees_meet(turns):
+    numbers = np.random.default_rng(0).integers(0, 10000, (2, 20, 40)).astype(np.uint16)
+    dates = [
+        array_scene("x", values, TWO, crs=DEGREES, transform=Affine(0.01, 0, west + turn, 0, -0.01, 5))
+        for turn, west, values in zip(turns, (179.9, 180), (numbers, numbers[:, :, 10:]), strict=True)
+    ]
+    values, valid = pair(*dates).read_valid()
+    assert np.array_equal(values[2:, :, 10:], numbers[:, :, 10:]) and valid[:, 10:].all() and not valid[:, :10].any()
+
+
 def test_pixels_of_one_grid_stay_as_they_are_and_windows_agree():
     rng = np.random.default_rng(0)
     numbers = rng.integers(0, 10000, (2, 70, 80)).astype(np.uint16)
