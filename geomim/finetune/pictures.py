@@ -46,9 +46,8 @@ def best_and_worst(path: Path, shown: Sequence[Shown], classes: Sequence[str], c
     best = min(count, -(-len(order) // 2))
     groups = (("best", order[:best]), ("worst", order[best:][: -count - 1 : -1]))
     named = legend(classes)
-    contact_sheet(
-        path, [(f"{what}: {named}", [panel for one in own for panel in _panels(one)]) for what, own in groups if own]
-    )
+    drawn = [(f"{what}: {named}", [panel for one in own for panel in _panels(one)]) for what, own in groups if own]
+    contact_sheet(path, drawn, len(_panels(order[0])))
 
 
 def legend(classes: Sequence[str]) -> str:
@@ -58,7 +57,8 @@ def legend(classes: Sequence[str]) -> str:
 
 def _panels(one: Shown) -> list[tuple[np.ndarray, str]]:
     images = one.image if one.image.ndim == 4 else one.image[None]
-    found = [(image, one.name[-28:]) for image in images]
+    dates = (", before", ", after") if len(images) > 1 else ("",)
+    found = [(image, f"{one.name[-28:]}{date}") for image, date in zip(images, dates, strict=True)]
     for what, said in ((one.truth, "truth"), (one.prediction, f"prediction, {one.score:.2f}")):
         found.append((draw(images[-1], what), f"{said}: {what}" if isinstance(what, str) else said))
     return found

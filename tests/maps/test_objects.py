@@ -9,7 +9,7 @@ from torchvision.ops import batched_nms
 
 from geomim.corpus.scenes.arrays import array_scene
 from geomim.finetune import rotated
-from geomim.maps.objects import merged, write_objects
+from geomim.maps.objects import alike, merged, write_objects
 from geomim.maps.scenes.areas import Area
 from geomim.maps.walk.finder import corners
 from geomim.maps.walk.windows import Walk
@@ -48,6 +48,18 @@ def test_row_by_row_is_what_suppression_of_all_at_once_gives(turned, overlap):
     strips = list(merged([table[places == row] for row in range(len(walk.rows))], walk, overlap))
     assert sorted(np.concatenate(strips)[:, 8]) == sorted(scores[expected])
     assert sum(len(strip) > 0 for strip in strips) > 10  # they are let go as the walk goes on
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_pairs_are_those_that_share_enough(turned):
+    boxes, scores, labels = crowd(80, turned)
+    table = np.concatenate([rows(boxes, scores, labels), rows(boxes[:20], scores[:20], labels[:20])])  # the same again
+    outlines = shapely.polygons(table[:, :8].reshape(-1, 4, 2))
+    shared = shapely.area(shapely.intersection(outlines[:, None], outlines))
+    areas = shapely.area(outlines)
+    same = (shared > 0.5 * (areas[:, None] + areas - shared)) & (table[:, None, 9] == table[:, 9])
+    assert {*map(tuple, alike(table, 0.5).tolist())} == {*zip(*map(list, np.triu(same, 1).nonzero()), strict=True)}
+    assert not len(alike(table[:0], 0.5))
 
 
 def test_corners_are_those_of_detectors():

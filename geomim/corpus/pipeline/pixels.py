@@ -63,7 +63,7 @@ def write_pixels(work: Path, out: Path, pixels: Pixels, workers: Workers, inline
     os.replace(folder, out / "tiles.zarr")
 
 
-_INLINE_SHARDS = 3
+_INLINE_SHARDS = 4  # a small corpus has one of images, validity and masks each
 
 
 class _Slots(NamedTuple):

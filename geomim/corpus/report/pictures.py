@@ -190,19 +190,23 @@ def save_footprints(path: Path, kept: Sequence[bytes], dropped: Sequence[bytes])
         dropped: The same, of dropped tiles.
     """
     figure, axes = _figure(7.5, 4.5)
-    latitude = []
+    corners = []
     for footprints, colour, label in ((dropped, "#c0392b", "dropped"), (kept, "#2471a3", "kept")):
         outlines = [shapely.get_coordinates(part) for part in shapely.get_parts(shapely.from_wkb(list(footprints)))]
-        latitude += [outline[:, 1].mean() for outline in outlines]
+        corners += outlines
         style = {"facecolor": (colour, 0.25), "edgecolor": colour, "linewidth": 0.6}
         if outlines:
             axes.add_collection(PolyCollection(outlines, label=label, **style))
     axes.autoscale_view()
     axes.set(xlabel="longitude", ylabel="latitude")
-    axes.set_aspect(1 / max(np.cos(np.radians(np.mean(latitude))), 0.1), adjustable="datalim")
+    if corners:
+        wide, high = np.ptp(np.concatenate(corners), axis=0)
+        stretch = 1 / max(np.cos(np.radians(np.concatenate(corners)[:, 1].mean())), 0.1)
+        axes.set_aspect(stretch, adjustable="datalim")
+        figure.set_figheight(np.clip(0.8 + 6 * stretch * high / wide, 2, 4.5))  # a strip needs no square
     axes.ticklabel_format(useOffset=False)
     axes.tick_params(labelsize=8)
-    if latitude:
+    if corners:
         figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=120)
 

@@ -59,7 +59,8 @@ def check(
     for one in said:
         console.print(one, soft_wrap=True)
     chosen = [opened.items[at] for at in np.unique(np.linspace(0, len(counts) - 1, _MOST).astype(int))]
-    contact_sheet(Path(out), [(legend(opened.classes), [panel for item in chosen for panel in _panels(opened, item)])])
+    panels = [panel for item in chosen for panel in _panels(opened, item)]
+    contact_sheet(Path(out), [(legend(opened.classes), panels)], len(panels) // len(chosen))
     print(f"wrote {out}")
     return opened
 

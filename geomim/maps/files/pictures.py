@@ -66,9 +66,9 @@ def thinned(scene: Scene, window: Window, edge: int) -> tuple[np.ndarray, np.nda
     return pixels, np.concatenate([part[1][::step, ::step] for part in parts])
 
 
-def contact_sheet(path: Path, groups: Sequence[tuple[str, Sequence[tuple[np.ndarray, str]]]]) -> None:
-    """Draw pictures `(H, W, 3)` with words below each, a headed block of rows a group."""
-    across = min(ACROSS, max(len(pictures) for _, pictures in groups))
+def contact_sheet(path: Path, groups: Sequence[tuple[str, Sequence[tuple[np.ndarray, str]]]], item: int = 1) -> None:
+    """Draw pictures `(H, W, 3)` with words below each, a headed block of rows a group; an item's stand in one row."""
+    across = min(ACROSS // item * item, max(len(pictures) for _, pictures in groups))
     rows = [(title, pictures[at : at + across]) for title, pictures in groups for at in range(0, len(pictures), across)]
     figure = Figure(figsize=(2.2 * across, 2.7 * len(rows)), layout="constrained", facecolor="white")
     panels, before = figure.subplots(len(rows), across, squeeze=False), None
@@ -78,8 +78,11 @@ def contact_sheet(path: Path, groups: Sequence[tuple[str, Sequence[tuple[np.ndar
         for panel, (picture, said) in zip(line, pictures, strict=False):
             panel.imshow(picture)
             panel.text(0.5, -0.03, said, ha="center", va="top", fontsize=6.5, transform=panel.transAxes)
-        head = shorten(title if title != before else "", 30 * across, placeholder=" ...")
-        line[0].set_title(head, fontsize=10, loc="left", fontweight="bold", parse_math=False)
+        head = shorten(title if title != before else "", 24 * across, placeholder=" ...")
+        line[0].set_title(" ", fontsize=10)  # room for the head, which is wider than the column and must not widen it
+        line[0].text(
+            0, 1.04, head, fontsize=10, fontweight="bold", parse_math=False, transform=line[0].transAxes
+        ).set_in_layout(False)
         before = title
     with aside(path) as part:
         figure.savefig(part, dpi=120)
