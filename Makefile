@@ -38,8 +38,9 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Files in their order: by number of tests, the few long ones would come last and leave a core idle.
 test: $(READY) lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 $(VENV312)/.ready: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV312): Python 3.12 and torchgeo 0.10, about 8 GB, once."

@@ -1,6 +1,7 @@
 """What small runs give to every recipe: little decoders, tiny encoders, and what a recipe needs besides."""
 
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,16 @@ def encoder(recipe: str) -> dict[str, Any]:
     return SWIN if recipe == "satvision" else ENCODER
 
 
+@cache
+def _tokenizer() -> SimpleTokenizer:
+    return SimpleTokenizer(context_length=8)  # reads the whole vocabulary
+
+
 def sentences(batch: int) -> dict[str, Any]:
     """What a batch says of its images: two read the same, and the last has nothing said of it."""
     said = [f"{number} planes" for number in range(batch - 2)]
     of = [*range(batch - 2), 0, -1]
-    tokens = SimpleTokenizer(context_length=8)([*said, ""])
+    tokens = _tokenizer()([*said, ""])
     return {"tokens": tokens, "key": torch.tensor([*range(batch - 2), -1]), "of": torch.tensor(of)}
 
 

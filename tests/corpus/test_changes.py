@@ -21,16 +21,33 @@ from geomim.corpus.verify import rebuild
 from geomim.errors import CorpusError, InputError
 
 
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Procedural scenes beside each other, with copies between them."""
+    folder = tmp_path_factory.mktemp("synthetic")
+    write_scenes(folder, scenes=6, size=256)
+    return folder / "scenes"
+
+
+@pytest.fixture(scope="module")
+def strict(scenes):
+    """Cut into 64 px tiles."""
+    return build([str(scenes)], str(scenes.parent / "strict"), tile=64, min_valid=0.9, workers=1)
+
+
+@pytest.fixture(scope="module")
+def lenient(scenes):
+    return build([str(scenes)], str(scenes.parent / "lenient"), tile=64, min_valid=0.2, workers=1)
+
+
 @pytest.fixture
-def corpus(tmp_path):
-    """Procedural scenes beside each other, with copies between them, cut into 64 px tiles."""
-    return built(tmp_path, 0.9)
+def corpus(strict, tmp_path):
+    """One of its own for a test to change."""
+    return copied(strict, tmp_path)
 
 
-def built(folder, min_valid):
-    write_scenes(folder / "synthetic", scenes=6, size=256)
-    scenes = str(folder / "synthetic" / "scenes")
-    return build([scenes], str(folder / "corpus"), tile=64, min_valid=min_valid, workers=1)
+def copied(built, folder):
+    return Path(shutil.copytree(built, folder / "corpus"))
 
 
 def together(folder):
@@ -40,8 +57,8 @@ def together(folder):
     return [(row["a"], row["b"]) for row in edges] + [(row["id"], row["original"]) for row in copies]
 
 
-def test_a_threshold_lets_a_tile_back_in_and_the_bytes_are_those_of_such_a_build(tmp_path):
-    corpus = decide(str(built(tmp_path, 0.2)), min_valid=0.9)
+def test_a_threshold_lets_a_tile_back_in_and_the_bytes_are_those_of_such_a_build(scenes, lenient, tmp_path):
+    corpus = decide(str(copied(lenient, tmp_path)), min_valid=0.9)
     before = Corpus.open(corpus).table(["kept"])["kept"].to_pylist()
     pixels = sorted((file, file.stat().st_mtime_ns) for file in (corpus / "tiles.zarr").rglob("*"))
     decide(str(corpus), min_valid=0.2, where="row < 192", near=-1)
@@ -49,16 +66,15 @@ def test_a_threshold_lets_a_tile_back_in_and_the_bytes_are_those_of_such_a_build
     assert any(row["kept"] and not old for row, old in zip(after, before, strict=True))
     assert all(row["reason"].startswith(("where row < 192", "valid", "exact")) for row in after if not row["kept"])
     assert sorted((file, file.stat().st_mtime_ns) for file in (corpus / "tiles.zarr").rglob("*")) == pixels
-    scenes = str(tmp_path / "synthetic" / "scenes")
-    same = build([scenes], str(tmp_path / "same"), tile=64, min_valid=0.2, where="row < 192", near=None, workers=1)
+    same = build([str(scenes)], str(tmp_path / "same"), tile=64, min_valid=0.2, where="row < 192", near=None, workers=1)
     names = [file.relative_to(same) for file in (same / "tiles.zarr").rglob("*") if file.is_file()]
     for name in ("catalogue.parquet", *names):
         assert (corpus / name).read_bytes() == (same / name).read_bytes()
     assert Corpus.open(corpus).meta["recipe"] == Corpus.open(same).meta["recipe"]
 
 
-def test_what_was_done_one_after_the_other_is_done_again_in_that_order(tmp_path):
-    corpus = decide(str(built(tmp_path, 0.2)), min_valid=0.3, near=-1)
+def test_what_was_done_one_after_the_other_is_done_again_in_that_order(lenient, tmp_path):
+    corpus = decide(str(copied(lenient, tmp_path)), min_valid=0.3, near=-1)
     split(str(corpus), by="cluster", test_share=0.3)
     decide(str(corpus), min_valid=0.9, near=4)
     split(str(corpus), by="place", block=0.5, test_share=0.4, seed=3)
@@ -72,8 +88,10 @@ def test_what_was_done_one_after_the_other_is_done_again_in_that_order(tmp_path)
         assert (again / name).read_bytes() == (corpus / name).read_bytes()
 
 
-def test_a_source_that_was_added_since_is_named_before_anything_is_built(corpus, tmp_path):
-    scenes = tmp_path / "synthetic" / "scenes"
+def test_a_source_that_was_added_since_is_named_before_anything_is_built(tmp_path):
+    scenes = tmp_path / "scenes"
+    write_scenes(tmp_path, scenes=1, size=256)
+    corpus = build([str(scenes)], str(tmp_path / "corpus"), tile=64, workers=1)
     file = sorted(scenes.iterdir())[0]
     shutil.copy(file, scenes / f"added{file.suffix}")
     with pytest.raises(CorpusError, match=r"cannot be rebuilt: source '.*added.*' was added \(added sources: 1\)"):

@@ -1,9 +1,6 @@
 """How many steps fill some minutes: by a clock of the tests, which training itself moves."""
 
 import csv
-import os
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -12,6 +9,7 @@ import torch
 import yaml
 from tiny_corpus import write_corpus
 from tiny_recipes import DECODER, ENCODER, TEXT, annotated
+from two_ranks import two_ranks
 
 from geomim.data.datamodule import Steps, TileDataModule
 from geomim.errors import CheckpointError, ConfigError, ResumeError
@@ -214,9 +212,7 @@ def test_ranks_have_the_steps_of_the_first(corpus, tmp_path):
         "--training.precision 32-true --training.accelerator cpu --training.progress_bar false --data.batch_size 4 "
         f"--data.workers 1 --training.minutes 1 --out {tmp_path} --name run --data.corpus {corpus}"
     ).split()
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "rank.py"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    subprocess.run([*launch, *flags], env=environment, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    two_ranks(["rank.py", *flags], tmp_path)
     entry = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["geomim"]
     stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["training"]["max_steps"]
     assert entry["step"] == entry["settings"]["training.max_steps"] == stored == (60 - 3 * 4) // 4

@@ -2,14 +2,13 @@
 
 import csv
 import os
-import subprocess
-import sys
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from test_replay import broken_corpus
 from tiny_corpus import write_corpus
+from two_ranks import two_ranks
 
 from geomim.cli import main
 from geomim.data.datamodule import TileDataModule
@@ -24,7 +23,6 @@ FLAGS = (
     "--training.log_every 3 --optimizer.warmup 0 --data.corpus corpus"
 ).split()
 PRUNE = ["--training.prune", "0.5"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "geomim.cli"]
 
 
 class Seen(pl.Callback):
@@ -111,10 +109,8 @@ def test_micro_batches_and_two_processes_are_one(whole):
     assert parts == whole
     same("parts", exactly=False)
     flags = [*PRUNE, "--data.workers", "0", "--data.batch_size", "2", "--training.accumulate", "2", "--name", "both"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [*TORCHRUN, *FLAGS, *flags, "--training.progress_bar", "false"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0 and done.stdout.count("pruning: a tile") == 1, done.stderr[-3000:]
+    said = two_ranks(["-m", "geomim.cli", *FLAGS, *flags, "--training.progress_bar", "false"])
+    assert "".join(said).count("pruning: a tile") == 1
     same("both", exactly=False)
 
 

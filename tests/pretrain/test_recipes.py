@@ -41,13 +41,13 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> None:
 every_recipe = pytest.mark.parametrize("name", RECIPES)
 
 
-def build(name: str) -> MaskedImageModel:
+def build(name: str, depth: int = 2) -> MaskedImageModel:
     torch.manual_seed(0)
     encoder = (
-        tiny_swin() if name in ON_SWIN else ViT(in_chans=4, image_size=32, patch_size=4, width=48, depth=2, heads=3)
+        tiny_swin() if name in ON_SWIN else ViT(in_chans=4, image_size=32, patch_size=4, width=48, depth=depth, heads=3)
     )
     encoder.contracts = {"naip": BandContract(SENSORS["naip"], (100.0,) * 4, (50.0,) * 4)}
-    given = method(name, TEACHER[0], SMALL)
+    given = method(name, TEACHER[0], SMALL | {"decoder_depth": depth})
     return RECIPES[name](encoder, **given | ({"projector_width": 64} if "projector_width" in given else {}))
 
 
@@ -86,8 +86,9 @@ def test_overfits_eight_images(name: str) -> None:
     model, images = build(name), scenes()
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
     first = step(model, images).item()
-    for number in range(80):
-        model.before_step(torch.tensor(number / 80))
+    steps = 80 if name in ON_SWIN else 40  # a window's attention learns more slowly
+    for number in range(steps):
+        model.before_step(torch.tensor(number / steps))
         optimiser.zero_grad()
         loss = step(model, images)
         loss.backward()
@@ -177,7 +178,8 @@ def test_loss_of_a_batch_is_the_mean_of_its_parts(name: str) -> None:
 
 @every_recipe
 def test_runs_in_bfloat16_and_without_graph_breaks(name: str) -> None:
-    model, images = build(name), scenes()
+    depth = 2 if name == "mask_align" else 1  # which compares two levels; elsewhere a second block traces as the first
+    model, images = build(name, depth), scenes()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = step(model, images)
     assert loss.dtype == torch.float32
