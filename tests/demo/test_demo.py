@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 import subprocess
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from geomim.corpus.synthetic import write_scenes
+from geomim.demo import run
 from geomim.demo.page import _Sections
 from geomim.demo.run import demo, group_by_sensor
 from geomim.errors import InputError, MissingExtraError
@@ -24,8 +26,17 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("demo")
     drawn = write_scenes(root / "given", scenes=3, size=512, seed=3)  # in one of them alone is water
     out = root / "out"
-    page = demo(scenes=[str(drawn.scenes[0].parent)], labels=str(drawn.labels[0].parent), out=str(out), steps=12)
-    return page, out, drawn
+    with pytest.MonkeyPatch.context() as patch:  # what is written and told is as of the larger encoder
+        patch.setattr(run, "ENCODER", run.ENCODER | {"width": 48, "depth": 2})
+        patch.setattr(run, "METHOD", run.METHOD | {"decoder_width": 48})
+        patch.setattr(run, "BATCH", 16)
+        patch.setattr(run, "LOOKS", 2)
+        patch.setattr(run, "evaluate", partial(run.evaluate, seeds=1))
+        yield made_by(drawn, out), out, drawn
+
+
+def made_by(drawn, out):
+    return demo(scenes=[str(drawn.scenes[0].parent)], labels=str(drawn.labels[0].parent), out=str(out), steps=12)
 
 
 def test_the_notes_of_the_maps_probe_are_shown():
@@ -124,8 +135,7 @@ def test_a_browser_shows_the_page_whole(made, tmp_path, width, height):
 def test_started_again_it_reuses_what_is_there(made):
     page, out, drawn = made
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/*/checkpoints/last.ckpt")}
-    again = demo(scenes=[str(drawn.scenes[0].parent)], labels=str(drawn.labels[0].parent), out=str(out), steps=12)
-    assert again == page
+    assert made_by(drawn, out) == page
     assert len(before) == 2 and before == {path: path.stat().st_mtime_ns for path in before}
 
 
