@@ -203,7 +203,7 @@ def save_footprints(path: Path, kept: Sequence[bytes], dropped: Sequence[bytes])
         wide, high = np.ptp(np.concatenate(corners), axis=0)
         stretch = 1 / max(np.cos(np.radians(np.concatenate(corners)[:, 1].mean())), 0.1)
         axes.set_aspect(stretch, adjustable="datalim")
-        figure.set_figheight(np.clip(0.8 + 6 * stretch * high / wide, 2, 4.5))  # a strip needs no square
+        figure.set_figheight(np.clip(0.8 + 6 * stretch * high / max(wide, 1e-9), 2, 4.5))  # a strip needs no square
     axes.ticklabel_format(useOffset=False)
     axes.tick_params(labelsize=8)
     if corners:
