@@ -51,16 +51,16 @@ def fit_instances(
         InputError: No class has two tiles.
     """
     fit, held = hold_out(tiles.labels, 0.2, seed)
-    moments = _moments(tiles, device)
+    plain = _axes(tiles, device)
     labels, start, tried = tiles.labels[held], None, []
     for strength in strengths:
-        start = _fit(tiles, fit, classes, strength, moments, start)
+        start = _fit(tiles, fit, classes, strength, plain, start)
         shares = tile_shares(start, tiles, held, device)
         likelihood = float(shares[range(len(held)), labels].clamp_min(1e-12).log().mean())
         tried.append((likelihood, strength, start, accuracy(shares, labels)))
     _, chosen, found, right = max(tried, key=lambda one: one[0])  # of equal ones the strongest
     everything = torch.arange(len(tiles))
-    return Fit(_fit(tiles, everything, classes, chosen, moments, found), chosen, right)
+    return Fit(_fit(tiles, everything, classes, chosen, plain, found), chosen, right)
 
 
 @torch.no_grad()
@@ -86,8 +86,8 @@ def _batches(tiles: Features, rows: Tensor, device: torch.device | str) -> Itera
         yield tiles.tokens[part].to(device).float(), seen.to(device), tiles.labels[part].to(device)
 
 
-def _moments(tiles: Features, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, deviation and correlation of the patches that count, in two passes, for cancellation costs digits."""
+def _axes(tiles: Features, device: torch.device | str) -> Axes:
+    """Those of the patches that count; moments in two passes, for cancellation costs digits."""
     everything, count = torch.arange(len(tiles)), 0
     mean = torch.zeros((), dtype=torch.float64, device=device)
     for patches, seen, _ in _batches(tiles, everything, device):
@@ -99,7 +99,7 @@ def _moments(tiles: Features, device: torch.device | str) -> tuple[Tensor, Tenso
         squares = squares + (apart.T @ apart).double()
     covariance = (squares / count).float()
     std = varied(mean, covariance.diagonal().sqrt())
-    return mean, std, covariance / std / std[:, None]
+    return Axes.of(mean, std, covariance / std / std[:, None])
 
 
 def _fit(
@@ -107,10 +107,10 @@ def _fit(
     rows: Tensor,
     classes: int,
     strength: float,
-    moments: tuple[Tensor, Tensor, Tensor],
+    plain: Axes,
     start: LinearProbe | None,
 ) -> LinearProbe:
-    axes = Axes.of(*moments, strength, classes)
+    axes = plain.scaled(strength, classes)
     steps, bias = axes.start(start, classes)
 
     def closure() -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -107,18 +108,53 @@ def fit_linear(
             fit, held = (torch.isin(groups, names[part]) for part in hold_out(torch.zeros_like(names), 0.2, seed))
         tried, others = (vectors[fit], labels[fit]), (vectors[held], labels[held])
     chosen, best = strengths[0], -1.0
-    start: LinearProbe | None = None
-    found = start
-    for strength in strengths:
-        start = _logistic(*tried, classes, strength, start)
-        score = accuracy(start(others[0]), others[1])
+    found: LinearProbe | None = None
+    for strength, one in zip(strengths, solutions(*tried, classes, strengths), strict=True):
+        score = accuracy(one(others[0]), others[1])
         if score > best:  # at equal accuracy the stronger penalty stays
-            chosen, best, found = strength, score, start
-    probe = _logistic(vectors, labels, classes, chosen, found)
+            chosen, best, found = strength, score, one
+    (probe,) = solutions(vectors, labels, classes, [chosen], found)
     if counts is not None:
         # 0 for a class that there is not
         probe.bias.add_((counts / labels.bincount(minlength=classes)).log().nan_to_num(0.0, 0.0, 0.0))
     return Fit(probe, chosen, best)
+
+
+def solutions(
+    vectors: Tensor, labels: Tensor, classes: int, strengths: Iterable[float], start: LinearProbe | None = None
+) -> Iterator[LinearProbe]:
+    """Logistic regressions on standardised features at one penalty after the other, each from the one before.
+
+    Args:
+        vectors: `(N, D)` features.
+        labels: `(N,)` int64 in `0..classes-1`.
+        classes: Number of classes.
+        strengths: Factors of half the squared weights; strongest first saves the most iterations.
+        start: A solution at another penalty or of other rows to begin with; zeros where None.
+
+    Yields:
+        A probe for each strength, as it is fitted.
+    """
+    vectors = vectors.float()
+    mean = vectors.mean(0)
+    std = varied(mean, vectors.std(0, unbiased=False))
+    turned = (vectors - mean) / std
+    plain = Axes.of(mean, std, turned.T @ turned / len(turned))
+    turned = turned @ plain.axes
+    for strength in strengths:
+        axes = plain.scaled(strength, classes)
+        steps, bias = axes.start(start, classes)
+        minimise([steps, bias], partial(_loss, turned, labels, strength, axes.scale, steps, bias))
+        start = axes.probe(steps, bias)
+        yield start
+
+
+def _loss(turned: Tensor, labels: Tensor, strength: float, scale: Tensor, steps: Tensor, bias: Tensor) -> Tensor:
+    """Loss with its penalty, of features along scaled axes; leaves gradients."""
+    weight = steps * scale
+    loss: Tensor = F.cross_entropy(F.linear(turned, weight, bias), labels) + strength / 2 * weight.square().sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss
 
 
 @dataclass(frozen=True)
@@ -132,19 +168,25 @@ class Axes:
         mean: `(D,)` of the features.
         std: `(D,)` likewise, infinite where a feature does not vary and so says nothing.
         axes: `(D, D)`, a column each.
+        spread: `(D,)` variance along each axis.
         scale: `(D,)` of each axis.
     """
 
     mean: Tensor
     std: Tensor
     axes: Tensor
+    spread: Tensor
     scale: Tensor
 
     @classmethod
-    def of(cls, mean: Tensor, std: Tensor, correlation: Tensor, strength: float, classes: int) -> Axes:
-        """Axes of features with such moments, for a penalty of some strength."""
+    def of(cls, mean: Tensor, std: Tensor, correlation: Tensor) -> Axes:
+        """Axes of features with such moments, not scaled."""
         spread, axes = torch.linalg.eigh(correlation)
-        return cls(mean, std, axes, (spread.clamp_min(0) * (classes - 1) / classes**2 + strength).rsqrt())
+        return cls(mean, std, axes, spread.clamp_min(0), torch.ones_like(spread))
+
+    def scaled(self, strength: float, classes: int) -> Axes:
+        """The same for a penalty of some strength."""
+        return replace(self, scale=(self.spread * (classes - 1) / classes**2 + strength).rsqrt())
 
     def start(self, probe: LinearProbe | None, classes: int) -> tuple[Tensor, Tensor]:
         """Weights and bias there of a probe, or zeros; both want gradients."""
@@ -186,23 +228,3 @@ def minimise(parameters: Sequence[Tensor], closure: Callable[[], Tensor]) -> Non
 def varied(mean: Tensor, std: Tensor) -> Tensor:
     """Deviations `(D,)`, infinite where a feature does not vary."""
     return torch.where(std > 1e-6 * (mean.abs() + 1), std, torch.inf)
-
-
-def _logistic(vectors: Tensor, labels: Tensor, classes: int, strength: float, start: LinearProbe | None) -> LinearProbe:
-    """Fit from zero, or from a solution at another strength, which saves iterations."""
-    vectors = vectors.float()
-    mean = vectors.mean(0)
-    std = varied(mean, vectors.std(0, unbiased=False))
-    standard = (vectors - mean) / std
-    axes = Axes.of(mean, std, standard.T @ standard / len(standard), strength, classes)
-    turned = standard @ axes.axes * axes.scale
-    steps, bias = axes.start(start, classes)
-
-    def closure() -> Tensor:
-        penalty = strength / 2 * (steps * axes.scale).square().sum()
-        loss: Tensor = F.cross_entropy(F.linear(turned, steps, bias), labels) + penalty
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    minimise([steps, bias], closure)
-    return axes.probe(steps, bias)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from geomim.evaluate.features import device_of
-from geomim.evaluate.linear import LinearProbe, fit_linear
+from geomim.evaluate.linear import solutions
 from geomim.finetune.datamodule import Cut, Samples, Windows, together
 from geomim.finetune.progress import watched
 from geomim.finetune.run import PIXELS, Tuning
@@ -61,9 +61,10 @@ class Probing(Tuning):
         rows = columns[order].float(), labels[order], parts[order]
         count = len(windows.labels.classes)
         if start not in self._decay:
-            scores = [_left_out(*(one[:_TRIED] for one in rows), count, decay) for decay in DECAYS]
+            scores = _left_out(*(one[:_TRIED] for one in rows), count)
             self._decay[start] = DECAYS[int(np.argmax(scores))]
-        weights = _fit(*rows[:2], count, self._decay[start]).state_dict()
+        (probe,) = solutions(*rows[:2], count, [self._decay[start]])
+        weights = probe.state_dict()
         head = task.model.head
         if self.kind == "class":  # features are standardised within the fit
             task.model.head = head = nn.Linear(columns.shape[1], count)
@@ -120,16 +121,13 @@ def _at(maps: Tensor, some: Tensor, size: torch.Size, stride: int) -> Tensor:
     return found[0, :, 0].T
 
 
-def _fit(columns: Tensor, labels: Tensor, classes: int, decay: float) -> LinearProbe:
-    first = columns[:1], labels[:1]  # the decay is given: there is nothing to choose
-    return fit_linear(columns, labels, classes, strengths=[decay], held_out=first).probe  # type: ignore[return-value]
-
-
-def _left_out(columns: Tensor, labels: Tensor, parts: Tensor, classes: int, decay: float) -> float:
-    """Mean IoU over the rows of all parts, each by a fit to the others."""
-    confusion = torch.zeros(classes * classes)
+def _left_out(columns: Tensor, labels: Tensor, parts: Tensor, classes: int) -> list[float]:
+    """Mean IoU over the rows of all parts, each by a fit to the others, for each decay."""
+    confusion = torch.zeros(len(DECAYS), classes * classes)
     for out in (parts == one for one in parts.unique() if (parts != one).any()):  # type: ignore[no-untyped-call]
-        said = _fit(columns[~out], labels[~out], classes, decay)(columns[out]).argmax(1)
-        confusion += torch.bincount(classes * labels[out] + said, minlength=classes * classes)
-    both = confusion.reshape(classes, classes)
-    return float((both.diag() / (both.sum(0) + both.sum(1) - both.diag())).nanmean())
+        for row, probe in zip(confusion, solutions(columns[~out], labels[~out], classes, DECAYS), strict=True):
+            said = probe(columns[out]).argmax(1)
+            row += torch.bincount(classes * labels[out] + said, minlength=classes * classes)
+    both = confusion.reshape(-1, classes, classes)
+    right = both.diagonal(dim1=1, dim2=2)
+    return (right / (both.sum(1) + both.sum(2) - right)).nanmean(1).tolist()

@@ -132,10 +132,14 @@ def test_a_browser_shows_the_page_whole(made, tmp_path, width, height):
         assert paper[:, -6:].mean() > 0.95  # and nothing runs out of the window
 
 
-def test_started_again_it_reuses_what_is_there(made):
-    page, out, drawn = made
+def test_started_again_it_reuses_what_is_there(made, monkeypatch):
+    _, out, drawn = made
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/*/checkpoints/last.ckpt")}
-    assert made_by(drawn, out) == page
+    begun = []
+    monkeypatch.setattr(run, "_results", lambda chapter, _: begun.append([*chapter.runs]))  # of them, made each time
+    monkeypatch.setattr(run, "write_page", lambda *_: out / "page")
+    monkeypatch.setattr(run, "_farewell", lambda *_: None)
+    assert made_by(drawn, out) == out / "page" and begun == [["selective_rils", "mae"]]
     assert len(before) == 2 and before == {path: path.stat().st_mtime_ns for path in before}
 
 
