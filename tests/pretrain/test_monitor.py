@@ -279,10 +279,10 @@ def test_sentences_tell_which_patches_of_watched_tiles_are_hidden(tmp_path):
 
 def test_a_choice_of_images_is_bounded_and_always_the_same():
     images = Labelled(np.arange(100) % 3, lambda wanted: wanted.tolist())
-    some, again = (watching._some(images, 10) for _ in range(2))
+    some, again = (images.some(10) for _ in range(2))
     chosen = some.read(np.arange(10))
     assert chosen == again.read(np.arange(10)) == sorted(set(chosen)) and len(some) == 10
-    assert images.labels[chosen].tolist() == some.labels.tolist() and len(watching._some(images, 1000)) == 100
+    assert images.labels[chosen].tolist() == some.labels.tolist() and len(images.some(1000)) == 100
 
 
 def test_what_cannot_be_watched_is_refused_before_anything_is_written(corpus, tmp_path, monkeypatch, capsys):
