@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from geomim.finetune.rotated import corners
+from geomim.sheets import contact_sheet
 
 Drawn = np.ndarray | tuple[np.ndarray, np.ndarray] | str
 """A mask `(H, W)` of places of classes, -1 where nothing is known; boxes and their places of classes `(N,)`, boxes
@@ -40,8 +41,6 @@ def best_and_worst(path: Path, shown: Sequence[Shown], classes: Sequence[str], c
         classes: Names.
         count: How many of each at most.
     """
-    from geomim.maps.files.pictures import contact_sheet  # brings a geo library, which training does without
-
     order = sorted(shown, key=lambda one: -one.score)
     best = min(count, -(-len(order) // 2))
     groups = (("best", order[:best]), ("worst", order[best:][: -count - 1 : -1]))

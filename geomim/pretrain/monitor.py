@@ -29,6 +29,7 @@ from geomim.pretrain.recipes.pairs import shuffled_date
 from geomim.pretrain.scaling import gathered, is_sharded
 from geomim.randomness import Draws
 from geomim.sensors import BandContract
+from geomim.sheets import contact_sheet
 
 GREY = 0.5
 ENCODER = "this encoder"
@@ -151,20 +152,10 @@ def _colours(contract: BandContract) -> list[int]:
 
 
 def save_reconstructions(path: Path, pictures: np.ndarray) -> None:
-    """Write `reconstructions` as one PNG, a row an image, aside and then renamed."""
-    from matplotlib.figure import Figure
-
-    rows, columns = pictures.shape[:2]
-    figure = Figure(figsize=(2 * columns, 2 * rows + 0.3), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis, title in zip(axes[0], ("input", "visible", "predicted"), strict=False):
-        axis.set_title(title)
-    for axis, image in zip(axes.flat, pictures.reshape(-1, *pictures.shape[2:]), strict=True):
-        axis.imshow(image, interpolation="nearest")
-        axis.set_axis_off()
-    part = path.with_suffix(".part")
-    figure.savefig(part, format="png", dpi=110)
-    part.replace(path)
+    """Write `reconstructions` as one PNG, a row an image."""
+    words = ("input", "visible", "predicted")
+    panels = [panel for image in pictures for panel in zip(image, words, strict=False)]
+    contact_sheet(path, [("", panels)], pictures.shape[1], pictures.shape[1])
 
 
 @contextmanager

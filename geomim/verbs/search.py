@@ -18,11 +18,11 @@ from geomim.corpus.store import Corpus
 from geomim.errors import CheckpointError, ConfigError, CorpusError, InputError
 from geomim.maps.embeddings.likeness import example, write_cosines
 from geomim.maps.embeddings.patches import ENDINGS, open_patches
-from geomim.maps.files.pictures import ACROSS, contact_sheet
 from geomim.maps.files.rasters import aside, check_endings
 from geomim.maps.query import PROMPT, sentences_as_vectors, words
 from geomim.models.clip import SOURCES
 from geomim.models.image_text import open_image_text
+from geomim.sheets import ACROSS, contact_sheet
 from geomim.verbs.stored_vectors import TileVectors, open_vectors
 
 _ROWS = 50  # of tiles that one picture can show

@@ -29,9 +29,7 @@ def test_upright_turned_and_cornered_boxes_are_drawn_alike():
 
 def test_the_best_and_the_worst_are_on_the_page_once(tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr(
-        "geomim.maps.files.pictures.contact_sheet", lambda path, groups, item: seen.update(dict(groups))
-    )
+    monkeypatch.setattr("geomim.finetune.pictures.contact_sheet", lambda path, groups, item: seen.update(dict(groups)))
     image, mask = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), int)
     shown = [Shown(image, mask, mask, score, f"{score}") for score in (0.1, 0.9, 0.5, 0.2, 0.7)]
     best_and_worst(tmp_path / "page.png", shown, ["a", "b"], count=2)

@@ -18,7 +18,7 @@ from geomim.corpus.scenes import Scene, open_scene
 from geomim.errors import BandError, CheckpointError, ConfigError, InputError
 from geomim.maps import query as asking
 from geomim.maps.files import rasters
-from geomim.maps.files.pictures import contact_sheet, quick_look
+from geomim.maps.files.pictures import quick_look
 from geomim.maps.files.rasters import open_map
 from geomim.maps.query import BACKGROUND, query
 from geomim.models.image_text import open_image_text
@@ -82,11 +82,10 @@ def test_the_activation_that_is_asked_for_is_the_models(tmp_path, monkeypatch):
 def test_pictures_show_texts_as_they_are_and_scenes_of_which_no_patch_is_drawn(tmp_path, monkeypatch):
     scene = write(tmp_path / "scene.tif", halves(), **PLACE)
     query(scene, "m", ["red $x_^$", "blue $1 and $2"], str(tmp_path / "heat$_$.tif"))  # neither is mathematics
-    contact_sheet(tmp_path / "sheet.png", [("red $x_^$", [(np.zeros((4, 4, 3), np.uint8), "1: 0.5")])])
     heat = write(tmp_path / "none.tif", np.full((1, 8, 8), np.nan, np.float32), ("red",), **PLACE)
     with open_scene(scene) as opened:
         quick_look(tmp_path / "none.png", opened, Path(heat), ["red"], "relevance")
-    assert (tmp_path / "sheet.png").exists() and (tmp_path / "none.png").exists()
+    assert (tmp_path / "none.png").exists()
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6, 0.9])

@@ -8,7 +8,6 @@ import pytest
 import rasterio
 import torch
 from colour_model import ColourModel
-from matplotlib.figure import Figure
 from PIL import Image
 from pyproj import Transformer
 from rasterio.transform import from_origin
@@ -294,7 +293,7 @@ def test_a_picture_that_fails_leaves_the_one_that_was_there(asked, tmp_path, mon
         Path(file).write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(Figure, "savefig", full)
+    monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(OSError, match="no space"):
         search(asked, ["blue"], out=str(out))
     assert out.read_bytes() == before and list(tmp_path.glob("*found*")) == [out]

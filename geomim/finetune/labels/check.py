@@ -15,7 +15,7 @@ from geomim.finetune.labels.items import Item, Labels, Outside, open_image
 from geomim.finetune.labels.opening import open_labels
 from geomim.finetune.labels.rasters import counted, read_mask
 from geomim.finetune.pictures import draw, legend
-from geomim.maps.files.pictures import contact_sheet
+from geomim.sheets import contact_sheet
 
 _MOST, _EDGE = 12, 1024
 

@@ -19,8 +19,6 @@ from geomim.maps.files.rasters import aside, open_map
 _EDGE = 1200  # pixels of a scene's longer side, at most
 _PANELS = 4  # beside each other
 _ROWS = 256  # of a scene that are read at a time
-ACROSS = 6
-"""Pictures in a row of a contact sheet."""
 _TITLE: dict[str, Any] = {"fontsize": 9, "parse_math": False}  # dollars are just that
 
 
@@ -64,25 +62,3 @@ def thinned(scene: Scene, window: Window, edge: int) -> tuple[np.ndarray, np.nda
     ]
     pixels = np.concatenate([part[0][:, ::step, ::step] for part in parts], 1)
     return pixels, np.concatenate([part[1][::step, ::step] for part in parts])
-
-
-def contact_sheet(path: Path, groups: Sequence[tuple[str, Sequence[tuple[np.ndarray, str]]]], item: int = 1) -> None:
-    """Draw pictures `(H, W, 3)` with words below each, a headed block of rows a group; an item's stand in one row."""
-    across = min(ACROSS // item * item, max(len(pictures) for _, pictures in groups))
-    rows = [(title, pictures[at : at + across]) for title, pictures in groups for at in range(0, len(pictures), across)]
-    figure = Figure(figsize=(2.2 * across, 2.7 * len(rows)), layout="constrained", facecolor="white")
-    panels, before = figure.subplots(len(rows), across, squeeze=False), None
-    for line, (title, pictures) in zip(panels, rows, strict=True):
-        for panel in line:
-            panel.set_axis_off()
-        for panel, (picture, said) in zip(line, pictures, strict=False):
-            panel.imshow(picture)
-            panel.text(0.5, -0.03, said, ha="center", va="top", fontsize=6.5, transform=panel.transAxes)
-        head = shorten(title if title != before else "", 24 * across, placeholder=" ...")
-        line[0].set_title(" ", fontsize=10)  # room for the head, which is wider than the column and must not widen it
-        line[0].text(
-            0, 1.04, head, fontsize=10, fontweight="bold", parse_math=False, transform=line[0].transAxes
-        ).set_in_layout(False)
-        before = title
-    with aside(path) as part:
-        figure.savefig(part, dpi=120)
