@@ -1,11 +1,9 @@
 """However an optimiser step is divided over processes and micro-batches, its gradients and losses are the same."""
 
-import json
 import os
 import socket
-import subprocess
-import sys
 from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ import torch
 from tiny_corpus import write_corpus
 from tiny_recipes import annotated, encoder, method
 from tiny_teacher import write_teacher
+from two_ranks import two_ranks
 
 from geomim.data.datamodule import TileDataModule
 from geomim.data.sampler import Stream
@@ -62,25 +61,19 @@ def run(corpus, folder, recipe, devices, batch_size, accumulate, resume=None):
     return Probe.kept | {"loss": np.array(losses, float)}
 
 
-def main():
-    """What each of the two processes does."""
-    from pathlib import Path
-
-    for corpus, folder, recipe, batch_size, accumulate, port in json.loads(sys.argv[1]):
+def as_a_rank(cases):
+    """What each of two processes does."""
+    for corpus, folder, recipe, batch_size, accumulate, port in cases:
         os.environ["MASTER_PORT"] = port  # another each time: a rank may be ahead of the one that listens
-        kept = run(Path(corpus), Path(folder), recipe, "auto", batch_size, accumulate)
+        kept = run(corpus, folder, recipe, "auto", batch_size, accumulate)
         if os.environ["RANK"] == "0":
-            np.savez(Path(folder) / "kept.npz", **kept)
+            np.savez(folder / "kept.npz", **kept)
         torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """Run every case in one pair of processes: starting them is what takes time."""
+    """Run every case in one pair of processes."""
     root = tmp_path_factory.mktemp("ddp")
     second = np.r_[4:8, 12:16]  # what the second of two ranks sees in two steps
     mute = {"mute": Stream([18], block=8)(second)[1].tolist()}
@@ -96,22 +89,11 @@ def two_processes(tmp_path_factory):
         for free in sockets:
             free.bind(("127.0.0.1", 0))
         ports = [str(free.getsockname()[1]) for free in sockets]
-    listed = json.dumps(
-        [
-            (str(corpora[kind]), str(folder), recipe, 4 // parts, parts, port)
-            for ((recipe, kind, parts), folder), port in zip(cases.items(), ports, strict=True)
-        ]
-    )
-    ranks = []
-    for rank in ("0", "1"):
-        torchrun = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
-        torchrun |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"}
-        path = os.pathsep.join(sys.path)
-        environment = os.environ | torchrun | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        ranks.append(subprocess.Popen([sys.executable, __file__, listed], env=environment, stderr=subprocess.PIPE))
-    for process in ranks:
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said.decode()[-3000:]
+    listed = [
+        (corpora[kind], folder, recipe, 4 // parts, parts, port)
+        for ((recipe, kind, parts), folder), port in zip(cases.items(), ports, strict=True)
+    ]
+    two_ranks(partial(as_a_rank, listed), root)
     return corpora, cases
 
 

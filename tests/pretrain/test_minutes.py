@@ -1,6 +1,7 @@
 """How many steps fill some minutes: by a clock of the tests, which training itself moves."""
 
 import csv
+import os
 import time
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from tiny_corpus import write_corpus
 from tiny_recipes import DECODER, ENCODER, TEXT, annotated
 from two_ranks import two_ranks
 
+from geomim.cli import main
 from geomim.data.datamodule import Steps, TileDataModule
 from geomim.errors import CheckpointError, ConfigError, ResumeError
 from geomim.pretrain import module
@@ -187,32 +189,22 @@ def test_minutes_and_steps_are_one_length_which_is_said_last(tmp_path):
             Training(**wrong)
 
 
-SLOWER_BY_RANK = """
-import os, sys, time
-from geomim.cli import main
-from geomim.pretrain.module import PretrainModule
+def test_ranks_have_the_steps_of_the_first(corpus, tmp_path, monkeypatch):
+    plain, now = PretrainModule.training_step, [0.0]
 
-plain, now = PretrainModule.training_step, [0.0]
+    def slower_by_rank(self, *given):
+        plain(self, *given)
+        now[0] += 4.0 * (1 + int(os.environ["RANK"]))
 
-def step(self, *given):
-    plain(self, *given)
-    now[0] += 4.0 * (1 + int(os.environ["RANK"]))
-
-PretrainModule.training_step = step
-time.perf_counter = lambda: now[0]
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def test_ranks_have_the_steps_of_the_first(corpus, tmp_path):
-    (tmp_path / "rank.py").write_text(SLOWER_BY_RANK)
+    monkeypatch.setattr(PretrainModule, "training_step", slower_by_rank)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     flags = (
         "pretrain --recipe mae --method.decoder_depth 1 --method.decoder_width 16 --method.decoder_heads 2 "
         "--encoder.image_size 16 --encoder.patch_size 4 --encoder.width 24 --encoder.depth 1 --encoder.heads 2 "
         "--training.precision 32-true --training.accelerator cpu --training.progress_bar false --data.batch_size 4 "
         f"--data.workers 1 --training.minutes 1 --out {tmp_path} --name run --data.corpus {corpus}"
     ).split()
-    two_ranks(["rank.py", *flags], tmp_path)
+    two_ranks(lambda: main(flags), tmp_path)
     entry = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["geomim"]
     stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["training"]["max_steps"]
     assert entry["step"] == entry["settings"]["training.max_steps"] == stored == (60 - 3 * 4) // 4

@@ -2,6 +2,7 @@
 
 import csv
 import os
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -109,7 +110,7 @@ def test_micro_batches_and_two_processes_are_one(whole):
     assert parts == whole
     same("parts", exactly=False)
     flags = [*PRUNE, "--data.workers", "0", "--data.batch_size", "2", "--training.accumulate", "2", "--name", "both"]
-    said = two_ranks(["-m", "geomim.cli", *FLAGS, *flags, "--training.progress_bar", "false"])
+    said = two_ranks(lambda: main([*FLAGS, *flags, "--training.progress_bar", "false"]), Path.cwd())
     assert "".join(said).count("pruning: a tile") == 1
     same("both", exactly=False)
 

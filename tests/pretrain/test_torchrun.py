@@ -1,4 +1,4 @@
-"""torchrun from the shell with a shipped config: a run that goes on in two processes, and then in one, equals one."""
+"""A shipped config in two processes, by torchrun from the shell too: a run that goes on in two, then in one, equals one."""
 
 import csv
 import os
@@ -12,6 +12,7 @@ from conftest import REPOSITORY
 from test_replay import broken_corpus
 from tiny_corpus import write_corpus
 from tiny_recipes import TEXT, annotated
+from two_ranks import two_ranks
 
 from geomim.cli import main
 from geomim.models.weights import read_encoder
@@ -37,6 +38,10 @@ def torchrun(*flags):
     return subprocess.run(
         [*TORCHRUN, *FLAGS, *flags], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def both(folder, *flags, code=0):
+    return two_ranks(lambda: main([*FLAGS, *flags]), folder, code)
 
 
 def read(name):
@@ -90,8 +95,7 @@ def test_weights_that_processes_share_train_alike_and_are_stored_whole(folder, c
     fsdp = ["--training.strategy", "fsdp"]
     step = "runs/{}/checkpoints/step-000000{}.ckpt"
     divided = ["--data.batch_size", "2", "--training.accumulate", "2", "--training.clip", "100"]
-    said = torchrun("--name", "shared", *fsdp, *divided, "--resume", step.format("one", 1))
-    assert said.returncode == 0, said.stderr
+    both(folder, "--name", "shared", *fsdp, *divided, "--resume", step.format("one", 1))
     same("shared", "one")
     assert flops("shared") == flops("one")
     read_encoder(step.format("shared", 4))
@@ -107,8 +111,7 @@ def test_a_space_of_images_and_sentences_that_processes_share_trains_alike(folde
     space += "--method.starts 0.5 --method.gate false --method.teacher ema --method.latents 0.1".split()
     assert main([*FLAGS, *space, "--name", "one", "--data.batch_size", "8"]) == 0
     divided = ["--training.strategy", "fsdp", "--data.batch_size", "2", "--training.accumulate", "2"]
-    said = torchrun(*space, *divided, "--name", "shared", "--resume", "runs/one/checkpoints/step-0000002.ckpt")
-    assert said.returncode == 0, said.stderr
+    both(folder, *space, *divided, "--name", "shared", "--resume", "runs/one/checkpoints/step-0000002.ckpt")
     same("shared", "one")
 
 
@@ -117,8 +120,7 @@ def test_a_spectral_encoder_that_processes_share_is_looked_at_whole(folder):
     few = ["--training.max_steps", "2", "--training.milestones", "0", "--encoder.spectral", "true"]
     few += ["--watch.every", "2", "--watch.data", "corpus", "--watch.test_split", "val"]
     assert main([*FLAGS, *few, "--name", "one", "--data.batch_size", "8"]) == 0
-    said = torchrun(*few, "--name", "shared", "--data.batch_size", "4", "--training.strategy", "fsdp")
-    assert said.returncode == 0, said.stderr
+    both(folder, *few, "--name", "shared", "--data.batch_size", "4", "--training.strategy", "fsdp")
     assert flops("shared") == flops("one")
     one, shared = (read(name)[0]["provenance"]["evaluation"]["rows"] for name in ("one", "shared"))
     assert shared == one and len(one) == 6
@@ -126,7 +128,7 @@ def test_a_spectral_encoder_that_processes_share_is_looked_at_whole(folder):
 
 def test_processes_that_meet_a_tile_that_is_not_finite_stop_together_with_one_file(folder):
     broken = broken_corpus(folder / "broken")
-    said = torchrun("--name", "broken", "--data.batch_size", "2", "--data.corpus", "broken")
-    assert said.returncode != 0 and f"the loss of tiles {broken} is not finite in step 3 of 6" in said.stderr
+    said = both(folder, "--name", "broken", "--data.batch_size", "2", "--data.corpus", "broken", code=1)
+    assert all(f"the loss of tiles {broken} is not finite in step 3 of 6" in one for one in said)
     assert [path.name for path in Path("runs/broken/failures").iterdir()] == ["step-0000003.pt"]
     assert not Path("runs/broken/checkpoints/last.ckpt").exists()
