@@ -1,4 +1,4 @@
-"""A shipped config in two processes, by torchrun from the shell too: a run that goes on in two, then in one, equals one."""
+"""A shipped config in two processes, also by torchrun from the shell: a run goes on in two, then in one, as one."""
 
 import csv
 import os
