@@ -1,4 +1,4 @@
-# Each target does its own set-up; a second call reuses it.
+# Each target does its own set-up; a second call reuses it. Python compiles what it imports, as it does: of 8 GB a part.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,11 +20,11 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "geomim needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version). Try: make PYTHON=python3.12 ..."; exit 1; }
 	@echo "Setting up $(VENV): about 3 minutes and 8 GB, once."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
 $(PEERS): $(READY)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@touch $@
 
 setup: $(READY)
@@ -45,7 +45,7 @@ test: $(READY) lint
 $(VENV312)/.ready: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV312): Python 3.12 and torchgeo 0.10, about 8 GB, once."
 	@test -x $(VENV312)/bin/python || $(PYTHON312) -m venv $(VENV312)
-	@$(VENV312)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[maps,finetune,onnx]' pytest
+	@$(VENV312)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[maps,finetune,onnx]' pytest
 	@touch $@
 
 test-torchgeo010: $(VENV312)/.ready
