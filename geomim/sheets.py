@@ -10,12 +10,15 @@ import numpy as np
 
 ACROSS = 6
 """Pictures in a row of a sheet."""
-_SIDE, _GAP = 240, 8  # of a picture's longer side, and between two, in pixels
-_LINE, _LETTER = 14, 7  # height of a line and width of a letter, in pixels
+_GAP, _LINE, _LETTER = 8, 14, 7  # between two pictures, height of a line and width of a letter, in pixels
 
 
 def contact_sheet(
-    path: Path, groups: Sequence[tuple[str, Sequence[tuple[np.ndarray, str]]]], item: int = 1, across: int = ACROSS
+    path: Path,
+    groups: Sequence[tuple[str, Sequence[tuple[np.ndarray, str]]]],
+    item: int = 1,
+    across: int = ACROSS,
+    side: int = 240,
 ) -> None:
     """Draw pictures with words below each, a headed block of rows a group, as a PNG: written aside and then renamed.
 
@@ -25,12 +28,13 @@ def contact_sheet(
             or floats in [0, 1]. Those of other sizes are scaled alike.
         item: Pictures that belong together: they stand in one row.
         across: Pictures in a row, at most, where an item has no more.
+        side: The longer side of a picture, in pixels.
     """
     from PIL import Image
 
     across = min(max(1, across // item) * item, max(len(pictures) for _, pictures in groups))
     rows = [
-        _row("" if at else head, pictures[at : at + across], across * (_SIDE + _GAP) + _GAP)
+        _row("" if at else head, pictures[at : at + across], side, across * (side + _GAP) + _GAP)
         for head, pictures in groups
         for at in range(0, len(pictures), across)
     ]
@@ -43,35 +47,36 @@ def contact_sheet(
         part.unlink(missing_ok=True)
 
 
-def _row(head: str, pictures: Sequence[tuple[np.ndarray, str]], width: int) -> np.ndarray:
+def _row(head: str, pictures: Sequence[tuple[np.ndarray, str]], side: int, width: int) -> np.ndarray:
     """A row of the sheet, `(H, width, 3)` uint8."""
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"  # they know more letters than the one that Pillow has
     small, bold = (ImageFont.truetype(fonts / f"DejaVuSans{name}.ttf", 11) for name in ("", "-Bold"))
-    drawn = [_scaled(picture) for picture, _ in pictures]
-    words = ["\n".join(fill(line, _SIDE // _LETTER) for line in said.splitlines()) for _, said in pictures]
+    drawn = [_scaled(picture, side) for picture, _ in pictures]
+    words = ["\n".join(fill(line, side // _LETTER) for line in said.splitlines()) for _, said in pictures]
     top = _GAP + (2 * _LINE if head else 0)
-    below = top + max(len(picture) for picture in drawn)
-    lines = max(said.count("\n") + bool(said) for said in words)
-    row = Image.new("RGB", (width, below + _LINE * lines + _GAP), "white")
+    ends = [top + len(one) + _LINE * (said.count("\n") + 1) for one, said in zip(drawn, words, strict=True)]
+    row = Image.new("RGB", (width, max(ends) + _GAP), "white")
     draw = ImageDraw.Draw(row)
     draw.text((_GAP, _GAP), shorten(head, width // (_LETTER + 1), placeholder=" ..."), "black", bold)
     for number, (picture, said) in enumerate(zip(drawn, words, strict=True)):
-        centre = _GAP + number * (_SIDE + _GAP) + _SIDE // 2
+        centre = _GAP + number * (side + _GAP) + side // 2
         row.paste(Image.fromarray(picture), (centre - picture.shape[1] // 2, top))
-        draw.multiline_text((centre, below + 2), said, "black", small, anchor="ma", align="center", spacing=2)
+        draw.multiline_text(
+            (centre, top + len(picture) + 2), said, "black", small, anchor="ma", align="center", spacing=2
+        )
     return np.asarray(row)
 
 
-def _scaled(picture: np.ndarray) -> np.ndarray:
+def _scaled(picture: np.ndarray, side: int) -> np.ndarray:
     """As uint8, its longer side that of all; pixels of small ones stay squares."""
     from PIL import Image
 
     if picture.dtype != np.uint8:
         picture = (picture.clip(0, 1) * 255).round().astype(np.uint8)
-    factor = _SIDE / max(picture.shape[:2])
+    factor = side / max(picture.shape[:2])
     height, width = (max(1, round(length * factor)) for length in picture.shape[:2])
     method = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BOX
     return np.asarray(Image.fromarray(picture).resize((width, height), method))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 import shapely
+from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
@@ -173,12 +173,12 @@ def save_histograms(path: Path, tiles: np.ndarray, valid: np.ndarray, sensor: Se
     for number, band in enumerate(values):
         style = {"color": _LINES[number % len(_LINES)], "linestyle": "-" if number < len(_LINES) else "--"}
         counts, _ = np.histogram(band, len(bins) - 1, (bins[0], bins[-1]))  # even bins are not searched for
-        axes.stairs(counts / max(len(band), 1), bins, label=sensor.names[number], linewidth=1.2, **style)
+        shares = np.r_[0, counts / max(len(band), 1), 0]  # a line of steps, which is drawn ten times as fast as stairs
+        axes.plot(np.r_[bins, bins[-1]], shares, drawstyle="steps-pre", label=sensor.names[number], lw=1.2, **style)
     meant = [u if (s, o) == (1, 0) else f"{u} = {s:g} x number + {o:g}" for u, s, o in sensor.meanings]
     axes.set(xlabel=f"stored number ({'; '.join(dict.fromkeys(meant))})", yticks=[])
     axes.set_ylabel("share of pixels")
-    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
-    figure.savefig(path, dpi=120)
+    _save(path, figure, axes)
 
 
 def save_footprints(path: Path, kept: Sequence[bytes], dropped: Sequence[bytes]) -> None:
@@ -206,14 +206,19 @@ def save_footprints(path: Path, kept: Sequence[bytes], dropped: Sequence[bytes])
         figure.set_figheight(np.clip(0.8 + 6 * stretch * high / max(wide, 1e-9), 2, 4.5))  # a strip needs no square
     axes.ticklabel_format(useOffset=False)
     axes.tick_params(labelsize=8)
-    if corners:
-        figure.legend(frameon=False, fontsize=8, loc="outside right upper")
-    figure.savefig(path, dpi=120)
+    _save(path, figure, axes)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Any]:
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of its own: no global state, no window system."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(width, height), facecolor="white")
+    axes = figure.add_axes((0.0, 0.0, 0.8, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _save(path: Path, figure: Figure, axes: Axes) -> None:
+    """With names beside it, cut to what is drawn: layouts that are solved for take longer than a small corpus."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    figure.savefig(path, dpi=120, bbox_inches="tight")

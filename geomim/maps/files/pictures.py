@@ -6,20 +6,20 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib import colormaps
 from rasterio.windows import Window
 
 from geomim.corpus.report.pictures import composite
 from geomim.corpus.scenes import Scene
-from geomim.maps.files.rasters import aside, open_map
+from geomim.maps.files.rasters import open_map
+from geomim.sheets import contact_sheet
 
 _EDGE = 1200  # pixels of a scene's longer side, at most
 _PANELS = 4  # beside each other
 _ROWS = 256  # of a scene that are read at a time
-_TITLE: dict[str, Any] = {"fontsize": 9, "parse_math": False}  # dollars are just that
+_SIDE = 480  # of a panel
 
 
 def quick_look(path: Path, scene: Scene, scores: Path, texts: Sequence[str], what: str) -> None:
@@ -30,20 +30,12 @@ def quick_look(path: Path, scene: Scene, scores: Path, texts: Sequence[str], wha
         heat = raster.read(out_shape=(raster.count, *(max(1, length // times) for length in raster.shape)))
     shown = heat[np.isfinite(heat)]  # of few patches with image none may be among those that are drawn
     low, high = np.percentile(shown, [1, 99.5]) if len(shown) else (0.0, 1.0)
-    columns = min(1 + len(texts), _PANELS)
-    rows, aspect = math.ceil((1 + len(texts)) / columns), scene.height / scene.width
-    figure = Figure(figsize=(4 * columns, rows * (4 * min(max(aspect, 0.3), 3) + 0.4)), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    panels[0].imshow(composite(pixels, scene.sensor, valid))
-    panels[0].set_title(Path(scene.uri).name, **_TITLE)
-    for panel, text, band in zip(panels[1:], texts, heat, strict=False):
-        shown = panel.imshow(band, cmap="inferno", vmin=low, vmax=max(high, low + 1e-6))
-        panel.set_title(shorten(text, 45, placeholder=" ..."), **_TITLE)
-    for panel in panels:
-        panel.set_axis_off()
-    figure.colorbar(shown, ax=panels, shrink=0.6, label=what)
-    with aside(path) as part:
-        figure.savefig(part, dpi=120)
+    colours = colormaps["inferno"].with_extremes(bad="white")
+    drawn = colours((heat - low) / max(high - low, 1e-6))[..., :3]
+    ramp = np.broadcast_to(colours(np.linspace(0, 1, _SIDE))[:, :3], (_SIDE // 16, _SIDE, 3))
+    panels = [(composite(pixels, scene.sensor, valid), Path(scene.uri).name)]
+    panels += [(picture, shorten(text, 90, placeholder=" ...")) for picture, text in zip(drawn, texts, strict=True)]
+    contact_sheet(path, [("", [*panels, (ramp, f"{what}: {low:.2f} to {high:.2f}")])], across=_PANELS, side=_SIDE)
 
 
 def thinned(scene: Scene, window: Window, edge: int) -> tuple[np.ndarray, np.ndarray]:
