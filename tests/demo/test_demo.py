@@ -30,7 +30,7 @@ def made(tmp_path_factory):
         patch.setattr(run, "ENCODER", run.ENCODER | {"width": 48, "depth": 2})
         patch.setattr(run, "METHOD", run.METHOD | {"decoder_width": 48})
         patch.setattr(run, "BATCH", 16)
-        patch.setattr(run, "LOOKS", 2)
+        patch.setattr(run, "LOOKS", 1)
         patch.setattr(run, "evaluate", partial(run.evaluate, seeds=1))
         yield made_by(drawn, out), out, drawn
 

@@ -78,9 +78,9 @@ def as_seen(boxes, cut=False):
 
 
 @pytest.mark.parametrize(("middle", "gsd"), [(0.5, None), (1 / 3, 0.3), (0.8, 12.5)])
-def test_thousands_of_boxes(middle, gsd):
+def test_hundreds_of_tiles_with_boxes(middle, gsd):
     random, forms, count = np.random.default_rng(0), Counter(), 0
-    for row, faithful, richer in written(draw(random, 1200), middle=middle, gsd=gsd):
+    for row, faithful, richer in written(draw(random, 400), middle=middle, gsd=gsd):
         truth = Objects(WORDS, row["size"], middle, gsd)
         assert 1 <= len(faithful) <= 5 and len(set(faithful)) == len(faithful) and richer
         for sentence in [*faithful, *richer]:
@@ -89,7 +89,7 @@ def test_thousands_of_boxes(middle, gsd):
             count += 1
         for sentence in faithful:  # flips and turns leave them true
             assert not re.search(r"left|right|upper|lower|north|south|east|west|top|bottom", sentence)
-    assert count > 5000 and len(forms) > 1000
+    assert count > 1600 and len(forms) > 500
 
 
 def slants(random, count, size):
