@@ -10,7 +10,7 @@ import numpy as np
 
 ACROSS = 6
 """Pictures in a row of a sheet."""
-_GAP, _LINE, _LETTER = 8, 14, 7  # between two pictures, height of a line and width of a letter, in pixels
+_GAP = 8  # between two pictures, in pixels
 
 
 def contact_sheet(
@@ -52,15 +52,17 @@ def _row(head: str, pictures: Sequence[tuple[np.ndarray, str]], side: int, width
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 
+    size = max(11, side // 26)
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"  # they know more letters than the one that Pillow has
-    small, bold = (ImageFont.truetype(fonts / f"DejaVuSans{name}.ttf", 11) for name in ("", "-Bold"))
+    small, bold = (ImageFont.truetype(fonts / f"DejaVuSans{name}.ttf", size) for name in ("", "-Bold"))
+    line, letter = size * 5 // 4, size * 2 / 3  # height and, on average, width
     drawn = [_scaled(picture, side) for picture, _ in pictures]
-    words = ["\n".join(fill(line, side // _LETTER) for line in said.splitlines()) for _, said in pictures]
-    top = _GAP + (2 * _LINE if head else 0)
-    ends = [top + len(one) + _LINE * (said.count("\n") + 1) for one, said in zip(drawn, words, strict=True)]
+    words = ["\n".join(fill(one, int(side / letter)) for one in said.splitlines()) for _, said in pictures]
+    top = _GAP + (2 * line if head else 0)
+    ends = [top + len(one) + line * (said.count("\n") + 1) for one, said in zip(drawn, words, strict=True)]
     row = Image.new("RGB", (width, max(ends) + _GAP), "white")
     draw = ImageDraw.Draw(row)
-    draw.text((_GAP, _GAP), shorten(head, width // (_LETTER + 1), placeholder=" ..."), "black", bold)
+    draw.text((_GAP, _GAP), shorten(head, int(width / letter), placeholder=" ..."), "black", bold)
     for number, (picture, said) in enumerate(zip(drawn, words, strict=True)):
         centre = _GAP + number * (side + _GAP) + side // 2
         row.paste(Image.fromarray(picture), (centre - picture.shape[1] // 2, top))

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from geomim import sheets
 from geomim.sheets import contact_sheet
 
 RED, GREEN = (np.full((4, 4, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 255, 0)))
@@ -57,5 +56,5 @@ def test_a_head_is_shortened_to_the_sheet(tmp_path):
     for name, head in (("long", "many words " * 100), ("none", "")):
         contact_sheet(tmp_path / f"{name}.png", [(head, [(RED, "")])])
     long, none = (read(tmp_path / f"{name}.png") for name in ("long", "none"))
-    assert long.shape[1] == none.shape[1] and len(long) == len(none) + 2 * sheets._LINE
-    assert (long[:, -4:] == 255).all() and (long[: 2 * sheets._LINE] < 100).any()
+    assert long.shape[1] == none.shape[1] and len(long) == len(none) + 26
+    assert (long[:, -4:] == 255).all() and (long[:26] < 100).any()
