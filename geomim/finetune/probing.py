@@ -63,7 +63,7 @@ class Probing(Tuning):
         if start not in self._decay:
             scores = _left_out(*(one[:_TRIED] for one in rows), count)
             self._decay[start] = DECAYS[int(np.argmax(scores))]
-        (probe,) = solutions(*rows[:2], count, [self._decay[start]])
+        *_, probe = solutions(*rows[:2], count, DECAYS[: DECAYS.index(self._decay[start]) + 1])  # as it was chosen
         weights = probe.state_dict()
         head = task.model.head
         if self.kind == "class":  # features are standardised within the fit
