@@ -26,6 +26,8 @@ from geomim.models.weights import Loaded
 from geomim.sensors import Sensor, get_sensor
 
 _OVERLAP = 0.5  # patches at a window's border know least around them
+_Placed = tuple[Tensor, Tensor]
+_FEW = 8  # windows that say nothing, as it were, beside those that tell what a place adds
 
 
 def cluster(
@@ -43,6 +45,7 @@ def cluster(
 ) -> list[Path]:
     """Map scenes without labels: k-means of the patch embeddings, fitted on a sample of all the scenes together.
 
+    Embeddings also tell where in the window a patch is, which is no land: the mean of each place is taken off first.
     Maps are written as `geomim predict` writes them, and go on where they were stopped. Confidence is that of a soft
     assignment: nearer than all others by a unit of the mean squared distance of a value counts e times as much.
 
@@ -79,8 +82,9 @@ def cluster(
     frozen = open_encoder(checkpoint, heads, device, of_first)
     for note in frozen.notes:
         print(f"note: {note}")
-    means = fit_kmeans(_sample(frozen, [uri for uri, _ in pairs], read, bands, sample, seed), clusters, seed)
-    looker = _looker(frozen, means)
+    tokens, at = _sample(frozen, [uri for uri, _ in pairs], read, bands, sample, seed)
+    places = effect_of_place(tokens, at, frozen.encoder.num_patches)
+    looker = _looker(frozen, fit_kmeans(tokens - places[at], clusters, seed), places)
 
     def make(uri: str, path: Path) -> list[Path]:
         opened, prepare = open_for(frozen.contract, uri, read, bands)
@@ -95,24 +99,38 @@ def cluster(
     return each(pairs, make)
 
 
-def _looker(frozen: Frozen, means: KMeans) -> Looker:
-    mean, std, centres = (one.to(frozen.device) for one in (means.mean, means.std, means.centres))
+def effect_of_place(tokens: Tensor, at: Tensor, count: int) -> Tensor:
+    """What the place in the window adds to embeddings, `(count, D)`, which would be clustered as if it were land.
+
+    It is the mean of a place less that of all, drawn towards nothing where few windows tell of it.
+
+    Args:
+        tokens: `(N, D)` embeddings of patches.
+        at: `(N,)` int64, their places in their windows.
+        count: Patches of a window.
+    """
+    sums = tokens.new_zeros(count, tokens.shape[1]).index_add_(0, at, tokens - tokens.mean(0))
+    return sums / (at.bincount(minlength=count)[:, None] + _FEW)
+
+
+def _looker(frozen: Frozen, means: KMeans, places: Tensor) -> Looker:
+    mean, std, centres, shift = (one.to(frozen.device) for one in (means.mean, means.std, means.centres, places))
     near, names = KMeans(mean, std, centres), tuple(f"cluster {number}" for number in range(len(centres)))
 
     def decide(tokens: Tensor) -> Tensor:
-        return (near.scores(tokens) / tokens.shape[-1]).softmax(-1)
+        return (near.scores(tokens - shift) / tokens.shape[-1]).softmax(-1)
 
-    fitted = torch.cat([means.mean[None], means.std[None], means.centres]).tolist()
+    fitted = torch.cat([means.mean[None], means.std[None], means.centres, places]).tolist()
     made_by = digest({"encoder": fingerprint(frozen.source), "clusters": fitted})
     return frozen.looker(names, decide, made_by)
 
 
 def _sample(
     frozen: Frozen, scenes: Sequence[str], sensor: Sensor | None, bands: Sequence[str] | None, count: int, seed: int
-) -> Tensor:
-    """About `count` embeddings of patches with image, from windows spread over all scenes."""
+) -> _Placed:
+    """About `count` embeddings of patches with image and their places, from windows spread over all scenes."""
     each = max(1, math.ceil(count / len(scenes) / frozen.encoder.num_patches))
-    kept: list[Tensor] = []
+    kept: list[_Placed] = []
     generator = torch.Generator().manual_seed(seed)
     for uri in track(scenes, "sampling patches", console=Console(stderr=True), transient=True):
         scene, prepare = open_for(frozen.contract, uri, sensor, bands)
@@ -123,15 +141,18 @@ def _sample(
             check_scene(scene, prepare, places, frozen.encoder.image_size, also)
             chosen = torch.randperm(len(places), generator=generator)[:each].sort().values.tolist()
             kept += [_tokens(here, scene, prepare, places[index]) for index in chosen]
-    sampled = torch.cat(kept)
+    sampled, at = (torch.cat(part) for part in zip(*kept, strict=True))
     if len(sampled) == 0:
         raise InputError(f"no patch with image in a sample of {', '.join(scenes)}: nothing to cluster")
-    return sampled
+    return sampled, at
 
 
-def _tokens(frozen: Frozen, scene: Scene, prepare: ContractInput | Prepare, place: tuple[int, int]) -> Tensor:
-    """Embeddings `(n, D)` of the patches of a window that hold image."""
+def _tokens(
+    frozen: Frozen, scene: Scene, prepare: ContractInput | Prepare, place: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Embeddings `(n, D)` of the patches of a window that hold image, and their places in it, `(n,)`."""
     numbers, valid = (torch.from_numpy(one)[None] for one in read_window(scene, *place, frozen.encoder.image_size))
     images, seen = prepare(numbers.to(frozen.device), valid.to(frozen.device))
     tokens = frozen.tokens(images)[0].flatten(1).T
-    return tokens[patch_validity(seen, frozen.encoder.patch_size)[0]].cpu()
+    at = patch_validity(seen, frozen.encoder.patch_size)[0].nonzero().flatten()
+    return tokens[at].cpu(), at.cpu()

@@ -8,7 +8,7 @@ from drawn_scenes import kinds as scene_kinds
 from drawn_scenes import save_encoder, texture, write
 
 from geomim.errors import BandError, InputError
-from geomim.maps.cluster import cluster
+from geomim.maps.cluster import cluster, effect_of_place
 from geomim.maps.clusters import fit_kmeans
 from geomim.models.vit import ViT
 from geomim.sensors import SENSORS, BandContract
@@ -34,6 +34,18 @@ def test_clusters_of_an_unlabelled_scene_follow_its_kinds(trained, tmp_path):
     assert sorted(majority) == [0, 1, 2]
     agreement = np.mean([(ids[kinds[::4, ::4] == kind] == majority[kind]).mean() for kind in range(3)])
     assert agreement > 0.9
+
+
+def test_where_in_the_window_a_patch_is_makes_no_cluster():
+    draws = torch.Generator().manual_seed(0)
+    land, place = torch.randn(3, 16, generator=draws), 3 * torch.randn(64, 16, generator=draws)
+    kinds, at = torch.randint(3, (6400,), generator=draws), torch.arange(64).repeat(100)
+    tokens = land[kinds] + place[at]
+    taken = tokens - effect_of_place(tokens, at, 64)[at]
+    labels = [fit_kmeans(one, 3).scores(one).argmax(1) for one in (tokens, taken)]
+    pure = [sum(int(kinds[own == c].bincount().max()) for c in own.unique()) / len(own) for own in labels]
+    assert pure[0] < 0.5 and pure[1] == 1
+    assert effect_of_place(tokens[:1], at[:1], 64).abs().max() == 0, "one window tells nothing"
 
 
 def test_kmeans_finds_blobs_and_survives_few_points():
