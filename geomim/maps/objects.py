@@ -64,10 +64,11 @@ def draw(
             strips.fill(found, _packed)
         rows = (strip[0, 1:] for strip in strips)
         tags = tags_for(scene, card, finder.made_by, model)
-        once = merged(rows, walk, finder.overlap)
-        said = write_objects(path, once, scene, finder.classes, finder.rotated, threshold, area, tags)
+        once = merged(rows, walk, finder.overlap, threshold)
+        said = write_objects(path, once, scene, finder.classes, finder.rotated, area, tags)
         strips.remove()
-    say(said)
+    left = f"; what scores below {threshold:g} is left out (--threshold)" if threshold else ""
+    say([*said[:-1], said[-1] + left])
 
 
 def _packed(boxes: np.ndarray) -> np.ndarray:
@@ -75,22 +76,23 @@ def _packed(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros((1, 10)), boxes])[None]
 
 
-def merged(rows: Iterable[np.ndarray], walk: Walk, overlap: float) -> Iterator[np.ndarray]:
+def merged(rows: Iterable[np.ndarray], walk: Walk, overlap: float, threshold: float = 0.0) -> Iterator[np.ndarray]:
     """Boxes of a scene, each object once: non-maximum suppression of each class over all windows.
 
     What comes is what suppression of all boxes at once would give, but only those are in memory that rows to come may
-    still touch.
+    still touch. Boxes of a low score suppress none of a higher one, so they go first: they are most of all.
 
     Args:
         rows: Boxes `(N, 10)` of each row of windows: corners in columns and rows of the scene, score and label.
         walk: Where the windows lie.
         overlap: Intersection over union above which two boxes of a class are one.
+        threshold: Boxes of a lower score are left out.
     """
     waiting = np.zeros((0, 10))
     # a turned box may reach beyond its window
     below = [*(top - walk.side / 2 for top in walk.rows[1:]), np.inf]
     for boxes, border in zip(rows, below, strict=True):
-        boxes = np.concatenate([waiting, boxes])
+        boxes = np.concatenate([waiting, boxes[boxes[:, SCORE] >= threshold]])
         pairs = alike(boxes, overlap)
         links = coo_array((np.ones(len(pairs), bool), tuple(pairs.T)), shape=(len(boxes), len(boxes)))
         count, sets = connected_components(links, directed=False) if len(boxes) else (0, np.zeros(0, int))
@@ -138,7 +140,6 @@ def write_objects(
     scene: Scene,
     classes: Sequence[str],
     rotated: bool = False,
-    threshold: float = 0.0,
     area: Area | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> list[str]:
@@ -152,7 +153,6 @@ def write_objects(
         scene: What they were found in.
         classes: Names by label.
         rotated: Whether the boxes are turned.
-        threshold: Boxes of a lower score are left out.
         area: Objects whose middle lies outside are left out.
         tags: What is told beside.
 
@@ -160,12 +160,9 @@ def write_objects(
         What is to be said, last what was written.
     """
     ground = Ground.of(scene)
-    counts, below, names = np.zeros(len(classes), int), 0, np.array(classes, object)
+    counts, names = np.zeros(len(classes), int), np.array(classes, object)
     with layer(out, ground.crs, tags) as write:
         for place, boxes in enumerate(_together(found)):
-            high = boxes[:, SCORE] >= threshold
-            below += int((~high).sum())
-            boxes = boxes[high]
             points = boxes[:, :SCORE].reshape(-1, 4, 2)
             if area is not None:
                 inside = area.holds(points.mean(1))
@@ -177,9 +174,7 @@ def write_objects(
                 write(columns, ground.shapes(shapely.polygons(points)))
             counts += np.bincount(labels, minlength=len(classes))
     each = ", ".join(f"{count} {name}" for name, count in zip(classes, counts, strict=True) if count)
-    said = f"wrote {out}: {counts.sum()} objects" + (f" ({each})" if each else "")
-    left = f"; {below} that score below {threshold:g} are left out (--threshold)" if below else ""
-    return [*ground.notes(str(out)), said + left]
+    return [*ground.notes(str(out)), f"wrote {out}: {counts.sum()} objects" + (f" ({each})" if each else "")]
 
 
 def _together(found: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
