@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import shapely
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from geomim.corpus.scenes import Scene
 from geomim.maps.classes import card_of, tags_for
@@ -93,14 +91,10 @@ def merged(rows: Iterable[np.ndarray], walk: Walk, overlap: float, threshold: fl
     below = [*(top - walk.side / 2 for top in walk.rows[1:]), np.inf]
     for boxes, border in zip(rows, below, strict=True):
         boxes = np.concatenate([waiting, boxes[boxes[:, SCORE] >= threshold]])
-        pairs = alike(boxes, overlap)
-        links = coo_array((np.ones(len(pairs), bool), tuple(pairs.T)), shape=(len(boxes), len(boxes)))
-        count, sets = connected_components(links, directed=False) if len(boxes) else (0, np.zeros(0, int))
-        lowest = np.full(count, -np.inf)
-        np.maximum.at(lowest, sets, boxes[:, 1:SCORE:2].max(1))
-        done = lowest[sets] <= border
-        yield boxes[done & best(boxes[:, SCORE], pairs)]
-        waiting = boxes[~done]
+        complete = boxes[:, 1:SCORE:2].max(1) <= border
+        stay, wait = decided(boxes[:, SCORE], alike(boxes, overlap), complete)
+        yield boxes[stay]
+        waiting = boxes[wait]
 
 
 def alike(boxes: np.ndarray, overlap: float) -> np.ndarray:
@@ -111,27 +105,43 @@ def alike(boxes: np.ndarray, overlap: float) -> np.ndarray:
     near = (one < other) & (boxes[one, LABEL] == boxes[other, LABEL])
     one, other = one[near], other[near]
 
-    def above(shared: np.ndarray) -> np.ndarray:
-        return shared > overlap * (areas[one] + areas[other] - shared)
-
     low, high = np.maximum(bounds[one, :2], bounds[other, :2]), np.minimum(bounds[one, 2:], bounds[other, 2:])
-    near = above((high - low).prod(1) * (1 + 1e-9))  # no less than what is shared, and far faster
-    one, other = one[near], other[near]
-    same = above(shapely.area(shapely.intersection(outlines[one], outlines[other])))
+    shared, both = (high - low).prod(1), areas[one] + areas[other]
+    # what bounds share is no less than what boxes do, and far faster; of upright ones it is the same
+    near = shared * (1 + 1e-9) > overlap * (both - shared)
+    one, other, shared, both = one[near], other[near], shared[near], both[near]
+    upright = np.isclose(areas, (bounds[:, 2:] - bounds[:, :2]).prod(1), rtol=1e-9)
+    turned = ~(upright[one] & upright[other])
+    shared[turned] = shapely.area(shapely.intersection(outlines[one[turned]], outlines[other[turned]]))
+    same = shared > overlap * (both - shared)
     return np.stack([one[same], other[same]], 1)
 
 
-def best(scores: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Which boxes `(N,)` stay: greedily by falling score, those that are no pair with one that stays."""
-    kept, partners = np.ones(len(scores), bool), dict[int, list[int]]()
-    for one, other in pairs.tolist():
-        partners.setdefault(one, []).append(other)
-        partners.setdefault(other, []).append(one)
-    members = np.array(sorted(partners), int)
-    for one in members[np.argsort(-scores[members], kind="stable")].tolist():
-        if kept[one]:
-            kept[partners[one]] = False
-    return kept
+def decided(scores: np.ndarray, pairs: np.ndarray, complete: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which boxes `(N,)` stay, and which have to wait: greedily by falling score, no pair of those that stay.
+
+    A box goes as soon as one of its pairs that scores higher stays. It waits where such a one waits, or where others
+    may still come that touch it.
+
+    Args:
+        scores: `(N,)`.
+        pairs: `(P, 2)` of those that are one object.
+        complete: `(N,)` whether all that touch a box are here.
+    """
+    rank = np.empty(len(scores), int)
+    rank[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
+    first = rank[pairs[:, 0]] < rank[pairs[:, 1]]
+    higher, lower = np.where(first, pairs.T, pairs.T[::-1])
+    above = dict[int, list[int]]()
+    for one, other in zip(higher[order := np.argsort(rank[lower])].tolist(), lower[order].tolist(), strict=True):
+        above.setdefault(other, []).append(one)
+    stay, wait = complete.tolist(), (~complete).tolist()
+    for one, others in above.items():  # by falling score
+        if any(stay[other] for other in others):
+            stay[one] = wait[one] = False
+        elif any(wait[other] for other in others):
+            stay[one], wait[one] = False, True
+    return np.array(stay, bool), np.array(wait, bool)
 
 
 def write_objects(
