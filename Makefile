@@ -1,4 +1,4 @@
-# Each target does its own set-up; a second call reuses it. Python compiles what it imports, as it does: of 8 GB a part.
+# Each target does its own set-up; a second call reuses it. pip compiles nothing: Python does, what it imports.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -78,7 +78,7 @@ def merged(rows: Iterable[np.ndarray], walk: Walk, overlap: float, threshold: fl
     """Boxes of a scene, each object once: non-maximum suppression of each class over all windows.
 
     What comes is what suppression of all boxes at once would give, but only those are in memory that rows to come may
-    still touch. Boxes of a low score suppress none of a higher one, so they go first: they are most of all.
+    still touch. Boxes below the threshold suppress none above it, and are most of all: they are left out first.
 
     Args:
         rows: Boxes `(N, 10)` of each row of windows: corners in columns and rows of the scene, score and label.
