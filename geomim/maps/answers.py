@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from torch.nn import functional as F
 
 from geomim.corpus.scenes import Scene
 from geomim.corpus.scenes.footprints import affine
-from geomim.maps.files.rasters import NODATA, aside, create, name_classes, open_map, placed, write_cog, write_names
+from geomim.maps.files.layers import layer
+from geomim.maps.files.rasters import MADE, NODATA, create, name_classes, open_map, placed, write_cog, write_names
 
 _ROWS = 32  # of a raster in memory at a time
 NONE = "none of these"
@@ -67,7 +67,14 @@ def _interpolated(values: np.ndarray, times: int) -> np.ndarray:
     return np.where(held, large[:-1] / np.where(held, large[-1:], 1), np.nan)
 
 
-def classify(scores: Path, place: dict[str, object], texts: Sequence[str], threshold: float | None, path: Path) -> Path:
+def classify(
+    scores: Path,
+    place: dict[str, object],
+    texts: Sequence[str],
+    threshold: float | None,
+    path: Path,
+    tags: Mapping[str, str],
+) -> Path:
     """Write which text scores highest, with names and colours; none of them where all are below the threshold."""
     names = [*texts, *([] if threshold is None else [NONE])]
     plain = scores.with_name("classes.tif")
@@ -75,6 +82,7 @@ def classify(scores: Path, place: dict[str, object], texts: Sequence[str], thres
         profile = {"dtype": "uint8", "count": 1, "nodata": NODATA, "height": raster.height, "width": raster.width}
         with create(plain, profile | place) as ids:
             name_classes(ids, names)
+            ids.update_tags(**tags)
             for strip in _strips(raster):
                 values = raster.read(window=strip)
                 best = values.argmax(0)
@@ -87,7 +95,7 @@ def classify(scores: Path, place: dict[str, object], texts: Sequence[str], thres
     return path
 
 
-def outline(patches: Path, scene: Scene, cell: int, threshold: float, path: Path) -> Path:
+def outline(patches: Path, scene: Scene, cell: int, threshold: float, path: Path, tags: Mapping[str, str]) -> Path:
     """Write the borders of patches that score at least a threshold, with mean and highest score.
 
     Where the scene has no place they are in its pixels, rows counted below 0, as GIS show such rasters.
@@ -98,9 +106,8 @@ def outline(patches: Path, scene: Scene, cell: int, threshold: float, path: Path
         cell: Side of a patch in pixels.
         threshold: Least score.
         path: A GeoPackage.
+        tags: What is told beside, see `check_replaced`.
     """
-    import geopandas
-
     outlines, rows = [], []
     with open_map(patches) as raster:
         for band, text in enumerate(raster.descriptions, 1):
@@ -117,11 +124,11 @@ def outline(patches: Path, scene: Scene, cell: int, threshold: float, path: Path
         print(f"note: '{scene.uri}' has no place on Earth: the outlines are in its pixels, rows counted below 0")
     place = place or (lambda columns, down: (columns, -down))
     there = shapely.transform(outlines, lambda xy: np.stack(place(*(xy.T * cell)), 1)) if outlines else []
-    columns, crs = ["text", "mean", "highest", "patches"], scene.crs and scene.crs.to_wkt()
-    frame = geopandas.GeoDataFrame(rows, columns=columns, geometry=list(there), crs=crs)
-    with aside(path) as part, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "'crs' was not provided")  # which is said above
-        frame.to_file(part, driver="GPKG", layer=path.stem, engine="pyogrio", geometry_type="Polygon")
+    kinds = {"text": object, "mean": np.float64, "highest": np.float64, "patches": np.int64}
+    values = zip(*rows, strict=True) if rows else [()] * len(kinds)
+    columns = {name: np.array(one, kinds[name]) for name, one in zip(kinds, values, strict=True)}
+    with layer(path, scene.crs, {MADE: "yes", **tags}) as write:
+        write(columns, np.array(there, object))
     return path
 
 

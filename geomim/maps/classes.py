@@ -19,12 +19,11 @@ from geomim.corpus.scenes import SUFFIXES, Scene
 from geomim.corpus.scenes.files import cause
 from geomim.corpus.scenes.maps import MADE
 from geomim.errors import CheckpointError, ConfigError, GeomimError, InputError
-from geomim.maps.files.layers import ENDINGS, tags_of
+from geomim.maps.files.layers import tags_of
 from geomim.maps.files.rasters import (
     NODATA,
     create,
     name_classes,
-    open_map,
     placed,
     write_cog,
     write_names,
@@ -138,7 +137,7 @@ def is_done(path: Path, scene: Scene, card: Mapping[str, Any]) -> bool:
     """
     if not path.exists():
         return False
-    tags = _tags(path)
+    tags = tags_of(path)
     if MADE not in tags or "SCENE" not in tags:
         raise InputError(f"'{path}' is there and is no map that geomim made of a scene: name another file with --out")
     if tags["SCENE"] != address(scene.uri) or tags.get("LATER", "") != _later(card):
@@ -154,16 +153,6 @@ def is_done(path: Path, scene: Scene, card: Mapping[str, Any]) -> bool:
 def _later(card: Mapping[str, Any]) -> str:
     """The second dates of a card."""
     return ", ".join(one["scene"] for one in card.get("later", ()))
-
-
-def _tags(path: Path) -> dict[str, str]:
-    if path.suffix.lower() in ENDINGS:
-        return tags_of(path)
-    try:
-        with open_map(path) as raster:
-            return dict(raster.tags())
-    except RasterioError:
-        return {}
 
 
 def tags_for(scene: Scene, card: Mapping[str, Any], made_by: str, model: str) -> dict[str, str]:

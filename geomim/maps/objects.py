@@ -62,11 +62,11 @@ def draw(
             strips.fill(found, _packed)
         rows = (strip[0, 1:] for strip in strips)
         tags = tags_for(scene, card, finder.made_by, model)
+        low = any((strip[0, 1:, SCORE] < threshold).any() for strip in strips)
         once = merged(rows, walk, finder.overlap, threshold)
         said = write_objects(path, once, scene, finder.classes, finder.rotated, area, tags)
         strips.remove()
-    left = f"; what scores below {threshold:g} is left out (--threshold)" if threshold else ""
-    say([*said[:-1], said[-1] + left])
+    say([*said[:-1], said[-1] + (f"; what scores below {threshold:g} is left out (--threshold)" if low else "")])
 
 
 def _packed(boxes: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """`geomim query`: what a sentence speaks of, found in a scene."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -17,8 +17,9 @@ from geomim.corpus.scenes import Scene
 from geomim.errors import ConfigError, InputError
 from geomim.evaluate.features import device_of, fast_half
 from geomim.maps.answers import classify, enlarge, outline
+from geomim.maps.files.layers import check_replaced
 from geomim.maps.files.pictures import quick_look
-from geomim.maps.files.rasters import NODATA, check_endings, check_replaced, create, placed, write_cog
+from geomim.maps.files.rasters import NODATA, check_endings, create, placed, write_cog
 from geomim.maps.scenes.opening import check_scene, chosen_for, open_for, scale_note
 from geomim.maps.walk.strips import Strips, address, scene_card, told_when_full
 from geomim.maps.walk.windows import Look, Walk, blend, check_overlap
@@ -134,7 +135,9 @@ def query(
     texts = words("text", text)
     threshold = _checked(texts, prompt, words("background", background), score, overlap, threshold, polygons, classes)
     files = Files(scene, out, classes, polygons, threshold, resolution == "pixel")
-    check_replaced(Path(out), plain(address(scene)))
+    for flag, file in {"--out": out, "--classes": classes, "--polygons": polygons}.items():
+        if file:
+            check_replaced(flag, Path(file), plain(address(scene)))
     target = device_of(device)
     opened, prepare, asked, made_by = _open(scene, model, quickgelu, sensor, bands, all_bands)
     asked = asked.to(target)
@@ -152,7 +155,7 @@ def query(
             found = blend(opened, walk, _look(asked, prepare, question), len(texts) + 1, _BATCH, strips.done)
             strips.fill(found, lambda one: question.scores(one[1]))
             patches = _raster(opened, walk, strips, question, tags)
-            written = files.write(opened, patches, walk.cell, question)
+            written = files.write(opened, patches, walk.cell, question, tags)
             strips.remove()
     print(f"wrote {', '.join(map(str, written))}: {' x '.join(map(str, walk.shape))} patches of {walk.cell} px")
     return written
@@ -239,17 +242,17 @@ class Files:
         """Shows the raster."""
         return Path(self.out).with_suffix(".png")
 
-    def write(self, scene: Scene, patches: Path, cell: int, question: Question) -> list[Path]:
-        """Write all of them from the scores of patches of `cell` pixels."""
+    def write(self, scene: Scene, patches: Path, cell: int, question: Question, tags: Mapping[str, str]) -> list[Path]:
+        """Write all of them from the scores of patches of `cell` pixels, which have the tags already."""
         shown, size = (enlarge(patches, scene, cell), 1) if self.pixels else (patches, cell)
         write_cog(shown, Path(self.out), "average")
         quick_look(self.picture, scene, patches, question.texts, question.score)
         written = [Path(self.out), self.picture]
         if self.classes:
             place = placed(scene, size)
-            written.append(classify(shown, place, question.texts, self.threshold, Path(self.classes)))
+            written.append(classify(shown, place, question.texts, self.threshold, Path(self.classes), tags))
         if self.polygons and self.threshold is not None:
-            written.append(outline(patches, scene, cell, self.threshold, Path(self.polygons)))
+            written.append(outline(patches, scene, cell, self.threshold, Path(self.polygons), tags))
         return written
 
 

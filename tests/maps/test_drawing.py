@@ -196,6 +196,7 @@ def test_objects_that_are_there_are_not_found_again_and_those_of_another_scene_s
     uri, other, model = scene(tmp_path / "s.tif", things()), scene(tmp_path / "o.tif", things()), Model()
     out = tmp_path / "out.gpkg"
     make(model.finder(), Asked("m"), uri, out)
+    assert "(--threshold)" not in capsys.readouterr().out  # which left nothing out
     count = model.count
     make(model.finder(), Asked("m"), uri, out)
     assert model.count == count and "is there already" in capsys.readouterr().out

@@ -175,9 +175,26 @@ def test_a_raster_of_another_scene_is_not_written_over(tmp_path, capsys):
     (words := tmp_path / "words.tif").write_text("words")
     for file in (Path(other), words):  # a scene, and no raster at all
         before = file.read_bytes()
-        with pytest.raises(InputError, match="is there and is no map that geomim made of a scene"):
+        with pytest.raises(InputError, match=r"is there and is nothing that geomim made of a scene.*with --out"):
             query(scene, "m", ["blue"], str(file))
         assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(("flag", "ending"), [("classes", ".tif"), ("polygons", ".gpkg")])
+def test_nor_are_classes_and_polygons_of_another_scene_or_of_somebody_else(flag, ending, tmp_path, capsys):
+    scene, out, file = write(tmp_path / "scene.tif", halves(), **PLACE), tmp_path / "heat.tif", tmp_path / f"c{ending}"
+    query(scene, "m", ["red"], str(out), **{flag: str(file)})
+    assert "replaced" not in capsys.readouterr().out
+    query(scene, "m", ["blue"], str(out), **{flag: str(file)})
+    assert f"note: '{file}' is there already: it is replaced" in capsys.readouterr().out
+    before, other = file.read_bytes(), write(tmp_path / "other.tif", halves(), **PLACE)
+    with pytest.raises(InputError, match=rf"is of '.*scene\.tif', not of '.*other\.tif': name another.*--{flag}"):
+        query(other, "m", ["blue"], str(tmp_path / "new.tif"), **{flag: str(file)})
+    assert file.read_bytes() == before and not (tmp_path / "new.tif").exists()
+    (mine := tmp_path / f"mine{ending}").write_text("drawn by hand")
+    with pytest.raises(InputError, match=f"is nothing that geomim made of a scene: name another file with --{flag}"):
+        query(scene, "m", ["blue"], str(tmp_path / "new.tif"), **{flag: str(mine)})
+    assert mine.read_text() == "drawn by hand"
 
 
 def test_a_model_that_knows_no_sentences_is_refused_by_name(tmp_path, monkeypatch):

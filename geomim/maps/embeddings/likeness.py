@@ -14,7 +14,8 @@ from rich.progress import track
 
 from geomim.errors import ConfigError, InputError
 from geomim.maps.embeddings.patches import PatchRaster
-from geomim.maps.files.rasters import check_replaced, create, write_cog
+from geomim.maps.files.layers import check_replaced
+from geomim.maps.files.rasters import create, write_cog
 
 
 def example(patches: PatchRaster, like: str) -> np.ndarray:
@@ -75,7 +76,7 @@ def write_cosines(patches: PatchRaster, asked: np.ndarray, titles: Sequence[str]
     Raises:
         InputError: The file there is of another scene, or no map.
     """
-    check_replaced(out, patches.card["source"])
+    check_replaced("--out", out, patches.card["source"])
     asked = asked / np.linalg.norm(asked, axis=1, keepdims=True).clip(1e-12)
     _, rows, columns = patches.shape
     profile = {"dtype": "float32", "count": len(asked), "height": rows, "width": columns, "nodata": np.nan}

@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 import pyogrio
 import pyproj
 import shapely
+from rasterio.errors import RasterioError
 
-from geomim.maps.files.rasters import aside
+from geomim.errors import InputError
+from geomim.maps.files.rasters import MADE, aside, open_map
 
 ENDINGS = (".gpkg", ".parquet")
 """Of layers that can be written."""
@@ -42,16 +44,40 @@ def layer(path: Path, crs: Any, tags: Mapping[str, str] | None = None) -> Iterat
             yield _package(part, path.stem, crs, tags or {})
 
 
+def check_replaced(flag: str, path: Path, scene: str) -> None:
+    """Say that a raster or layer is replaced, which is of the same scene.
+
+    Args:
+        flag: What named it.
+        path: Where one is to be written.
+        scene: What it will say in its tag `SCENE` that it is of.
+
+    Raises:
+        InputError: What is there is of another scene, or not made by geomim.
+    """
+    if not path.exists():
+        return
+    tags = tags_of(path)
+    if MADE not in tags or "SCENE" not in tags:
+        raise InputError(f"'{path}' is there and is nothing that geomim made of a scene: name another file with {flag}")
+    if tags["SCENE"] != scene:
+        raise InputError(f"'{path}' is of '{tags['SCENE']}', not of '{scene}': name another file with {flag}")
+    print(f"note: '{path}' is there already: it is replaced")
+
+
 def tags_of(path: Path) -> dict[str, str]:
-    """The tags that a layer was written with; none of another file."""
+    """The tags that a raster or layer was written with; none of another file."""
     try:
+        if path.suffix.lower() not in ENDINGS:
+            with open_map(path) as raster:
+                return dict(raster.tags())
         if path.suffix.lower() == ".parquet":
             told = pq.read_metadata(path).metadata or {}
             return {
                 name.decode(): value.decode() for name, value in told.items() if name not in (b"geo", b"ARROW:schema")
             }
         return dict(pyogrio.read_info(path)["dataset_metadata"] or {})
-    except (pa.ArrowException, pyogrio.errors.DataSourceError, OSError):
+    except (pa.ArrowException, pyogrio.errors.DataSourceError, RasterioError, OSError):
         return {}
 
 

@@ -18,11 +18,11 @@ import rasterio
 import rasterio.shutil
 from affine import Affine
 from rasterio.control import GroundControlPoint
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 
 from geomim.corpus.scenes import Scene
 from geomim.corpus.scenes.maps import MADE, entries
-from geomim.errors import ConfigError, InputError
+from geomim.errors import ConfigError
 
 NODATA = 255
 """Value of a patch without image in a map of classes; class ids run from 0 to 254."""
@@ -35,30 +35,6 @@ def check_endings(**files: tuple[str | None, *tuple[str, ...]]) -> None:
     for flag, (file, *endings) in files.items():
         if file and not file.lower().endswith(tuple(endings)):
             raise ConfigError(f"--{flag}: expected a file that ends in {' or '.join(endings)}; given '{file}'")
-
-
-def check_replaced(path: Path, scene: str) -> None:
-    """Say that a raster is replaced, which is of the same scene.
-
-    Args:
-        path: Where one is to be written.
-        scene: What it will say in its tag `SCENE` that it is of.
-
-    Raises:
-        InputError: What is there is of another scene, or no map.
-    """
-    if not path.exists():
-        return
-    try:
-        with open_map(path) as raster:
-            tags = raster.tags()
-    except RasterioError:
-        tags = {}
-    if MADE not in tags or "SCENE" not in tags:
-        raise InputError(f"'{path}' is there and is no map that geomim made of a scene: name another file with --out")
-    if tags["SCENE"] != scene:
-        raise InputError(f"'{path}' is of '{tags['SCENE']}', not of '{scene}': name another file with --out")
-    print(f"note: '{path}' is there already: it is replaced")
 
 
 @contextmanager
