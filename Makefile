@@ -1,4 +1,4 @@
-# Each target does its own set-up; a second call reuses it. pip compiles nothing: Python does, what it imports.
+# Each target does its own set-up; a second call reuses it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,6 +6,16 @@ READY := $(VENV)/.ready
 PEERS := $(VENV)/.ready-peers
 PYTHON312 ?= python3.12
 VENV312 ?= .venv312
+
+# Into an environment, some requirements: by uv, in less than half of pip's time; by pip, which knows its own mirrors and
+# wheel folders, where uv cannot. Nothing is compiled: Python does so with what it imports.
+ALL := -e '.[all,dev]'
+BACKBONES := -e '.[maps,finetune,onnx]' pytest
+PIP := -m pip install --quiet --no-compile --disable-pip-version-check
+define install
+@$(1)/bin/python $(PIP) uv && $(1)/bin/uv pip install --quiet --python $(1)/bin/python -c constraints.txt $(2) || \
+  { echo "uv cannot: pip goes on"; $(1)/bin/python $(PIP) -c constraints.txt $(2); }
+endef
 
 .PHONY: help setup demo test test-torchgeo010 lint bench notebooks clean
 help:
@@ -18,13 +28,13 @@ help:
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "geomim needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version). Try: make PYTHON=python3.12 ..."; exit 1; }
-	@echo "Setting up $(VENV): about 3 minutes and 8 GB, once."
+	@echo "Setting up $(VENV): about 2 minutes and 8 GB, once."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	$(call install,$(VENV),$(ALL))
 	@touch $@
 
 $(PEERS): $(READY)
-	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(call install,$(VENV),-e '.[bench]')
 	@touch $@
 
 setup: $(READY)
@@ -45,7 +55,7 @@ test: $(READY) lint
 $(VENV312)/.ready: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV312): Python 3.12 and torchgeo 0.10, about 8 GB, once."
 	@test -x $(VENV312)/bin/python || $(PYTHON312) -m venv $(VENV312)
-	@$(VENV312)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[maps,finetune,onnx]' pytest
+	$(call install,$(VENV312),$(BACKBONES))
 	@touch $@
 
 test-torchgeo010: $(VENV312)/.ready
