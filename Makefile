@@ -48,9 +48,10 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Files in their order: by number of tests, the few long ones would come last and leave a core idle.
+# One more process than CI has cores, since tests wait for processes of their own. Files in their order: by number of
+# tests, the few long ones would come last and leave a core idle.
 test: $(READY) lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 $(VENV312)/.ready: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV312): Python 3.12 and torchgeo 0.10, about 8 GB, once."

@@ -1,7 +1,9 @@
-"""Builds killed at random moments, continued, and compared byte by byte.
+"""Builds and maps killed at random moments, continued, and compared byte by byte.
 
-python benchmarks/kill_resume.py                 # 20 builds, each killed 1 to 3 times, 2 processes; 5 minutes
-python benchmarks/kill_resume.py --builds 2
+    python benchmarks/kill_resume.py               # 20 builds and 20 maps, each killed 1 to 3 times; 15 minutes
+    python benchmarks/kill_resume.py --times 2     # of each
+
+A build is that of 80 drawn scenes by 2 processes; a map is `geomim predict` over scene, encoder and probe of maps.py.
 """
 
 from __future__ import annotations
@@ -16,15 +18,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from maps import draw, make
 
 from geomim.corpus.synthetic import write_scenes
 
 BUILD = "import sys; from geomim.corpus.build import build; build([sys.argv[1]], sys.argv[2], tile=64, workers=2)"
+SIDE = 2000
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """Hash of every file but the report's."""
+    """Hash of every file, hidden ones too, but the report's."""
     return {
         str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(folder.rglob("*"))
@@ -32,11 +38,10 @@ def digest(folder: Path) -> dict[str, str]:
     }
 
 
-def run(scenes: Path, out: Path, seconds: float | None = None) -> tuple[bool, float]:
-    """Run a build, killed with all its workers after some seconds; whether it was, and how long it ran."""
+def run(command: Sequence[str], seconds: float | None = None) -> tuple[bool, float]:
+    """Run a command, killed with all its workers after some seconds; whether it was, and how long it ran."""
     start = time.perf_counter()
-    command = [sys.executable, "-c", BUILD, str(scenes), str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -44,35 +49,48 @@ def run(scenes: Path, out: Path, seconds: float | None = None) -> tuple[bool, fl
         process.wait()
         return True, time.perf_counter() - start
     if process.returncode:
-        raise SystemExit(f"the build ended with {process.returncode}")
+        raise SystemExit(f"{' '.join(command[:4])} ... ended with {process.returncode}")
     return False, time.perf_counter() - start
 
 
-def main() -> None:
-    """Kill, continue, compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--builds", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    chance = random.Random(arguments.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        scenes, out = Path(folder) / "scenes", Path(folder) / "corpus"
-        write_scenes(scenes, scenes=80, size=256)
-        images = scenes / "scenes"
-        run(images, out)
-        expected, same, kills = digest(out), 0, 0
+def repeat(name: str, command: Sequence[str], out: Path, times: int, chance: random.Random) -> bool:
+    """Kill, continue, compare; whether what is in the folder `out` always was the same."""
+    run(command)
+    expected, same, kills = digest(out), 0, 0
+    shutil.rmtree(out)
+    _, seconds = run(command)
+    for _ in range(times):
         shutil.rmtree(out)
-        _, seconds = run(images, out)
-        for _ in range(arguments.builds):
-            shutil.rmtree(out)
-            for _ in range(chance.randint(1, 3)):
-                kills += run(images, out, chance.uniform(1.0, seconds))[0]
-            run(images, out)
-            same += digest(out) == expected
-    print(f"undisturbed_build_s: {seconds:.1f}")
-    print(f"kills: {kills}")
-    print(f"same_bytes: {same} of {arguments.builds}")
-    raise SystemExit(same != arguments.builds)
+        for _ in range(chance.randint(1, 3)):
+            kills += run(command, chance.uniform(1.0, seconds))[0]
+        run(command)
+        same += digest(out) == expected
+    print(f"undisturbed_{name}_s: {seconds:.1f}")
+    print(f"{name}_kills: {kills}")
+    print(f"{name}_same_bytes: {same} of {times}", flush=True)
+    return same == times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=("build", "map"), nargs="+", default=["build", "map"])
+    arguments = parser.parse_args()
+    chance, good = random.Random(arguments.seed), True
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if "build" in arguments.only:
+            write_scenes(folder / "drawn", scenes=80, size=256)
+            out = folder / "corpus"
+            command = [sys.executable, "-c", BUILD, str(folder / "drawn" / "scenes"), str(out)]
+            good &= repeat("build", command, out, arguments.times, chance)
+        if "map" in arguments.only:
+            draw(scene := folder / "scene.tif", SIDE)
+            made = [str(make(folder)), "--out", str(folder / "maps" / "map.tif"), "--overlap", "0.5"]
+            command = [sys.executable, "-m", "geomim.cli", "predict", str(scene), "--model", *made]
+            good &= repeat("map", command, folder / "maps", arguments.times, chance)
+    raise SystemExit(not good)
 
 
 if __name__ == "__main__":
