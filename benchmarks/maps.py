@@ -1,6 +1,7 @@
 """`geomim predict` on whole scenes: memory beyond the model's own, and speed beside the bare model and torchgeo's grid.
 
-    python benchmarks/maps.py --work WORK             # an idle machine, please
+    python benchmarks/maps.py --work WORK             # an idle machine, please; half an hour
+    python benchmarks/maps.py --work WORK --sides 20000 --overlap 0 --only torchgeo
     python benchmarks/maps.py --work WORK --quick     # does it run
 
 A scene of 4 bands of uint16 is drawn, deflated in blocks of 512; an encoder of width 192, depth 6 and patches of 16
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--work", default="maps-benchmark", type=Path)
     parser.add_argument("--sides", type=int, nargs="+", default=[5000, 20000])
     parser.add_argument("--overlap", type=float, default=0.5)
+    parser.add_argument("--only", choices=("predict", "torchgeo"), help="both where not given")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
@@ -143,7 +145,8 @@ def main() -> None:
         told = probe, scene, given.overlap
         count, seconds, own = alone(bare, *told, scene.with_name("none"))
         print(f"bare_{side}: {count / seconds:.1f} windows/s, {own:.0f} MiB")
-        for name, work in (("predict", mapped), ("torchgeo", gridded)):
+        ways = {"predict": mapped, "torchgeo": gridded}
+        for name, work in ways.items() if given.only is None else [(given.only, ways[given.only])]:
             out = given.work.absolute() / f"{name}_{side}.tif"
             for old in given.work.glob(f"{name}_{side}.*"):
                 old.unlink()
