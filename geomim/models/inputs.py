@@ -51,12 +51,13 @@ class ContractInput:
         Returns:
             `(B, K, S, S)` float32, 0 where not valid, and the validity `(B, 1, S, S)` bool.
         """
-        images = numbers[:, self.indices].float()
-        seen = torch.isfinite(images).all(1, keepdim=True)
+        every = [*range(numbers.shape[1])] == [*self.indices]
+        images = (numbers if every else numbers[:, self.indices]).float()
+        seen = images.sum(1, keepdim=True).isfinite()  # a sum is not where one of them is not
         if valid is not None:
             seen &= valid[:, None]
-        images = images * self.factor.to(images.device) + self.shift.to(images.device)
-        images = torch.where(seen, images, 0.0)
+        images = images.mul(self.factor.to(images.device)).add_(self.shift.to(images.device))
+        images.masked_fill_(~seen, 0.0)
         return resize(images, seen, (size, size)) if size is not None else (images, seen)
 
 

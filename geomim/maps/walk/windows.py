@@ -239,31 +239,50 @@ def _jobs(walk: Walk, first: int, batch: int, wanted: Callable[[int, int], bool]
 def _read(scene: Scene, walk: Walk, job: _Job) -> Windows:
     """The windows of a job that hold image, stacked."""
     top, side, kept = walk.rows[job.row] * walk.cell, walk.side * walk.cell, []
-    for left in job.lefts:
-        numbers, valid, around = _held(scene, top, left * walk.cell, side)
-        if valid.any():
-            kept.append((left, np.pad(numbers, ((0, 0), *around), mode="edge"), np.pad(valid, around, mode="edge")))
+    for run in _runs(job.lefts, walk.side):  # each is read at once, since windows share columns
+        first = run[0] * walk.cell
+        numbers, valid, around = _held(scene, top, first, side, run[-1] * walk.cell + side - first)
+        if any(map(any, around)):
+            numbers, valid = np.pad(numbers, ((0, 0), *around), mode="edge"), np.pad(valid, around, mode="edge")
+        for left in run:
+            own = np.s_[..., left * walk.cell - first : left * walk.cell - first + side]
+            if valid[own].any():
+                kept.append((left, numbers[own], valid[own]))
     if not kept:
         return Windows(job.row, [], None, None, job.last)
     lefts, numbers, valid = zip(*kept, strict=True)
-    both = (torch.from_numpy(np.stack(one)) for one in (numbers, valid))
-    return Windows(job.row, list(lefts), *both, job.last)
+    both = np.stack(numbers, dtype=_computed(numbers[0].dtype)), np.stack(valid)
+    return Windows(job.row, list(lefts), *map(torch.from_numpy, both), job.last)
+
+
+def _runs(lefts: Iterable[int], side: int) -> Iterator[list[int]]:
+    """Ascending windows of this side, as many at a time as touch or overlap."""
+    run: list[int] = []
+    for left in lefts:
+        if run and left > run[-1] + side:
+            yield run
+            run = []
+        run.append(left)
+    if run:
+        yield run
 
 
 def read_window(scene: Scene, top: int, left: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """A window `(C, side, side)` and its validity; what lies outside the scene repeats its border and is not valid.
-
-    Numbers are of a type that torch computes with: it hardly does with unsigned ones of 16 and 32 bits.
-    """
-    numbers, valid, around = _held(scene, top, left, side)
+    """A window `(C, side, side)` and its validity; what lies outside the scene repeats its border and is not valid."""
+    numbers, valid, around = _held(scene, top, left, side, side)
+    numbers = numbers.astype(_computed(numbers.dtype), copy=False)
     return np.pad(numbers, ((0, 0), *around), mode="edge"), np.pad(valid, around)
 
 
-def _held(scene: Scene, top: int, left: int, side: int) -> tuple[np.ndarray, np.ndarray, Any]:
+def _computed(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The type that numbers of a scene are handed on in: torch hardly computes with unsigned ones of 16 and 32 bits."""
+    return np.dtype(np.float32) if dtype.kind in "ui" and dtype != np.uint8 else dtype
+
+
+def _held(scene: Scene, top: int, left: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray, Any]:
     """What the scene has of a window, and how many rows and columns of it lie before and behind."""
     row, column = max(top, 0), max(left, 0)
-    bottom, right = min(top + side, scene.height), min(left + side, scene.width)
+    bottom, right = min(top + height, scene.height), min(left + width, scene.width)
     numbers, valid = scene.read_valid(Window(column, row, right - column, bottom - row))
-    around = ((row - top, top + side - bottom), (column - left, left + side - right))
-    numbers = numbers.astype(np.float32) if numbers.dtype.kind in "ui" and numbers.dtype != np.uint8 else numbers
+    around = ((row - top, top + height - bottom), (column - left, left + width - right))
     return numbers, valid, around
