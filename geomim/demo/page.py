@@ -22,7 +22,7 @@ from geomim.corpus.scenes import open_scene
 from geomim.corpus.store import Corpus
 from geomim.demo.truth import ClassMap, agreement, words_found
 from geomim.evaluate.intervals import LEVEL, mcnemar
-from geomim.evaluate.scores import PIXELS, RANDOM, Row, Scores
+from geomim.evaluate.scores import MAJORITY, PIXELS, RANDOM, Row, Scores
 from geomim.sensors import get_sensor
 from geomim.verbs.plot import read_figures
 
@@ -108,6 +108,12 @@ class _Sections:
         if self.truth:
             share, count = agreement(self.made, self.truth)
             said.append(f"Its map of a held-out scene has {share:.0%} of {count:,} labelled map pixels right.")
+        if chapter.cover:
+            own, random, pixels = (f"{one:.0%}" for one in chapter.cover.right.values())
+            said.append(
+                f"On all held-out scenes the same head has {own} right, {random} on random weights and {pixels} on "
+                "band values alone."
+            )
         if self.found:
             best = self.found[0]
             said.append(
@@ -222,7 +228,7 @@ class _Sections:
             panels["What the labels say."] = self.truth.picture(_SIDE)
             share, count = agreement(self.made, self.truth)
             words = (
-                f"A scene that neither encoder nor probe was fitted to: {share:.1%} of {count:,} labelled map pixels "
+                f"A scene that neither encoder nor head was fitted to: {share:.1%} of {count:,} labelled map pixels "
             )
             words += "have the right class. "
         figures = [self._picture(f"map-{n}", panel, title) for n, (title, panel) in enumerate(panels.items())]
@@ -231,18 +237,19 @@ class _Sections:
         return f"<div class=wide>{''.join(figures)}</div>{told}<p>File: {where}</p>"
 
     def _fitted(self) -> str:
-        """What the map's probe was fitted on, and how good it is on patches beside its floors."""
-        scores = self.chapter.patches
-        if scores is None:
+        """What the map's head was fitted on, and how good it is on all held-out scenes beside its floors."""
+        cover = self.chapter.cover
+        if cover is None:
             return ""
-        about, (head, *rows) = scores.protocol, scores.cells()
         text = (
-            f"Its linear probe was fitted on {about['train_patches']:,} labelled patches of the training scenes. The "
-            f"table has it on {about['test_patches']:,} patches of the held-out scenes, beside the same on random "
-            f"weights and on statistics of a patch's pixels. Intervals: {about['interval']}. p: {about['test']}."
+            f"A linear head was fitted at once to {cover.train:,} windows of the training scenes; it reads what the "
+            f"frozen encoder says of a pixel, and its band values. The table has it on {cover.pixels:,} labelled "
+            "pixels of the held-out scenes, beside the same on random weights, and on the band values alone, and what "
+            "the most frequent class would have right."
         )
-        said = (f"{one}." for one in [*scores.sentences(), *scores.notes])
-        return _paragraphs([text]) + html_table(head, rows) + _paragraphs(said)
+        rows = [(one, f"{cover.right[one]:.1%}", f"{cover.mean_iou[one]:.3f}") for one in cover.right]
+        rows.append((MAJORITY, f"{cover.most_frequent:.1%}", ""))
+        return _paragraphs([text]) + html_table(("head on", "right", "mean IoU"), rows)
 
     def _legend(self) -> str:
         present = [number for number in np.unique(self.made.ids) if number < len(self.made.names)]

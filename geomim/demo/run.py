@@ -21,6 +21,7 @@ from geomim.corpus.scenes import find_scenes, open_scene
 from geomim.corpus.store import Corpus, write_json
 from geomim.corpus.synthetic import Planted, write_scenes
 from geomim.data.datamodule import TileDataModule
+from geomim.demo.cover import Cover, fit_cover
 from geomim.demo.page import write_page
 from geomim.errors import GeomimError, InputError, Interrupted, MissingExtraError
 from geomim.evaluate.scores import Scores
@@ -80,7 +81,7 @@ class Chapter:
         runs: The training run of each recipe: `metrics.csv`, `reconstructions/`, `checkpoints/`; first the one that the
             rest is made with.
         scores: Final scores of each run, the first one's beside their floors; none without labels.
-        patches: Scores of the probe that the map is made with, on patches of the held-out scenes.
+        cover: How good the head that the map is made with is on the held-out scenes; none without labels.
         encoder: The exported folder.
         difference: Greatest difference between geomim's and timm's output.
         scene: What is mapped.
@@ -95,7 +96,7 @@ class Chapter:
     note: str = ""
     runs: dict[str, Path] = field(default_factory=dict)
     scores: list[Scores] = field(default_factory=list)
-    patches: Scores | None = None
+    cover: Cover | None = None
     encoder: Path = Path()
     difference: float = 0.0
     scene: str = ""
@@ -138,12 +139,16 @@ def demo(
 
     Raises:
         InputError: No scene can be opened.
-        MissingExtraError: There would be sentences, and open_clip is not installed.
+        MissingExtraError: There are labels, and what learns from sentences and masks is not installed.
     """
     if tile < IMAGE:
         raise InputError(f"--tile: expected at least {IMAGE} pixels, the side of the training image; given {tile}")
-    if (scenes is None or labels) and find_spec("open_clip") is None:
-        raise MissingExtraError("geomim demo learns from sentences with open_clip: pip install 'geomim[maps,language]'")
+    missing = [one for one in ("open_clip", "segmentation_models_pytorch") if find_spec(one) is None]
+    if (scenes is None or labels) and missing:
+        raise MissingExtraError(
+            f"geomim demo needs {' and '.join(missing)} where there are labels: "
+            "pip install 'geomim[maps,language,finetune]'"
+        )
     start, console, folder = time.monotonic(), Console(stderr=True), Path(out)
     given = {"scenes": scenes, "labels": labels, "sensor": sensor, "bands": bands}
     _claim(folder, given | {"steps": steps, "tile": tile, "seed": seed})
@@ -288,16 +293,16 @@ def _results(chapter: Chapter, console: Console) -> None:
     chapter.encoder = export(last, str(folder / "encoder"))
     chapter.difference = _timm_difference(chapter.encoder)
     table = Corpus.open(chapter.corpus).table(["source", "split"]).to_pylist()
-    held_out = sorted({row["source"] for row in table if row["split"] == "test"})
+    learned, held_out = (sorted({row["source"] for row in table if row["split"] == one}) for one in ("train", "test"))
     chapter.scene = (held_out or group.scenes)[0]
     maps, told = folder / "maps" / Path(chapter.scene).stem, {"sensor": group.sensor, "bands": group.bands}
     maps.parent.mkdir(parents=True, exist_ok=True)
     if not chapter.labels:
         [chapter.map] = cluster(last, [chapter.scene], f"{maps}_clusters.tif", **told)
         return
-    probe = str(folder / "scores-patches")
-    chapter.patches = evaluate(last, str(chapter.corpus), probe, seeds=1, dense=True)
-    [chapter.map] = predict([chapter.scene], probe, f"{maps}_land_cover.tif", **told)
+    head = folder / "land-cover"
+    chapter.cover = fit_cover(learned, held_out, str(chapter.labels), last, name, head, IMAGE, **told)
+    [chapter.map] = predict([chapter.scene], str(head), f"{maps}_land_cover.tif", **told)
     words = Corpus.open(chapter.corpus).classes
     [chapter.found, *_] = query(
         chapter.scene, last, words, f"{maps}_words.tif", prompt=PROMPT, background=words, overlap=0.5, **told
@@ -336,7 +341,7 @@ def _timm_difference(folder: Path) -> float:
 def _farewell(console: Console, page: Path, chapters: Sequence[Chapter], seconds: float) -> None:
     """Where to look, and what to type next."""
     first = chapters[0]
-    probe = first.folder / "scores-patches" if first.patches else "PROBE"
+    probe = first.folder / "land-cover" if first.cover else "PROBE"
     console.print(f"\nDone in {seconds / 60:.1f} minutes. Look at [bold]{page}[/bold]\n\nNext:")
     for line in (
         "geomim demo --scenes MY_RASTERS --out mine     the same on your own scenes",

@@ -20,7 +20,7 @@ from geomim.errors import ConfigError
 from geomim.evaluate.probes import EfficientPooling, queries_for
 from geomim.finetune.necks import Depths, Neck, Pyramid, check_name, taps
 
-Head = Literal["linear", "efficient", "pixels", "upernet", "dpt", "unet", "segformer"]
+Head = Literal["linear", "efficient", "pixels", "both", "upernet", "dpt", "unet", "segformer"]
 
 
 class Segmenter(nn.Module):
@@ -30,7 +30,8 @@ class Segmenter(nn.Module):
         network: A timm model; it is taken over as `Depths` says.
         classes: Number of classes.
         head: `linear` and `efficient` read the encoder's own maps; `pixels` reads the images past it, which is a floor,
-            and where labels are few may be the best; the others read a pyramid.
+            and where labels are few may be the best; `both` is linear, too, and reads the maps and the images, so that
+            what is finer than a patch is told by its values; the others read a pyramid.
         neck: How the pyramid is made. For the `linear` head, `simple` reads the last map and `taps` four depths.
         channels: Width of the pyramid and of its decoder.
 
@@ -51,8 +52,9 @@ class Segmenter(nn.Module):
         if head in ("linear", "efficient"):
             self.encoder = Depths(network, taps(network, 4 if neck == "taps" else 1))
             self.head = (Linear if head == "linear" else Efficient)(self.encoder.widths, self.encoder.strides, classes)
-        elif head == "pixels":
-            self.encoder = Values(network, taps(network, 1))
+        elif head in ("pixels", "both"):
+            depths = taps(network, 4 if head == "both" and neck == "taps" else 1)
+            self.encoder = (Values if head == "pixels" else Beside)(network, depths)
             self.head = Linear(self.encoder.widths, self.encoder.strides, classes)
             self.head.norms[0] = nn.Identity()
         else:
@@ -65,19 +67,40 @@ class Segmenter(nn.Module):
         return logits
 
 
+def values(images: Tensor) -> Tensor:
+    """Bands, and all products of two of them: `(B, C + C(C+1)/2, H, W)` of images `(B, C, H, W)`."""
+    one, other = torch.triu_indices(images.shape[1], images.shape[1])
+    return torch.cat([images, images[:, one] * images[:, other]], 1)
+
+
+def _values_of(network: nn.Module) -> int:
+    bands = next(one.in_channels for one in network.modules() if isinstance(one, nn.Conv2d))
+    return bands + bands * (bands + 1) // 2
+
+
 class Values(Depths):
-    """The images' bands and all products of two of them, in place of maps."""
+    """The `values` of the images in place of maps."""
 
     def __init__(self, network: nn.Module, depths: Sequence[int]) -> None:
         super().__init__(network, depths)
         self.network.requires_grad_(False)  # nothing reads it
-        bands = next(one.in_channels for one in network.modules() if isinstance(one, nn.Conv2d))
-        self.widths, self.strides = (bands + bands * (bands + 1) // 2,), (1,)
+        self.widths, self.strides = (_values_of(network),), (1,)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """`(B, width, H, W)` of images `(B, C, H, W)`."""
-        one, other = torch.triu_indices(images.shape[1], images.shape[1])
-        return [torch.cat([images, images[:, one] * images[:, other]], 1)]
+        return [values(images)]
+
+
+class Beside(Depths):
+    """The `values` of the images before the maps."""
+
+    def __init__(self, network: nn.Module, depths: Sequence[int]) -> None:
+        super().__init__(network, depths)
+        self.widths, self.strides = (_values_of(network), *self.widths), (1, *self.strides)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """`(B, width, H', W')` of images `(B, C, H, W)`, padded as the maps are, and these as of `Depths`."""
+        return [values(self.whole(images)), *super().forward(images)]
 
 
 class Linear(nn.Module):
@@ -85,20 +108,25 @@ class Linear(nn.Module):
 
     Args:
         widths: Channels of each map.
-        strides: Pixels at a side of a position of each map, ascending; coarser maps are interpolated to the finest.
+        strides: Pixels at a side of a position of each map; what it says is interpolated to pixels.
         classes: Number of classes.
     """
 
     def __init__(self, widths: Sequence[int], strides: Sequence[int], classes: int) -> None:
         super().__init__()
-        self.stride = strides[0]
+        self.strides = tuple(strides)
         self.norms = nn.ModuleList(LayerNorm2d(width, affine=False) for width in widths)
         self.predict = nn.Conv2d(sum(widths), classes, 1)
 
     def forward(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """Logits `(B, classes, *size)` of maps `(B, width, h, w)`."""
-        read = [norm(one) for norm, one in zip(self.norms, maps, strict=True)]
-        return _enlarge(self.predict(torch.cat(_alike(read), 1)), self.stride, size)
+        weights = self.predict.weight.split([one.shape[1] for one in maps], 1)
+        biases = [self.predict.bias, *[None] * (len(maps) - 1)]
+        said: dict[int, Tensor] = {}  # a sum of interpolated maps is the interpolated sum, which has fewer channels
+        for stride, norm, one, *own in zip(self.strides, self.norms, maps, weights, biases, strict=True):
+            logits = F.conv2d(norm(one), *own)
+            said[stride] = said[stride] + logits if stride in said else logits
+        return torch.stack([_enlarge(logits, stride, size) for stride, logits in said.items()]).sum(0)
 
 
 class Efficient(nn.Module):

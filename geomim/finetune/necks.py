@@ -83,6 +83,11 @@ class Depths(nn.Module):
         self.multiple = max(self.strides)
         self.network.prune_intermediate_layers(sorted(set(self.depths)), prune_norm=False, prune_head=True)
 
+    def whole(self, images: Tensor) -> Tensor:
+        """Images with 0 behind their sides, up to multiples of the coarsest stride."""
+        height, width = images.shape[-2:]
+        return F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Read the maps of images `(B, C, H, W)`; sides that are no multiple of the coarsest stride are padded with 0.
 
@@ -92,8 +97,7 @@ class Depths(nn.Module):
         Raises:
             ConfigError: The model is for images of other sides alone.
         """
-        height, width = images.shape[-2:]
-        images = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
+        (height, width), images = images.shape[-2:], self.whole(images)
         embed = getattr(self.network, "patch_embed", None) or getattr(self.network, "stem", None)  # of mixers
         if getattr(embed, "strict_img_size", False) and embed.img_size != (sides := tuple(images.shape[-2:])):
             own = _sides(embed.img_size)

@@ -77,24 +77,37 @@ class Probing(Tuning):
     def _read(self, task: Any, windows: Windows, cuts: list[Cut], start: str) -> dict[Cut, tuple[Tensor, Tensor]]:
         """What is kept of some windows."""
         loader = DataLoader(Samples(windows, cuts, False), windows.batch_size, collate_fn=together)
-        found, draws, stride = list[tuple[Tensor, Tensor]](), np.random.default_rng(self.seed), 1
-        kind = torch.float32 if start == PIXELS else torch.float16  # which squares of odd values leave
+        found, draws = list[tuple[Tensor, Tensor]](), np.random.default_rng(self.seed)
+        values = start == PIXELS or self.arguments.get("head") == "both"
+        kind = torch.float32 if values else torch.float16  # which squares of odd values leave
         read, head = task.model, task.model.head
         if self.kind == "class":
             read = read.network
-        else:  # gives what it reads, where it lies
-            predict, stride, head.predict, head.stride = head.predict, head.stride, nn.Identity(), 1
+        else:
+            task.model.head = _Maps(head)
         for batch in watched(loader, f"reading windows, {start or 'encoder'}"):  # type: ignore[arg-type]
-            said = read(batch["image"].to(task.device)).cpu()
+            said = read(batch["image"].to(task.device))
             if self.kind == "class":
-                found += zip(said.to(kind).split(1), batch["label"].split(1), strict=True)
+                found += zip(said.cpu().to(kind).split(1), batch["label"].split(1), strict=True)
                 continue
-            for maps, mask in zip(said, batch["mask"], strict=True):
+            for *maps, mask in zip(*said, batch["mask"], strict=True):
                 some = _some(mask, draws)
-                found.append((_at(maps, some, mask.shape, stride).to(kind), mask.flatten()[some]))
-        if self.kind != "class":
-            head.predict, head.stride = predict, stride
+                own = [_at(one.cpu(), some, mask.shape, by) for one, by in zip(maps, head.strides, strict=True)]
+                found.append((torch.cat(own, 1).to(kind), mask.flatten()[some]))
+        task.model.head = head
         return dict(zip(cuts, found, strict=True))
+
+
+class _Maps(nn.Module):
+    """What a linear head reads, in its place."""
+
+    def __init__(self, head: Any) -> None:
+        super().__init__()
+        self.norms = head.norms
+
+    def forward(self, maps: list[Tensor], size: Any) -> list[Tensor]:
+        """Maps `(B, width, h, w)`, normalised."""
+        return [norm(one) for norm, one in zip(self.norms, maps, strict=True)]
 
 
 class _Moments(nn.Module):
@@ -114,7 +127,7 @@ def _some(mask: Tensor, draws: np.random.Generator) -> Tensor:
 
 
 def _at(maps: Tensor, some: Tensor, size: torch.Size, stride: int) -> Tensor:
-    """Maps `(D, h, w)` interpolated at pixels, `(n, D)`, as the head enlarges its answers."""
+    """A map `(D, h, w)` interpolated at pixels, `(n, D)`, as the head enlarges its answers."""
     sides = maps.new_tensor([maps.shape[2], maps.shape[1]]) * stride
     places = (torch.stack([some % size[1], some // size[1]], 1) + 0.5) / sides * 2 - 1
     found = F.grid_sample(maps[None], places[None, None], padding_mode="border", align_corners=False)

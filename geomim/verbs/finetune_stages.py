@@ -125,10 +125,10 @@ class Opened:
         """
         given, kind = self.arguments(job), self.labels.kind
         joined = "difference" if kind == "change" else None
-        linear = kind == "class" or (given.get("head") in ("linear", "pixels") and given.get("join") == joined)
+        linear = kind == "class" or (given.get("head") in ("linear", "pixels", "both") and given.get("join") == joined)
         if job.run.probe and not (linear and job.training.freeze == "all"):
             raise ConfigError(
-                "run.probe fits model.head linear or pixels on training.freeze all, of change by join difference"
+                "run.probe fits model.head linear, pixels or both on training.freeze all, of change by join difference"
             )
         return (Probing if job.run.probe else Tuning)(kind, given, job.run, job.seed)
 

@@ -4,18 +4,16 @@ import re
 import shutil
 import subprocess
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from geomim.corpus.store import Corpus
 from geomim.corpus.synthetic import write_scenes
 from geomim.demo import run
-from geomim.demo.page import _Sections
 from geomim.demo.run import demo, group_by_sensor
 from geomim.errors import InputError, MissingExtraError
-from geomim.evaluate.scores import Row, Scores
 from geomim.models.weights import read_checkpoint
 from geomim.verbs.plot import read_figures
 
@@ -39,12 +37,6 @@ def made_by(drawn, out):
     return demo(scenes=[str(drawn.scenes[0].parent)], labels=str(drawn.labels[0].parent), out=str(out), steps=12)
 
 
-def test_the_notes_of_the_maps_probe_are_shown():
-    protocol = {"train_patches": 5, "test_patches": 6, "interval": "", "test": ""}
-    scores = Scores("data", protocol, (Row("mae", "linear", 0.9, 0.8, 1.0, (0.9,)),), ("no patch is of <sea>",))
-    assert "no patch is of &lt;sea&gt;." in _Sections._fitted(SimpleNamespace(chapter=SimpleNamespace(patches=scores)))
-
-
 def test_every_room_left_its_result_and_every_picture_is_there(made):
     page, out, _ = made
     group = out / "sentinel2"
@@ -55,7 +47,8 @@ def test_every_room_left_its_result_and_every_picture_is_there(made):
         "mae/metrics.csv",
         "scores-selective_rils/evaluation.json",
         "scores-selective_rils/linear.safetensors",
-        "scores-patches/linear.safetensors",
+        "land-cover/task.ckpt",
+        "land-cover/config.yaml",
         "scores-mae/evaluation.json",
         "encoder/model.safetensors",
     ):
@@ -70,9 +63,13 @@ def test_the_page_is_honest(made):
     for word in ("random initialisation", "pixel statistics", "efficient", "labelled map pixels have the right class"):
         assert word in text
     assert "majority class" in text and "balanced" in text
-    fitted = re.search(r"fitted on ([\d,]+) labelled patches of the training scenes", text)
-    about = json.loads((made[1] / "sentinel2" / "scores-patches" / "evaluation.json").read_text())["protocol"]
-    assert int(fitted[1].replace(",", "")) == about["train_patches"] > 1000
+    fitted = re.search(r"fitted at once to ([\d,]+) windows of the training scenes", text)
+    seen = json.loads((made[1] / "sentinel2" / "land-cover" / "trained.json").read_text())
+    table = Corpus.open(made[1] / "sentinel2" / "corpus").table(["source", "split"]).to_pylist()
+    held_out = {row["source"] for row in table if row["split"] == "test"}
+    assert int(fitted[1].replace(",", "")) == len(seen) > 50 and held_out and not held_out & {one[0] for one in seen}
+    shares = re.search(r"same head has (\d+)% right, (\d+)% on random weights and (\d+)% on band values alone", text)
+    assert shares and all(0 < int(one) <= 100 for one in shares.groups())
     # after a few steps the encoder cannot stand above all floors with every probe, and the page must say so
     assert "falls below" in text or "no difference is shown" in text
     assert "Only held-out scenes show water: those tiles are left out." in text

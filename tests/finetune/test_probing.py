@@ -25,20 +25,24 @@ SIDE, COUNT, KINDS = 32, 6, ("field", "lake", "road", "town")
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Probing, Windows]:
     """Images whose right half is darker, which is their second class; a strip is not labelled."""
-    folder = tmp_path_factory.mktemp("probing")
+    return shaded(tmp_path_factory.mktemp("probing"), np.arange(SIDE) >= SIDE // 2, "linear")
+
+
+def shaded(folder: Path, dark: np.ndarray, head: str) -> tuple[Probing, Windows]:
+    """Images that are darker in some columns, which is their second class; a strip is not labelled."""
     checkpoint(folder / "tiny.ckpt", contract := BandContract(get_sensor("rgb"), (110.0,) * 3, (50.0,) * 3),
                image_size=SIDE, patch_size=8, width=32, depth=2, heads=2)  # fmt: skip
     for number in range(COUNT):
         image, mask = photograph(number, SIDE), np.zeros((SIDE, SIDE), np.uint8)
-        image[:, SIDE // 2 :] //= 4
-        image[:, : SIDE // 2] = image[:, : SIDE // 2] // 2 + 128
-        mask[:, SIDE // 2 :], mask[:4] = 1, 255
+        image[:, dark] //= 4
+        image[:, ~dark] = image[:, ~dark] // 2 + 128
+        mask[:, dark], mask[:4] = 1, 255
         save(folder / "images" / f"{number}.png", image)
         save(folder / "labels" / f"{number}.png", mask)
     (folder / "labels" / "classes.json").write_text('{"0": "light", "1": "dark"}')
     labels = open_labels([str(folder / "images")], str(folder / "labels"))
     given = {"encoder": Encoder(str(folder / "tiny.ckpt")), "classes": ["light", "dark"], "training": Training("all")}
-    tuning = Probing("mask", given | {"head": "linear"}, Running(probe=True), 0)
+    tuning = Probing("mask", given | {"head": head}, Running(probe=True), 0)
     return tuning, Windows(labels, open_backbone(str(folder / "tiny.ckpt")).contract or contract, SIDE, batch_size=4)
 
 
@@ -63,6 +67,20 @@ def test_the_fitted_task_says_of_kept_pixels_what_the_fit_says(made: tuple[Probi
         nearest = torch.cdist(kept, of[known.flatten()]).amin(1)
         assert float(nearest.max()) < 0.05 * float(of.abs().max()), "each kept pixel is one of the image"
     assert np.mean(right) > 0.9
+
+
+@pytest.mark.parametrize(("head", "told"), [("linear", False), ("both", True)])
+def test_what_is_finer_than_a_patch_is_told_by_the_values_beside_the_maps(
+    tmp_path: Path, head: str, told: bool
+) -> None:
+    tuning, windows = shaded(tmp_path, np.arange(SIDE) // 2 % 2 == 1, head)
+    task = tuning.train(windows, 0)
+    sample = windows.sample(windows.parts["test"][0])
+    with torch.no_grad():
+        said = task(sample["image"][None])[0].argmax(0)
+    known = sample["mask"] >= 0
+    right = float((said == sample["mask"])[known].float().mean())
+    assert right > 0.95 if told else right < 0.7
 
 
 def test_folds_share_what_is_kept(made: tuple[Probing, Windows], monkeypatch: pytest.MonkeyPatch) -> None:
