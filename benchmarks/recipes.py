@@ -73,12 +73,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 """What is compared besides the recipes as they are: a recipe, and what it has otherwise."""
 
 METHODS: dict[str, dict[str, Any]] = {
+    "can_inspired": {"visible": 0.25, "temperature": 0.2},
     "simmim": {"unit": 16},
     "selective_mae": {"visible": 0.4, "score": "published"},
     "latent_mim": {"visible": 0.25, "projector_width": 1024},
     "selective_latent": {"visible": 0.25, "projector_width": 1024},
     "rils": {"decoder_depth": 1, "decoder_width": 192},
 }
+DATA: dict[str, dict[str, Any]] = {"can_inspired": {"scale": (0.2, 1.0), "jitter": 0.5}}
+"""What a recipe is fed otherwise: crops with less in common, where they are told by what they have in common."""
 WORDS = {
     "bareland": "bare land", "baseballfield": "baseball field", "denseresidential": "dense residential area",
     "mediumresidential": "medium residential area", "sparseresidential": "sparse residential area",
@@ -143,8 +146,8 @@ class Setting:
         """Where a run goes."""
         return self.out / f"{recipe}-{self.minutes:g}min-{seed}{self.other}"
 
-    def data(self, seed: int) -> TileDataModule:
-        given = self.config.data.as_dict() | {"corpus": self.corpus}
+    def data(self, recipe: str, seed: int) -> TileDataModule:
+        given = self.config.data.as_dict() | {"corpus": self.corpus} | DATA.get(recipe, {})
         return TileDataModule(**given, image_size=self.config.encoder.image_size, seed=seed)
 
     def train(self, recipe: str, seed: int, steps: int, folder: Path) -> tuple[Path, list[dict[str, str]]]:
@@ -162,7 +165,7 @@ class Setting:
         if self.looks:
             asked = {"data": self.labelled, "limit": 1_000_000, "test_split": self.test_split}
             watch = replace(watch, every=max(1, steps // self.looks), **asked)
-        last = train(self.data(seed), folder, *self.parts(recipe), *shared, watch=watch)
+        last = train(self.data(recipe, seed), folder, *self.parts(recipe), *shared, watch=watch)
         with (folder / "metrics.csv").open(newline="") as file:
             return last, list(csv.DictReader(file))
 
@@ -202,7 +205,7 @@ def usable(setting: Setting, recipe: str) -> str:
     if required:
         return f"it needs {', '.join(required)}"
     try:
-        module = build(setting.data(0), *setting.parts(recipe), training=setting.config.training)
+        module = build(setting.data(recipe, 0), *setting.parts(recipe), training=setting.config.training)
         asks = setting.minutes and "text" in parameters(recipe)
         if asks and not open_described(setting.sentences, test_split=setting.test_split).texts:
             return f"'{setting.sentences}' has no sentence of a test image: give --sentences"

@@ -17,6 +17,7 @@ LATENT = {"projector_width": 16}
 OWN: dict[str, dict[str, Any]] = {
     "latent_mim": LATENT | {"visible": 0.25},
     "selective_latent": LATENT,
+    "can_inspired": {"head_width": 32, "dim": 16},
     "dmjd": {"cell": 4},
     "mask_align": {"levels": 2},
     "simmim": {"unit": 8},
@@ -27,6 +28,8 @@ OWN: dict[str, dict[str, Any]] = {
 TEXT = Text(f"local-dir:{Path(__file__).parent / 'tiny_text'}")
 """A text tower of one small block."""
 LANGUAGE = ("remote_clip", "rils", "selective_rils", "sycoca_inspired")
+CONTRASTS = (*LANGUAGE, "can_inspired")
+"""Recipes whose images are told apart, so that a batch is more than its parts."""
 ENCODER = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}
 SWIN = {"family": "swinv2", "patch_size": 2, "width": 8, "depth": 1, "heads": 1}
 

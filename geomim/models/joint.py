@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomim.errors import ConfigError
-from geomim.models.patches import Latents, masked_mean
+from geomim.models.patches import Latents
 from geomim.models.text import TextTower
 
 Pool = Literal["mean", "class"]
@@ -83,9 +83,7 @@ class Joint(nn.Module):
             if not latents.prefix:
                 raise ConfigError("the joint space pools the class token, and the encoder has none: use pool 'mean'")
             return unit(self.project(latents.tokens[:, 0]))
-        tokens, valid = latents.patches.float(), latents.key_valid
-        pooled = tokens.mean(1) if valid is None else masked_mean(tokens, valid[:, latents.prefix :])
-        return unit(self.project(pooled))
+        return unit(self.project(latents.mean()))
 
     def patches(self, latents: Latents) -> Tensor:
         """Vectors `(B, K, dim)` of the patches of images."""

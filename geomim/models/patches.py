@@ -56,6 +56,11 @@ class Latents:
         """The tokens of the patches, `(B, K, D)`."""
         return self.tokens[:, self.prefix :]
 
+    def mean(self) -> Tensor:
+        """Mean of the patches that may be attended to, `(B, D)` float32."""
+        tokens, valid = self.patches.float(), self.key_valid
+        return tokens.mean(1) if valid is None else masked_mean(tokens, valid[:, self.prefix :])
+
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
     """Cut images into patches.

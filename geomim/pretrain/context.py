@@ -45,6 +45,7 @@ class View:
         seen: The patches as the encoder may see them: without the bands that are dropped.
         hidden: `(B, l)` bool as in `TokenSplit`, once the view is split; None where the patches say it.
         whole: Latents of all its patches, with their gradient, where a term reads them before this one; else None.
+        shown: Those of its visible patches, likewise.
         text: What the batch says of it in words: `tokens (U, T)` of sentences, `key (U,)` their numbers and `of (B,)`
             the sentence of each image, -1 where it has none; None where nothing is said.
     """
@@ -71,6 +72,7 @@ class View:
         self.seen = Patches(seen, self.grid, sensor, gsd)
         self.hidden: Tensor | None = None
         self.whole: Latents | None = None
+        self.shown: Latents | None = None
         self._known: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:

@@ -2,7 +2,7 @@
 
 A batch has its own images and sentences with their gradient, and those of the whole step, see `Step`, without. Each
 batch computes the whole gradient of its own features, also what they do as negatives of others, so that ranks and
-micro-batches add up to one batch of that size.
+micro-batches add up to one batch of that size. Another crop of each image may stand in place of its sentence.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomim.errors import ConfigError
+from geomim.models.crops import CropSpace
 from geomim.models.joint import Joint
 from geomim.pretrain.step import Said, Step
 from geomim.pretrain.targets.answer import Answer
@@ -29,7 +30,7 @@ class Contrast(nn.Module):
     """How wrongly images and sentences of a step are told apart; a loss of each image, for a term with `step`.
 
     Args:
-        joint: The space of both, for its temperature.
+        joint: The space of both, or of crops, for its temperature.
         name: The term that knows images and sentences.
         loss: `softmax` (InfoNCE of CLIP, Radford et al., ICML 2021) or `sigmoid` (SigLIP, Zhai et al., ICCV 2023).
         equal: Pairs of an image and the sentence of another that reads the same are `positives`, which share the target
@@ -39,7 +40,7 @@ class Contrast(nn.Module):
 
     def __init__(
         self,
-        joint: Joint,
+        joint: Joint | CropSpace,
         name: str = "contrast",
         loss: Literal["softmax", "sigmoid"] = "softmax",
         equal: Equal = "positives",

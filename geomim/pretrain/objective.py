@@ -339,7 +339,7 @@ class MaskedImageModel(nn.Module):
                 if name not in latents:
                     latents[name] = self.encode(context, splits, name)
             view = context.views[term.view]
-            view.whole = latents.get(f"{term.view}:all")
+            view.whole, view.shown = latents.get(f"{term.view}:all"), latents.get(term.view)
             positions, weight = term.positions(view, splits.get(term.view))
             question = (term.decoder, term.memory, term.view, term.where)
             if question not in predictions:

@@ -29,22 +29,27 @@ class Random:
         visible: Share of the patches that is seen.
         predict: Share of the patches that is predicted; all that are not seen where None.
         other: Another view that must be measured, too, where a patch is predicted.
+        views: What is split, each view by draws of its own.
     """
 
     visible: float = 0.25
     predict: float | None = None
     other: str | None = None
+    views: tuple[str, ...] = ("image",)
 
     def __call__(self, context: Context, progress: Tensor) -> dict[str, TokenSplit]:
-        """Split the image."""
-        view = context.views["image"]
-        split = self.split(view, context.draws("mask", view.length))
+        """Split the views."""
+        return {name: self._split(context, name, "mask" if name == "image" else f"{name}/mask") for name in self.views}
+
+    def _split(self, context: Context, name: str, purpose: str) -> TokenSplit:
+        view = context.views[name]
+        split = self.split(view, context.draws(purpose, view.length))
         known = None if self.other is None else context.views[self.other].patch_valid
         if known is not None:
             weight = known.gather(1, split.predict).float()
             both = weight if split.predict_weight is None else weight * split.predict_weight
             split = split._replace(predict_weight=both)
-        return {"image": split}
+        return split
 
     def split(self, view: View, noise: Tensor) -> TokenSplit:
         """Split by `noise (B, L)` in (0, 1): the smallest are seen, the largest predicted."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from geomim.pretrain.objective import MaskedImageModel
+from geomim.pretrain.recipes.crops import can_inspired
 from geomim.pretrain.recipes.language import remote_clip, rils, selective_rils, sycoca_inspired
 from geomim.pretrain.recipes.latent import latent_mim, selective_latent
 from geomim.pretrain.recipes.pairs import croco
@@ -26,6 +27,7 @@ RECIPES: dict[str, Callable[..., MaskedImageModel]] = {
     "mask_align": mask_align,
     "latent_mim": latent_mim,
     "selective_latent": selective_latent,
+    "can_inspired": can_inspired,
     "remote_clip": remote_clip,
     "rils": rils,
     "selective_rils": selective_rils,
