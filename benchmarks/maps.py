@@ -6,7 +6,8 @@
 
 A scene of 4 bands of uint16 is drawn, deflated in blocks of 512; an encoder of width 192, depth 6 and patches of 16
 with a linear probe of 10 classes looks at windows of 224 px. Each measurement is a process of its own, whose greatest
-resident memory the kernel tells: the bare model on batches of that size held in memory; `geomim predict`; and the loop
+resident memory the kernel tells: the bare model on batches of that size held in memory, before and after each of the
+others, as a machine is not always equally fast; `geomim predict`; and the loop
 that torchgeo's documentation shows, GridGeoSampler and a DataLoader, with probabilities summed in an array of the whole
 scene. Threads are torch's own for all.
 """
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument("--work", default="maps-benchmark", type=Path)
     parser.add_argument("--sides", type=int, nargs="+", default=[5000, 20000])
     parser.add_argument("--overlap", type=float, default=0.5)
+    parser.add_argument("--rounds", type=int, default=1, help="of which the median counts")
     parser.add_argument("--only", choices=("predict", "torchgeo"), help="both where not given")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
@@ -143,18 +145,22 @@ def main() -> None:
         if not scene.exists():
             draw(scene, side)
         told = probe, scene, given.overlap
-        count, seconds, own = alone(bare, *told, scene.with_name("none"))
-        print(f"bare_{side}: {count / seconds:.1f} windows/s, {own:.0f} MiB")
+        count, before, own = alone(bare, *told, scene.with_name("none"))
+        print(f"bare_{side}: {count / before:.1f} windows/s, {own:.0f} MiB")
         ways = {"predict": mapped, "torchgeo": gridded}
         for name, work in ways.items() if given.only is None else [(given.only, ways[given.only])]:
             out = given.work.absolute() / f"{name}_{side}.tif"
-            for old in given.work.glob(f"{name}_{side}.*"):
-                old.unlink()
-            seen, took, peak = alone(work, *told, out)
-            ground = (side * GSD / 1000) ** 2
-            print(f"{name}_{side}_km2_s: {ground / took:.2f}")
-            print(f"{name}_{side}_over_bare: {seconds * (seen or count) / count / took:.3f}")
-            print(f"{name}_{side}_memory_beyond_bare: {peak - own:.0f} MiB")
+            ratios, took, peak, ground = [], [], 0.0, (side * GSD / 1000) ** 2
+            for _ in range(given.rounds):
+                for old in given.work.glob(f"{name}_{side}.*"):
+                    old.unlink()
+                seen, seconds, used = alone(work, *told, out)
+                after = alone(bare, *told, scene.with_name("none"))[1]
+                ratios.append((before + after) / 2 * (seen or count) / count / seconds)
+                took, peak, before = [*took, seconds], max(peak, used), after
+            print(f"{name}_{side}_km2_s: {ground / np.median(took):.2f}")
+            print(f"{name}_{side}_over_bare: {np.median(ratios):.3f}  ({min(ratios):.3f} to {max(ratios):.3f})")
+            print(f"{name}_{side}_memory_beyond_bare: {peak - own:.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":
