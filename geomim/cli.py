@@ -29,7 +29,9 @@ class Verb(NamedTuple):
 
 VERBS = {
     "demo": Verb(
-        "geomim.demo.run:demo", "maps,language", "the whole way once, from scenes to a map and a page to look at"
+        "geomim.demo.run:demo",
+        "maps,finetune,language",
+        "the whole way once, from scenes to a map and a page to look at",
     ),
     "sources list": Verb("geomim.corpus.sources.verbs:list_", "corpus", "the public sources that have a card"),
     "sources show": Verb("geomim.corpus.sources.verbs:show", "corpus", "one source: what it is and who may use it"),
@@ -169,7 +171,8 @@ def _absent(helping: bool, extra: str) -> Callable[[str], bool]:
     what nothing asks but torchgeo's tasks. A step that is to be compiled loads the compiler itself.
     """
     if not helping:
-        return {"torchmetrics", "torchvision", "torch._dynamo"}.__contains__ if extra != "finetune" else lambda _: False
+        idle = set() if "finetune" in extra else {"torchmetrics", "torchvision", "torch._dynamo"}
+        return idle.__contains__
     import jsonargparse  # noqa: F401  # finds the libraries that it can use itself
 
     core = {"geomim", "numpy", "yaml", "rich"} | {name.partition(".")[0] for name in sys.modules}

@@ -139,15 +139,13 @@ def demo(
 
     Raises:
         InputError: No scene can be opened.
-        MissingExtraError: There are labels, and what learns from sentences and masks is not installed.
+        MissingExtraError: There would be sentences, and open_clip is not installed.
     """
     if tile < IMAGE:
         raise InputError(f"--tile: expected at least {IMAGE} pixels, the side of the training image; given {tile}")
-    missing = [one for one in ("open_clip", "segmentation_models_pytorch") if find_spec(one) is None]
-    if (scenes is None or labels) and missing:
+    if (scenes is None or labels) and find_spec("open_clip") is None:
         raise MissingExtraError(
-            f"geomim demo needs {' and '.join(missing)} where there are labels: "
-            "pip install 'geomim[maps,language,finetune]'"
+            "geomim demo learns from sentences with open_clip: pip install 'geomim[maps,finetune,language]'"
         )
     start, console, folder = time.monotonic(), Console(stderr=True), Path(out)
     given = {"scenes": scenes, "labels": labels, "sensor": sensor, "bands": bands}

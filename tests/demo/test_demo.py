@@ -153,6 +153,6 @@ def test_scenes_are_grouped_by_what_took_them(data_dir):
 
 def test_what_sentences_need_is_asked_for_before_anything_is_made(tmp_path, monkeypatch):
     monkeypatch.setattr("geomim.demo.run.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"maps,language"):
+    with pytest.raises(MissingExtraError, match=r"maps,finetune,language"):
         demo(out=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
