@@ -42,10 +42,9 @@ def finetune(
     Task and head follow from the labels: masks and polygons give segmentation, boxes Faster R-CNN, rotated boxes an
     oriented detector, a folder a class classification, pairs change. Train and test are of different places.
 
-    Of fewer than 200 labelled windows the encoder stays as it is under a linear head, which for masks reads its maps
-    and the band values, and folds by place take turns as the test, so that each label is tested once; what is kept is
-    fitted to all of them, and reads pixel statistics alone where these tell more. Of more the whole encoder is tuned,
-    and one fold is the test.
+    Of fewer than 200 labelled windows the encoder stays as it is under a linear head, and folds by place take turns as
+    the test, so that each label is tested once; what is kept is fitted to all of them, and reads pixel statistics
+    where these tell more. Of more the whole encoder is tuned, and one fold is the test.
 
     Args:
         scenes: An image, a folder, or a pattern; several between commas.
@@ -141,7 +140,7 @@ def _recipe(job: Job, labels: Labels, plans: Sequence[Windows], count: int) -> t
 
 def _probed(job: Job, kind: str) -> Job:
     """A job whose head is fitted on a frozen encoder."""
-    head = {"mask": {"head": "both"}, "change": {"head": "linear", "join": "difference"}}.get(kind, {})
+    head = {"mask": {"head": "linear"}, "change": {"head": "linear", "join": "difference"}}.get(kind, {})
     run = replace(job.run, probe=True)
     return replace(job, model=replace(job.model, **head), training=Training("all"), run=run)
 
