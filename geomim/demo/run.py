@@ -290,8 +290,9 @@ def _results(chapter: Chapter, console: Console) -> None:
     name, last = next(iter(checkpoints.items()))
     chapter.encoder = export(last, str(folder / "encoder"))
     chapter.difference = _timm_difference(chapter.encoder)
-    table = Corpus.open(chapter.corpus).table(["source", "split"]).to_pylist()
-    learned, held_out = (sorted({row["source"] for row in table if row["split"] == one}) for one in ("train", "test"))
+    rows = Corpus.open(chapter.corpus).table(["source", "split", "label"]).to_pylist()
+    rows = [row for row in rows if row["label"] is not None or not chapter.labels]
+    learned, held_out = (sorted({row["source"] for row in rows if row["split"] == one}) for one in ("train", "test"))
     chapter.scene = (held_out or group.scenes)[0]
     maps, told = folder / "maps" / Path(chapter.scene).stem, {"sensor": group.sensor, "bands": group.bands}
     maps.parent.mkdir(parents=True, exist_ok=True)
