@@ -229,8 +229,8 @@ class _Sections:
             share, count = agreement(self.made, self.truth)
             words = (
                 f"A scene that neither encoder nor head was fitted to: {share:.1%} of {count:,} labelled map pixels "
+                "have the right class."
             )
-            words += "have the right class. "
         figures = [self._picture(f"map-{n}", panel, title) for n, (title, panel) in enumerate(panels.items())]
         where = html.escape(os.path.relpath(self.chapter.map, self.root))
         told = f"{self._legend()}{_paragraphs([words])}{self._fitted()}"

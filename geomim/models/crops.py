@@ -1,4 +1,4 @@
-"""The space in which crops of one tile are near each other."""
+"""The space in which crops of one tile are near each other, and the decoder that puts a crop there."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ class CropSpace(nn.Module):
         dim: Width of the space.
         temperature: What cosines are divided by.
 
+    Attributes:
+        dim: As given.
+        scale: What cosines are multiplied by, 0-dim.
+
     Raises:
         ConfigError: A number is out of range.
     """
@@ -36,9 +40,27 @@ class CropSpace(nn.Module):
                 f"{temperature}"
             )
         maps = nn.Linear(width, hidden, bias=False), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, dim, bias=False)
-        self.head = nn.Sequential(*maps)
+        self.head, self.dim = nn.Sequential(*maps), dim
         self.register_buffer("scale", torch.tensor(1 / temperature), persistent=False)
 
     def image(self, latents: Latents) -> Tensor:
         """Vectors `(B, dim)` of what was seen of images; tokens that must not be attended to count for nothing."""
         return unit(self.head(latents.mean()))
+
+
+class PooledCrop(nn.Module):
+    """The vector of a crop in the space where crops of one tile are near each other.
+
+    Args:
+        space: The space, a part of this decoder.
+    """
+
+    reads_levels = False
+
+    def __init__(self, space: CropSpace) -> None:
+        super().__init__()
+        self.space = space
+
+    def forward(self, memory: Latents, positions: Tensor, *others: Latents) -> Tensor:
+        """`(B, 1, D)` of what was seen first, whatever the positions; the others are read by the target."""
+        return self.space.image(memory)[:, None]

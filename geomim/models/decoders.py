@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomim.errors import ConfigError
-from geomim.models.crops import CropSpace
 from geomim.models.hierarchical import Encoder
 from geomim.models.joint import Joint, unit
 from geomim.models.patches import Latents, Readout, sincos_positions, take
@@ -370,24 +369,6 @@ class Pooled(nn.Module):
     def forward(self, memory: Latents, positions: Tensor) -> Tensor:
         """`(B, 1, D)` of what was seen, whatever the positions."""
         return self._joint[0].image(memory)[:, None]
-
-
-class PooledCrop(nn.Module):
-    """The vector of a crop in the space where crops of one tile are near each other.
-
-    Args:
-        space: The space, a part of this decoder.
-    """
-
-    reads_levels = False
-
-    def __init__(self, space: CropSpace) -> None:
-        super().__init__()
-        self.space = space
-
-    def forward(self, memory: Latents, positions: Tensor, *others: Latents) -> Tensor:
-        """`(B, 1, D)` of what was seen first, whatever the positions; the others are read by the target."""
-        return self.space.image(memory)[:, None]
 
 
 class Spoken(nn.Module):

@@ -53,7 +53,7 @@ class ContractInput:
         """
         every = [*range(numbers.shape[1])] == [*self.indices]
         images = (numbers if every else numbers[:, self.indices]).float()
-        seen = images.sum(1, keepdim=True).isfinite()  # a sum is not where one of them is not
+        seen = images.sum(1, keepdim=True).isfinite()  # a sum is finite only where all bands are
         if valid is not None:
             seen &= valid[:, None]
         images = images.mul(self.factor.to(images.device)).add_(self.shift.to(images.device))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from geomim.models.crops import CropSpace
-from geomim.models.decoders import CrossAttention, PooledCrop
+from geomim.models.crops import CropSpace, PooledCrop
+from geomim.models.decoders import CrossAttention
 from geomim.models.vit import ViT
 from geomim.pretrain.contrast import Contrast
 from geomim.pretrain.losses import mse
@@ -49,7 +49,7 @@ def can_inspired(
     """
     space, views = CropSpace(encoder.width, head_width, dim, temperature), ("image", "second")
     crops = Contrast(space, "contrast", equal="negatives")
-    answers = PooledCrop(space), OtherCrop(space, dim)
+    answers = PooledCrop(space), OtherCrop(space)
     terms = [Term(*answers, crops, "image", "second", memory=views, name="contrast", step=("contrast",))]
     if pixels:
         decoder = CrossAttention(encoder, "pixels", decoder_depth, decoder_width, decoder_heads)

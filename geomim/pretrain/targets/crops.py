@@ -15,11 +15,10 @@ class OtherCrop:
 
     Args:
         space: The space where crops of one tile are near each other.
-        dim: Width of it.
     """
 
-    def __init__(self, space: CropSpace, dim: int) -> None:
-        self.dim: int | None = dim
+    def __init__(self, space: CropSpace) -> None:
+        self.dim: int | None = space.dim
         self._space = space
 
     def __call__(self, view: View, positions: Tensor) -> Answer:
