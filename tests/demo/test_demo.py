@@ -14,6 +14,7 @@ from geomim.corpus.synthetic import write_scenes
 from geomim.demo import run
 from geomim.demo.run import demo, group_by_sensor
 from geomim.errors import InputError, MissingExtraError
+from geomim.finetune import probing
 from geomim.models.weights import read_checkpoint
 from geomim.verbs.plot import read_figures
 
@@ -30,6 +31,8 @@ def made(tmp_path_factory):
         patch.setattr(run, "BATCH", 16)
         patch.setattr(run, "LOOKS", 1)
         patch.setattr(run, "evaluate", partial(run.evaluate, seeds=1))
+        patch.setattr(probing, "_TRIED", 400)
+        patch.setattr(probing, "_FITTED", 1000)
         yield made_by(drawn, out), out, drawn
 
 
