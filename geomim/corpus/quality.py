@@ -108,7 +108,8 @@ def _measure(pixels, valid, clouds, limit, rows, cols, sums, means, shares):  # 
                 seen[x] += valid[y, x]
             if here == 0:
                 continue
-            peak[:] = pixels[0, y]
+            for x in range(width):  # a whole row at once would take five seconds to compile
+                peak[x] = pixels[0, y, x]
             for c in range(1, bands):
                 for x in range(width):
                     peak[x] = max(peak[x], pixels[c, y, x])

@@ -117,7 +117,9 @@ def _block_means(tiles, valid, all_valid, rows, columns, sums, means):  # pragma
                     total = number(total + sums[x])
                 pixels = (rows[i, 1] - rows[i, 0]) * (columns[j, 1] - columns[j, 0])
                 if not whole:
-                    pixels = seen[columns[j, 0] : columns[j, 1]].sum()
+                    pixels = 0
+                    for x in range(columns[j, 0], columns[j, 1]):
+                        pixels += seen[x]
                 means[n, i, j] = total / (pixels * bands) if pixels else np.nan
                 empty |= pixels == 0
         if empty:

@@ -117,8 +117,9 @@ def _half_steps(blocks, grids):  # pragma: no cover - compiled
     rows = np.zeros((2, GRID, GRID), np.float32)
     for i in range(GRID):
         up, down = max(i - 1, 0), min(i + 1, GRID - 1)
-        rows[0, i] = (blocks[up] + 2 * blocks[i] + blocks[down]) / 4
-        rows[1, i] = (blocks[i] + blocks[down]) / 2
+        for j in range(GRID):  # whole rows at once would take five seconds to compile
+            rows[0, i, j] = (blocks[up, j] + 2 * blocks[i, j] + blocks[down, j]) / 4
+            rows[1, i, j] = (blocks[i, j] + blocks[down, j]) / 2
     for half in range(2):
         for i in range(GRID):
             for j in range(GRID):

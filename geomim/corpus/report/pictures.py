@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import shapely
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
@@ -211,7 +212,7 @@ def save_footprints(path: Path, kept: Sequence[bytes], dropped: Sequence[bytes])
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of its own: no global state, no window system."""
-    figure = Figure(figsize=(width, height), facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
     axes = figure.add_axes((0.0, 0.0, 0.8, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
@@ -221,4 +222,5 @@ def _save(path: Path, figure: Figure, axes: Axes) -> None:
     """With names beside it, cut to what is drawn: layouts that are solved for take longer than a small corpus."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    around = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer())
+    figure.savefig(path, bbox_inches=around.padded(0.1))  # "tight" would draw all twice

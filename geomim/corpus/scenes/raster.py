@@ -100,7 +100,7 @@ def _palette(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted) -> Numbe
     choice = choose(Offer(uri, rgb, False, None), wanted.sensor, wanted.bands)
     indices = stored(uri, dataset, grid, (0,), nodata_of(dataset, (0,), None), nearest=True)
     table, shown = colours[list(choice.places)], colours[3] > 0  # transparent ones, and those of no index, are not
-    reader = converted(indices, lambda bands, valid: (table[:, bands[0]], valid & shown[bands[0]]))
+    reader = converted(indices, lambda bands, valid: (table.take(bands[0], 1), valid & shown[bands[0]]))
     return Numbers(choice.sensor, reader, np.dtype(np.uint8), None, indices.dataset.block_shapes[0])
 
 
