@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -24,6 +24,14 @@ _SAID = ["A River crosses farm-land; 3 ships_at (N. Pier)!", "ein  Fluß, 12.5 h
 """Sentences that tell tokenizers apart."""
 TINY = {"embed_dim": 192, "quick_gelu": False, "text_cfg": {"width": 192, "heads": 3, "layers": 2}}
 """A text tower for CPUs, with CLIP's tokenizer."""
+
+
+@cache
+def _of_clip(context_length: int) -> Any:
+    """CLIP's tokenizer, which reads a large vocabulary: once a process."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer(context_length=context_length)
 
 
 class TextTower(nn.Module):
@@ -107,7 +115,7 @@ class TextTower(nn.Module):
             if self.config.setdefault("tokenizer", digest) != digest:
                 raise CheckpointError(f"the tokenizer '{name}' is another than the text tower has: put its own there")
             return found
-        tokenizer = SimpleTokenizer(**options)
+        tokenizer = SimpleTokenizer(**options) if sizes.get("tokenizer_kwargs") else _of_clip(self.context_length)
         if (number := sizes.get("vocab_size", tokenizer.vocab_size)) < tokenizer.vocab_size:
             raise ConfigError(f"the text tower knows {number} tokens; CLIP's tokenizer has {tokenizer.vocab_size}")
         return tokenizer

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from tiny_encoder import checkpoint
 
 from geomim.cli import main, parse
 from geomim.errors import ConfigError, InputError
-from geomim.finetune import run
+from geomim.finetune import probing, run
 from geomim.finetune.backbones import Encoder, open_backbone
 from geomim.finetune.datamodule import Windows
 from geomim.finetune.labels import open_labels
@@ -33,6 +34,14 @@ from geomim.verbs.finetune_stages import test as scored
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "finetune").glob("*.yaml"))
 RGB = BandContract(get_sensor("rgb"), (110.0,) * 3, (50.0,) * 3)
 COUNT, SIDE = 12, 32
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_decays() -> Iterator[None]:
+    """Of which the best is chosen: that is tested in test_probing, and would be a third of the time here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probing, "DECAYS", probing.DECAYS[2:4])
+        yield
 
 
 @pytest.fixture(scope="module")
