@@ -308,11 +308,11 @@ class _Sections:
         return f'<a href="{html.escape(link)}">{words}</a>'
 
     def _dropped(self) -> dict[str, list[str]]:
-        """Figures of dropped tiles of each kind of reason, beside their keepers."""
+        """Dropped tiles of each kind of reason, beside their keepers; largest files first: clouds show little."""
         table = self.corpus.table(["id", "reason"])
         reasons = dict(zip(table["id"].to_pylist(), table["reason"].to_pylist(), strict=True))
         shown: dict[str, list[str]] = {}
-        for picture in sorted(self._report.glob("dropped-*.png")):
+        for picture in sorted(self._report.glob("dropped-*.png"), key=lambda one: (-one.stat().st_size, one.name)):
             reason = reasons[int(picture.stem.removeprefix("dropped-"))]
             shown.setdefault(kind_of(reason), []).append(self._copy(picture, f"Dropped: {reason}."))
         return shown
