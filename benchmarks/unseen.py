@@ -67,6 +67,7 @@ class Tiles:
 
 
 def eurosat(data: Path, _: Path) -> Tiles:
+    """Sentinel-2 tiles with their land cover."""
     with (data / "index.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     bands = "B01 B02 B03 B04 B05 B06 B07 B08 B09 B10 B11 B12 B8A".split()
@@ -76,6 +77,7 @@ def eurosat(data: Path, _: Path) -> Tiles:
 
 
 def water(data: Path, work: Path) -> Tiles:
+    """Tiles of seven bands, told whether they show water."""
     with (data / "location_groups.csv").open(newline="") as file:
         places = {row["tile"]: row["location_group"] for row in csv.DictReader(file)}
     names, classes = sorted(places), []
