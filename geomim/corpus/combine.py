@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -49,9 +48,11 @@ def merge(corpora: list[str], out: str) -> Path:
     """Put corpora of one sensor together into a new one; pixels are shared, not written again, where the disk can.
 
     All is looked for and decided as a build of all their sources does it, by the thresholds of the first, and takes as
-    long as it does there, but for the cutting. A source that several of them hold counts once. Tiles that benchmarks
-    excluded stay excluded; benchmarks that not all of the corpora were compared with are named: exclude them again.
-    Splits and balances that were drawn, and sentences that were written, stay as they are.
+    long as it does there, but for the cutting. A source that several of them hold counts once, with the labels, licence
+    and whatever else only one of them states; where they differ, the first counts and it is said, and a ban on
+    commercial use counts whoever states it. Tiles that benchmarks excluded stay excluded; benchmarks that not all of
+    the corpora were compared with are named: exclude them again. Splits and balances that were drawn, and sentences
+    that were written, stay as they are.
 
     Args:
         corpora: Folders of two corpora or more.
@@ -154,9 +155,7 @@ _CUT = ("tile", "stride", "resolution", "harmonise", "warp", "clouds", "crops", 
 
 def _benchmarks(corpus: Corpus) -> list[str]:
     """What a corpus was compared with, as it was given."""
-    file = corpus.path / "audit" / "audit.json"
-    records = json.loads(file.read_text())["benchmarks"] if file.is_file() else []
-    return [record["given"] for record in records if record.get("excluded", True)]
+    return [record["given"] for record in corpus.evidence() if record.get("excluded", True)]
 
 
 def filter(corpus: str, where: str, out: str, licence: list[str] | None = None) -> Path:

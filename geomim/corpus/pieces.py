@@ -106,7 +106,7 @@ def stage(folder: Path, corpora: Sequence[Corpus], slots: Sequence[dict[int, int
     offsets = [first[start:end] for start, end in dealt]
     shared = [(tiled["corpora"].to_numpy() > 1)[start:end] for start, end in dealt]
     staged = [(work, task.name, *some) for task, *some in zip(tasks, dealt, offsets, shared, strict=True)]
-    workers.run("looking at tiles", stage_part, staged, inline)
+    _say_other_words(workers.run("looking at tiles", stage_part, staged, inline))
     Staged.write(work, tasks)
     write_table(work / "sources.parquet", tiled)
     return sources.select(["uri", "bytes", "xxh3", "tiles", "file", "taken_off"])
@@ -213,7 +213,9 @@ def move_tiles(
     scatter(folder, f"{number:03d}-{file.stem}", table, part[source], count)
 
 
-def stage_part(work: Path, name: str, span: tuple[int, int], first: np.ndarray, shared: np.ndarray) -> None:
+def stage_part(
+    work: Path, name: str, span: tuple[int, int], first: np.ndarray, shared: np.ndarray
+) -> dict[str, tuple[int, Any, Any]]:
     """Number the tiles of one part, and write what the search for duplicates needs of them; a task.
 
     Args:
@@ -222,28 +224,90 @@ def stage_part(work: Path, name: str, span: tuple[int, int], first: np.ndarray, 
         span: Rows of its sources in the table of all.
         first: `(n,)` the first id of each source.
         shared: `(n,)` whether several corpora have tiles of it.
+
+    Returns:
+        Columns in which corpora differ about tiles that several have: how many, what is kept, what another says.
     """
     tiles = gather(work / "moved", int(name), _MOVED)
     joint = tiles["joint"].to_numpy() - span[0]
     corpus, old = (tiles[column].to_numpy() for column in ("corpus", "old"))
     row, col = (np.where(shared[joint], pc.fill_null(tiles[column], 0).to_numpy(), 0) for column in ("row", "col"))
-    what = ("joint", "size", "row", "col", "xxh3", "beside", "split")
-    keys = [pc.cast(tiles[column], pa.string()) for column in what]
-    same = pc.binary_join_element_wise(*keys, "\t", null_handling="replace").combine_chunks().dictionary_encode()
-    code = same.indices.to_numpy()
-    least = np.full(len(same.dictionary), np.iinfo(np.int32).max)
+    what = ("joint", "size", "row", "col", "xxh3", "beside")  # the same tile, on whichever side of a split
+    code = _groups(tiles, (*what, "split"))
+    said = tiles
+    if shared.any():
+        tiles = _pooled(_pooled(tiles, corpus, joint, _OF_SOURCE), corpus, _groups(tiles, what), _OF_TILE)
+    least = np.full(code.max(initial=-1) + 1, np.iinfo(np.int32).max)
     np.minimum.at(least, code, corpus)
     order = np.lexsort((old, corpus, col, row, joint))
     order = order[corpus[order] == least[code[order]]]
     group = joint[order]
     ids = first[group] + np.arange(len(order)) - np.searchsorted(group, group)
-    stands = np.full(len(same.dictionary), np.iinfo(np.int64).max)
+    stands = np.full(len(least), np.iinfo(np.int64).max)
     np.minimum.at(stands, code[order], ids)
     new = stands[code]
     new[order] = ids
     write_table(work / "tasks" / name / "ids.parquet", pa.table({"corpus": corpus, "old": old, "id": new}))
     tiles = put(tiles.take(order), "id", ids).drop_columns(["corpus", "old", "joint"])
     _fingerprint(work / "tasks" / name, work.parent / "tiles.zarr", tiles)
+    gone = np.flatnonzero(corpus > least[code])
+    return _other_words(tiles.take(np.searchsorted(ids, new[gone])), said.take(gone))
+
+
+_OF_SOURCE = ("licence", "attribution", "non_commercial", "dataset", "time", "gsd")
+_OF_TILE = ("label", "captions", "boxes", "cloud_fraction")
+"""Columns that one corpus may know and another not, though their pixels are the same."""
+
+
+def _groups(tiles: pa.Table, names: Sequence[str]) -> np.ndarray:
+    """`(n,)` numbers, equal where all of these columns are."""
+    keys = [pc.cast(tiles[name], pa.string()) for name in names]
+    same = pc.binary_join_element_wise(*keys, "\t", null_handling="replace").combine_chunks().dictionary_encode()
+    return np.asarray(same.indices.to_numpy())
+
+
+def _pooled(tiles: pa.Table, corpus: np.ndarray, group: np.ndarray, names: Sequence[str]) -> pa.Table:
+    """Tiles with what the first corpus of their group says that says anything, where their own says nothing.
+
+    A ban on commercial use counts for all of the group, whoever says it.
+    """
+    for name in names:
+        column = tiles[name].combine_chunks()
+        known = column.is_valid().to_numpy(zero_copy_only=False)
+        rank = np.where(known, corpus, np.iinfo(np.int32).max)
+        if name == "non_commercial":
+            rank[column.fill_null(False).to_numpy(zero_copy_only=False)] = -1
+            known = np.zeros(len(tiles), bool)
+        order = np.lexsort((rank, group))
+        _, at, back = np.unique(group[order], return_index=True, return_inverse=True)
+        first = np.empty(len(tiles), np.int64)
+        first[order] = order[at][back]
+        values = column.take(pa.array(np.where(known, np.arange(len(tiles)), first)))
+        tiles = tiles.set_column(tiles.schema.get_field_index(name), tiles.schema.field(name), values)
+    return tiles
+
+
+def _other_words(kept: pa.Table, other: pa.Table) -> dict[str, tuple[int, Any, Any]]:
+    """Columns in which tiles differ, row by row, though both say something: how many, and the first of it."""
+    found = {}
+    for name in (*_OF_SOURCE, *_OF_TILE):
+        pairs = zip(kept[name].to_pylist(), other[name].to_pylist(), strict=True)
+        differ = [pair for pair in pairs if None not in pair and pair[0] != pair[1]]
+        if differ and name != "non_commercial":  # of which the stricter counts
+            found[name] = (len(differ), *differ[0])
+    return found
+
+
+def _say_other_words(parts: Sequence[dict[str, tuple[int, Any, Any]]]) -> None:
+    console = Console(stderr=True, markup=False, highlight=False)
+    for name in (*_OF_SOURCE, *_OF_TILE):
+        if some := [part[name] for part in parts if name in part]:
+            kept, other = (str(value)[:80] for value in some[0][1:])
+            console.print(
+                f"{sum(one[0] for one in some):,} tiles that several corpora hold have another {name} in a later one, "
+                f"such as '{other}' for '{kept}': that of the first which states one is kept",
+                soft_wrap=True,
+            )
 
 
 def _fingerprint(task: Path, arrays: Path, tiles: pa.Table) -> None:

@@ -143,15 +143,28 @@ class Corpus:
     @property
     def provenance(self) -> dict[str, Any]:
         """What weights that are trained on it say of it, with the benchmarks that its tiles were compared with."""
-        file = self.path.joinpath("audit", "audit.json")
-        found = json.loads(file.read_text())["benchmarks"] if file.is_file() else []
         kept = ("benchmark", "splits", "tiles", "excluded")
         return {
             "name": self.path.name,
             "tiles": sum(size.get("kept", size["tiles"]) for size in self.meta["sizes"].values()),
             **{checksum: self.meta.get(checksum) for checksum in ("lock", "audit")},
-            "benchmarks": [{key: one[key] for key in kept} for one in found],
+            "benchmarks": [{key: one[key] for key in kept} for one in self.evidence()],
         }
+
+    def evidence(self) -> list[dict[str, Any]]:
+        """What `exclude` found, a record a benchmark that the tiles were compared with.
+
+        Raises:
+            CorpusError: Something else lies in its place.
+        """
+        file = self.path.joinpath("audit", "audit.json")
+        try:
+            found: list[dict[str, Any]] = json.loads(file.read_text())["benchmarks"] if file.is_file() else []
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorpusError(
+                f"'{file}' is not the evidence of the corpus's exclusions: remove it, and exclude again"
+            ) from error
+        return found
 
     @classmethod
     def open(cls, path: str | Path | Url) -> Corpus:

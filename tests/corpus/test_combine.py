@@ -181,6 +181,44 @@ def test_sources_that_are_named_alike_are_kept_apart(tmp_path, capsys, monkeypat
     verify(str(out))
 
 
+def _same_tiles(folder, name, **columns):
+    """Four tiles, each of a source of its own, the same in every corpus that this writes."""
+    return write_parts(folder / name, textures(4), [f"{letter}.tif" for letter in "abcd"], **columns)
+
+
+def test_what_one_corpus_alone_says_of_a_tile_is_kept(tmp_path, capsys):
+    said = {"label": ["x", "y", "x", "y"], "licence": ["CC0"] * 4, "attribution": ["me"] * 4}
+    said |= {"captions": [["one"], None, ["two", "three"], None], "cloud_fraction": [0.1, 0.2, 0.3, 0.4]}
+    said["boxes"] = [[{"polygon": [0.0] * 8, "label": "ship"}], None, None, None]
+    one = _same_tiles(tmp_path, "one", split=["test", "train", "train", "train"])  # drawn there alone
+    two = _same_tiles(tmp_path, "two", **said)
+    out = Corpus.open(merge([str(one), str(two)], str(tmp_path / "all")))
+    kept = out.table(where=pc.field("kept"))
+    assert {name: kept[name].to_pylist() for name in said} == said
+    assert out.classes == ["x", "y"] and kept["split"].to_pylist() == ["test", "train", "train", "train"]
+    assert out.contract.licences == ("CC0",) and "another" not in capsys.readouterr().err
+
+
+def test_a_ban_on_commercial_use_counts_whoever_says_it(tmp_path):
+    free = {"non_commercial": [False, False, None, None]}
+    one = _same_tiles(tmp_path, "one", **free)
+    two = _same_tiles(tmp_path, "two", non_commercial=[True, None, False, None], recipe={"non_commercial": True})
+    out = Corpus.open(merge([str(one), str(two)], str(tmp_path / "all")))
+    assert out.table()["non_commercial"].to_pylist() == [True, False, False, None]
+    assert out.table()["reason"].to_pylist() == ["licence forbids commercial use", "", "", ""]  # as the first asks
+    verify(str(out.path))
+
+
+def test_where_corpora_say_different_things_the_first_counts_and_it_is_said(tmp_path, capsys):
+    one = _same_tiles(tmp_path, "one", label=["forest", "forest", None, "x"], licence=["CC0"] * 4)
+    two = _same_tiles(tmp_path, "two", label=["water", "water", "water", "x"], licence=["MIT"] * 4)
+    out = Corpus.open(merge([str(one), str(two)], str(tmp_path / "all")))
+    assert out.table()["label"].to_pylist() == ["forest", "forest", "water", "x"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 tiles that several corpora hold have another label in a later one, such as 'water' for 'forest'" in said
+    assert "4 tiles that several corpora hold have another licence" in said and "another split" not in said
+
+
 def test_what_was_taken_off_a_source_is_still_told(two, tmp_path, capsys):
     file = two[1] / "catalogue" / "sources.parquet"
     table = pq.read_table(file)

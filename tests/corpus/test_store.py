@@ -95,6 +95,12 @@ def test_a_newer_format_is_refused(corpus):
         Corpus.open(corpus)
 
 
+def test_what_is_no_evidence_of_exclusions_is_told(corpus):
+    write_json(corpus / "audit" / "audit.json", {"a": {}, "b": {}})
+    with pytest.raises(CorpusError, match=r"audit\.json' is not the evidence .* exclude again"):
+        _ = Corpus.open(corpus).provenance
+
+
 def test_a_folder_that_is_no_corpus_is_refused(tmp_path, corpus):
     with pytest.raises(CorpusError, match="is no corpus"):
         Corpus.open(tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from pathlib import Path
 
 from geomim.corpus.report.facts import Facts, as_funnel
@@ -131,8 +130,8 @@ def audit_html(corpus: Corpus) -> str:
 
 def audit_rows(corpus: Corpus) -> list[tuple[str, ...]]:
     """Benchmarks that the corpus was compared with, in words."""
-    file, rows = corpus.path / "audit" / "audit.json", []
-    for record in json.loads(file.read_text())["benchmarks"] if file.is_file() else []:
+    rows = []
+    for record in corpus.evidence():
         done = "excluded" if record["excluded"] else "reported only"
         unreadable = len(record["unreadable"])
         state = f"{done}; {unreadable} images not readable" if unreadable else done
