@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,11 +14,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from geomim.addresses import plain
-from geomim.corpus.remote import Url, place, reached
+from geomim.corpus.remote import Place, Url, place, reached
 from geomim.corpus.store import Corpus
 from geomim.errors import CorpusError, InputError
 
-_UNFINISHED = ("work.done", "next.part", "report.part")
+_UNFINISHED = "work.done"
 _AT_ONCE = 8  # copies on their way: a store answers slowly, but many at a time
 
 
@@ -31,18 +32,14 @@ def publish(corpus: str, url: str) -> None:
         url: Address of its folder in the store, such as s3://bucket/corpus.
 
     Raises:
-        CorpusError: The folder is no finished corpus, the address holds another one, or the store does not answer.
+        CorpusError: The folder is no finished corpus or lacks pixels, the address holds another one (of other sources,
+            or other tiles of them; decisions may differ), or the store does not answer.
     """
     folder, target = Path(corpus), place(url)
     if not isinstance(target, Url):
         raise InputError(f"'{url}' is no address of a remote store, such as s3://bucket/corpus: copy the folder itself")
-    Corpus.open(folder)  # says what is not finished
+    names = _files(Corpus.open(folder))  # which says what is not finished
     _clear_for(folder, target)
-    names = sorted(
-        file.relative_to(folder).as_posix()
-        for file in folder.rglob("*")
-        if file.is_file() and file.relative_to(folder).parts[0] not in _UNFINISHED and file.suffix != ".part"
-    )
     names.remove("corpus.json")
     console = Console(stderr=True, markup=False, highlight=False)
     with Progress(console=console, transient=True) as progress, reached(target):
@@ -58,6 +55,32 @@ def publish(corpus: str, url: str) -> None:
     console.print(f"'{folder}' is at '{plain(str(target))}'", soft_wrap=True)
 
 
+def _files(corpus: Corpus) -> list[str]:
+    """Names of all files of a corpus, sorted; those in linked folders, too.
+
+    Raises:
+        CorpusError: A link leads nowhere, or there are no pixels.
+    """
+    found = []
+    for folder, _, files in os.walk(corpus.path, followlinks=True):
+        for file in (Path(folder, name) for name in files):
+            inside = file.relative_to(corpus.path)
+            if inside.parts[0] == _UNFINISHED or any(part.endswith(".part") for part in inside.parts):
+                continue
+            if not file.exists():
+                raise CorpusError(
+                    f"'{file}' is a link that leads nowhere: bring back what it led to, or copy the corpus again"
+                )
+            if file.is_file():
+                found.append(inside.as_posix())
+    lacking = [size for size in corpus.sizes if f"tiles.zarr/{size}/image/zarr.json" not in found]
+    if lacking:
+        raise CorpusError(
+            f"'{corpus.path}' lacks the pixels of its {lacking[0]} px tiles: copy it again, or build it again"
+        )
+    return sorted(found)
+
+
 def _clear_for(folder: Path, target: Url) -> None:
     """Refuse to write over another corpus; take the mark from an older state of this one."""
     try:
@@ -66,13 +89,35 @@ def _clear_for(folder: Path, target: Url) -> None:
         return
     mine = (folder / "corpus.json").read_text(encoding="utf-8")
     try:
-        same = json.loads(text)["recipe"].get("source") == json.loads(mine)["recipe"].get("source")
+        same = _made(target, text) == _made(folder, mine)
     except (ValueError, KeyError, TypeError, AttributeError):
         same = False
     if not same:
         raise CorpusError(f"'{target}' holds another corpus: give another address, or remove it there first")
     if text != mine:
         (target / "corpus.json").remove()
+
+
+def _made(corpus: Place, text: str) -> tuple[Any, ...]:
+    """What stays the same of a corpus whatever is decided: its sources, and where its tiles lie and their pixels.
+
+    Args:
+        corpus: Its folder.
+        text: Its `corpus.json`.
+    """
+    meta, lock = json.loads(text), corpus / "corpus.lock"
+    content = json.loads(_first_line(lock))["digests"]["content"] if lock.is_file() else None
+    return meta["recipe"].get("source"), {size: one["tiles"] for size, one in meta["sizes"].items()}, content
+
+
+def _first_line(file: Place) -> str:
+    if isinstance(file, Path):
+        with open(file, encoding="utf-8") as stream:
+            return stream.readline()
+    with reached(file):
+        files, path = file.files()
+        with files.open(path, "rb") as stream:  # a lock is long
+            return str(stream.readline(), "utf-8")
 
 
 def _there(target: Url) -> dict[str, dict[str, Any]]:

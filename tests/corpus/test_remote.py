@@ -8,8 +8,10 @@ import fsspec
 import numpy as np
 import pytest
 import xarray
+from parts_corpus import textures, write_parts
 from tiny_corpus import write_corpus
 
+from geomim.corpus.changes import decide
 from geomim.corpus.publish import publish
 from geomim.corpus.remote import Url, aside, place
 from geomim.corpus.store import Corpus
@@ -121,6 +123,43 @@ def test_another_corpus_is_not_written_over(corpus, url):
         publish(str(corpus), str(corpus / "copy"))
     with pytest.raises(CorpusError, match="is no corpus"):
         publish(str(corpus / "report"), url)
+
+
+def test_other_tiles_of_the_same_sources_are_another_corpus(tmp_path, url):
+    sources = ["a.tif"] * 6
+    one = write_parts(tmp_path / "one", textures(6), sources)
+    publish(str(one), url)
+    decide(str(one), quota=3)  # other decisions about the same tiles
+    publish(str(one), url)
+    others = [write_parts(tmp_path / "two", textures(6, seed=1), sources)]
+    others += [write_parts(tmp_path / "three", textures(4), sources[:4])]
+    for other in others:
+        with pytest.raises(CorpusError, match="holds another corpus"):
+            publish(str(other), url)
+    assert len(Corpus.open(url).tiles().read(range(6))) == 6
+
+
+def test_what_lies_on_another_disk_is_published_too(corpus, url, tmp_path):
+    (corpus / "tiles.zarr").rename(tmp_path / "disk")
+    (corpus / "tiles.zarr").symlink_to(tmp_path / "disk")
+    publish(str(corpus), url)
+    np.testing.assert_array_equal(Corpus.open(url).tiles().read([3]), Corpus.open(corpus).tiles().read([3]))
+
+
+def test_a_corpus_without_its_pixels_is_not_published(corpus, url, tmp_path):
+    shard = next(file for file in (corpus / "tiles.zarr").rglob("image/c/*/*/*/*") if file.is_file())
+    shard.rename(tmp_path / "shard")
+    shard.symlink_to(tmp_path / "gone")
+    with pytest.raises(CorpusError, match="link that leads nowhere"):
+        publish(str(corpus), url)
+    (corpus / "tiles.zarr").rename(tmp_path / "disk")
+    (corpus / "tiles.zarr").symlink_to(tmp_path / "not-mounted")
+    with pytest.raises(CorpusError, match=r"tiles\.zarr' is a link that leads nowhere"):
+        publish(str(corpus), url)
+    (corpus / "tiles.zarr").unlink()
+    with pytest.raises(CorpusError, match="lacks the pixels of its 24 px tiles"):
+        publish(str(corpus), url)
+    assert not Url(f"{url}/corpus.json").exists()
 
 
 def test_what_does_not_answer_gets_a_sentence(monkeypatch):
