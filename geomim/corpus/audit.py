@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -9,19 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 
 from geomim import __version__
 from geomim.corpus.assemble import working
 from geomim.corpus.comparison.collection import Collection, collect
-from geomim.corpus.comparison.matching import Footprint, match
+from geomim.corpus.comparison.matching import Footprint, check_buffer, match
 from geomim.corpus.comparison.parts import Crops
 from geomim.corpus.comparison.sides import Side, common_bands, same_corpus, side
 from geomim.corpus.pipeline.executor import Workers
 from geomim.corpus.pipeline.shuffle import stage_folder
 from geomim.corpus.report.matches import counts, counts_html, counts_table, describe, figures, unreadable_html
 from geomim.corpus.report.page import html_page, html_table
-from geomim.corpus.store import write_json, write_table
+from geomim.corpus.store import holds_corpus, write_json, write_table
 from geomim.errors import CorpusError, InputError
 from geomim.sensors import match_bands
 
@@ -64,12 +66,14 @@ def audit(
 
     Raises:
         InputError: There is no such set, or nothing of it can be read; or a part of it cannot, so that the outcome,
-            which is written, is not complete.
-        CorpusError: `out` holds something else.
+            which is written, is not complete; or `buffer` or `tile` makes no sense.
+        CorpusError: `out` holds something else, or is where a corpus keeps the evidence of its exclusions.
     """
     folder = Path(out)
-    if folder.exists() and not (folder / "audit.json").is_file() and any(folder.iterdir()):
-        raise CorpusError(f"'{folder}' holds files that are no audit: give another --out")
+    _check_free(folder)
+    check_buffer(buffer)
+    if tile < 1:
+        raise InputError(f"--tile is a number of pixels, 1 or more; given {tile}")
     console = Console(stderr=True, markup=False, highlight=False)
     left, right = side(a, sensor=sensor, bands=bands), side(b, sensor=sensor, bands=bands)
     with working(workers) as pool:
@@ -85,6 +89,21 @@ def audit(
     console.print(f"look at: {folder / 'index.html'}", soft_wrap=True)
     check_readable([one, two], skip_unreadable, folder)
     return folder / "index.html"
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse to write over what is no outcome of an earlier audit."""
+    here = folder.resolve()
+    if any(one.name == "audit" and holds_corpus(one.parent) for one in (here, *here.parents)):
+        raise CorpusError(f"'{folder}' is where a corpus keeps the evidence of its exclusions: give another --out")
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    try:
+        mine = "a" in json.loads((folder / "audit.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        mine = not os.path.lexists(folder)
+    if not mine:
+        raise CorpusError(f"'{folder}' holds files that are no audit: give another --out")
 
 
 def collect_both(left: Side, right: Side, tile: int, workers: Workers) -> tuple[Collection, Collection]:
@@ -162,6 +181,8 @@ def write_evidence(
         matches: Heading of the pictures.
     """
     part = stage_folder(folder)
+    for sentence in _undated(one, two, record["asked"]):
+        Console(stderr=True, markup=False, highlight=False).print(sentence, soft_wrap=True)
     write_table(part / "matches.parquet", described)
     sections = [
         *lead,
@@ -183,6 +204,19 @@ _CROPS = {
     "fast": "; parts that overlap at any offset, where two corners agree.",
     "thorough": "; parts that overlap at any offset, where a corner agrees.",
 }
+
+
+def _undated(one: Collection, two: Collection, asked: dict[str, Any]) -> list[str]:
+    """What was not compared by place because nobody knows its day, in words."""
+    said = []
+    for each in ([one] if one is two else [one, two]) if asked["footprint"] == "acquisition" else []:
+        placed = each.views["geometry"].is_valid()
+        if lacking := pc.sum(pc.and_(placed, each.views["time"].is_null())).as_py():
+            said.append(
+                f"{lacking:,} of {pc.sum(placed).as_py():,} windows of {each.name} with a place have no date, so that "
+                "`acquisition` finds none of their footprints (`any` does)"
+            )
+    return said
 
 
 def _compared_html(one: Collection, two: Collection, asked: dict[str, Any]) -> str:
@@ -208,6 +242,7 @@ def _compared_html(one: Collection, two: Collection, asked: dict[str, Any]) -> s
     low = sum(sum(each.views["low_information"].to_pylist()) for each in sides)
     if low and one.sensor is not None:
         how += f" Windows with too little to see (water, sand, nodata), compared exactly and by place only: {low:,}."
+    how += "".join(f" {sentence}." for sentence in _undated(one, two, asked))
     if one is two:
         how += " A file is never compared with itself."
     return html_table((), rows) + f"<p>{how}</p>"

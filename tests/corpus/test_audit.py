@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,6 +9,7 @@ from photographs import photograph, resized, save
 from rasterio.transform import from_origin
 
 from geomim.corpus.audit import audit
+from geomim.corpus.comparison import collection
 from geomim.corpus.duplicates.fingerprint import ORIENTATIONS, orient
 from geomim.errors import CorpusError, InputError
 
@@ -98,7 +100,8 @@ def _placed(path, date, east, north, seed):
     profile = {"driver": "GTiff", "count": 3, "height": 64, "width": 64, "dtype": "uint8", "crs": "EPSG:32633"}
     with rasterio.open(path, "w", transform=from_origin(east, north, 10, 10), photometric="RGB", **profile) as file:
         file.write(picture)
-        file.update_tags(ACQUISITIONDATETIME=date)
+        if date:
+            file.update_tags(ACQUISITIONDATETIME=date)
     return path
 
 
@@ -119,6 +122,37 @@ def test_places_of_any_date_or_of_one_acquisition(tmp_path):
     assert set(names(footprint="acquisition")) == {"half.tif"}
     assert set(names(buffer=50)) == {"half.tif", "later.tif", "beside.tif"}
     assert not names(footprint="off")
+
+
+def test_what_is_too_large_to_be_seen_whole_has_a_place_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(collection, "WHOLE", 64 * 64 - 1)
+    _placed(tmp_path / "a" / "x.tif", None, 500000, 5500000, 1)
+    _placed(tmp_path / "b" / "half.tif", None, 500320, 5500000, 2)
+    _placed(tmp_path / "b" / "far.tif", None, 502000, 5500000, 3)
+
+    def found(one, two, tile):
+        page = audit(str(tmp_path / one), str(tmp_path / two), str(tmp_path / "out"), tile=tile, crops="off", workers=1)
+        return pq.read_table(page.parent / "matches.parquet").to_pylist()
+
+    for tile, windows in ((32, 2), (48, 4), (100, 1)):
+        rows = found("a", "b", tile)
+        assert {(row["item_b"], row["kind"]) for row in rows} == {("half.tif", "footprint")}
+        assert len({(*row["window_a"], *row["window_b"]) for row in rows}) >= windows
+    assert not found("b", "b", 48)  # whose windows overlap
+
+
+def test_what_has_no_date_is_said_where_dates_are_asked_for(tmp_path, capsys):
+    for folder, date in (("a", "2020-05-01T10:00:00"), ("b", None)):
+        _placed(tmp_path / folder / "x.tif", date, 500000, 5500000, len(folder + str(date)))
+
+    def said(footprint):
+        page = audit(str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "out"), footprint=footprint, crops="off")
+        return "1 of 1 windows of b with a place have no date", page.read_text(), capsys.readouterr().err
+
+    sentence, page, terminal = said("acquisition")
+    assert sentence in page and sentence in terminal and " of a with" not in terminal
+    sentence, page, terminal = said("any")
+    assert sentence not in page and sentence not in terminal
 
 
 def test_other_bands_are_compared_by_place_alone(tmp_path):
@@ -146,3 +180,26 @@ def test_refuses_what_makes_no_sense(sets, tmp_path):
         audit(str(tmp_path / "nowhere"), str(sets / "b"), str(tmp_path / "fresh"))
     with pytest.raises(CorpusError, match="radius"):
         audit(str(sets / "a"), str(sets / "b"), str(tmp_path / "fresh"), radius=30, workers=1)
+
+
+@pytest.mark.parametrize("where", ["audit", "audit/aid", "audit/new", "copied"])
+def test_the_evidence_of_a_corpus_is_never_written_over(tmp_path, where):
+    save(tmp_path / "a" / "0.png", photograph(0))
+    (tmp_path / "corpus" / "audit" / "aid").mkdir(parents=True)
+    (tmp_path / "corpus" / "corpus.json").write_text("{}")
+    (tmp_path / "corpus" / "audit" / "audit.json").write_text('{"benchmarks": []}')
+    (tmp_path / "corpus" / "audit" / "aid" / "audit.json").write_text('{"benchmark": "aid"}')
+    shutil.copytree(tmp_path / "corpus" / "audit", tmp_path / "corpus" / "copied")
+    before = {file: file.read_text() for file in tmp_path.rglob("*.json")}
+    with pytest.raises(CorpusError, match="give another --out"):
+        audit(str(tmp_path / "a"), str(tmp_path / "a"), str(tmp_path / "corpus" / where), workers=1)
+    assert {file: file.read_text() for file in tmp_path.rglob("*.json")} == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("buffer", -1.0), ("buffer", float("nan")), ("buffer", float("inf")), ("tile", 0), ("tile", -5)],
+)
+def test_numbers_that_make_no_sense_are_refused(tmp_path, option, value):
+    with pytest.raises(InputError, match=f"--{option} is a number .* given {value}"):
+        audit(str(tmp_path), str(tmp_path), str(tmp_path / "out"), **{option: value})

@@ -49,10 +49,11 @@ VIEWS = pa.schema(
     ]
 )
 """A row a view: `id` is that of a corpus's tile, else the place of the view; `item` the image, as a path below the
-folder that was given; `row`, `col`, `height`, `width` the window in it; `low_information`: its hash means nothing."""
+folder that was given; `row`, `col`, `height`, `width` the window in it; `low_information`: its hash means nothing.
+`geometry` is the outline of a whole image, or, where it is too large to be seen as one, that of each window."""
 
 WHOLE = 2**26
-"""Pixels of the largest image that is also seen as a whole, 67 million."""
+"""Pixels of the largest image that is also seen as a whole, beside tiles of it: 67 million."""
 _PER_TASK = 256  # images
 _PIXELS_A_BLOCK = 4096  # 16 patches for 256 x 256 pixels; smaller views have 16 too
 
@@ -151,14 +152,17 @@ def fingerprint(
 
 
 def _views(item: Item, scene: Scene, bands: tuple[str, ...], tile: int) -> list[dict[str, Any]]:
-    chosen = match_bands(bands, scene.sensor.bands) if bands else []
-    outline = scene.footprint()
-    rows = []
-    for row, col, height, width in _windows(scene.height, scene.width, tile):
-        from rasterio.windows import Window
+    from rasterio.windows import Window
 
+    chosen = match_bands(bands, scene.sensor.bands) if bands else []
+    windows = _windows(scene.height, scene.width, tile)
+    if (0, 0, scene.height, scene.width) in windows:
+        outlines = [scene.footprint(), *[None] * (len(windows) - 1)]  # the tiles of it lie in the same place
+    else:
+        outlines = scene.footprints([Window(col, row, width, height) for row, col, height, width in windows]).tolist()
+    rows = []
+    for (row, col, height, width), outline in zip(windows, outlines, strict=True):
         pixels, valid = scene.read_valid(Window(col, row, width, height))
-        whole = (height, width) == (scene.height, scene.width)
         rows.append(
             {
                 "item": item.uri,
@@ -167,8 +171,8 @@ def _views(item: Item, scene: Scene, bands: tuple[str, ...], tile: int) -> list[
                 "col": col,
                 "height": height,
                 "width": width,
-                "whole": whole,
-                "geometry": outline.wkb if whole and outline is not None else None,
+                "whole": (height, width) == (scene.height, scene.width),
+                "geometry": None if outline is None else outline.wkb,
                 "sensor": scene.sensor.name,
                 "time": scene.time,
                 **fingerprints(pixels[chosen], valid),
@@ -197,11 +201,11 @@ def fingerprints(pixels: np.ndarray, valid: np.ndarray) -> dict[str, Any]:
 
 
 def _windows(height: int, width: int, tile: int) -> list[tuple[int, int, int, int]]:
-    """The whole image, and where it is larger than a tile, tiles that cover it; the last ones end at its edge."""
-    whole = [(0, 0, height, width)] if height * width <= WHOLE else []
+    """The whole image first, unless it is too large; where it is larger than a tile, tiles that end at its edge."""
+    whole = [(0, 0, height, width)]
     if height <= tile and width <= tile:
         return whole
-    return whole + [
+    return (whole if height * width <= WHOLE else []) + [
         (row, col, min(tile, height), min(tile, width))
         for row in starts(height, tile, tile, "shift")
         for col in starts(width, tile, tile, "shift")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import shapely
 
-from geomim.corpus.comparison.collection import Collection, contents
+from geomim.corpus.comparison.collection import Collection, contents, image_names
 from geomim.corpus.comparison.likeness import CELLS, MIN_LIKENESS, details, likeness
 from geomim.corpus.comparison.parts import BACK, Crops, find_parts
 from geomim.corpus.duplicates.fingerprint import orientations
@@ -18,7 +18,7 @@ from geomim.corpus.duplicates.geometry import same_day
 from geomim.corpus.duplicates.hamming import cross_pairs
 from geomim.corpus.pipeline.edges import EDGES, edge_table
 from geomim.corpus.pipeline.executor import Workers
-from geomim.errors import CorpusError
+from geomim.errors import CorpusError, InputError
 
 MATCHES = EDGES
 """A row a pair of views, `a` of one side and `b` of the other, and a way in which they match. `kind` is one of `KINDS`;
@@ -34,6 +34,16 @@ Footprint = Literal["any", "acquisition", "off"]
 MAX_MATCHES = 20_000_000
 _AT_ONCE = 10_000  # candidate pairs verified together
 _DEGREE = 111_320.0  # metres
+
+
+def check_buffer(metres: float) -> None:
+    """Refuse footprints that would vanish, or cover all.
+
+    Raises:
+        InputError: The buffer is negative or no number.
+    """
+    if not 0 <= metres < np.inf:
+        raise InputError(f"--buffer is a number of metres, 0 or more; given {metres}")
 
 
 def match(
@@ -196,6 +206,9 @@ def _footprints(a: Collection, b: Collection, which: Footprint, buffer: float) -
     share = np.divide(area, smaller, out=np.zeros(len(area)), where=smaller > 0)
     wanted = (share > 1e-3) if not buffer else np.ones(len(share), bool)  # tiles of one grid touch along an edge
     first, second = places_a[left], places_b[right]
+    if a.paths and b.paths:  # windows of one image overlap, of course
+        names = (image_names(a), image_names(b))
+        wanted &= names[0][first] != names[1][second]
     if which == "acquisition":
         wanted &= _same_acquisition(a, b, first, second)
     first, second, share = first[wanted], second[wanted], share[wanted]
