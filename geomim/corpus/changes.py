@@ -138,7 +138,7 @@ def split(
         CorpusError: It is no corpus, or one that holds no edges between its tiles.
         InputError: A share is out of range, there are too few groups to divide, or nothing would be left to train on.
     """
-    if not (0 <= test_share and 0 <= val_share and 0 < test_share + val_share < 1) or block <= 0:
+    if not (0 <= test_share and 0 <= val_share and 0 < test_share + val_share < 1 and 0 < block < np.inf):
         raise InputError(
             f"shares must lie in 0..1 and leave something to train on, and a block have an edge; given test "
             f"{test_share}, val {val_share}, block {block} km"

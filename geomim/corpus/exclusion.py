@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -25,7 +28,7 @@ from rich.progress import Progress
 from geomim import __version__
 from geomim.corpus.audit import check_readable, collect_both, facts, write_evidence
 from geomim.corpus.comparison.collection import Collection
-from geomim.corpus.comparison.matching import KINDS, Footprint, match
+from geomim.corpus.comparison.matching import KINDS, Footprint, check_buffer, match
 from geomim.corpus.comparison.parts import Crops
 from geomim.corpus.comparison.sides import Side, same_corpus, side
 from geomim.corpus.pipeline.conclude import conclude, open_to_change
@@ -71,13 +74,13 @@ def exclude(
 
     A tile touches an image by equal pixels, by a perceptual hash in any of eight orientations (checked on the pixels),
     by a part that overlaps at any offset, or by its place on Earth. Benchmarks that were excluded before stay so; one
-    that is given again is searched again. No pixel of the corpus is removed.
+    that is given again is searched again, and the outcome replaces the former. No pixel of the corpus is removed.
 
     Args:
         corpus: Folder of the corpus.
         against: Benchmarks: CARD@ROOT (its held-out splits), a folder of images (all of them), or a corpus or its
             catalogue (its val and test tiles); `:train+test` behind one takes those splits, `NAME=` before it names it.
-        report_only: Write the evidence, and drop nothing.
+        report_only: Write the evidence, and drop nothing; for a benchmark that is not excluded yet.
         radius: Bits, 0 to 12, in which perceptual hashes may differ.
         crops: How to look for parts that overlap at any offset: `fast`, `thorough` (finds more of the small overlaps;
             takes hours where millions of tiles meet thousands of images) or `off`.
@@ -94,27 +97,31 @@ def exclude(
 
     Raises:
         InputError: There is no such benchmark, or nothing of it can be read; or a part of it cannot, so that the
-            exclusion, which is done, is not complete.
+            exclusion, which is done, is not complete; or it is excluded, and would only be reported on.
         CorpusError: The folder is no corpus, or its exclusions are those of another one.
     """
+    search = Search(radius, crops, footprint, buffer, sensor, bands, skip_unreadable)
     opened = open_to_change(corpus)
     console = Console(stderr=True, markup=False, highlight=False)
     sides = [side(one, True, sensor, bands, download) for one in against]
     _check_names(opened.path / "audit", sides)
     known = _known(opened)
-    search = Search(radius, crops, footprint, buffer, sensor, bands, skip_unreadable)
-    with Progress(console=console, transient=True) as progress, Workers(progress, workers) as pool:
+    if report_only:
+        _check_open(opened.path / "audit", sides, known)
+    with (
+        Progress(console=console, transient=True) as progress,
+        Workers(progress, workers) as pool,
+        _put_back(opened.path, sides),
+    ):
         found, searched = _search_all(opened, sides, known, search, pool, console, report_only)
         if report_only:
             conclude(opened.path, workers=pool)  # for the checksum of the evidence
         else:
             # it is done even where it is an error in the end, so that a rebuild goes on behind it
             done = replace(search, skip_unreadable=skip_unreadable or any(one.unreadable for one in searched))
-            # the build's recipe names some itself
-            more = [one.given for one in sides if one.given not in (opened.meta["recipe"].get("against") or [])]
-            change = {"exclude": {"against": more, **asdict(done)}} if more else {}
+            change = {"exclude": {"against": [one.given for one in sides], **asdict(done)}}
             conclude(opened.path, change, {"exclusions": found}, workers=pool)
-    _overview(opened.path, known if report_only else found)
+    _overview(opened, known if report_only else found)
     write_report(opened.path)
     console.print(f"look at: {opened.path / 'audit' / 'index.html'}", soft_wrap=True)
     check_readable(searched, skip_unreadable, opened.path / "audit")
@@ -132,6 +139,32 @@ class Search:
     sensor: str | None = None
     bands: list[str] | None = None
     skip_unreadable: bool = False
+
+    def __post_init__(self) -> None:
+        check_buffer(self.buffer)
+
+
+@contextmanager
+def _put_back(corpus: Path, sides: Sequence[Side]) -> Iterator[None]:
+    """Leave the evidence of benchmarks as it was where something fails: nothing is excluded then."""
+    found = [corpus / "audit" / folder_of(one.name) for one in sides]
+    old = {one: one.with_name(f"{one.name}.old.part") for one in found}
+    for one, before in old.items():
+        shutil.rmtree(before, ignore_errors=True)
+        if one.exists():
+            shutil.copytree(one, before)
+    try:
+        yield
+    except BaseException:
+        if not (corpus / "next").is_dir():  # with that, it is decided and only not yet in place
+            for one, before in old.items():
+                shutil.rmtree(one, ignore_errors=True)
+                if before.exists():
+                    os.replace(before, one)
+        raise
+    finally:
+        for before in old.values():
+            shutil.rmtree(before, ignore_errors=True)
 
 
 def keep_clear(
@@ -152,9 +185,10 @@ def keep_clear(
     """
     shutil.rmtree(folder / "audit", ignore_errors=True)
     _check_names(folder / "audit", sides)
-    found, searched = _search_all(_Undecided(folder, meta), sides, EXCLUSIONS.empty_table(), search, pool, console)
+    undecided = _Undecided(folder, meta)
+    found, searched = _search_all(undecided, sides, EXCLUSIONS.empty_table(), search, pool, console)
     check_readable(searched, search.skip_unreadable, folder / "audit")
-    _overview(folder, found)
+    _overview(undecided, found)
     return found
 
 
@@ -186,7 +220,7 @@ def _search_all(
     """`EXCLUSIONS` of all benchmarks beside those that are known of others, and the images that were looked at."""
     searched, tiles = [], opened.rows().count_rows()
     for benchmark in sides:
-        collection, rows = _search(benchmark, opened, search, pool)
+        collection, rows = _search(benchmark, opened, search, pool, report_only)
         searched.append(collection)
         known = pa.concat_tables([known.filter(pc.not_equal(known["benchmark"], benchmark.name)), rows])
         what = "would be dropped" if report_only else "are excluded"
@@ -198,7 +232,9 @@ def _search_all(
     return known.take(pc.sort_indices(ranked, ways)), searched
 
 
-def _search(benchmark: Side, corpus: Corpus, search: Search, pool: Workers) -> tuple[Collection, pa.Table]:
+def _search(
+    benchmark: Side, corpus: Corpus, search: Search, pool: Workers, report_only: bool
+) -> tuple[Collection, pa.Table]:
     """The benchmark's images and the `EXCLUSIONS` that they cause; the evidence is written."""
     if same_corpus(benchmark.corpus, corpus):
         raise InputError(f"'{benchmark.given}' is the corpus itself: its own splits are kept apart by `corpus split`")
@@ -215,6 +251,7 @@ def _search(benchmark: Side, corpus: Corpus, search: Search, pool: Workers) -> t
         "asked": asked,
         **{key: value for key, value in facts(two).items() if key != "name"},
         "tiles": touched,
+        "excluded": not report_only,
     }
     target, title = corpus.path / "audit" / folder_of(benchmark.name), f"{one.name} against {two.name}"
     lead = [("In short", f"<p>{touched:,} of {len(one):,} tiles touch {two.name}.</p>")]
@@ -267,20 +304,33 @@ def _check_names(folder: Path, sides: Sequence[Side]) -> None:
             )
 
 
+def _check_open(folder: Path, sides: Sequence[Side], known: pa.Table) -> None:
+    """Refuse to put a mere report in the place of the evidence for what is dropped."""
+    done = {record["benchmark"] for record in _records(folder).values() if record.get("excluded")}
+    for one in sides:
+        if one.name in done | set(known["benchmark"].to_pylist()):
+            raise InputError(
+                f"'{one.name}' is excluded already, and --report-only would replace the evidence of that: report on it "
+                f"by another name, as NAME={one.given}, or search again without --report-only"
+            )
+
+
 def folder_of(name: str) -> str:
     """Name of a benchmark as the name of a folder."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")
     return plain if plain == name else f"{plain}-{xxhash.xxh3_64_hexdigest(name.encode())[:6]}"
 
 
-def _overview(corpus: Path, excluded: pa.Table) -> None:
+def _overview(corpus: Corpus, excluded: pa.Table) -> None:
     """`matches.parquet`, `audit.json` and the page of all benchmarks together; the same facts give the same bytes."""
-    folder = corpus / "audit"
+    folder, ids = corpus.path / "audit", corpus.table(["id"])["id"].to_numpy()
     records, tables = _records(folder), []
-    dropped = set(excluded["benchmark"].to_pylist())
     for file, record in records.items():
-        record["excluded"] = record["benchmark"] in dropped or record["tiles"] == 0
         table = pq.read_table(file.with_name("matches.parquet"))
+        # what was asked for counts only where each tile that touches it is out; `filter` leaves tiles behind
+        out = excluded.filter(pc.equal(excluded["benchmark"], record["benchmark"]))["id"].to_numpy()
+        touching = np.intersect1d(table["id_a"].to_numpy(), ids)
+        record["excluded"] = record.get("excluded", True) and bool(np.isin(touching, out).all())
         tables.append(table.add_column(0, "benchmark", pa.array([record["benchmark"]] * len(table), pa.string())))
     write_table(folder / "matches.parquet", pa.concat_tables(tables))
     digest = xxhash.xxh3_128_hexdigest((folder / "matches.parquet").read_bytes())
@@ -295,7 +345,7 @@ def _overview(corpus: Path, excluded: pa.Table) -> None:
     )
     write_text(
         folder / "index.html",
-        html_page(f"Corpus {corpus.resolve().name} against benchmarks", [("Benchmarks", text)]),
+        html_page(f"Corpus {corpus.path.resolve().name} against benchmarks", [("Benchmarks", text)]),
     )
 
 

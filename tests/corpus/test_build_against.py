@@ -9,6 +9,7 @@ import rasterio
 
 from geomim.corpus import exclusion
 from geomim.corpus.build import build
+from geomim.corpus.exclusion import exclude
 from geomim.corpus.lock import read_lock
 from geomim.corpus.pipeline import conclude
 from geomim.corpus.store import Corpus
@@ -50,6 +51,9 @@ def test_a_corpus_keeps_clear_of_a_benchmark_and_says_so(folders, monkeypatch):
     assert read_lock(out)[0]["changes"] == []  # the recipe says it already
     again = rebuild(str(out), str(folders / "again"), workers=1)
     assert (again / "catalogue.parquet").read_bytes() == (out / "catalogue.parquet").read_bytes()
+    exclude(str(out), [str(folders / "bench")], radius=0, crops="off", workers=1)  # in another way than the recipe's
+    (change,) = read_lock(out)[0]["changes"]
+    assert change["verb"] == "exclude" and change["asked"]["against"] == [str(folders / "bench")]
 
 
 @pytest.mark.parametrize("way", ["mended", "accepted"])

@@ -261,6 +261,9 @@ def test_what_cannot_be_divided_is_said(corpus, tmp_path):
         split(str(corpus), by="place", test_share=0.1, block=20_000)
     with pytest.raises(InputError, match="leave something to train on"):
         split(str(corpus), test_share=0.6, val_share=0.6)
+    for block in (0.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match=f"a block have an edge; .* block {block} km"):
+            split(str(corpus), block=block)
     with pytest.raises(CorpusError, match="no corpus"):
         split(str(tmp_path))
 

@@ -165,3 +165,50 @@ def test_a_benchmark_of_fewer_bands_is_compared_over_those_it_has(tmp_path):
     save(tmp_path / "bench" / "colours.jpg", photograph(1), quality=85)
     exclude(str(tmp_path / "c"), [str(tmp_path / "bench")], workers=1)
     assert _touched(tmp_path / "c").keys() == {"1.tif"}
+
+
+def _evidence(corpus):
+    return {str(file.relative_to(corpus)): file.read_bytes() for file in (corpus / "audit").rglob("*.*")}
+
+
+def test_a_mere_report_never_stands_for_what_is_dropped(made, corpus, tmp_path):
+    exclude(str(corpus), [str(made / "one")], crops="off", workers=1)
+    before = _evidence(corpus)
+    with pytest.raises(InputError, match=r"'one' is excluded already, and --report-only .* NAME="):
+        exclude(str(corpus), [str(made / "one")], report_only=True, radius=0, workers=1)
+    assert _evidence(corpus) == before
+    save(tmp_path / "none" / "other.png", photograph(100))
+    more = [f"again={made / 'one'}", str(tmp_path / "none")]
+    exclude(str(corpus), more, report_only=True, crops="off", workers=1)
+    records = {record["benchmark"]: record for record in Corpus.open(corpus).provenance["benchmarks"]}
+    assert {name: (record["tiles"], record["excluded"]) for name, record in records.items()} == {
+        "one": (2, True),
+        "again": (2, False),
+        "none": (0, False),
+    }
+
+
+def test_where_nothing_is_dropped_in_the_end_the_evidence_stays_as_it_was(made, corpus):
+    with pytest.raises(InputError, match="no tile is kept"):
+        exclude(str(corpus), [str(made / "images")], crops="off", workers=1)
+    assert not _evidence(corpus)
+    exclude(str(corpus), [str(made / "one")], crops="off", workers=1)
+    before = _evidence(corpus)
+    with pytest.raises(InputError, match="no tile is kept"):
+        exclude(str(corpus), [f"one={made / 'images'}"], crops="off", workers=1)
+    assert _evidence(corpus) == before
+
+
+def test_a_benchmark_counts_as_excluded_only_where_all_that_touches_it_is_out(made, corpus):
+    exclude(str(corpus), [str(made / "one")], crops="off", workers=1)
+    table = pq.read_table(corpus / "catalogue" / "exclusions.parquet")
+    pq.write_table(table.slice(1), corpus / "catalogue" / "exclusions.parquet")
+    exclude(str(corpus), [str(made / "two")], crops="off", workers=1)
+    records = Corpus.open(corpus).provenance["benchmarks"]
+    assert {record["benchmark"]: record["excluded"] for record in records} == {"one": False, "two": True}
+
+
+def test_a_buffer_that_makes_no_sense_is_refused(corpus):
+    for metres in (-100000.0, float("nan")):
+        with pytest.raises(InputError, match="--buffer is a number of metres"):
+            exclude(str(corpus), ["nowhere"], buffer=metres)
