@@ -6,9 +6,9 @@ calibration.csv of the folder of runs (one machine and one config a folder) and 
 schedule is run, however busy the machine is later. Then kNN, linear and efficient probe as `geomim evaluate` fits them,
 and below them the floors: random initialisation, pixel statistics and the most frequent class. A recipe with sentences
 is also asked for the class and for the sentences of each test image, beside chance; its corpus needs captions. Every
-finished run is a row of recipes.csv and is not run again; figures come last, one `name: value` a line: the mean over
-seeds, and behind it the lowest and the highest. With `--looks` runs are probed as they train, too, and curves.png draws
-that over the minutes; the time of looking does not count.
+finished run is a row of recipes.csv and is not run again, a stopped one goes on. Figures come last, one `name: value` a
+line: the mean over seeds, and behind it the lowest and the highest. With `--looks` runs are probed as they train, too,
+and curves.png draws that over the minutes; the time of looking does not count.
 
     geomim corpus build RSICD/classes RSICD/unlabelled --out corpora/rsicd --tile 128 --sensor rgb \
       --split RSICD/captions.jsonl
@@ -146,26 +146,37 @@ class Setting:
         """Where a run goes."""
         return self.out / f"{recipe}-{self.minutes:g}min-{seed}{self.other}"
 
+    def fed(self, recipe: str) -> dict[str, Any]:
+        """What a run reads, and how."""
+        own = {"corpus": self.corpus, "image_size": self.config.encoder.image_size}
+        return self.config.data.as_dict() | own | DATA.get(recipe, {})
+
     def data(self, recipe: str, seed: int) -> TileDataModule:
-        given = self.config.data.as_dict() | {"corpus": self.corpus} | DATA.get(recipe, {})
-        return TileDataModule(**given, image_size=self.config.encoder.image_size, seed=seed)
+        """Its batches."""
+        return TileDataModule(**self.fed(recipe), seed=seed)
 
     def train(self, recipe: str, seed: int, steps: int, folder: Path) -> tuple[Path, list[dict[str, str]]]:
-        """Train anew; the checkpoint, and the table of figures."""
-        shutil.rmtree(folder, ignore_errors=True)
+        """Train, or go on where a run of these settings was stopped; the checkpoint, and the table of figures."""
         training = replace(
             self.config.training,
             max_steps=steps,
             log_every=max(1, min(10, steps // 4)),
-            checkpoint_every=steps,
+            checkpoint_every=max(1, steps // 8),
             progress_bar=False,
         )
         shared = (self.config.optimizer, training, seed)
         watch = replace(self.config.watch, every=steps)
         if self.looks:
-            asked = {"data": self.labelled, "limit": 1_000_000, "test_split": self.test_split}
-            watch = replace(watch, every=max(1, steps // self.looks), **asked)
-        last = train(self.data(recipe, seed), folder, *self.parts(recipe), *shared, watch=watch)
+            given = {"data": self.labelled, "limit": 1_000_000, "test_split": self.test_split}
+            watch = replace(watch, every=max(1, steps // self.looks), **given)
+        parts = (*self.parts(recipe), *shared)
+        asked = folder / "asked.txt"
+        text = repr((self.fed(recipe), parts, watch))
+        if not asked.is_file() or asked.read_text() != text:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            asked.write_text(text)
+        last = train(self.data(recipe, seed), folder, *parts, resume="last", watch=watch)
         with (folder / "metrics.csv").open(newline="") as file:
             return last, list(csv.DictReader(file))
 
@@ -177,6 +188,7 @@ class Setting:
                 return float(row["images_per_second"])
         print(f"{recipe}: timing {self.calibration} steps", flush=True)
         folder = self.out / f"{recipe}-calibration"
+        shutil.rmtree(folder, ignore_errors=True)  # of a stopped call: its rates are another hour's
         _, rows = replace(self, looks=0).train(recipe, 0, self.calibration, folder)
         shutil.rmtree(folder)
         seconds = [1 / float(row["images_per_second"]) for row in rows if row.get("images_per_second")]
