@@ -97,7 +97,6 @@ def _loose(uri: str, folder: Folder, files: dict[str, Files], made: tuple[str, s
     sensor, codes, layers = _choose(uri, usual, told, wanted)
     if re.search(r"_N\d{4}_", name):
         layers = _scaled(layers, codes, _sentinel2_facts(name, folder)[0])
-    layers = [replace(layer, alone=True) for layer in layers]
     time = acquisition_time(uri, {}) or acquisition_time(folder.root, {}) or acquisition_time(name, {})
     return stack_scene(uri, sensor, layers, wanted, _mask(folder), time, COPERNICUS if kind == "S2" else None)
 
