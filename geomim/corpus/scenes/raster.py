@@ -12,7 +12,7 @@ import numpy as np
 from affine import Affine
 
 from geomim.corpus.scenes.clouds import mask_places, open_mask
-from geomim.corpus.scenes.files import open_dataset, parts_of
+from geomim.corpus.scenes.files import check_pages, open_dataset, parts_of
 from geomim.corpus.scenes.footprints import Grid, by_control_points
 from geomim.corpus.scenes.meaning import informed, meant
 from geomim.corpus.scenes.metadata import acquisition_time, licence
@@ -51,10 +51,12 @@ def _describe(
 ) -> Scene:
     grid = wanted_grid(uri, dataset, wanted)
     _check_pixels(uri, dataset)
+    paged = check_pages(uri, dataset)
     tags, imagery, masks = dataset.tags(), dataset.tags(ns="IMAGERY"), mask_places(dataset.descriptions)
     place = _place(uri, dataset) if grid is None else vars(grid)
     time = time or acquisition_time(uri, tags | imagery)
     numbers = _palette(uri, dataset, grid, wanted) or _numbers(uri, dataset, grid, wanted, time, scaling)
+    numbers = dataclasses.replace(numbers, notes=(*paged, *numbers.notes))
     return Scene(
         uri=uri,
         time=time,

@@ -17,7 +17,7 @@ from affine import Affine
 from rasterio.windows import Window
 
 from geomim.corpus.scenes.clouds import UnknownKindError, open_mask
-from geomim.corpus.scenes.files import open_dataset
+from geomim.corpus.scenes.files import check_pages, open_dataset
 from geomim.corpus.scenes.footprints import Grid
 from geomim.corpus.scenes.meaning import Scaling, informed, meant
 from geomim.corpus.scenes.readers import RasterReader, sample, stored
@@ -91,6 +91,7 @@ def stack_scene(
     paths = list(dict.fromkeys(layer.path for layer in layers))
     with ExitStack() as opened:
         datasets = {path: opened.enter_context(open_dataset(path)) for path in paths}
+        paged = dict.fromkeys(note for path, one in datasets.items() for note in check_pages(path, one))
         dtype = _dtype(uri, layers, datasets)
         grid = _grid(uri, layers, datasets, wanted)
         told = [_scaling(layer, datasets[layer.path]) for layer in layers]
@@ -103,7 +104,7 @@ def stack_scene(
         reader, nodata, block = _reader(layers, datasets, grid, sensor)
         masks = open_masks(mask, grid, (grid.height, grid.width))
         opened.pop_all()  # they stay open, with the scene
-    numbers = Numbers(sensor, reader, dtype, padding(nodata), block, guessed)
+    numbers = Numbers(sensor, reader, dtype, padding(nodata), block, (*paged, *guessed))
     numbers = meant(uri, numbers, nodata, told, wanted, time)
     return Scene(uri=uri, time=time, licence=licence, masks=masks, **vars(grid), **vars(numbers))
 

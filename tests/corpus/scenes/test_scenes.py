@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+from PIL import Image
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
@@ -257,6 +258,28 @@ def test_masks_inside_and_beside_the_file_count(tmp_path):
         assert (folder / "masked.tif.msk").exists() != internal
         with open_scene(path) as scene:
             assert (~scene.valid()).sum() == 100 and not scene.valid(Window(0, 0, 40, 2)).any()
+
+
+def test_pages_beside_the_first_are_not_lost_in_silence(tmp_path):
+    first, *others = (Image.fromarray(band) for band in image(3))
+    first.save(tmp_path / "pages.tif", save_all=True, append_images=others)
+    with pytest.raises(InputError, match=r"pages\.tif' holds 3 pages.*as bands of one page"):
+        open_scene(tmp_path / "pages.tif")
+    (tmp_path / "stack").mkdir()
+    for name in ("red.tif", "nir.tif"):  # a file a band
+        first.save(tmp_path / "stack" / name, save_all=True, append_images=others)
+    with pytest.raises(InputError, match=r"\w+\.tif' holds 3 pages"):
+        open_scene(tmp_path / "stack")
+    first.save(tmp_path / "small.tif", save_all=True, append_images=[first.resize((9, 9))])
+    with open_scene(tmp_path / "small.tif") as scene:
+        assert scene.notes == ("it holds 2 pages of several sizes: the first is read",)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        path = raster(tmp_path / "cog.tif", image(1, size=600))
+        with rasterio.open(path, "r+") as file:  # its overviews and mask are no pages
+            file.build_overviews([2, 4])
+            file.write_mask(np.ones((600, 600), bool))
+    with open_scene(path) as scene:
+        assert scene.notes == ()
 
 
 def test_world_file_places_a_picture(tmp_path):
