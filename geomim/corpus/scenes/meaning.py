@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from geomim.corpus.scenes.metadata import acquisition_time
 from geomim.corpus.scenes.scene import Numbers, Wanted, converted
 from geomim.corpus.scenes.validity import Nodata
 from geomim.errors import InputError
@@ -62,6 +61,7 @@ def informed(
     dtype: np.dtype[Any],
     told: Sequence[Scaling | None],
     wanted: Wanted,
+    time: datetime | None,
     look: Callable[[], np.ndarray],
 ) -> tuple[Sensor, tuple[str, ...]]:
     """A sensor with the scale, offset and nodata that names and numbers show, where neither file nor user tell theirs.
@@ -73,6 +73,7 @@ def informed(
         dtype: Of the numbers.
         told: What product or file say, a band; None where nothing.
         wanted: Whether the user named the sensor.
+        time: When it was taken, if known.
         look: Gives some numbers as they are stored.
 
     Returns:
@@ -105,7 +106,7 @@ def informed(
         return sensor, ()
     if (more := _named(uri)) is not None:
         return sensor.rescaled(own[0], -more * own[0]), ()
-    return sensor, (_UNTOLD,) if _doubtful(acquisition_time(uri, {})) else ()
+    return sensor, (_UNTOLD,) if _doubtful(time) else ()
 
 
 def _scaling(sensor: Sensor) -> list[Scaling]:

@@ -83,7 +83,7 @@ def _numbers(
     own = [(dataset.scales[place], dataset.offsets[place]) for place in choice.places]
     told = [scaling or (None if one == (1.0, 0.0) else one) for one in own]
     look = partial(sample, uri, dataset, choice.places[0])
-    sensor, guessed = informed(uri, choice.sensor, names, dtype, told, wanted, look)
+    sensor, guessed = informed(uri, choice.sensor, names, dtype, told, wanted, time, look)
     nodata = nodata_of(dataset, choice.places, sensor.nodata)
     reader = stored(uri, dataset, grid, choice.places, nodata, choice.alpha)
     block = reader.dataset.block_shapes[0]

@@ -100,7 +100,7 @@ def stack_scene(
         if not all(told):  # else the product's word goes before the user's
             names = [PurePosixPath(layer.path).name for layer in layers]
             look = partial(sample, layers[0].path, datasets[layers[0].path], layers[0].place)
-            sensor, guessed = informed(uri, sensor, names, dtype, told, wanted, look)
+            sensor, guessed = informed(uri, sensor, names, dtype, told, wanted, time, look)
         reader, nodata, block = _reader(layers, datasets, grid, sensor)
         masks = open_masks(mask, grid, (grid.height, grid.width))
         opened.pop_all()  # they stay open, with the scene
