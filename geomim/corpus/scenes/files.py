@@ -108,7 +108,7 @@ def check_pages(path: str, dataset: Any) -> tuple[str, ...]:
             if other.shape == dataset.shape:
                 raise InputError(
                     f"'{path}' holds {len(pages)} pages, others of the size of the first, which alone would be read: "
-                    "write them as bands of one page, or join them (gdalbuildvrt -separate OUT.vrt GTIFF_DIR:1:FILE ...)"
+                    "write them as bands of one page, or join them (gdalbuildvrt -separate OUT.vrt GTIFF_DIR:1:FILE ..)"
                 )
     return (f"it holds {len(pages)} pages of several sizes: the first is read",) if pages[1:] else ()
 
