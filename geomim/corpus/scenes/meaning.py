@@ -154,11 +154,16 @@ def meant(
         time: When it was taken, if known.
 
     Raises:
-        InputError: It is to be harmonised, and nothing says what its numbers have more.
+        InputError: What is told leaves no numbers; or it is to be harmonised, and nothing says what they have more.
     """
     sensor, reader = numbers.sensor, numbers.reader
     own = _scaling(sensor)
     scaling = [one or usual for one, usual in zip(told, own, strict=True)]
+    if wrong := next((one for one in scaling if not (one[0] and math.isfinite(sum(one)))), None):
+        raise InputError(
+            f"'{uri}' says number * {wrong[0]:g} + {wrong[1]:g}, which leaves nothing of what was measured: correct "
+            "its scale and offset in the file, or in what comes with it"
+        )
     more = all(math.isclose(-offset, ADDED * scale, rel_tol=1e-4) for scale, offset in scaling)
     if wanted.harmonise:
         _check_told(uri, numbers, told, wanted, time)

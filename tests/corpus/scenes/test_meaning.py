@@ -174,6 +174,15 @@ def test_names_of_landsat_s_bands_tell_the_collection(tmp_path, sensor, prefix, 
     assert scaling(str(path), mine, None) == ((0.5, 0.0), ())  # the user's word
 
 
+@pytest.mark.parametrize("told", [(np.nan,) * 2, (1e-4, 0.0), (np.inf, 1.0)])
+def test_a_scale_that_leaves_no_numbers_is_refused(tmp_path, told):
+    path = tif(tmp_path / "a.tif", np.ones((2, 8, 8), np.uint16), ("red", "nir"))
+    with rasterio.open(path, "r+") as file:
+        file.scales = told
+    with pytest.raises(InputError, match=r"a\.tif' says number \* (nan|0|inf) \+ 0, which leaves nothing"):
+        open_scene(path)
+
+
 def test_what_harmonised_numbers_are():
     stored, valid = np.array([[[0, 1, 999, 1000, 1001, 5000, 65535]]], np.uint16), np.ones((1, 7), bool)
     read, _ = harmonised([Nodata((0,))], stored.copy(), valid)

@@ -315,6 +315,12 @@ def test_time_comes_from_acquisition_and_not_from_the_date_of_writing(tmp_path):
         "b.tif": (written | {"ACQUISITIONDATETIME": "2019-02-03T10:20:30Z"}, datetime(2019, 2, 3, 10, 20, 30)),
         "T32UNU_20190102T105441_B04.tif": ({}, datetime(2019, 1, 2, 10, 54, 41)),
         "tile_20199999.tif": ({}, None),
+        "c.tif": ({"ACQUISITION_DATETIME": "2021-06-01T23:30:00-07:00"}, datetime(2021, 6, 2, 6, 30)),  # in UTC
+        "d.tif": ({"ACQUISITION_DATETIME": "2021-06-01 01:30:00.25 +0200"}, datetime(2021, 5, 31, 23, 30)),
+        "e.tif": ({"ACQUISITION_DATETIME": "2021-06-01 10:10:00-11:20:00"}, datetime(2021, 6, 1, 10, 10)),  # from, to
+        "f.tif": ({"ACQUISITIONDATETIME": "2021:06:01 10:00:00"}, datetime(2021, 6, 1, 10)),
+        "20211301_20210601T101031-0001.tif": ({}, datetime(2021, 6, 1, 10, 10, 31)),
+        "20210601_256161.tif": ({}, datetime(2021, 6, 1)),
     }
     for name, (tags, expected) in cases.items():
         with open_scene(raster(tmp_path / name, image(1), tags=tags)) as scene:
