@@ -183,6 +183,14 @@ def test_the_alpha_band_of_an_asset_is_no_band_and_hides_pixels(tmp_path):
             assert scene.sensor.names == (name,) and np.array_equal(scene.valid(), pixels[3] > 0)
 
 
+def test_indices_into_a_palette_are_the_colours_they_stand_for(tmp_path):
+    uri = one_asset(tmp_path, np.array([[[0, 1]]], np.uint8))
+    with rasterio.open(tmp_path / "image.tif", "r+") as file:
+        file.write_colormap(1, {0: (9, 8, 7, 255), 1: (1, 2, 3, 255)})
+    with open_scene(uri) as scene:
+        assert scene.sensor == get_sensor("rgb") and scene.read().tolist() == [[[9, 1]], [[8, 2]], [[7, 3]]]
+
+
 def test_an_offset_that_has_been_taken_off_is_not_taken_off_again(scene_folder):
     folder, _, assets = scene_folder
     (folder / "scene.json").write_text(json.dumps(item(assets, **{"earthsearch:boa_offset_applied": True})))
