@@ -33,6 +33,9 @@ _SENTINEL2 = re.compile(
 PRODUCT = re.compile(r"(?:L[COTEM]0?(?P<landsat>\d)(?:\d{13}|_\w)|HLS[._](?P<hls>[LS]30)[._])", re.IGNORECASE)
 """How names begin that all files of a product carry: number of the Landsat, or kind of the HLS tile."""
 
+MSI_METADATA = re.compile(r"(?:MTD_MSIL\w\w|S2\w_\w+_MTD_SAFL\w\w_.*)\.xml$")
+"""Names of the files that tell what the numbers of a Sentinel-2 product mean."""
+
 
 @dataclass
 class BandFiles:
@@ -99,6 +102,9 @@ def band_groups(names: Iterable[str]) -> dict[str, BandFiles]:
     for group in groups.values():
         group.bands = {band: group.bands[band] for band in sorted(group.bands, key=_numbered)}
     for name in others if groups else ():
+        if MSI_METADATA.match(name):  # its name tells no scene
+            for group in groups.values():
+                group.beside.append(name)
         stem = os.path.splitext(name)[0]
         own = _of_product(stem, groups) or next(
             (key for key, rest in [*_parts(stem), ("", stem)] if key in groups and _BESIDE.fullmatch(rest)), None

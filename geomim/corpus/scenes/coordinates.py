@@ -12,6 +12,8 @@ import pyproj
 from affine import Affine
 from rasterio.crs import CRS
 
+from geomim.corpus.scenes.stores import tells_place
+
 _EVEN = 1e-2  # pixels by which a coordinate may lie beside its grid
 _WORDS = ("crs_wkt", "spatial_ref", "proj:wkt2", "proj:projjson", "proj:code", "proj:epsg", "epsg", "crs")
 _WORDS += ("horizontal_CRS_code",)  # of ESA's products in zarr
@@ -50,6 +52,8 @@ def place_of(
         lost.append(f"its coordinates {' and '.join(map(str, known))} are those of no even grid")
     else:
         transform = _told_transform(words)
+    if transform is None and not lost and any(one.ndim == 2 and tells_place(one) for one in cube.variables.values()):
+        lost.append("its latitudes and longitudes are two-dimensional, those of a swath and of no grid")
     if crs is None and known and not lost:
         lost.append("it tells no coordinate reference system")
     place = None if crs is None else CRS.from_wkt(crs.to_wkt())

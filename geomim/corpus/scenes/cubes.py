@@ -104,7 +104,10 @@ def _describe(
     names = [plane.name for plane in chosen]
     height, width = chosen[0].values.shape
     look = partial(chosen[0].read, middle(height, width))
-    sensor, guessed = informed(uri, choice.sensor, names, dtype, told, wanted, look)
+    tags = {key: str(value) for key, value in cube.attrs.items()}
+    tags |= {"ACQUISITION_DATE": tags["time_coverage_start"]} if "time_coverage_start" in tags else {}
+    time = time or acquisition_time(split_address(uri)[0], tags)
+    sensor, guessed = informed(uri, choice.sensor, names, dtype, told, wanted, time, look)
     nodata = tuple(_nodata(plane, sensor.nodata) for plane in chosen)
     crs, transform, lost = place_of(cube, chosen[0].values, around)
     check_grid(uri, None if transform is None else Grid(crs, transform, height, width), wanted)
@@ -115,9 +118,6 @@ def _describe(
 
     notes, reader = (*notes, *lost, *guessed), Windows(read, cube.close)
     numbers = Numbers(sensor, reader, dtype, padding(nodata), _block(chosen[0]), notes, assumed=choice.assumed)
-    tags = {key: str(value) for key, value in cube.attrs.items()}
-    tags |= {"ACQUISITION_DATE": tags["time_coverage_start"]} if "time_coverage_start" in tags else {}
-    time = time or acquisition_time(split_address(uri)[0], tags)
     return Scene(
         uri=uri,
         crs=crs,

@@ -96,6 +96,23 @@ def open_dataset(uri: str) -> Any:
         raise InputError(f"'{uri}' cannot be opened as a raster ({cause(error)}){how}") from error
 
 
+def check_pages(path: str, dataset: Any) -> tuple[str, ...]:
+    """What there is to say of the further pages of a file, of which the first is read; overviews and masks are none.
+
+    Raises:
+        InputError: One is of the size of the first: a band or a time that would be lost.
+    """
+    pages = dataset.subdatasets
+    for page in pages[1:]:
+        with open_dataset(page) as other:
+            if other.shape == dataset.shape:
+                raise InputError(
+                    f"'{path}' holds {len(pages)} pages, others of the size of the first, which alone would be read: "
+                    "write them as bands of one page, or join them (gdalbuildvrt -separate OUT.vrt GTIFF_DIR:1:FILE ..)"
+                )
+    return (f"it holds {len(pages)} pages of several sizes: the first is read",) if pages[1:] else ()
+
+
 _UNSIGNED = (
     "; what signs an address is never kept: give the full address again, or sign it by the environment "
     "(GDAL_HTTP_HEADERS, ~/.netrc, AWS_*, AZURE_*)"

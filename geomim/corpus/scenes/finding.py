@@ -6,19 +6,18 @@ import glob
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from geomim.addresses import keep
 from geomim.corpus.scenes.archives import archive_of, archive_root, is_archive, members, open_folder
-from geomim.corpus.scenes.bandfiles import PRODUCT, BandFiles, band_groups, band_of, group_of, groups_in
+from geomim.corpus.scenes.bandfiles import MSI_METADATA, PRODUCT, BandFiles, band_groups, band_of, group_of, groups_in
 from geomim.corpus.scenes.files import SUFFIXES, is_remote, open_dataset, parts_of, split_address
 from geomim.corpus.scenes.maps import without_maps
 from geomim.corpus.store import holds_corpus
 from geomim.errors import InputError
 
 _PRODUCT = re.compile(r"S2.*\.SAFE|.*\.zarr", re.IGNORECASE)
-_INDEX = ("MTD_MSIL1C.xml", "MTD_MSIL2A.xml", "zarr.json", ".zgroup", "IMG_DATA")
 _OTHERS = (".img", ".dat", ".bil", ".bip", ".bsq", ".bmp", ".webp", ".gpkg", ".mbtiles", ".hgt", ".ntf")
 """Rasters where GDAL says so."""
 _ITEM_BYTES = 4 * 2**20  # STAC items are smaller
@@ -72,10 +71,11 @@ def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[st
     return sorted(found)
 
 
-def is_product(folder: str, inside: Sequence[str]) -> bool:
+def is_product(folder: str, files: Collection[str], folders: Collection[str]) -> bool:
     """Whether a folder is one scene, a Sentinel-2 product or granule or a zarr store, by its name or what is in it."""
     name = folder.rstrip("/").rpartition("/")[2]
-    return _PRODUCT.fullmatch(name) is not None or any(file.startswith(_INDEX) for file in inside)
+    inside = "IMG_DATA" in folders or ("GRANULE" in folders and any(map(MSI_METADATA.match, files)))
+    return _PRODUCT.fullmatch(name) is not None or inside or "zarr.json" in files or ".zgroup" in files
 
 
 def source_files(uri: str) -> list[str]:
@@ -140,7 +140,7 @@ def _in_folder(root: str, maps: bool) -> set[str]:
         # a corpus is made of scenes and is none
         if "corpus.json" in files or ("work" in folders and holds_corpus(Path(parent))):
             folders.clear()
-        elif is_product(parent, files + folders):
+        elif is_product(parent, files, folders):
             folders.clear()
             found[parent] = parent
         else:
@@ -217,11 +217,16 @@ def _in_archive(archive: str) -> set[str]:
         folder, _, file = name.rpartition("/")
         inside.setdefault(folder, []).append(file)
     found: set[str] = set()
-    products = {folder for folder, files in inside.items() if is_product(folder, files)}
+    below: dict[str, set[str]] = {}
+    for steps in (folder.split("/") for folder in inside):
+        for end, name in enumerate(steps):
+            below.setdefault("/".join(steps[:end]), set()).add(name)
+    every = {*inside, *below}
+    products = {one for one in every if is_product(one, inside.get(one, ()), below.get(one, ()))}
     for folder, files in inside.items():
         steps = folder.split("/")
         above = ("/".join(steps[:end]) for end in range(len(steps) + 1))  # the archive itself, too
-        product = next((one for one in above if one in products or is_product(one, ())), None)
+        product = next((one for one in above if one in products), None)
         if product is not None:
             found.add(f"{root}/{product}".rstrip("/"))
         elif not any(step.startswith(".") for step in steps if step):

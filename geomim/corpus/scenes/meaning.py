@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from geomim.corpus.scenes.metadata import acquisition_time
 from geomim.corpus.scenes.scene import Numbers, Wanted, converted
 from geomim.corpus.scenes.validity import Nodata
 from geomim.errors import InputError
@@ -62,6 +61,7 @@ def informed(
     dtype: np.dtype[Any],
     told: Sequence[Scaling | None],
     wanted: Wanted,
+    time: datetime | None,
     look: Callable[[], np.ndarray],
 ) -> tuple[Sensor, tuple[str, ...]]:
     """A sensor with the scale, offset and nodata that names and numbers show, where neither file nor user tell theirs.
@@ -73,6 +73,7 @@ def informed(
         dtype: Of the numbers.
         told: What product or file say, a band; None where nothing.
         wanted: Whether the user named the sensor.
+        time: When it was taken, if known.
         look: Gives some numbers as they are stored.
 
     Returns:
@@ -105,7 +106,7 @@ def informed(
         return sensor, ()
     if (more := _named(uri)) is not None:
         return sensor.rescaled(own[0], -more * own[0]), ()
-    return sensor, (_UNTOLD,) if _doubtful(acquisition_time(uri, {})) else ()
+    return sensor, (_UNTOLD,) if _doubtful(time) else ()
 
 
 def _scaling(sensor: Sensor) -> list[Scaling]:
@@ -153,11 +154,16 @@ def meant(
         time: When it was taken, if known.
 
     Raises:
-        InputError: It is to be harmonised, and nothing says what its numbers have more.
+        InputError: What is told leaves no numbers; or it is to be harmonised, and nothing says what they have more.
     """
     sensor, reader = numbers.sensor, numbers.reader
     own = _scaling(sensor)
     scaling = [one or usual for one, usual in zip(told, own, strict=True)]
+    if wrong := next((one for one in scaling if not (one[0] and math.isfinite(sum(one)))), None):
+        raise InputError(
+            f"'{uri}' says number * {wrong[0]:g} + {wrong[1]:g}, which leaves nothing of what was measured: correct "
+            "its scale and offset in the file, or in what comes with it"
+        )
     more = all(math.isclose(-offset, ADDED * scale, rel_tol=1e-4) for scale, offset in scaling)
     if wanted.harmonise:
         _check_told(uri, numbers, told, wanted, time)

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 
-_DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)-?([01]\d)-?([0-3]\d)(?:[T_ ]?([0-2]\d):?([0-5]\d):?([0-6]\d))?(?!\d)")
+_DATE = re.compile(
+    r"(?<!\d)((?:19|20)\d\d)[-:]?([01]\d)[-:]?([0-3]\d)(?:[T_ ]?([01]\d|2[0-3]):?([0-5]\d):?([0-5]\d))?(?!\d)"
+)
+_ZONE = re.compile(r":\d\d(?:[.,]\d+)? ?([+-])([01]\d)(?::?([0-5]\d))?(?![\d:])")  # file names hold no colons
 _DAY_OF_YEAR = re.compile(r"(?<![A-Z0-9])(?:L[COETM]\d{7}|T\d\d[A-Z]{3}[.])((?:19|20)\d\d)([0-3]\d\d)(?!\d)")
 _TIME_TAGS = ("ACQUISITIONDATETIME", "ACQUISITION_DATETIME", "ACQUISITION_DATE", "DATE_ACQUIRED", "SENSING_TIME")
 
@@ -29,12 +32,17 @@ def acquisition_time(uri: str, tags: Mapping[str, str]) -> datetime | None:
 
 
 def date_in(text: str) -> datetime | None:
-    """The first date in a text, with its time of day where one follows; None where there is none."""
-    found = _DATE.search(text)
-    try:
-        return datetime(*(int(part or 0) for part in found.groups())) if found else None  # type: ignore[arg-type]
-    except ValueError:
-        return None  # digits that are no date
+    """The first date in a text, in UTC with its time of day where one follows; None where there is none."""
+    for found in _DATE.finditer(text):
+        try:
+            time = datetime(*(int(part or 0) for part in found.groups()))  # type: ignore[arg-type]
+        except ValueError:
+            continue  # digits that are no date
+        if zone := _ZONE.match(text, found.end() - 3):
+            ahead = timedelta(hours=int(zone[2]), minutes=int(zone[3] or 0))
+            time += -ahead if zone[1] == "+" else ahead
+        return time
+    return None
 
 
 def licence(tags: Mapping[str, str]) -> str | None:

@@ -11,8 +11,9 @@ from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
 from geomim.corpus.scenes.archives import Folder, is_folder, open_folder
-from geomim.corpus.scenes.bandfiles import group_of, maker
+from geomim.corpus.scenes.bandfiles import MSI_METADATA, group_of, maker
 from geomim.corpus.scenes.clouds import named_kind
+from geomim.corpus.scenes.files import open_dataset
 from geomim.corpus.scenes.meaning import added
 from geomim.corpus.scenes.metadata import acquisition_time, date_in
 from geomim.corpus.scenes.naming import Offer, choose
@@ -26,7 +27,6 @@ USGS = "public domain (USGS)"
 
 _BAND = re.compile(r"(?:^|.*/)IMG_DATA/(?:R\d0m/)?[^/]*_(B\d[0-9A])(?:_(10|20|60)m)?\.(?:jp2|tiff?)$", re.IGNORECASE)
 _GRANULE = re.compile(r"^GRANULE/([^/]+)/", re.IGNORECASE)
-_MSI_METADATA = re.compile(r"(?:MTD_MSIL\w\w|S2\w_\w+_MTD_SAFL\w\w_.*)\.xml$")
 _OFFSETS = ("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET")
 _QUANTITIES = ("BOA_QUANTIFICATION_VALUE", "QUANTIFICATION_VALUE")
 _FILL = 0.0  # both agencies write it in each band where nothing was measured
@@ -90,16 +90,29 @@ def _by_metres(uri: str, folder: Folder, band: str, named: Sequence[tuple[int, s
 def _loose(uri: str, folder: Folder, files: dict[str, Files], made: tuple[str, str], wanted: Wanted) -> Scene:
     """Bands that the names of their files tell, and perhaps what took them."""
     name, kind = made
+    if not kind and any(map(MSI_METADATA.match, folder.names)) and set(files) <= set(SENSORS["sentinel2"].names):
+        kind = "S2"
     usual = _MADE_BY.get(kind)
     if usual and kind == "S2" and ("L2A" in name or any(0 not in found for found in files.values())):
         usual = replace(usual, name="sentinel2_l2a")  # of level 1 no name tells metres
     told = [(_meant(usual, band), found) for band, found in files.items()]
     sensor, codes, layers = _choose(uri, usual, told, wanted)
-    if re.search(r"_N\d{4}_", name):
-        layers = _scaled(layers, codes, _sentinel2_facts(name, folder)[0])
-    layers = [replace(layer, alone=True) for layer in layers]
     time = acquisition_time(uri, {}) or acquisition_time(folder.root, {}) or acquisition_time(name, {})
+    if kind == "S2":
+        meaning, time = _loose_facts(name, folder, time)
+        with open_dataset(layers[0].path) as first:
+            whole = "int" in first.dtypes[0]  # as the agency writes them
+        layers = _scaled(layers, codes, meaning) if meaning and whole else layers
     return stack_scene(uri, sensor, layers, wanted, _mask(folder), time, COPERNICUS if kind == "S2" else None)
+
+
+def _loose_facts(name: str, folder: Folder, time: datetime | None) -> tuple[_Meaning | None, datetime | None]:
+    """What metadata beside bands of Sentinel-2 say, where they are of that day, else their name; and their time."""
+    if any(map(MSI_METADATA.match, folder.names)):
+        meaning, taken = _sentinel2_facts(name, folder)
+        if taken is None or time is None or taken.date() == time.date():
+            return meaning, time or taken
+    return (_sentinel2_facts(name, Folder(folder.root, ()))[0] if re.search(r"_N\d{4}_", name) else None), time
 
 
 def _meant(sensor: Sensor | None, name: str) -> Band:
@@ -165,7 +178,7 @@ def _scaled(layers: Sequence[Layer], codes: Sequence[str], meaning: _Meaning) ->
 def _sentinel2_facts(uri: str, folder: Folder) -> tuple[_Meaning, datetime | None]:
     """What the metadata of a product say, or its name; and its time."""
     codes = SENSORS["sentinel2"].names  # band_id counts them
-    name = next((name for name in folder.names if _MSI_METADATA.match(name)), None)
+    name = next((name for name in folder.names if MSI_METADATA.match(name)), None)
     if name is None:  # the name tells the processing baseline, from 04.00 on with an offset
         return (10000.0, dict.fromkeys(codes, float(-(added(PurePosixPath(uri).name) or 0)))), None
     texts: dict[str, str] = {}

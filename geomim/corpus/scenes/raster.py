@@ -12,7 +12,7 @@ import numpy as np
 from affine import Affine
 
 from geomim.corpus.scenes.clouds import mask_places, open_mask
-from geomim.corpus.scenes.files import open_dataset, parts_of
+from geomim.corpus.scenes.files import check_pages, open_dataset, parts_of
 from geomim.corpus.scenes.footprints import Grid, by_control_points
 from geomim.corpus.scenes.meaning import informed, meant
 from geomim.corpus.scenes.metadata import acquisition_time, licence
@@ -25,25 +25,38 @@ from geomim.errors import InputError
 from geomim.sensors import Band, find_band
 
 
-def open_raster(uri: str, wanted: Wanted) -> Scene:
-    """Open one raster file; see `open_scene`."""
+def open_raster(
+    uri: str, wanted: Wanted, time: datetime | None = None, scaling: tuple[float, float] | None = None
+) -> Scene:
+    """Open one raster file; see `open_scene`.
+
+    Args:
+        uri: Path or address.
+        wanted: Bands and grid.
+        time: When it was taken, by what names the file.
+        scaling: What its numbers mean, likewise.
+    """
     if gone := [part for part in parts_of(uri) if not os.path.exists(part)]:
         raise InputError(f"'{uri}' is made of '{gone[0]}', which is not there: GDAL would read zeros instead")
     dataset = open_dataset(uri)
     try:
-        return _describe(uri, dataset, wanted)
+        return _describe(uri, dataset, wanted, time, scaling)
     except BaseException:
         dataset.close()
         raise
 
 
-def _describe(uri: str, dataset: Any, wanted: Wanted) -> Scene:
+def _describe(
+    uri: str, dataset: Any, wanted: Wanted, time: datetime | None, scaling: tuple[float, float] | None
+) -> Scene:
     grid = wanted_grid(uri, dataset, wanted)
     _check_pixels(uri, dataset)
+    paged = check_pages(uri, dataset)
     tags, imagery, masks = dataset.tags(), dataset.tags(ns="IMAGERY"), mask_places(dataset.descriptions)
     place = _place(uri, dataset) if grid is None else vars(grid)
-    time = acquisition_time(uri, tags | imagery)
-    numbers = _palette(uri, dataset, grid, wanted) or _numbers(uri, dataset, grid, wanted, time)
+    time = time or acquisition_time(uri, tags | imagery)
+    numbers = _palette(uri, dataset, grid, wanted) or _numbers(uri, dataset, grid, wanted, time, scaling)
+    numbers = dataclasses.replace(numbers, notes=(*paged, *numbers.notes))
     return Scene(
         uri=uri,
         time=time,
@@ -54,16 +67,23 @@ def _describe(uri: str, dataset: Any, wanted: Wanted) -> Scene:
     )
 
 
-def _numbers(uri: str, dataset: Any, grid: Grid | None, wanted: Wanted, time: datetime | None) -> Numbers:
+def _numbers(
+    uri: str,
+    dataset: Any,
+    grid: Grid | None,
+    wanted: Wanted,
+    time: datetime | None,
+    scaling: tuple[float, float] | None,
+) -> Numbers:
     offer, marked = _unmarked(read_offer(uri, dataset, mask_places(dataset.descriptions)), dataset, wanted)
     choice = choose(offer, wanted.sensor, wanted.bands)
     together = (*choice.places, *(() if choice.alpha is None else (choice.alpha,)))
     dtype = one_type(uri, [dataset.dtypes[place] for place in together])
     names = [dataset.descriptions[place] or "" for place in choice.places]
-    scaling = [(dataset.scales[place], dataset.offsets[place]) for place in choice.places]
-    told = [None if one == (1.0, 0.0) else one for one in scaling]
+    own = [(dataset.scales[place], dataset.offsets[place]) for place in choice.places]
+    told = [scaling or (None if one == (1.0, 0.0) else one) for one in own]
     look = partial(sample, uri, dataset, choice.places[0])
-    sensor, guessed = informed(uri, choice.sensor, names, dtype, told, wanted, look)
+    sensor, guessed = informed(uri, choice.sensor, names, dtype, told, wanted, time, look)
     nodata = nodata_of(dataset, choice.places, sensor.nodata)
     reader = stored(uri, dataset, grid, choice.places, nodata, choice.alpha)
     block = reader.dataset.block_shapes[0]

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -18,10 +18,12 @@ import pystac
 
 from geomim.addresses import full
 from geomim.corpus.scenes.clouds import named_kind
+from geomim.corpus.scenes.files import open_dataset
 from geomim.corpus.scenes.meaning import Scaling, added
 from geomim.corpus.scenes.naming import Offer, choose
+from geomim.corpus.scenes.raster import open_raster
 from geomim.corpus.scenes.scene import Scene, Wanted
-from geomim.corpus.scenes.stack import Layer, Mask, stack_scene
+from geomim.corpus.scenes.stack import Layer, Mask, open_masks, stack_scene
 from geomim.errors import InputError
 from geomim.sensors import SENSORS, Band, find_band
 
@@ -50,6 +52,8 @@ def open_item(uri: str, wanted: Wanted) -> Scene:
     layers = _layers(item)
     if not layers:
         raise InputError(f"'{uri}' has no asset with image bands: found {', '.join(item.assets) or 'none'}")
+    if scene := _named_by_file(uri, item, layers, wanted):
+        return scene
     choice = choose(Offer(uri, tuple(layer.band for layer in layers), True, None), wanted.sensor, wanted.bands)
     chosen = [replace(layers[place], band=band) for place, band in zip(choice.places, choice.sensor.bands, strict=True)]
     return stack_scene(uri, choice.sensor, chosen, wanted, _mask(item), _time(item), _licence(item))
@@ -80,10 +84,26 @@ def _layers(item: Any) -> list[Layer]:
             band = _band(facts, key if len(told) < 2 else f"{key} {place + 1}", asset.extra_fields)
             if band.name not in layers:
                 nodata = _number(facts.get("nodata"))
-                layers[band.name] = Layer(band, href, place, _scaling(facts, band, item), nodata)
+                layers[band.name] = Layer(band, href, place, _scaling(facts, band, item), nodata, len(told) or 1)
             if band.wavelength or band.alias:
                 described.add(band.name)
     return [layer for name, layer in layers.items() if not described or name in described]
+
+
+def _named_by_file(uri: str, item: Any, layers: Sequence[Layer], wanted: Wanted) -> Scene | None:
+    """The only image of an item that tells no bands, where it holds several: the file says what they are."""
+    path = layers[0].path
+    told = any(_told_bands(asset.extra_fields) for asset in item.assets.values() if _href(asset) == path)
+    if len(layers) > 1 or told:
+        return None
+    with open_dataset(path) as dataset:
+        colours = [colour.name for colour in dataset.colorinterp if colour.name != "alpha"]
+        if len(colours) < 2 and colours != ["palette"]:
+            return None
+        scaling = _scaling({"data_type": dataset.dtypes[0]}, Band("B02"), item)
+    scene = open_raster(path, wanted, _time(item), scaling)
+    masks = open_masks(_mask(item), scene.grid, (scene.height, scene.width)) or scene.masks
+    return replace(scene, uri=uri, licence=_licence(item) or scene.licence, masks=masks)
 
 
 def _told_bands(fields: Mapping[str, Any]) -> list[dict[str, Any]]:

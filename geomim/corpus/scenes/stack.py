@@ -17,7 +17,7 @@ from affine import Affine
 from rasterio.windows import Window
 
 from geomim.corpus.scenes.clouds import UnknownKindError, open_mask
-from geomim.corpus.scenes.files import open_dataset
+from geomim.corpus.scenes.files import check_pages, open_dataset
 from geomim.corpus.scenes.footprints import Grid
 from geomim.corpus.scenes.meaning import Scaling, informed, meant
 from geomim.corpus.scenes.readers import RasterReader, sample, stored
@@ -38,7 +38,7 @@ class Layer:
         place: 0-based place in the file.
         scaling: What the product says its numbers mean, or None where only the file knows.
         nodata: Number that means "no measurement" by the product, where the file declares none.
-        alone: The file must hold no other band.
+        told: How many bands the product tells of in this file; if one, it must hold no other.
     """
 
     band: Band
@@ -46,7 +46,7 @@ class Layer:
     place: int = 0
     scaling: Scaling | None = None
     nodata: float | None = None
-    alone: bool = False
+    told: int = 1
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ def stack_scene(
     paths = list(dict.fromkeys(layer.path for layer in layers))
     with ExitStack() as opened:
         datasets = {path: opened.enter_context(open_dataset(path)) for path in paths}
+        paged = dict.fromkeys(note for path, one in datasets.items() for note in check_pages(path, one))
         dtype = _dtype(uri, layers, datasets)
         grid = _grid(uri, layers, datasets, wanted)
         told = [_scaling(layer, datasets[layer.path]) for layer in layers]
@@ -99,11 +100,11 @@ def stack_scene(
         if not all(told):  # else the product's word goes before the user's
             names = [PurePosixPath(layer.path).name for layer in layers]
             look = partial(sample, layers[0].path, datasets[layers[0].path], layers[0].place)
-            sensor, guessed = informed(uri, sensor, names, dtype, told, wanted, look)
+            sensor, guessed = informed(uri, sensor, names, dtype, told, wanted, time, look)
         reader, nodata, block = _reader(layers, datasets, grid, sensor)
-        masks = _masks(mask, grid)
+        masks = open_masks(mask, grid, (grid.height, grid.width))
         opened.pop_all()  # they stay open, with the scene
-    numbers = Numbers(sensor, reader, dtype, padding(nodata), block, guessed)
+    numbers = Numbers(sensor, reader, dtype, padding(nodata), block, (*paged, *guessed))
     numbers = meant(uri, numbers, nodata, told, wanted, time)
     return Scene(uri=uri, time=time, licence=licence, masks=masks, **vars(grid), **vars(numbers))
 
@@ -146,10 +147,14 @@ def _pixel(grid: Grid) -> str:
 def _dtype(uri: str, layers: Sequence[Layer], datasets: dict[str, Any]) -> np.dtype[Any]:
     for layer in layers:
         held = datasets[layer.path].count
+        images = held - (_alpha(datasets[layer.path], layer) is not None)
         if layer.place >= held:
             raise InputError(f"'{layer.path}' holds {held} bands, and '{uri}' says that it holds {layer.band.name} too")
-        if layer.alone and held > 1:
-            raise InputError(f"'{layer.path}' holds {held} bands, the files of '{uri}' one each: move it elsewhere")
+        if layer.told == 1 < images:
+            raise InputError(
+                f"'{layer.path}' holds {images} bands, and '{uri}' tells of one: move it elsewhere, or tell of all (in "
+                "the 'bands' of a STAC asset)"
+            )
     return one_type(uri, [datasets[layer.path].dtypes[layer.place] for layer in layers])
 
 
@@ -159,9 +164,22 @@ def _scaling(layer: Layer, dataset: Any) -> Scaling | None:
     return layer.scaling or (None if stated == (1.0, 0.0) else stated)
 
 
-def _masks(mask: Mask | None, grid: Grid) -> Windows | None:
+def _alpha(dataset: Any, layer: Layer) -> int | None:
+    """Place of the alpha band, which no product tells of."""
+    further = range(layer.told, dataset.count)
+    return next((place for place in further if dataset.colorinterp[place].name == "alpha"), None)
+
+
+def open_masks(mask: Mask | None, grid: Grid | None, size: tuple[int, int]) -> Windows | None:
+    """Where clouds are by a mask; None where there is none, or it is of no known kind.
+
+    Args:
+        mask: The file.
+        grid: To bring it to.
+        size: Rows and columns of the scene.
+    """
     try:
-        return open_mask(mask.path, grid, (grid.height, grid.width), mask.kind, mask.places) if mask else None
+        return open_mask(mask.path, grid, size, mask.kind, mask.places) if mask else None
     except UnknownKindError:
         return None  # offered as clouds, such as percentages: no mask
 
@@ -176,8 +194,8 @@ def _reader(
     for path, dataset in datasets.items():
         own = [layer for layer in layers if layer.path == path]
         target = None if grid.agrees(Grid.of(dataset)) else grid
-        places = tuple(layer.place for layer in own)
-        readers.append(stored(path, dataset, target, places, tuple(values[layer] for layer in own)))
+        places, none = tuple(layer.place for layer in own), tuple(values[layer] for layer in own)
+        readers.append(stored(path, dataset, target, places, none, _alpha(dataset, own[0])))
         listed += own
     order, nodata = [listed.index(layer) for layer in layers], tuple(values[layer] for layer in layers)
 

@@ -16,6 +16,7 @@ _AXES = (  # names of a dimension of rows, of columns; what its coordinate may s
     ("y lat latitude northing row rows", "Y", "projection_y_coordinate latitude"),
     ("x lon longitude easting col column cols columns", "X", "projection_x_coordinate longitude"),
 )
+_DEGREES = re.compile(r"degrees?[_ ]?[NE]", re.IGNORECASE)  # as CF spells them
 _LEVEL = re.compile(r"(.*/)?(level|scale|overview|l|s)?[_-]?\d+", re.IGNORECASE)
 
 
@@ -65,13 +66,19 @@ def open_store(uri: str, path: str, group: str = "") -> tuple[Any, list[Mapping[
 
 
 def images(cube: Any) -> dict[str, tuple[str, str]]:
-    """Dimensions of rows and of columns of the variables that have both, by name."""
+    """Dimensions of rows and of columns of the variables that have both, by name; what holds places is no image."""
     found = {}
     for name, values in cube.data_vars.items():
         rows, cols = (next((str(dim) for dim in values.dims if _is(cube, dim, axis)), "") for axis in _AXES)
-        if rows and cols and values.dtype.kind in "iufb":
+        if rows and cols and values.dtype.kind in "iufb" and not tells_place(values):
             found[str(name)] = (rows, cols)
     return found
+
+
+def tells_place(values: Any) -> bool:
+    """Whether a variable holds latitudes or longitudes, by its standard name or its units."""
+    units = str(values.attrs.get("units", ""))
+    return values.attrs.get("standard_name") in ("latitude", "longitude") or _DEGREES.match(units) is not None
 
 
 def _is(cube: Any, dim: Any, axis: tuple[str, str, str]) -> bool:

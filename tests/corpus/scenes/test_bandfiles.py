@@ -85,6 +85,34 @@ def test_what_the_names_tell_of_numbers_counts(tmp_path):
     }
 
 
+def test_metadata_beside_bands_of_sentinel2_say_what_their_numbers_are(tmp_path):
+    stack, late = "T32UPU_20230601T101031", "T32UPU_20230611T101031"
+    names = [f"{day}_{band}.tif" for day in (stack, late) for band in ("B02", "B03")]
+    bands(tmp_path, *names)
+    bands(tmp_path, "other.tif", count=2)
+    bands(tmp_path / "plain", "B02.tif", "B03.tif")
+    bands(tmp_path / "float", *(f"{stack}_{band}.tif" for band in ("B02", "B03")), dtype=np.float32)
+    offsets = "".join(f'<BOA_ADD_OFFSET band_id="{n}">-1000</BOA_ADD_OFFSET>' for n in range(13))
+    time = "<PRODUCT_START_TIME>2023-06-01T10:10:31.024Z</PRODUCT_START_TIME>"
+    for folder in (tmp_path, tmp_path / "plain", tmp_path / "float"):
+        (folder / "MTD_MSIL2A.xml").write_text(f"<Product>{time}{offsets}</Product>")
+    found = dict.fromkeys(find_scenes(tmp_path))
+    assert [scene_name(uri) for uri in found] == [stack, late, stack, "other.tif", "plain"]  # nothing is left out
+    for uri in found:
+        with open_scene(uri, get_sensor("sentinel2", ["B02", "B03"])) as scene:
+            found[uri] = scene.sensor.offset, bool(scene.notes), scene.time and scene.time.day
+    assert list(found.values()) == [
+        (-0.1, False, 1),
+        (0.0, True, 11),  # of another day than the metadata
+        (0.0, True, 1),  # not as the agency writes numbers
+        (0.0, False, None),
+        (-0.1, False, 1),
+    ]
+    assert str(tmp_path / "plain" / "MTD_MSIL2A.xml") in source_files(str(tmp_path / "plain"))
+    with open_scene(tmp_path / stack, harmonise=True) as scene:
+        assert scene.taken_off == 1000
+
+
 def test_several_scenes_of_one_folder_and_other_rasters_stay_apart(tmp_path):
     bands(tmp_path, *(f"{day}_{b}.tif" for day in ("20210101", "20210111") for b in ("red", "nir")), "dem.tif")
     bands(tmp_path, "stack.tif", count=2)

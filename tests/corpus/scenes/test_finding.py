@@ -40,6 +40,17 @@ def test_single_bands_of_landsat_are_rasters(tmp_path):
     assert find_scenes(tmp_path) == [path]
 
 
+def test_files_called_nearly_as_those_of_a_product_leave_their_folder_a_folder(tmp_path):
+    names = ("a/IMG_DATA_7.tif", "a/b.tif", "b/MTD_MSIL2A.xml.tif", "c/zarr.json.tif", "d/MTD_MSIL2A.xml", "d/e.tif")
+    images = [path for path in touch(tmp_path, *names) if path.endswith(".tif")]
+    assert find_scenes(tmp_path) == images
+    touch(tmp_path, "p/MTD_MSIL2A.xml", "p/GRANULE/L2A_x/IMG_DATA/x_B02.tif", "q/L1C_y/IMG_DATA/y_B02.jp2")
+    found = [path.removeprefix(f"{tmp_path}/") for path in find_scenes(tmp_path)]
+    assert found[len(images) :] == ["p", "q/L1C_y"]
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path)
+    assert [path.partition(".zip/")[2] for path in find_scenes(packed)] == found
+
+
 def test_addresses_pass_unchecked():
     for uri in ("s3://bucket/key.tif", "https://example.org/a.tif?layer=1", "/vsigs/b/k.tif", "torchgeo://x@y#1"):
         assert find_scenes(uri) == [uri]

@@ -122,6 +122,24 @@ def test_the_user_s_scale_stands_where_a_stac_item_tells_none_and_gives_way_wher
     assert scaling(item(tmp_path, BASELINE), mine) == ((1e-4, -0.1), ())
 
 
+def test_a_time_that_the_file_tells_calls_for_the_baseline_as_one_in_its_name_does(tmp_path):
+    pixels = np.random.default_rng(0).integers(1200, 4000, (4, SIZE, SIZE)).astype("uint16")
+    cube = xarray.Dataset(
+        {name: (("y", "x"), band) for name, band in zip(S2, pixels, strict=True)},
+        {"time": np.datetime64("2023-06-01", "ns")},
+    )
+    cube.to_netcdf(tmp_path / "cube.nc")
+    for year, doubtful in ((2023, True), (2021, False)):
+        tagged = tif(tmp_path / f"tagged{year}.tif", pixels, S2)
+        with rasterio.open(tagged, "r+") as file:
+            file.update_tags(ACQUISITIONDATETIME=f"{year}-06-01T10:00:00Z")
+        uris = [tagged, item(tmp_path / str(year), {"datetime": f"{year}-06-01T10:00:00Z"})]
+        for uri in [*uris, tmp_path / "cube.nc"][: 2 + doubtful]:
+            told, notes = scaling(str(uri))
+            assert told == (1e-4, 0.0) and bool(notes) == doubtful, uri
+            assert not doubtful or "no processing baseline" in notes[0]
+
+
 def test_the_folder_of_a_loose_file_tells_its_baseline(tmp_path):
     for name, offset in ((BEFORE, 0.0), (AFTER, -0.1), (REPROCESSED, -0.1)):
         path = next(iter(sorted((tmp_path / name).rglob("*.tif"))), None) or safe(tmp_path / name, name)
@@ -154,6 +172,15 @@ def test_names_of_landsat_s_bands_tell_the_collection(tmp_path, sensor, prefix, 
         assert bool(scene.notes) == (expected != (usual.scale, usual.offset))
     mine = Sensor("mine", get_sensor(sensor, ["B2", "B3", "B4"]).bands, "reflectance", 0.5)
     assert scaling(str(path), mine, None) == ((0.5, 0.0), ())  # the user's word
+
+
+@pytest.mark.parametrize("told", [(np.nan,) * 2, (1e-4, 0.0), (np.inf, 1.0)])
+def test_a_scale_that_leaves_no_numbers_is_refused(tmp_path, told):
+    path = tif(tmp_path / "a.tif", np.ones((2, 8, 8), np.uint16), ("red", "nir"))
+    with rasterio.open(path, "r+") as file:
+        file.scales = told
+    with pytest.raises(InputError, match=r"a\.tif' says number \* (nan|0|inf) \+ 0, which leaves nothing"):
+        open_scene(path)
 
 
 def test_what_harmonised_numbers_are():

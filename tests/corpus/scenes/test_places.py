@@ -183,6 +183,19 @@ def test_what_is_lost_is_said(tmp_path):
         assert "its times cannot be understood" in scene.notes
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_the_places_of_a_swath_are_no_bands_and_that_it_has_no_grid_is_said(tmp_path, listed):
+    lon, lat = np.meshgrid(10 + 0.01 * np.arange(COLS), 50 - 0.01 * np.arange(ROWS))
+    told = {"coordinates": "lat lon"} if listed else {}
+    cube = xarray.Dataset({name: (("y", "x"), numbers(), told) for name in ("red", "nir")})
+    cube["lat"] = ("y", "x"), lat, {"units": "degrees_north"}
+    cube["lon"] = ("y", "x"), lon + 0.3 * lat, {"standard_name": "longitude", "units": "degrees"}
+    cube.to_netcdf(tmp_path / "swath.nc")
+    with open_scene(tmp_path / "swath.nc") as scene:
+        assert scene.sensor.names == ("red", "nir") and scene.transform is None and scene.footprint() is None
+        assert any("two-dimensional" in note and "no place on Earth" in note for note in scene.notes)
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("format", ["NETCDF4", "NETCDF3_CLASSIC"])
 def test_integers_marked_unsigned_are(tmp_path, bits, format):

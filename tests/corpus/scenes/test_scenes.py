@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+from PIL import Image
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
@@ -259,6 +260,28 @@ def test_masks_inside_and_beside_the_file_count(tmp_path):
             assert (~scene.valid()).sum() == 100 and not scene.valid(Window(0, 0, 40, 2)).any()
 
 
+def test_pages_beside_the_first_are_not_lost_in_silence(tmp_path):
+    first, *others = (Image.fromarray(band) for band in image(3))
+    first.save(tmp_path / "pages.tif", save_all=True, append_images=others)
+    with pytest.raises(InputError, match=r"pages\.tif' holds 3 pages.*as bands of one page"):
+        open_scene(tmp_path / "pages.tif")
+    (tmp_path / "stack").mkdir()
+    for name in ("red.tif", "nir.tif"):  # a file a band
+        first.save(tmp_path / "stack" / name, save_all=True, append_images=others)
+    with pytest.raises(InputError, match=r"\w+\.tif' holds 3 pages"):
+        open_scene(tmp_path / "stack")
+    first.save(tmp_path / "small.tif", save_all=True, append_images=[first.resize((9, 9))])
+    with open_scene(tmp_path / "small.tif") as scene:
+        assert scene.notes == ("it holds 2 pages of several sizes: the first is read",)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        path = raster(tmp_path / "cog.tif", image(1, size=600))
+        with rasterio.open(path, "r+") as file:  # its overviews and mask are no pages
+            file.build_overviews([2, 4])
+            file.write_mask(np.ones((600, 600), bool))
+    with open_scene(path) as scene:
+        assert scene.notes == ()
+
+
 def test_world_file_places_a_picture(tmp_path):
     path = raster(tmp_path / "place.png", image(3), driver="PNG", crs=None, transform=None)
     (tmp_path / "place.pgw").write_text("10\n0\n0\n-10\n500005\n5399995\n")
@@ -292,6 +315,12 @@ def test_time_comes_from_acquisition_and_not_from_the_date_of_writing(tmp_path):
         "b.tif": (written | {"ACQUISITIONDATETIME": "2019-02-03T10:20:30Z"}, datetime(2019, 2, 3, 10, 20, 30)),
         "T32UNU_20190102T105441_B04.tif": ({}, datetime(2019, 1, 2, 10, 54, 41)),
         "tile_20199999.tif": ({}, None),
+        "c.tif": ({"ACQUISITION_DATETIME": "2021-06-01T23:30:00-07:00"}, datetime(2021, 6, 2, 6, 30)),  # in UTC
+        "d.tif": ({"ACQUISITION_DATETIME": "2021-06-01 01:30:00.25 +0200"}, datetime(2021, 5, 31, 23, 30)),
+        "e.tif": ({"ACQUISITION_DATETIME": "2021-06-01 10:10:00-11:20:00"}, datetime(2021, 6, 1, 10, 10)),  # from, to
+        "f.tif": ({"ACQUISITIONDATETIME": "2021:06:01 10:00:00"}, datetime(2021, 6, 1, 10)),
+        "20211301_20210601T101031-0001.tif": ({}, datetime(2021, 6, 1, 10, 10, 31)),
+        "20210601_256161.tif": ({}, datetime(2021, 6, 1)),
     }
     for name, (tags, expected) in cases.items():
         with open_scene(raster(tmp_path / name, image(1), tags=tags)) as scene:

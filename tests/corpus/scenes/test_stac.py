@@ -7,6 +7,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import rasterio
+from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
@@ -131,6 +132,63 @@ def test_assets_without_bands_are_named_by_their_keys(scene_folder):
     with open_scene(folder / "sar.json") as scene:
         assert scene.sensor.names == ("vv", "vh") and scene.clouds() is None  # percentages are no mask
         assert np.array_equal(scene.read(), np.concatenate([pixels["B02"], pixels["B03"]]))
+
+
+def one_asset(folder, pixels, names=(), colours=None, told=None, **properties):
+    """An item of one image, of which it tells no bands or those of `told`."""
+    raster(folder / "image.tif", pixels)
+    with rasterio.open(folder / "image.tif", "r+") as file:
+        file.colorinterp = colours or file.colorinterp
+        for place, name in enumerate(names, start=1):
+            file.set_band_description(place, name)
+    asset = {"href": "./image.tif", "type": "image/tiff", "roles": ["data"], **(told or {})}
+    (folder / "one.json").write_text(json.dumps(item({"image": asset}, **properties)))
+    return folder / "one.json"
+
+
+def test_an_image_of_which_the_item_tells_no_bands_has_those_of_its_file(tmp_path):
+    pixels = np.random.default_rng(0).integers(1100, 9000, (4, 30, 30)).astype("uint16")
+    told = {"platform": "Sentinel-2A", "s2:processing_baseline": "05.00", "license": "CC0-1.0"}
+    uri = one_asset(tmp_path, pixels, tuple(SPECTRAL), **told)
+    assert find_scenes(tmp_path) == [str(uri)]
+    with open_scene(uri, get_sensor("sentinel2")) as scene:
+        assert scene.sensor.names == tuple(SPECTRAL) and np.array_equal(scene.read(), pixels)
+        assert (scene.sensor.scale, scene.sensor.offset) == (1e-4, -0.1)  # what the item tells counts as well
+        assert scene.uri == str(uri) and scene.licence == "CC0-1.0" and scene.time == datetime(2021, 5, 6, 7, 8, 9)
+    with pytest.raises(BandError, match="4 bands, all without a name"):
+        open_scene(one_asset(tmp_path, pixels))
+    with open_scene(tmp_path / "one.json", bands=["red", "green", "blue", "nir"]) as scene:
+        assert np.array_equal(scene.read(), pixels)
+
+
+@pytest.mark.parametrize("told", [{"raster:bands": [{"nodata": 0}]}, {"eo:bands": [{"name": "red"}]}])
+def test_a_file_of_more_bands_than_the_one_that_is_told_is_refused(tmp_path, told):
+    with pytest.raises(InputError, match=r"image\.tif' holds 3 bands, and .*one\.json' tells of one: .*'bands'"):
+        open_scene(one_asset(tmp_path, np.ones((3, 8, 8), np.uint8), told=told))
+
+
+def test_the_alpha_band_of_an_asset_is_no_band_and_hides_pixels(tmp_path):
+    pixels = np.random.default_rng(0).integers(1, 200, (4, 8, 8)).astype("uint8")
+    pixels[3] = np.where(np.arange(8) < 3, 0, 255)
+    rgb = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
+    names = [{"name": name} for name in ("red", "green", "blue", "nir")]
+    for told in ({}, {"eo:bands": names[:3]}):
+        with open_scene(one_asset(tmp_path, pixels, (), [*rgb, ColorInterp.alpha], told)) as scene:
+            assert np.array_equal(scene.read(), pixels[:3]) and np.array_equal(scene.valid(), pixels[3] > 0)
+    with open_scene(one_asset(tmp_path, pixels, (), [*rgb, ColorInterp.alpha], {"eo:bands": names})) as scene:
+        assert np.array_equal(scene.read(), pixels) and scene.valid().all()  # the item says that it is none
+    for told, name in (({"eo:bands": names[:1]}, "red"), ({}, "image")):
+        grey = one_asset(tmp_path, pixels[[0, 3]], (), [ColorInterp.gray, ColorInterp.alpha], told)
+        with open_scene(grey) as scene:
+            assert scene.sensor.names == (name,) and np.array_equal(scene.valid(), pixels[3] > 0)
+
+
+def test_indices_into_a_palette_are_the_colours_they_stand_for(tmp_path):
+    uri = one_asset(tmp_path, np.array([[[0, 1]]], np.uint8))
+    with rasterio.open(tmp_path / "image.tif", "r+") as file:
+        file.write_colormap(1, {0: (9, 8, 7, 255), 1: (1, 2, 3, 255)})
+    with open_scene(uri) as scene:
+        assert scene.sensor == get_sensor("rgb") and scene.read().tolist() == [[[9, 1]], [[8, 2]], [[7, 3]]]
 
 
 def test_an_offset_that_has_been_taken_off_is_not_taken_off_again(scene_folder):
