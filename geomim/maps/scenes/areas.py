@@ -169,7 +169,7 @@ def on_scene(tree: shapely.STRtree, crs: CRS, ground: Ground) -> tuple[np.ndarra
         Valid geometries, areas cut around the scene, and the place of each in the tree.
     """
     frame, turn, bent = _frame(crs, ground), _turn(crs.to_wkt()), crs != ground.crs
-    shapes, whose = _around(tree, frame, turn, bent)
+    shapes, whose = _around(tree, None if frame is None else _grown(frame, turn, _wide(ground)), turn, bent)
     if bent:
         west, south, east, north = shapely.total_bounds(tree.geometries) if frame is None else frame
         shapes = shapely.segmentize(shapes, max(east - west, north - south) / _SEGMENTS)
@@ -200,13 +200,12 @@ def _shared(file: str, tree: shapely.STRtree, crs: CRS, ground: Ground, uri: str
 
 
 def _around(
-    tree: shapely.STRtree, frame: tuple[float, ...] | None, turn: float | None, bent: bool
+    tree: shapely.STRtree, around: shapely.Polygon | None, turn: float | None, bent: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What lies around a frame, by whole turns, too, and whose it is; a line is cut only where it is bent anyway."""
-    if frame is None:
+    """What lies in a box, by whole turns, too, and whose it is; a line is cut only where it is bent anyway."""
+    if around is None:
         here = np.flatnonzero(~shapely.is_missing(tree.geometries))
         return tree.geometries[here], here
-    around = _grown(frame, turn)
     found = []
     for by in (-turn, 0.0, turn) if turn else (0.0,):  # what crosses the date line counts on beyond it
         here = np.sort(tree.query(_moved(around, -by)))
@@ -216,7 +215,7 @@ def _around(
     inside = shapely.bounds(shapes) * (1, 1, -1, -1) >= np.multiply(around.bounds, (1, 1, -1, -1))
     cut = ~inside.all(1) & (bent | (dimensions == 2))
     shapes[cut] = shapely.intersection(shapes[cut], around)
-    kept = shapely.get_dimensions(shapes) == dimensions  # no border that the frame touches
+    kept = shapely.get_dimensions(shapes) == dimensions  # no border that the box touches
     return shapes[kept], whose[kept]
 
 
@@ -225,7 +224,7 @@ def _brought(shapes: np.ndarray, whose: np.ndarray, ground: Ground, near: bool) 
     turn, (west, _, east, _) = _turn(ground.crs.to_wkt()), ground.outline.bounds
     if turn is None:
         return shapes, whose
-    if near and east - west <= turn / 2:  # point by point: the system may have torn a shape at its end
+    if near and not _wide(ground):  # point by point: the system may have torn a shape at its end
         middle = np.array([(west + east) / 2, 0])
         return shapely.transform(shapes, lambda xy: xy - turn * np.round((xy - middle) / turn) * [1, 0]), whose
     shapes, whose = np.concatenate([_moved(shapes, by) for by in (-turn, 0.0, turn)]), np.tile(whose, 3)
@@ -260,25 +259,29 @@ def _lead(one: str, other: str) -> pyproj.Transformer:
 
 def _frame(crs: CRS, ground: Ground) -> tuple[float, ...] | None:
     """The scene's bounds in a system, beyond its date line where they cross it; None where they cannot be told."""
-    outline = ground.outline.bounds
     try:
-        west, south, east, north = transform_bounds(ground.crs, crs, *outline, densify_pts=_SEGMENTS)
+        west, south, east, north = transform_bounds(ground.crs, crs, *ground.outline.bounds, densify_pts=_SEGMENTS)
     except (RasterioError, CPLE_BaseError):
         return None
     if crs.is_geographic and west > east:
-        turn = _turn(ground.crs.to_wkt())
-        if turn is not None and outline[2] - outline[0] > turn / 2:
-            return None  # nearly all longitudes: two ends do not tell which
+        if _wide(ground):
+            return None  # two ends do not tell which longitudes are between
         east += 360
     frame = (west, south, east, north)
     return frame if np.isfinite(frame).all() else None
 
 
-def _grown(frame: tuple[float, ...], turn: float | None) -> shapely.Polygon:
-    """A little more than a frame, and no ground twice."""
+def _wide(ground: Ground) -> bool:
+    """Whether a scene reaches over more than half of all longitudes."""
+    turn, (west, _, east, _) = _turn(ground.crs.to_wkt()), ground.outline.bounds
+    return turn is not None and east - west > turn / 2
+
+
+def _grown(frame: tuple[float, ...], turn: float | None, wide: bool) -> shapely.Polygon:
+    """A little more than a frame, but no ground twice, nor more longitudes where the scene has nearly all."""
     west, south, east, north = frame
     more = _MARGIN * max(east - west, north - south)
-    along = more if turn is None else min(more, max(turn - (east - west), 0) / 2)
+    along = more if turn is None else 0 if wide else min(more, max(turn - (east - west), 0) / 2)
     return shapely.box(west - along, south - more, east + along, north + more)
 
 
