@@ -48,7 +48,7 @@ def finetune(
 
     Args:
         scenes: An image, a folder, or a pattern; several between commas.
-        labels: A file or a folder of labels.
+        labels: A file or a folder of labels; FILE:LAYER of a vector file of several layers.
         encoder: A run folder, a checkpoint, an exported folder, or `timm:NAME`.
         out: Folder to write: the task, its config, figures, pictures and a page.
         minutes: Time of training where it goes by steps, for both sides and all folds together; of linear heads none.

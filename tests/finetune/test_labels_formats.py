@@ -154,6 +154,98 @@ def test_boxes_of_no_area_and_outside_are_counted_and_a_class_without_any_is_nam
     assert labels.classes == ("car", "ship", "plane") and any("no box is of plane" in note for note in labels.notes)
 
 
+def sized(form: str, folder: Path, times: tuple[int, int] = (1, 1), said: tuple[int, int] = (WIDTH, HEIGHT)) -> str:
+    """A ship on `a.png`, so many times as far right and down, and what its file says of the size of the image."""
+    x1, y1, x2, y2 = (side * times[at % 2] for at, side in enumerate(SHIP))
+    if form == "coco":
+        data = {
+            "images": [{"id": 1, "file_name": "a.png", "width": said[0], "height": said[1]}],
+            "categories": [{"id": 1, "name": "ship"}],
+            "annotations": [{"image_id": 1, "category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1]}],
+        }
+        return str(write(folder / "a.json", json.dumps(data)))
+    if form == "csv":
+        row = f"a.png,{said[0]},{said[1]},ship,{x1},{y1},{x2},{y2}"
+        return str(write(folder / "a.csv", f"filename,width,height,class,xmin,ymin,xmax,ymax\n{row}"))
+    box = f"<xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax>"
+    size = f"<size><width>{said[0]}</width><height>{said[1]}</height></size>"
+    xml = f"<annotation>{size}<object><name>ship</name><bndbox>{box}</bndbox></object></annotation>"
+    return str(write(folder / "a.xml", xml).parent)
+
+
+@pytest.mark.parametrize("form", ["coco", "csv", "voc"])
+def test_boxes_of_an_image_of_another_size_are_scaled_or_refused(tmp_path, images, form):
+    expected, scaled = [[list(point) for point in corners_of(SHIP)]], "1 boxes are scaled to their image"
+    for times, said in (((1, 1), (WIDTH, HEIGHT)), ((1, 1), (0, 0)), ((2, 2), (2 * WIDTH, 2 * HEIGHT))):
+        labels = open_labels([str(images)], sized(form, tmp_path / "labels", times, said))
+        assert labels.items[0].corners.tolist() == expected
+        assert any(note.startswith(scaled) for note in labels.notes) == (times == (2, 2))
+    with pytest.raises(InputError, match=r"image of 200 x 100 pixels, and it has 64 x 48: .*correct the size"):
+        open_labels([str(images)], sized(form, tmp_path / "labels", said=(200, 100)))
+
+
+@pytest.mark.parametrize("form", ["coco", "csv", "voc"])
+def test_boxes_from_0_to_1_are_shares_of_the_sides(tmp_path, images, form):
+    labels = open_labels([str(images)], sized(form, tmp_path / "labels", (1 / WIDTH, 1 / HEIGHT)))
+    assert np.allclose(labels.items[0].corners[0], corners_of(SHIP))
+    assert any("from 0 to 1, and taken as shares" in note for note in labels.notes)
+
+
+def test_widths_of_boxes_are_none_of_images(tmp_path, images):
+    table = write(tmp_path / "a.csv", "image,xmin,ymin,xmax,ymax,width,height,class\na.png,0,0,20,10,20,10,ship\n")
+    assert open_labels([str(images)], str(table)).items[0].corners.max((0, 1)).tolist() == [20, 10]
+    write(table, table.read_text() + "a.png,30,20,50,30,20,10,ship\n")
+    assert open_labels([str(images)], str(table)).items[0].corners.max((0, 1)).tolist() == [50, 30]
+
+
+@pytest.mark.parametrize("form", ["coco", "csv"])
+def test_a_table_tells_the_split_of_its_images(tmp_path, images, form):
+    def labels(*splits):
+        table = sized(form, tmp_path / "labels")
+        if form == "coco":
+            data = json.loads(Path(table).read_text())
+            data["images"].append({"id": 2, "file_name": "b.png"})
+            for one, split in zip(data["images"], splits, strict=True):
+                one["split"] = split
+            Path(table).write_text(json.dumps(data))
+        else:
+            head, row = Path(table).read_text().splitlines()
+            rows = [f"{split},{name}{row[1:]}" for name, split in zip("ab", splits, strict=True)]
+            Path(table).write_text("\n".join([f"Split,{head}", *rows]))
+        return open_labels([str(images)], table)
+
+    assert [item.split for item in labels("Training", "test").items] == ["train", "test"]
+    odd = labels("valid", "fold3")
+    assert [item.split for item in odd.items] == ["val", None]
+    assert any(note.endswith("splits fold3 are not read: expected train, val, test") for note in odd.notes)
+    (tmp_path / "all").mkdir()
+    images = images.rename(tmp_path / "all" / "train").parent
+    torn = labels("train", "test")
+    assert [item.split for item in torn.items] == ["train", "test"]
+    assert any(note.startswith("1 images are of the split that their table tells") for note in torn.notes)
+
+
+def test_an_image_of_two_splits_is_refused(tmp_path, images):
+    rows = "image,split,xmin,ymin,xmax,ymax\na.png,train,1,2,9,9\na.png,test,1,2,9,9"
+    with pytest.raises(InputError, match=r"'a.png' is of train and of test: give it one split"):
+        open_labels([str(images)], str(write(tmp_path / "a.csv", rows)))
+
+
+def test_names_of_dota_may_be_of_several_words(tmp_path, images):
+    ends = ["small car 0", "small truck 1", "small truck", "plane 2", "2"]
+    write(tmp_path / "labels" / "a.txt", "\n".join(f"0 0 9 0 9 9 0 9 {end}" for end in ends))
+    labels = open_labels([str(images)], str(tmp_path / "labels"))
+    assert [labels.classes[place] for place in labels.items[0].labels] == [
+        "small car", "small truck", "small truck", "plane", "2"]  # fmt: skip
+    assert any(note.startswith("2 boxes are marked difficult") for note in labels.notes)
+
+
+def test_an_annotation_that_is_none_is_refused(tmp_path, images):
+    file = write(tmp_path / "a.json", '{"images": [], "categories": [], "annotations": [null]}')
+    with pytest.raises(InputError, match="is no COCO file of images, categories, annotations with bbox"):
+        open_labels([str(images)], str(file))
+
+
 def test_a_broken_label_file_costs_its_image_alone(tmp_path, images):
     dota(tmp_path / "labels")
     write(tmp_path / "labels" / "b.txt", "1 2 3 4 5 6 7 8 ship 0\n1 2 3 4 5 6 7 eight ship 0")

@@ -341,6 +341,26 @@ def test_colours_are_classes_and_only_nodata_in_all_bands_is_not_labelled(tmp_pa
     assert labels.items[0].counts.tolist() == [SIDE * SIDE // 4] * len(labels.classes)
 
 
+@pytest.mark.parametrize("way", ["inside", "beside", "alpha"])
+def test_what_a_mask_or_alpha_hides_is_not_labelled(tmp_path, way):
+    scene(tmp_path / "images" / "1.tif")
+    path, hidden = tmp_path / "masks" / "1.tif", np.repeat(np.array([255, 0, 255, 255], np.uint8), SIDE // 4)
+    hidden = np.tile(hidden, (SIDE, 1))
+    if way == "alpha":
+        colours = stripes((255, 0, 0), (0, 0, 0), (0, 0, 0), (0, 255, 0)).astype(np.uint8)
+        raster(path, np.concatenate([colours, hidden[None]]))  # GeoTIFF takes the fourth band as alpha
+        expected = ["#ff0000", None, "#000000", "#00ff00"]
+    else:
+        raster(path, stripes(1, 0, 0, 2).astype(np.uint8))
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=way == "inside"), rasterio.open(path, "r+") as file:
+            file.write_mask(hidden)
+        assert path.with_name("1.tif.msk").exists() == (way == "beside")
+        expected = ["1", None, "0", "2"]
+    labels = open_labels([str(tmp_path)])
+    assert columns(labels) == expected and labels.items[0].counts.tolist() == [SIDE * SIDE // 4] * 3
+    assert f"{SIDE * SIDE // 4} pixels are masked out or -1 or NaN: not labelled" in labels.notes
+
+
 def test_three_equal_bands_are_numbers(tmp_path):
     scene(tmp_path / "images" / "1.tif")
     raster(tmp_path / "masks" / "1.tif", stripes(*([n] * 3 for n in (0, 1, 2, 255))).astype(np.uint8))

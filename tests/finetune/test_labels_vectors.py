@@ -2,6 +2,7 @@
 
 import geopandas
 import numpy as np
+import pyproj
 import pytest
 import rasterio
 import shapely
@@ -10,13 +11,15 @@ from rasterio.transform import from_origin
 from geomim.errors import InputError
 from geomim.finetune.labels import Item, Labels, open_labels, rasters, vectors
 from geomim.finetune.labels.rasters import read_mask
+from geomim.maps.scenes.areas import on_scene
+from geomim.maps.scenes.ground import Ground
 
 WEST, NORTH, METRES, SIDE = 500_000, 4_000_000, 10, 60
 
 
-def scene(path, east=0, crs="EPSG:32633"):
+def scene(path, east=0, crs="EPSG:32633", place=None):
     path.parent.mkdir(exist_ok=True)
-    place = from_origin(WEST + east, NORTH, METRES, METRES)
+    place = place or from_origin(WEST + east, NORTH, METRES, METRES)
     options = {"height": SIDE, "width": SIDE, "count": 3, "dtype": "uint8", "crs": crs, "transform": place}
     with rasterio.open(path, "w", driver="GTiff", photometric="RGB", **options) as raster:
         raster.write(np.random.default_rng(0).integers(1, 255, (3, SIDE, SIDE), np.uint8))
@@ -100,7 +103,7 @@ def test_holes_crossings_overlaps_and_missing_classes_are_mended_and_counted(tmp
     assert found[45, 41] == 0 and found[41, 45] == -1, "the two halves of the bow"
     for note in (
         "1 geometries cross themselves, and are made valid", "1 polygons have holes, which are not of their class",
-        "1 geometries have no class, and are left out", "1 geometries are empty, and left out",
+        "1 geometries have no class: what they alone cover is not labelled", "1 geometries are empty, and left out",
         "1 pairs of geometries of different classes overlap: the smaller one counts",
     ):  # fmt: skip
         assert note in labels.notes
@@ -148,15 +151,15 @@ def test_points_label_the_pixel_that_they_lie_in(tmp_path):
         open_labels([scene(tmp_path / "scene.tif")], layer(tmp_path / "q.gpkg", points, ["a", "a"]))
 
 
-def test_a_layer_is_reprojected_once_for_all_scenes_of_a_system_and_none_stays_open(tmp_path, monkeypatch):
+def test_each_scene_asks_for_the_shapes_around_it_alone(tmp_path, monkeypatch):
     images = [scene(tmp_path / f"{east}.tif", east) for east in range(0, 12_000, 600)]
     away = [scene(tmp_path / f"zone34_{number}.tif", 600 * number, "EPSG:32634") for number in range(2)]
     shapes = [ground(60 * number + 10, 10, 60 * number + 20, 20) for number in range(20)]
     file = layer(tmp_path / "a.gpkg", shapes, ["field"] * 20, to="OGC:CRS84")
-    before, asked = geopandas.GeoSeries.to_crs, []
-    monkeypatch.setattr(geopandas.GeoSeries, "to_crs", lambda self, *a, **k: asked.append(a) or before(self, *a, **k))
+    placed = []
+    monkeypatch.setattr(vectors, "on_scene", lambda *given: placed.append(on_scene(*given)) or placed[-1])
     labels = open_labels([*images, *away], file)
-    assert len(asked) == 2 and len(labels.items) == 20
+    assert [len(shapes) for shapes, _ in placed] == [1] * 20 + [0] * 2 and len(labels.items) == 20
     for at in (0, 7, 19):
         found = np.argwhere(mask(labels, at) == 1)
         assert (
@@ -199,10 +202,80 @@ def test_the_split_of_a_scene_is_its_folders_word_and_not_its_own(tmp_path):
 
 def test_geometries_that_another_grid_rounds_to_cross_themselves_are_made_valid_again(tmp_path, monkeypatch):
     bow = shapely.Polygon([(0, 0), (10, 10), (10, 0), (0, 10)])
-    monkeypatch.setattr(vectors, "_pixels", lambda shapes, scene: np.array([bow, shapely.box(0, 0, 6, 6)]))
+    monkeypatch.setattr(Ground, "pixels", lambda self, shapes: np.array([bow, shapely.box(0, 0, 6, 6)]))
     labels = open_labels([scene(tmp_path / "scene.tif")], layer(tmp_path / "a.gpkg", [FIELD, FIELD], ["field", "lake"]))
     assert shapely.is_valid(labels.items[0].shapes).all()
     assert "1 pairs of geometries of different classes overlap: the smaller one counts" in labels.notes
+
+
+@pytest.mark.parametrize(
+    ("crs", "west", "step"),
+    [
+        ("EPSG:4326", 180 - 0.003, 1e-4),
+        ("EPSG:4326", 285 - 0.003, 1e-4),  # counts from 0 to 360
+        ("EPSG:3857", 20037508.342789244 - 300, 10),
+        ("EPSG:32660", 829000 - 300, 10),
+    ],
+)
+def test_scenes_across_the_date_line_or_a_turn_away_have_the_labels_of_both_sides(tmp_path, crs, west, step):
+    place = from_origin(west, 1_100_000 if step == 10 else 10, step, step)
+    lead, shapes = pyproj.Transformer.from_crs(crs, "OGC:CRS84", always_xy=True), []
+    for left in (4, 36):
+        column, row = np.array([(left, 10), (left + 20, 10), (left + 20, 50), (left, 50)]).T
+        longitude, latitude = lead.transform(*(place * (column, row)))
+        shapes.append(shapely.Polygon(np.stack([(longitude + 180) % 360 - 180, latitude], 1)))
+    file = layer(tmp_path / "a.geojson", shapes, ["field", "lake"], crs="OGC:CRS84")
+    labels = open_labels([scene(tmp_path / "scene.tif", crs=crs, place=place)], file)
+    expected = np.full((SIDE, SIDE), -1)
+    expected[10:50, 4:24], expected[10:50, 36:56] = 0, 1
+    assert (mask(labels) == expected).all() and not any("lie on no scene" in note for note in labels.notes)
+
+
+def test_a_long_edge_lies_where_the_system_of_its_file_has_it(tmp_path):
+    """Between its ends an edge of 2 degrees along a parallel leaves the straight line of UTM by half a kilometre."""
+    x, y = pyproj.Transformer.from_crs("OGC:CRS84", "EPSG:32633", always_xy=True).transform(15.0, 46.0)
+    image = scene(tmp_path / "scene.tif", place=from_origin(x - 300, y + 300, METRES, METRES))
+    file = layer(tmp_path / "a.gpkg", [shapely.box(14, 45, 16, 46)], ["sea"], crs="OGC:CRS84")
+    assert (mask(open_labels([image], file)) == (np.arange(SIDE) >= 30)[:, None]).all()
+
+
+def test_where_areas_lie_on_one_another_the_whole_of_them_tells_the_smaller_one(tmp_path):
+    long, broad = ground(0, 0, 40, 900), ground(-20, 0, 80, 40)  # the larger one has less of it around the scene
+    file = layer(tmp_path / "a.gpkg", [broad, long], ["broad", "long"], to="OGC:CRS84")
+    labels = open_labels([scene(tmp_path / "scene.tif")], file)
+    assert labels.classes[mask(labels)[20, 20]] == "broad"
+
+
+def test_what_no_class_is_told_of_is_neither_the_one_class_nor_what_lies_outside(tmp_path):
+    both = ground(25, 5, 40, 15)
+    file = layer(tmp_path / "a.gpkg", [FIELD, LAKE, both], ["field", None, None])
+    labels = open_labels([scene(tmp_path / "scene.tif")], file)
+    expected = (EXPECTED == 0).astype(int)
+    expected[40:55, 5:15] = -1
+    expected[5:15, 25:40] = np.where(expected[5:15, 25:40] == 1, 1, -1)
+    assert labels.classes == ("background", "field") and (mask(labels) == expected).all()
+    assert not any("overlap" in note for note in labels.notes)
+
+
+@pytest.mark.parametrize(("given", "classes"), [([True, False], ("False", "True")), (["yes", "no"], ("no", "yes"))])
+def test_yes_and_no_are_two_classes(tmp_path, given, classes):
+    file = layer(tmp_path / "layer.gpkg", [FIELD, LAKE], given)
+    assert open_labels([scene(tmp_path / "scene.tif")], file).classes == classes
+
+
+def test_a_layer_of_several_is_given_as_the_refusal_says(tmp_path):
+    image, file = scene(tmp_path / "scene.tif"), tmp_path / "a.gpkg"
+    for name, shapes in (("fields", [FIELD, LAKE]), ("lakes", [LAKE, FIELD])):
+        geopandas.GeoDataFrame({"class": ["field", "lake"]}, geometry=shapes, crs=32633).to_file(file, layer=name)
+    with pytest.raises(InputError, match=r"give .*a\.gpkg:fields, or another"):
+        open_labels([image], str(file))
+    assert (mask(open_labels([image], f"{file}:fields")) == EXPECTED).all()
+    with pytest.raises(InputError, match="has no layer 'field'"):
+        open_labels([image], f"{file}:field")
+    with pytest.raises(InputError, match=r"scene.tif' have no layer 'fields'"):
+        open_labels([image], f"{image}:fields")
+    with pytest.raises(InputError, match="do not exist"):
+        open_labels([image], f"{tmp_path}:fields")
 
 
 def test_a_scene_without_a_place_is_told(tmp_path):

@@ -1,6 +1,8 @@
 """Boxes of objects: COCO, CSV tables, YOLO, DOTA, and XML of Pascal VOC, DIOR-R and HRSC; all become four corners.
 
-Pascal VOC counts pixels from 1 by its book, and most who write it from 0: its numbers are taken as they stand.
+Pascal VOC counts pixels from 1 by its book, and most who write it from 0: its numbers are taken as they stand. Where a
+file says that an image has another size than it has, boxes are scaled with it, and where it has other proportions, it
+is left out. Where all numbers lie in 0..1, they are shares of the sides.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import shapely
 import yaml
 
 from geomim.corpus.joining import PATHS, Row, join, read_table
+from geomim.corpus.labels import SPLITS, SYNONYMS
 from geomim.errors import InputError
 from geomim.finetune.labels.items import Asked, Item, Labels, apart, home_of, need, open_image, paired, some, split_of
 
@@ -32,12 +35,21 @@ class Box(NamedTuple):
     difficult: bool = False
 
 
-_Given = list[tuple[str, list[Box], str | None]]  # an image, its boxes, and its split
+class Marked(NamedTuple):
+    """What a file has of an image: its boxes, and its width and height and its split where it tells them."""
+
+    boxes: list[Box]
+    size: tuple[float, float] | None = None
+    split: str | None = None
+
+
+_Given = list[tuple[str, Marked]]  # of an image
 SIDES = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
 _TURNED = tuple(f"{axis}{corner}" for corner in (1, 2, 3, 4) for axis in "xy")
 _FILES = (*PATHS, "image_id", "file_name", "img")
 _CLASS = ("class", "label", "name", "category", "class_name")
 _LEAST = 1e-3  # square pixels: less is no area, by rounding
+_SHARE = -0.01, 1.01  # of a side
 
 
 def from_tables(form: str, files: Sequence[str], images: Sequence[str], roots: tuple[str, ...], asked: Asked) -> Labels:
@@ -49,8 +61,8 @@ def from_tables(form: str, files: Sequence[str], images: Sequence[str], roots: t
     homes, owner = {home_of(file) for file in files}, {}  # the innermost folder with a table that an image lies in
     for image, own in ((image, home_of(image)) for image in images):
         owner[image] = max((home for home in homes if own[: len(home)] == home), key=len, default=None)
-    claims: dict[str, list[tuple[str, list[Box]]]] = {image: [] for image in images}
-    names, notes, refused, given = list[str](), list[str](), [], []
+    claims: dict[str, list[tuple[str, Marked]]] = {image: [] for image in images}
+    names, notes, refused, given, torn = list[str](), list[str](), [], [], 0
     for file in files:
         boxes, classes, said = (_coco if form == "COCO" else _csv)(file)
         names, notes = names + classes, notes + said
@@ -61,11 +73,15 @@ def from_tables(form: str, files: Sequence[str], images: Sequence[str], roots: t
             claims[image] += times[name] * [(file, boxes[name])]
     for image, rows in claims.items():
         if len(rows) == 1:
-            given.append((image, rows[0][1], split_of(image, roots) or split_of(f"{rows[0][0]}/name", roots)))
+            ((file, own),) = rows
+            folder = split_of(image, roots) or split_of(f"{file}/name", roots)
+            torn += own.split is not None and folder not in (None, own.split)
+            given.append((image, own._replace(split=own.split or folder)))
         else:
             tables = some(f"'{file}'" for file in {file: 0 for file, _ in rows})
             why = f"it is named twice, or shares its name, in {tables}: give one table, with folders in its names"
             refused.append((image, why if rows else "no row names it"))
+    notes += [f"{torn} images are of the split that their table tells, and in a folder of another one"] if torn else []
     return _labels(form, given, names, notes, refused, asked)
 
 
@@ -94,10 +110,10 @@ def from_files(form: str, files: Sequence[str], images: Sequence[str], roots: tu
                 if not names[file] and len(lists) > 1:
                     raise ValueError("classes.txt or data.yaml differ between folders, and none is of this one")
                 scene = open_image(image, asked)
-                boxes = _text(Path(file), names[file] or dict(*lists), (scene.width, scene.height))
+                own = Marked(_text(Path(file), names[file] or dict(*lists), (scene.width, scene.height)))
             else:
-                boxes = _text(Path(file)) if form == "DOTA" else _xml(Path(file))
-            given.append((image, boxes, split_of(image, roots) or split_of(file, roots)))
+                own = Marked(_text(Path(file))) if form == "DOTA" else _xml(Path(file))
+            given.append((image, own._replace(split=split_of(image, roots) or split_of(file, roots))))
         except (ValueError, OSError, ElementTree.ParseError) as error:
             refused.append((file, f"it is no {form} ({error})"))
     number = ["YOLO: no classes.txt or data.yaml names the classes: they are called by number"]
@@ -107,28 +123,26 @@ def from_files(form: str, files: Sequence[str], images: Sequence[str], roots: tu
 
 def _labels(form: str, given: _Given, names: list[str], notes: list[str], refused: list[Any], asked: Asked) -> Labels:
     """Boxes that are some; those that lie outside their image or have no area or no class are left out and counted."""
-    found = sorted({one.name for _, boxes, _ in given for one in boxes if one.name})
-    classes = tuple(dict.fromkeys(filter(None, names))) or tuple(found)
-    turned = not all(one.upright for _, boxes, _ in given for one in boxes)
+    every = [one for _, own in given for one in own.boxes]
+    classes = tuple(dict.fromkeys(filter(None, names))) or tuple(sorted({one.name for one in every if one.name}))
+    turned, numbers = not all(one.upright for one in every), np.array([one.corners for one in every])
+    shares = form != "YOLO" and numbers.size and _SHARE[0] <= numbers.min() and numbers.max() <= _SHARE[1]
+    if shares:
+        notes.append(f"{form}: all coordinates are from 0 to 1, and taken as shares of the sides of their image")
     items, said, counts = [], Counter[str](), Counter[str]()
-    for image, boxes, split in given:
+    for image, (boxes, told, split) in given:
         try:
             scene = open_image(image, asked)
+            size = scene.width, scene.height
+            scale = _scale((1, 1), size) if shares else _scale(told, size, True) if boxes else np.ones(2)
         except InputError as error:
             refused.append((image, str(error)))
             continue
-        corners, size = np.array([one.corners for one in boxes], float).reshape(-1, 4, 2), [scene.width, scene.height]
-        flat = ~(shapely.area(shapely.convex_hull(shapely.multipoints(corners))) >= _LEAST)
+        corners = np.array([one.corners for one in boxes], float).reshape(-1, 4, 2) * scale
         inner = corners if turned else corners.clip(0, size)
-        middle = inner.mean(1)
-        nameless = np.array([not one.name for one in boxes], bool)
-        use = ~flat & ~nameless & ((middle > 0) & (middle < size)).all(1)
-        said["boxes of no area are left out"] += int(flat.sum())
-        said["boxes have no class, and are left out"] += int((nameless & ~flat).sum())
-        said["boxes are left out, as they lie outside their image"] += int((~use & ~flat & ~nameless).sum())
-        said["boxes are cut off at the border of their image"] += int(((inner != corners).any((1, 2)) & use).sum())
-        hard = "boxes are marked difficult: they count as all others, and official scores leave them out"
-        said[hard] += sum(one.difficult for one in boxes)
+        use = _usable(boxes, corners, inner, size, said)
+        if not shares and (scale != 1).any():
+            said["boxes are scaled to their image, as their file tells another size of it"] += len(boxes)
         kept = [one.name for one, keep in zip(boxes, use, strict=True) if keep]
         counts.update(kept)
         places = np.array([classes.index(name) for name in kept], np.int64)
@@ -140,6 +154,34 @@ def _labels(form: str, given: _Given, names: list[str], notes: list[str], refuse
     return Labels("oboxes" if turned else "boxes", classes, tuple(items), tuple(notes), tuple(refused))
 
 
+def _scale(told: tuple[float, float] | None, size: tuple[int, int], alike: bool = False) -> np.ndarray:
+    """How many times the size that is told an image is, in width and height; `alike` in both, up to a pixel."""
+    wide, high = told or size
+    if alike and min(abs(wide * size[1] / high - size[0]), abs(high * size[0] / wide - size[1])) > 1:
+        raise InputError(
+            f"its labels are of an image of {wide:g} x {high:g} pixels, and it has {size[0]} x {size[1]}: give the "
+            "image that was labelled, or correct the size that they tell"
+        )
+    return np.divide(size, (wide, high))
+
+
+def _usable(
+    boxes: list[Box], corners: np.ndarray, inner: np.ndarray, size: tuple[int, int], said: Counter[str]
+) -> np.ndarray:
+    """Which boxes have an area, a class and their middle in the image; what the others lack is counted."""
+    flat = ~(shapely.area(shapely.convex_hull(shapely.multipoints(corners))) >= _LEAST)
+    middle = inner.mean(1)
+    nameless = np.array([not one.name for one in boxes], bool)
+    use: np.ndarray = ~flat & ~nameless & ((middle > 0) & (middle < size)).all(1)
+    said["boxes of no area are left out"] += int(flat.sum())
+    said["boxes have no class, and are left out"] += int((nameless & ~flat).sum())
+    said["boxes are left out, as they lie outside their image"] += int((~use & ~flat & ~nameless).sum())
+    said["boxes are cut off at the border of their image"] += int(((inner != corners).any((1, 2)) & use).sum())
+    hard = "boxes are marked difficult: they count as all others, and official scores leave them out"
+    said[hard] += sum(one.difficult for one in boxes)
+    return use
+
+
 def _upright(name: str, x1: float, y1: float, x2: float, y2: float) -> Box:
     return Box(name, [(x1, y1), (x2, y1), (x2, y2), (x1, y2)], True)
 
@@ -149,28 +191,32 @@ def _turned(name: str, numbers: Iterable[float]) -> Box:
     return Box(name, list(zip(each, each, strict=True)), False)
 
 
-def _coco(file: str) -> tuple[dict[str, list[Box]], list[str], list[str]]:
-    """Boxes by the name of the image, names of the classes, and what is to be said."""
+def _coco(file: str) -> tuple[dict[str, Marked], list[str], list[str]]:
+    """What is told of images by their names, names of the classes, and what is to be said."""
     try:
         data = json.loads(Path(file).read_text(encoding="utf-8"))
         for part, key in (("images", "id"), ("images", "file_name"), ("categories", "id")):
             if twice := [one for one, count in Counter(row[key] for row in data[part]).items() if count > 1]:
                 raise ValueError(f"several {part} have the {key} {some(twice, 3)}: give each one of its own")
         names = {one["id"]: str(one["name"]) for one in data["categories"]}
-        paths = {one["id"]: str(one["file_name"]) for one in data["images"]}
-        found: dict[str, list[Box]] = {path: [] for path in paths.values()}
+        rows = {str(one["file_name"]): one for one in data["images"]}
+        paths = {one["id"]: path for path, one in rows.items()}
+        found: dict[str, list[Box]] = {path: [] for path in rows}
         single = [one for one in data["annotations"] if not one.get("iscrowd")]
         for one in single:
             x, y, width, height = map(float, one["bbox"])
             found[paths[one["image_id"]]].append(_upright(names[one["category_id"]], x, y, x + width, y + height))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        sizes = {path: _size(one.get("width"), one.get("height")) for path, one in rows.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         told = f"{type(error).__name__}: {error}"
         raise InputError(f"'{file}' is no COCO file of images, categories, annotations with bbox ({told})") from error
+    splits, said = _splits(file, ((path, one.get("split")) for path, one in rows.items()))
     crowds = len(data["annotations"]) - len(single)
-    return found, [names[number] for number in sorted(names)], [f"{crowds} crowds are left out"] if crowds else []
+    said += [f"{crowds} crowds are left out"] if crowds else []
+    return _marked(found, sizes, splits), [names[number] for number in sorted(names)], said
 
 
-def _csv(file: str) -> tuple[dict[str, list[Box]], list[str], list[str]]:
+def _csv(file: str) -> tuple[dict[str, Marked], list[str], list[str]]:
     """The same of a table: a row a box, a row of empty cells for an image without."""
     rows = read_table(file)
     there = {str(name).strip().lower(): name for name in rows[0]}
@@ -180,8 +226,10 @@ def _csv(file: str) -> tuple[dict[str, list[Box]], list[str], list[str]]:
         expected = f"image, {', '.join(SIDES[0])} and class"
         raise InputError(f"'{file}' is no table of boxes: expected columns {expected}; given {', '.join(there)}")
     found: dict[str, list[Box]] = {}
+    sizes, told = [], []
     for line, row in enumerate(rows, 2):
-        own = found.setdefault(str(row[path]).strip(), [])
+        image = str(row[path]).strip()
+        own = found.setdefault(image, [])
         cells = [str(row[there[name]] or "").strip() for name in sides]
         try:
             numbers = [_finite(cell) for cell in cells] if any(cells) else []
@@ -190,7 +238,50 @@ def _csv(file: str) -> tuple[dict[str, list[Box]], list[str], list[str]]:
         name = str(row[said] or "").strip() if said else "object"
         if numbers:
             own.append(_turned(name, numbers) if sides is _TURNED else _upright(name, *numbers))
-    return found, [], [] if said else [f"'{file}' has no column of classes: all boxes are called 'object'"]
+        width, height, split = (row[there[key]] if key in there else None for key in ("width", "height", "split"))
+        sizes.append((image, own[-1:] if numbers else [], _size(width, height)))
+        told.append((image, split))
+    splits, notes = _splits(file, told)
+    notes += [] if said else [f"'{file}' has no column of classes: all boxes are called 'object'"]
+    return _marked(found, _image_sizes(sizes), splits), [], notes
+
+
+def _marked(boxes: Mapping[str, list[Box]], sizes: Mapping[str, Any], splits: Mapping[str, str]) -> dict[str, Marked]:
+    return {name: Marked(own, sizes.get(name), splits.get(name)) for name, own in boxes.items()}
+
+
+def _size(width: Any, height: Any) -> tuple[float, float] | None:
+    """A width and a height that a file tells; many write 0 where they do not know it."""
+    try:
+        size = float(width), float(height)
+    except (TypeError, ValueError):
+        return None
+    return size if all(1 <= side < math.inf for side in size) else None
+
+
+def _image_sizes(rows: Iterable[tuple[str, list[Box], Any]]) -> dict[str, tuple[float, float]]:
+    """Width and height of images from those of the rows of a table; none where they may be those of boxes."""
+    found, own = dict[str, tuple[float, float]](), True
+    for image, boxes, size in rows:
+        if size is None or found.setdefault(image, size) != size:
+            return {}
+        for corners in (np.array(box.corners) for box in boxes):
+            if (corners.max(0) > np.add(size, 1)).any():
+                return {}
+            own &= bool((abs(np.ptp(corners, 0) - size) <= 1).all())
+    return {} if own else found
+
+
+def _splits(file: str, told: Iterable[tuple[str, Any]]) -> tuple[dict[str, str], list[str]]:
+    """Splits of images by their names, and what is to be said of words that are none."""
+    found, odd = dict[str, str](), dict[str, None]()
+    for name, cell in told:
+        word = str(cell or "").strip().lower()
+        split = SYNONYMS.get(word, word)
+        if split in SPLITS and found.setdefault(name, split) != split:
+            raise InputError(f"'{file}' says that '{name}' is of {found[name]} and of {split}: give it one split")
+        odd |= {} if split in SPLITS or not word else {word: None}
+    return found, [f"'{file}': splits {some(odd)} are not read: expected {', '.join(SPLITS)}"] if odd else []
 
 
 def _finite(text: str | None) -> float:
@@ -200,8 +291,10 @@ def _finite(text: str | None) -> float:
     return number
 
 
-def _xml(path: Path) -> list[Box]:
+def _xml(path: Path) -> Marked:
     found, root = [], ElementTree.parse(path).getroot()
+    sides = (root.findtext(f"size/{side}") or root.findtext(f"Img_Size{side.title()}") for side in ("width", "height"))
+    size = _size(*sides)
     for one in root.iter():
         name, turned, box = one.findtext("name", "").strip(), one.find("robndbox"), one.find("bndbox")
         if one.tag == "HRSC_Object":
@@ -219,7 +312,7 @@ def _xml(path: Path) -> list[Box]:
         else:
             raise ValueError(f"object '{name}' has neither bndbox nor robndbox")
         found[-1] = found[-1]._replace(difficult=one.findtext("difficult", "").strip() == "1")
-    return found
+    return Marked(found, size)
 
 
 def _text(path: Path, names: Mapping[int, str] | None = None, size: tuple[int, int] = (1, 1)) -> list[Box]:
@@ -231,9 +324,12 @@ def _text(path: Path, names: Mapping[int, str] | None = None, size: tuple[int, i
         try:
             numbers = [_finite(word) for word in (words[:8] if names is None else words[1:])]
             if names is None:
-                found.append(_turned(words[8], numbers)._replace(difficult=words[9:10] not in ([], ["0"])))
+                *name, last = words[8:]
+                marked = bool(name) and last in ("0", "1", "2")  # a name may be of several words
+                name = " ".join(name if marked else words[8:])
+                found.append(_turned(name, numbers)._replace(difficult=marked and last != "0"))
                 continue
-            if len(numbers) not in (4, 8) or not all(-0.01 <= one <= 1.01 for one in numbers):
+            if len(numbers) not in (4, 8) or not all(_SHARE[0] <= one <= _SHARE[1] for one in numbers):
                 raise ValueError("expected a class number and 4 or 8 numbers from 0 to 1")
             if (number := int(words[0])) < 0 or (names and number not in names):
                 raise ValueError(f"class {number} has no name")

@@ -34,7 +34,8 @@ def check(
 
     Args:
         scenes: Images, or folders of them.
-        labels: A file or a folder of labels; looked for among the scenes if not given.
+        labels: A file or a folder of labels, FILE:LAYER of a vector file of several layers; looked for among the scenes
+            if not given.
         out: Picture to write.
         class_column: Column of a vector file that holds the class.
         outside: What no polygon covers: `unlabelled`, `background`, or the latter where there is one class (`auto`).

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from geomim.corpus.captions.vector import file_of
 from geomim.corpus.joining import join, read_rows
 from geomim.corpus.scenes import SUFFIXES, find_scenes
 from geomim.errors import InputError
@@ -49,7 +50,8 @@ def open_labels(
 
     Args:
         scenes: Images, folders of them, or patterns.
-        labels: A file or a folder; looked for among the scenes where None.
+        labels: A file or a folder, or `FILE:LAYER` of a vector file of several layers; looked for among the scenes
+            where None.
         class_column: Of a vector file; guessed where None.
         outside: What no polygon covers: not labelled, `background`, or the latter where there is one class (`auto`).
         places: Table with columns `path` and `place`: images of one place are never divided.
@@ -60,16 +62,18 @@ def open_labels(
         InputError: No format is recognised, several are, or the labels cannot be used.
     """
     asked = Asked(class_column, outside, sensor, None if bands is None else tuple(bands))
-    source = Path(labels or (scenes[0] if len(scenes) == 1 else ""))
+    given = str(labels or (scenes[0] if len(scenes) == 1 else ""))
+    path, layer = file_of(given)
+    source = Path(path if os.path.isfile(path) else given)
     if not labels and len(scenes) > 1:
         raise InputError(f"{len(scenes)} scenes and no labels are given: give a file or a folder of labels")
     if not source.exists():
         raise InputError(f"labels '{source}' do not exist: give a file or a folder")
-    opened = replace(_opened(source, scenes, asked), asked=asked)
+    opened = replace(_opened(source, layer, scenes, asked), asked=asked)
     return _placed(opened, places) if places else opened
 
 
-def _opened(source: Path, scenes: Sequence[str], asked: Asked) -> Labels:
+def _opened(source: Path, layer: str, scenes: Sequence[str], asked: Asked) -> Labels:
     images, roots, real = find_scenes(scenes), (_root(scenes), os.path.abspath(source)), os.path.realpath
     if folders := _change(source):
         return from_change(folders, images, roots, asked)
@@ -78,8 +82,10 @@ def _opened(source: Path, scenes: Sequence[str], asked: Asked) -> Labels:
         said = "; ".join(f"{form}: {some(files, 3)}" for form, files in found.items())
         raise InputError(f"'{source}' holds several labels ({said}): give one of these files or folders as the labels")
     form, files = next(iter(found.items()), ("", []))
+    if layer and form != "vector":
+        raise InputError(f"labels '{source}' have no layer '{layer}': they are {form or 'no vector file'}")
     if form == "vector":
-        return from_vector(files[0], images, roots, asked)
+        return from_vector(f"{files[0]}:{layer}" if layer else files[0], images, roots, asked)
     if form:
         return (from_tables if form in ("COCO", "CSV") else from_files)(form, files, images, roots, asked)
     apart = not any((real(scene) + os.sep).startswith(real(source) + os.sep) for scene in scenes)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import shapely
 from affine import Affine
+from rasterio.enums import MaskFlags
 from rasterio.features import rasterize
 from rasterio.windows import Window
 
@@ -130,11 +131,13 @@ def _places(labels: Labels, numbers: np.ndarray) -> np.ndarray:
 
 
 def _numbers(raster: Any, window: Window) -> np.ndarray:
-    """Numbers of a label raster, int64; -1 is nodata or NaN in all bands; colours that are no grey are 24 bits more."""
+    """Numbers of a label raster, int64; -1 is nodata or NaN in all bands, or masked; other colours are 24 bits more."""
     bands, said = raster.read(window=window)[:3], f"label raster '{raster.name}'"
     if raster.count not in (1, 3, 4):
         raise InputError(f"{said} has {raster.count} bands; expected class numbers, or 3 of colours")
     lost = (~np.isfinite(bands) | (bands == raster.nodata)).all(0)
+    if _masked(raster):
+        lost |= raster.dataset_mask(window=window) == 0
     if bands.dtype.kind == "f" and (np.nan_to_num(bands, nan=0.5) % 1)[:, ~lost].any():
         raise InputError(f"{said} holds numbers with fractions; expected whole ones of classes")
     first, *others = np.where(lost, UNLABELLED, np.nan_to_num(bands).astype(np.int64))
@@ -143,6 +146,11 @@ def _numbers(raster: Any, window: Window) -> np.ndarray:
     if not 0 <= bands[:, bright].min() <= bands[:, bright].max() <= 255:
         raise InputError(f"{said} holds colours beyond 0..255")
     return np.where(bright, _COLOUR | (first << 16) | (others[0] << 8) | others[1], first)
+
+
+def _masked(raster: Any) -> bool:
+    """Whether a label raster has a mask of its own, or an alpha band, beside its numbers."""
+    return MaskFlags.per_dataset in raster.mask_flag_enums[0]
 
 
 def _tally(item: Item, asked: Asked) -> tuple[Item, Counter[int], str]:
@@ -155,6 +163,7 @@ def _tally(item: Item, asked: Asked) -> tuple[Item, Counter[int], str]:
             strip = _numbers(raster, Window(0, top, raster.width, min(rows, raster.height - top)))
             total.update(dict(zip(*(one.tolist() for one in np.unique(strip, return_counts=True)), strict=True)))
         none = "-1 or NaN" if raster.nodata is None else f"nodata ({raster.nodata:g})"
+        none = f"masked out or {none}" if _masked(raster) else none
         return replace(item, height=raster.height, width=raster.width), total, none
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import shapely
+from rasterio.crs import CRS
 
 from geomim.corpus.captions.vector import classes_in, open_table
-from geomim.corpus.scenes.footprints import Grid
 from geomim.errors import InputError
 from geomim.finetune.labels.items import UNLABELLED, Asked, Item, Labels, Refused, need, open_image, some, split_of
-from geomim.maps.scenes.areas import extent, with_crs
+from geomim.maps.scenes.areas import extent, on_scene, with_crs
+from geomim.maps.scenes.ground import Ground
 
 _NUMBER = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)")
 
@@ -27,13 +28,13 @@ def from_vector(file: str, images: Sequence[str], roots: tuple[str, ...], asked:
         InputError: Nothing tells where the layer lies, it lies on no scene, or its column of classes is none.
     """
     table, layer = open_table(file, placed=False)
-    values, column = classes_in(file, table, layer, asked.class_column)
+    values, column = _classes(file, table, layer, asked.class_column)
     _check_values(f"column '{column}' of '{file}'", {value for value in values if value})
-    grids = {uri: open_image(uri, asked).grid for uri in images}
-    scenes = {uri: grid for uri, grid in grids.items() if grid is not None and grid.crs is not None}
+    grounds = {uri: Ground.of(open_image(uri, asked)) for uri in images}
+    scenes = {uri: one for uri, one in grounds.items() if one.known and one.transform and one.crs is not None}
     refused: Refused = [(uri, "it has no place on Earth that an affine tells") for uri in images if uri not in scenes]
     need([*scenes], refused, f"vector labels '{file}'")
-    table, notes = with_crs(file, table, {uri: (grid.crs, _outline(grid)) for uri, grid in scenes.items()})
+    table, notes = with_crs(file, table, {uri: (one.crs, one.outline) for uri, one in scenes.items()})
     table, good, said = _mended(table, values)
     if others := {scene.crs.to_string() for scene in scenes.values()} - {table.crs.to_string()}:
         notes.append(f"geometries are brought from {table.crs.name} to {some(one[:40] for one in others)}")
@@ -53,6 +54,16 @@ def from_vector(file: str, images: Sequence[str], roots: tuple[str, ...], asked:
     return Labels("mask", tuple(classes), tuple(kept), (*notes, *_overlaps(kept)), tuple(refused))
 
 
+def _classes(file: str, table: Any, layer: str, column: str | None) -> tuple[list[str | None], str | None]:
+    """As captions find them, but for a yes beside a no: these are two classes, and neither is the layer's name."""
+    values, column = classes_in(file, table, layer, column)
+    cells = [] if column is None else [str(cell).strip() for cell in table[column]]
+    if any(cell.lower() in ("no", "false") for cell in cells):
+        both = zip(cells, values, strict=True)
+        values = [cell if cell.lower() in ("yes", "true") else value for cell, value in both]
+    return values, column
+
+
 def _outside(file: str, shapes: np.ndarray, classes: list[str], asked: Asked) -> tuple[int, list[str], list[str]]:
     """What pixels are that no shape covers, all classes, and what is to be said."""
     if asked.outside != "background" and (asked.outside == "unlabelled" or len(classes) > 1):
@@ -65,44 +76,32 @@ def _outside(file: str, shapes: np.ndarray, classes: list[str], asked: Asked) ->
 
 
 def _items(
-    table: Any, places: np.ndarray, scenes: dict[str, Grid], outside: int, roots: tuple[str, ...]
+    table: Any, places: np.ndarray, scenes: dict[str, Ground], outside: int, roots: tuple[str, ...]
 ) -> tuple[list[Item], int]:
-    """Scenes with the geometries that lie on them, large ones first, and how many geometries lie on some."""
-    items, trees, seen = [], dict[str, shapely.STRtree](), set[int]()
+    """Scenes with the geometries that lie on them, large ones first, and how many of a class lie on some.
+
+    Before all others come those of no class, which are not what lies outside, either.
+    """
+    items, seen, crs = [], set[int](), CRS.from_wkt(table.crs.to_wkt())
+    tree = shapely.STRtree(np.where((places >= 0) | (outside != UNLABELLED), table.geometry.to_numpy(), None))
+    areas = shapely.area(tree.geometries)
     for uri, scene in scenes.items():
-        if (crs := scene.crs.to_wkt()) not in trees:
-            shapes = table.geometry.to_crs(crs).to_numpy()
-            use = (places >= 0) & np.isfinite(shapely.bounds(shapes)).all(1)  # the system may not hold all
-            trees[crs] = shapely.STRtree(np.where(use, shapes, None))
-        here = np.sort(trees[crs].query(_outline(scene)))
-        shapes = _pixels(trees[crs].geometries[here], scene)
-        shapes = np.where(shapely.is_valid(shapes), shapes, shapely.make_valid(shapes))  # numbers were rounded anew
-        order = np.argsort(-shapely.area(shapes), kind="stable")
+        shapes, whose = on_scene(tree, crs, scene)
+        order = np.lexsort((-areas[whose], places[whose] >= 0))
         order = order[shapely.intersects(shapes, shapely.box(0, 0, scene.width, scene.height))[order]]
-        if len(order):
+        if (known := whose[order][places[whose[order]] >= 0]).size:
             own: dict[str, Any] = {"outside": outside, "split": split_of(uri, roots)}
-            items.append(Item(uri, scene.height, scene.width, shapes=shapes[order], labels=places[here[order]], **own))
-            seen.update(here[order].tolist())
+            items.append(Item(uri, scene.height, scene.width, shapes=shapes[order], labels=places[whose[order]], **own))
+            seen.update(known.tolist())
     return items, len(seen)
 
 
-def _outline(scene: Grid) -> shapely.Polygon:
-    corners = ((0, 0), (scene.width, 0), (scene.width, scene.height), (0, scene.height))
-    return shapely.Polygon([scene.transform * corner for corner in corners])
-
-
-def _nowhere(file: str, table: Any, uri: str, scene: Grid) -> str:
-    where = extent(shapely.total_bounds(_pixels(table.geometry.to_crs(scene.crs.to_wkt()).to_numpy(), scene)))
+def _nowhere(file: str, table: Any, uri: str, scene: Ground) -> str:
+    where = extent(shapely.total_bounds(scene.pixels(table.geometry.to_crs(scene.crs.to_wkt()).to_numpy())))
     return (
         f"none of the {len(table)} geometries of '{file}' lies on a scene: in columns and rows of '{uri}', of "
         f"{scene.width} x {scene.height}, they lie in {where}; give the scenes that were labelled"
     )
-
-
-def _pixels(shapes: np.ndarray, scene: Grid) -> np.ndarray:
-    """Geometries in a scene's columns and rows, from its coordinate reference system."""
-    inverse = ~scene.transform
-    return shapely.transform(shapes, lambda xy: np.stack(inverse * xy.T, 1))
 
 
 def _check_values(column: str, values: set[str]) -> None:
@@ -131,7 +130,7 @@ def _mended(table: Any, values: Sequence[str | None]) -> tuple[Any, np.ndarray, 
     dimensions = shapely.get_dimensions(shapes)
     said = {
         "geometries are empty, and left out": ~there,
-        "geometries have no class, and are left out": there & ~good,
+        "geometries have no class: what they alone cover is not labelled": there & ~good,
         "geometries cross themselves, and are made valid": broken,
         "polygons have holes, which are not of their class": good & _holed(shapes),
         "points label the pixel that they lie in": good & (dimensions == 0),
@@ -151,6 +150,6 @@ def _overlaps(items: Sequence[Item]) -> list[str]:
     count = 0
     for shapes, labels, tree in ((item.tree.geometries, item.labels, item.tree) for item in items):
         one, two = tree.query(shapes, "intersects")
-        pairs = (one < two) & (labels[one] != labels[two])
+        pairs = (one < two) & (labels[one] != labels[two]) & (labels[one] != UNLABELLED)
         count += int((shapely.area(shapely.intersection(shapes[one[pairs]], shapes[two[pairs]])) > 0).sum())
     return [f"{count} pairs of geometries of different classes overlap: the smaller one counts"] if count else []

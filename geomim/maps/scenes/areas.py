@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ def open_area(file: str, scene: Scene) -> Area:
     if others := int((~flat).sum()):
         notes.append(f"{others} points and lines of '{file}' are left out")
     crs = CRS.from_wkt(table.crs.to_wkt())
-    return Area(_on_scene(file, _polygons(shapes[flat]), crs, ground, scene.uri), notes)
+    return Area(_shared(file, shapely.STRtree(_polygons(shapes[flat])), crs, ground, scene.uri), notes)
 
 
 def with_crs(file: str, table: Any, scenes: Mapping[str, tuple[CRS, shapely.Polygon]]) -> tuple[Any, list[str]]:
@@ -156,60 +157,132 @@ def extent(bounds: Any) -> str:
     return f"{west}..{east}, {south}..{north}"
 
 
-def _on_scene(file: str, shapes: np.ndarray, crs: CRS, ground: Ground, uri: str) -> np.ndarray:
-    """Polygons in columns and rows, cut around the scene before they are bent into its system."""
-    told, frame = shapely.total_bounds(shapes), _frame(crs, ground)
-    shapes = _turned(shapes, crs)
-    if frame is not None:
-        shapes = shapely.intersection(shapes, _grown(frame))
-    west, south, east, north = told if frame is None else frame
-    shapes = shapely.segmentize(shapes[shapely.area(shapes) > 0], max(east - west, north - south) / _SEGMENTS)
-    shapes = _turned(_warped(shapes, crs, ground.crs), ground.crs)
-    shapes = shapely.make_valid(ground.pixels(shapes))
+def on_scene(tree: shapely.STRtree, crs: CRS, ground: Ground) -> tuple[np.ndarray, np.ndarray]:
+    """Geometries that lie on a scene, or near it, in its columns and rows: from whole turns away, with bent edges.
+
+    Args:
+        tree: Valid geometries, or None.
+        crs: Their system.
+        ground: Where the scene lies.
+
+    Returns:
+        Valid geometries, areas cut around the scene, and the place of each in the tree.
+    """
+    frame, turn, bent = _frame(crs, ground), _turn(crs.to_wkt()), crs != ground.crs
+    shapes, whose = _around(tree, None if frame is None else _grown(frame, turn, _wide(ground)), turn, bent)
+    if bent:
+        west, south, east, north = shapely.total_bounds(tree.geometries) if frame is None else frame
+        shapes = shapely.segmentize(shapes, max(east - west, north - south) / _SEGMENTS)
+        lead = _lead(crs.to_wkt(), ground.crs.to_wkt())
+        shapes = shapely.transform(shapes, lambda xy: np.stack(lead.transform(*xy.T), 1))
+        held = np.isfinite(shapely.bounds(shapes)).all(1)  # the scene's system may not hold all
+        near = frame is not None and (turn is None or east - west <= turn / 2)
+        shapes, whose = _brought(shapes[held], whose[held], ground, near)
+    shapes = ground.pixels(shapes)
+    broken = ~shapely.is_valid(shapes)  # numbers were rounded anew
+    shapes[broken] = shapely.make_valid(shapes[broken])
+    return shapes, whose
+
+
+def _shared(file: str, tree: shapely.STRtree, crs: CRS, ground: Ground, uri: str) -> np.ndarray:
+    """Polygons in columns and rows that have ground in common with the scene."""
+    shapes, _ = on_scene(tree, crs, ground)
     around = shapely.box(0, 0, ground.width, ground.height)
     shapes = shapes[shapely.intersects(shapes, around)]
     covered = shapely.area(shapely.union_all(shapely.intersection(shapes, around)))
     if covered == 0:
-        where = (
-            "" if frame is None else f": in {crs.to_string():.40} it covers {extent(told)}, the scene {extent(frame)}"
-        )
+        told, frame = extent(shapely.total_bounds(tree.geometries)), _frame(crs, ground)
+        where = "" if frame is None else f": in {crs.to_string():.40} it covers {told}, the scene {extent(frame)}"
         raise NoGroundError(f"area '{file}' and scene '{uri}' have no ground in common{where}")
     if covered < 1:
         raise NoGroundError(f"area '{file}' covers less than a pixel of '{uri}': nothing can be told of it")
     return shapes
 
 
-def _turned(shapes: np.ndarray, crs: CRS) -> np.ndarray:
-    """Shapes in degrees a turn to the west and to the east, too: what crosses the date line counts on beyond it."""
-    if not crs.is_geographic:
-        return shapes
-    return np.concatenate(
-        [shapely.transform(shapes, lambda xy, by=turn: np.add(xy, (by, 0))) for turn in (-360, 0, 360)]
-    )
+def _around(
+    tree: shapely.STRtree, around: shapely.Polygon | None, turn: float | None, bent: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """What lies in a box, by whole turns, too, and whose it is; a line is cut only where it is bent anyway."""
+    if around is None:
+        here = np.flatnonzero(~shapely.is_missing(tree.geometries))
+        return tree.geometries[here], here
+    found = []
+    for by in (-turn, 0.0, turn) if turn else (0.0,):  # what crosses the date line counts on beyond it
+        here = np.sort(tree.query(_moved(around, -by)))
+        found.append((_moved(tree.geometries[here], by), here))
+    shapes, whose = (np.concatenate(each) for each in zip(*found, strict=True))
+    dimensions = shapely.get_dimensions(shapes)
+    inside = shapely.bounds(shapes) * (1, 1, -1, -1) >= np.multiply(around.bounds, (1, 1, -1, -1))
+    cut = ~inside.all(1) & (bent | (dimensions == 2))
+    shapes[cut] = shapely.intersection(shapes[cut], around)
+    kept = shapely.get_dimensions(shapes) == dimensions  # no border that the box touches
+    return shapes[kept], whose[kept]
+
+
+def _brought(shapes: np.ndarray, whose: np.ndarray, ground: Ground, near: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Those shapes in a scene's system a turn on where the scene counts on; `near` are none but around the scene."""
+    turn, (west, _, east, _) = _turn(ground.crs.to_wkt()), ground.outline.bounds
+    if turn is None:
+        return shapes, whose
+    if near and not _wide(ground):  # point by point: the system may have torn a shape at its end
+        middle = np.array([(west + east) / 2, 0])
+        return shapely.transform(shapes, lambda xy: xy - turn * np.round((xy - middle) / turn) * [1, 0]), whose
+    shapes, whose = np.concatenate([_moved(shapes, by) for by in (-turn, 0.0, turn)]), np.tile(whose, 3)
+    left, _, right, _ = shapely.bounds(shapes).T
+    there = (right > west) & (left < east)
+    return shapes[there], whose[there]
+
+
+def _moved(shapes: Any, by: float) -> Any:
+    return shapely.transform(shapes, lambda xy: np.add(xy, (by, 0))) if by else shapes
+
+
+@lru_cache(256)
+def _turn(wkt: str) -> float | None:
+    """How far x counts once around Earth where it is longitude: in degrees, or on a cylinder such as web maps have."""
+    if CRS.from_wkt(wkt).is_geographic:
+        return 360.0
+    x, y = np.meshgrid([0, 1e6, 2e6], [0, 1e6])
+    try:
+        longitude, _ = pyproj.Proj(wkt)(x, y, inverse=True)
+    except pyproj.exceptions.ProjError:
+        return None
+    steps = np.diff(np.unwrap(longitude, axis=1, period=360.0))
+    even = np.isfinite(steps).all() and 0 < abs(steps[0, 0]) and np.allclose(steps, steps[0, 0], rtol=1e-9, atol=0)
+    return float(360e6 / abs(steps[0, 0])) if even else None
+
+
+@lru_cache(256)
+def _lead(one: str, other: str) -> pyproj.Transformer:
+    return pyproj.Transformer.from_crs(one, other, always_xy=True)
 
 
 def _frame(crs: CRS, ground: Ground) -> tuple[float, ...] | None:
-    """The scene's bounds in a system; None where they cross its date line, or cannot be told."""
+    """The scene's bounds in a system, beyond its date line where they cross it; None where they cannot be told."""
     try:
-        frame = transform_bounds(ground.crs, crs, *ground.outline.bounds, densify_pts=_SEGMENTS)
+        west, south, east, north = transform_bounds(ground.crs, crs, *ground.outline.bounds, densify_pts=_SEGMENTS)
     except (RasterioError, CPLE_BaseError):
         return None
-    across = crs.is_geographic and not -180 <= frame[0] < frame[2] <= 180
-    return None if across or not np.isfinite(frame).all() else tuple(frame)
+    if crs.is_geographic and west > east:
+        if _wide(ground):
+            return None  # two ends do not tell which longitudes are between
+        east += 360
+    frame = (west, south, east, north)
+    return frame if np.isfinite(frame).all() else None
 
 
-def _grown(frame: tuple[float, ...]) -> shapely.Polygon:
+def _wide(ground: Ground) -> bool:
+    """Whether a scene reaches over more than half of all longitudes."""
+    turn, (west, _, east, _) = _turn(ground.crs.to_wkt()), ground.outline.bounds
+    return turn is not None and east - west > turn / 2
+
+
+def _grown(frame: tuple[float, ...], turn: float | None, wide: bool) -> shapely.Polygon:
+    """A little more than a frame, but no ground twice, nor more longitudes where the scene has nearly all."""
     west, south, east, north = frame
     more = _MARGIN * max(east - west, north - south)
-    return shapely.box(west - more, south - more, east + more, north + more)
-
-
-def _warped(shapes: np.ndarray, crs: CRS, other: CRS) -> np.ndarray:
-    """Those shapes of one system that another one can hold."""
-    lead = pyproj.Transformer.from_crs(crs.to_wkt(), other.to_wkt(), always_xy=True)
-    shapes = shapely.transform(shapes, lambda xy: np.stack(lead.transform(*xy.T), 1))
-    kept: np.ndarray = shapes[np.isfinite(shapely.bounds(shapes)).all(1)]
-    return kept
+    along = more if turn is None else 0 if wide else min(more, max(turn - (east - west), 0) / 2)
+    return shapely.box(west - along, south - more, east + along, north + more)
 
 
 def _polygons(shapes: np.ndarray) -> np.ndarray:

@@ -108,6 +108,27 @@ def test_a_scene_across_the_date_line(tmp_path):
     assert np.array_equal(mask, inside([shapely.box(10, 0, 30, 5)], 10, 40))
 
 
+def test_a_web_map_across_the_date_line(tmp_path):
+    place = Affine(10, 0, 20037508.342789244 - 100, 0, -10, 1118889)
+    halves = [shapely.box(179.9995, 9, 180, 11), shapely.box(-180, 9, -179.9995, 11)]  # 5.6 pixels each
+    geopandas.GeoDataFrame(geometry=halves, crs="EPSG:4326").to_file(tmp_path / "a.gpkg")
+    area = open_area(str(tmp_path / "a.gpkg"), scene(tmp_path / "s.tif", 10, 20, crs="EPSG:3857", transform=place))
+    assert np.array_equal(whole(area, 10, 20), inside([shapely.box(4.4, 0, 15.6, 10)], 10, 20))
+
+
+@pytest.mark.parametrize(("crs", "west", "step"), [
+    ("EPSG:4326", -180, 3), ("EPSG:4326", 0, 3), ("EPSG:3857", -20037508.34, 333958.47)])  # fmt: skip
+def test_a_scene_of_all_longitudes_or_nearly(tmp_path, crs, west, step):
+    shapes = [shapely.box(170, 0, 180, 60), shapely.box(-180, 0, -170, 40), shapely.box(-60, -30, 20, 10)]
+    geopandas.GeoDataFrame(geometry=shapes, crs="OGC:CRS84").to_file(tmp_path / "a.gpkg")
+    place = Affine(step, 0, west, 0, -step, 30 * step)
+    area = open_area(str(tmp_path / "a.gpkg"), scene(tmp_path / "s.tif", 60, 119, crs=crs, transform=place))
+    columns, rows = np.meshgrid(np.arange(119) + 0.5, np.arange(60) + 0.5)
+    lon, lat = pyproj.Transformer.from_crs(crs, "OGC:CRS84", always_xy=True).transform(*(place * (columns, rows)))
+    expected = shapely.contains_xy(shapely.union_all(shapes), (lon + 180) % 360 - 180, lat)
+    assert np.array_equal(whole(area, 60, 119), expected)
+
+
 @pytest.mark.parametrize("west", [-180, 180])
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:32601"])
 def test_an_area_that_counts_on_beyond_the_date_line(tmp_path, west, crs):
