@@ -145,7 +145,8 @@ def build(
         labels: `folder` (the class is the name of the folder), or a CSV or JSONL file with columns `image` and
             `label`.
         masks: Folder of label rasters named like the scenes, with the names of the classes in
-            `classes.json`, or of each raster in its tag `CLASSES`.
+            `classes.json`, or of each raster in its tag `CLASSES`. Where it lies among the scenes, or is their folder,
+            what is a mask of another is no scene; likewise with clouds.
         split: CSV or JSONL file with columns `image` and `split` (train, val, test). Its val and test tiles are never
             dropped as duplicates; what shares ground or pixels with them leaves train. Sources that it does not name
             are train.

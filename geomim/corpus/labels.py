@@ -18,7 +18,7 @@ from rasterio.errors import RasterioError
 
 from geomim.corpus.joining import Joined, Row, join, read_rows
 from geomim.corpus.scenes import SUFFIXES, scene_name
-from geomim.corpus.scenes.files import open_dataset
+from geomim.corpus.scenes.files import is_same, open_dataset
 from geomim.corpus.store import IGNORE
 from geomim.errors import InputError
 
@@ -150,7 +150,8 @@ class Masks:
             InputError: There are several.
         """
         stem = Path(uri).stem.casefold()
-        found = [file for end in _MASK_ENDINGS for file in self._files.get(stem + end, ()) if str(file) != uri]
+        named = [file for end in _MASK_ENDINGS for file in self._files.get(stem + end, ())]
+        found = [file for file in named if not is_same(str(file), uri)]
         if len(found) > 1:
             names = ", ".join(file.name for file in found)
             raise InputError(f"--masks: '{self.folder}' holds several rasters for '{uri}': {names}; keep one")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from rasterio.windows import Window
 
-from geomim.corpus.scenes.files import SUFFIXES, environment, open_dataset, split_address
+from geomim.corpus.scenes.files import SUFFIXES, environment, is_same, open_dataset, split_address
 from geomim.corpus.scenes.footprints import Grid
 from geomim.corpus.scenes.readers import RasterReader, stored
 from geomim.corpus.scenes.scene import Scene, Windows
@@ -229,7 +229,10 @@ def find_mask(folder: str, uri: str) -> str | None:
     after = (keys[place] for place in range(bisect_left(keys, stem), len(keys)))
     begun = [key for key in takewhile(lambda key: key.startswith(stem), after) if key[len(stem) :][:1] in tuple("._-")]
     telling = [key for key in begun if named_kind(key[len(stem) :])]
-    matches = [file for key in ([stem] if stem in files else telling or begun) for file in files[key] if file != uri]
+    same = files.get(stem, [])
+    exact = [file for file in same if not is_same(file, uri)]
+    beside = len(exact) < len(same)  # other scenes lie there, too, whose names may begin so
+    matches = exact or [file for key in telling or ([] if beside else begun) for file in files[key]]
     if len(matches) > 1:
         names = ", ".join(os.path.basename(file) for file in matches[:5])
         raise InputError(f"--clouds: '{folder}' holds several masks for '{uri}': {names}; keep one")
