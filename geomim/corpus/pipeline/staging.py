@@ -200,7 +200,7 @@ class Staging:
             row |= {
                 "xxh3": content_hash(tile.pixels),
                 "phash": int(hashes[place]),
-                "cloud_fraction": None if known is None else float(quality.cloud_fraction[place]),
+                "cloud_fraction": None if np.isnan(cloud := quality.cloud_fraction[place]) else float(cloud),
                 "beside": content_hash(tile.valid),
                 "place": self._counts[size] + place,
                 "pixels": int(counts[place]),
