@@ -144,7 +144,7 @@ def build(
         skip_unreadable: Be content where some images of a benchmark cannot be read.
         labels: `folder` (the class is the name of the folder), or a CSV or JSONL file with columns `image` and
             `label`.
-        masks: Folder of label rasters named like the scenes, with the names of the classes in
+        masks: Folder of label rasters named like the scenes and on their grids, with the names of the classes in
             `classes.json`, or of each raster in its tag `CLASSES`. Where it lies among the scenes, or is their folder,
             what is a mask of another is no scene; likewise with clouds.
         split: CSV or JSONL file with columns `image` and `split` (train, val, test). Its val and test tiles are never

@@ -14,17 +14,21 @@ from pathlib import Path
 import numpy as np
 import rasterio
 import xxhash
+from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
+from rasterio.windows import Window
 
 from geomim.corpus.joining import Joined, Row, join, read_rows
 from geomim.corpus.scenes import SUFFIXES, scene_name
-from geomim.corpus.scenes.files import is_same, open_dataset
+from geomim.corpus.scenes.files import cause, environment, is_same, open_dataset
+from geomim.corpus.scenes.footprints import Grid
 from geomim.corpus.store import IGNORE
 from geomim.errors import InputError
 
 SPLITS = ("train", "val", "test")
 MAJORITY = 0.6
 """Share of a tile's valid pixels that one class must cover to be the tile's label."""
+_PIXELS = 2**24  # of a label raster that are read at once
 _MASK_ENDINGS = ("", "_label", "_labels", "_mask")
 
 
@@ -157,46 +161,61 @@ class Masks:
             raise InputError(f"--masks: '{self.folder}' holds several rasters for '{uri}': {names}; keep one")
         return found[0] if found else None
 
-    def read(self, uri: str, height: int, width: int) -> np.ndarray:
+    def read(self, uri: str, height: int, width: int, grid: Grid | None = None) -> np.ndarray:
         """All labels of a scene.
 
         Args:
             uri: The scene.
             height: Its rows.
             width: Its columns.
+            grid: Where it lies, or None.
 
         Returns:
             `(height, width)` uint8, places in `classes`, 255 where a pixel has no class or the scene no label raster.
 
         Raises:
-            InputError: The label raster is of another size or kind, holds a class that is nodata elsewhere, or cannot
-                be read.
+            InputError: The label raster is of another size or kind or lies elsewhere, holds a class that is nodata
+                elsewhere, or cannot be read.
         """
+        found = np.full((height, width), IGNORE, np.uint8)
         file = self.find(uri)
         if file is None:
-            return np.full((height, width), IGNORE, np.uint8)
+            return found
         try:
-            with open_dataset(str(file)) as raster:
-                if (raster.height, raster.width) != (height, width):
-                    raise InputError(
-                        f"label raster '{file}' has {raster.height} x {raster.width} pixels, "
-                        f"its scene {height} x {width}"
-                    )
-                numbers, own = raster.read(1), class_names(self._names, raster)
+            with environment(str(file)), open_dataset(str(file)) as raster:
+                _check(raster, height, width, grid)
+                own, (block, _) = class_names(self._names, raster), raster.block_shapes[0]
+                rows = block * max(_PIXELS // (block * width), 1)
+                for top in range(0, height, rows):
+                    window = Window(0, top, width, min(rows, height - top))
+                    numbers, shown = raster.read(1, window=window), raster.read_masks(1, window=window) > 0
+                    for number, name in zip(*own, strict=True):
+                        self._fill(found[top : top + rows], (numbers == number) & shown, number, name, file)
         except (RasterioError, OSError) as error:
-            raise InputError(f"label raster '{file}' cannot be read ({error})") from error
-        if numbers.dtype.kind not in "uib":
-            raise InputError(f"label raster '{file}' holds {numbers.dtype} numbers; expected whole numbers 0..255")
-        found = np.full(numbers.shape, IGNORE, np.uint8)
-        for number, name in zip(*own, strict=True):
-            where = numbers == number
-            if name not in self.classes and where.any():
-                raise InputError(
-                    f"label raster '{file}' holds {number} ('{name}'), which '{self.rasters[0]}' has as nodata: give "
-                    "all label rasters one nodata value, or each its own tag CLASSES and no classes.json"
-                )
-            found[where] = self.classes.index(name) if name in self.classes else IGNORE
+            raise InputError(f"label raster '{file}' cannot be read ({cause(error)}): fetch it again") from error
         return found
+
+    def _fill(self, found: np.ndarray, where: np.ndarray, number: int, name: str, file: Path) -> None:
+        if name in self.classes:
+            found[where] = self.classes.index(name)
+        elif where.any():
+            raise InputError(
+                f"label raster '{file}' holds {number} ('{name}'), which '{self.rasters[0]}' has as nodata: give "
+                "all label rasters one nodata value, or each its own tag CLASSES and no classes.json"
+            )
+
+
+def _check(raster: rasterio.DatasetReader, height: int, width: int, grid: Grid | None) -> None:
+    """Refuse a label raster that is no single band of whole numbers on the grid of its scene."""
+    said, own, dtype = f"label raster '{raster.name}'", Grid.of(raster), np.dtype(raster.dtypes[0])
+    if (own.height, own.width) != (height, width):
+        raise InputError(f"{said} has {own.height} x {own.width} pixels, its scene {height} x {width}")
+    if grid and grid.crs and own.crs and not grid.agrees(own):
+        raise InputError(f"{said} lies elsewhere than its scene, or is turned: bring it to the scene's grid")
+    if list(raster.colorinterp[1:]) not in ([], [ColorInterp.alpha]):
+        raise InputError(f"{said} has {raster.count} bands; expected one of class numbers: colours are not read")
+    if dtype.kind not in "uib":
+        raise InputError(f"{said} holds {dtype} numbers; expected whole numbers 0..255")
 
 
 def open_masks(folder: str, again: bool = False) -> Masks:

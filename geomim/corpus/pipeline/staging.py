@@ -154,7 +154,7 @@ class Staging:
 
     def _labels(self, scene: Scene) -> np.ndarray | None:
         if self._masks:
-            return self._masks.read(scene.uri, scene.height, scene.width)
+            return self._masks.read(scene.uri, scene.height, scene.width, scene.grid)
         return scene.annotations.mask if scene.annotations else None
 
     def finish(self) -> None:
