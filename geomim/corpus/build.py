@@ -130,7 +130,7 @@ def build(
             omnicloudmask. A product's own mask is used in any case.
         min_valid: Share of a tile's pixels that must be measurements, 0 to 1. Other tiles are not compared, so that
             `decide` can raise it and not lower it.
-        max_cloud: Largest share of clouds, 0 to 1, of tiles of which it is known: of at least half of their pixels.
+        max_cloud: Largest share of clouds, 0 to 1, where they are known of at least half of a tile; others pass.
         where: SQL condition on the catalogue's columns that a tile must meet.
         quota: Tiles of low information (sea, desert, snow) that are kept of each scene.
         near: Bits, 0 to 12, in which the perceptual hashes of near duplicates may differ; null keeps near duplicates,

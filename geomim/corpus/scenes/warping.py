@@ -108,7 +108,8 @@ def on_grid(
 ) -> Any:
     """Some bands of a raster on another grid, read lazily; the raster may be closed afterwards.
 
-    Args are those of `readers.stored`; `nodata` means "no measurement" in all of the bands.
+    Args are those of `readers.stored`; `nodata` means "no measurement" in all of the bands; where it is None, nothing
+    does, whatever the file declares.
 
     Returns:
         The bands in the order given, and after them an alpha band: 0 where no pixel of the raster lies.
@@ -215,7 +216,7 @@ def _resampled(uri: str, grid: Grid, resolution: float) -> Grid | None:
 def _subset(dataset: Any, places: Sequence[int], alpha: int | None, nodata: bool) -> str:
     """A virtual raster of some bands: the others are not warped for nothing, and alpha is what naming took for it.
 
-    Without `nodata` what the file declares is a number like others: 0 of many cloud masks, which means clear.
+    Without `nodata` what the file declares is a number like others, such as 0 in cloud masks, which means clear.
     """
     with MemoryFile(ext=".vrt") as file:
         rasterio.shutil.copy(dataset, file.name, driver="VRT")
