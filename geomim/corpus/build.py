@@ -26,7 +26,7 @@ from geomim.addresses import keep
 from geomim.corpus.assemble import write_edges
 from geomim.corpus.comparison.sides import side
 from geomim.corpus.exclusion import Search, keep_clear
-from geomim.corpus.labels import Masks
+from geomim.corpus.labels import open_masks
 from geomim.corpus.lock import hash_files
 from geomim.corpus.pipeline.conclude import finish
 from geomim.corpus.pipeline.copies import find_copies, left_out
@@ -130,7 +130,7 @@ def build(
             omnicloudmask. A product's own mask is used in any case.
         min_valid: Share of a tile's pixels that must be measurements, 0 to 1. Other tiles are not compared, so that
             `decide` can raise it and not lower it.
-        max_cloud: Largest share of clouds, 0 to 1.
+        max_cloud: Largest share of clouds, 0 to 1, where they are known of at least half of a tile; others pass.
         where: SQL condition on the catalogue's columns that a tile must meet.
         quota: Tiles of low information (sea, desert, snow) that are kept of each scene.
         near: Bits, 0 to 12, in which the perceptual hashes of near duplicates may differ; null keeps near duplicates,
@@ -144,8 +144,9 @@ def build(
         skip_unreadable: Be content where some images of a benchmark cannot be read.
         labels: `folder` (the class is the name of the folder), or a CSV or JSONL file with columns `image` and
             `label`.
-        masks: Folder of label rasters named like the scenes, with the names of the classes in
-            `classes.json` or in their tag `CLASSES`.
+        masks: Folder of label rasters named like the scenes and on their grids, with the names of the classes in
+            `classes.json`, or of each raster in its tag `CLASSES`. Where it lies among the scenes, or is their folder,
+            what is a mask of another is no scene; likewise with clouds.
         split: CSV or JSONL file with columns `image` and `split` (train, val, test). Its val and test tiles are never
             dropped as duplicates; what shares ground or pixels with them leaves train. Sources that it does not name
             are train.
@@ -270,7 +271,7 @@ def _run(recipe: Recipe, folder: Path, pool: Workers, download: bool, console: C
         _catalogue(recipe, plan, folder, pixels, tiles, pool)
     write_pixels(work, folder, pixels, pool, inline=tiles < _INLINE_TILES)
     write_table(folder / "skipped.parquet", skipped)
-    classes = Masks(recipe.masks).classes if recipe.masks else _own_classes(folder)
+    classes = open_masks(recipe.masks).classes if recipe.masks else _own_classes(folder)
     meta = {"searched": searched(recipe.near), "sensor": found, "recipe": asdict(recipe), "changes": []}
     meta |= {"protect": published, "classes": classes, "joined": [str(one) for one in joined]}
     meta |= {"searched_valid": recipe.min_valid}

@@ -131,9 +131,16 @@ def join_rasters(folder: str, files: Iterable, uris: Sequence[str], find: Callab
     """Join the rasters of a folder with scenes; `find` gives the one of a scene, or None.
 
     Raises:
-        InputError: There are several for a scene.
+        InputError: There are several for a scene, or one is named like scenes of different names.
     """
     values = [find(uri) for uri in uris]
+    first: dict[str, str] = {}
+    for uri, file in sorted((uri, str(file)) for uri, file in zip(uris, values, strict=True) if file is not None):
+        if Path(uri).stem.casefold() != Path(first.setdefault(file, uri)).stem.casefold():
+            raise InputError(
+                f"'{file}' may be of '{first[file]}' or of '{uri}' by its name: give each a raster of its own in "
+                f"'{folder}', or rename the scenes"
+            )
     times = Counter(dict.fromkeys(map(str, files), 0))
     times.update(str(file) for file in values if file is not None)
     unmatched = [Row(Path(file).name) for file, count in times.items() if count == 0]

@@ -7,22 +7,28 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import rasterio
 import xxhash
+from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
+from rasterio.windows import Window
 
 from geomim.corpus.joining import Joined, Row, join, read_rows
 from geomim.corpus.scenes import SUFFIXES, scene_name
+from geomim.corpus.scenes.files import cause, environment, is_same, open_dataset
+from geomim.corpus.scenes.footprints import Grid
 from geomim.corpus.store import IGNORE
 from geomim.errors import InputError
 
 SPLITS = ("train", "val", "test")
 MAJORITY = 0.6
 """Share of a tile's valid pixels that one class must cover to be the tile's label."""
+_PIXELS = 2**24  # of a label raster that are read at once
 _MASK_ENDINGS = ("", "_label", "_labels", "_mask")
 
 
@@ -94,8 +100,8 @@ class Masks:
     Args:
         folder: Holds a raster for each scene with the scene's name, or that name and `_label`, `_labels` or `_mask`.
             Class names by number stand in a file `classes.json` beside them, as `{"1": "forest", "2": "water"}` or a
-            list, or in each raster's tag `CLASSES` in the same form. Numbers without a name, and a raster's nodata
-            value, mean "not labelled".
+            list, or in each raster's tag `CLASSES` in the same form, which then counts for that raster alone. Numbers
+            without a name, and a raster's own nodata value, mean "not labelled".
 
     Attributes:
         rasters: All label rasters.
@@ -115,14 +121,31 @@ class Masks:
         self._files: dict[str, list[Path]] = {}
         for file in self.rasters:
             self._files.setdefault(file.stem.casefold(), []).append(file)
-        numbers, self.classes = class_names(self.folder / "classes.json", self.rasters[0])
-        self._table = np.full(256, IGNORE, np.uint8)
-        self._table[numbers] = np.arange(len(numbers))
+        self.classes = self._all_classes()
+
+    def _all_classes(self) -> list[str]:
+        """Of the file of names; else of the tags of all rasters, in the order of their numbers."""
+        found: dict[str, int] = {}
+        tagged = [] if self._names.exists() else self.rasters
+        for file in tagged:  # scenes may lie among them that have none; what is wrong with a mask is said by `read`
+            with suppress(InputError), open_dataset(str(file)) as raster:
+                for number, name in zip(*class_names(self._names, raster), strict=True):
+                    found[name] = min(number, found.get(name, number))
+        if len(found) > IGNORE:
+            raise InputError(f"label rasters in '{self.folder}' name {len(found)} classes; expected at most {IGNORE}")
+        if found:
+            return sorted(found, key=found.__getitem__)
+        with open_dataset(str(self.rasters[0])) as raster:
+            return list(dict.fromkeys(class_names(self._names, raster)[1]))
+
+    @property
+    def _names(self) -> Path:
+        return self.folder / "classes.json"
 
     def files(self, uri: str) -> list[str]:
         """The files that a scene's labels are read from: its label raster, and the names of the classes."""
         file = self.find(uri)
-        return [] if file is None else [str(one) for one in (file, self.folder / "classes.json") if one.exists()]
+        return [] if file is None else [str(one) for one in (file, self._names) if one.exists()]
 
     def find(self, uri: str) -> Path | None:
         """The label raster of a scene, or None.
@@ -131,47 +154,74 @@ class Masks:
             InputError: There are several.
         """
         stem = Path(uri).stem.casefold()
-        found = [file for end in _MASK_ENDINGS for file in self._files.get(stem + end, ()) if str(file) != uri]
+        named = [file for end in _MASK_ENDINGS for file in self._files.get(stem + end, ())]
+        found = [file for file in named if not is_same(str(file), uri)]
         if len(found) > 1:
             names = ", ".join(file.name for file in found)
             raise InputError(f"--masks: '{self.folder}' holds several rasters for '{uri}': {names}; keep one")
         return found[0] if found else None
 
-    def read(self, uri: str, height: int, width: int) -> np.ndarray:
+    def read(self, uri: str, height: int, width: int, grid: Grid | None = None) -> np.ndarray:
         """All labels of a scene.
 
         Args:
             uri: The scene.
             height: Its rows.
             width: Its columns.
+            grid: Where it lies, or None.
 
         Returns:
             `(height, width)` uint8, places in `classes`, 255 where a pixel has no class or the scene no label raster.
 
         Raises:
-            InputError: The label raster is of another size or kind, or cannot be read.
+            InputError: The label raster is of another size or kind or lies elsewhere, holds a class that is nodata
+                elsewhere, or cannot be read.
         """
+        found = np.full((height, width), IGNORE, np.uint8)
         file = self.find(uri)
         if file is None:
-            return np.full((height, width), IGNORE, np.uint8)
+            return found
         try:
-            with rasterio.open(file) as raster:
-                if (raster.height, raster.width) != (height, width):
-                    raise InputError(
-                        f"label raster '{file}' has {raster.height} x {raster.width} pixels, "
-                        f"its scene {height} x {width}"
-                    )
-                numbers = raster.read(1)
+            with environment(str(file)), open_dataset(str(file)) as raster:
+                _check(raster, height, width, grid)
+                own, (block, _) = class_names(self._names, raster), raster.block_shapes[0]
+                rows = block * max(_PIXELS // (block * width), 1)
+                for top in range(0, height, rows):
+                    window = Window(0, top, width, min(rows, height - top))
+                    numbers, shown = raster.read(1, window=window), raster.read_masks(1, window=window) > 0
+                    for number, name in zip(*own, strict=True):
+                        self._fill(found[top : top + rows], (numbers == number) & shown, number, name, file)
         except (RasterioError, OSError) as error:
-            raise InputError(f"label raster '{file}' cannot be read ({error})") from error
-        if numbers.dtype.kind not in "uib":
-            raise InputError(f"label raster '{file}' holds {numbers.dtype} numbers; expected whole numbers 0..255")
-        inside = (numbers >= 0) & (numbers <= 255)
-        return np.where(inside, self._table[np.where(inside, numbers, 0).astype(np.uint8)], IGNORE).astype(np.uint8)
+            raise InputError(f"label raster '{file}' cannot be read ({cause(error)}): fetch it again") from error
+        return found
+
+    def _fill(self, found: np.ndarray, where: np.ndarray, number: int, name: str, file: Path) -> None:
+        if name in self.classes:
+            found[where] = self.classes.index(name)
+        elif where.any():
+            raise InputError(
+                f"label raster '{file}' holds {number} ('{name}'), which '{self.rasters[0]}' has as nodata: give "
+                "all label rasters one nodata value, or each its own tag CLASSES and no classes.json"
+            )
 
 
-def open_masks(folder: str) -> Masks:
-    """The masks of a folder; listed again only where it changed."""
+def _check(raster: rasterio.DatasetReader, height: int, width: int, grid: Grid | None) -> None:
+    """Refuse a label raster that is no single band of whole numbers on the grid of its scene."""
+    said, own, dtype = f"label raster '{raster.name}'", Grid.of(raster), np.dtype(raster.dtypes[0])
+    if (own.height, own.width) != (height, width):
+        raise InputError(f"{said} has {own.height} x {own.width} pixels, its scene {height} x {width}")
+    if grid and grid.crs and own.crs and not grid.agrees(own):
+        raise InputError(f"{said} lies elsewhere than its scene, or is turned: bring it to the scene's grid")
+    if list(raster.colorinterp[1:]) not in ([], [ColorInterp.alpha]):
+        raise InputError(f"{said} has {raster.count} bands; expected one of class numbers: colours are not read")
+    if dtype.kind not in "uib":
+        raise InputError(f"{said} holds {dtype} numbers; expected whole numbers 0..255")
+
+
+def open_masks(folder: str, again: bool = False) -> Masks:
+    """The masks of a folder; listed again only where it changed, or `again`, as tags in its rasters may have."""
+    if again:
+        _listed.cache_clear()
     names = (folder, os.path.join(folder, "classes.json"))
     return _listed(folder, tuple(os.stat(name).st_mtime_ns for name in names if os.path.exists(name)))
 
@@ -181,21 +231,21 @@ def _listed(folder: str, changed: tuple[int, ...]) -> Masks:
     return Masks(folder)
 
 
-def class_names(file: Path, raster: Path) -> tuple[list[int], list[str]]:
-    """Numbers and names of the classes, sorted by number; without the raster's nodata value."""
+def class_names(file: Path, raster: rasterio.DatasetReader) -> tuple[list[int], list[str]]:
+    """Numbers and names of a raster's classes, sorted by number: of the file, else of its tag; without its nodata."""
+    text = None if file.exists() else raster.tags().get("CLASSES")
+    place = f"'{file}'" if text is None else f"tag CLASSES of '{raster.name}'"
     try:
-        with rasterio.open(raster) as opened:
-            text, nodata = opened.tags().get("CLASSES"), opened.nodata
-        names = json.loads(file.read_text(encoding="utf-8") if file.exists() or text is None else text)
+        names = json.loads(file.read_text(encoding="utf-8") if text is None else text)
         pairs: Iterable = enumerate(names) if isinstance(names, list) else names.items()
-        named = sorted((int(number), str(name)) for number, name in pairs if int(number) != nodata)
-    except (OSError, RasterioError, ValueError, AttributeError, TypeError) as error:
+        named = sorted((int(number), str(name)) for number, name in pairs if int(number) != raster.nodata)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InputError(
-            f'\'{file}\' must give class names by number, such as {{"1": "forest", "2": "water"}} ({error})'
+            f'{place} must give class names by number, such as {{"1": "forest", "2": "water"}} ({error})'
         ) from error
     if not named or not all(0 <= number < IGNORE for number, _ in named):
         given = ", ".join(str(number) for number, _ in named) or "none"
-        raise InputError(f"'{file}': class numbers must lie in 0..254, given {given}")
+        raise InputError(f"{place}: class numbers must lie in 0..254, given {given}")
     return [number for number, _ in named], [name for _, name in named]
 
 

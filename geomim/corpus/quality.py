@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
+from geomim.corpus.scenes.scene import UNKNOWN
+
 LOW_INFORMATION = 0.01
 """Below this contrast of block means (`Quality.information`) a perceptual hash says nothing.
 
@@ -27,8 +29,8 @@ class Quality:
 
     Attributes:
         valid_fraction: `(N,)` float64 in 0 ... 1.
-        cloud_fraction: `(N,)` float64 in 0 ... 1, of the valid pixels; NaN where clouds are not known, 0 where nothing
-            is valid.
+        cloud_fraction: `(N,)` float64 in 0 ... 1, of the valid pixels of which it is known; NaN where it is of less
+            than half of them, 0 where nothing is valid.
         saturated_fraction: `(N,)` float64 in 0 ... 1: share of the valid pixels at which any band is at the end of its
             scale.
         information: `(N,)` float64, at least 0. Contrast that is larger than noise: standard deviation of block means
@@ -58,14 +60,13 @@ def assess(
     Args:
         pixels: `(N, C, H, W)`, any real type; finite where valid.
         valid: `(N, H, W)` bool; all valid where None.
-        clouds: `(N, H, W)` bool; not known where None.
+        clouds: `(N, H, W)`, see `Scene.cloud_codes`; not known where None.
         saturation: Least number that counts as the end of the scale. Where None, the largest that an integer type
             holds (255, 65535, ...); numbers with a fractional part have no end then. Products that end earlier are not
             guessed at: the number must be given.
     """
     count, bands, height, width = pixels.shape
     valid = np.ones((count, height, width), bool) if valid is None else np.ascontiguousarray(valid)
-    known = valid if clouds is None else np.ascontiguousarray(clouds)
     if saturation is None:
         saturation = np.inf if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
     rows, cols = _edges(height), _edges(width)
@@ -73,12 +74,19 @@ def assess(
         (bands, width), np.int32 if pixels.dtype.kind in "iu" and pixels.dtype.itemsize <= 2 else np.float64
     )
     means = np.empty((bands, len(rows) - 1, len(cols) - 1))
-    shares, contrast = np.zeros((count, 3)), np.zeros(count)
+    shares, contrast = np.zeros((count, 2)), np.zeros(count)
     for n in range(count):
-        _measure(np.ascontiguousarray(pixels[n]), valid[n], known[n], saturation, rows, cols, sums, means, shares[n])
+        _measure(np.ascontiguousarray(pixels[n]), valid[n], saturation, rows, cols, sums, means, shares[n])
         contrast[n] = _contrast(means)
-    cloudy = np.full(count, np.nan) if clouds is None else shares[:, 1]
-    return Quality(shares[:, 0], cloudy, shares[:, 2], contrast, contrast < LOW_INFORMATION)
+    return Quality(shares[:, 0], _cloudy(valid, clouds), shares[:, 1], contrast, contrast < LOW_INFORMATION)
+
+
+def _cloudy(valid: np.ndarray, clouds: np.ndarray | None) -> np.ndarray:
+    if clouds is None:
+        return np.full(len(valid), np.nan)
+    known = valid & (clouds != UNKNOWN)
+    share = (known & (clouds == 1)).sum((1, 2)) / np.maximum(counts := known.sum((1, 2)), 1)
+    return np.where(2 * counts < valid.sum((1, 2)), np.nan, share)
 
 
 def _edges(length: int) -> np.ndarray:
@@ -88,8 +96,8 @@ def _edges(length: int) -> np.ndarray:
 
 
 @numba.njit(cache=True, nogil=True)
-def _measure(pixels, valid, clouds, limit, rows, cols, sums, means, shares):  # pragma: no cover - compiled
-    """Block means of one tile `(C, H, W)`, NaN where less than half is valid; its shares of valid, cloud, saturated.
+def _measure(pixels, valid, limit, rows, cols, sums, means, shares):  # pragma: no cover - compiled
+    """Block means of one tile `(C, H, W)`, NaN where less than half is valid; its shares of valid and saturated.
 
     Each row of blocks is summed down its columns first, in loops over neighbours in memory, then across: the same
     numbers on any machine.
@@ -97,7 +105,7 @@ def _measure(pixels, valid, clouds, limit, rows, cols, sums, means, shares):  # 
     bands, _, width = pixels.shape
     peak = np.empty(width, pixels.dtype)
     seen = np.empty(width, np.int32)
-    measured, cloudy, saturated = 0, 0, 0
+    measured, saturated = 0, 0
     for i in range(len(rows) - 1):
         sums[:] = 0
         seen[:] = 0
@@ -114,7 +122,6 @@ def _measure(pixels, valid, clouds, limit, rows, cols, sums, means, shares):  # 
                 for x in range(width):
                     peak[x] = max(peak[x], pixels[c, y, x])
             for x in range(width):
-                cloudy += clouds[y, x] & valid[y, x]
                 saturated += (peak[x] >= limit) & valid[y, x]
             measured += here
             for c in range(bands):
@@ -135,8 +142,7 @@ def _measure(pixels, valid, clouds, limit, rows, cols, sums, means, shares):  # 
                     total += sums[c, x]
                 means[c, i, j] = total / count if enough else np.nan
     shares[0] = measured / valid.size
-    shares[1] = cloudy / max(measured, 1)
-    shares[2] = saturated / max(measured, 1)
+    shares[1] = saturated / max(measured, 1)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from geomim.corpus.labels import Masks
+from geomim.corpus.labels import open_masks
 from geomim.corpus.pipeline.plan import Plan
 from geomim.corpus.pipeline.rules import rules_of
 from geomim.corpus.slicing import TILE, Grid
@@ -70,6 +70,6 @@ class Recipe:
         if self.split and self.test_share:
             raise InputError("--split and --test-share both split the scenes: give one of them")
         if self.masks:
-            Masks(self.masks)  # says now what is wrong with the folder
+            open_masks(self.masks, again=True)  # says now what is wrong with the folder
         self.plan()
         rules_of({"recipe": asdict(self), "protect": False}).check()

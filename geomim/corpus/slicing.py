@@ -115,7 +115,7 @@ class Tile:
         size: Edge in pixels, t.
         pixels: `(C, t, t)` in the scene's type; nodata (or 0) beyond the scene's border.
         valid: `(t, t)` bool; False beyond the border.
-        clouds: `(t, t)` bool, False beyond the border; None where the scene does not know.
+        clouds: `(t, t)` uint8, see `Scene.cloud_codes`, 0 beyond the border; None where the scene does not know.
         transform: Affine of the tile's pixel grid, or None.
     """
 
@@ -244,7 +244,7 @@ class _Rows:
     def _read(self, top: int, bottom: int, left: int, right: int) -> None:
         window = Window(left, top, right - left, bottom - top)
         pixels, valid = self._scene.read_valid(window)
-        clouds = self._scene.clouds(window)
+        clouds = self._scene.cloud_codes(window)
         held = sum(part.pixels.nbytes for part in self._parts if not isinstance(part.pixels, np.memmap))
         if held + pixels.nbytes > _HELD_BYTES:
             pixels, valid = _aside(pixels), _aside(valid)
@@ -258,7 +258,7 @@ class _Rows:
         shape = (len(scene.sensor.bands), size, size)
         pixels = np.empty(shape, scene.dtype) if inside else np.full(shape, scene.nodata or 0, scene.dtype)
         valid = np.zeros((size, size), bool)
-        clouds = None if scene.masks is None else np.zeros((size, size), bool)
+        clouds = None if scene.masks is None else np.zeros((size, size), np.uint8)
         for part in self._parts:
             top, bottom = max(row, part.top), min(row + size, part.bottom)
             left, right = max(col, part.left), min(col + size, part.right)

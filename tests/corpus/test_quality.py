@@ -3,6 +3,7 @@ import pytest
 
 from geomim.corpus.quality import LOW_INFORMATION, assess
 from geomim.corpus.scenes import find_scenes, open_scene
+from geomim.corpus.scenes.scene import UNKNOWN
 from geomim.corpus.slicing import Grid, slice_scene
 from geomim.sensors import get_sensor
 
@@ -34,6 +35,19 @@ def test_clouds_are_counted_among_valid_pixels():
     found = assess(np.zeros((3, 2, 40, 40), np.uint8), valid, clouds).cloud_fraction
     assert found[0] == 0 and found[1:] == pytest.approx([clouds[n][valid[n]].mean() for n in (1, 2)])
     assert np.isnan(assess(np.zeros((3, 2, 40, 40)), valid).cloud_fraction).all()
+
+
+def test_clouds_are_a_share_of_what_is_known_and_nothing_where_little_is():
+    codes = np.zeros((3, 10, 10), np.uint8)
+    codes[:, 0] = 1
+    for tile, rows in enumerate((4, 5, 6)):
+        codes[tile, 10 - rows :] = UNKNOWN
+    pixels, valid = np.zeros((3, 1, 10, 10)), np.ones((3, 10, 10), bool)
+    assert assess(pixels, None, codes).cloud_fraction == pytest.approx([1 / 6, 1 / 5, np.nan], nan_ok=True)
+    valid[2, 9:] = False  # padding is nothing that should be known
+    assert assess(pixels, valid, codes).cloud_fraction[2] == pytest.approx(np.nan, nan_ok=True)
+    valid[2, 8:] = False
+    assert assess(pixels, valid, codes).cloud_fraction[2] == 1 / 4
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ class LandCover:
     def __init__(self, file: str, raster: rasterio.DatasetReader) -> None:
         if raster.crs is None:
             raise InputError(f"land-cover map '{file}' has no coordinate reference system: write it with one")
-        numbers, self.classes = class_names(Path(file).parent / "classes.json", Path(file))
+        numbers, self.classes = class_names(Path(file).parent / "classes.json", raster)
         west, south, east, north = (f"{number:.5g}" for number in raster.bounds)
         where = f"{west}..{east}, {south}..{north} of {raster.crs.to_string():.40}"
         self.said = f"'{file}': classes are {', '.join(self.classes)}; it lies in {where}"

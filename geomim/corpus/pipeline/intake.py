@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +28,7 @@ from geomim.corpus.scenes.clouds import cloud_file, cloud_files
 from geomim.corpus.slicing import TILE
 from geomim.corpus.sources.items import list_items
 from geomim.corpus.store import write_json, write_table, write_text
+from geomim.errors import InputError
 
 _OWN = ("corpus.json", "corpus.lock", "skipped.parquet", "catalogue.parquet", "catalogue", "tiles.zarr")
 _OTHERS = ("report", "audit", "embeddings", "next", "next.part")
@@ -55,10 +59,10 @@ def list_sources(recipe: Recipe, download: bool, console: Console) -> tuple[pa.T
     items = {item.uri: item for item in list_items(recipe.source, download, joined)}
     for one in joined:
         one.check(recipe.allow_unmatched)
-    uris = sorted(items)
+    uris, folders = _without_masks(sorted(items), _mask_folders(recipe), console)
     ordered = [items[uri] for uri in uris]
     told, tables = by_tables(uris, recipe.labels, recipe.split, recipe.allow_unmatched)
-    joined += [*tables, *_rasters(recipe, uris)]
+    joined += [*tables, *(join_rasters(name, files, uris, find, default) for name, files, find, default in folders)]
     for one in joined:
         console.print(str(one), soft_wrap=True)
     splits = told.get("split", ["test" if item.held_out else item.split for item in ordered])
@@ -81,16 +85,43 @@ def list_sources(recipe: Recipe, download: bool, console: Console) -> tuple[pa.T
     return pa.table(columns, GIVEN), any(splits), joined
 
 
-def _rasters(recipe: Recipe, uris: list[str]) -> list[Joined]:
-    """How label rasters and cloud masks that lie in folders of their own were joined with the sources."""
-    joined = []
+_Folder = tuple[str, list[str], Callable[[str], Any], str]
+"""A folder of label rasters or cloud masks, as `join_rasters` takes it with the sources."""
+
+
+def _mask_folders(recipe: Recipe) -> list[_Folder]:
+    folders: list[_Folder] = []
     if recipe.masks:
         masks = open_masks(recipe.masks)
-        joined.append(join_rasters(recipe.masks, masks.rasters, uris, masks.find, "they have no labels"))
+        folders.append((recipe.masks, list(map(str, masks.rasters)), masks.find, "they have no labels"))
     if clouds := cloud_files(recipe.clouds):
         find = partial(cloud_file, recipe.clouds)
-        joined.append(join_rasters(str(recipe.clouds), clouds, uris, find, "their own masks count"))
-    return joined
+        folders.append((str(recipe.clouds), clouds, find, "their own masks count"))
+    return folders
+
+
+def _without_masks(uris: list[str], folders: list[_Folder], console: Console) -> tuple[list[str], list[_Folder]]:
+    """Sources that are no mask of another, and folders without the sources in them: one may lie in the other."""
+    if not folders:
+        return uris, folders
+    real = {uri: os.path.realpath(uri) for uri in uris}
+    masks: set[str] = set()
+    for _, files, find, _ in folders:
+        found: dict[str, str] = {}
+        for uri in uris:
+            with suppress(InputError):  # of several masks: said later, if it is a source
+                found[real[uri]] = os.path.realpath(find(uri) or uri)
+        taken = {mask for scene, mask in found.items() if mask != scene}
+        others = set(map(os.path.realpath, files)) - taken
+        scenes = any(found.get(file, file) != file for file in others)
+        masks |= taken | (others if taken and not scenes else set())  # no scene lies there: it holds masks alone
+    if left_out := [uri for uri in uris if real[uri] in masks]:
+        said = "1 source is a mask" if len(left_out) == 1 else f"{len(left_out)} sources are masks"
+        console.print(f"note: {said} of others by name and left out, such as '{left_out[0]}'", soft_wrap=True)
+    kept = {uri: file for uri, file in real.items() if file not in masks}
+    own = set(kept.values())
+    apart = [(name, [one for one in files if os.path.realpath(one) not in own], *how) for name, files, *how in folders]
+    return list(kept), apart
 
 
 def scan_sources(

@@ -86,6 +86,7 @@ class Plan:
     def described(self) -> str:
         """All that decides what is cut, as JSON, with what the sensor's file says."""
         values = asdict(self) | {"crops": None, "sensor": self.sensor.to_dict() if self.sensor else None}
+        values |= {"classes": open_masks(self.masks).classes} if self.masks else {}  # masks hold places among them
         return json.dumps(values, sort_keys=True)
 
     def beside(self, uri: str) -> list[str]:

@@ -154,7 +154,7 @@ class Staging:
 
     def _labels(self, scene: Scene) -> np.ndarray | None:
         if self._masks:
-            return self._masks.read(scene.uri, scene.height, scene.width)
+            return self._masks.read(scene.uri, scene.height, scene.width, scene.grid)
         return scene.annotations.mask if scene.annotations else None
 
     def finish(self) -> None:
@@ -200,7 +200,7 @@ class Staging:
             row |= {
                 "xxh3": content_hash(tile.pixels),
                 "phash": int(hashes[place]),
-                "cloud_fraction": None if known is None else float(quality.cloud_fraction[place]),
+                "cloud_fraction": None if np.isnan(cloud := quality.cloud_fraction[place]) else float(cloud),
                 "beside": content_hash(tile.valid),
                 "place": self._counts[size] + place,
                 "pixels": int(counts[place]),

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from rasterio.windows import Window
 
-from geomim.corpus.scenes.files import SUFFIXES, environment, open_dataset, split_address
+from geomim.corpus.scenes.files import SUFFIXES, environment, is_same, open_dataset, split_address
 from geomim.corpus.scenes.footprints import Grid
 from geomim.corpus.scenes.readers import RasterReader, stored
-from geomim.corpus.scenes.scene import Scene, Windows
+from geomim.corpus.scenes.scene import UNKNOWN, Scene, Windows
 from geomim.corpus.scenes.validity import Nodata
 from geomim.errors import InputError, nearest
 
@@ -40,6 +40,13 @@ KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "binary": lambda codes: codes > 0,
 }
 """Kinds of cloud masks: whether a code means cloud or its shadow."""
+_FILL: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "scl": lambda codes: codes == 0,
+    "fmask": lambda codes: codes == 255,
+    "hls": lambda codes: codes == 255,
+    "qa_pixel": lambda codes: codes & 1 > 0,
+}
+"""Whether a code means that nothing is known, in kinds that have such a one."""
 
 DETECTOR = "omnicloudmask"
 _NAMES = {
@@ -58,12 +65,16 @@ class UnknownKindError(InputError):
     """Neither name nor codes of a cloud mask tell what its codes mean."""
 
 
-def cloudy(codes: np.ndarray, kind: str, nodata: float | None = None) -> np.ndarray:
-    """Where codes mean cloud or its shadow, bool; not where they are `nodata`."""
+def cloud_codes(codes: np.ndarray, kind: str, nodata: float | None = None) -> np.ndarray:
+    """What codes mean, as a `Reader` of clouds gives it; `nodata` says nothing, unless it is 0 or 1, as in many."""
+    unknown = np.isnan(codes)
     if codes.dtype.kind == "f":  # some programs write all bands of a file as one type
         codes = np.nan_to_num(codes).astype(np.int64)
-    found = KINDS[kind](codes)
-    return found if nodata is None else found & (codes != np.asarray(nodata, codes.dtype))
+    if kind in _FILL:
+        unknown |= _FILL[kind](codes)
+    if nodata not in (None, 0, 1):
+        unknown |= codes == nodata
+    return np.where(unknown, UNKNOWN, KINDS[kind](codes)).astype(np.uint8)
 
 
 def named_kind(name: str, whole: bool = False) -> str | None:
@@ -88,15 +99,16 @@ def open_mask(
         places: 0-based places of its bands in the file.
 
     Raises:
-        InputError: It cannot be opened, is of no known kind, or shares no grid with the scene.
+        InputError: It cannot be opened, is of no known kind, or shares no grid or no ground with the scene.
     """
     dataset = open_dataset(uri)
     try:
         nodata = dataset.nodatavals[places[0]]
         kind = kind_of(uri, dataset.descriptions[places[0]], kind, lambda: _sample(dataset, places[0]), nodata)
-        nodata = nodata if kind == "binary" and nodata != 1 else None
         own = Grid.of(dataset)
         if grid is not None and own.crs and not grid.agrees(own):
+            if not grid.meets(own):
+                raise InputError(f"cloud mask '{uri}' lies elsewhere: it shares no ground with its scene; replace it")
             reader = stored(uri, dataset, grid, places, (Nodata(),) * len(places), nearest=True)
         elif (own.height, own.width) == shape:
             reader = RasterReader(uri, dataset, places, None, False, ())
@@ -111,7 +123,9 @@ def open_mask(
 
     def read(window: Window) -> np.ndarray:
         codes, shown = reader.read_shown(window)
-        return shown & cloudy(codes, kind, nodata).any(axis=0)
+        told = cloud_codes(codes, kind, nodata)
+        cloudy = (told == 1).any(axis=0)
+        return np.where(shown & (cloudy | (told == 0).all(axis=0)), cloudy, UNKNOWN).astype(np.uint8)
 
     return Windows(read, reader.close)
 
@@ -229,7 +243,10 @@ def find_mask(folder: str, uri: str) -> str | None:
     after = (keys[place] for place in range(bisect_left(keys, stem), len(keys)))
     begun = [key for key in takewhile(lambda key: key.startswith(stem), after) if key[len(stem) :][:1] in tuple("._-")]
     telling = [key for key in begun if named_kind(key[len(stem) :])]
-    matches = [file for key in ([stem] if stem in files else telling or begun) for file in files[key] if file != uri]
+    same = files.get(stem, [])
+    exact = [file for file in same if not is_same(file, uri)]
+    beside = len(exact) < len(same)  # other scenes lie there, too, whose names may begin so
+    matches = exact or [file for key in telling or ([] if beside else begun) for file in files[key]]
     if len(matches) > 1:
         names = ", ".join(os.path.basename(file) for file in matches[:5])
         raise InputError(f"--clouds: '{folder}' holds several masks for '{uri}': {names}; keep one")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from rasterio.windows import Window
 
-from geomim.corpus.scenes.clouds import cloudy, kind_of, mask_places
+from geomim.corpus.scenes.clouds import cloud_codes, kind_of, mask_places
 from geomim.corpus.scenes.coordinates import place_of
 from geomim.corpus.scenes.files import split_address
 from geomim.corpus.scenes.footprints import Grid
@@ -225,4 +225,4 @@ def _clouds(uri: str, plane: _Plane) -> Windows:
     down, across = (max(length // 512, 1) for length in plane.values.shape)
     fill = plane.attributes.get("_FillValue")
     kind = kind_of(uri, plane.name, None, lambda: plane.values[::down, ::across].values, fill)
-    return Windows(lambda window: cloudy(plane.read(window), kind))
+    return Windows(lambda window: cloud_codes(plane.read(window), kind, fill))

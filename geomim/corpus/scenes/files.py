@@ -31,6 +31,11 @@ def is_remote(uri: str) -> bool:
     return "://" in uri or uri.startswith("/vsi")
 
 
+def is_same(one: str, other: str) -> bool:
+    """Whether two paths lead to one file, however they are written."""
+    return one == other or os.path.realpath(one) == os.path.realpath(other)
+
+
 def split_address(uri: str) -> tuple[str, str]:
     """A path, and the choice in it that a `#` begins; a file whose name holds a `#` is that file."""
     path, _, choice = (uri, "", "") if os.path.exists(uri) else uri.partition("#")

@@ -20,6 +20,9 @@ from geomim.errors import InputError
 _PRODUCT = re.compile(r"S2.*\.SAFE|.*\.zarr", re.IGNORECASE)
 _OTHERS = (".img", ".dat", ".bil", ".bip", ".bsq", ".bmp", ".webp", ".gpkg", ".mbtiles", ".hgt", ".ntf")
 """Rasters where GDAL says so."""
+_UNREAD = (".asc", ".dt0", ".dt1", ".dt2", ".ecw", ".ers", ".flt", ".gif", ".grb", ".grb2", ".grib", ".grib2", ".h5")
+_UNREAD += (".hdf", ".hdf5", ".he5", ".kea", ".nc4", ".nitf", ".pix", ".rst", ".sid", *_OTHERS)
+"""Rasters of kinds that are opened only where they are named themselves, or that GDAL did not open."""
 _ITEM_BYTES = 4 * 2**20  # STAC items are smaller
 
 
@@ -31,9 +34,9 @@ def find_scenes(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[st
     items, and files of one band each whose names differ by that band alone (`T32UPU_20210601_B02.tif`, `..._B03.tif`):
     these are the scene `FOLDER/T32UPU_20210601`, or `FOLDER` where they have nothing but the band in their names or are
     the one Landsat product in it. ZIP and TAR archives are searched where they are named themselves. Links to folders
-    are followed, each folder once; hidden files, folders that are a corpus, and maps that geomim made of scenes are
-    left out, the latter aloud. Addresses (`https://`, `/vsi...`) pass unchecked, without what signs them (see
-    `geomim.addresses`).
+    are followed, each folder once; hidden files are left out, and, aloud, folders that are a corpus, maps that geomim
+    made of scenes, and files that may be rasters of another kind (`.hdf`, `.zip`, ...). Addresses (`https://`,
+    `/vsi...`) pass unchecked, without what signs them (see `geomim.addresses`).
 
     Args:
         sources: Files, folders, patterns, archives and addresses.
@@ -128,6 +131,8 @@ def _matching(pattern: str, maps: bool) -> list[str]:
 
 def _in_folder(root: str, maps: bool) -> set[str]:
     found: dict[str, str] = {}
+    unread: set[str] = set()
+    corpora: list[str] = []
     parts: set[str] = set()  # of STAC items
     walked: set[str] = set()
     for parent, folders, files in os.walk(root, followlinks=True):
@@ -138,18 +143,24 @@ def _in_folder(root: str, maps: bool) -> set[str]:
             continue
         walked.add(os.path.realpath(parent))
         # a corpus is made of scenes and is none
-        if "corpus.json" in files or ("work" in folders and holds_corpus(Path(parent))):
+        if not {"tiles.zarr", "work"}.isdisjoint(folders) and holds_corpus(Path(parent)):
+            corpora.append(parent)
             folders.clear()
         elif is_product(parent, files, folders):
             folders.clear()
             found[parent] = parent
         else:
             found |= _of_files(parent, files)
+            unread |= _unread(parent, files) - found.keys()
             for item in (os.path.join(parent, name) for name in files if is_item(name)):
                 if (inner := _item_parts(item)) is not None:
                     found[item] = item
                     parts.update(inner)
     whole = {uri for uri, file in found.items() if os.path.normpath(file) not in parts}
+    _say("corpus is", "corpora are", corpora)
+    if unread:
+        parts.update(*map(parts_of, whole))
+        _say_unread(path for path in unread if os.path.normpath(path) not in parts)
     return whole if maps else without_maps(whole)
 
 
@@ -168,6 +179,30 @@ def _of_files(parent: str, files: Iterable[str]) -> dict[str, str]:
         if name not in taken and (known or (lower.endswith(_OTHERS) and _count(path))):
             found[path] = path
     return found
+
+
+def _unread(parent: str, files: Iterable[str]) -> set[str]:
+    """Files of a folder that may be rasters by their names; ENVI's have a header beside them, and often no suffix."""
+    names = {name.lower(): os.path.join(parent, name) for name in files if not name.startswith(".")}
+    return {
+        path
+        for name, path in names.items()
+        if (name.endswith(_UNREAD) and not name.endswith((".dat", ".gpkg")))
+        or is_archive(name)
+        or f"{name}.hdr" in names
+        or (name.endswith((".bin", ".dat", ".raw")) and f"{name[:-4]}.hdr" in names)
+        or (name.endswith(".gpkg") and _holds_several(path))
+    }
+
+
+def _say_unread(paths: Iterable[str]) -> None:
+    _say("file that may be a raster is", "files that may be rasters are", paths, ": give those that are by name")
+
+
+def _say(one: str, many: str, paths: Iterable[str], what_to_do: str = "") -> None:
+    if left := sorted(paths):
+        said = f"1 {one}" if len(left) == 1 else f"{len(left)} {many}"
+        print(f"note: {said} left out, such as '{left[0]}'{what_to_do}")
 
 
 def _of_given(folder: str, names: set[str]) -> tuple[set[str], set[str]]:
@@ -210,9 +245,19 @@ def _count(path: str) -> int:
         return 0
 
 
+def _holds_several(path: str) -> bool:
+    """Whether a file holds rasters, and is none itself."""
+    try:
+        with open_dataset(path) as dataset:
+            return dataset.count == 0 and bool(dataset.subdatasets)
+    except InputError:
+        return False
+
+
 def _in_archive(archive: str) -> set[str]:
     root = archive_root(archive)
     inside: dict[str, list[str]] = {}
+    unread: set[str] = set()
     for name in members(archive):
         folder, _, file = name.rpartition("/")
         inside.setdefault(folder, []).append(file)
@@ -231,6 +276,8 @@ def _in_archive(archive: str) -> set[str]:
             found.add(f"{root}/{product}".rstrip("/"))
         elif not any(step.startswith(".") for step in steps if step):
             found.update(_of_files(f"{root}/{folder}".rstrip("/"), files))
+            unread |= _unread(f"{root}/{folder}".rstrip("/"), files)
+    _say_unread(unread - found)
     return found
 
 
@@ -246,4 +293,5 @@ def _item_parts(path: str) -> set[str] | None:
     if not isinstance(item, dict) or item.get("type") != "Feature" or not isinstance(item.get("assets"), dict):
         return None
     hrefs = [asset.get("href", "") for asset in item["assets"].values() if isinstance(asset, dict)]
+    hrefs = [href.removeprefix("file://") for href in hrefs]
     return {os.path.normpath(os.path.join(os.path.dirname(path), href)) for href in hrefs if "://" not in href}

@@ -61,6 +61,14 @@ class Grid:
             for corner in ((0, 0), (self.width, 0), (0, self.height))
         )
 
+    def meets(self, other: Grid) -> bool:
+        """Whether two grids share ground; so it is taken where one has no outline on Earth."""
+        one, two = (
+            footprints(grid.crs, affine(grid.transform), [Window(0, 0, grid.width, grid.height)])[0]
+            for grid in (self, other)
+        )
+        return one is None or two is None or one.intersection(two).area > 0
+
     def at(self, col: float, row: float) -> tuple[float, float]:
         """Where a corner of a pixel lies in `crs`."""
         x, y = affine(self.transform)(col, row)

@@ -41,11 +41,15 @@ class Wanted:
             raise InputError(f"--resolution must be above 0 metres, given {self.resolution}")
 
 
+UNKNOWN = 255
+"""Of a cloud mask: nothing is known of the pixel."""
+
+
 class Reader(Protocol):
     """Reads windows inside a scene.
 
-    Of pixels it reads numbers `(C, h, w)` and validity `(h, w)` bool; of clouds `(h, w)` bool, True under cloud or its
-    shadow.
+    Of pixels it reads numbers `(C, h, w)` and validity `(h, w)` bool; of clouds `(h, w)`, 1 under cloud or its shadow,
+    0 where it is clear, and `UNKNOWN`.
     """
 
     def read(self, window: Window) -> Any:
@@ -183,8 +187,13 @@ class Scene(Numbers):
             window: Part of the raster, wholly inside it; all of it where None.
 
         Returns:
-            `(h, w)` bool, or None where nothing says so.
+            `(h, w)` bool, False also where nothing is known of a pixel; None where nothing is of the scene.
         """
+        codes = self.cloud_codes(window)
+        return None if codes is None else codes == 1
+
+    def cloud_codes(self, window: Window | None = None) -> np.ndarray | None:
+        """The same as a cloud mask's `Reader` gives it, which tells clear from `UNKNOWN`."""
         return self._decode(self.masks.read, window) if self.masks else None
 
     def _decode(self, read: Callable[[Window], Any], window: Window | None) -> Any:

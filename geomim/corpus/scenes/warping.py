@@ -108,14 +108,15 @@ def on_grid(
 ) -> Any:
     """Some bands of a raster on another grid, read lazily; the raster may be closed afterwards.
 
-    Args are those of `readers.stored`; `nodata` means "no measurement" in all of the bands.
+    Args are those of `readers.stored`; `nodata` means "no measurement" in all of the bands; where it is None, nothing
+    does, whatever the file declares.
 
     Returns:
         The bands in the order given, and after them an alpha band: 0 where no pixel of the raster lies.
     """
     with environment(uri), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(_subset(dataset, places, alpha)) as chosen:
+        with rasterio.open(_subset(dataset, places, alpha, nodata is not None)) as chosen:
             if nodata is None and np.dtype(chosen.dtypes[0]).kind == "f":
                 nodata = math.nan  # else one NaN spoils its neighbours
             source, method = _source(chosen)
@@ -212,8 +213,11 @@ def _resampled(uri: str, grid: Grid, resolution: float) -> Grid | None:
     )
 
 
-def _subset(dataset: Any, places: Sequence[int], alpha: int | None) -> str:
-    """A virtual raster of some bands: the others are not warped for nothing, and alpha is what naming took for it."""
+def _subset(dataset: Any, places: Sequence[int], alpha: int | None, nodata: bool) -> str:
+    """A virtual raster of some bands: the others are not warped for nothing, and alpha is what naming took for it.
+
+    Without `nodata` what the file declares is a number like others, such as 0 in cloud masks, which means clear.
+    """
     with MemoryFile(ext=".vrt") as file:
         rasterio.shutil.copy(dataset, file.name, driver="VRT")
         root = ElementTree.fromstring(file.read())
@@ -227,6 +231,8 @@ def _subset(dataset: Any, places: Sequence[int], alpha: int | None) -> str:
             colour = ElementTree.SubElement(band, "ColorInterp")
         colour.text = "Alpha" if alpha is not None and number == len(wanted) else "Undefined"
         band.set("band", str(number))
+        for none in [] if nodata else band.findall("NoDataValue"):
+            band.remove(none)
         root.append(band)
     if MaskFlags.per_dataset not in dataset.mask_flag_enums[0] or MaskFlags.alpha in dataset.mask_flag_enums[0]:
         for mask in root.findall("MaskBand"):

@@ -228,7 +228,7 @@ def _told(masks: Sequence[Path]) -> dict[int, str]:
         with open_dataset(str(mask)) as raster:
             if not file.exists() and "CLASSES" not in raster.tags():
                 continue
-        own = dict(zip(*class_names(file, mask), strict=True))
+            own = dict(zip(*class_names(file, raster), strict=True))
         both = names | own
         if both != own | names or len({*both.values()}) < len(both):
             said = f"classes of '{mask}' are {own}, of others {names}"

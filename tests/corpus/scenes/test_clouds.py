@@ -10,6 +10,7 @@ from rasterio.windows import Window
 from geomim.corpus.scenes import detector, open_scene
 from geomim.corpus.scenes.arrays import array_scene
 from geomim.corpus.scenes.clouds import KINDS, named_kind, with_clouds
+from geomim.corpus.scenes.scene import UNKNOWN
 from geomim.errors import BandError, InputError, MissingExtraError
 from geomim.sensors import get_sensor
 
@@ -115,6 +116,31 @@ def test_masks_that_cover_a_part_say_nothing_of_the_rest(tmp_path):
     raster(tmp_path / "masks" / "scene.tif", np.ones((1, 40, 60), np.uint8), north=54e5 - 200)
     with open_scene(path, clouds=str(tmp_path / "masks")) as scene:
         assert not scene.clouds()[:20].any() and scene.clouds()[20:].all()
+        assert (scene.cloud_codes() == np.repeat([[UNKNOWN], [1]], 20, axis=0)).all()
+    raster(tmp_path / "masks" / "scene.tif", np.ones((1, 40, 60), np.uint8), north=54e5 - 400)
+    with pytest.raises(InputError, match=r"masks/scene\.tif' lies elsewhere: it shares no ground with its scene"):
+        open_scene(path, clouds=str(tmp_path / "masks"))
+
+
+@pytest.mark.parametrize("metres", [10, 20])
+@pytest.mark.parametrize(
+    ("kind", "nodata", "unknown", "clear"),
+    [
+        ("scl", None, 0, 4),
+        ("fmask", 255, 255, 0),
+        ("qa_pixel", None, 1, 64),
+        ("omnicloudmask", 9, 9, 0),
+        ("binary", 255, 255, 0),
+        ("binary", 0, None, 0),  # which many programs declare
+    ],
+)
+def test_codes_that_say_nothing_are_unknown(tmp_path, kind, nodata, unknown, clear, metres):
+    codes = np.full((1, 400 // metres, 600 // metres), clear, np.uint8)
+    codes[:, : 200 // metres] = clear if unknown is None else unknown
+    raster(tmp_path / "masks" / "a.tif", codes, metres=metres, nodata=nodata)
+    with open_scene(raster(tmp_path / "a.tif", image()), clouds=f"{tmp_path / 'masks'}:{kind}") as scene:
+        read = scene.cloud_codes()
+    assert (read[:20] == (0 if unknown is None else UNKNOWN)).all() and (read[20:] == 0).all()
 
 
 def test_kinds_are_told_by_codes_or_by_the_user(tmp_path):

@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 
 from geomim.corpus.labels import draw_splits
 from geomim.corpus.scenes import find_scenes, scene_name, source_files
@@ -143,3 +144,51 @@ def test_maps_are_no_scenes_unless_they_are_asked_for(tmp_path, capsys):
     assert find_scenes(made) == find_scenes(str(tmp_path / "map*"), maps=True) == [made]
     with pytest.raises(InputError, match="does not exist"):
         find_scenes(str(tmp_path / "other*"))
+
+
+def test_rasters_of_kinds_that_are_not_read_are_told(tmp_path, capsys):
+    touch(tmp_path, "a.tif", "b.nitf", "c", "c.hdr", "d.dat", "d.hdr", "e.img", "f.zip", "sub/g.HDF")
+    touch(tmp_path, "a.tfw", "a.tif.aux.xml", "a.tif.ovr", "notes.txt", "x.csv", "y.json", "z.dat", ".h.nitf", "v.gpkg")
+    assert find_scenes(tmp_path) == [str(tmp_path / "a.tif")]
+    said = "note: 6 files that may be rasters are left out, such as '{}': give those that are by name\n"
+    assert capsys.readouterr().out == said.format(tmp_path / "b.nitf")
+    packed = shutil.make_archive(str(tmp_path.parent / "packed"), "zip", tmp_path)
+    assert find_scenes(packed) == [f"/vsizip/{packed}/a.tif"]
+    assert capsys.readouterr().out == said.format(f"/vsizip/{packed}/b.nitf")
+    find_scenes([tmp_path / "b.nitf", tmp_path / "a.tif"])
+    assert not capsys.readouterr().out
+
+
+def test_a_geopackage_of_several_rasters_is_told(tmp_path, capsys):
+    profile = {"driver": "GPKG", "width": 8, "height": 8, "count": 3, "dtype": "uint8", "crs": "EPSG:4326"}
+    for table in ("one", "two"):
+        more = {"RASTER_TABLE": table, "APPEND_SUBDATASET": "YES" if table == "two" else "NO"}
+        with rasterio.open(tmp_path / "a.gpkg", "w", **profile, transform=Affine(1, 0, 0, 0, -1, 8), **more) as raster:
+            raster.write(np.ones((3, 8, 8), np.uint8))
+    touch(tmp_path, "b.tif")
+    assert find_scenes(tmp_path) == [str(tmp_path / "b.tif")]
+    assert "note: 1 file that may be a raster is left out, such as" in capsys.readouterr().out
+
+
+def test_what_a_scene_is_made_of_is_not_left_out(tmp_path, capsys):
+    touch(tmp_path, "parts/red.nitf", "parts/blue.nitf", "parts/a.tif")
+    assets = {
+        "red": {"href": "parts/red.nitf"},
+        "image": {"href": f"file://{tmp_path}/parts/a.tif"},
+    }
+    item = {"type": "Feature", "stac_version": "1.0.0", "assets": assets}
+    (tmp_path / "scene.json").write_text(json.dumps(item))
+    source = '<VRTDataset><SourceFilename relativeToVRT="1">parts/blue.nitf</SourceFilename></VRTDataset>'
+    (tmp_path / "blue.vrt").write_text(source)
+    assert find_scenes(tmp_path) == [str(tmp_path / name) for name in ("blue.vrt", "scene.json")]
+    assert not capsys.readouterr().out
+
+
+def test_a_corpus_is_left_out_aloud_and_a_file_of_its_name_is_none(tmp_path, capsys):
+    touch(
+        tmp_path, "c/corpus.json", "c/tiles.zarr/zarr.json", "c/report/a.png", "begun/work/recipe.json", "begun/a.png"
+    )
+    (path,) = touch(tmp_path, "words/a.png")
+    (tmp_path / "words" / "corpus.json").write_text('{"texts": []}')
+    assert find_scenes(tmp_path) == [path]
+    assert capsys.readouterr().out == f"note: 2 corpora are left out, such as '{tmp_path / 'begun'}'\n"
