@@ -161,6 +161,7 @@ def write_evidence(
         lead: Sections of the page before the usual ones.
         matches: Heading of the pictures.
     """
+    folder = folder.resolve() if folder.is_symlink() else folder
     part = stage_folder(folder)
     write_table(part / "matches.parquet", described)
     sections = [

@@ -36,7 +36,7 @@ from geomim.corpus.pipeline.rules import Rules, rules_of
 from geomim.corpus.pipeline.shuffle import stage_folder
 from geomim.corpus.remote import Url, place
 from geomim.corpus.store import CATALOGUE, FORMAT_VERSION, Corpus, write_catalogue, write_json, write_table
-from geomim.errors import CorpusError, InputError
+from geomim.errors import CorpusError, InputError, nearest
 
 _ROWS = 65536  # of a row group of the catalogue
 _FILES = ("catalogue.parquet", "corpus.lock", "corpus.json")  # in this order; the last says that all is there
@@ -165,7 +165,9 @@ def finish(
     write_catalogue(part / "catalogue.parquet", _row_groups([call[-1] for call in calls]))
     meta = meta | {"shared": check_apart(part, edges, copies, workers, inline)}
     sources = pq.read_table(folder / "catalogue" / "sources.parquet")
-    meta |= _facts(folder, meta, sums) | {"tables": {file.name: file_hash(file) for file in deciding.all()}}
+    facts = _facts(folder, meta, sums)
+    _say_unknown(rules, facts)
+    meta |= facts | {"tables": {file.name: file_hash(file) for file in deciding.all()}}
     write_lock(part / "corpus.lock", part / "catalogue.parquet", sources, _locked(folder, meta))
     meta |= {"lock": file_hash(part / "corpus.lock")}
     write_json(part / "corpus.json", meta | {"facts": facts_hash(meta)})
@@ -264,6 +266,14 @@ def _check_some_kept(folder: Path, sums: list[dict[str, Any]], part: Path, drawn
         return
     shutil.rmtree(part)
     raise InputError(why)
+
+
+def _say_unknown(rules: Rules, facts: dict[str, Any]) -> None:
+    """Say which licences are to be kept that no tile has, as the wrong spelling of one would drop its tiles."""
+    if left := [name for name in rules.licence or [] if name not in facts["licences"]]:
+        Console(stderr=True, markup=False, highlight=False).print(
+            f"--only-licence: no tile has {', '.join(left)}{nearest(left[0], facts['licences'])}", soft_wrap=True
+        )
 
 
 def _row_groups(files: list[Path]) -> Iterator[pa.Table]:

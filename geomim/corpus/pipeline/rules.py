@@ -28,8 +28,9 @@ DECIDED = ("kept", "reason", "duplicate_of", "cluster")
 class Rules:
     """What is asked of a tile; see `build` for the meaning of each.
 
-    Tiles without a cloud mask pass `max_cloud`. `licence` is `only_licence` there. With `protect`, val and test tiles
-    are never dropped as duplicates: a published split stays whole, its copies leave train.
+    Tiles without a cloud mask pass `max_cloud`. `licence` is `only_licence` there; empty, it lets all in. With
+    `protect`, val and test tiles are never dropped as duplicates: a published split stays whole, its copies leave
+    train.
     """
 
     min_valid: float = 0.5
@@ -85,7 +86,7 @@ def reasons(tiles: pa.Table, rules: Rules) -> list[str]:
     if not rules.non_commercial:
         closed = pc.fill_null(tiles["non_commercial"], False).to_numpy(zero_copy_only=False)
         _say(result, closed, lambda row: "licence forbids commercial use")
-    if rules.licence is not None:
+    if rules.licence:
         licence = tiles["licence"].to_pylist()
         other = np.array([one not in rules.licence for one in licence], bool)
         _say(result, other, lambda row: f"licence {licence[row] or 'none stated'}")

@@ -47,6 +47,7 @@ def test_a_tile_without_a_valid_pixel_is_never_usable():
 def test_licences_are_kept_as_spelled():
     table = tiles(licence=["CC BY 4.0", "CC BY-NC 4.0", None])
     assert reasons(table, Rules(licence=["CC BY 4.0"])) == ["", "licence CC BY-NC 4.0", "licence none stated"]
+    assert reasons(table, Rules(licence=[])) == [""] * 3  # takes an earlier choice back
 
 
 def test_the_quota_counts_low_information_in_each_scene_whatever_their_order():
