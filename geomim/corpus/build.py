@@ -303,9 +303,8 @@ def _catalogue(recipe: Recipe, plan: Plan, folder: Path, pixels: Pixels, tiles: 
     assign_slots(work, part, copies, pixels, pool, inline)
     write_edges(part, [edges])
     hashes = read_tables([task / "sources.parquet" for task in staged(work).folders], HASHES)
-    write_table(
-        part / "sources.parquet", pa.concat_tables([hashes, _beside(recipe, plan, hashes["uri"].to_pylist(), pool)])
-    )
+    beside = _beside(recipe, plan, hashes["uri"].to_pylist(), pool)
+    write_table(part / "sources.parquet", pa.concat_tables([hashes, beside]))
     os.replace(part, folder / "catalogue")
 
 

@@ -141,8 +141,8 @@ def _verify_columns(corpus: Corpus, found: _Findings) -> None:
         first, last = (told["id"][place].as_py() for place in (0, -1)) if len(told) else (0, -1)
         within = (pc.field("id") >= first) & (pc.field("id") <= last)
         rows = corpus.rows().to_table(columns=names, filter=within)
-        for name in (name for name in names if name in told.column_names):
-            if not _equal(rows[name], told[name].cast(CATALOGUE.field(name).type)):
+        for name in names:
+            if name in told.column_names and not _equal(rows[name], told[name].cast(rows[name].type)):
                 found.say("columns", f"'{name}' of tiles {first} to {last} in the catalogue was changed")
 
 
