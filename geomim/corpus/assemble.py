@@ -54,10 +54,10 @@ def new_corpus(out: str, verb: str, **asked: Any) -> Iterator[Path]:
     Raises:
         CorpusError: `out` holds something.
     """
-    target = Path(out)
+    target = Path(out).resolve() if Path(out).is_symlink() else Path(out)  # a link stays one
     mark = target / "work" / "recipe.json"
     begun = mark.is_file() and json.loads(mark.read_text()).get("verb") == verb
-    if not begun and any(path.is_file() and path.suffix != ".part" for path in target.rglob("*")):
+    if target.is_file() or (not begun and any(one.is_file() and one.suffix != ".part" for one in target.rglob("*"))):
         raise CorpusError(f"'{out}' holds something already: give another --out, or remove it")
     _remove(target)
     write_json(mark, {"verb": verb, "out": out} | asked)

@@ -180,6 +180,7 @@ def write_evidence(
         lead: Sections of the page before the usual ones.
         matches: Heading of the pictures.
     """
+    folder = folder.resolve() if folder.is_symlink() else folder
     part = stage_folder(folder)
     for sentence in _undated(one, two, record["asked"]):
         Console(stderr=True, markup=False, highlight=False).print(sentence, soft_wrap=True)

@@ -26,7 +26,7 @@ from geomim.addresses import keep
 from geomim.corpus.assemble import write_edges
 from geomim.corpus.comparison.sides import side
 from geomim.corpus.exclusion import Search, keep_clear
-from geomim.corpus.labels import open_masks
+from geomim.corpus.labels import open_masks, tables_asked
 from geomim.corpus.lock import hash_files
 from geomim.corpus.pipeline.conclude import finish
 from geomim.corpus.pipeline.copies import find_copies, left_out
@@ -304,7 +304,8 @@ def _catalogue(recipe: Recipe, plan: Plan, folder: Path, pixels: Pixels, tiles: 
     assign_slots(work, part, copies, pixels, pool, inline)
     write_edges(part, [edges])
     hashes = read_tables([task / "sources.parquet" for task in staged(work).folders], HASHES)
-    write_table(part / "sources.parquet", pa.concat_tables([hashes, _beside(plan, hashes["uri"].to_pylist(), pool)]))
+    beside = _beside(recipe, plan, hashes["uri"].to_pylist(), pool)
+    write_table(part / "sources.parquet", pa.concat_tables([hashes, beside]))
     os.replace(part, folder / "catalogue")
 
 
@@ -343,9 +344,10 @@ def searched(near: int | None) -> int:
     return max(RADIUS, near or 0)
 
 
-def _beside(plan: Plan, sources: list[str], pool: Workers) -> pa.Table:
-    """Label rasters and cloud masks that were given beside the sources, hashed as these are."""
-    files = sorted({file for uri in sources for file in plan.beside(uri)} - set(sources))
+def _beside(recipe: Recipe, plan: Plan, sources: list[str], pool: Workers) -> pa.Table:
+    """Label rasters, cloud masks and tables that were given beside the sources, hashed as these are."""
+    tables = tables_asked(asdict(recipe))
+    files = sorted({*tables, *(file for uri in sources for file in plan.beside(uri))} - set(sources))
     chunks = [(files[at : at + SCENES_PER_SCAN],) for at in range(0, len(files), SCENES_PER_SCAN)]
     found = pool.run("hashing masks", hash_files, chunks, inline=len(chunks) < 4)
     return pa.Table.from_pylist([row for rows in found for row in rows], HASHES)

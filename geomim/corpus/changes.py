@@ -48,7 +48,7 @@ def decide(
         quota: Tiles of low information that are kept of each scene.
         near: Bits in which near duplicates may differ, up to those the build looked for; -1 keeps near duplicates.
         overlap: Share of the smaller of two overlapping tiles from which one is dropped; above 1 keeps both.
-        only_licence: Licences to keep, as the catalogue spells them.
+        only_licence: Licences to keep, as the catalogue spells them; an empty list lets all in, tiles without one, too.
         non_commercial: Keep sources whose licence forbids commercial use.
         labels: `folder` (the class is the name of the folder), or a CSV or JSONL file with columns `image` and `label`.
         split: CSV or JSONL file with columns `image` and `split` (train, val, test), as for a build.

@@ -6,10 +6,11 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -61,6 +62,11 @@ def by_tables(
         joined.append(join(split, rows, uris, "they are train").check(allow_unmatched))
         columns["split"] = [name or "train" for name in joined[-1].values]
     return columns, joined
+
+
+def tables_asked(asked: Mapping[str, Any]) -> list[str]:
+    """The tables among the arguments `labels` and `split` of a build or a change."""
+    return [file for file in (asked.get("labels"), asked.get("split")) if file and file != "folder"]
 
 
 SYNONYMS = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}

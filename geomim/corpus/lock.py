@@ -1,8 +1,8 @@
 """`corpus.lock`: what a corpus was made of, and what came out, as hashes.
 
 JSON lines: the first holds recipe, versions and digests of the whole; then comes one a source, in the order of their
-tiles' ids, and one a label raster or cloud mask that was given beside them, so that a lock of millions of sources is
-written, read and compared line by line.
+tiles' ids, and one a label raster, cloud mask or table that was given beside them, so that a lock of millions of
+sources is written, read and compared line by line.
 """
 
 from __future__ import annotations
@@ -86,6 +86,15 @@ def source_hash(uri: str) -> tuple[int, str] | None:
 def file_hash(file: str | Path) -> str:
     """Hash (xxh3, 128 bits) of one file of a corpus."""
     return _hash_files([(b"", str(file))])[1]
+
+
+def facts_hash(meta: dict[str, Any]) -> str:
+    """Hash (xxh3, 128 bits) of what a `corpus.json` says: statistics, bands, recipe, hashes of lock and tables.
+
+    Not in the lock, which is the same however tiles are dealt out: the last digits of statistics are not.
+    """
+    said = {name: value for name, value in meta.items() if name not in ("facts", "audit")}
+    return xxhash.xxh3_128_hexdigest(json.dumps(said, sort_keys=True).encode())
 
 
 def files_hash(files: Sequence[str]) -> str:

@@ -13,17 +13,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 from rich.console import Console
 from rich.progress import Progress
 
 from geomim.corpus.duplicates.fingerprint import content_hash
-from geomim.corpus.lock import Locked, digests, file_hash, read_lock, source_hash
+from geomim.corpus.labels import tables_asked
+from geomim.corpus.lock import Locked, digests, facts_hash, file_hash, read_lock, source_hash
+from geomim.corpus.pipeline.decide import Tables
+from geomim.corpus.pipeline.rules import DECIDED
 from geomim.corpus.publish import publish
 from geomim.corpus.reader import TileArray
 from geomim.corpus.remote import Url
-from geomim.corpus.store import IGNORE, Corpus
+from geomim.corpus.store import CATALOGUE, IGNORE, Corpus
 from geomim.errors import CorpusError, InputError
 
 
@@ -49,6 +53,8 @@ class _Findings:
 def verify(corpus: str, sources: bool = False) -> None:
     """Check a corpus against its lock: every tile, every decision, every table, and on request every source file.
 
+    What was not hashed when the corpus was made is said.
+
     Args:
         corpus: Folder of the corpus.
         sources: Also hash the files that it was made of again, those of sentences included.
@@ -61,14 +67,16 @@ def verify(corpus: str, sources: bool = False) -> None:
         raise CorpusError(f"'{corpus}' is in a remote store: verify the folder that was published there")
     head, lines = read_lock(corpus)
     _check_belongs(opened, head)
-    found, console, also = _Findings(), Console(stderr=True, markup=False, highlight=False), ""
+    found, console = _Findings(), Console(stderr=True, markup=False, highlight=False)
     with Progress(console=console, transient=True) as progress:
         _verify_rows(opened, lines, found)
         tables = _verify_tables(opened, found)
+        also = _verify_facts(opened, found)
+        if tables:
+            _verify_columns(opened, found)
         _verify_tiles(opened, found, progress, tables)
         if sources:
-            _verify_sources(head, read_lock(corpus)[1], found, progress)
-            also = f", {head['sources']:,} sources{_verify_sentences(head, found)}"
+            also = _verify_sources(head, read_lock(corpus)[1], found, progress) + _verify_sentences(head, found) + also
     if found.counts:
         raise CorpusError(f"'{corpus}' is not what its lock says: {found}")
     Console(markup=False, highlight=False).print(
@@ -113,6 +121,35 @@ def _verify_tables(corpus: Corpus, found: _Findings) -> bool:
             what = "is missing" if name not in there else "was changed" if name in known else "was added"
             found.say("tables", f"'{corpus.path / 'catalogue' / name}' {what}")
     return known == there
+
+
+def _verify_facts(corpus: Corpus, found: _Findings) -> str:
+    """Hash again what `corpus.json` says; what has no hash, in words, as of a corpus of an earlier release."""
+    if corpus.meta.get("facts") not in (None, facts_hash(corpus.meta)):
+        found.say("facts", f"what '{corpus.path / 'corpus.json'}' says was changed")
+    left = [] if "facts" in corpus.meta else ["corpus.json"]
+    left += [] if "tables" in corpus.meta else ["the columns of the catalogue that decide nothing"]
+    made = corpus.meta.get("geomim_version")
+    return f"; geomim {made} left no hash of what is said in {' and '.join(left)}" if left else ""
+
+
+def _verify_columns(corpus: Corpus, found: _Findings) -> None:
+    """Compare what the catalogue says of each tile with the small tables, which are sound; decisions have hashes."""
+    tables, names = Tables(corpus.path / "catalogue"), [name for name in CATALOGUE.names if name not in DECIDED]
+    for file in tables.parts():
+        told = tables.part(file)
+        first, last = (told["id"][place].as_py() for place in (0, -1)) if len(told) else (0, -1)
+        within = (pc.field("id") >= first) & (pc.field("id") <= last)
+        rows = corpus.rows().to_table(columns=names, filter=within)
+        for name in names:
+            if name in told.column_names and not _equal(rows[name], told[name].cast(rows[name].type)):
+                found.say("columns", f"'{name}' of tiles {first} to {last} in the catalogue was changed")
+
+
+def _equal(one: pa.ChunkedArray, two: pa.ChunkedArray) -> bool:
+    if pa.types.is_floating(one.type):  # NaN is NaN
+        return np.array_equal(one.to_numpy(), two.to_numpy(), equal_nan=True)
+    return one.equals(two)
 
 
 def _verify_tiles(corpus: Corpus, found: _Findings, progress: Progress, tables: bool) -> None:
@@ -164,12 +201,18 @@ def _changed(row: dict[str, Any], image: TileArray | None, valid: TileArray | No
     return "" if unlabelled or row["beside"] == told + content_hash(labels) else "valid pixels or labels"
 
 
-def _verify_sources(head: dict[str, Any], lines: Iterator[Locked], found: _Findings, progress: Progress) -> None:
+def _verify_sources(head: dict[str, Any], lines: Iterator[Locked], found: _Findings, progress: Progress) -> str:
+    """Hash the files again that tiles were made of; how many were, in words."""
     bar = progress.add_task("hashing sources", total=head["sources"])
+    joined = [change["asked"] for change in head.get("changes") or [] if change["verb"] == "join"]
+    tables = dict.fromkeys(file for one in (head.get("built", head["recipe"]), *joined) for file in tables_asked(one))
+    hashed = 0
     for line in lines:
         progress.advance(bar)
+        tables.pop(line.uri, None)
         if line.xxh3 is None:
             continue
+        hashed += 1
         try:
             now = source_hash(line.file or line.uri)
         except InputError as error:
@@ -179,6 +222,15 @@ def _verify_sources(head: dict[str, Any], lines: Iterator[Locked], found: _Findi
             found.say("sources", f"source '{line.uri}' vanished")
         elif now != (line.bytes, line.xxh3):
             found.say("sources", f"source '{line.uri}' was changed")
+    for file in tables:  # what `decide` was given, and a build of an earlier release
+        if not os.path.exists(file):
+            found.say("sources", f"table '{file}' vanished")
+    number = head["sources"] + len(tables)
+    if hashed == number:
+        return f", {number:,} sources"
+    remote = head["sources"] - hashed
+    left = [f"{remote:,} that were not on this machine"] * bool(remote) + [f"'{file}'" for file in tables]
+    return f", {hashed:,} of {number:,} sources (the lock has no hash of {', '.join(left)})"
 
 
 def _verify_sentences(head: dict[str, Any], found: _Findings, again: bool = False) -> str:

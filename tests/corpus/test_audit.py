@@ -59,7 +59,10 @@ def test_a_set_beside_itself_lists_each_pair_once_and_no_file_with_itself(sets, 
     found = _found(page.parent)
     assert set(found) == {("x.png", "y.png"), ("x.png", "z.jpg"), ("y.png", "z.jpg")}
     assert "never compared with itself" in page.read_text()
-    page = audit(str(tmp_path / "c" / "x.png"), str(tmp_path / "c"), str(tmp_path / "out"), workers=1)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    page = audit(str(tmp_path / "c" / "x.png"), str(tmp_path / "c"), str(tmp_path / "link"), workers=1)
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "elsewhere" / "audit.json").is_file()
     assert {pair[1] for pair in _found(page.parent)} == {"y.png", "z.jpg"}
 
 

@@ -331,6 +331,27 @@ def test_a_filtered_corpus_decides_as_before_where_both_are_in(one, tmp_path):
     assert out.array("image", 32).layout == Corpus.open(one).array("image", 32).layout
 
 
+def test_a_corpus_comes_to_where_a_link_leads_and_never_over_a_file(one, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    filter(str(one), "id < 2", str(tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink() and Corpus.open(tmp_path / "there").rows().count_rows() == 2
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CorpusError, match="holds something already"):
+        filter(str(one), "id < 2", str(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_licences_are_chosen_and_taken_back_and_those_that_no_tile_has_are_said(tmp_path, capsys):
+    path = write_parts(tmp_path / "own", textures(3), licence=["CC-BY-4.0", "ODbL", None])
+    conclude(path, only_licence=["CC-BY-4.0", "CC-BY-40"])
+    assert Corpus.open(path).table(["kept"])["kept"].to_pylist() == [True, False, False]
+    assert "--only-licence: no tile has CC-BY-40; did you mean 'CC-BY-4.0'?" in capsys.readouterr().err
+    conclude(path, only_licence=[])
+    assert Corpus.open(path).table(["kept"])["kept"].to_pylist() == [True] * 3
+    assert "--only-licence" not in capsys.readouterr().err
+
+
 def test_licences_are_chosen_and_attributions_follow(one, tmp_path):
     out = Corpus.open(filter(str(one), "true", str(tmp_path / "free"), licence=["CC0"]))
     assert out.contract.licences == ("CC0",) and out.contract.attributions == () and out.classes == ["a"]

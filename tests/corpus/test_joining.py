@@ -10,6 +10,7 @@ from geomim.corpus.build import build
 from geomim.corpus.changes import decide
 from geomim.corpus.joining import Row, join, read_rows
 from geomim.corpus.labels import Masks, by_tables, class_folders
+from geomim.corpus.lock import read_lock
 from geomim.corpus.scenes.clouds import cloud_file
 from geomim.corpus.store import Corpus
 from geomim.corpus.verify import rebuild, verify
@@ -147,6 +148,7 @@ def test_what_was_joined_stands_in_the_corpus(tmp_path, capsys):
         f"'{file}': 3 of 4 match; name no source: 1 (0009.tif); name a source of another suffix or case, and are "
         f"taken for it: 1 (0002.png); sources that it does not name (they are train): 1 ({tmp_path}/img/0003.tif)"
     )
+    assert [line.uri for line in read_lock(corpus.path)[1] if not line.tiles] == [file]  # hashed with the sources
     assert "name no source: 1 (0009.tif)" in capsys.readouterr().err
     assert "name no source: 1 (0009.tif)" in (tmp_path / "c" / "report" / "index.html").read_text()
     assert corpus.meta["recipe"]["allow_unmatched"] is True

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from geomim import __version__
-from geomim.corpus.lock import file_hash, write_lock
+from geomim.corpus.lock import facts_hash, file_hash, write_lock
 from geomim.corpus.pipeline.decide import FATES, Tables, counting, crowd, decide_part, repeating, settle, standing
 from geomim.corpus.pipeline.edges import EDGES
 from geomim.corpus.pipeline.executor import Workers
@@ -36,7 +36,7 @@ from geomim.corpus.pipeline.rules import Rules, rules_of
 from geomim.corpus.pipeline.shuffle import stage_folder
 from geomim.corpus.remote import Url, place
 from geomim.corpus.store import CATALOGUE, FORMAT_VERSION, Corpus, write_catalogue, write_json, write_table
-from geomim.errors import CorpusError, InputError
+from geomim.errors import CorpusError, InputError, nearest
 
 _ROWS = 65536  # of a row group of the catalogue
 _FILES = ("catalogue.parquet", "corpus.lock", "corpus.json")  # in this order; the last says that all is there
@@ -165,9 +165,12 @@ def finish(
     write_catalogue(part / "catalogue.parquet", _row_groups([call[-1] for call in calls]))
     meta = meta | {"shared": check_apart(part, edges, copies, workers, inline)}
     sources = pq.read_table(folder / "catalogue" / "sources.parquet")
+    facts = _facts(folder, meta, sums)
+    _say_unknown(rules, facts)
+    meta |= facts | {"tables": {file.name: file_hash(file) for file in deciding.all()}}
     write_lock(part / "corpus.lock", part / "catalogue.parquet", sources, _locked(folder, meta))
-    facts = _facts(folder, meta, sums, part / "corpus.lock")
-    write_json(part / "corpus.json", meta | facts | {"tables": {file.name: file_hash(file) for file in deciding.all()}})
+    meta |= {"lock": file_hash(part / "corpus.lock")}
+    write_json(part / "corpus.json", meta | {"facts": facts_hash(meta)})
     os.replace(part, folder / _NEXT)
     complete(folder)
 
@@ -265,6 +268,14 @@ def _check_some_kept(folder: Path, sums: list[dict[str, Any]], part: Path, drawn
     raise InputError(why)
 
 
+def _say_unknown(rules: Rules, facts: dict[str, Any]) -> None:
+    """Say which licences are to be kept that no tile has, as the wrong spelling of one would drop its tiles."""
+    if left := [name for name in rules.licence or [] if name not in facts["licences"]]:
+        Console(stderr=True, markup=False, highlight=False).print(
+            f"--only-licence: no tile has {', '.join(left)}{nearest(left[0], facts['licences'])}", soft_wrap=True
+        )
+
+
 def _row_groups(files: list[Path]) -> Iterator[pa.Table]:
     waiting: list[pa.Table] = []
     for file in files:
@@ -294,7 +305,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def _facts(folder: Path, meta: dict[str, Any], sums: list[dict[str, Any]], lock: Path) -> dict[str, Any]:
+def _facts(folder: Path, meta: dict[str, Any], sums: list[dict[str, Any]]) -> dict[str, Any]:
     """What the decisions say, for `corpus.json`."""
     names = {name: sorted({value for one in sums for value in one["names"][name]}) for name in sums[0]["names"]}
     stored, kept = (sum((one[what] for one in sums), Counter()) for what in ("stored", "kept"))
@@ -306,7 +317,6 @@ def _facts(folder: Path, meta: dict[str, Any], sums: list[dict[str, Any]], lock:
         "attributions": names["attribution"],
         "sizes": {str(size): {"tiles": stored[size], "kept": kept[size]} for size in sorted(stored)},
         "classes": meta["classes"] or names["label"],
-        "lock": xxhash.xxh3_128_hexdigest(lock.read_bytes()),
         "audit": _audit(folder),
         "versions": versions(),
     }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +16,9 @@ import pyarrow.compute as pc
 
 from geomim.corpus.store import CATALOGUE
 from geomim.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    import duckdb
 
 DECIDED = ("kept", "reason", "duplicate_of", "cluster")
 """Columns that say what was decided: no condition can ask for them."""
@@ -22,8 +28,9 @@ DECIDED = ("kept", "reason", "duplicate_of", "cluster")
 class Rules:
     """What is asked of a tile; see `build` for the meaning of each.
 
-    Tiles without a cloud mask pass `max_cloud`. `licence` is `only_licence` there. With `protect`, val and test tiles
-    are never dropped as duplicates: a published split stays whole, its copies leave train.
+    Tiles without a cloud mask pass `max_cloud`. `licence` is `only_licence` there; empty, it lets all in. With
+    `protect`, val and test tiles are never dropped as duplicates: a published split stays whole, its copies leave
+    train.
     """
 
     min_valid: float = 0.5
@@ -79,7 +86,7 @@ def reasons(tiles: pa.Table, rules: Rules) -> list[str]:
     if not rules.non_commercial:
         closed = pc.fill_null(tiles["non_commercial"], False).to_numpy(zero_copy_only=False)
         _say(result, closed, lambda row: "licence forbids commercial use")
-    if rules.licence is not None:
+    if rules.licence:
         licence = tiles["licence"].to_pylist()
         other = np.array([one not in rules.licence for one in licence], bool)
         _say(result, other, lambda row: f"licence {licence[row] or 'none stated'}")
@@ -116,7 +123,7 @@ def matching(tiles: pa.Table, where: str) -> np.ndarray:
     """Rows that meet an SQL condition, `(n,)` bool.
 
     Args:
-        tiles: Rows.
+        tiles: Rows; some of many, as a condition says of each row by itself, and each time the same.
         where: What follows WHERE in a query on columns of `tiles`; DuckDB's SQL.
 
     Raises:
@@ -129,10 +136,51 @@ def matching(tiles: pa.Table, where: str) -> np.ndarray:
         try:
             if len(duckdb.extract_statements(f"SELECT ({where}) FROM tiles")) != 1:
                 raise InputError(f"'{where}' must be one condition on the catalogue's columns")
+            _check_alone(where)
+            connection.execute(f"SELECT 1 FROM tiles WHERE ({where}) LIMIT 0")  # takes no aggregates nor windows
             found = connection.execute(f"SELECT ({where}) AS met FROM tiles").fetchnumpy()["met"]
         except duckdb.Error as error:
             raise InputError(_wrong(where, str(error), tiles.column_names)) from error
     return np.ma.filled(found, False).astype(bool)
+
+
+@lru_cache(8)
+def _check_alone(where: str) -> None:
+    """Refuse a condition that depends on other rows than a tile's own, on chance or on the time of day.
+
+    It is asked of parts of the tiles, several times, and again by a rebuild.
+    """
+    import duckdb
+
+    with duckdb.connect(config={"enable_external_access": "false"}) as connection:
+        parsed = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [f"SELECT ({where}) FROM tiles"])
+        nodes = list(_nodes(json.loads(parsed.fetchall()[0][0])))
+        fickle = _fickle(connection)
+    words = (word for node in nodes for word in (*node.get("column_names", ()), node.get("function_name", "")))
+    left = sorted({word for word in words if word.lower() in fickle})
+    if left:
+        raise InputError(
+            f"'{where}' is no condition on a tile alone: {', '.join(left)} is another each time; a tile's xxh3 is not, "
+            "and xxh3 < '8' takes half of the tiles"
+        )
+    if any(node.get("class") == "SUBQUERY" for node in nodes):
+        raise InputError(f"'{where}' is no condition on a tile alone: no query can stand in it, as it sees other tiles")
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """All objects of a tree of JSON."""
+    if isinstance(tree, dict):
+        yield tree
+    for one in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        yield from _nodes(one)
+
+
+def _fickle(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    """Names of functions, and of what SQL writes without brackets, whose values are not those of their arguments."""
+    said = connection.execute("SELECT function_name, stability, macro_definition FROM duckdb_functions()").fetchall()
+    found = {"current_timestamp", "current_time", "localtime", "localtimestamp"}
+    found |= {name for name, stability, _ in said if stability not in (None, "CONSISTENT")}
+    return found | {name for name, _, macro in said if macro and found.intersection(re.findall(r"\w+", macro))}
 
 
 def _wrong(where: str, message: str, columns: Sequence[str]) -> str:

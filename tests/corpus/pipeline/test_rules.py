@@ -47,6 +47,7 @@ def test_a_tile_without_a_valid_pixel_is_never_usable():
 def test_licences_are_kept_as_spelled():
     table = tiles(licence=["CC BY 4.0", "CC BY-NC 4.0", None])
     assert reasons(table, Rules(licence=["CC BY 4.0"])) == ["", "licence CC BY-NC 4.0", "licence none stated"]
+    assert reasons(table, Rules(licence=[])) == [""] * 3  # takes an earlier choice back
 
 
 def test_the_quota_counts_low_information_in_each_scene_whatever_their_order():
@@ -85,11 +86,26 @@ def test_where_is_sql_on_the_columns():
         ("1; DROP TABLE tiles", "no condition"),
         ("true) FROM tiles; SELECT (1", "one condition"),
         ("id IN (SELECT 1 FROM '/etc/passwd')", "no condition"),
+        ("random() < 0.5", r"random is another each time; .* xxh3 < '8' takes half"),
+        ("id > 3 OR time < ago(INTERVAL 1 DAY) AND main.Random() < 1", "ago, random is another"),
+        ("time < CURRENT_TIMESTAMP", "CURRENT_TIMESTAMP is another"),
+        ("id < (SELECT max(id) FROM tiles)", "no query can stand in it"),
+        ("count(*) > 0", "cannot contain aggregates"),
+        ("row_number() OVER (ORDER BY id) > 3", "cannot contain window functions"),
+        ("unnest([true, false])", "UNNEST not supported"),
+        ("true) FROM tiles UNION ALL SELECT (true", "no condition"),
     ],
 )
 def test_a_wrong_condition_is_one_sentence(where, words):
     with pytest.raises(InputError, match=words):
         matching(tiles(valid_fraction=[1.0]), where)
+
+
+def test_a_condition_says_the_same_of_a_tile_whatever_the_others_are():
+    table = tiles(xxh3=[f"{number:x}" * 32 for number in range(16)], label=["now() random()"] * 16)
+    where = "xxh3 < '8' AND label LIKE '%random()%' AND if(id < 99, length(source) > 0, false)"
+    assert matching(table, where).tolist() == [True] * 8 + [False] * 8
+    assert matching(table.slice(7, 2), where).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("rules", [Rules(min_valid=2), Rules(max_cloud=-1), Rules(overlap=1.5), Rules(quota=-1)])
