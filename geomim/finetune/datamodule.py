@@ -118,7 +118,8 @@ class Windows(pl.LightningDataModule):
             boxes = f"no box is left in {len(labels.items)} images: {'; '.join(labels.notes) or 'none has one'}"
             raise InputError(boxes if labels.kind in ("boxes", "oboxes") else masks)
         cuts, counts, frames, outlines, metres = map(list, zip(*rows, strict=True))
-        self._surveyed = cuts, np.array(counts), ground_of(frames, outlines)
+        places = [labels.items[cut.item].place or "" for cut in cuts]
+        self._surveyed = cuts, np.array(counts), ground_of(frames, outlines, places)
         self._known = [*labels.notes, *self._far(metres), *self._cut_off(cuts)]
         self._share_out(split)
 
