@@ -276,7 +276,7 @@ def seen_before(train: Labelled, test: Labelled) -> int:
 
 def said_of_copies(seen: int, count: int) -> tuple[str, ...]:
     """A note on images of a test that are training images, too."""
-    said = f"{seen:,} of the {count:,} test images are among the training images: scores are too good"
+    said = f"{seen:,} of the {count:,} test images are among the training images: what is fitted scores too well"
     return (said,) if seen else ()
 
 

@@ -120,9 +120,11 @@ def ground_of(frames: Sequence[str], outlines: Sequence[shapely.Geometry], place
     named = told != ""
     ties = np.where(named, told, np.where(alone & many, names, ""))
     for frame in np.intersect1d(names[named], names[~named]):
-        one, two = (np.flatnonzero(which & (names == frame)) for which in (named, ~named))
-        own, place = shapely.STRtree(shapes[one]).query(_grown(shapes[two], -0.01), "intersects")
-        ties[two[own]] = ties[one[place]]
+        here = names == frame
+        free, whose = np.flatnonzero(here & ~named), np.where(here, told, "")
+        tree = shapely.STRtree(shapes[free])
+        for place in np.unique(whose[here & named]):
+            ties[free[tree.query(_grown(shapes[whose == place], -0.01), "intersects")[1]]] = place
     return Ground(names, shapes, ties)
 
 

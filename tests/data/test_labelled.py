@@ -124,7 +124,7 @@ def test_copies_are_on_one_side_of_a_drawn_split_and_counted_in_given_ones(tmp_p
             (there := tmp_path / "given" / part / path.parent.name).mkdir(parents=True, exist_ok=True)
             shutil.copy(path, there / f"{part} {path.name}")
         (there / f"{part}.png").symlink_to(tmp_path / "drawn" / "water" / f"{14 - count}.png")
-    said = "6 of the 7 test images are among the training images: scores are too good"
+    said = "6 of the 7 test images are among the training images: what is fitted scores too well"
     assert open_labelled(tmp_path / "given").notes == (said,)
     (tmp_path / "given" / "test" / "water" / "gone.png").symlink_to(tmp_path / "gone.png")
     with pytest.raises(InputError, match=r"gone\.png"):
@@ -137,8 +137,8 @@ def test_equal_tiles_of_two_splits_of_a_corpus_are_counted(tmp_path):
     at = table.schema.get_field_index("xxh3")
     pq.write_table(table.set_column(at, table.field(at), pa.array(["same"] * len(table))), out / "catalogue.parquet")
     data = open_labelled(out, test_split="val")
-    said = f"{len(data.test)} of the {len(data.test)} test images are among the training images: scores are too good"
-    assert data.notes == (said,)
+    said = f"{(count := len(data.test))} of the {count} test images are among the training images"
+    assert data.notes == (f"{said}: what is fitted scores too well",)
 
 
 def odd_picture(path: Path, kind: str) -> Path:

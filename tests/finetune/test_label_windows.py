@@ -230,6 +230,16 @@ def test_a_named_place_ties_what_lies_on_its_ground_and_cuts_no_tie():
     assert any("are left out" in one for one in said), "those who name two places are not told that they are one"
 
 
+def test_a_named_place_over_the_date_line_ties_its_own_ground_alone():
+    over = shapely.MultiPolygon([shapely.box(179.999, 0, 180, 0.002), shapely.box(-180, 0, -179.999, 0.002)])
+    beside, far = shapely.box(-180, 0, -179.998, 0.002), shapely.box(9, 0, 9.002, 0.002)
+    given = [over, far, over, beside, far]
+    assert ground_of(["earth"] * 5, given, ["a", "b", "", "", ""]).ties.tolist() == [
+        "place a", "place b", "place a", "place a", "place b",
+    ]  # fmt: skip
+    assert ground_of(["earth"] * 5, given, ["", "b", "", "", ""]).ties.tolist() == ["", "place b", "", "", "place b"]
+
+
 def test_a_named_place_keeps_its_ground_in_windows(tmp_path):
     uris = [scene(tmp_path / f"{name}.tif", 40, 500_000 + 9000 * (number // 2)) for number, name in enumerate("abcd")]
     both = [(3, 3, "field"), (20, 20, "lake")]
