@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from geomim.corpus.reader import TileArray
 from geomim.corpus.remote import Place, Url, aside, place
-from geomim.errors import CorpusError
+from geomim.errors import ConfigError, CorpusError
 from geomim.sensors import BandContract, Sensor
 
 if TYPE_CHECKING:
@@ -333,6 +333,17 @@ def _parquet(path: Place, schema: pa.Schema) -> ds.Dataset:
         return dataset
     except (OSError, pa.ArrowException) as error:
         raise CorpusError(f"'{path}' cannot be read ({error}): copy it again or build the corpus again") from error
+
+
+def check_folder(out: str | Path) -> None:
+    """Refuse a file where a folder is to be written.
+
+    Raises:
+        ConfigError: It stands there, or in the place of a folder above.
+    """
+    there = next(one for one in (Path(out), *Path(out).absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise ConfigError(f"--out {out}: expected a folder, there or not; '{there}' is a file")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,12 +16,14 @@ from geomim.corpus.captions.imported import read_sentences
 from geomim.corpus.store import Corpus, holds_corpus
 from geomim.data.labelled import (
     LabelledData,
-    look_at_pictures,
     of_corpus,
     of_pictures,
     open_labelled,
+    said_of_copies,
+    seen_before,
     split_kind,
 )
+from geomim.data.pictures import look_at_pictures
 from geomim.errors import CorpusError, InputError
 from geomim.sensors import SENSORS
 
@@ -155,6 +157,7 @@ def _from_table(path: Path, train_split: str, test_split: str, folder: Path) -> 
         for part in (train, test)
     ]
     side, looks = look_at_pictures(list(paths.values()))
+    looks += said_of_copies(seen_before(*parts), len(test))
     images = LabelledData(path.name, tuple(classes), SENSORS["rgb"], None, *parts, (*notes, *looks), side)
     return _described(images, [one.captions for one in test.values()], [one.labels for one in test.values()])
 

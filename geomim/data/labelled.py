@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from PIL import Image
 from torch import Tensor
 
 from geomim.corpus.store import Corpus, Tiles, holds_corpus
+from geomim.data.pictures import copies_of, fifth, look_at_pictures, read_picture
 from geomim.errors import CorpusError, InputError
 from geomim.sensors import SENSORS, BandContract, Sensor, get_sensor, stated_contract
 
@@ -149,7 +147,7 @@ def open_labelled(
 
     Args:
         path: A corpus folder; a folder `SPLIT/CLASS/picture`; or a folder `CLASS/picture`, of which a fifth of each
-            class is set aside for testing, chosen by a hash of the file's name.
+            class is set aside for testing, chosen by a hash of the file's name; equal files are on one side.
         train_split: Name of the split to fit on. Of folders also another usual name of it: `Training` for `train`.
         test_split: Name of the split to score on, likewise.
         size: Side of the images wanted; of a corpus with several tile sizes the nearest is taken.
@@ -191,6 +189,8 @@ def of_corpus(corpus: Corpus, side: int, train: np.ndarray, test: np.ndarray, cl
     """The tiles of one size of a corpus, of which `train` and `test` are rows; -1 where one has no class."""
     tiles = corpus.tiles(side)
     about = corpus.table(["gsd", "size", "xxh3"], where=pc.field("kept") & (pc.field("size") == side))
+    hashes = [about["xxh3"].take(rows) for rows in (test, train)]
+    seen = pc.sum(pc.is_in(hashes[0], value_set=hashes[1], skip_nulls=True)).as_py()
     notes = (f"of {len(corpus.sizes)} tile sizes, {side} px is used",) if len(corpus.sizes) > 1 else ()
     return LabelledData(
         f"corpus {corpus.path.resolve().name}",
@@ -198,8 +198,8 @@ def of_corpus(corpus: Corpus, side: int, train: np.ndarray, test: np.ndarray, cl
         corpus.sensor,
         corpus.contract,
         of_tiles(tiles, train),
-        replace(of_tiles(tiles, test), hashes=about["xxh3"].take(test).to_pylist()),
-        notes,
+        replace(of_tiles(tiles, test), hashes=hashes[0].to_pylist()),
+        (*notes, *said_of_copies(seen or 0, len(test))),
         side,
         ground_sides(about),
     )
@@ -232,12 +232,9 @@ def _from_folder(path: Path, train_split: str, test_split: str) -> LabelledData:
     elif splits or (train_split, test_split) != ("train", "test"):
         raise InputError(_no_split(path, splits, train_split, test_split))
     else:
-        train, test, found = {}, {}, _by_class(path)
+        found = _by_class(path)
         _check_no_splits(path, found)
-        for name, files in found.items():
-            held = set(sorted(files, key=lambda file: zlib.crc32(f"{file.parent.name}/{file.name}".encode()))[::5])
-            train[name] = [file for file in files if file not in held]
-            test[name] = [file for file in files if file in held]
+        train, test = fifth(found)
         notes = ("the folder has no splits: a fifth of each class, by a hash of the file name, is the test split",)
     classes = sorted(set(train) | set(test))
     if len(classes) < 2:
@@ -248,6 +245,7 @@ def _from_folder(path: Path, train_split: str, test_split: str) -> LabelledData:
         )
     parts = [_of_files(part, classes) for part in (train, test)]
     missing = _unscored(f"'{path}'", classes, *parts, "move some of their pictures into it, or leave them out")
+    missing += said_of_copies(seen_before(*parts), len(parts[1]))
     side, looks = look_at_pictures([file for part in (train, test) for files in part.values() for file in files])
     name = f"folder {path.resolve().name}"
     return LabelledData(name, tuple(classes), SENSORS["rgb"], None, *parts, (*notes, *missing, *looks), side)
@@ -267,6 +265,19 @@ def _unscored(where: str, classes: Sequence[str], train: Labelled, test: Labelle
         )
         raise InputError(f"{where} has {what}: {advice}")
     return (f"no test image is of {', '.join(missing)}",) if missing else ()
+
+
+def seen_before(train: Labelled, test: Labelled) -> int:
+    """How many pictures of a test are training pictures, byte by byte."""
+    copies = copies_of([*train.paths, *test.paths])
+    known = {*copies[: len(train)]}
+    return sum(one in known for one in copies[len(train) :])
+
+
+def said_of_copies(seen: int, count: int) -> tuple[str, ...]:
+    """A note on images of a test that are training images, too."""
+    said = f"{seen:,} of the {count:,} test images are among the training images: what is fitted scores too well"
+    return (said,) if seen else ()
 
 
 def _folders(path: Path) -> list[Path]:
@@ -348,54 +359,9 @@ def of_pictures(paths: Sequence[Path], labels: Sequence[int]) -> Labelled:
 
     def read(wanted: np.ndarray) -> list[tuple[Tensor, Tensor | None]]:
         with ThreadPoolExecutor(4) as pool:
-            images = list(pool.map(_picture, [paths[row] for row in wanted]))
+            images = list(pool.map(read_picture, [paths[row] for row in wanted]))
         alike = len({image.shape for image in images}) == 1
         groups = [torch.stack(images)] if alike else [image[None] for image in images]
         return [(group[:, :3], group[:, 3] > 0 if group.shape[1] == 4 else None) for group in groups]
 
     return Labelled(np.array(labels, np.int64), read, paths=paths)
-
-
-def look_at_pictures(paths: Sequence[Path]) -> tuple[float, tuple[str, ...]]:
-    """The usual side of pictures, from their headers, and what a reader of the scores should know of them."""
-
-    def look(path: Path) -> tuple[bool, float]:
-        with _open(path) as image:
-            return image.mode in ("L", "LA"), math.sqrt(image.width * image.height)
-
-    with ThreadPoolExecutor(4) as pool:
-        grey, sides = np.array(list(pool.map(look, paths))).T
-    notes = [f"{int(grey.sum())} of {len(paths)} pictures are grey: red, green and blue are the same"] * bool(
-        grey.any()
-    )
-    if sides.min() < sides.max():
-        notes.append(f"pictures of {sides.min():.0f} to {sides.max():.0f} px are brought to one size")
-    return float(np.median(sides)), tuple(notes)
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[Image.Image]:
-    """A picture of 8 bits a band, in colours or grey."""
-    try:
-        with Image.open(path) as image:
-            # Pillow cuts 16 bits a band down to 8 where there are several
-            deep = image.mode.startswith(("I", "F")) or (image.format == "PNG" and "16" in str(image.tile[0][3]))
-            if deep:
-                raise InputError(f"'{path}' has more than 8 bits a band: build a corpus of such images")
-            if image.format == "TIFF" and image.mode not in ("L", "P", "RGB"):
-                raise InputError(f"'{path}' is a TIFF of {image.mode}: expected grey or RGB; build a corpus of others")
-            if image.mode not in ("L", "LA", "P", "PA", "RGB", "RGBA"):
-                raise InputError(f"'{path}' is a picture in {image.mode}: expected grey, a palette or RGB; convert it")
-            yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
-        advice = "build a corpus" if path.suffix[:4].lower() == ".tif" else "take it away"
-        raise InputError(f"'{path}' cannot be read as a picture ({error}): fetch it again, or {advice}") from error
-
-
-def _picture(path: Path) -> Tensor:
-    """`(3, H, W)` uint8, or `(4, H, W)` where some pixels may be transparent."""
-    with _open(path) as image:
-        transparent = "A" in image.getbands() or "transparency" in image.info
-        return torch.from_numpy(np.array(image.convert("RGBA" if transparent else "RGB"))).permute(2, 0, 1)

@@ -21,10 +21,11 @@ from geomim.errors import InputError
 from geomim.finetune.labels import UNLABELLED, Item, Labels
 from geomim.finetune.labels.items import Asked
 from geomim.finetune.labels.rasters import counted, inside, read_mask
+from geomim.finetune.looks import Looks
 from geomim.finetune.places import Split, divide, ground_of, outlines_of, told_parts
 from geomim.finetune.progress import watched
 from geomim.finetune.rotated import from_corners
-from geomim.maps.scenes.opening import check_scene, open_for
+from geomim.maps.scenes.opening import open_for
 from geomim.maps.walk.windows import Walk, read_window
 from geomim.models.inputs import ContractInput
 from geomim.randomness import Draws
@@ -111,15 +112,18 @@ class Windows(pl.LightningDataModule):
         self.prepare_data_per_node = False
         self.empty, self.gsds, self.trained_at = empty, gsds or [contract.sensor.gsd or 0], trained_at
         told_parts(labels.items, split.test)  # which may be refused before anything is read
-        items = enumerate(watched(labels.items, "reading labels"))
-        rows = [row for number, item in items for row in self._survey(number, item)]
+        looks, items = Looks(len(labels.items)), enumerate(watched(labels.items, "reading labels"))
+        rows = [row for number, item in items for row in self._survey(number, item, looks)]
+        if labels.kind == "class" and not rows:
+            raise InputError(f"no image is left: {'; '.join(looks.notes)}")
         if not any(row[1].any() for row in rows):
             masks = f"no pixel of {len(labels.items)} scenes is labelled: polygons may be smaller than one"
             boxes = f"no box is left in {len(labels.items)} images: {'; '.join(labels.notes) or 'none has one'}"
             raise InputError(boxes if labels.kind in ("boxes", "oboxes") else masks)
         cuts, counts, frames, outlines, metres = map(list, zip(*rows, strict=True))
-        self._surveyed = cuts, np.array(counts), ground_of(frames, outlines)
-        self._known = [*labels.notes, *self._far(metres), *self._cut_off(cuts)]
+        places = [labels.items[cut.item].place or "" for cut in cuts]
+        self._surveyed = cuts, np.array(counts), ground_of(frames, outlines, places)
+        self._known = [*labels.notes, *looks.notes, *self._far(metres), *self._cut_off(cuts)]
         self._share_out(split)
 
     def shared(self, split: Split) -> Windows:
@@ -152,15 +156,17 @@ class Windows(pl.LightningDataModule):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"trainer": None}  # reading processes that are spawned have no use for it
 
-    def _survey(self, number: int, item: Item) -> list[tuple[Cut, np.ndarray, str, Any, float]]:
+    def _survey(self, number: int, item: Item, looks: Looks) -> list[tuple[Cut, np.ndarray, str, Any, float]]:
         """Windows of an image, of each the labels a class, frame and outline on the ground, and metres a pixel."""
-        scene, prepare = self.open(item.image)
+        scene, _ = self.open(item.image)
         if self.labels.kind == "class":
             cuts = [Cut(number, 0, 0, max(item.height, item.width))]
+            if looks.empty(scene, *cuts[0][1:]):
+                return []
         else:
             cuts = [Cut(number, *at, self.size) for at in Walk(item.height, item.width, 1, self.size, 0).places]
-        if not number:
-            check_scene(scene, prepare, [cut[1:3] for cut in cuts], cuts[0].side)
+        for uri in filter(None, (item.image, item.after)):
+            looks.at(number, *self.open(uri), [cut[1:3] for cut in cuts], cuts[0].side)
         counts = {cut: counted(self.labels, item, *cut.core(item)) for cut in cuts}
         kept = [cut for cut in cuts if self.labels.kind != "mask" or counts[cut].any()]
         frame, shapes = outlines_of(item, scene, [Window(cut.left, cut.top, cut.side, cut.side) for cut in kept])

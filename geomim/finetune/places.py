@@ -79,22 +79,21 @@ class Ground(NamedTuple):
     Attributes:
         frames: `(N,)` names.
         outlines: `(N,)` polygons.
-        whole: `(N,)` whether the frame is one place, never divided.
+        ties: `(N,)` names of places that are never divided; empty words where the frame may be.
     """
 
     frames: np.ndarray
     outlines: np.ndarray
-    whole: np.ndarray
+    ties: np.ndarray
 
 
 def outlines_of(item: Item, scene: Scene, windows: Sequence[Window]) -> tuple[str, np.ndarray]:
     """The frame of an image, `earth` for longitude and latitude, and the outlines of windows in it."""
     outlines = scene.footprints(windows)
-    if item.place is None and not shapely.is_missing(outlines).any():
+    if not shapely.is_missing(outlines).any():
         return "earth", outlines
     boxes = [(one.col_off, one.row_off, one.col_off + one.width, one.row_off + one.height) for one in windows]
-    dates = "\n".join(_content(uri) for uri in (item.image, item.after) if uri)
-    return f"place {item.place}" if item.place else dates, shapely.box(*np.array(boxes, float).T)
+    return "\n".join(_content(uri) for uri in (item.image, item.after) if uri), shapely.box(*np.array(boxes, float).T)
 
 
 def _content(path: str) -> str:
@@ -105,12 +104,28 @@ def _content(path: str) -> str:
         return f"{os.path.getsize(path)} {xxhash.xxh3_64_hexdigest(file.read(1 << 20))}"
 
 
-def ground_of(frames: Sequence[str], outlines: Sequence[shapely.Geometry]) -> Ground:
-    """The ground of windows, by what `outlines_of` says of each; of many images each is a place, few are divided."""
+def ground_of(frames: Sequence[str], outlines: Sequence[shapely.Geometry], places: Sequence[str] = ()) -> Ground:
+    """The ground of windows; of many images each is a place, few are divided.
+
+    Args:
+        frames: Of each window, as `outlines_of` says.
+        outlines: Likewise.
+        places: The user's word for each, empty where there is none. A place ties images and never parts what shares
+            ground: windows without a word that lie on ground of a place are of it.
+    """
     names, shapes = np.array(_joined(frames)), np.array(outlines, object)
     alone = names != "earth"
     many = len({*names[alone].tolist()}) >= _MANY
-    return Ground(names, shapes, np.char.startswith(names, "place ") | (alone & many))
+    told = np.array([f"place {place}" if place else "" for place in places or [""] * len(names)])
+    named = told != ""
+    ties = np.where(named, told, np.where(alone & many, names, ""))
+    for frame in np.intersect1d(names[named], names[~named]):
+        here = names == frame
+        free, whose = np.flatnonzero(here & ~named), np.where(here, told, "")
+        tree = shapely.STRtree(shapes[free])
+        for place in np.unique(whose[here & named]):
+            ties[free[tree.query(_grown(shapes[whose == place], -0.01), "intersects")[1]]] = place
+    return Ground(names, shapes, ties)
 
 
 def _joined(frames: Sequence[str]) -> list[str]:
@@ -181,15 +196,17 @@ def _places(ground: Ground, folds: int) -> tuple[np.ndarray, str]:
     """`(N,)` number of the place of each window, and what places are: blocks as large as there are enough of."""
     low, high = np.split(shapely.bounds(ground.outlines), 2, 1)
     middles, sizes = (low + high) / 2, high - low
-    for frame in np.unique(ground.frames[~ground.whole]):
+    whole = ground.ties != ""
+    for frame in np.unique(ground.frames[~whole]):
         sizes[ground.frames == frame] = np.median(sizes[ground.frames == frame], 0)
     for block in _BLOCKS:
-        cells = np.where(ground.whole[:, None], 0, middles // (block * sizes))
-        keys = [f"{frame} {x:.0f} {y:.0f}" for frame, (x, y) in zip(ground.frames, cells.tolist(), strict=True)]
+        cells = np.where(whole[:, None], 0, middles // (block * sizes))
+        names = np.where(whole, ground.ties, ground.frames)
+        keys = [f"{name} {x:.0f} {y:.0f}" for name, (x, y) in zip(names, cells.tolist(), strict=True)]
         places = np.unique(keys, return_inverse=True)[1]
         if places.max() + 1 >= max(_MANY, 2 * folds):
             break
-    return places, "whole images" if ground.whole.all() else f"blocks of {block} x {block} windows"
+    return places, "whole images" if whole.all() else f"blocks of {block} x {block} windows"
 
 
 def _balanced(places: np.ndarray, counts: np.ndarray, folds: int) -> np.ndarray:
@@ -237,10 +254,11 @@ def _left(ground: Ground, parts: np.ndarray, distance: float) -> np.ndarray:
     parts = parts.copy()
     for part, others in (("test", ("train", "val")), ("val", ("train",))):
         these, those = np.isin(parts, others), parts == part
+        parts[these & (ground.ties != "") & np.isin(ground.ties, ground.ties[those])] = "near"
         for frame in np.intersect1d(ground.frames[these], ground.frames[those]):
             one, two = (np.flatnonzero(which & (ground.frames == frame)) for which in (these, those))
             hits = shapely.STRtree(ground.outlines[one]).query(_grown(ground.outlines[two], distance), "intersects")[1]
-            parts[one if ground.whole[one[0]] else one[hits]] = "near"
+            parts[one[hits]] = "near"
     return parts
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from geomim.evaluate.features import device_of
+from geomim.evaluate.features import device_of, pixel_statistics
 from geomim.evaluate.linear import solutions
 from geomim.finetune.datamodule import Cut, Samples, Windows, together
 from geomim.finetune.progress import watched
@@ -49,6 +49,7 @@ class Probing(Tuning):
         if start == PIXELS and self.kind == "class":
             mean, deviation = torch.zeros(1, device=device), torch.ones(1, device=device)
             task.model.network, task.model.mean, task.model.deviation = _Moments(), mean, deviation
+            task.marked = True
         if (count := len(cuts)) > _WINDOWS:
             print(f"note: {_WINDOWS} of {count} windows are read to fit a head on {start or 'the encoder'}")
         cuts = [cuts[at] for at in np.unique(np.linspace(0, len(cuts) - 1, _WINDOWS).astype(int))]
@@ -86,7 +87,7 @@ class Probing(Tuning):
         else:
             task.model.head = _Maps(head)
         for batch in watched(loader, f"reading windows, {start or 'encoder'}"):  # type: ignore[arg-type]
-            said = read(batch["image"].to(task.device))
+            said = read(task.on_before_batch_transfer(batch, 0)["image"].to(task.device))
             if self.kind == "class":
                 found += zip(said.cpu().to(kind).split(1), batch["label"].split(1), strict=True)
                 continue
@@ -112,8 +113,8 @@ class _Maps(nn.Module):
 
 class _Moments(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
-        """Mean and deviation of each band, `(B, 2 C)`."""
-        return torch.cat([images.mean((2, 3)), images.std((2, 3))], 1)
+        """Mean and deviation of each band over all that is not NaN, `(B, 2 C)`."""
+        return pixel_statistics().forward(images.nan_to_num(), ~images.isnan().any(1, keepdim=True))[0]
 
 
 def _some(mask: Tensor, draws: np.random.Generator) -> Tensor:

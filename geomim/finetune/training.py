@@ -83,6 +83,7 @@ class Tuned(LightningModule):
         said: What the model answered last; torchgeo's test steps keep it to themselves.
         tally: What a test counts, over all ranks, for the task's figures.
         normalised: Images are known to be normalised by the contract; else the first ones are looked at.
+        marked: The model reads NaN where a batch says that a pixel is not `valid`.
     """
 
     contract: BandContract
@@ -92,6 +93,7 @@ class Tuned(LightningModule):
     said: Any
     tally: Metric
     normalised = False
+    marked = False
     _moves: bool | None = None
 
     def allowed(self) -> tuple[float, float, str]:
@@ -99,7 +101,7 @@ class Tuned(LightningModule):
         return -math.inf, math.inf, "numbers"
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Refuse labels that cannot be meant, while they are on the CPU.
+        """Refuse labels that cannot be meant, while they are on the CPU; mark what is not valid.
 
         Raises:
             InputError: With the images and what stands there.
@@ -112,7 +114,7 @@ class Tuned(LightningModule):
                 images = ", ".join(str(batch["id"][at]) if "id" in batch else f"{at} of the batch" for at in places)
                 given = ", ".join(f"{one:g}" for one in labels[wrong].unique()[:5].tolist())
                 raise InputError(f"{self.target} of image {images}: expected {said}; given {given}")
-        return batch
+        return batch | {"image": batch["image"].where(batch["valid"], math.nan)} if self.marked else batch
 
     def setup(self, stage: str) -> None:
         """Refuse a datamodule that normalises for another encoder.

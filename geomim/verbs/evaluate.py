@@ -14,7 +14,7 @@ from rich.progress import Progress, track
 from torch import Tensor
 
 from geomim import __version__
-from geomim.corpus.store import Corpus, write_json
+from geomim.corpus.store import Corpus, check_folder, write_json
 from geomim.data.labelled import Labelled, LabelledData, open_labelled
 from geomim.data.masked import choose_patches, open_patches
 from geomim.errors import ConfigError
@@ -106,9 +106,7 @@ def evaluate(
         raise ConfigError("--dense fits the linear probe on patches: leave out --pool and --probes")
     if seeds < 1 or not probes:
         raise ConfigError(f"expected at least one seed and one probe; given {seeds} and {probes}")
-    there = next(one for one in (Path(out), *Path(out).absolute().parents) if one.exists())
-    if not there.is_dir():
-        raise ConfigError(f"--out {out}: expected a folder, there or not; '{there}' is a file")
+    check_folder(out)
     target, given = device_of(device), [Corpus.open(one) for one in trained_on or ()]
     images = (open_patches if dense else open_labelled)(data, train_split, test_split, image_size)
     images = images.told(sensor) if sensor else images

@@ -16,11 +16,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
-from geomim.corpus.store import write_text
+from geomim.corpus.store import check_folder, write_text
 from geomim.errors import CheckpointError, ConfigError, InputError
 from geomim.finetune.backbones import Encoder, open_backbone
 from geomim.finetune.datamodule import Cut, Windows
-from geomim.finetune.labels import open_labels
+from geomim.finetune.labels import Item, open_labels
 from geomim.finetune.labels.items import Asked, some
 from geomim.finetune.places import Split
 from geomim.finetune.predict import open_task
@@ -176,7 +176,10 @@ def fit(**given: Any) -> Any:
 
 @_staged
 def test(**given: Any) -> Any:
-    """Score what `fit` left in its folder on the places of the test, which must be none that it was trained on."""
+    """Score what `fit` left in its folder on the places of the test.
+
+    Windows of a file that it was trained on are refused; whether other files show the same ground is for you to know.
+    """
     job = Job(**given)
     opened = Opened(job)
     task = _stored(job, opened.task)
@@ -216,13 +219,13 @@ def _stored(job: Job, task: str | None = None) -> Any:
 
 
 def _check_unseen(job: Job, windows: Windows) -> None:
-    """Refuse a test on ground that was trained on."""
+    """Refuse a test on parts of files that were trained on."""
     seen: dict[str, list[list[int]]] = {}
     for image, *place in json.loads((Path(job.out) / "trained.json").read_text()):
-        seen.setdefault(os.path.realpath(image), []).append(place)
+        seen.setdefault(_real(image), []).append(place)
 
     def touches(cut: Cut) -> bool:
-        there = seen.get(os.path.realpath(windows.labels.items[cut.item].image), ())
+        there = [place for image in _dates(windows.labels.items[cut.item]) for place in seen.get(image, ())]
         near = (top < cut.top + cut.side and cut.top < top + side and left < cut.left + cut.side
                 and cut.left < left + side for top, left, side in there)  # fmt: skip
         return any(near)
@@ -232,6 +235,15 @@ def _check_unseen(job: Job, windows: Windows) -> None:
             f"{count} of {len(windows.parts['test'])} windows of the test were trained on: give --scenes and --labels "
             "of other places, or the split that it was trained with"
         )
+
+
+def _dates(item: Item) -> list[str]:
+    """The images of an item, called alike from wherever one looks."""
+    return [_real(uri) for uri in (item.image, item.after) if uri]
+
+
+def _real(uri: str) -> str:
+    return os.path.realpath(uri) if os.path.exists(uri) else uri  # which may be an address
 
 
 def _scored(opened: Opened, task: Any, windows: Windows, part: str, out: Path, words: Sequence[str]) -> Tested:
@@ -244,7 +256,8 @@ def _scored(opened: Opened, task: Any, windows: Windows, part: str, out: Path, w
 
 
 def check_free(out: str) -> None:
-    """Refuse a folder that holds a run."""
+    """Refuse a folder that holds a run, and a file in its place."""
+    check_folder(out)
     if (Path(out) / "config.yaml").exists():
         raise ConfigError(f"'{out}' holds a run already: give another --out")
 
@@ -276,7 +289,7 @@ def keep(out: Path, task: Any, windows: Windows) -> None:
             task.export_encoder(out / "encoder")
         except ConfigError as error:
             print(f"note: {error}")
-    seen = [[windows.labels.items[cut.item].image, *cut[1:]] for cut in windows.parts["train"]]
+    seen = [[uri, *cut[1:]] for cut in windows.parts["train"] for uri in _dates(windows.labels.items[cut.item])]
     write_text(out / "trained.json", json.dumps(seen))
 
 

@@ -1,6 +1,10 @@
+import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from tiny_corpus import write_corpus
@@ -100,6 +104,43 @@ def test_a_test_class_that_train_lacks_is_refused_and_the_converse_said(tmp_path
         _unscored("'c'", Corpus.open(corpus).classes, *parts, "geomim corpus split")
 
 
+def test_copies_are_on_one_side_of_a_drawn_split_and_counted_in_given_ones(tmp_path):
+    every = {name: [tmp_path / "drawn" / name / f"{number}.png" for number in range(15)] for name in ("field", "water")}
+    for seed, file in enumerate(file for files in every.values() for file in files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)).save(file)
+    first = open_labelled(tmp_path / "drawn")
+    for name, files in every.items():
+        fifth = sorted(files, key=lambda file: zlib.crc32(f"{name}/{file.name}".encode()))[::5]
+        assert {file for file in first.test.paths if file.parent.name == name} == {*fifth}, "as ever, without copies"
+        for number, file in enumerate(files):
+            for other in every:  # a copy may be of another class
+                shutil.copy(file, tmp_path / "drawn" / other / f"{name} {number}.png")
+    data = open_labelled(tmp_path / "drawn")
+    sides = [{path.read_bytes() for path in part.paths} for part in (data.train, data.test)]
+    assert not sides[0] & sides[1] and len(data.train) + len(data.test) == 90 and len(data.notes) == 1
+    for part, count in (("train", 5), ("test", 3)):
+        for path in (path for files in every.values() for path in files[:count]):
+            (there := tmp_path / "given" / part / path.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, there / f"{part} {path.name}")
+        (there / f"{part}.png").symlink_to(tmp_path / "drawn" / "water" / f"{14 - count}.png")
+    said = "6 of the 7 test images are among the training images: what is fitted scores too well"
+    assert open_labelled(tmp_path / "given").notes == (said,)
+    (tmp_path / "given" / "test" / "water" / "gone.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(InputError, match=r"gone\.png"):
+        open_labelled(tmp_path / "given")
+
+
+def test_equal_tiles_of_two_splits_of_a_corpus_are_counted(tmp_path):
+    out = write_corpus(tmp_path / "corpus")
+    table = pq.read_table(out / "catalogue.parquet")
+    at = table.schema.get_field_index("xxh3")
+    pq.write_table(table.set_column(at, table.field(at), pa.array(["same"] * len(table))), out / "catalogue.parquet")
+    data = open_labelled(out, test_split="val")
+    said = f"{(count := len(data.test))} of the {count} test images are among the training images"
+    assert data.notes == (f"{said}: what is fitted scores too well",)
+
+
 def odd_picture(path: Path, kind: str) -> Path:
     random = np.random.default_rng(0)
     colours, alpha = random.integers(0, 256, (16, 16, 3)).astype(np.uint8), random.integers(0, 3, (16, 16)) * 127
@@ -112,6 +153,10 @@ def odd_picture(path: Path, kind: str) -> Path:
         options = {"transparency": 3} if kind == "palette key" else {}
     if kind == "colour key":
         options = {"transparency": tuple(colours[4, 5].tolist())}
+    if kind.startswith("tiff"):
+        modes = {"tiff": picture, "tiff grey": picture.convert("L"), "tiff palette": picture.quantize(8)}
+        picture = modes[kind]
+        options = {"format": "TIFF", "tiffinfo": {42113: str(np.array(picture).flat[5])}}
     if kind == "turned":
         options["exif"] = Image.Exif()
         options["exif"][0x0112] = 6
@@ -119,7 +164,10 @@ def odd_picture(path: Path, kind: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["plain", "alpha", "palette", "palette key", "colour key", "turned"])
+KINDS = ["plain", "alpha", "palette", "palette key", "colour key", "turned", "tiff", "tiff grey", "tiff palette"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_pictures_are_read_as_corpora_read_them(tmp_path, kind):
     pictures(tmp_path / "in", side=16)
     path = odd_picture(tmp_path / "in" / "field" / "0.png", kind)
@@ -133,7 +181,7 @@ def test_pictures_are_read_as_corpora_read_them(tmp_path, kind):
     )
     with open_scene(path) as scene:
         pixels, there = scene.read_valid()
-    assert np.array_equal(numbers, pixels)
+    assert np.array_equal(numbers, np.broadcast_to(pixels, numbers.shape))  # a grey one has one band there
     assert np.array_equal(valid, there) and valid.all() == (kind in ("plain", "palette", "turned"))
 
 

@@ -214,6 +214,41 @@ def test_a_window_between_parts_is_as_wide_in_the_north_as_on_the_equator():
             assert away[away[..., 1 - axis] == 0][:, axis].min() == 2, "a window between them, either way"
 
 
+def test_a_named_place_ties_what_lies_on_its_ground_and_cuts_no_tie():
+    """Three places, each of two scenes of which the table names one; and two named places that overlap."""
+    squares = [(9 * (number // 2), 0) for number in range(6)]
+    counts, told = np.ones((6, 1), int), np.full(6, "", "<U5")
+    for places in (["a", "", "b", "", "c", ""], ["", "a", "b", "", "c", "c"]):
+        for frames in (["earth"] * 6, [f"file {number // 2}" for number in range(6)]):
+            tied = ground_of(frames, ground(squares).outlines, places)
+            parts, said = divide(tied, counts, told, Split(), ["x"])
+            assert sorted(parts[::2]) == ["test", "train", "val"] and (parts[::2] == parts[1::2]).all()
+            assert said == ["3 places with labels (whole images) are shared out to 3 folds, test: 0"]
+    both = ground_of(["earth"] * 6, ground(squares).outlines, list("uvwxyz"))
+    parts, said = divide(both, counts, told, Split(val=False), ["x"])
+    assert {*parts} == {"train", "test", "near"} and all({*parts[at : at + 2]} != {"train", "test"} for at in (0, 2, 4))
+    assert any("are left out" in one for one in said), "those who name two places are not told that they are one"
+
+
+def test_a_named_place_over_the_date_line_ties_its_own_ground_alone():
+    over = shapely.MultiPolygon([shapely.box(179.999, 0, 180, 0.002), shapely.box(-180, 0, -179.999, 0.002)])
+    beside, far = shapely.box(-180, 0, -179.998, 0.002), shapely.box(9, 0, 9.002, 0.002)
+    given = [over, far, over, beside, far]
+    assert ground_of(["earth"] * 5, given, ["a", "b", "", "", ""]).ties.tolist() == [
+        "place a", "place b", "place a", "place a", "place b",
+    ]  # fmt: skip
+    assert ground_of(["earth"] * 5, given, ["", "b", "", "", ""]).ties.tolist() == ["", "place b", "", "", "place b"]
+
+
+def test_a_named_place_keeps_its_ground_in_windows(tmp_path):
+    uris = [scene(tmp_path / f"{name}.tif", 40, 500_000 + 9000 * (number // 2)) for number, name in enumerate("abcd")]
+    both = [(3, 3, "field"), (20, 20, "lake")]
+    one = [polygons(uri, both).items[0] for uri in uris]
+    items = tuple(replace(item, place=place) for item, place in zip(one, ("north", None, "south", None), strict=True))
+    parts = Windows(Labels("mask", ("field", "lake"), items), RGB, 40, Split(val=False)).parts
+    assert {tuple(sorted(cut.item for cut in parts[part])) for part in ("train", "test")} == {(0, 1), (2, 3)}
+
+
 def test_windows_over_the_date_line_share_ground_with_each_other_alone():
     over = shapely.MultiPolygon([shapely.box(179.999, 0, 180, 0.002), shapely.box(-180, 0, -179.999, 0.002)])
     shapes = [

@@ -125,6 +125,29 @@ def test_a_scene_far_from_the_contract_is_fitted_all_the_same(
     assert tuning.train(windows, 0, PIXELS).model.head.predict.weight.isfinite().all(), "squares beyond half precision"
 
 
+def test_what_is_not_measured_has_no_part_in_the_floor_of_classes(tmp_path: Path) -> None:
+    """An image, and the half of it that it repeats: what a window holds beyond that is padding."""
+    checkpoint(tmp_path / "tiny.ckpt", contract := BandContract(get_sensor("rgb"), (110.0,) * 3, (50.0,) * 3),
+               image_size=SIDE, patch_size=8, width=32, depth=2, heads=2)  # fmt: skip
+    for number in range(12):
+        half = photograph(number, SIDE)[:, : SIDE // 2] // (1 + number % 2)
+        for name, image in (("whole", np.concatenate([half, half], 1)), ("half", half)):
+            save(tmp_path / "images" / KINDS[number % 2] / f"{number:02} {name}.png", image)
+    labels = open_labels([str(tmp_path / "images")])
+    given = {"encoder": Encoder(str(tmp_path / "tiny.ckpt")), "classes": KINDS[:2], "training": Training("all")}
+    tuning, windows = Probing("class", given, Running(probe=True), 0), Windows(labels, contract, SIDE, batch_size=4)
+    task = tuning.train(windows.undivided(), 0, PIXELS)
+    kept = torch.cat([columns for _, (columns, _) in sorted(tuning._kept[PIXELS].items())])
+    assert len(kept) == 24 and torch.allclose(kept[::2], kept[1::2], atol=1e-5) and kept[:, :3].std(0).min() > 0.1
+    answers: list[torch.Tensor] = []
+    task.model.register_forward_hook(lambda *given: answers.append(given[-1]))
+    windows.parts["test"] = windows.undivided().parts["train"]
+    tuning.test(task, windows.test_dataloader())
+    tuning.shown(task, windows, windows.parts["test"], 24)
+    said = torch.cat(answers)
+    assert len(said) == 48 and torch.allclose(said[::2], said[1::2], atol=1e-4) and torch.equal(said[:24], said[24:])
+
+
 def test_a_decay_is_chosen_where_no_class_is_left_out_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,14 +21,14 @@ from geomim.cli import main, parse
 from geomim.errors import ConfigError, InputError
 from geomim.finetune import probing, run
 from geomim.finetune.backbones import Encoder, open_backbone
-from geomim.finetune.datamodule import Windows
-from geomim.finetune.labels import open_labels
+from geomim.finetune.datamodule import Cut, Windows
+from geomim.finetune.labels import Item, Labels, open_labels
 from geomim.finetune.places import Split
 from geomim.finetune.run import TASKS, Model, Running, Tuning
 from geomim.finetune.training import Training
 from geomim.sensors import BandContract, get_sensor
 from geomim.verbs.finetune import _plans, finetune
-from geomim.verbs.finetune_stages import Job, Opened, fit, predict, say
+from geomim.verbs.finetune_stages import Job, Opened, _check_unseen, fit, keep, predict, say
 from geomim.verbs.finetune_stages import test as scored
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "finetune").glob("*.yaml"))
@@ -130,7 +130,7 @@ def test_one_line_tests_each_label_once_beside_random_weights_and_keeps_a_task(k
         p.name for p in out.iterdir()
     }
     assert (out / "confusion.csv").exists() == (kind not in ("boxes", "oboxes"))
-    assert len(json.loads((out / "trained.json").read_text())) == COUNT, "what is kept has seen all"
+    assert len(json.loads((out / "trained.json").read_text())) == COUNT * (1 + (kind == "change")), "it has seen all"
 
 
 def scene(folder: Path, bands: int = 3, crs: str | None = "EPSG:32633") -> str:
@@ -259,6 +259,41 @@ def test_what_is_kept_reads_new_scenes_and_refuses_to_be_tested_on_what_it_saw(
         assert "is there already" in capsys.readouterr().out
     with pytest.raises(InputError, match=f"{6} of 6 windows of the test were trained on"):
         scored(**parse(scored, [*config, "--split.folds", "2"], "finetune test"))
+
+
+def test_what_was_seen_is_known_from_any_folder_and_under_any_name(tmp_path: Path, monkeypatch) -> None:
+    """Also a pair of which the other date was seen."""
+    for name in "ab":
+        (tmp_path / f"{name}.tif").touch()
+        (tmp_path / f"link-{name}.tif").symlink_to(tmp_path / f"{name}.tif")
+    task = SimpleNamespace(state_dict=dict, hparams={}, on_save_checkpoint=lambda _: None, tuning=Training("all"))
+
+    def windows(*dates: str, left: int = 0) -> SimpleNamespace:
+        items = (Item(dates[0], 64, 64, after=dates[1]),)
+        parts = {key: [Cut(0, 0, left, 32)] for key in ("train", "test")}
+        return SimpleNamespace(labels=Labels("change", ("no", "yes"), items), parts=parts, size=32, gsd=None)
+
+    monkeypatch.chdir(tmp_path)
+    keep(tmp_path / "out", task, windows("a.tif", "s3://bucket/b.tif"))
+    monkeypatch.chdir("/")
+    job, here = Job([], "", out=str(tmp_path / "out")), str(tmp_path)
+    for seen in (f"{here}/a.tif", f"{here}/link-a.tif", "s3://bucket/b.tif"):
+        for dates in ((seen, f"{here}/b.tif"), (f"{here}/b.tif", seen)):
+            with pytest.raises(InputError, match="1 of 1 windows of the test were trained on"):
+                _check_unseen(job, windows(*dates, left=31))
+            _check_unseen(job, windows(*dates, left=32))
+    _check_unseen(job, windows(f"{here}/b.tif", f"{here}/link-b.tif"))
+
+
+def test_a_file_in_the_place_of_the_run_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for stage in (
+        lambda out: finetune("nowhere", "nowhere", "none", out),
+        lambda out: fit(scenes=["no"], encoder="none", out=out),
+    ):
+        for out in ("file", "file/run"):
+            with pytest.raises(ConfigError, match=r"expected a folder, there or not; '.*/file' is a file"):
+                stage(str(tmp_path / out))
 
 
 def test_a_task_of_pixels_makes_maps_by_the_verb_for_all_models(made, tmp_path, capsys) -> None:

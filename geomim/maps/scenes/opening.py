@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -90,23 +90,30 @@ def check_scene(
     Raises:
         InputError: The numbers must be in another unit.
     """
+    for note in (*(f"'{scene.uri}'{said}" for said in assumed_of(scene, prepare)), *also):
+        print(f"note: {note}")
+    for note in check_range(prepare, looks(scene, places, side), f"'{scene.uri}'"):
+        print(f"note: {note}")
+
+
+def assumed_of(scene: Scene, prepare: ContractInput) -> list[str]:
+    """What was assumed of a scene that `open_for` gave, and its notes: what follows its name in a sentence."""
+    said = []
     if prepare.sensor != scene.sensor:
         told = dict.fromkeys(f"{u} = number * {s:g} + {o:g}" for u, s, o in prepare.contract.sensor.meanings)
-        print(
-            f"note: '{scene.uri}' states no unit: {', '.join(told)} is assumed, as the encoder was trained on; "
-            "--sensor says otherwise"
-        )
+        meant = f"{', '.join(told)} is assumed, as the encoder was trained on"
+        said.append(f" states no unit: {meant}; --sensor says otherwise")
     if scene.assumed:
         names = ", ".join(scene.sensor.names)
-        print(
-            f"note: '{scene.uri}' names no bands: they are assumed to be {names}, in this order; --bands says otherwise"
-        )
-    for note in (*also, *(f"'{scene.uri}': {note}" for note in scene.notes)):
-        print(f"note: {note}")
-    read = (read_window(scene, *place, side) for place in np.random.default_rng(0).permutation(places).tolist())
-    sample = ((torch.from_numpy(numbers)[None], torch.from_numpy(valid)[None]) for numbers, valid in read)
-    for note in check_range(prepare, sample, f"'{scene.uri}'"):
-        print(f"note: {note}")
+        said.append(f" names no bands: they are assumed to be {names}, in this order; --bands says otherwise")
+    return [*said, *(f": {note}" for note in scene.notes)]
+
+
+def looks(scene: Scene, places: Sequence[tuple[int, int]], side: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Windows as `check_range` takes them, of `(top, left)` in an order drawn by chance, always the same."""
+    for place in np.random.default_rng(0).permutation(places).tolist():
+        numbers, valid = read_window(scene, *place, side)
+        yield torch.from_numpy(numbers)[None], torch.from_numpy(valid)[None]
 
 
 def gsd_note(scene: Scene, contract: BandContract, fitted_at: float | None = None) -> tuple[str, ...]:
