@@ -284,6 +284,29 @@ def test_pictures_without_a_place_say_so(tmp_path, capsys, monkeypatch):
     assert len(gpd.read_parquet(tmp_path / "found.parquet")) == 6
 
 
+def test_only_what_a_search_wrote_is_written_over(asked, tmp_path, capsys):
+    file = str(write_file(asked, "colours", str(tmp_path / "tiles.parquet"), joint=True, device="cpu"))
+    (tmp_path / "link.parquet").symlink_to(file)
+    gpd.GeoDataFrame({"road": ["A1"]}, geometry=gpd.points_from_xy([9], [50]), crs=4326).to_file(tmp_path / "a.geojson")
+    (tmp_path / "words.geojson").write_text("no places")
+    Image.new("RGB", (8, 8)).save(tmp_path / "own.png")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    found = {"out": str(tmp_path / "found.png"), "places": str(tmp_path / "found.geojson")}
+    other = [*({"places": name} for name in ("tiles.parquet", "link.parquet", "a.geojson", "words.geojson"))]
+    for flags in (*other, {"out": "own.png"}):
+        flags = {flag: str(tmp_path / name) for flag, name in flags.items()}
+        with pytest.raises(InputError, match=rf"'{next(iter(flags.values()))}' is there .*another.* --{next(iter(flags))}"):
+            search(file, ["red"], **found | flags)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    for places in ("found.geojson", "found.parquet"):
+        search(file, ["red"], count=1, **found | {"places": str(tmp_path / places)})
+        capsys.readouterr()
+        search(file, ["red"], count=2, **found | {"places": str(tmp_path / places)})  # says that it replaces both
+        said = capsys.readouterr().out
+        assert f"{places}' is there already" in said and "found.png' is there already" in said
+        assert len(gpd.read_file(tmp_path / places) if places.endswith("n") else gpd.read_parquet(tmp_path / places)) == 2
+
+
 def test_a_picture_that_fails_leaves_the_one_that_was_there(asked, tmp_path, monkeypatch):
     out = tmp_path / "found.png"
     search(asked, ["red"], out=str(out))
