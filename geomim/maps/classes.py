@@ -22,8 +22,10 @@ from geomim.errors import CheckpointError, ConfigError, GeomimError, InputError
 from geomim.maps.files.layers import tags_of
 from geomim.maps.files.rasters import (
     NODATA,
+    check_place,
     create,
     name_classes,
+    one_file,
     placed,
     write_cog,
     write_names,
@@ -55,14 +57,15 @@ def targets(
         flag: What the user says it by.
 
     Raises:
-        ConfigError: What is to be a folder ends as a file of another kind does.
+        ConfigError: What is to be a folder ends as a file of another kind does, or a file cannot be written there.
         InputError: Several would be one file, or a scene would be written over.
     """
     if out.lower().endswith(endings):
         if len(scenes) > 1:
             raise InputError(f"{len(scenes)} scenes for one file '{out}': give a folder")
-        if Path(out).absolute() == Path(scenes[0]).absolute():
+        if one_file(out, scenes[0]):
             raise InputError(f"--{flag} would be written over the scene '{out}': name another file")
+        check_place(flag, Path(out))
         return [(scenes[0], Path(out))]
     if out.lower().endswith(_FILES) and not Path(out).is_dir():
         raise ConfigError(f"--{flag}: expected a file that ends in {' or '.join(endings)}, or a folder; given '{out}'")
@@ -70,6 +73,8 @@ def targets(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"several scenes would be written to {', '.join(twice)}: map them into separate folders")
+    for name in names:
+        check_place(flag, Path(out) / name)
     return [(uri, Path(out) / name) for uri, name in zip(scenes, names, strict=True)]
 
 
