@@ -21,7 +21,7 @@ from geomim.errors import CheckpointError, ConfigError, CorpusError, InputError
 from geomim.maps.embeddings.likeness import example, write_cosines
 from geomim.maps.embeddings.patches import ENDINGS, open_patches
 from geomim.maps.files.pictures import check_picture
-from geomim.maps.files.rasters import aside, check_endings
+from geomim.maps.files.rasters import aside, check_endings, one_file
 from geomim.maps.query import PROMPT, sentences_as_vectors, words
 from geomim.models.clip import SOURCES
 from geomim.models.image_text import open_image_text
@@ -150,7 +150,7 @@ def search(
         if embedding or count is not None or places or not kept_only:
             raise ConfigError("--embedding, --count, --places and --kept_only are of tiles: leave them out of patches")
         check_endings(out=(out := out or "search.tif", ".tif", ".tiff"))
-        if Path(out).absolute() == Path(source).absolute():
+        if one_file(out, source):
             raise ConfigError(f"--out would be written over the vectors '{out}': name another file")
         with open_patches(source) as patches:
             vectors = example(patches, str(like)) if sentences is None else asked.vectors(patches.card)
@@ -181,7 +181,7 @@ def _nearest_of(
     if like is None:
         wanted = asked.vectors(vectors.card)
     else:
-        own = vectors.of(like)
+        own = vectors.of(like) if like < 2**63 else None  # as ids are kept
         if own is None:
             raise InputError(
                 f"'{asked.source}' has no tile {like} with a vector; ids are those of its catalogue and pictures"
@@ -197,6 +197,9 @@ def _nearest_of(
                 bar.advance(task, len(ids))
 
     found, scores = nearest(some(), wanted, count - (like is not None))
+    if not found.size and like is None:
+        which = "that training reads: --kept_only false searches the others" if kept_only else "with a vector"
+        raise InputError(f"'{asked.source}' has no tile {which}")
     if like is not None:  # the tile itself comes first, whatever else looks the same
         found, scores = np.insert(found, 0, like, 1), np.insert(scores, 0, 1, 1)
     return found, scores

@@ -145,6 +145,13 @@ def test_tiles_that_training_does_not_read_are_left_out_but_for_the_one_that_is_
         assert (dropped in [int(line[3]) for line in printed(capsys.readouterr().out)]) == there
 
 
+def test_where_no_tile_is_kept_the_flag_that_searches_all_is_told(asked, tmp_path):
+    decide(asked, where="id < 0")
+    with pytest.raises(InputError, match="has no tile that training reads: --kept_only false searches the others"):
+        search(asked, ["red"], out=str(tmp_path / "found.png"))
+    search(asked, ["red"], out=str(tmp_path / "found.png"), kept_only=False)
+
+
 def test_a_file_of_vectors_answers_as_the_corpus_does(asked, tmp_path, capsys):
     file = str(write_file(asked, "colours", str(tmp_path / "tiles.parquet"), joint=True, device="cpu"))
     for question in (
@@ -165,8 +172,9 @@ def test_a_file_of_vectors_answers_as_the_corpus_does(asked, tmp_path, capsys):
         search(file, ["red"], embedding="colours")
     with pytest.raises(ConfigError, match="--like: expected the id of a tile"):
         search(file, like="1,2")
-    with pytest.raises(InputError, match="has no tile 999"):
-        search(file, like=999)
+    for number in (999, 2**63, "99999999999999999999"):
+        with pytest.raises(InputError, match=f"has no tile {number} "):
+            search(file, like=number)
 
 
 def test_without_its_corpus_a_file_of_vectors_still_tells_where_tiles_lie(asked, tmp_path, capsys):
