@@ -115,7 +115,8 @@ class Ground:
         They are of 64 pixels a side, and of fewer where that much is not even to a thousandth.
         """
         five = self.areas(*(np.array([left, top]) + np.array([width, height]) * _FIVE).T)
-        uneven = np.nan_to_num(np.ptp(five) / five.mean()) / _EVEN
+        known = np.isfinite(five)
+        uneven = np.ptp(five) / five.mean() / _EVEN if known.all() else np.inf if known.any() else 0.0  # as beyond a pole
         step = max(min(int(max(height, width) / max(uneven, 1)), _SQUARE), 1)
         ends = (np.append(np.arange(0, length, step), length) for length in (width, height))
         columns, rows = (start + (one[1:] + one[:-1]) / 2 for start, one in zip((left, top), ends, strict=True))
