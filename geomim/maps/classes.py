@@ -279,6 +279,14 @@ def _measured(ground: Ground, top: int, ids: np.ndarray, classes: int) -> Iterat
         yield np.stack([*sums], 1)
 
 
+def tell_beyond(scene: Scene, walk: Walk) -> None:
+    """Print how far the last patches of a map reach beyond its scene: areas of classes hold that ground, too."""
+    down, across = (-length % walk.cell for length in (scene.height, scene.width))
+    if down or across:
+        said = f"the last patches reach {down} rows and {across} columns beyond '{scene.uri}'"
+        print(f"note: {said}: areas are those of whole patches")
+
+
 def _tell(path: Path, scene: Scene, looker: Looker, walk: Walk, areas: np.ndarray, area: Area | None) -> None:
     """Print what was written, and how much of it each class covers."""
     cells, what = areas[:, 0].sum(), "pixels" if walk.cell == 1 else f"patches of {walk.cell} px"
@@ -288,6 +296,8 @@ def _tell(path: Path, scene: Scene, looker: Looker, walk: Walk, areas: np.ndarra
         lacking = "image" if patch == 1 else f"patch of {patch} px of which at least half is image"
         where = "" if area is None else f", as far as middles of {what.partition(' of')[0]} lie in the area"
         print(f"note: '{scene.uri}' holds no {lacking}{where}: all of its map is nodata")
+    if cells:
+        tell_beyond(scene, walk)
     for name, (count, metres) in zip(looker.classes, areas, strict=True):
         if count:
             ground = f"{metres / 1e4:,.2f} ha" if np.isfinite(metres) else f"{count:,.0f} pixels of the map"
