@@ -4,6 +4,8 @@ from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import rasterio
 import torch
@@ -146,10 +148,13 @@ def test_tiles_that_training_does_not_read_are_left_out_but_for_the_one_that_is_
 
 
 def test_where_no_tile_is_kept_the_flag_that_searches_all_is_told(asked, tmp_path):
-    decide(asked, where="id < 0")
+    file = str(write_file(asked, "colours", str(tmp_path / "tiles.parquet"), joint=True, device="cpu"))
+    table = pq.read_table(file)
+    kept = table.schema.get_field_index("kept")
+    pq.write_table(table.set_column(kept, table.field(kept), pa.array([False] * len(table))), file)
     with pytest.raises(InputError, match="has no tile that training reads: --kept_only false searches the others"):
-        search(asked, ["red"], out=str(tmp_path / "found.png"))
-    search(asked, ["red"], out=str(tmp_path / "found.png"), kept_only=False)
+        search(file, ["red"], out=str(tmp_path / "found.png"))
+    search(file, ["red"], out=str(tmp_path / "found.png"), kept_only=False)
 
 
 def test_a_file_of_vectors_answers_as_the_corpus_does(asked, tmp_path, capsys):
@@ -300,19 +305,18 @@ def test_only_what_a_search_wrote_is_written_over(asked, tmp_path, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "own.png")
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     found = {"out": str(tmp_path / "found.png"), "places": str(tmp_path / "found.geojson")}
-    other = [*({"places": name} for name in ("tiles.parquet", "link.parquet", "a.geojson", "words.geojson"))]
-    for flags in (*other, {"out": "own.png"}):
-        flags = {flag: str(tmp_path / name) for flag, name in flags.items()}
-        with pytest.raises(InputError, match=rf"'{next(iter(flags.values()))}' is there .*another.* --{next(iter(flags))}"):
-            search(file, ["red"], **found | flags)
+    other = [("places", name) for name in ("tiles.parquet", "link.parquet", "a.geojson", "words.geojson")]
+    for flag, name in (*other, ("out", "own.png")):
+        with pytest.raises(InputError, match=rf"{name}' is there .*another.* --{flag}"):
+            search(file, ["red"], **found | {flag: str(tmp_path / name)})
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
-    for places in ("found.geojson", "found.parquet"):
+    for places, read in (("found.geojson", gpd.read_file), ("found.parquet", gpd.read_parquet)):
         search(file, ["red"], count=1, **found | {"places": str(tmp_path / places)})
         capsys.readouterr()
         search(file, ["red"], count=2, **found | {"places": str(tmp_path / places)})  # says that it replaces both
         said = capsys.readouterr().out
         assert f"{places}' is there already" in said and "found.png' is there already" in said
-        assert len(gpd.read_file(tmp_path / places) if places.endswith("n") else gpd.read_parquet(tmp_path / places)) == 2
+        assert len(read(tmp_path / places)) == 2
 
 
 def test_a_picture_that_fails_leaves_the_one_that_was_there(asked, tmp_path, monkeypatch):

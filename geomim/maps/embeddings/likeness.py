@@ -36,9 +36,9 @@ def example(patches: PatchRaster, like: str) -> np.ndarray:
         raise ConfigError(f"--like: expected coordinates X,Y of a place in the scene; given '{like}'") from error
     found, crs = patches.locate(x, y), patches.place.get("crs")
     if found is None and crs and abs(x) <= 360 and abs(y) <= 90:
-        east, north = Transformer.from_crs("OGC:CRS84", crs, always_xy=True).transform(x, y)
-        turns = (0, -360, 360) if crs.is_geographic else (0,)  # longitudes may be counted from 0 to 360
-        for east in [east + turn for turn in turns] if np.isfinite((east, north)).all() else []:
+        projected, north = Transformer.from_crs("OGC:CRS84", crs, always_xy=True).transform(x, y)
+        turns = range(-720, 721, 360) if crs.is_geographic else (0,)  # longitudes may be counted from anywhere
+        for east in [projected + turn for turn in turns] if np.isfinite((projected, north)).all() else []:
             if found := patches.locate(east, north):
                 print(f"note: {like} is taken as longitude and latitude: {east:.10g},{north:.10g} of {crs}")
                 break

@@ -87,8 +87,8 @@ def _of_needed(contract: BandContract, scene: Scene, sensor: Sensor | None, band
                 scene.close()
                 return replace(again, assumed=scene.assumed)
             again.close()
-    said = f"the model does not need {', '.join(others)}, but where a pixel is nodata in one of its bands the map is, too"
-    return replace(scene, notes=(*scene.notes, f"{said}{': --bands may leave bands out' if bands else ''}"))
+    said = f"the model does not need {', '.join(others)}, but where nodata stands there, the map is nodata, too"
+    return replace(scene, notes=(*scene.notes, f"{said}{': --bands may leave that out' if bands else ''}"))
 
 
 def _ways(scene: Scene, sensor: Sensor | None, needed: Sensor) -> list[tuple[Sensor | None, Sequence[str] | None]]:
