@@ -11,6 +11,7 @@ import numpy as np
 ACROSS = 6
 """Pictures in a row of a sheet."""
 _GAP = 8  # between two pictures, in pixels
+_TOLD = "Software", "geomim"  # by which a sheet is known again
 
 
 def contact_sheet(
@@ -31,7 +32,10 @@ def contact_sheet(
         side: The longer side of a picture, in pixels.
     """
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
+    told = PngInfo()
+    told.add_text(*_TOLD)
     across = min(max(1, across // item) * item, max(len(pictures) for _, pictures in groups))
     rows = [
         _row("" if at else head, pictures[at : at + across], side, across * (side + _GAP) + _GAP)
@@ -41,10 +45,22 @@ def contact_sheet(
     part = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        Image.fromarray(np.concatenate(rows)).save(part, format="PNG")
+        Image.fromarray(np.concatenate(rows)).save(part, format="PNG", pnginfo=told)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def is_sheet(path: Path) -> bool:
+    """Whether a file is a sheet that `contact_sheet` drew."""
+    from PIL import Image
+
+    name, value = _TOLD
+    try:
+        with Image.open(path) as picture:
+            return bool(picture.info.get(name) == value)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # as Pillow says that it cannot be read
+        return False
 
 
 def _row(head: str, pictures: Sequence[tuple[np.ndarray, str]], side: int, width: int) -> np.ndarray:

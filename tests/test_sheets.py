@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from geomim.sheets import contact_sheet
+from geomim.sheets import contact_sheet, is_sheet
 
 RED, GREEN = (np.full((4, 4, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 255, 0)))
 
@@ -58,3 +58,11 @@ def test_a_head_is_shortened_to_the_sheet(tmp_path):
     long, none = (read(tmp_path / f"{name}.png") for name in ("long", "none"))
     assert long.shape[1] == none.shape[1] and len(long) == len(none) + 26
     assert (long[:, -4:] == 255).all() and (long[:26] < 100).any()
+
+
+def test_a_sheet_is_known_again_and_no_other_file_is_taken_for_one(tmp_path):
+    contact_sheet(tmp_path / "sheet.png", [("", [(RED, "")])])
+    Image.fromarray(RED).save(tmp_path / "own.png")
+    (tmp_path / "words.png").write_text("no picture")
+    names = ("sheet.png", "own.png", "words.png", "none.png")
+    assert [is_sheet(tmp_path / name) for name in names] == [True, False, False, False]

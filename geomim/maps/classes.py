@@ -22,8 +22,10 @@ from geomim.errors import CheckpointError, ConfigError, GeomimError, InputError
 from geomim.maps.files.layers import tags_of
 from geomim.maps.files.rasters import (
     NODATA,
+    check_place,
     create,
     name_classes,
+    one_file,
     placed,
     write_cog,
     write_names,
@@ -55,14 +57,15 @@ def targets(
         flag: What the user says it by.
 
     Raises:
-        ConfigError: What is to be a folder ends as a file of another kind does.
+        ConfigError: What is to be a folder ends as a file of another kind does, or a file cannot be written there.
         InputError: Several would be one file, or a scene would be written over.
     """
     if out.lower().endswith(endings):
         if len(scenes) > 1:
             raise InputError(f"{len(scenes)} scenes for one file '{out}': give a folder")
-        if Path(out).absolute() == Path(scenes[0]).absolute():
+        if one_file(out, scenes[0]):
             raise InputError(f"--{flag} would be written over the scene '{out}': name another file")
+        check_place(flag, Path(out))
         return [(scenes[0], Path(out))]
     if out.lower().endswith(_FILES) and not Path(out).is_dir():
         raise ConfigError(f"--{flag}: expected a file that ends in {' or '.join(endings)}, or a folder; given '{out}'")
@@ -70,6 +73,8 @@ def targets(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"several scenes would be written to {', '.join(twice)}: map them into separate folders")
+    for name in names:
+        check_place(flag, Path(out) / name)
     return [(uri, Path(out) / name) for uri, name in zip(scenes, names, strict=True)]
 
 
@@ -274,6 +279,14 @@ def _measured(ground: Ground, top: int, ids: np.ndarray, classes: int) -> Iterat
         yield np.stack([*sums], 1)
 
 
+def tell_beyond(scene: Scene, walk: Walk) -> None:
+    """Print how far the last patches of a map reach beyond its scene: areas of classes hold that ground, too."""
+    down, across = (-length % walk.cell for length in (scene.height, scene.width))
+    if down or across:
+        said = f"the last patches reach {down} rows and {across} columns beyond '{scene.uri}'"
+        print(f"note: {said}: areas are those of whole patches")
+
+
 def _tell(path: Path, scene: Scene, looker: Looker, walk: Walk, areas: np.ndarray, area: Area | None) -> None:
     """Print what was written, and how much of it each class covers."""
     cells, what = areas[:, 0].sum(), "pixels" if walk.cell == 1 else f"patches of {walk.cell} px"
@@ -283,6 +296,8 @@ def _tell(path: Path, scene: Scene, looker: Looker, walk: Walk, areas: np.ndarra
         lacking = "image" if patch == 1 else f"patch of {patch} px of which at least half is image"
         where = "" if area is None else f", as far as middles of {what.partition(' of')[0]} lie in the area"
         print(f"note: '{scene.uri}' holds no {lacking}{where}: all of its map is nodata")
+    if cells:
+        tell_beyond(scene, walk)
     for name, (count, metres) in zip(looker.classes, areas, strict=True):
         if count:
             ground = f"{metres / 1e4:,.2f} ha" if np.isfinite(metres) else f"{count:,.0f} pixels of the map"

@@ -99,6 +99,8 @@ def make(opened: Looker | Finder, asked: Asked, uri: str, path: Path, outlines: 
         there = outlines is not None and is_done(outlines, seen.scene, outlined)  # or is refused before the work
         if is_done(path, seen.scene, card):
             print(f"'{path}' is there already: take it away to make it again")
+            if outlines is not None and not there:  # else said with the map
+                classes.tell_beyond(seen.scene, walk)
         else:
             _check(opened, asked, seen)
             what = seen.scene, seen.prepare
@@ -147,8 +149,5 @@ def _check(opened: Looker | Finder, asked: Asked, seen: Seen) -> None:
 
 
 def _outline(scene: Scene, looker: Looker, card: Mapping[str, Any], asked: Asked, path: Path, outlines: Path) -> None:
-    beyond = [-length % looker.cell for length in (scene.height, scene.width)]
-    if any(beyond):
-        print(f"note: the last patches reach {beyond[0]} rows and {beyond[1]} columns beyond '{scene.uri}'")
     tags = tags_for(scene, card, looker.made_by, asked.model)
     say(write_polygons(path, outlines, looker.classes, asked.simplify, tags))

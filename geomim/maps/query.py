@@ -18,8 +18,8 @@ from geomim.errors import ConfigError, InputError
 from geomim.evaluate.features import device_of, fast_half
 from geomim.maps.answers import classify, enlarge, outline
 from geomim.maps.files.layers import check_replaced
-from geomim.maps.files.pictures import quick_look
-from geomim.maps.files.rasters import NODATA, check_endings, create, placed, write_cog
+from geomim.maps.files.pictures import check_picture, quick_look
+from geomim.maps.files.rasters import NODATA, check_endings, create, one_file, placed, write_cog
 from geomim.maps.scenes.opening import check_scene, chosen_for, open_for, scale_note
 from geomim.maps.walk.strips import Strips, address, scene_card, told_when_full
 from geomim.maps.walk.windows import Look, Walk, blend, check_overlap
@@ -138,6 +138,7 @@ def query(
     for flag, file in {"--out": out, "--classes": classes, "--polygons": polygons}.items():
         if file:
             check_replaced(flag, Path(file), plain(address(scene)))
+    check_picture("--out", files.picture)
     target = device_of(device)
     opened, prepare, asked, made_by = _open(scene, model, quickgelu, sensor, bands, all_bands)
     asked = asked.to(target)
@@ -229,10 +230,10 @@ class Files:
     def __post_init__(self) -> None:
         rasters = {"out": (self.out, ".tif", ".tiff"), "classes": (self.classes, ".tif", ".tiff")}
         check_endings(**rasters, polygons=(self.polygons, ".gpkg"))
-        if self.classes and Path(self.classes).absolute() == Path(self.out).absolute():
+        if self.classes and one_file(self.classes, self.out):
             raise ConfigError(f"--out and --classes are one file, '{self.out}'")
         written = (self.out, self.picture, self.classes, self.polygons)
-        if Path(self.scene).absolute() in [Path(file).absolute() for file in written if file]:
+        if any(one_file(self.scene, file) for file in written if file):
             raise ConfigError(
                 f"the scene '{self.scene}' would be written over by a map or its picture: name other files"
             )

@@ -11,6 +11,7 @@ from geomim.errors import CheckpointError, ConfigError, MissingExtraError
 from geomim.maps.classes import each, targets
 from geomim.maps.drawing import Asked, make
 from geomim.maps.files.layers import ENDINGS
+from geomim.maps.files.rasters import check_place
 from geomim.maps.probes import open_probe
 from geomim.maps.scenes.areas import NoGroundError
 from geomim.maps.walk.finder import Finder
@@ -209,6 +210,7 @@ class Whole:
     def write(self, uris: Sequence[str], out: str, sensor: Sensor | None, bands: Sequence[str] | None) -> Path:
         """One table, a row a scene, each of which is read into memory whole; see `write_classes`."""
         path = Path(out) if out.lower().endswith(_WHOLE.endings) else Path(out) / "classes.csv"
+        check_place("out", path)
         _finetune("predict").write_classes(self.task, uris, path, self.size, sensor, bands, self.device)
         return path
 

@@ -9,6 +9,8 @@ import geopandas as gpd
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pyogrio
 import shapely
 from rich.console import Console
 from rich.progress import Progress
@@ -18,7 +20,8 @@ from geomim.corpus.store import Corpus
 from geomim.errors import CheckpointError, ConfigError, CorpusError, InputError
 from geomim.maps.embeddings.likeness import example, write_cosines
 from geomim.maps.embeddings.patches import ENDINGS, open_patches
-from geomim.maps.files.rasters import aside, check_endings
+from geomim.maps.files.pictures import check_picture
+from geomim.maps.files.rasters import aside, check_endings, one_file
 from geomim.maps.query import PROMPT, sentences_as_vectors, words
 from geomim.models.clip import SOURCES
 from geomim.models.image_text import open_image_text
@@ -26,6 +29,8 @@ from geomim.sheets import ACROSS, contact_sheet
 from geomim.verbs.stored_vectors import TileVectors, open_vectors
 
 _ROWS = 50  # of tiles that one picture can show
+_PICTURE = "search.png"
+_COLUMNS = ("asked", "rank", "score", "tile", "source")  # an `id` would be that of GeoJSON's features
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def search(
         if embedding or count is not None or places or not kept_only:
             raise ConfigError("--embedding, --count, --places and --kept_only are of tiles: leave them out of patches")
         check_endings(out=(out := out or "search.tif", ".tif", ".tiff"))
-        if Path(out).absolute() == Path(source).absolute():
+        if one_file(out, source):
             raise ConfigError(f"--out would be written over the vectors '{out}': name another file")
         with open_patches(source) as patches:
             vectors = example(patches, str(like)) if sentences is None else asked.vectors(patches.card)
@@ -162,9 +167,11 @@ def search(
             f"--out {out}: '{vectors.card['source']}', whose pixels '{source}' is of, is not at hand or has changed: "
             "leave --out out, the tiles found are printed and written to --places"
         )
+    if corpus:
+        check_picture("--out", Path(out or _PICTURE))
     number = None if like is None else int(like)
     found, scores = _nearest_of(vectors, asked, number, count, kept_only)
-    return _show(corpus, vectors, titles, (found, scores), Path(out or "search.png"), places and Path(places))
+    return _show(corpus, vectors, titles, (found, scores), Path(out or _PICTURE), places and Path(places))
 
 
 def _nearest_of(
@@ -174,7 +181,7 @@ def _nearest_of(
     if like is None:
         wanted = asked.vectors(vectors.card)
     else:
-        own = vectors.of(like)
+        own = vectors.of(like) if like < 2**63 else None  # as ids are kept
         if own is None:
             raise InputError(
                 f"'{asked.source}' has no tile {like} with a vector; ids are those of its catalogue and pictures"
@@ -190,6 +197,9 @@ def _nearest_of(
                 bar.advance(task, len(ids))
 
     found, scores = nearest(some(), wanted, count - (like is not None))
+    if not found.size and like is None:
+        which = "that training reads: --kept_only false searches the others" if kept_only else "with a vector"
+        raise InputError(f"'{asked.source}' has no tile {which}")
     if like is not None:  # the tile itself comes first, whatever else looks the same
         found, scores = np.insert(found, 0, like, 1), np.insert(scores, 0, 1, 1)
     return found, scores
@@ -203,6 +213,20 @@ def _check(texts: int, count: int, out: str | None, places: str | None) -> None:
             f"and --count of 1 to {most} for {texts}; given {count}"
         )
     check_endings(out=(out, ".png"), places=(places, ".geojson", ".parquet"))
+    if places and Path(places).exists():
+        if not _is_places(Path(places)):
+            raise InputError(f"'{places}' is there and holds no tiles that a search found: name another with --places")
+        print(f"note: '{places}' is there already: it is replaced")
+
+
+def _is_places(path: Path) -> bool:
+    """Whether a file has the columns that `_write_places` writes, and no others."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            return {*pq.read_schema(path).names} == {*_COLUMNS, "geometry"}
+        return {*pyogrio.read_info(path)["fields"]} == {*_COLUMNS}
+    except (OSError, pa.ArrowException, pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError):
+        return False
 
 
 def nearest(
@@ -295,8 +319,7 @@ def _coordinates(outline: Any) -> str:
 
 
 def _write_places(path: Path, rows: Sequence[tuple[Any, ...]]) -> None:
-    names = ("asked", "rank", "score", "tile", "source")  # an `id` would be that of GeoJSON's features
-    columns = {name: [row[place] for row in rows] for place, name in enumerate(names)}
+    columns = {name: [row[place] for row in rows] for place, name in enumerate(_COLUMNS)}
     frame = gpd.GeoDataFrame(columns, geometry=[row[-1] or None for row in rows], crs="OGC:CRS84")
     if missing := int(frame.geometry.isna().sum()):
         print(f"note: {missing} of {len(frame)} tiles have no place on Earth: they have no outline in {path}")

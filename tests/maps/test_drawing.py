@@ -124,11 +124,13 @@ def test_outlines_come_with_the_map_and_once(tmp_path, capsys):
     assert not (tmp_path / "other_map.tif").exists(), "refused before the work"
 
 
-def test_outlines_of_patches_say_how_far_they_reach_beyond_the_scene(tmp_path, capsys):
+def test_maps_and_outlines_of_patches_say_how_far_they_reach_beyond_the_scene(tmp_path, capsys):
     uri, looker = scene(tmp_path / "s.tif", levels(50, 60)), Model().looker()
     patches = replace(looker, cell=8, look=lambda images, valid: looker.look(images[..., 4::8, 4::8], valid))
-    make(patches, Asked("m"), uri, tmp_path / "map.tif", tmp_path / "map.gpkg")
-    assert "the last patches reach 6 rows and 4 columns beyond" in capsys.readouterr().out
+    for name, outlines, times in (("a", None, 1), ("a", "a.gpkg", 1), ("a", "a.gpkg", 0), ("b", "b.gpkg", 1)):
+        make(patches, Asked("m"), uri, tmp_path / f"{name}.tif", outlines and tmp_path / outlines)
+        told = f"note: the last patches reach 6 rows and 4 columns beyond '{uri}': areas are those of whole patches"
+        assert capsys.readouterr().out.count(told) == times
 
 
 @pytest.mark.parametrize("finer", [1, 2])

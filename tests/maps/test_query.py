@@ -180,6 +180,27 @@ def test_a_raster_of_another_scene_is_not_written_over(tmp_path, capsys):
         assert file.read_bytes() == before
 
 
+def test_a_picture_of_the_users_own_is_not_drawn_over(tmp_path, capsys):
+    scene, out = write(tmp_path / "scene.tif", halves(), **PLACE), tmp_path / "heat.tif"
+    Image.new("RGB", (8, 8)).save(picture := tmp_path / "heat.png")
+    before = picture.read_bytes()
+    with pytest.raises(InputError, match=r"heat\.png' is there and is no picture that this geomim drew.*with --out"):
+        query(scene, "m", ["red"], str(out))
+    assert picture.read_bytes() == before and not out.exists()
+    picture.unlink()
+    for times in (0, 1):
+        query(scene, "m", ["red"], str(out))
+        assert capsys.readouterr().out.count(f"'{picture}' is there already: it is replaced") == times
+
+
+@pytest.mark.parametrize("scene", ["scene.png", "link.tif"])
+def test_a_scene_is_not_written_over_by_another_name(scene, tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "link.tif").symlink_to("scene.tif")
+    with pytest.raises(ConfigError, match="would be written over"):
+        query(str(tmp_path / scene), "m", ["red"], str(tmp_path / "b" / ".." / "scene.tif"))
+
+
 @pytest.mark.parametrize(("flag", "ending"), [("classes", ".tif"), ("polygons", ".gpkg")])
 def test_nor_are_classes_and_polygons_of_another_scene_or_of_somebody_else(flag, ending, tmp_path, capsys):
     scene, out, file = write(tmp_path / "scene.tif", halves(), **PLACE), tmp_path / "heat.tif", tmp_path / f"c{ending}"

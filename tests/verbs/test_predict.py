@@ -309,6 +309,8 @@ def test_wrong_arguments_are_told_in_a_sentence(trained, tmp_path, capsys):
         ({"--out": "map.shp"}, 2, "is of a format that is not written: expected .tif"),
         ({"--out": "file"}, 1, "cannot be written in folder"),
         ({"--out": "file/map.tif"}, 1, "cannot be written in folder"),
+        ({"--out": "new/../scene.tif"}, 1, "would be written over the scene"),
+        ({"--polygons": "n/a!b.gpkg"}, 2, "--polygons: layers cannot be written where a name has '!'"),
         ({"--model": "trainde"}, 1, "trainde' does not exist: give a probe"),
         ({"--device": "gpu9"}, 2, "--device: expected auto, cpu, cuda or another device of torch; given 'gpu9'"),
         ({"--sensor": "nai"}, 1, "did you mean 'naip'?"),

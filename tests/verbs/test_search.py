@@ -4,6 +4,8 @@ from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import rasterio
 import torch
@@ -145,6 +147,16 @@ def test_tiles_that_training_does_not_read_are_left_out_but_for_the_one_that_is_
         assert (dropped in [int(line[3]) for line in printed(capsys.readouterr().out)]) == there
 
 
+def test_where_no_tile_is_kept_the_flag_that_searches_all_is_told(asked, tmp_path):
+    file = str(write_file(asked, "colours", str(tmp_path / "tiles.parquet"), joint=True, device="cpu"))
+    table = pq.read_table(file)
+    kept = table.schema.get_field_index("kept")
+    pq.write_table(table.set_column(kept, table.field(kept), pa.array([False] * len(table))), file)
+    with pytest.raises(InputError, match="has no tile that training reads: --kept_only false searches the others"):
+        search(file, ["red"], out=str(tmp_path / "found.png"))
+    search(file, ["red"], out=str(tmp_path / "found.png"), kept_only=False)
+
+
 def test_a_file_of_vectors_answers_as_the_corpus_does(asked, tmp_path, capsys):
     file = str(write_file(asked, "colours", str(tmp_path / "tiles.parquet"), joint=True, device="cpu"))
     for question in (
@@ -165,8 +177,9 @@ def test_a_file_of_vectors_answers_as_the_corpus_does(asked, tmp_path, capsys):
         search(file, ["red"], embedding="colours")
     with pytest.raises(ConfigError, match="--like: expected the id of a tile"):
         search(file, like="1,2")
-    with pytest.raises(InputError, match="has no tile 999"):
-        search(file, like=999)
+    for number in (999, 2**63, "99999999999999999999"):
+        with pytest.raises(InputError, match=f"has no tile {number} "):
+            search(file, like=number)
 
 
 def test_without_its_corpus_a_file_of_vectors_still_tells_where_tiles_lie(asked, tmp_path, capsys):
@@ -282,6 +295,28 @@ def test_pictures_without_a_place_say_so(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert said.count("no place  ") == 6 and "6 of 6 tiles have no place on Earth" in said
     assert len(gpd.read_parquet(tmp_path / "found.parquet")) == 6
+
+
+def test_only_what_a_search_wrote_is_written_over(asked, tmp_path, capsys):
+    file = str(write_file(asked, "colours", str(tmp_path / "tiles.parquet"), joint=True, device="cpu"))
+    (tmp_path / "link.parquet").symlink_to(file)
+    gpd.GeoDataFrame({"road": ["A1"]}, geometry=gpd.points_from_xy([9], [50]), crs=4326).to_file(tmp_path / "a.geojson")
+    (tmp_path / "words.geojson").write_text("no places")
+    Image.new("RGB", (8, 8)).save(tmp_path / "own.png")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    found = {"out": str(tmp_path / "found.png"), "places": str(tmp_path / "found.geojson")}
+    other = [("places", name) for name in ("tiles.parquet", "link.parquet", "a.geojson", "words.geojson")]
+    for flag, name in (*other, ("out", "own.png")):
+        with pytest.raises(InputError, match=rf"{name}' is there .*another.* --{flag}"):
+            search(file, ["red"], **found | {flag: str(tmp_path / name)})
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    for places, read in (("found.geojson", gpd.read_file), ("found.parquet", gpd.read_parquet)):
+        search(file, ["red"], count=1, **found | {"places": str(tmp_path / places)})
+        capsys.readouterr()
+        search(file, ["red"], count=2, **found | {"places": str(tmp_path / places)})  # says that it replaces both
+        said = capsys.readouterr().out
+        assert f"{places}' is there already" in said and "found.png' is there already" in said
+        assert len(read(tmp_path / places)) == 2
 
 
 def test_a_picture_that_fails_leaves_the_one_that_was_there(asked, tmp_path, monkeypatch):

@@ -35,11 +35,13 @@ def example(patches: PatchRaster, like: str) -> np.ndarray:
     except ValueError as error:
         raise ConfigError(f"--like: expected coordinates X,Y of a place in the scene; given '{like}'") from error
     found, crs = patches.locate(x, y), patches.place.get("crs")
-    if found is None and crs and abs(x) <= 180 and abs(y) <= 90:
-        projected = Transformer.from_crs("OGC:CRS84", crs, always_xy=True).transform(x, y)
-        found = patches.locate(*projected) if np.isfinite(projected).all() else None
-        if found:
-            print(f"note: {like} is taken as longitude and latitude: {projected[0]:.10g},{projected[1]:.10g} of {crs}")
+    if found is None and crs and abs(x) <= 360 and abs(y) <= 90:
+        projected, north = Transformer.from_crs("OGC:CRS84", crs, always_xy=True).transform(x, y)
+        turns = range(-720, 721, 360) if crs.is_geographic else (0,)  # longitudes may be counted from anywhere
+        for east in [projected + turn for turn in turns] if np.isfinite((projected, north)).all() else []:
+            if found := patches.locate(east, north):
+                print(f"note: {like} is taken as longitude and latitude: {east:.10g},{north:.10g} of {crs}")
+                break
     if found is None:
         raise InputError(
             f"--like {like}: no patch of '{patches.name}' lies there; expected X,Y in {_extent(patches)}, or longitude,"

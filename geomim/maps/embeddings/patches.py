@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ import zarr
 from affine import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
-from rasterio.transform import GCPTransformer
 from rasterio.windows import Window
 from zarr.errors import GroupNotFoundError
 
+from geomim.corpus.scenes.footprints import by_control_points
 from geomim.corpus.scenes.maps import MADE
 from geomim.errors import InputError
 from geomim.maps.embeddings.rows import BLOCK, Rows, windows, write_geotiff
 from geomim.maps.embeddings.vectors import NODATA, Rounding, told_card
 from geomim.maps.files.rasters import open_map
+from geomim.maps.scenes.ground import Ground
 
 ENDINGS = (".tif", ".tiff", ".zarr")
 _CHUNK = 64  # patches along a side of a chunk, with all of their values: who asks for a place asks for a vector
@@ -69,14 +71,21 @@ class PatchRaster:
             x: In the raster's CRS; of a raster without place the column.
             y: Likewise; the row.
         """
-        if "gcps" in self.place:
-            with GCPTransformer(self.place["gcps"]) as there:
-                row, column = there.rowcol(x, y)
+        if self._ground is not None:
+            column, row = self._ground.back(np.array([x]), np.array([y]))[:, 0]
         else:
             column, row = ~self.place.get("transform", Affine.identity()) @ (x, y)
         if not (0 <= row < self.shape[1] and 0 <= column < self.shape[2]):
             return None
         return int(row), int(column)
+
+    @cached_property
+    def _ground(self) -> Ground | None:
+        """Where it lies by control points, as maps of its scene do."""
+        if "gcps" not in self.place:
+            return None
+        placement = by_control_points(self.name, self.place["gcps"])
+        return Ground(self.place.get("crs"), placement, *self.shape[1:], None)
 
 
 def write_patches(

@@ -13,13 +13,31 @@ from rasterio.windows import Window
 
 from geomim.corpus.report.pictures import composite
 from geomim.corpus.scenes import Scene
+from geomim.errors import InputError
 from geomim.maps.files.rasters import open_map
-from geomim.sheets import contact_sheet
+from geomim.sheets import contact_sheet, is_sheet
 
 _EDGE = 1200  # pixels of a scene's longer side, at most
 _PANELS = 4  # beside each other
 _ROWS = 256  # of a scene that are read at a time
 _SIDE = 480  # of a panel
+
+
+def check_picture(flag: str, path: Path) -> None:
+    """Say that a picture is replaced, which geomim drew.
+
+    Args:
+        flag: What named it.
+        path: Where one is to be drawn.
+
+    Raises:
+        InputError: What is there is another file.
+    """
+    if not path.exists():
+        return
+    if not is_sheet(path):
+        raise InputError(f"'{path}' is there and is no picture that this geomim drew: name another file with {flag}")
+    print(f"note: '{path}' is there already: it is replaced")
 
 
 def quick_look(path: Path, scene: Scene, scores: Path, texts: Sequence[str], what: str) -> None:

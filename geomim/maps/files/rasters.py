@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -22,7 +22,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from geomim.corpus.scenes import Scene
 from geomim.corpus.scenes.maps import MADE, entries
-from geomim.errors import ConfigError
+from geomim.errors import ConfigError, InputError
 
 NODATA = 255
 """Value of a patch without image in a map of classes; class ids run from 0 to 254."""
@@ -31,10 +31,31 @@ _POINTS = 11  # control points along each side of a scene that is placed by such
 
 
 def check_endings(**files: tuple[str | None, *tuple[str, ...]]) -> None:
-    """Refuse a file to write that ends in none of the endings beside it, which are what its flag writes."""
+    """Refuse a file to write that ends in none of the endings beside it, which are what its flag writes.
+
+    Or one that cannot be written where it is to be, as `check_place` says.
+    """
     for flag, (file, *endings) in files.items():
         if file and not file.lower().endswith(tuple(endings)):
             raise ConfigError(f"--{flag}: expected a file that ends in {' or '.join(endings)}; given '{file}'")
+        if file:
+            check_place(flag, Path(file))
+
+
+def check_place(flag: str, path: Path) -> None:
+    """Refuse a file whose folder cannot be one, or whose name says something else to what writes it."""
+    if path.suffix.lower() in (".gpkg", ".geojson") and "!" in str(path):  # to pyogrio a member of an archive
+        raise ConfigError(f"--{flag}: layers cannot be written where a name has '!'; given '{path}'")
+    if file := next((folder for folder in path.parents if folder.exists() and not folder.is_dir()), None):
+        raise InputError(f"--{flag}: '{path}' cannot be written in folder '{path.parent}': '{file}' is a file")
+
+
+def one_file(one: str | Path, other: str | Path) -> bool:
+    """Whether two paths lead to one file, also by links or `..`; neither has to be there."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return os.path.realpath(one) == os.path.realpath(other)
 
 
 @contextmanager
@@ -78,7 +99,7 @@ def placed(scene: Scene, cell: int) -> dict[str, object]:
 
 
 def write_cog(source: Path, path: Path, resampling: str) -> None:
-    """Write a raster as a cloud-optimised GeoTIFF with overviews.
+    """Write a raster as a cloud-optimised GeoTIFF with overviews; names and a style of one it replaces go with that.
 
     Args:
         source: Any raster; its bands' descriptions, tags and colours come along.
@@ -97,6 +118,9 @@ def write_cog(source: Path, path: Path, resampling: str) -> None:
             with rasterio.open(source) as given, rasterio.open(part) as written:
                 if any(given.checksum(band) != written.checksum(band) for band in given.indexes):
                     raise OSError(f"'{path}' could not be written in full: is the disk full?")
+    _names_of(path).unlink(missing_ok=True)
+    if _may_write_style(path):
+        path.with_suffix(".qml").unlink(missing_ok=True)
 
 
 def _unmark_alpha(path: Path) -> None:
@@ -145,7 +169,29 @@ def colours_of(names: Sequence[str]) -> dict[int, tuple[int, int, int, int]]:
 
 
 def write_style(path: Path, names: Sequence[str]) -> None:
-    """A `.qml` beside a map of classes, by which QGIS shows its first band in its colours, with its names."""
+    """A `.qml` beside a map of classes, by which QGIS shows its first band in its colours, with its names.
+
+    A style of the user's own stays, which is said.
+    """
+    if _may_write_style(path):
+        with aside(path.with_suffix(".qml")) as part:
+            part.write_text(_style(names), encoding="utf-8")
+
+
+def _may_write_style(path: Path) -> bool:
+    """Whether the style beside a raster is none, or just what is written for the names in it; says so of others."""
+    style = path.with_suffix(".qml")
+    if not style.exists():
+        return True
+    with suppress(OSError, ValueError, ElementTree.ParseError):
+        text = style.read_text(encoding="utf-8")
+        if text == _style([one.get("label", "") for one in ElementTree.fromstring(text).iter("paletteEntry")]):
+            return True
+    print(f"note: the style '{style}' is not as geomim writes one: it stays, and QGIS shows '{path}' by it")
+    return False
+
+
+def _style(names: Sequence[str]) -> str:
     root = ElementTree.Element("qgis", version="3.28", styleCategories="AllStyleCategories")
     pipe = ElementTree.SubElement(root, "pipe")
     shown = {"type": "paletted", "band": "1", "opacity": "1", "alphaBand": "-1", "nodataColor": ""}
@@ -159,9 +205,8 @@ def write_style(path: Path, names: Sequence[str]) -> None:
         }
         ElementTree.SubElement(palette, "paletteEntry", entry)
     ElementTree.indent(root)
-    text = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n" + ElementTree.tostring(root, "unicode")
-    with aside(path.with_suffix(".qml")) as part:
-        part.write_text(text + "\n", encoding="utf-8")
+    doctype = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
+    return f"{doctype}{ElementTree.tostring(root, 'unicode')}\n"
 
 
 def write_names(path: Path, names: Sequence[str]) -> None:
@@ -170,5 +215,9 @@ def write_names(path: Path, names: Sequence[str]) -> None:
     text = (
         f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{categories}</CategoryNames></PAMRasterBand></PAMDataset>'
     )
-    with aside(path.with_name(path.name + ".aux.xml")) as part:
+    with aside(_names_of(path)) as part:
         part.write_text(text + "\n", encoding="utf-8")
+
+
+def _names_of(path: Path) -> Path:
+    return path.with_name(path.name + ".aux.xml")

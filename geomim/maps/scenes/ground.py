@@ -115,7 +115,10 @@ class Ground:
         They are of 64 pixels a side, and of fewer where that much is not even to a thousandth.
         """
         five = self.areas(*(np.array([left, top]) + np.array([width, height]) * _FIVE).T)
-        uneven = np.nan_to_num(np.ptp(five) / five.mean()) / _EVEN
+        known = np.isfinite(five)
+        uneven = np.ptp(five) / five.mean() / _EVEN if known.all() else 0.0
+        if known.any() and not known.all():  # beyond a pole, or a projection, nothing tells
+            uneven = np.inf
         step = max(min(int(max(height, width) / max(uneven, 1)), _SQUARE), 1)
         ends = (np.append(np.arange(0, length, step), length) for length in (width, height))
         columns, rows = (start + (one[1:] + one[:-1]) / 2 for start, one in zip((left, top), ends, strict=True))

@@ -40,12 +40,15 @@ def open_for(
 ) -> tuple[Scene, ContractInput]:
     """Open a scene that has the contract's bands; numbers of no stated unit are taken to be the contract's.
 
+    Other bands are left out, as a pixel is nodata where any band is; where they cannot be, a note of the scene says so.
+
     Raises:
         BandError: It lacks a band, by name.
     """
     scene = _open(contract, uri, sensor, bands)
-    untold = sensor is None and set(scene.sensor.meanings) == {(Sensor.unit, 1.0, 0.0)}
     try:
+        scene = _of_needed(contract, scene, sensor, bands)
+        untold = sensor is None and set(scene.sensor.meanings) == {(Sensor.unit, 1.0, 0.0)}
         given = contract.as_stored(scene.sensor) if untold else scene.sensor
         return scene, ContractInput(contract, given)
     except BandError as error:
@@ -68,6 +71,38 @@ def _open(contract: BandContract, uri: str, sensor: Sensor | None, bands: Sequen
             match_bands(needed.bands, named.sensor.bands)
             return open_scene(uri, needed)
         raise _named(uri, error) from error
+
+
+def _of_needed(contract: BandContract, scene: Scene, sensor: Sensor | None, bands: Sequence[str] | None) -> Scene:
+    """The scene opened again with the bands alone that the contract needs, where it then differs in nothing else."""
+    places = {*contract.indices(scene.sensor.bands)}
+    others = [name for place, name in enumerate(scene.sensor.names) if place not in places]
+    if not others:
+        return scene
+    needed = replace(scene.sensor, bands=tuple(scene.sensor.bands[place] for place in sorted(places)))
+    for asked in [] if bands else _ways(scene, sensor, needed):
+        with suppress(GeomimError):
+            again = open_scene(scene.uri, *asked)
+            if (again.sensor, again.notes, _lie(again)) == (needed, scene.notes, _lie(scene)):
+                scene.close()
+                return replace(again, assumed=scene.assumed)
+            again.close()
+    said = f"the model does not need {', '.join(others)}, but where nodata stands there, the map is nodata, too"
+    return replace(scene, notes=(*scene.notes, f"{said}{': --bands may leave that out' if bands else ''}"))
+
+
+def _ways(scene: Scene, sensor: Sensor | None, needed: Sensor) -> list[tuple[Sensor | None, Sequence[str] | None]]:
+    """Sensors and bands by which a scene may be opened with some bands of it.
+
+    Bands of the user's are not among them: they may be in file order, and some of them names of others in the file.
+    """
+    if scene.assumed:  # in file order, too
+        return [(sensor, [name if name in needed.names else "-" for name in scene.sensor.names])]
+    return [(None, needed.names), (needed, None)] if sensor is None else [(sensor.select(needed.names), None)]
+
+
+def _lie(scene: Scene) -> tuple[object, ...]:
+    return scene.crs, scene.transform, scene.height, scene.width
 
 
 def _named(uri: str, error: BandError) -> BandError:

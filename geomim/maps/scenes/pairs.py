@@ -22,6 +22,7 @@ from geomim.models.inputs import ContractInput
 from geomim.sensors import Band, BandContract, Sensor
 
 _MOST = 16  # pixels of the second scene along one of the first
+_SPREAD = 64  # pixels along a side of the first scene that are looked for in the second, to know whether they meet
 _EXACT = 6  # decimals of a pixel that places are told to: pixels of one grid meet
 Lead = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Columns and rows `(n,)` of one scene to those of another, `(2, n)`."""
@@ -104,15 +105,20 @@ class Way:
     offsets: np.ndarray
 
     @classmethod
-    def at(cls, lead: Lead, x: float, y: float, uri: str) -> Way:
-        """The way to the scene `uri` whose offsets are those of the pixel around a point."""
-        points = lead(x + np.array([-0.5, 0.5, 0, 0]), y + np.array([0, 0, -0.5, 0.5]))
-        steps = np.stack([points[:, 1] - points[:, 0], points[:, 3] - points[:, 2]])
-        count = max(math.ceil(math.sqrt(abs(np.linalg.det(steps))) - 0.01), 1)
-        if count > _MOST:
+    def at(cls, lead: Lead, x: np.ndarray, y: np.ndarray, uri: str) -> Way:
+        """The way to the scene `uri` whose offsets are those of the pixel of middling size around points `(n,)`."""
+        around = ((-0.5, 0), (0.5, 0), (0, -0.5), (0, 0.5))
+        left, right, above, below = (lead(x + across, y + down) for across, down in around)
+        with np.errstate(invalid="ignore"):
+            steps = np.stack([right - left, below - above]).transpose(2, 0, 1)
+        sizes = np.sqrt(np.abs(np.linalg.det(steps)))
+        middling = np.argsort(sizes)[np.isfinite(sizes).sum() // 2]  # a pixel on the date line is as wide as the Earth
+        size, steps = sizes[middling], steps[middling]
+        if not size - 0.01 <= _MOST:
             raise InputError(
-                f"pixels of '{uri}' are {count} times smaller: bring it to about the first date's size first"
+                f"pixels of '{uri}' are {size:.0f} times smaller: bring it to about the first date's size first"
             )
+        count = max(math.ceil(size - 0.01), 1)
         parts = (np.arange(count) + 0.5) / count - 0.5
         return cls(lead, np.stack(np.meshgrid(parts, parts), -1).reshape(-1, 2) @ steps)
 
@@ -133,7 +139,40 @@ def _way(before: Scene, after: Scene, first: Ground, second: Ground) -> tuple[Wa
             raise InputError(f"{names} have no place, and sizes of {sizes}: nothing tells how they lie")
         note = f"{names} have no place: they are laid on each other as they are"
         return Way(lambda x, y: np.stack([x, y]), np.zeros((1, 2))), (note,)
-    back, frame = _between(second, first), shapely.box(0, 0, first.width, first.height)
+    lead = _between(first, second)
+    x, y = _spread(first)
+    inside = _inside(lead(x, y), second)
+    share = inside.mean()
+    if not inside.any():  # of so few
+        x, y, share = _shared(names, _between(second, first), first, second)
+        inside = _inside(lead(x, y), second)
+    if not inside.any():
+        raise InputError(f"{names} have no ground in common")
+    note = f"'{after.uri}' covers {share:.0%} of '{before.uri}': the rest is nodata"
+    return Way.at(lead, x[inside], y[inside], after.uri), (note,) if share < 0.995 else ()
+
+
+def _spread(ground: Ground) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and rows `(n,)` of middles of pixels that lie evenly over a raster."""
+    sides = (np.unique(np.linspace(0, length - 1, _SPREAD).round()) + 0.5 for length in (ground.width, ground.height))
+    columns, rows = np.meshgrid(*sides)
+    return columns.ravel(), rows.ravel()
+
+
+def _inside(points: np.ndarray, raster: Ground | Scene) -> np.ndarray:
+    """Which columns and rows `(2, n)` lie in a raster, `(n,)` bool; what is not finite does not."""
+    return ((points >= 0) & (points <= np.array([[raster.width], [raster.height]]))).all(0)
+
+
+def _shared(names: str, back: Lead, first: Ground, second: Ground) -> tuple[np.ndarray, np.ndarray, float]:
+    """Column and row `(1,)` of a point of the first raster in the outline of the second, and the share in it.
+
+    An outline that leads beyond the first one's system, as that of the whole Earth does, tells nothing.
+
+    Raises:
+        InputError: They have less than a pixel in common.
+    """
+    frame = shapely.box(0, 0, first.width, first.height)
     outline = shapely.segmentize(shapely.box(0, 0, second.width, second.height), max(second.height, second.width) / 64)
     outline = shapely.transform(outline, lambda xy: np.stack(back(*xy.T), 1))
     finite = np.isfinite(shapely.get_coordinates(outline)).all()
@@ -143,10 +182,7 @@ def _way(before: Scene, after: Scene, first: Ground, second: Ground) -> tuple[Wa
         told = f"; in the system of the first they cover {' and '.join(where)}" if where else ""
         raise InputError(f"{names} have no ground in common{told}")
     middle = shared.representative_point()
-    share, note = shared.area / frame.area, f"'{after.uri}' covers {{:.0%}} of '{before.uri}': the rest is nodata"
-    return Way.at(_between(first, second), middle.x, middle.y, after.uri), (
-        note.format(share),
-    ) if share < 0.995 else ()
+    return np.array([middle.x]), np.array([middle.y]), shared.area / frame.area
 
 
 def _between(one: Ground, other: Ground) -> Lead:
@@ -159,7 +195,8 @@ def _between(one: Ground, other: Ground) -> Lead:
     def lead(columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
         x, y = one.place(columns, rows)
         x, y = bring(x, y) if bring else (x, y)
-        return other.back(x - 360 * np.round((x - middle) / 360) if round_earth else x, y)
+        with np.errstate(invalid="ignore"):  # of what lies beyond a projection
+            return other.back(x - 360 * np.round((x - middle) / 360) if round_earth else x, y)
 
     return lead
 
@@ -172,7 +209,7 @@ def _read(scene: Scene, window: Window, way: Way) -> tuple[np.ndarray, np.ndarra
     shape = int(window.height), int(window.width)
     rows, columns = np.mgrid[: shape[0], : shape[1]] + 0.5
     x, y = way.lead((columns + window.col_off).ravel(), (rows + window.row_off).ravel())
-    inside = (x >= 0) & (y >= 0) & (x <= scene.width) & (y <= scene.height)  # what is not finite is not
+    inside = _inside(np.stack([x, y]), scene)
     values, weights = np.zeros((len(scene.sensor.bands), len(x)), np.float32), np.zeros(len(x), np.float32)
     if inside.any():
         x, y = x[inside], y[inside]

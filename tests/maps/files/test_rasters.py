@@ -2,7 +2,23 @@
 
 from xml.etree import ElementTree
 
-from geomim.maps.files.rasters import LAND, NODATA, colours_of, create, name_classes, open_map, write_names, write_style
+import numpy as np
+import pytest
+
+from geomim.errors import ConfigError, InputError
+from geomim.maps.files.rasters import (
+    LAND,
+    NODATA,
+    check_endings,
+    colours_of,
+    create,
+    name_classes,
+    one_file,
+    open_map,
+    write_cog,
+    write_names,
+    write_style,
+)
 
 
 def test_land_cover_has_the_colours_it_is_known_by_and_no_two_classes_share_one():
@@ -45,3 +61,47 @@ def test_a_style_has_what_the_loader_of_qgis_looks_for(tmp_path):
         ("1", entries[1].get("color"), "255"),
     ]
     assert str(NODATA) not in {one.get("value") for one in entries}
+
+
+def test_a_style_of_the_users_own_stays_and_ours_goes_with_its_map(tmp_path, capsys):
+    path, style = tmp_path / "map.tif", tmp_path / "map.qml"
+    with create(tmp_path / "numbers.tif", {"dtype": "float32", "count": 1, "height": 4, "width": 4}) as raster:
+        raster.write(np.ones((1, 4, 4), np.float32))
+    for names in (["water", "<a & b>", "日本"], ["town"]):  # those of another model take their place
+        write_style(path, names)
+        write_names(path, names)
+        assert "town" in style.read_text() or names != ["town"]
+    write_cog(tmp_path / "numbers.tif", path, "nearest")  # which has no classes
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["map.tif", "numbers.tif"]
+    assert not capsys.readouterr().out
+    write_style(path, ["water"])
+    own = style.read_text().replace("#0064c8", "#0000ff")
+    for text in (own, "no style"):
+        style.write_text(text)
+        write_style(path, ["water", "town"])
+        write_cog(tmp_path / "numbers.tif", path, "nearest")
+        assert style.read_text() == text
+        assert capsys.readouterr().out.count(f"note: the style '{style}' is not as geomim writes one: it stays") == 2
+
+
+def test_what_cannot_be_written_is_refused_by_its_flag(tmp_path):
+    (file := tmp_path / "file").write_text("")
+    for name in ("a.tif", "b/a.tif"):
+        with pytest.raises(InputError, match=f"--out: .*a.tif' cannot be written in folder .*: '{file}' is a file"):
+            check_endings(out=(str(file / name), ".tif"))
+    for name in ("a!b.gpkg", "c!/a.gpkg"):
+        with pytest.raises(ConfigError, match="--polygons: layers cannot be written where a name has '!'; given"):
+            check_endings(polygons=(str(tmp_path / name), ".gpkg"))
+    check_endings(out=(str(tmp_path / "new" / "a!b.tif"), ".tif"), polygons=(None, ".gpkg"))
+
+
+def test_paths_lead_to_one_file_also_by_links(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    monkeypatch.chdir(tmp_path)
+    for there in (False, True):
+        for other in ("folder/../folder/a.tif", "link/a.tif", tmp_path / "folder" / "a.tif"):
+            assert one_file("folder/a.tif", other)
+        assert not one_file("folder/a.tif", "a.tif") and not one_file("folder/a.tif", "s3://bucket/folder/a.tif")
+        if not there:
+            (tmp_path / "folder" / "a.tif").write_text("")

@@ -79,6 +79,36 @@ def test_longitudes_on_either_side_of_180_degrees_meet(turns):
     assert np.array_equal(values[2:, :, 10:], numbers[:, :, 10:]) and valid[:, 10:].all() and not valid[:, :10].any()
 
 
+EARTH = (Affine(0.5, 0, -180, 0, -0.5, 90), 360, 720, 4326)
+UTM = (Affine(10, 0, 500000, 0, -10, 5300000), 64, 64, 32633)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (UTM, EARTH),
+        (UTM, (Affine(200375, 0, -20037508, 0, -200375, 20037508), 200, 200, 3857)),
+        (UTM, (Affine(0.5, 0, -90, 0, -0.5, 90), 360, 360, 4326)),
+        ((Affine(0.01, 0, 10, 0, -0.01, 80), 64, 64, 4326), (Affine(60000, 0, -3e6, 0, -60000, 3e6), 100, 100, 3413)),
+        ((Affine(0.5, 0, 350, 0, -0.5, 50), 64, 64, 4326), EARTH),
+        ((Affine(0.5, 0, 164.25, 0, -0.5, 50), 64, 63, 4326), EARTH),  # its middle pixel is on either side of 180
+    ],
+)
+def test_a_date_that_reaches_beyond_the_firsts_system_covers_what_it_covers(one, other):
+    first, second = (
+        array_scene(name, np.ones((2, height, width)), TWO, crs=rasterio.CRS.from_epsg(code), transform=transform)
+        for name, (transform, height, width, code) in zip("xy", (one, other), strict=True)
+    )
+    both = pair(first, second)
+    assert both.read_valid()[1].all() and both.notes == ()
+
+
+def test_a_small_date_is_found_in_a_large_one():
+    second = scene(Affine(10, 0, 300730, 0, -10, 5499870), 3, 3, name="y")
+    both = pair(scene(GRID, 400, 500), second)
+    assert both.valid().sum() == 9 and both.notes == ("'y' covers 0% of 'x': the rest is nodata",)
+
+
 def test_pixels_of_one_grid_stay_as_they_are_and_windows_agree():
     rng = np.random.default_rng(0)
     numbers = rng.integers(0, 10000, (2, 70, 80)).astype(np.uint16)

@@ -52,6 +52,19 @@ def test_pixels_cover_their_ground_whatever_the_system():
         assert areas.sum() == pytest.approx(true, rel=2e-6)
 
 
+@pytest.mark.parametrize(("north", "rows"), [(90, 180), (90, 30), (-60, 30)])
+def test_pixels_up_to_a_pole_cover_their_ground_however_they_are_read(north, rows):
+    """Half a pixel beyond the pole there is no ground to compare theirs with."""
+    own = ground(DEGREES, Affine(1, 0, -180, 0, -1, north), height=rows, width=360)
+    areas, parts = own.window_areas(0, 0, rows, 360), own.window_areas(0, 100, rows, 50)
+    edges = np.radians(north - np.arange(rows + 1.0))
+    geod, eccentricity = pyproj.Geod(ellps="WGS84"), pyproj.Geod(ellps="WGS84").es ** 0.5
+    sine = np.sin(edges)
+    zones = geod.b**2 / 2 * (sine / (1 - geod.es * sine**2) + np.arctanh(eccentricity * sine) / eccentricity)
+    np.testing.assert_allclose(areas, np.repeat(np.radians(1) * -np.diff(zones)[:, None], 360, 1), rtol=1e-4)
+    np.testing.assert_allclose(parts, areas[:, 100:150], rtol=1e-6)
+
+
 def test_a_pixel_of_mercator_is_not_what_its_system_says():
     assert ground(MERCATOR, Affine(100, 0, 0, 0, -100, 8400000)).areas(*np.zeros((2, 1))) < 0.3 * 100**2
 
