@@ -260,6 +260,7 @@ class BandContract:
 def match_bands(wanted: Iterable[str | Band], offered: Sequence[Band]) -> list[int]:
     """Find wanted bands among the offered ones: by name, alias, polarisation, then nearest centre wavelength.
 
+    A name as it is written counts before one that differs by case, separators or leading zeros.
     A wavelength matches when each centre lies within half the other's bandwidth (at least 10 nm).
 
     Args:
@@ -270,7 +271,7 @@ def match_bands(wanted: Iterable[str | Band], offered: Sequence[Band]) -> list[i
         One index into `offered` for each wanted band, all different.
 
     Raises:
-        BandError: A wanted band is missing, or two of them would be the same offered one.
+        BandError: A wanted band is missing or may be several, or two of them would be the same offered one.
     """
     wanted = list(wanted)
     found = [find_band(band, offered) for band in wanted]
@@ -293,20 +294,34 @@ def _name(band: str | Band) -> str:
 
 @lru_cache(maxsize=4096)  # asked for every band of every file
 def _plain(name: str) -> str:
-    """`B4`, `b04` and `B_04` are one band."""
-    return re.sub(r"(?<=[a-z])0+(?=\d)", "", re.sub(r"[^a-z0-9]", "", name.lower()))
+    """`B4`, `b04` and `B_04` are one band; `p2.5` and `p25`, or names in other letters, are not."""
+    name = re.sub(r"[\s_.,:;/()\[\]-]+", "_", name.lower())
+    name = re.sub(r"(?<!\d)_|_(?!\d)", "", name)  # stays between two digits
+    return re.sub(r"(?<=[^\W\d])0+(?=\d)", "", name)
 
 
 def find_band(wanted: str | Band, offered: Sequence[Band]) -> int | None:
-    """Where one band is among the offered ones, as `match_bands` finds it; None where it is not."""
+    """Where one band is among the offered ones, as `match_bands` finds it; None where it is not.
+
+    Raises:
+        BandError: It is called like several of them, and just as none.
+    """
     band = Band(wanted) if isinstance(wanted, str) else wanted
-    keys = [_plain(key) for key in (band.name, band.alias, band.polarisation) if key]
-    for key in keys:
+    for key in filter(None, (band.name, band.alias, band.polarisation)):
+        plain = _plain(key)
         for attribute in ("name", "alias", "polarisation"):
-            for index, other in enumerate(offered):
-                value = getattr(other, attribute)
-                if value and _plain(value) == key and not (re.fullmatch(_NUMBERED, key) and _apart(band, other)):
-                    return index
+            alike = [
+                index
+                for index, other in enumerate(offered)
+                if (value := getattr(other, attribute)) and (value == key or _plain(value) == plain != "")
+                if not (re.fullmatch(_NUMBERED, plain) and _apart(band, other))
+            ]
+            found = [index for index in alike if getattr(offered[index], attribute) == key] or alike
+            if len(found) > 1:
+                names = ", ".join(f"'{offered[index].name}'" for index in found)
+                raise BandError(f"band '{band.name}' may be any of {names} by its {attribute}: give one of these names")
+            if found:
+                return found[0]
     near = [
         (abs(band.wavelength - other.wavelength), index)
         for index, other in enumerate(offered)

@@ -22,7 +22,7 @@ from geomim.data.pruning import Kept
 from geomim.data.sampler import Stream
 from geomim.errors import BandError, CorpusError
 from geomim.randomness import Draws
-from geomim.sensors import BandContract, Sensor
+from geomim.sensors import BandContract, Sensor, match_bands
 
 
 class TileSet:
@@ -52,7 +52,7 @@ class TileSet:
             if not own:
                 there = ", ".join(corpus.sensor.names)
                 raise BandError(f"data.bands: '{corpus.path}' has none of {', '.join(bands)}; it has {there}")
-            self.contract, self._places = corpus.contract.select(own), [corpus.sensor.names.index(name) for name in own]
+            self.contract, self._places = corpus.contract.select(own), match_bands(own, corpus.sensor.bands)
         self.tiles = corpus.tiles(size)
         self.pairs: Pairs | None = None
         self.features: tuple[Path, tuple[int, ...]] | None = None  # file and shape, see `FeatureCache`

@@ -17,7 +17,7 @@ from geomim.data.datamodule import TileDataModule
 from geomim.data.sampler import Stream
 from geomim.data.tiles import TileSet, share_contracts
 from geomim.errors import BandError, ConfigError, CorpusError
-from geomim.sensors import get_sensor
+from geomim.sensors import Band, Sensor, get_sensor
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +134,15 @@ def test_some_bands_are_read_in_the_order_that_is_given(three):
         TileDataModule(three, size=[24, 32, 24], bands=["B02", "B8"])
     with pytest.raises(BandError, match=r"'.*' has none of B02; it has red, green, blue"):
         TileDataModule(three, size=[24, 32, 24], bands=["B02"])
+
+
+def test_pixels_and_statistics_are_those_of_the_very_band(tmp_path):
+    sensor = Sensor("air", (Band("p2.5"), Band("p25")))
+    corpus = Corpus.open(write_corpus(tmp_path / "c", sensor=sensor))
+    corpus.contract = dataclasses.replace(corpus.contract, mean=(5.0, 9.0))
+    every, one = (TileSet(corpus, bands=bands) for bands in (None, ["p25"]))
+    assert (one.contract.names, one.contract.mean) == (("p25",), (9.0,))
+    np.testing.assert_array_equal(one.read(np.arange(4))["image"], every.read(np.arange(4))["image"][:, 1:])
 
 
 def test_one_band_of_one_sensor_means_one_thing(three, tmp_path):
