@@ -170,7 +170,7 @@ class TileDataModule(pl.LightningDataModule):
         """Metres a pixel of whole tiles as training images, the median of each sensor whose catalogues tell it."""
         own = {name: [one for one in self.sets if one.sensor == name] for name in self.contracts}
         known = {
-            name: np.concatenate([one.known_gsds() * (one.tiles.size / self.image_size) for one in sets])
+            name: np.concatenate([one.known_gsds() * (one.tiles.size / self.augment.image_size) for one in sets])
             for name, sets in own.items()
         }
         return {name: round(float(np.median(one)), 4) for name, one in known.items() if len(one)}
@@ -297,7 +297,7 @@ class TileDataModule(pl.LightningDataModule):
         """
         tiles = self.sets[0]
         if (tiles.tiles.splits == "val").sum() > 1 and tiles.pairs is None:
-            tiles = TileSet(self.corpora[0], tiles.tiles.size, "val")
+            tiles = TileSet(self.corpora[0], tiles.tiles.size, "val", tiles.contract.names)
             tiles.sensor = self.sets[0].sensor
         rows = np.linspace(0, len(tiles) - 1, min(count, len(tiles))).astype(np.int64)
         position = torch.arange(len(rows))

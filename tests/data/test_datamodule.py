@@ -48,6 +48,8 @@ def test_metres_that_are_trained_at_are_the_median_of_what_catalogues_tell(corpu
     )  # the last two are no train
     module = TileDataModule(str(told), image_size=12)
     assert module.gsds == {Corpus.open(told).sensor.name: 5.0}  # tiles of 24 pixels as images of 12
+    module.provide(frozenset(), crop_size=16)  # with gaps between their patches
+    assert module.gsds == {Corpus.open(told).sensor.name: 3.75}
 
 
 def test_workers_change_nothing(corpus):
@@ -128,6 +130,8 @@ def test_some_bands_are_read_in_the_order_that_is_given(three):
     every, read = (one.sets[0].read(rows)["image"] for one in (whole, some))
     np.testing.assert_array_equal(read, every[:, [3, 0]])
     assert some.settings["bands"] == ["B08", "B02"] != whole.settings["bands"]
+    seen = some.pictures(4)["image"]  # of the validation split
+    assert seen.shape[1] == 2 and torch.equal(seen, whole.pictures(4)["image"][:, [3, 0]])
     both = TileDataModule(three[1:], size=[32, 24], bands=["B04", "B08", "B02"])  # each has what it has
     assert [contract.names for contract in both.contracts.values()] == [("B04", "B02"), ("B04", "B08", "B02")]
     with pytest.raises(BandError, match=r"data\.bands: no corpus has a band 'B8'; they have red, green, blue, B02"):

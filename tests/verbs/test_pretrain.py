@@ -106,6 +106,16 @@ def test_a_run_that_is_done_says_so_and_no_other_starts_from_it_without_more_ste
     assert files(half.parents[1]) == before
 
 
+def test_another_runs_checkpoint_does_not_overwrite_a_run(half, capsys):
+    shutil.copytree(half.parents[1], "runs/other")
+    before = files(Path("runs"))
+    for resume in ("step-0000004.ckpt", "last.ckpt"):
+        other = Path("runs/other/checkpoints", resume)
+        assert main([*FLAGS, "--resume", str(other), "--training.max_steps", "5"]) == 2
+        assert "'runs/run' holds a run already: go on with --resume last" in capsys.readouterr().err
+    assert files(Path("runs")) == before
+
+
 def test_the_same_images_in_other_micro_batches_go_on_exactly(half, trained):
     assert main([*FLAGS, "--resume", "last", "--data.batch_size", "1", "--training.accumulate", "4"]) == 0
     whole = torch.load(trained / "runs" / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
