@@ -283,6 +283,8 @@ def build(
     """
     if recipe not in RECIPES:
         raise ConfigError(f"unknown recipe '{recipe}'{nearest(recipe, RECIPES)}")
+    if not -(2**63) <= seed < 2**64:
+        raise ConfigError(f"seed: expected a whole number of 64 bits, such as 0; given {seed}")
     torch.manual_seed(seed)
     asked = signature(build_encoder).bind(data.contracts, data.image_size, **(encoder or {}))
     asked.apply_defaults()

@@ -151,6 +151,11 @@ def test_all_else_is_refused_by_name_and_leaves_every_file(half, capsys, flags, 
     assert main([*FLAGS, *flags, "--name", "another"]) == 0  # what the sentence says to do
 
 
+def test_a_seed_of_more_than_64_bits_is_refused(half, capsys):
+    assert main([*FLAGS, "--name", "new", "--seed", str(2**65)]) == 2
+    assert "seed: expected a whole number of 64 bits" in capsys.readouterr().err and not Path("runs/new").exists()
+
+
 def test_a_moved_corpus_is_the_same_corpus(half):
     Path("corpus").rename("moved")
     assert main([*FLAGS, "--resume", "last", "--data.corpus", "moved"]) == 0
