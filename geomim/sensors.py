@@ -167,6 +167,7 @@ class BandContract:
         licences: Licences of the imagery behind the statistics or weights.
         attributions: Attributions that those licences ask for.
         corpora: The corpora behind them, a line each: name, checksum of the lock, and of the audit against benchmarks.
+        dtype: Of the stored numbers, such as `uint8`; None where nothing says it, as in older weights.
     """
 
     sensor: Sensor
@@ -175,6 +176,7 @@ class BandContract:
     licences: tuple[str, ...] = ()
     attributions: tuple[str, ...] = ()
     corpora: tuple[str, ...] = ()
+    dtype: str | None = dataclasses.field(default=None, compare=False)  # the same images may be stored in another
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == len(self.sensor.bands):
@@ -195,8 +197,10 @@ class BandContract:
 
     @property
     def eight_bit(self) -> bool:
-        """Whether these are statistics of numbers from 0 to 255 of no unit, as pictures hold."""
+        """Whether the numbers are those of pictures, 0 to 255 of no unit; without `dtype` the statistics tell."""
         stored = set(self.sensor.meanings) == {(Sensor.unit, 1.0, 0.0)}
+        if self.dtype is not None:
+            return stored and self.dtype == "uint8"
         # no numbers between 0 and 255 of a mean deviate further; means of 1 and less are those of fractions
         possible = all(0 <= m <= 255 and s * s <= m * (255 - m) for m, s in zip(self.mean, self.std, strict=True))
         return stored and possible and max(self.mean) > 1
@@ -247,14 +251,15 @@ class BandContract:
             "licences": list(self.licences),
             "attributions": list(self.attributions),
             "corpora": list(self.corpora),
+            **({"dtype": self.dtype} if self.dtype else {}),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BandContract:
         """Read what `to_dict` wrote."""
         values = _checked(values, cls, "band contract")
-        sensor = Sensor.from_dict(values.pop("sensor"))
-        return cls(sensor=sensor, **{key: tuple(value) for key, value in values.items()})
+        sensor, dtype = Sensor.from_dict(values.pop("sensor")), values.pop("dtype", None)
+        return cls(sensor=sensor, dtype=dtype, **{key: tuple(value) for key, value in values.items()})
 
 
 def match_bands(wanted: Iterable[str | Band], offered: Sequence[Band]) -> list[int]:

@@ -263,6 +263,10 @@ def test_a_deviation_is_told_by_what_differs() -> None:
 def test_contract_checks_and_round_trips() -> None:
     contract = BandContract(get_sensor("rgb"), (1.0, 2.0, 3.0), (1.0, 1.0, 1.0), ("CC0",), ("me",))
     assert BandContract.from_dict(json.loads(json.dumps(contract.to_dict()))) == contract
-    assert contract.indices(["nir", "blue", "green", "red"]) == [3, 2, 1]
+    assert contract.indices(["nir", "blue", "green", "red"]) == [3, 2, 1] and contract.eight_bit
+    wide = dataclasses.replace(contract, dtype="float32")
+    again = BandContract.from_dict(json.loads(json.dumps(wide.to_dict())))
+    assert again.dtype == "float32" and not again.eight_bit and again == contract
+    assert "dtype" not in contract.to_dict() and again.select(["red"]).dtype == "float32"
     with pytest.raises(BandError, match="expected 3 means"):
         BandContract(get_sensor("rgb"), (1.0,), (1.0, 1.0, 1.0))

@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import json
 import os
 import shutil
 
@@ -18,6 +19,8 @@ from geomim.data.sampler import Stream
 from geomim.data.tiles import TileSet, share_contracts
 from geomim.errors import BandError, ConfigError, CorpusError
 from geomim.sensors import Band, Sensor, get_sensor
+
+RGB = get_sensor("rgb")
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +79,30 @@ def test_two_corpora_have_the_statistics_of_their_mixture(tmp_path):
     assert joined.mean == pytest.approx((100.0,) * 3) and joined.std == pytest.approx((6100**0.5,) * 3)
     module = TileDataModule([str(path) for path in paths], batch_size=4, image_size=16, workers=0)
     assert module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0)["image"].shape == (4, 3, 16, 16)
+
+
+def test_corpora_of_other_ranges_are_not_pooled_in_silence(tmp_path):
+    paths = [write_corpus(tmp_path / "small"), write_corpus(tmp_path / "wide", sensor=Sensor("wide", RGB.bands))]
+    meta = json.loads((paths[1] / "corpus.json").read_text())
+    meta["sensor"]["name"] = "rgb"
+
+    def opened(order=(0, 1), **statistics):
+        meta["statistics"] |= statistics
+        (paths[1] / "corpus.json").write_text(json.dumps(meta))
+        return TileDataModule([str(paths[place]) for place in order])
+
+    assert opened().contracts["rgb"].dtype is None and opened().notes == []  # bytes in wider numbers
+    assert opened((0,)).contracts["rgb"].dtype == "uint8"
+    for statistics in ({"mean": [300.0] * 3}, {"mean": [0.5] * 3, "std": [0.2] * 3}):
+        for order in ((0, 1), (1, 0)):
+            with pytest.raises(BandError, match=r"of sensor 'rgb', and of other ranges: .*small' holds uint8.*YAML"):
+                opened(order, **statistics)
+    meta["statistics"] |= {"mean": [3000.0] * 3, "std": [900.0] * 3}
+    wider = shutil.copytree(paths[1], tmp_path / "wider") / "corpus.json"
+    wider.write_text(json.dumps(meta))
+    paths[0] = wider.parent
+    (said,) = opened(mean=[100.0] * 3, std=[40.0] * 3).provide(frozenset())
+    assert f"'{paths[1]}' varies more than 8 times less than '{paths[0]}' in every band" in said
 
 
 S2 = ["B02", "B03", "B04"]

@@ -156,6 +156,13 @@ def test_a_seed_of_more_than_64_bits_is_refused(half, capsys):
     assert "seed: expected a whole number of 64 bits" in capsys.readouterr().err and not Path("runs/new").exists()
 
 
+def test_a_checkpoint_that_does_not_say_how_its_images_are_stored_goes_on(half):
+    checkpoint = torch.load(half, weights_only=True)
+    assert checkpoint["geomim"]["contracts"]["rgb"].pop("dtype") == "uint8"
+    torch.save(checkpoint, half)
+    assert main([*FLAGS, "--resume", "last"]) == 0
+
+
 def test_a_moved_corpus_is_the_same_corpus(half):
     Path("corpus").rename("moved")
     assert main([*FLAGS, "--resume", "last", "--data.corpus", "moved"]) == 0
