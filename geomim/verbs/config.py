@@ -192,7 +192,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"config file '{path}' is not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"config file '{path}' cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"config file '{path}': expected a mapping such as 'recipe: mae'; given {values!r}")
     return values

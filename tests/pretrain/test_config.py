@@ -103,8 +103,8 @@ def test_a_wrong_key_in_a_file_names_the_file(tmp_path):
         read_config(["--config", str(path)])
     for text, said in (
         ("- 1", "expected a mapping"),
-        ("a: [", "is not YAML"),
-        ("recipe: mae\nseed: 1 # \xe9", "is not YAML.*utf-8"),
+        ("a: [", "cannot be read as YAML"),
+        ("recipe: mae\nseed: 1 # \xe9", "cannot be read as YAML.*utf-8"),
         ("training: {max_steps: 7}\nrecipe: mae\ntraining: {log_every: 3}", "'training' is given twice.*line 3"),
         ("method: {visible: 0.2, visible: 0.3}", "'visible' is given twice"),
         ("recipe:", "unknown recipe 'None'; valid: .*mae"),
