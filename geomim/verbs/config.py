@@ -100,8 +100,7 @@ def make_parser(recipe: str) -> ArgumentParser:
     parser.add_argument("--name", type=str | None, help="folder of the run inside --out; the recipe where not given")
     parser.add_argument("--out", type=str, default="runs", help="folder of runs")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice")
-    resume = "'last', or a checkpoint of the same configuration; of another run, under a --name that holds none"
-    parser.add_argument("--resume", type=str | None, help=resume)
+    parser.add_argument("--resume", type=str | None, help="'last', or a checkpoint of the same configuration")
     parser.add_function_arguments(RECIPES[recipe], "method", skip={"encoder"})
     parser.add_function_arguments(build_encoder, "encoder", skip={"contracts"})
     parser.add_class_arguments(TileDataModule, "data", skip={"image_size", "seed"}, instantiate=False)
