@@ -167,6 +167,7 @@ class BandContract:
         licences: Licences of the imagery behind the statistics or weights.
         attributions: Attributions that those licences ask for.
         corpora: The corpora behind them, a line each: name, checksum of the lock, and of the audit against benchmarks.
+        dtype: Of the stored numbers, such as `uint8`; None where nothing says it, as in older weights.
     """
 
     sensor: Sensor
@@ -175,6 +176,7 @@ class BandContract:
     licences: tuple[str, ...] = ()
     attributions: tuple[str, ...] = ()
     corpora: tuple[str, ...] = ()
+    dtype: str | None = dataclasses.field(default=None, compare=False)  # the same images may be stored in another
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == len(self.sensor.bands):
@@ -195,8 +197,10 @@ class BandContract:
 
     @property
     def eight_bit(self) -> bool:
-        """Whether these are statistics of numbers from 0 to 255 of no unit, as pictures hold."""
+        """Whether the numbers are those of pictures, 0 to 255 of no unit; without `dtype` the statistics tell."""
         stored = set(self.sensor.meanings) == {(Sensor.unit, 1.0, 0.0)}
+        if self.dtype is not None:
+            return stored and self.dtype == "uint8"
         # no numbers between 0 and 255 of a mean deviate further; means of 1 and less are those of fractions
         possible = all(0 <= m <= 255 and s * s <= m * (255 - m) for m, s in zip(self.mean, self.std, strict=True))
         return stored and possible and max(self.mean) > 1
@@ -247,19 +251,21 @@ class BandContract:
             "licences": list(self.licences),
             "attributions": list(self.attributions),
             "corpora": list(self.corpora),
+            **({"dtype": self.dtype} if self.dtype else {}),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BandContract:
         """Read what `to_dict` wrote."""
         values = _checked(values, cls, "band contract")
-        sensor = Sensor.from_dict(values.pop("sensor"))
-        return cls(sensor=sensor, **{key: tuple(value) for key, value in values.items()})
+        sensor, dtype = Sensor.from_dict(values.pop("sensor")), values.pop("dtype", None)
+        return cls(sensor=sensor, dtype=dtype, **{key: tuple(value) for key, value in values.items()})
 
 
 def match_bands(wanted: Iterable[str | Band], offered: Sequence[Band]) -> list[int]:
     """Find wanted bands among the offered ones: by name, alias, polarisation, then nearest centre wavelength.
 
+    A name as it is written counts before one that differs by case, separators or leading zeros.
     A wavelength matches when each centre lies within half the other's bandwidth (at least 10 nm).
 
     Args:
@@ -270,7 +276,7 @@ def match_bands(wanted: Iterable[str | Band], offered: Sequence[Band]) -> list[i
         One index into `offered` for each wanted band, all different.
 
     Raises:
-        BandError: A wanted band is missing, or two of them would be the same offered one.
+        BandError: A wanted band is missing or may be several, or two of them would be the same offered one.
     """
     wanted = list(wanted)
     found = [find_band(band, offered) for band in wanted]
@@ -293,20 +299,34 @@ def _name(band: str | Band) -> str:
 
 @lru_cache(maxsize=4096)  # asked for every band of every file
 def _plain(name: str) -> str:
-    """`B4`, `b04` and `B_04` are one band."""
-    return re.sub(r"(?<=[a-z])0+(?=\d)", "", re.sub(r"[^a-z0-9]", "", name.lower()))
+    """`B4`, `b04` and `B_04` are one band; `p2.5` and `p25`, or names in other letters, are not."""
+    name = re.sub(r"[\s_.,:;/()\[\]-]+", "_", name.lower())
+    name = re.sub(r"(?<!\d)_|_(?!\d)", "", name)  # stays between two digits
+    return re.sub(r"(?<=[^\W\d])0+(?=\d)", "", name)
 
 
 def find_band(wanted: str | Band, offered: Sequence[Band]) -> int | None:
-    """Where one band is among the offered ones, as `match_bands` finds it; None where it is not."""
+    """Where one band is among the offered ones, as `match_bands` finds it; None where it is not.
+
+    Raises:
+        BandError: It is called like several of them, and just as none.
+    """
     band = Band(wanted) if isinstance(wanted, str) else wanted
-    keys = [_plain(key) for key in (band.name, band.alias, band.polarisation) if key]
-    for key in keys:
+    for key in filter(None, (band.name, band.alias, band.polarisation)):
+        plain = _plain(key)
         for attribute in ("name", "alias", "polarisation"):
-            for index, other in enumerate(offered):
-                value = getattr(other, attribute)
-                if value and _plain(value) == key and not (re.fullmatch(_NUMBERED, key) and _apart(band, other)):
-                    return index
+            alike = [
+                index
+                for index, other in enumerate(offered)
+                if (value := getattr(other, attribute)) and (value == key or _plain(value) == plain != "")
+                if not (re.fullmatch(_NUMBERED, plain) and _apart(band, other))
+            ]
+            found = [index for index in alike if getattr(offered[index], attribute) == key] or alike
+            if len(found) > 1:
+                names = ", ".join(f"'{offered[index].name}'" for index in found)
+                raise BandError(f"band '{band.name}' may be any of {names} by its {attribute}: give one of these names")
+            if found:
+                return found[0]
     near = [
         (abs(band.wavelength - other.wavelength), index)
         for index, other in enumerate(offered)

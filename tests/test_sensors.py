@@ -143,6 +143,33 @@ def test_bands_match_by_name_alias_and_wavelength_never_by_position() -> None:
     assert match_bands([sentinel[3], sentinel[11]], unnamed) == [1, 0]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "offered"),
+    [
+        ("B04", ["B4", "B04"]),
+        ("VV_2020-11-1", ["VV_2020-1-11", "VV_2020-11-1"]),
+        ("t+1", ["t-1", "t+1"]),
+        ("B1_0", ["B10", "B1_0"]),
+        ("p25", ["p2.5", "p25"]),
+        ("温度", ["湿度", "温度"]),
+        ("--", ["..", "--"]),
+    ],
+)
+def test_a_name_as_it_is_written_wins_and_other_names_are_no_spelling_of_it(wanted: str, offered: list[str]) -> None:
+    bands = [Band(name) for name in offered]
+    assert match_bands([wanted], bands) == [1] and match_bands(offered, bands) == [0, 1]
+    if wanted != "B04":
+        with pytest.raises(BandError, match="missing"):
+            match_bands([wanted], bands[:1])
+
+
+def test_a_name_that_may_be_several_bands_is_none_of_them() -> None:
+    with pytest.raises(BandError, match="band 'b4' may be any of 'B4', 'B04' by its name: give one of these names"):
+        match_bands(["b4"], [Band("B4"), Band("B04")])
+    with pytest.raises(BandError, match="band 'red' may be any of 'a', 'b' by its alias"):
+        match_bands(["red"], [Band("a", alias="red"), Band("b", alias="red")])
+
+
 def test_a_number_that_another_sensor_gives_to_another_band_is_no_name() -> None:
     of = {name: {band.name: band for band in sensor.bands} for name, sensor in SENSORS.items()}
     offered = SENSORS["sentinel2"].bands
@@ -236,6 +263,10 @@ def test_a_deviation_is_told_by_what_differs() -> None:
 def test_contract_checks_and_round_trips() -> None:
     contract = BandContract(get_sensor("rgb"), (1.0, 2.0, 3.0), (1.0, 1.0, 1.0), ("CC0",), ("me",))
     assert BandContract.from_dict(json.loads(json.dumps(contract.to_dict()))) == contract
-    assert contract.indices(["nir", "blue", "green", "red"]) == [3, 2, 1]
+    assert contract.indices(["nir", "blue", "green", "red"]) == [3, 2, 1] and contract.eight_bit
+    wide = dataclasses.replace(contract, dtype="float32")
+    again = BandContract.from_dict(json.loads(json.dumps(wide.to_dict())))
+    assert again.dtype == "float32" and not again.eight_bit and again == contract
+    assert "dtype" not in contract.to_dict() and again.select(["red"]).dtype == "float32"
     with pytest.raises(BandError, match="expected 3 means"):
         BandContract(get_sensor("rgb"), (1.0,), (1.0, 1.0, 1.0))

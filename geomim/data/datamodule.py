@@ -21,7 +21,7 @@ from geomim.data.features import FeatureCache
 from geomim.data.pruning import END, Kept, Pruning
 from geomim.data.sampler import PositionBatches, Stream
 from geomim.data.text import Sentences
-from geomim.data.tiles import StreamDataset, TileSet, as_is, share_contracts
+from geomim.data.tiles import StreamDataset, TileSet, as_is, check_ranges, share_contracts
 from geomim.errors import STOPS, BandError, ConfigError, CorpusError
 from geomim.randomness import Draws
 
@@ -93,11 +93,13 @@ class TileDataModule(pl.LightningDataModule):
         contracts: Bands and statistics of what the batches hold, by the name that `sensor` of a batch says.
         settings: All arguments as plain values, corpora by their content; a resumed run compares them.
         pruning: What leaves tiles out of an epoch; None where nothing does.
+        notes: What may be wrong with the corpora, in sentences.
 
     Raises:
         ConfigError: A number is out of range, or corpora differ in tile size and `size` does not say each.
         CorpusError: A folder is no corpus, or has no tile to train on.
-        BandError: A band of one sensor means different things in two corpora, or no corpus has a band of `bands`.
+        BandError: A band of one sensor means different things in two corpora, or its numbers are of other ranges; or no
+            corpus has a band of `bands`.
     """
 
     def __init__(
@@ -150,6 +152,7 @@ class TileDataModule(pl.LightningDataModule):
             if not len(tiles):
                 raise CorpusError(f"'{one.path}' holds no kept tile to train on: see its report for the reasons")
         self.contracts = share_contracts(self.sets, weights or [float(len(tiles)) for tiles in self.sets])
+        self.notes = check_ranges(self.sets)
         self.batch_size, self.image_size, self.workers, self.seed = batch_size, image_size, workers, seed
         self.pairs, self.weights, self.captions = pairs, weights or None, captions
         self.features: FeatureCache | None = None
@@ -170,7 +173,7 @@ class TileDataModule(pl.LightningDataModule):
         """Metres a pixel of whole tiles as training images, the median of each sensor whose catalogues tell it."""
         own = {name: [one for one in self.sets if one.sensor == name] for name in self.contracts}
         known = {
-            name: np.concatenate([one.known_gsds() * (one.tiles.size / self.image_size) for one in sets])
+            name: np.concatenate([one.known_gsds() * (one.tiles.size / self.augment.image_size) for one in sets])
             for name, sets in own.items()
         }
         return {name: round(float(np.median(one)), 4) for name, one in known.items() if len(one)}
@@ -203,7 +206,7 @@ class TileDataModule(pl.LightningDataModule):
         if "text" not in needs and self.captions is not None:
             raise ConfigError("data.captions is for recipes with sentences, and this one reads none")
         self.augment.second, self.augment.image_size = "second" in needs, crop_size or self.image_size
-        said = [tiles.pair(self.pairs) for tiles in self.sets if "date" in needs]
+        said = self.notes + [tiles.pair(self.pairs) for tiles in self.sets if "date" in needs]
         if teacher:
             self.features = FeatureCache(teacher, self.sets, self.augment.whole, self.augment.image_size)
             said.append(self.features.said)
@@ -297,7 +300,7 @@ class TileDataModule(pl.LightningDataModule):
         """
         tiles = self.sets[0]
         if (tiles.tiles.splits == "val").sum() > 1 and tiles.pairs is None:
-            tiles = TileSet(self.corpora[0], tiles.tiles.size, "val")
+            tiles = TileSet(self.corpora[0], tiles.tiles.size, "val", tiles.contract.names)
             tiles.sensor = self.sets[0].sensor
         rows = np.linspace(0, len(tiles) - 1, min(count, len(tiles))).astype(np.int64)
         position = torch.arange(len(rows))

@@ -22,7 +22,7 @@ from geomim.data.pruning import Kept
 from geomim.data.sampler import Stream
 from geomim.errors import BandError, CorpusError
 from geomim.randomness import Draws
-from geomim.sensors import BandContract, Sensor
+from geomim.sensors import BandContract, Sensor, match_bands
 
 
 class TileSet:
@@ -52,8 +52,9 @@ class TileSet:
             if not own:
                 there = ", ".join(corpus.sensor.names)
                 raise BandError(f"data.bands: '{corpus.path}' has none of {', '.join(bands)}; it has {there}")
-            self.contract, self._places = corpus.contract.select(own), [corpus.sensor.names.index(name) for name in own]
+            self.contract, self._places = corpus.contract.select(own), match_bands(own, corpus.sensor.bands)
         self.tiles = corpus.tiles(size)
+        self.contract = dataclasses.replace(self.contract, dtype=self.tiles.dtype.name)
         self.pairs: Pairs | None = None
         self.features: tuple[Path, tuple[int, ...]] | None = None  # file and shape, see `FeatureCache`
         self.text: Callable[[np.ndarray, Draws], dict[str, torch.Tensor]] | None = None  # see `geomim.data.text`
@@ -180,6 +181,9 @@ def as_is(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
+_LESS = 8  # what varies so much less in all its bands is near a constant once normalised with the other
+
+
 def share_contracts(sets: Sequence[TileSet], weights: Sequence[float]) -> dict[str, BandContract]:
     """Band contracts of several corpora by a short name: one a sensor, with the statistics of its corpora's mixture.
 
@@ -225,4 +229,37 @@ def _join(contracts: Sequence[BandContract], weights: Sequence[float]) -> BandCo
     std = np.sqrt(np.maximum((share * squares).sum(0) - mean**2, 0))
     names = ((one.licences, one.attributions, one.corpora) for one in contracts)
     origins = [tuple(dict.fromkeys(itertools.chain(*every))) for every in zip(*names, strict=True)]
-    return BandContract(first.sensor, tuple(mean.tolist()), tuple(std.tolist()), *origins)
+    dtypes = {one.dtype for one in contracts}
+    dtype = dtypes.pop() if len(dtypes) == 1 else None
+    return BandContract(first.sensor, tuple(mean.tolist()), tuple(std.tolist()), *origins, dtype)
+
+
+def check_ranges(sets: Sequence[TileSet]) -> list[str]:
+    """Compare the numbers of corpora that share a contract: together, one of a far smaller range comes to nothing.
+
+    Returns:
+        What may be wrong, in sentences.
+
+    Raises:
+        BandError: Pictures of 8 bits share one with numbers of another range.
+    """
+    said, way_out = [], "build one of them with a sensor of another name (--sensor YAML), for statistics of its own"
+    for one, two in itertools.permutations(sets, 2):
+        own, other = one.contract, two.contract
+        if one.sensor != two.sensor:
+            continue
+        less = all(_LESS * std < wide for std, wide in zip(own.std, other.std, strict=True))
+        beyond = own.dtype == "uint8" and (max(other.mean) > 255 or max(other.std) > 127.5)  # what 8 bits cannot be
+        if (less or beyond) and own.dtype != other.dtype and "uint8" in (own.dtype, other.dtype):
+            ranges = " and ".join(
+                f"'{of.corpus.path}' holds {of.contract.dtype} of mean {max(of.contract.mean):.4g} and std "
+                f"{max(of.contract.std):.4g}"
+                for of in (one, two)
+            )
+            raise BandError(f"both are of sensor '{own.sensor.name}', and of other ranges: {ranges}: {way_out}")
+        if less:
+            said.append(
+                f"'{one.corpus.path}' varies more than {_LESS} times less than '{two.corpus.path}' in every band, and "
+                f"both are normalised alike, as '{one.sensor}': where their numbers mean different things, {way_out}"
+            )
+    return said

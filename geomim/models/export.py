@@ -41,7 +41,9 @@ def write_file(both: ImageText, file: Path) -> Path:
 
 def write_encoder(loaded: Loaded, config: Mapping[str, Any], folder: Path) -> None:
     """Write what timm reads, read it, and compare (CheckpointError); the space shared with sentences lies beside."""
-    own = loaded.encoder
+    own, contract = loaded.encoder, loaded.contract
+    if contract and contract.dtype is None and contract.eight_bit:
+        print("note: nothing says how the images were stored: by mean and std as 8-bit, and both are divided by 255")
     write_tensors(folder / "model.safetensors", (own.network if isinstance(own, Hierarchical) else own).state_dict())
     if loaded.joint:
         write_tensors(folder / "joint.safetensors", loaded.joint)
@@ -77,15 +79,18 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that holds something else than an earlier export (InputError)."""
+    """Refuse a folder that holds something else than an earlier export, or that one is in (InputError)."""
     if folder.exists() and not _replaceable(folder):
         raise InputError(f"'{folder}' exists and is no earlier export: give an empty or a new folder")
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise InputError(f"'{folder}' is the folder you are in, and would be replaced: give another, or leave it first")
 
 
 def put_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Fill a folder aside, then rename it, over an earlier export where `check_folder` lets it."""
     check_folder(folder)
-    aside, old = (folder.absolute().with_name(f".{folder.name}.{os.getpid()}.{part}") for part in ("part", "old"))
+    folder = folder.resolve()  # of a link, what it leads to is replaced
+    aside, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{part}") for part in ("part", "old"))
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:

@@ -32,7 +32,7 @@ from geomim.sensors import SENSORS, BandContract
 FORMAT_VERSION = 3
 """Version of the `geomim` entry in checkpoints and exports; a newer one is refused."""
 
-IMAGENET = BandContract(SENSORS["rgb"], (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+IMAGENET = BandContract(SENSORS["rgb"], (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), dtype="uint8")
 """8-bit RGB with the statistics that the published files were trained with."""
 
 DIVIDED, STORED = "mean and std of 8-bit numbers divided by 255, as of pictures", "mean and std of stored numbers"
@@ -218,7 +218,7 @@ def picture_contract(config: Mapping[str, Any]) -> BandContract:
     # exports of geomim say what their statistics are of; the earliest said nothing and meant stored numbers
     stored = config.get("tag") == "geomim" and config.get("description") in (None, "", STORED)
     mean, std = (tuple(value * (1 if stored else 255) for value in config[key]) for key in ("mean", "std"))
-    return BandContract(SENSORS["rgb"], mean, std)
+    return BandContract(SENSORS["rgb"], mean, std, dtype=None if stored else "uint8")
 
 
 def pictures_said(contract: BandContract) -> str:

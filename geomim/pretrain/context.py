@@ -163,10 +163,11 @@ class Context:
             told = view.get("teacher"), view.get("text")
             self.views[name] = View(image, valid, encoder, batch.get("sensor"), gsd, bands, *told)
 
-    def image_weight(self, view: str) -> Tensor | None:
-        """`(B,)` float: 0 for images with less than `IMAGE_VALID` of their patches valid; None where all weigh 1."""
-        patch_valid = self.views[view].patch_valid
-        if patch_valid is None:
-            return self.weight
-        usable = (patch_valid.float().mean(1) >= IMAGE_VALID).float()
-        return usable if self.weight is None else usable * self.weight
+    def image_weight(self, *names: str) -> Tensor | None:
+        """`(B,)`: 0 where less than `IMAGE_VALID` of the patches of a named view are valid; None where all weigh 1."""
+        weight = self.weight
+        for name in names:
+            if (valid := self.views[name].patch_valid) is not None:
+                usable = (valid.float().mean(1) >= IMAGE_VALID).float()
+                weight = usable if weight is None else usable * weight
+        return weight

@@ -100,7 +100,9 @@ class Term(nn.Module):
         """What each image weighs `(B,)`: the share of its places that count, 0 where too little of it is valid."""
         positions, weight = self.positions(context.views[self.view], splits.get(self.view))
         share = torch.ones(len(positions), device=positions.device) if weight is None else weight.mean(1)
-        usable = context.image_weight(self.view)
+        # what is said of a whole image is said by all that is read
+        read = [name.partition(":")[0] for name in self.memory if self.where == "image"]
+        usable = context.image_weight(*dict.fromkeys((self.view, *read)))
         share = share if usable is None else share * usable
         knows: Callable[[View], Tensor] | None = getattr(self.target, "knows", None)
         return share if knows is None else share * knows(context.views[self.view])

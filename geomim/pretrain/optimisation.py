@@ -37,10 +37,15 @@ class Optimisation:
 
     def __post_init__(self) -> None:
         shares = 0 <= self.warmup < 1 and 0 <= self.final <= 1 and 0 < self.layer_decay <= 1
-        if not shares or self.base_learning_rate <= 0:
+        if not shares or not 0 < self.base_learning_rate < math.inf:
             raise ConfigError(
                 "optimizer: expected warmup in [0, 1), final in [0, 1], layer_decay in (0, 1] and base_learning_rate "
                 f"above 0; given {self.warmup}, {self.final}, {self.layer_decay} and {self.base_learning_rate}"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas) or not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(
+                "optimizer: expected betas in [0, 1) and weight_decay of 0 or more; given "
+                f"{list(self.betas)} and {self.weight_decay}"
             )
 
     def factor(self, step: int, steps: int) -> float:

@@ -87,9 +87,9 @@ def go_on(model: MaskedImageModel, entry: Mapping[str, Any], steps: int) -> None
 
 
 def _compared(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """By the names of the flags; corpora are compared by their content, not by name or audit."""
+    """By the names of the flags; corpora are compared by their content, not by name or audit, nor by a `dtype`."""
     contracts = {
-        name: {key: value for key, value in contract.items() if key != "corpora"}
+        name: {key: value for key, value in contract.items() if key not in ("corpora", "dtype")}
         for name, contract in entry["contracts"].items()
     }
     values = {"recipe": entry["recipe"], "method": entry["recipe_args"], "encoder": entry["encoder"]}

@@ -90,8 +90,8 @@ def make_parser(recipe: str) -> ArgumentParser:
     Raises:
         ConfigError: The recipe is unknown.
     """
-    if recipe not in RECIPES:
-        raise ConfigError(f"unknown recipe '{recipe}'{nearest(recipe, RECIPES)}")
+    if str(recipe) not in RECIPES:  # a file may give anything
+        raise ConfigError(f"unknown recipe '{recipe}'{nearest(str(recipe), RECIPES)}")
     summary = (RECIPES[recipe].__doc__ or "").split("\n")[0]
     usage = "geomim pretrain --data.corpus CORPUS [--config FILE] [more of the arguments below]"
     parser = ArgumentParser(prog="geomim pretrain", usage=usage, description=summary, exit_on_error=False)
@@ -172,27 +172,44 @@ def _layers(argv: list[str]) -> list[tuple[str, dict[str, Any]]]:
     return layers
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML's own takes the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        given = set()
+        for key, _ in node.value:
+            if str(key.value) in given:
+                raise yaml.MarkedYAMLError(problem=f"key '{key.value}' is given twice", problem_mark=key.start_mark)
+            given.add(str(key.value))
+        return node
+
+
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"config file '{path}' does not exist")
     try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config file '{path}' is not YAML: {' '.join(str(error).split())}") from error
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"config file '{path}' cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"config file '{path}': expected a mapping such as 'recipe: mae'; given {values!r}")
     return values
 
 
 def _check_keys(parser: ArgumentParser, source: str, given: Mapping[str, Any]) -> None:
-    """Refuse a key that no argument has, and name the nearest one of its group."""
+    """Refuse a key that no argument has, and name the nearest one of its group; and a group that holds no keys."""
     every = {action.dest for action in parser._actions} - {"help"}
     valid = {one for one in every if not any(other.startswith(f"{one}.") for other in every)}
-    for key in given:
+    for key, value in given.items():
         parts = key.split(".")
         if any(".".join(parts[: count + 1]) in valid for count in range(len(parts))):
             continue
-        if any(name.startswith(f"{key}.") for name in valid):
+        if within := [name for name in valid if name.startswith(f"{key}.")]:
+            if not isinstance(value, dict | str):  # text may be a file, or a mapping as one word
+                raise ConfigError(
+                    f"{source}: '{key}' expects keys such as {min(within)}; given {value!r}: leave it out"
+                )
             continue
         group = {name for name in valid if name.startswith(parts[0] + ".")} if len(parts) > 1 else valid
         raise ConfigError(

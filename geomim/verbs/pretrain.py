@@ -66,7 +66,8 @@ def train(
         optimizer: Learning rate and weight decay.
         training: How long and on what.
         seed: Seed of weights and masks; crops and order have the one of `data`.
-        resume: `"last"` goes on from the run's last checkpoint where there is one; or a checkpoint file.
+        resume: `"last"` goes on from the run's last checkpoint where there is one; or a checkpoint file, of this run
+            where the folder holds one.
         config: Written to `config.yaml` once training begins, with what resumed runs changed.
         watch: What to look at meanwhile.
 
@@ -74,8 +75,8 @@ def train(
         The last checkpoint.
 
     Raises:
-        ConfigError: The recipe is unknown, the folder holds a run and `resume` is not given, or the devices asked for
-            are not there.
+        ConfigError: The recipe is unknown, the folder holds a run and `resume` is no checkpoint of it, or the devices
+            asked for are not there.
         CheckpointError: The checkpoint to resume is damaged, or was trained otherwise; see `geomim.pretrain.resume`.
         GeomimError: The loss is not finite, or memory, disk or a reading process failed.
         Interrupted: A signal asked to stop; the step was finished and `last.ckpt` written.
@@ -282,6 +283,8 @@ def build(
     """
     if recipe not in RECIPES:
         raise ConfigError(f"unknown recipe '{recipe}'{nearest(recipe, RECIPES)}")
+    if not -(2**63) <= seed < 2**64:
+        raise ConfigError(f"seed: expected a whole number of 64 bits, such as 0; given {seed}")
     torch.manual_seed(seed)
     asked = signature(build_encoder).bind(data.contracts, data.image_size, **(encoder or {}))
     asked.apply_defaults()
@@ -312,15 +315,14 @@ def build(
 def _start(folder: Path, resume: str | Path | None) -> Path | None:
     """The checkpoint to start from."""
     last = folder / "checkpoints" / "last.ckpt"
-    if resume is None:
-        if last.exists():
-            raise ConfigError(f"'{folder}' holds a run already: go on with --resume last, or give another --name")
-        return None
     if str(resume) == "last":
         return last if last.exists() else None
-    if not Path(resume).is_file():
+    if resume is not None and not Path(resume).is_file():
         raise ConfigError(f"--resume: expected 'last' or a checkpoint file; '{resume}' does not exist")
-    return Path(resume)
+    own = resume is not None and Path(resume).resolve().parent == last.parent.resolve()
+    if last.exists() and not own:  # another run's checkpoint must not overwrite this one's
+        raise ConfigError(f"'{folder}' holds a run already: go on with --resume last, or give another --name")
+    return None if resume is None else Path(resume)
 
 
 def _done(module: PretrainModule, resumed: dict[str, Any], start: Path, last: Path) -> bool:

@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import json
 import os
 import shutil
 
@@ -17,7 +18,9 @@ from geomim.data.datamodule import TileDataModule
 from geomim.data.sampler import Stream
 from geomim.data.tiles import TileSet, share_contracts
 from geomim.errors import BandError, ConfigError, CorpusError
-from geomim.sensors import get_sensor
+from geomim.sensors import Band, Sensor, get_sensor
+
+RGB = get_sensor("rgb")
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,8 @@ def test_metres_that_are_trained_at_are_the_median_of_what_catalogues_tell(corpu
     )  # the last two are no train
     module = TileDataModule(str(told), image_size=12)
     assert module.gsds == {Corpus.open(told).sensor.name: 5.0}  # tiles of 24 pixels as images of 12
+    module.provide(frozenset(), crop_size=16)  # with gaps between their patches
+    assert module.gsds == {Corpus.open(told).sensor.name: 3.75}
 
 
 def test_workers_change_nothing(corpus):
@@ -74,6 +79,30 @@ def test_two_corpora_have_the_statistics_of_their_mixture(tmp_path):
     assert joined.mean == pytest.approx((100.0,) * 3) and joined.std == pytest.approx((6100**0.5,) * 3)
     module = TileDataModule([str(path) for path in paths], batch_size=4, image_size=16, workers=0)
     assert module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0)["image"].shape == (4, 3, 16, 16)
+
+
+def test_corpora_of_other_ranges_are_not_pooled_in_silence(tmp_path):
+    paths = [write_corpus(tmp_path / "small"), write_corpus(tmp_path / "wide", sensor=Sensor("wide", RGB.bands))]
+    meta = json.loads((paths[1] / "corpus.json").read_text())
+    meta["sensor"]["name"] = "rgb"
+
+    def opened(order=(0, 1), **statistics):
+        meta["statistics"] |= statistics
+        (paths[1] / "corpus.json").write_text(json.dumps(meta))
+        return TileDataModule([str(paths[place]) for place in order])
+
+    assert opened().contracts["rgb"].dtype is None and opened().notes == []  # bytes in wider numbers
+    assert opened((0,)).contracts["rgb"].dtype == "uint8"
+    for statistics in ({"mean": [300.0] * 3}, {"mean": [0.5] * 3, "std": [0.2] * 3}):
+        for order in ((0, 1), (1, 0)):
+            with pytest.raises(BandError, match=r"of sensor 'rgb', and of other ranges: .*small' holds uint8.*YAML"):
+                opened(order, **statistics)
+    meta["statistics"] |= {"mean": [3000.0] * 3, "std": [900.0] * 3}
+    wider = shutil.copytree(paths[1], tmp_path / "wider") / "corpus.json"
+    wider.write_text(json.dumps(meta))
+    paths[0] = wider.parent
+    (said,) = opened(mean=[100.0] * 3, std=[40.0] * 3).provide(frozenset())
+    assert f"'{paths[1]}' varies more than 8 times less than '{paths[0]}' in every band" in said
 
 
 S2 = ["B02", "B03", "B04"]
@@ -128,12 +157,23 @@ def test_some_bands_are_read_in_the_order_that_is_given(three):
     every, read = (one.sets[0].read(rows)["image"] for one in (whole, some))
     np.testing.assert_array_equal(read, every[:, [3, 0]])
     assert some.settings["bands"] == ["B08", "B02"] != whole.settings["bands"]
+    seen = some.pictures(4)["image"]  # of the validation split
+    assert seen.shape[1] == 2 and torch.equal(seen, whole.pictures(4)["image"][:, [3, 0]])
     both = TileDataModule(three[1:], size=[32, 24], bands=["B04", "B08", "B02"])  # each has what it has
     assert [contract.names for contract in both.contracts.values()] == [("B04", "B02"), ("B04", "B08", "B02")]
     with pytest.raises(BandError, match=r"data\.bands: no corpus has a band 'B8'; they have red, green, blue, B02"):
         TileDataModule(three, size=[24, 32, 24], bands=["B02", "B8"])
     with pytest.raises(BandError, match=r"'.*' has none of B02; it has red, green, blue"):
         TileDataModule(three, size=[24, 32, 24], bands=["B02"])
+
+
+def test_pixels_and_statistics_are_those_of_the_very_band(tmp_path):
+    sensor = Sensor("air", (Band("p2.5"), Band("p25")))
+    corpus = Corpus.open(write_corpus(tmp_path / "c", sensor=sensor))
+    corpus.contract = dataclasses.replace(corpus.contract, mean=(5.0, 9.0))
+    every, one = (TileSet(corpus, bands=bands) for bands in (None, ["p25"]))
+    assert (one.contract.names, one.contract.mean) == (("p25",), (9.0,))
+    np.testing.assert_array_equal(one.read(np.arange(4))["image"], every.read(np.arange(4))["image"][:, 1:])
 
 
 def test_one_band_of_one_sensor_means_one_thing(three, tmp_path):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,32 @@ def test_each_sensor_is_exported_and_loads_in_timm(tmp_path: Path, class_token: 
         assert again.contract.licences == ("public domain", "CC-BY-4.0")  # of all that it was trained on
         card = (folder / "README.md").read_text()
         assert "trained on naip, s2" in card and "started from timm:somewhere" in card
+
+
+def test_a_link_stays_one_and_the_folder_one_is_in_is_refused(tmp_path: Path, monkeypatch) -> None:
+    path, _ = checkpoint(tmp_path / "a.ckpt", {"naip": CONTRACTS["naip"]}, spectral=False)
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.mkdir()
+    link.symlink_to(target)
+    for _ in range(2):  # empty, then an earlier export
+        export(path, str(link))
+    assert link.is_symlink() and read_encoder(target).contract == CONTRACTS["naip"]
+    monkeypatch.chdir(target)
+    with pytest.raises(InputError, match=r"'\.' is the folder you are in"):
+        export(path, ".")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["a.ckpt", "link", "target"]
+
+
+def test_statistics_are_divided_as_those_of_pictures_only_where_the_numbers_are_bytes(tmp_path: Path, capsys) -> None:
+    lights = BandContract(Sensor("lights", (Band("dnb"),)), (5.4,), (9.0,))
+    for dtype, divided, guessed in (("uint8", True, False), ("float32", False, False), (None, True, True)):
+        one = replace(lights, dtype=dtype)
+        path, _ = checkpoint(tmp_path / f"{dtype}.ckpt", {"lights": one}, spectral=False)
+        written = export(path, str(tmp_path / f"out-{dtype}")) / "config.json"
+        stated = json.loads(written.read_text())["pretrained_cfg"]
+        assert stated["mean"] == [5.4 / 255 if divided else 5.4]
+        assert ("divided by 255" in stated["description"]) == divided
+        assert ("note: nothing says how the images were stored" in capsys.readouterr().out) == guessed
 
 
 def test_bands_are_chosen_and_ordered(tmp_path: Path) -> None:

@@ -85,6 +85,8 @@ def test_the_last_recipe_named_wins():
         (["--encoder.in_chans", "4"], "unknown key 'encoder.in_chans'"),
         (["--data.batch_size", "many"], "data.batch_size.*many"),
         (["--training.precision", "fp8"], "precision.*fp8"),
+        (["--optimizer.betas", "[1.5,2]"], r"betas in \[0, 1\).*given \[1.5, 2.0\]"),
+        (["--optimizer.weight_decay", "-1"], "weight_decay of 0 or more; given .* -1.0"),
         (["--config", "nowhere.yaml"], "'nowhere.yaml' does not exist"),
     ],
 )
@@ -99,10 +101,23 @@ def test_a_wrong_key_in_a_file_names_the_file(tmp_path):
     path.write_text("recipe: mae\ndata: {corpus: c}\nmethod: {score: published}\n")  # of another recipe
     with pytest.raises(ConfigError, match=r"mine.yaml: unknown key 'method\.score'"):
         read_config(["--config", str(path)])
-    for text, said in (("- 1", "expected a mapping"), ("a: [", "is not YAML")):
-        path.write_text(text)
-        with pytest.raises(ConfigError, match=said):
+    for text, said in (
+        ("- 1", "expected a mapping"),
+        ("a: [", "cannot be read as YAML"),
+        ("recipe: mae\nseed: 1 # \xe9", "cannot be read as YAML.*utf-8"),
+        ("training: {max_steps: 7}\nrecipe: mae\ntraining: {log_every: 3}", "'training' is given twice.*line 3"),
+        ("method: {visible: 0.2, visible: 0.3}", "'visible' is given twice"),
+        ("recipe:", "unknown recipe 'None'; valid: .*mae"),
+        ("recipe: [mae]", r"unknown recipe '\['mae'\]'; did you mean 'mae'"),
+        ("recipe: 3", "unknown recipe '3'"),
+        ("training:", "'training' expects keys such as training.accelerator; given None: leave it out"),
+        ("data: [a]", r"'data' expects keys such as data.bands; given \['a'\]"),
+        ("recipe: selective_mae\nmethod: {phases: 3}", "'method.phases' expects keys such as method.phases.far_from"),
+    ):
+        path.write_text(text, encoding="latin-1")
+        with pytest.raises(ConfigError, match=said) as refused:
             read_config(["--config", str(path)])
+        assert "\n" not in str(refused.value)
 
 
 def test_nested_arguments_reach_the_recipe_typed():

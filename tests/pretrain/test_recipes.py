@@ -175,6 +175,18 @@ def test_nodata_changes_nothing(name: str) -> None:
     torch.testing.assert_close(loss(0.0), loss(1e4), rtol=1e-5, atol=1e-6)
 
 
+def test_a_tile_of_which_either_crop_holds_nothing_is_not_told_apart() -> None:
+    model, valid = build("can_inspired", 1), torch.ones(3, 1, 32, 32, dtype=torch.bool)
+    one, other = valid.clone(), valid.clone()
+    one[0], other[1] = False, False
+    batch = batch_of(model, scenes(3), one)
+    batch = batch | {"weight": torch.tensor([1.0, 1.0, 2.0])}
+    batch["views"]["second"] = batch["views"]["second"] | {"valid": other}
+    weights = model.plan(model.context(batch, Draws(0, torch.arange(3))), torch.tensor(0.3)).weights
+    found = {term.name: row.tolist() for term, row in zip(model.terms, weights, strict=True)}
+    assert found == {"contrast": [0, 0, 2], "pixels_image": [0, 1, 2], "pixels_second": [1, 0, 2]}
+
+
 @every_recipe
 def test_repeats_exactly_under_a_seed(name: str) -> None:
     assert step(build(name), scenes()) == step(build(name), scenes())

@@ -106,6 +106,16 @@ def test_a_run_that_is_done_says_so_and_no_other_starts_from_it_without_more_ste
     assert files(half.parents[1]) == before
 
 
+def test_another_runs_checkpoint_does_not_overwrite_a_run(half, capsys):
+    shutil.copytree(half.parents[1], "runs/other")
+    before = files(Path("runs"))
+    for resume in ("step-0000004.ckpt", "last.ckpt"):
+        other = Path("runs/other/checkpoints", resume)
+        assert main([*FLAGS, "--resume", str(other), "--training.max_steps", "5"]) == 2
+        assert "'runs/run' holds a run already: go on with --resume last" in capsys.readouterr().err
+    assert files(Path("runs")) == before
+
+
 def test_the_same_images_in_other_micro_batches_go_on_exactly(half, trained):
     assert main([*FLAGS, "--resume", "last", "--data.batch_size", "1", "--training.accumulate", "4"]) == 0
     whole = torch.load(trained / "runs" / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
@@ -139,6 +149,18 @@ def test_all_else_is_refused_by_name_and_leaves_every_file(half, capsys, flags, 
     assert re.search(said, error) and error.count("\n") == 1
     assert files(half.parents[1]) == before
     assert main([*FLAGS, *flags, "--name", "another"]) == 0  # what the sentence says to do
+
+
+def test_a_seed_of_more_than_64_bits_is_refused(half, capsys):
+    assert main([*FLAGS, "--name", "new", "--seed", str(2**65)]) == 2
+    assert "seed: expected a whole number of 64 bits" in capsys.readouterr().err and not Path("runs/new").exists()
+
+
+def test_a_checkpoint_that_does_not_say_how_its_images_are_stored_goes_on(half):
+    checkpoint = torch.load(half, weights_only=True)
+    assert checkpoint["geomim"]["contracts"]["rgb"].pop("dtype") == "uint8"
+    torch.save(checkpoint, half)
+    assert main([*FLAGS, "--resume", "last"]) == 0
 
 
 def test_a_moved_corpus_is_the_same_corpus(half):
