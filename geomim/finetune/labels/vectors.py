@@ -36,7 +36,7 @@ def from_vector(file: str, images: Sequence[str], roots: tuple[str, ...], asked:
     need([*scenes], refused, f"vector labels '{file}'")
     table, notes = with_crs(file, table, {uri: (one.crs, one.outline) for uri, one in scenes.items()})
     table, good, said = _mended(table, values)
-    if others := {scene.crs.to_string() for scene in scenes.values()} - {table.crs.to_string()}:
+    if others := sorted({scene.crs.to_string() for scene in scenes.values()} - {table.crs.to_string()}):
         notes.append(f"geometries are brought from {table.crs.name} to {some(one[:40] for one in others)}")
     classes = sorted({str(value) for value, use in zip(values, good, strict=True) if use})
     how = f"column '{column}'" if column else "the layer's name, as no column has a usual one: --class-column names it"
