@@ -161,7 +161,7 @@ class Masks:
         """
         stem = Path(uri).stem.casefold()
         named = [file for end in _MASK_ENDINGS for file in self._files.get(stem + end, ())]
-        found = [file for file in named if not is_same(str(file), uri)]
+        found = [file for file in named if not is_same(file, uri)]
         if len(found) > 1:
             names = ", ".join(file.name for file in found)
             raise InputError(f"--masks: '{self.folder}' holds several rasters for '{uri}': {names}; keep one")

@@ -245,7 +245,8 @@ def _from_folder(path: Path, train_split: str, test_split: str) -> LabelledData:
         )
     parts = [_of_files(part, classes) for part in (train, test)]
     missing = _unscored(f"'{path}'", classes, *parts, "move some of their pictures into it, or leave them out")
-    missing += said_of_copies(seen_before(*parts), len(parts[1]))
+    if not notes:  # else no copy is on the other side
+        missing += said_of_copies(seen_before(*parts), len(parts[1]))
     side, looks = look_at_pictures([file for part in (train, test) for files in part.values() for file in files])
     name = f"folder {path.resolve().name}"
     return LabelledData(name, tuple(classes), SENSORS["rgb"], None, *parts, (*notes, *missing, *looks), side)

@@ -43,8 +43,10 @@ def copies_of(paths: Sequence[Path]) -> list[object]:
     """What files have in common that are equal byte by byte, and others do not; those of one size alone are read."""
 
     def content(path: Path, size: int) -> object:
-        with suppress(OSError):
-            return (size, hashlib.blake2b(path.read_bytes()).digest()) if often[size] > 1 else size
+        if often[size] < 2:
+            return size
+        with suppress(OSError), path.open("rb") as file:
+            return size, hashlib.file_digest(file, "blake2b").digest()
         return path
 
     sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]  # those out of reach are told when opened

@@ -16,7 +16,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from geomim.corpus.scenes import SUFFIXES, Scene
-from geomim.corpus.scenes.files import cause
+from geomim.corpus.scenes.files import cause, is_same
 from geomim.corpus.scenes.maps import MADE
 from geomim.errors import CheckpointError, ConfigError, GeomimError, InputError
 from geomim.maps.files.layers import tags_of
@@ -25,7 +25,6 @@ from geomim.maps.files.rasters import (
     check_place,
     create,
     name_classes,
-    one_file,
     placed,
     write_cog,
     write_names,
@@ -63,7 +62,7 @@ def targets(
     if out.lower().endswith(endings):
         if len(scenes) > 1:
             raise InputError(f"{len(scenes)} scenes for one file '{out}': give a folder")
-        if one_file(out, scenes[0]):
+        if is_same(out, scenes[0]):
             raise InputError(f"--{flag} would be written over the scene '{out}': name another file")
         check_place(flag, Path(out))
         return [(scenes[0], Path(out))]

@@ -14,12 +14,13 @@ from torch.nn import functional as F
 
 from geomim.addresses import plain
 from geomim.corpus.scenes import Scene
+from geomim.corpus.scenes.files import is_same
 from geomim.errors import ConfigError, InputError
 from geomim.evaluate.features import device_of, fast_half
 from geomim.maps.answers import classify, enlarge, outline
 from geomim.maps.files.layers import check_replaced
 from geomim.maps.files.pictures import check_picture, quick_look
-from geomim.maps.files.rasters import NODATA, check_endings, create, one_file, placed, write_cog
+from geomim.maps.files.rasters import NODATA, check_endings, create, placed, write_cog
 from geomim.maps.scenes.opening import check_scene, chosen_for, open_for, scale_note
 from geomim.maps.walk.strips import Strips, address, scene_card, told_when_full
 from geomim.maps.walk.windows import Look, Walk, blend, check_overlap
@@ -230,10 +231,10 @@ class Files:
     def __post_init__(self) -> None:
         rasters = {"out": (self.out, ".tif", ".tiff"), "classes": (self.classes, ".tif", ".tiff")}
         check_endings(**rasters, polygons=(self.polygons, ".gpkg"))
-        if self.classes and one_file(self.classes, self.out):
+        if self.classes and is_same(self.classes, self.out):
             raise ConfigError(f"--out and --classes are one file, '{self.out}'")
         written = (self.out, self.picture, self.classes, self.polygons)
-        if any(one_file(self.scene, file) for file in written if file):
+        if any(is_same(self.scene, file) for file in written if file):
             raise ConfigError(
                 f"the scene '{self.scene}' would be written over by a map or its picture: name other files"
             )

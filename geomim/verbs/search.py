@@ -16,12 +16,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from geomim.corpus.report.pictures import composite, display_limits
+from geomim.corpus.scenes.files import is_same
 from geomim.corpus.store import Corpus
 from geomim.errors import CheckpointError, ConfigError, CorpusError, InputError
 from geomim.maps.embeddings.likeness import example, write_cosines
 from geomim.maps.embeddings.patches import ENDINGS, open_patches
 from geomim.maps.files.pictures import check_picture
-from geomim.maps.files.rasters import aside, check_endings, one_file
+from geomim.maps.files.rasters import aside, check_endings
 from geomim.maps.query import PROMPT, sentences_as_vectors, words
 from geomim.models.clip import SOURCES
 from geomim.models.image_text import open_image_text
@@ -150,7 +151,7 @@ def search(
         if embedding or count is not None or places or not kept_only:
             raise ConfigError("--embedding, --count, --places and --kept_only are of tiles: leave them out of patches")
         check_endings(out=(out := out or "search.tif", ".tif", ".tiff"))
-        if one_file(out, source):
+        if is_same(out, source):
             raise ConfigError(f"--out would be written over the vectors '{out}': name another file")
         with open_patches(source) as patches:
             vectors = example(patches, str(like)) if sentences is None else asked.vectors(patches.card)

@@ -31,9 +31,12 @@ def is_remote(uri: str) -> bool:
     return "://" in uri or uri.startswith("/vsi")
 
 
-def is_same(one: str, other: str) -> bool:
-    """Whether two paths lead to one file, however they are written."""
-    return one == other or os.path.realpath(one) == os.path.realpath(other)
+def is_same(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Whether two paths lead to one file, also by links or `..`; neither has to be there."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return os.path.realpath(one) == os.path.realpath(other)
 
 
 def split_address(uri: str) -> tuple[str, str]:

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from geomim.addresses import plain
 from geomim.corpus.scenes import Scene
+from geomim.corpus.scenes.files import is_same
 from geomim.errors import ConfigError, InputError
 from geomim.evaluate.features import device_of, fast_half
 from geomim.evaluate.saved import fingerprint
 from geomim.maps.embeddings.patches import open_patches, write_patches
 from geomim.maps.embeddings.rows import slow_note
 from geomim.maps.embeddings.vectors import Dtype, Rounding, described, replaced
-from geomim.maps.files.rasters import one_file, placed
+from geomim.maps.files.rasters import placed
 from geomim.maps.scenes.opening import check_scene, chosen_for, gsd_note, open_for, scale_note
 from geomim.maps.walk.encoder import open_encoder
 from geomim.maps.walk.looker import Looker
@@ -125,7 +126,7 @@ def embed_scene(
             writes the same, or the disk is full.
     """
     check_overlap(overlap)
-    if one_file(given.uri, out):
+    if is_same(given.uri, out):
         raise ConfigError(f"--out would be written over the scene '{out}': name another file")
     scene, prepare = given.open(looker.contract)
     with scene:

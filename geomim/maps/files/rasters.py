@@ -50,14 +50,6 @@ def check_place(flag: str, path: Path) -> None:
         raise InputError(f"--{flag}: '{path}' cannot be written in folder '{path.parent}': '{file}' is a file")
 
 
-def one_file(one: str | Path, other: str | Path) -> bool:
-    """Whether two paths lead to one file, also by links or `..`; neither has to be there."""
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return os.path.realpath(one) == os.path.realpath(other)
-
-
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
     """Where to write a file that then gets its name, so that it is whole or not there."""

@@ -8,7 +8,7 @@ from affine import Affine
 
 from geomim.corpus.labels import draw_splits
 from geomim.corpus.scenes import find_scenes, scene_name, source_files
-from geomim.corpus.scenes.files import gdal_address
+from geomim.corpus.scenes.files import gdal_address, is_same
 from geomim.corpus.scenes.maps import MADE
 from geomim.errors import InputError
 
@@ -192,3 +192,15 @@ def test_a_corpus_is_left_out_aloud_and_a_file_of_its_name_is_none(tmp_path, cap
     (tmp_path / "words" / "corpus.json").write_text('{"texts": []}')
     assert find_scenes(tmp_path) == [path]
     assert capsys.readouterr().out == f"note: 2 corpora are left out, such as '{tmp_path / 'begun'}'\n"
+
+
+def test_paths_lead_to_one_file_also_by_links(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    monkeypatch.chdir(tmp_path)
+    for there in (False, True):
+        for other in ("folder/../folder/a.tif", "link/a.tif", tmp_path / "folder" / "a.tif"):
+            assert is_same("folder/a.tif", other)
+        assert not is_same("folder/a.tif", "a.tif") and not is_same("folder/a.tif", "s3://bucket/folder/a.tif")
+        if not there:
+            (tmp_path / "folder" / "a.tif").write_text("")

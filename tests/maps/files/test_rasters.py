@@ -13,7 +13,6 @@ from geomim.maps.files.rasters import (
     colours_of,
     create,
     name_classes,
-    one_file,
     open_map,
     write_cog,
     write_names,
@@ -93,15 +92,3 @@ def test_what_cannot_be_written_is_refused_by_its_flag(tmp_path):
         with pytest.raises(ConfigError, match="--polygons: layers cannot be written where a name has '!'; given"):
             check_endings(polygons=(str(tmp_path / name), ".gpkg"))
     check_endings(out=(str(tmp_path / "new" / "a!b.tif"), ".tif"), polygons=(None, ".gpkg"))
-
-
-def test_paths_lead_to_one_file_also_by_links(tmp_path, monkeypatch):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "link").symlink_to("folder")
-    monkeypatch.chdir(tmp_path)
-    for there in (False, True):
-        for other in ("folder/../folder/a.tif", "link/a.tif", tmp_path / "folder" / "a.tif"):
-            assert one_file("folder/a.tif", other)
-        assert not one_file("folder/a.tif", "a.tif") and not one_file("folder/a.tif", "s3://bucket/folder/a.tif")
-        if not there:
-            (tmp_path / "folder" / "a.tif").write_text("")
