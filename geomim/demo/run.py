@@ -37,7 +37,7 @@ from geomim.verbs.predict import predict
 from geomim.verbs.pretrain import Training, train
 from geomim.verbs.watching import Watching
 
-DRAWN = (12, 704)
+DRAWN = (20, 576)
 """Scenes, and their side in pixels. Sun, haze and season differ by scene: of few, little is learned for another one."""
 IMAGE = 64
 """Side of the training image in pixels."""

@@ -110,17 +110,17 @@ def _ground(cover: Cover, land: Land, season: Season, grain: dict[str, np.ndarra
         for names in (["cropland"], ["bare soil", "dunes", "rock"], ["rock"], ["settlement"], ["wetland"])
     )
     reaped = crops & land.stubble[parcels.place]
-    stage = np.where(land.parcel >= 0, parcels.number(0, 0.25, 0.95), 0.6 + 0.15 * patchy)
+    stage = np.where(land.parcel >= 0, parcels.number(0, 0.35, 0.75), 0.6 + 0.15 * patchy)
     stage = np.clip(stage + 0.2 * (season.green - 0.5), 0.1, 0.9)
     period = parcels.number(1, 4.5, 8.0)
     rows, lanes = np.cos(_TURN * parcels.across / period), np.mod(parcels.across, 4 * period) < 1.3
-    swing = np.clip(np.minimum(stage, 1 - stage), 0.25, 0.45)
+    swing = 0.45  # rows go from bare to closed, for what tells crops from grass are rows
     share = stage + np.where(
         crops, swing * rows + 0.05 * rough - 0.3 * lanes, 0.13 * patchy + 0.1 * fine + 0.08 * rough
     )
     share = np.where(reaped, 0.06, np.where(land.label == ID["forest"], 0.85, np.clip(share, 0, 1)))
     share *= np.where(bare, np.clip(0.06 + 0.08 * patchy, 0, 1), 1)
-    ripe = np.clip(parcels.number(2, -0.6, 1.2) * (1.2 - season.green), 0, 0.9)
+    ripe = np.clip(parcels.number(2, -0.6, 0.9) * (1.2 - season.green), 0, 0.6)
     leafy = share * np.clip(season.green + 0.12 * patchy, 0.05, 1) * (1 - ripe)
     sand = np.clip(season.sandy + 0.12 * patchy + 0.05 * rough, 0, 1) * np.where(bare, 1, parcels.number(3, 0.0, 0.6))
     straw = share - leafy + 0.75 * reaped * (1 - share)
@@ -141,7 +141,7 @@ def _ridges(rng: np.random.Generator, cover: Cover, land: Land) -> None:
     phase = np.mod(_across(rng, size) / 14 + 0.8 * noise(rng, size, 160, 600) + 0.13 * noise(rng, size, 30, 90), 1)
     ridge = np.where(phase < 0.72, phase / 0.72, (1 - phase) / 0.28) * (1 + 0.4 * noise(rng, size, 20, 80))
     dunes, rock = (smooth((land.label == ID[name]).astype(np.float32), 2) for name in ("dunes", "rock"))
-    cover.tall += dunes * 7 * ridge + rock * 4 * np.abs(fractal(rng, size, 1.4, longest=70))
+    cover.tall += dunes * 10 * ridge + rock * 4 * np.abs(fractal(rng, size, 1.4, longest=70))
 
 
 def _across(rng: np.random.Generator, size: int) -> np.ndarray:
