@@ -111,8 +111,8 @@ class _Sections:
         if chapter.cover:
             own, random, pixels = (f"{one:.0%}" for one in chapter.cover.right.values())
             said.append(
-                f"On all held-out scenes the same head has {own} right, {random} on random weights and {pixels} on "
-                "band values alone."
+                f"Of all held-out scenes {own} are right, {random} with as much training from random weights and "
+                f"{pixels} from band values alone."
             )
         if self.found:
             best = self.found[0]
@@ -228,7 +228,7 @@ class _Sections:
             panels["What the labels say."] = self.truth.picture(_SIDE)
             share, count = agreement(self.made, self.truth)
             words = (
-                f"A scene that neither encoder nor head was fitted to: {share:.1%} of {count:,} labelled map pixels "
+                f"A scene that nothing was trained on: {share:.1%} of {count:,} labelled map pixels "
                 "have the right class."
             )
         figures = [self._picture(f"map-{n}", panel, title) for n, (title, panel) in enumerate(panels.items())]
@@ -237,19 +237,20 @@ class _Sections:
         return f"<div class=wide>{''.join(figures)}</div>{told}<p>File: {where}</p>"
 
     def _fitted(self) -> str:
-        """What the map's head was fitted on, and how good it is on all held-out scenes beside its floors."""
+        """What the map's task learned from, and how good it is on all held-out scenes beside its floors."""
         cover = self.chapter.cover
         if cover is None:
             return ""
+        steps, batch = cover.steps
         text = (
-            f"A linear head was fitted at once to {cover.train:,} windows of the training scenes; it reads what the "
-            f"frozen encoder says of a pixel, and its band values. The table has it on {cover.pixels:,} labelled "
-            "pixels of the held-out scenes, beside the same on random weights, and on the band values alone, and what "
-            "the most frequent class would have right."
+            f"The encoder was tuned on labels of the training scenes, cut into {cover.train:,} windows, for {steps:,} "
+            f"steps of {batch}, under a linear head that reads what it says of a pixel, and band values. The table has "
+            f"it on {cover.pixels:,} labelled pixels of the held-out scenes, beside as many steps from random weights, "
+            "a linear head on band values alone, and what the most frequent class would have right."
         )
         rows = [(one, f"{cover.right[one]:.1%}", f"{cover.mean_iou[one]:.3f}") for one in cover.right]
         rows.append((MAJORITY, f"{cover.most_frequent:.1%}", ""))
-        return _paragraphs([text]) + html_table(("head on", "right", "mean IoU"), rows)
+        return _paragraphs([text]) + html_table(("from", "right", "mean IoU"), rows)
 
     def _legend(self) -> str:
         present = [number for number in np.unique(self.made.ids) if number < len(self.made.names)]

@@ -69,8 +69,8 @@ class Segmenter(nn.Module):
 
 def values(images: Tensor) -> Tensor:
     """Bands, and all products of two of them: `(B, C + C(C+1)/2, H, W)` of images `(B, C, H, W)`."""
-    one, other = torch.triu_indices(images.shape[1], images.shape[1])
-    return torch.cat([images, images[:, one] * images[:, other]], 1)
+    products = [images[:, band:] * images[:, band, None] for band in range(images.shape[1])]
+    return torch.cat([images, *products], 1)
 
 
 def _values_of(network: nn.Module) -> int:

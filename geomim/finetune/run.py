@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch.utils.data import DataLoader
+from torchmetrics import MetricCollection
 from torchvision.ops import box_iou
 
 from geomim.corpus.report.pictures import composite
@@ -170,6 +171,8 @@ class Tuning:
             other = {"head": "pixels"}
         task = TASKS[TASK_OF[self.kind]](**self.arguments | other)
         task.normalised = True  # by windows; check_scene tells what is odd
+        if hasattr(task, "train_metrics"):
+            task.train_metrics = MetricCollection({})  # of each step, which no logger would write
         return task
 
     def steps(self, windows: Windows) -> int:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from geomim.errors import ConfigError
-from geomim.finetune.heads import Efficient, Head, Segmenter
+from geomim.finetune.heads import Efficient, Head, Segmenter, values
 from geomim.finetune.necks import Pyramid
 
 HEADS = [head for head in get_args(Head) if head != "pixels"]  # which reads past the encoder: see test_probing
@@ -122,3 +122,9 @@ def test_heads_read_the_pyramid_or_the_own_maps() -> None:
     assert isinstance(segmenter("dpt", "simple").encoder, Pyramid)
     with pytest.raises(ConfigError, match="efficient weighs four depths: expected neck taps, given simple"):
         segmenter("efficient", "simple")
+
+
+def test_values_are_bands_then_products_of_two_in_the_order_that_stored_weights_have() -> None:
+    a, b, c = images = torch.randn(3, 4, 5)
+    expected = torch.stack([a, b, c, a * a, a * b, a * c, b * b, b * c, c * c])
+    assert torch.equal(values(images[None]), expected[None])

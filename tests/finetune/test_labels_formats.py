@@ -295,6 +295,14 @@ def test_masks_of_two_numbers_are_background_and_foreground(tmp_path, images, to
     )
 
 
+def test_a_label_raster_that_is_drawn_again_is_read_again(tmp_path, images):
+    folder = masks(tmp_path / "masks", {"a": halves(0, 1), "b": halves(0, 0)})
+    labels = open_labels([str(images)], folder)
+    assert (read(labels) == halves(0, 1)).all() and (read(labels) == halves(0, 1)).all()
+    masks(tmp_path / "masks", {"a": halves(1, 0)})
+    assert (read(labels) == halves(1, 0)).all()
+
+
 def test_grey_masks_are_cut_at_128_and_that_is_said(tmp_path, images):
     random = np.random.default_rng(0)
     grey = np.where(

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,27 @@ def read_mask(labels: Labels, item: Item, top: int, left: int, side: int) -> np.
     inner = found[: max(item.height - top, 0), : max(item.width - left, 0)]
     if item.mask is not None:
         window = Window(left, top, inner.shape[1], inner.shape[0])
-        with open_dataset(item.mask) as raster:
-            inner[:] = _places(labels, _numbers(raster, window))
+        inner[:] = _places(labels, _numbers(_opened(item.mask, *_version(item.mask), os.getpid()), window))
     else:
         inner[:] = item.outside
         if item.shapes is not None and inner.size:
             inner[:] = _burnt(item, inner, top, left)
     return found
+
+
+def _version(path: str) -> tuple[int, ...]:
+    """What changes when a file on this machine is written again, or another takes its place."""
+    try:
+        told = os.stat(path)
+    except OSError:  # an address
+        return ()
+    return told.st_ino, told.st_size, told.st_mtime_ns
+
+
+@lru_cache(64)
+def _opened(path: str, *_: int) -> Any:
+    """A label raster, held open for its next window; a process does not read by what another one opened."""
+    return open_dataset(path)
 
 
 def _burnt(item: Item, under: np.ndarray, top: int, left: int) -> np.ndarray:
